@@ -1,0 +1,52 @@
+# VoxSAM's commands. Each one first sets up what it needs in .venv, once; `make help` lists them.
+# Needs Python 3.11 to 3.13 (PYTHON=/path/to/python3.12 chooses one), make and git; no GPU.
+
+SHELL := /bin/sh
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+CANDIDATES := python3.11 python3.12 python3.13 python3 python
+# Extra arguments for test and bench: make test ARGS="-k geometry"
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check bench clean
+
+help: ## list the commands
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1	\2/p' Makefile
+
+setup: $(INSTALLED) ## install VoxSAM and its tools into .venv
+
+demo: $(INSTALLED) ## segment an example from one click and draw it
+	@$(BIN)/voxsam demo -o demo
+	@ls demo/*.png >/dev/null && printf 'The picture: %s\n' "$$PWD"/demo/*.png
+
+test: $(INSTALLED) ## run the tests (ARGS goes to pytest)
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: $(INSTALLED) ## lint, format, types, and the direction of imports
+	@$(BIN)/python -m ruff check .
+	@$(BIN)/python -m ruff format --check .
+	@PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/python -m pyright
+	@$(BIN)/python -m pytest -q tests/test_imports.py
+
+bench: $(INSTALLED) ## measure speed and memory (ARGS goes to benchmarks/run.py)
+	@$(BIN)/python -m benchmarks.run $(ARGS)
+
+clean: ## remove .venv, caches, builds and the demo
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis .coverage htmlcov build dist demo
+	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamp is younger than what it was installed from, so nothing is installed twice.
+$(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing VoxSAM into .venv: this happens once and takes a few minutes."
+	@$(BIN)/python -m pip install --disable-pip-version-check $(if $(CI),--quiet) -c constraints.txt -e ".[dev]"
+	@touch $@
+
+$(BIN)/python:
+	@for python in $(if $(PYTHON),"$(PYTHON)",$(CANDIDATES)); do \
+	    "$$python" -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
+	        2>/dev/null && exec "$$python" -m venv --clear .venv; \
+	done; \
+	echo "VoxSAM needs Python 3.11 to 3.13 with its venv module; $(if $(PYTHON),$(PYTHON) is not one,none found among $(CANDIDATES)):" \
+	    "install it (Debian: also python3-venv), or name it with PYTHON=/path/to/python3.12" >&2; \
+	exit 1

@@ -1,0 +1,1 @@
+"""How fast VoxSAM is and how much memory it takes, beside the released computation on the same weights."""

@@ -1,0 +1,183 @@
+"""What is measured, one case per process: `python -m benchmarks.cases NAME SETTINGS` prints its numbers as JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import nn
+
+from benchmarks.machine import PRODUCTS, SMALL_PRODUCTS, matrix_product_rates, peak_memory_bytes
+from benchmarks.operations import encoder_operations
+from benchmarks.plain import PlainNetwork
+from voxsam.data.phantoms import Phantom, make_phantom
+from voxsam.errors import InputError
+from voxsam.model import load_model
+from voxsam.model.card import Card
+from voxsam.model.network import VoxSAMNetwork
+from voxsam.model.sizes import SIZES, TINY, ModelConfig
+from voxsam.preprocess import RELEASED, Preprocessing
+from voxsam.session import Session
+from voxsam.volume import Volume
+
+Numbers = dict[str, object]
+
+SCAN_SPACING_MM = 2.0
+BIG_SCAN = (128, 128, 75)  # voxels of the phantom that is enlarged to 512 x 512 x 300
+BIG_SCAN_MM = (3.2, 3.2, 4.0)
+SAMPLED = np.arange(-8, 8, 2)  # voxels about the click, on each axis, whose probabilities are compared
+SHORT_S = 5.0  # an encoding faster than this is repeated, and the best counts
+TINY_PREPROCESSING = Preprocessing(clip=(-120, 200), mean=35, sd=40, spacing_mm=(3, 3, 3), interpolation="area")
+
+
+class Settings(BaseModel):
+    """What all cases of one run have in common. `quick`: small inputs, to see that everything works."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    size: Literal["tiny", "vit_b", "vit_l", "vit_h"] = "vit_b"
+    crop: int = 128
+    threads: int = 1
+    seed: int = 0
+    quick: bool = False
+
+    @property
+    def config(self) -> ModelConfig:
+        """The named size for this crop. Raises pydantic's ValidationError if the crop does not divide by the stride."""
+        return ModelConfig.model_validate({**SIZES[self.size].model_dump(), "crop": self.crop})
+
+
+def build(form: type[VoxSAMNetwork], config: ModelConfig, preprocessing: Preprocessing, seed: int) -> VoxSAMNetwork:
+    """A network with random weights, the same for the same seed in either form."""
+    torch.manual_seed(seed)
+    network = form(Card(name=f"{config.size}, random", config=config, preprocessing=preprocessing)).eval()
+    for name, parameter in network.named_parameters():
+        if "rel_pos_" in name and parameter.ndim == 2:  # they start at 0, where a wrong bias would not show
+            nn.init.normal_(parameter, std=0.1)
+    return network
+
+
+def encoder(settings: Settings) -> Numbers:
+    """The image encoder alone, and the rate of matrix products just before and after it, in the same process."""
+    products = SMALL_PRODUCTS if settings.quick else PRODUCTS
+    before = matrix_product_rates(products)
+    network = build(VoxSAMNetwork, settings.config, RELEASED["colon"], settings.seed)
+    crop = torch.randn(1, 1, *[settings.crop] * 3)
+    best = _time_encoder(network, crop)
+    for _ in range(2 if best["encoder_s"] < SHORT_S else 0):
+        best = min(best, _time_encoder(network, crop), key=lambda numbers: numbers["encoder_s"])
+    after = matrix_product_rates(products)
+    operations = encoder_operations(settings.config, crop.shape[2:])
+    return {
+        **best,
+        "blocks_operations": operations.blocks,
+        "encoder_operations": operations.encoder,
+        "matrix_product_rates": {shape: max(before[shape], after[shape]) for shape in before},
+    }
+
+
+def _time_encoder(network: VoxSAMNetwork, crop: torch.Tensor) -> dict[str, float]:
+    """Seconds of one encoding, and of its blocks alone."""
+    started, in_blocks = [0.0], [0.0]
+
+    def enter(*_: object) -> None:
+        started[0] = time.perf_counter()
+
+    def leave(*_: object) -> None:
+        in_blocks[0] += time.perf_counter() - started[0]
+
+    hooks = [hook for b in network.image_encoder.blocks for hook in _both_hooks(b, enter, leave)]
+    start = time.perf_counter()
+    with torch.inference_mode():
+        network.encode(crop)
+    whole = time.perf_counter() - start
+    for hook in hooks:
+        hook.remove()
+    return {"encoder_s": whole, "blocks_s": in_blocks[0]}
+
+
+def _both_hooks(block: nn.Module, enter: Callable[..., None], leave: Callable[..., None]) -> tuple:
+    return block.register_forward_pre_hook(enter), block.register_forward_hook(leave)
+
+
+def voxsam(settings: Settings) -> Numbers:
+    """VoxSAM's first click and the next one in the same crop."""
+    network = build(VoxSAMNetwork, settings.config, RELEASED["colon"], settings.seed)
+    return two_clicks(network, _scan_around(settings))
+
+
+def plain(settings: Settings) -> Numbers:
+    """The plain form's first click, and the next one with the encoder's features kept."""
+    network = build(PlainNetwork, settings.config, RELEASED["colon"], settings.seed)
+    return two_clicks(network, _scan_around(settings))
+
+
+def _scan_around(settings: Settings) -> Phantom:
+    """A phantom scan with some room around the crop."""
+    side = int(max(1.5 * settings.crop, 128) / SCAN_SPACING_MM)
+    return make_phantom(settings.seed, (side,) * 3, (SCAN_SPACING_MM,) * 3)
+
+
+def tiny(settings: Settings) -> Numbers:
+    """The packaged voxsam-tiny on a scan of 512 x 512 x 300 voxels that is already in memory."""
+    try:
+        network, weights = load_model("voxsam-tiny", "cpu"), "packaged"
+    except InputError:
+        network, weights = build(VoxSAMNetwork, TINY, TINY_PREPROCESSING, settings.seed), "random"
+    factor = 1 if settings.quick else 4
+    small = make_phantom(settings.seed, BIG_SCAN, BIG_SCAN_MM)
+    array = small.scan.array.repeat(factor, 0).repeat(factor, 1).repeat(factor, 2)
+    scan = Volume(array, small.scan.grid.respace(small.scan.grid.spacing_mm / factor), "CT")
+    numbers = two_clicks(network, Phantom(scan, scan, tuple(factor * n for n in small.click)))  # type: ignore[arg-type]
+    return {**numbers, "scan_shape": list(array.shape), "weights": weights}
+
+
+def two_clicks(network: VoxSAMNetwork, phantom: Phantom) -> Numbers:
+    """Seconds from a click to the mask on the scan: the first click, and the next one, a voxel beside it.
+
+    With them 512 probabilities about the click, so that two forms can be compared. Raises RuntimeError if the second
+    click was answered from another crop.
+    """
+    encodings: list[str] = []
+
+    def progress(stage: str, share: float) -> None:
+        if share == 0:
+            encodings.append(stage)
+
+    session = Session(network, phantom.scan, follow=False, progress=progress)
+    i, j, k = phantom.click
+    start = time.perf_counter()
+    session.click((i, j, k))
+    first = time.perf_counter()
+    session.click((i + 1, j, k))
+    second = time.perf_counter()
+    if len(encodings) != 1:
+        raise RuntimeError(f"the two clicks took {len(encodings)} encodings, not one")
+    shape = phantom.scan.array.shape
+    around = np.ix_(*[np.clip(at + SAMPLED, 0, n - 1) for at, n in zip(phantom.click, shape, strict=True)])
+    sample = session.probabilities.array[around]
+    return {"first_click_s": first - start, "next_click_s": second - first, "sample": sample.ravel().tolist()}
+
+
+CASES: dict[str, Callable[[Settings], Numbers]] = {
+    "encoder": encoder,
+    "voxsam": voxsam,
+    "plain": plain,
+    "tiny": tiny,
+}
+
+
+def run_case(name: str, settings: Settings) -> Numbers:
+    """The numbers of a case measured in this process, and this process's peak of memory."""
+    torch.set_num_threads(settings.threads)
+    return {**CASES[name](settings), "peak_memory_bytes": peak_memory_bytes()}
+
+
+if __name__ == "__main__":
+    print(json.dumps(run_case(sys.argv[1], Settings.model_validate_json(sys.argv[2]))))

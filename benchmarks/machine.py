@@ -1,0 +1,78 @@
+"""The machine that a benchmark runs on: what it is, how fast it multiplies matrices, how much memory a process took."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+# (m, k, n) of products typical of the encoder: the MLP, the projections to query, key and value, and a square one.
+PRODUCTS = ((4096, 768, 3072), (4096, 768, 2304), (2048, 2048, 2048))
+SMALL_PRODUCTS = ((256, 128, 256),)
+REPEATS = 7
+STATUS = Path("/proc/self/status")
+
+
+def describe_machine(threads: int) -> dict[str, str | int]:
+    """CPU model, cores, threads in use, system, and the versions of Python and torch."""
+    return {
+        "cpu": cpu_model(),
+        "cores": available_cores(),
+        "threads": threads,
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "torch": version("torch"),
+    }
+
+
+def cpu_model() -> str:
+    """The name that the system gives its CPU, with family and model number where the name says little."""
+    info = Path("/proc/cpuinfo")
+    if not info.is_file():
+        return platform.processor() or platform.machine()
+    fields = dict(line.split(":", 1) for line in info.read_text().split("\n\n")[0].splitlines() if ":" in line)
+    fields = {name.strip(): value.strip() for name, value in fields.items()}
+    name = fields.get("model name", platform.machine())
+    if {"cpu family", "model"} <= fields.keys():
+        name += f" (family {fields['cpu family']}, model {fields['model']})"
+    return name
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def matrix_product_rates(products: tuple[tuple[int, int, int], ...] = PRODUCTS) -> dict[str, float]:
+    """float32 operations per second of torch's matrix product, the best of a few repeats for each shape."""
+    import torch
+
+    rates = {}
+    for m, k, n in products:
+        left, right = torch.randn(m, k), torch.randn(k, n)
+        best = min(_seconds(lambda a=left, b=right: a @ b) for _ in range(REPEATS))
+        rates[f"{m}x{k} @ {k}x{n}"] = 2 * m * k * n / best
+    return rates
+
+
+def _seconds(work: object) -> float:
+    start = time.perf_counter()
+    work()  # type: ignore[operator]
+    return time.perf_counter() - start
+
+
+def peak_memory_bytes() -> int:
+    """The most memory that this process has had resident.
+
+    Linux lets a child begin with its parent's ru_maxrss (it survives fork and exec); VmHWM is the process's own.
+    """
+    if STATUS.is_file():
+        peak = next(line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(peak.split()[1]) * 1024
+    import resource  # not on Windows
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,0 +1,199 @@
+"""Speed and memory of VoxSAM beside the plain form of the released computation, measured here and now.
+
+    python -m benchmarks.run [--size vit_b] [--crop 128] [--threads N] [--skip-plain] [--quick] [-o FILE.json]
+                             [--write docs/performance.md]
+
+Each case runs in a process of its own, so that its peak of memory is its own. Weights are random: no file is needed,
+and time does not depend on them. docs/performance.md says how to read the numbers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.machine import available_cores, describe_machine
+from benchmarks.table import markdown_table, three_digits, write_between_markers
+from voxsam.model.sizes import SIZES
+
+MARKER = "bench"
+WHAT = {
+    "encoder": "the image encoder alone, and the rate of matrix products",
+    "voxsam": "VoxSAM: first click, next click",
+    "plain": "the plain form: first click, next click (ViT-B at 128^3: minutes, and up to 8 GB)",
+    "tiny": "voxsam-tiny: first click, next click",
+}
+ROWS = (
+    ("First click, s", "first_click_s", 1.0),
+    ("Next click in the same crop, s", "next_click_s", 1.0),
+    ("Peak memory, GB", "peak_memory_bytes", 1e9),
+)
+
+Results = dict[str, Any]
+
+
+class CaseFailedError(Exception):
+    """A case's process ended without numbers."""
+
+
+def run_in_child(name: str, settings: Results) -> Results:
+    """The numbers of a case, measured in a fresh process. Raises CaseFailedError with what it said."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+        "OMP_NUM_THREADS": str(settings["threads"]),
+    }
+    command = [sys.executable, "-m", "benchmarks.cases", name, json.dumps(settings)]
+    root = Path(__file__).resolve().parents[1]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=root)
+    if done.returncode == -9:
+        raise CaseFailedError(f"{name} was killed: most likely it ran out of memory")
+    if done.returncode:
+        raise CaseFailedError(f"{name} ended with status {done.returncode}\n{done.stderr.strip()}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def measure(
+    settings: Results, skip_plain: bool = False, run_case: Callable[[str, Results], Results] = run_in_child
+) -> Results:
+    """All cases, one after another, and what follows from them. A plain form that does not fit is left out."""
+    cases: dict[str, Results] = {}
+    for name in WHAT:
+        if name == "plain" and skip_plain:
+            continue
+        print(f"{WHAT[name]} ...", file=sys.stderr, flush=True)
+        start = time.perf_counter()
+        try:
+            cases[name] = run_case(name, settings)
+        except CaseFailedError as error:
+            if name != "plain":
+                raise
+            print(f"  left out: {error}", file=sys.stderr, flush=True)
+        else:
+            print(f"  done in {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
+    comparison = compare(cases.get("plain"), cases["voxsam"])
+    rates = encoder_rates(cases["encoder"])
+    for numbers in cases.values():
+        numbers.pop("sample", None)
+    return {
+        "machine": describe_machine(settings["threads"]),
+        "settings": settings,
+        "cases": cases,
+        "ratios": comparison,
+        "encoder_rates": rates,
+    }
+
+
+def compare(plain: Results | None, voxsam: Results) -> Results | None:
+    """plain / VoxSAM for every row of the table, and by how much their probabilities differ at most."""
+    if plain is None:
+        return None
+    ratios = {key: plain[key] / voxsam[key] for _, key, _ in ROWS}
+    apart = max(abs(a - b) for a, b in zip(plain["sample"], voxsam["sample"], strict=True))
+    return {**ratios, "largest_difference_of_probability": apart}
+
+
+def encoder_rates(encoder: Results) -> Results:
+    """Operations per second that the blocks and the whole encoder achieved, and their share of the machine's rate."""
+    machine = max(encoder["matrix_product_rates"].values())
+    rates: Results = {"matrix_product": machine}
+    for part in ("blocks", "encoder"):
+        rates[part] = encoder[f"{part}_operations"] / encoder[f"{part}_s"]
+        rates[f"{part}_share"] = rates[part] / machine
+    return rates
+
+
+def report(results: Results) -> str:
+    """The tables and the sentences that belong to them, as Markdown."""
+    machine, cases, ratios = results["machine"], results["cases"], results["ratios"]
+    parts = [
+        f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads; torch {machine['torch']}, float32,"
+        f" {machine['system']}.",
+        markdown_table(_click_rows(results)),
+        markdown_table(_encoder_rows(cases["encoder"], results["encoder_rates"])),
+        "Matrix products of this machine, measured in the same process: "
+        f"{three_digits(results['encoder_rates']['matrix_product'] / 1e9)} GFLOP/s.",
+        markdown_table(_tiny_rows(cases["tiny"])),
+    ]
+    if ratios:
+        apart = ratios["largest_difference_of_probability"]
+        parts.insert(2, f"The two differ by at most {apart:.0e} in the probabilities about the click.")
+    return "\n\n".join(parts)
+
+
+def _click_rows(results: Results) -> list[Results]:
+    settings, cases, ratios = results["settings"], results["cases"], results["ratios"] or {}
+    title, plain = f"{settings['size']}, crop {settings['crop']}³", cases.get("plain")
+    return [
+        {
+            title: row,
+            "plain": plain[key] / unit if plain else None,
+            "VoxSAM": cases["voxsam"][key] / unit,
+            "plain / VoxSAM": ratios.get(key),
+        }
+        for row, key, unit in ROWS
+    ]
+
+
+def _encoder_rows(encoder: Results, rates: Results) -> list[Results]:
+    return [
+        {
+            "image encoder": row,
+            "TFLOP": encoder[f"{part}_operations"] / 1e12,
+            "s": encoder[f"{part}_s"],
+            "GFLOP/s": rates[part] / 1e9,
+            "of the machine's matrix products": f"{100 * rates[f'{part}_share']:.0f} %",
+        }
+        for row, part in (("blocks", "blocks"), ("whole", "encoder"))
+    ]
+
+
+def _tiny_rows(tiny: Results) -> list[Results]:
+    shape = " × ".join(str(n) for n in tiny["scan_shape"])
+    title = f"voxsam-tiny ({tiny['weights']} weights), scan of {shape} in memory"
+    return [{title: row, "VoxSAM": tiny[key] / unit} for row, key, unit in ROWS]
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line; `--quick` decides size and crop itself."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=sorted(SIZES), default="vit_b")
+    parser.add_argument("--crop", type=int, default=128, help="side of the crop, voxels")
+    parser.add_argument("--threads", type=int, default=available_cores())
+    parser.add_argument("--skip-plain", action="store_true", help="leave the plain form out")
+    parser.add_argument("--quick", action="store_true", help="small sizes: does everything run?")
+    parser.add_argument("-o", "--output", type=Path, help="JSON file")
+    parser.add_argument("--write", type=Path, help="Markdown file with the markers <!-- bench --> and <!-- /bench -->")
+    options = parser.parse_args(arguments)
+    if options.quick:
+        options.size, options.crop = "tiny", 32
+    stride = SIZES[options.size].stride
+    if options.crop < stride or options.crop % stride:
+        parser.error(f"--crop {options.crop}: must be a multiple of {stride}")
+    if options.threads < 1:
+        parser.error(f"--threads {options.threads}: must be at least 1")
+    return options
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line of this module."""
+    options = parse(arguments)
+    settings = {key: getattr(options, key) for key in ("size", "crop", "threads", "quick")}
+    results = measure(settings, options.skip_plain)
+    text = report(results)
+    print(text)
+    if options.output is not None:
+        options.output.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    if options.write is not None:
+        write_between_markers(options.write, MARKER, text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""Results as Markdown tables, and their place in a document."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from voxsam.errors import FileError
+
+NOTHING = "–"
+
+
+def markdown_table(rows: Sequence[Mapping[str, object]]) -> str:
+    """One line per row; the columns are the rows' keys in order of appearance, numbers to the right."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    cells = [[_cell(row.get(column)) for column in columns] for row in rows]
+    numeric = [any(isinstance(row.get(c), int | float) for row in rows) for c in columns]
+    lines = [columns, ["---:" if right else "---" for right in numeric], *cells]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return NOTHING
+    return three_digits(value) if isinstance(value, float) else str(value)
+
+
+def three_digits(value: float) -> str:
+    """A number with about three digits and never an exponent: 0.0123, 1.23, 12.3, 1234."""
+    decimals = next((d for limit, d in ((99.95, 0), (9.995, 1), (0.9995, 2), (0.09995, 3)) if abs(value) >= limit), 4)
+    return f"{value:.{decimals}f}"
+
+
+def write_between_markers(path: Path, marker: str, text: str) -> None:
+    """Replace what stands between `<!-- marker -->` and `<!-- /marker -->` in a Markdown file.
+
+    Raises FileError if the file or the two markers are not there.
+    """
+    start, end = f"<!-- {marker} -->", f"<!-- /{marker} -->"
+    if not path.is_file():
+        raise FileError(f"{path}: no such file", f"a Markdown file with {start} and {end}", "create it first")
+    document, found = re.subn(
+        f"({re.escape(start)}).*?({re.escape(end)})",
+        lambda match: f"{match[1]}\n{text}\n{match[2]}",
+        path.read_text(encoding="utf-8"),
+        count=1,
+        flags=re.DOTALL,
+    )
+    if not found:
+        raise FileError(f"{path} without markers", f"{start} and {end}", "add both where the text shall stand")
+    path.write_text(document, encoding="utf-8")

@@ -1,0 +1,73 @@
+"""VoxSAM: a tumour in a 3D scan from one click. The public names; each is loaded when it is first asked for."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from voxsam.errors import InputError, VoxSAMError
+    from voxsam.geometry import Grid
+    from voxsam.io import read_volume, write_mask
+    from voxsam.model.checkpoint import load_model
+    from voxsam.prompts import Box, MaskHint, Point, Scribble
+    from voxsam.session import Session
+    from voxsam.volume import Volume
+
+    __version__: str
+
+__all__ = [
+    "Box",
+    "Grid",
+    "InputError",
+    "MaskHint",
+    "Point",
+    "Scribble",
+    "Session",
+    "Volume",
+    "VoxSAMError",
+    "__version__",
+    "load_model",
+    "read_volume",
+    "write_mask",
+]
+
+_HOME = {
+    "Box": "prompts",
+    "Grid": "geometry",
+    "InputError": "errors",
+    "MaskHint": "prompts",
+    "Point": "prompts",
+    "Scribble": "prompts",
+    "Session": "session",
+    "VoxSAMError": "errors",
+    "Volume": "volume",
+    "load_model": "model.checkpoint",
+    "read_volume": "io",
+    "write_mask": "io",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """The public name `name`, loaded and kept (PEP 562): `import voxsam` alone loads neither torch nor nibabel."""
+    if name == "__version__":
+        value: Any = _version()
+    elif name in _HOME:
+        value = getattr(import_module(f"voxsam.{_HOME[name]}"), name)
+    else:
+        raise AttributeError(f"module 'voxsam' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("voxsam")
+    except PackageNotFoundError:  # run from a source tree that nobody installed
+        return "0+unknown"

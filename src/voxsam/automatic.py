@@ -1,0 +1,69 @@
+"""Whole scans without clicks: a sliding window over the lattice, for models trained without the prompt encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from monai.inferers import sliding_window_inference
+from torch import Tensor
+
+from voxsam.crops import THRESHOLD
+from voxsam.errors import UnsupportedError
+from voxsam.model.network import VoxSAMNetwork
+from voxsam.preprocess import Window, paste, read_crop
+from voxsam.volume import Volume
+
+OVERLAP = 0.7  # of neighbouring windows, averaged with equal weight (paper, Table 4)
+
+
+def segment_automatically(
+    model: VoxSAMNetwork,
+    volume: Volume,
+    *,
+    overlap: float = OVERLAP,
+    progress: Callable[[str, float], None] | None = None,
+) -> Volume:
+    """float32 probabilities of being tumour on the scan's grid; above 0.5 is the mask.
+
+    The windows have the side of the model's crop. Raises UnsupportedError for a model that was trained with clicks.
+    """
+    if not model.card.automatic:
+        raise UnsupportedError(
+            f"automatic segmentation with the model {model.card.name}",
+            "a model trained without clicks",
+            "click the tumour (--click I,J,K), or choose another model with --model",
+        )
+    lattice = model.card.preprocessing.lattice(volume.grid)
+    whole = Window(lattice, (0, 0, 0), lattice.shape)
+    scan = torch.from_numpy(read_crop(volume, whole, model.card.preprocessing))[None, None]
+    side = model.config.crop
+    parameter = next(model.parameters())
+    done = 0
+
+    def predict(crops: Tensor) -> Tensor:
+        nonlocal done
+        logits = model(crops.to(parameter.device, parameter.dtype)).float()
+        done += 1
+        if progress is not None:
+            progress("windows", min(1.0, done / _count(lattice.shape, side, overlap)))
+        return logits.softmax(1)[:, 1:].cpu()
+
+    with torch.inference_mode():
+        probability = sliding_window_inference(scan, (side,) * 3, 1, predict, overlap, mode="constant")
+    assert isinstance(probability, Tensor)
+    out = np.zeros(volume.grid.shape, dtype=np.float32)
+    box, values = paste(probability[0, 0].numpy(), whole, volume.grid)
+    out[box] = values
+    return Volume(out, volume.grid, "", volume.header)
+
+
+def mask_of(probabilities: Volume) -> Volume:
+    """uint8 0/1 where the probability is above 0.5."""
+    return probabilities.with_array((probabilities.array > THRESHOLD).astype(np.uint8), "SEG")
+
+
+def _count(shape: tuple[int, ...], side: int, overlap: float) -> int:
+    step = max(1, int(side * (1 - overlap)))
+    return int(np.prod([np.ceil(max(0, n - side) / step) + 1 for n in shape]))

@@ -1,0 +1,106 @@
+"""The command `voxsam`: which commands there are, and what happens when one fails.
+
+Exit status: 0 done, 2 the user's input is wrong, 1 anything else, 130 interrupted. A failure is one line on stderr;
+`--debug` puts the traceback above it. Command modules import torch and the like inside their functions, so that
+`voxsam --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from voxsam.cli import demo, info, segment, weights
+from voxsam.errors import InputError
+
+DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+# Typer left click in 0.27 and took its classes along; BadParameter is public in both, and this is the base of its kind.
+_UsageError: type[Exception] = typer.BadParameter.__mro__[2]
+
+app = typer.Typer(
+    name="voxsam",
+    help="Segment a tumour in a 3D scan from one click.",
+    epilog="Research software, not a medical device: every mask needs a qualified person's eyes.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("segment", no_args_is_help=True)(segment.command)
+app.command("demo")(demo.command)
+app.command("info")(info.command)
+app.add_typer(weights.app, name="weights")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line (without the program's name; None: that of this process) and return the exit status."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    words, debug = _without_debug(words)
+    if not debug:
+        warnings.simplefilter("ignore")  # of libraries, to their developers; stderr is for the user
+    try:
+        status = typer.main.get_command(app).main(words, prog_name="voxsam", standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):
+        status = INTERRUPTED
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        status, line = _explain(error, words)
+        print(f"voxsam: {line}", file=sys.stderr)
+    if status == INTERRUPTED:
+        print("voxsam: interrupted; nothing was written", file=sys.stderr)
+    return status if isinstance(status, int) else DONE
+
+
+def _without_debug(words: list[str]) -> tuple[list[str], bool]:
+    """The words less every `--debug` before a `--`, and whether there was one."""
+    end = words.index("--") if "--" in words else len(words)
+    return [word for word in words[:end] if word != "--debug"] + words[end:], "--debug" in words[:end]
+
+
+def _explain(error: Exception, words: Sequence[str]) -> tuple[int, str]:
+    """The exit status of an error and its one line."""
+    if isinstance(error, InputError):
+        return WRONG_INPUT, f"error: {error}"
+    if isinstance(error, _UsageError):
+        known = {
+            name
+            for command in (app.registered_commands, app.registered_groups)
+            for info in command
+            if (name := info.name)
+        }
+        command = next((f"voxsam {word}" for word in words[:1] if word in known), "voxsam")
+        return WRONG_INPUT, f"error: {_one_line(error.format_message())} (see `{command} --help`)"  # type: ignore[attr-defined]
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, without importing torch
+        return FAILED, "error: out of memory; close other programs, or take a smaller model or --device cpu"
+    what = _one_line(str(error)) or type(error).__name__
+    return FAILED, f"internal error: {what} (run again with --debug for the traceback)"
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from voxsam import __version__
+
+        typer.echo(f"voxsam {__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and stop.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error; may stand anywhere.")] = False,
+) -> None:
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())

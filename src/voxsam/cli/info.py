@@ -1,0 +1,112 @@
+"""`voxsam info`: this installation, a model (what it is, takes, and tunes), or a scan (where its voxels lie)."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from voxsam.model.network import VoxSAMNetwork
+
+SAM_ENCODER_VIT_B = 89_670_912  # the paper's share of tuned parameters is of SAM's 2D encoder (16.96 %)
+
+
+def command(
+    what: Annotated[str | None, typer.Argument(help="A model (name, file, or size as vit_b), or a scan.")] = None,
+) -> None:
+    """Show this installation, a model, or a scan."""
+    if what is None:
+        rows = _installation()
+    else:
+        rows = _model(what) if _is_model(what) else _scan(Path(what))
+    width = max(map(len, rows))
+    for name, value in rows.items():
+        typer.echo(f"{name:{width}}  {value}")
+
+
+def _is_model(what: str) -> bool:
+    from voxsam.model.registry import MODELS
+    from voxsam.model.sizes import SIZES
+
+    return what in SIZES or what in MODELS or what.endswith(".safetensors") or not Path(what).exists()
+
+
+def _installation() -> dict[str, str]:
+    import torch
+
+    from voxsam import __version__
+    from voxsam.model.registry import models_folder
+
+    cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    return {
+        "voxsam": __version__,
+        "python": platform.python_version(),
+        "torch": f"{torch.__version__}, {torch.get_num_threads()} threads, CUDA device: {cuda}",
+        "models folder": f"{models_folder()} (`voxsam weights list` shows the models)",
+    }
+
+
+def _model(what: str) -> dict[str, str]:
+    from voxsam.model.sizes import SIZES
+
+    if what in SIZES:
+        return _counts(_without_weights(what))
+    from voxsam.model import load_model
+
+    network = load_model(what, "cpu")
+    card = network.card
+    use = card.preprocessing
+    spacing = " x ".join(f"{s:g}" for s in use.spacing_mm)
+    rows = {
+        "name": card.name,
+        "prompts": ", ".join(card.prompts) or "none: automatic",
+        "modality": use.modality,
+        "crop": f"{card.config.crop} voxels a side of {spacing} mm, axes {use.axes}",
+        "intensities": f"clipped to {use.clip[0]:g}..{use.clip[1]:g}, mean {use.mean:g}, s.d. {use.sd:g}",
+    }
+    return {**rows, **_counts(network), **card.description, **{k: f"{v:g}" for k, v in card.scores.items()}}
+
+
+def _without_weights(size: str) -> VoxSAMNetwork:
+    """A network of a size's shapes, holding no numbers."""
+    import torch
+
+    from voxsam.model.card import Card
+    from voxsam.model.network import VoxSAMNetwork
+    from voxsam.model.sizes import SIZES
+    from voxsam.preprocess import RELEASED
+
+    with torch.device("meta"):
+        return VoxSAMNetwork(Card(name=size, config=SIZES[size], preprocessing=RELEASED["kits"]))
+
+
+def _counts(network: VoxSAMNetwork) -> dict[str, str]:
+    from voxsam.model.tuning import counts, paper_accounting
+
+    config, numbers = network.config, counts(network)
+    share = f", {numbers.encoder_tuned / SAM_ENCODER_VIT_B:.2%} of SAM's" if config.size == "vit_b" else ""
+    return {
+        "size": f"{config.size}: width {config.width}, {config.depth} blocks, {config.heads} heads",
+        "profile": config.profile,
+        "parameters": f"{numbers.total:,}",
+        "encoder, tuned": f"{numbers.encoder_tuned:,} of {numbers.encoder_total:,}{share}",
+        "tuned in all": f"{numbers.tuned:,}, in the accounting of the paper {paper_accounting(network):,}",
+    }
+
+
+def _scan(path: Path) -> dict[str, str]:
+    from voxsam.io import read_volume
+
+    volume = read_volume(path)
+    grid = volume.grid
+    return {
+        "scan": path.name,
+        "voxels": " x ".join(map(str, grid.shape)),
+        "spacing": " x ".join(f"{s:.4g}" for s in grid.spacing_mm) + " mm",
+        "axes": grid.axes,
+        "modality": volume.modality or "unknown",
+        "intensities": f"{volume.array.min():g}..{volume.array.max():g} ({volume.array.dtype})",
+    }

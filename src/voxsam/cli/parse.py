@@ -1,0 +1,89 @@
+"""Words of the command line to prompts on a scan: `120,88,45` to a click, `i0,j0,k0,i1,j1,k1` to a box."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from voxsam.errors import PromptError
+
+if TYPE_CHECKING:
+    from voxsam.geometry import Grid
+    from voxsam.prompts import Prompt
+
+Numbers = tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class PromptWords:
+    """Every prompt of a command line, its numbers read but not yet placed on a scan."""
+
+    clicks: tuple[tuple[Numbers, bool], ...]  # voxel indices, and whether positive
+    clicks_mm: tuple[tuple[Numbers, bool], ...]  # RAS+ mm
+    boxes: tuple[Numbers, ...]
+    scribbles: tuple[Path, ...]
+    hints: tuple[Path, ...]
+
+    @classmethod
+    def read(
+        cls,
+        click: Sequence[str],
+        negative: Sequence[str],
+        click_mm: Sequence[str],
+        negative_mm: Sequence[str],
+        box: Sequence[str],
+        scribble: Sequence[Path],
+        hint: Sequence[Path],
+    ) -> PromptWords:
+        """Raises PromptError for words that are not the right count of numbers."""
+        clicks = [(voxel("--click", w), True) for w in click] + [(voxel("--negative", w), False) for w in negative]
+        in_mm = [(place_mm("--click-mm", w), True) for w in click_mm]
+        in_mm += [(place_mm("--negative-mm", w), False) for w in negative_mm]
+        boxes = tuple(corners("--box", w) for w in box)
+        return cls(tuple(clicks), tuple(in_mm), boxes, tuple(scribble), tuple(hint))
+
+    def __bool__(self) -> bool:
+        return bool(self.clicks or self.clicks_mm or self.boxes or self.scribbles or self.hints)
+
+    def on(self, grid: Grid) -> list[Prompt]:
+        """The prompts on a scan's grid; reads the scribbles and hints. Raises PromptError if one lies outside it."""
+        from voxsam.io import read_volume
+        from voxsam.prompts import Box, MaskHint, Point, Scribble
+
+        found: list[Prompt] = [Point.at_index(grid, index, positive) for index, positive in self.clicks]
+        found += [Point((x, y, z), positive) for (x, y, z), positive in self.clicks_mm]
+        found += [Box.at_index(grid, numbers[:3], numbers[3:]) for numbers in self.boxes]
+        found += [Scribble(read_volume(path, labels=True)) for path in self.scribbles]
+        found += [MaskHint(read_volume(path, labels=True)) for path in self.hints]
+        for prompt in found:
+            prompt.points(grid)  # refuse what lies outside before a model is loaded
+        return found
+
+
+def voxel(option: str, word: str) -> Numbers:
+    """`I,J,K`, whole numbers."""
+    return _numbers(option, word, 3, True, "three whole numbers 'I,J,K', the voxel's index", "120,88,45")
+
+
+def place_mm(option: str, word: str) -> Numbers:
+    """`X,Y,Z`, RAS+ mm."""
+    return _numbers(option, word, 3, False, "three numbers 'X,Y,Z', millimetres (RAS+)", "-42.5,10,118")
+
+
+def corners(option: str, word: str) -> Numbers:
+    """`I0,J0,K0,I1,J1,K1`, whole numbers: the two corners of a box, both included."""
+    what = "six whole numbers 'I0,J0,K0,I1,J1,K1', two opposite corners"
+    return _numbers(option, word, 6, True, what, "100,70,40,140,110,60")
+
+
+def _numbers(option: str, word: str, count: int, whole: bool, expected: str, example: str) -> Numbers:
+    try:
+        numbers = tuple(int(part) if whole else float(part) for part in word.split(","))
+    except ValueError:
+        numbers = ()
+    if len(numbers) != count or not all(map(math.isfinite, numbers)):
+        raise PromptError(f"{option} {word!r}", expected, f"write for example {option} {example}, without blanks")
+    return numbers

@@ -1,0 +1,75 @@
+"""What is being done, on stderr: nothing for two seconds, then a bar on a terminal, or one plain line per stage."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from types import TracebackType
+from typing import Any
+
+DELAY_S = 2.0
+
+
+class Progress:
+    """Call it with a stage's name and, if known, the share done (0..1); use it as a context.
+
+    It is what Session calls. `quiet` shows nothing ever.
+    """
+
+    def __init__(self, quiet: bool = False, delay_s: float = DELAY_S) -> None:
+        self._stage, self._share = "", None
+        self._lock = threading.RLock()
+        self._open = False
+        self._visible = False
+        self._bar: Any = None
+        self._task: Any = None
+        self._timer = None if quiet else threading.Timer(delay_s, self._appear)
+
+    def __call__(self, stage: str, share: float | None = None) -> None:
+        """Tell what is being done now."""
+        with self._lock:
+            is_new = stage != self._stage
+            self._stage, self._share = stage, share
+            if self._visible:
+                self._draw(is_new)
+
+    def __enter__(self) -> Progress:
+        self._open = True
+        if self._timer is not None:
+            self._timer.daemon = True
+            self._timer.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        with self._lock:
+            self._open = self._visible = False
+            if self._bar is not None:
+                self._bar.stop()
+                self._bar = None
+
+    def _appear(self) -> None:
+        with self._lock:
+            if not self._open:
+                return
+            if sys.stderr.isatty():
+                from rich.console import Console
+                from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+                from rich.progress import Progress as Bar
+
+                columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+                self._bar = Bar(*columns, console=Console(stderr=True), transient=True)
+                self._task = self._bar.add_task("", total=None)
+                self._bar.start()
+            self._visible = True
+            self._draw(is_new=True)
+
+    def _draw(self, is_new: bool) -> None:
+        if self._bar is not None:
+            total, done = (None, 0.0) if self._share is None else (1.0, self._share)
+            self._bar.update(self._task, description=self._stage, total=total, completed=done)
+        elif is_new and self._stage:
+            print(f"voxsam: {self._stage} ...", file=sys.stderr, flush=True)

@@ -1,0 +1,169 @@
+"""`voxsam segment`: a scan and prompts in, a mask on the scan's own grid out."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from voxsam.cli.parse import PromptWords
+from voxsam.cli.progress import Progress
+from voxsam.errors import FileError, InputError, PromptError
+
+if TYPE_CHECKING:
+    from voxsam.prompts import Prompt
+    from voxsam.volume import Volume
+
+Click = tuple[tuple[float, float, float], bool]
+
+
+def command(
+    scan: Annotated[Path, typer.Argument(help="NIfTI, NRRD, MHA, or a folder or zip of a DICOM series.")],
+    click: Annotated[list[str] | None, typer.Option(help="I,J,K: a voxel in the tumour.")] = None,
+    negative: Annotated[list[str] | None, typer.Option(help="I,J,K: a voxel that is not tumour.")] = None,
+    click_mm: Annotated[list[str] | None, typer.Option(help="X,Y,Z in RAS+ mm.")] = None,
+    negative_mm: Annotated[list[str] | None, typer.Option(help="X,Y,Z in RAS+ mm.")] = None,
+    box: Annotated[list[str] | None, typer.Option(help="I0,J0,K0,I1,J1,K1: the tumour is inside.")] = None,
+    scribble: Annotated[list[Path] | None, typer.Option(help="Label file: 1 tumour, 2 not.")] = None,
+    hint: Annotated[list[Path] | None, typer.Option(help="A rough mask.")] = None,
+    auto: Annotated[bool, typer.Option("--auto", help="No prompts: for models trained without.")] = False,
+    no_follow: Annotated[bool, typer.Option("--no-follow", help="Keep to one crop, as released.")] = False,
+    model: Annotated[str, typer.Option(help="A name or a .safetensors file.")] = "voxsam-tiny",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    threads: Annotated[int | None, typer.Option(help="CPU threads; default: all.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="The mask's file, replaced if it exists; default SCAN_mask.nii.gz here."),
+    ] = None,
+    probabilities: Annotated[Path | None, typer.Option(help="Write the probabilities.")] = None,
+    preview: Annotated[Path | None, typer.Option(help="Write a picture (PNG).")] = None,
+    report: Annotated[Path | None, typer.Option(help="Write the facts (JSON).")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing.")] = False,
+) -> None:
+    """Segment the tumour that the prompts point at."""
+    words = PromptWords.read(
+        click or [], negative or [], click_mm or [], negative_mm or [], box or [], scribble or [], hint or []
+    )
+    if auto == bool(words):
+        given = "both --auto and prompts" if auto else "no prompt"
+        raise PromptError(given, "prompts, or --auto alone", "click the tumour, for example --click 120,88,45")
+    target = output or Path(_stem(scan) + "_mask.nii.gz")
+    _check_outputs(scan, {"-o": target, "--probabilities": probabilities, "--preview": preview, "--report": report})
+    from voxsam.io import read_volume, write_mask, write_volume
+
+    if threads is not None:
+        set_threads(threads)
+    start = time.perf_counter()
+    with Progress(quiet) as progress:
+        progress("reading")
+        volume = read_volume(scan)
+        prompts = words.on(volume.grid)
+        read = time.perf_counter()
+        mask, soft, messages = _segment(volume, prompts, model, device, not no_follow, progress)
+    seconds = {"reading": read - start, "segmenting": time.perf_counter() - read}
+    clicks = _clicks(volume, prompts)
+    messages = (*messages, *_missed(mask, clicks))
+    write_mask(mask, target)
+    if probabilities is not None:
+        write_volume(soft(), probabilities)
+    if preview is not None:
+        from voxsam.evaluation.figures import overview_figure
+
+        overview_figure(volume, mask, clicks, preview)
+    from voxsam.evaluation.report import report_dict, write_report_json
+
+    facts = report_dict(
+        scan=volume, scan_name=scan.name, mask=mask, model=model, clicks=clicks, seconds=seconds, messages=messages
+    )
+    if report is not None:
+        write_report_json(report, facts)
+    if not quiet:
+        for message in messages:
+            typer.echo(message)
+        diameter = max((found["longest_axial_diameter_mm"] for found in facts["objects"]), default=0.0)
+        total = sum(seconds.values())
+        typer.echo(f"{target}: {mask.volume_ml:.2f} mL, longest axial diameter {diameter:.1f} mm, {total:.1f} s")
+
+
+def set_threads(count: int) -> None:
+    """Let torch use `count` CPU threads. Raises InputError for less than one."""
+    if count < 1:
+        raise InputError(f"--threads {count}", "a whole number from 1 on", "leave it out to use every core")
+    import torch
+
+    torch.set_num_threads(count)
+
+
+def _clicks(volume: Volume, prompts: list[Prompt]) -> list[Click]:
+    """Every prompt's clicks as voxel indices, rounded to a thousandth, and whether they are positive."""
+    points = [point for prompt in prompts for point in prompt.points(volume.grid)]
+    places = [volume.grid.world_to_index(point.world_mm).round(3).tolist() for point in points]
+    return [((i, j, k), point.positive) for (i, j, k), point in zip(places, points, strict=True)]
+
+
+def _missed(mask: Volume, clicks: list[Click]) -> list[str]:
+    """A remark if a positive click's voxel is not in the mask: the model saw no tumour there."""
+    missed = [index for index, positive in clicks if positive and not mask.array[tuple(int(i + 0.5) for i in index)]]
+    if not missed:
+        return []
+    places = "; ".join(",".join(f"{i:g}" for i in index) for index in missed)
+    return [f"not in the mask, though clicked as tumour: {places}; look at the result with care"]
+
+
+def _segment(
+    volume: Volume, prompts: list[Prompt], model: str, device: str, follow: bool, progress: Progress
+) -> tuple[Volume, Callable[[], Volume], tuple[str, ...]]:
+    """The mask, the probabilities (a float for every voxel, so made only when asked for), and the messages."""
+    from voxsam.model import load_model
+
+    progress("loading the model")
+    network = load_model(model, device)
+    if not prompts:
+        from voxsam.automatic import mask_of, segment_automatically
+
+        soft = segment_automatically(network, volume, progress=progress)
+        return mask_of(soft), lambda: soft, ()
+    from voxsam.session import Session
+
+    session = Session(network, volume, follow=follow, progress=progress)
+    return session.prompt(*prompts), lambda: session.probabilities, session.messages
+
+
+def _stem(scan: Path) -> str:
+    name = scan.resolve().name
+    for suffix in (".nii.gz", ".nii", ".nrrd", ".mha", ".zip"):
+        name = name.removesuffix(suffix)
+    return name
+
+
+def _check_outputs(scan: Path, outputs: dict[str, Path | None]) -> None:
+    """Refuse, before anything is computed, outputs that could not be written or would overwrite one another."""
+    from voxsam.io import SUFFIXES
+
+    endings = {"-o": SUFFIXES, "--probabilities": SUFFIXES, "--preview": (".png",), "--report": (".json",)}
+    taken: dict[Path, str] = {}
+    for option, path in outputs.items():
+        if path is None:
+            continue
+        if not path.name.lower().endswith(endings[option]) or path.is_dir():
+            allowed = ", ".join(endings[option])
+            raise FileError(f"{option} {path}", f"a file whose name ends in {allowed}", "rename the output")
+        whole = path.resolve()
+        if whole in taken:
+            raise FileError(f"{taken[whole]} and {option} both name {path}", "a file for each", "rename one of them")
+        taken[whole] = option
+        _check_writable(path, scan)
+
+
+def _check_writable(path: Path, scan: Path) -> None:
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise FileError(f"{path}: the folder {folder} does not exist", "an existing folder", "make it first")
+    if not os.access(folder, os.W_OK):
+        raise FileError(f"{path}: {folder} is not writable", "a folder you may write to", "choose another")
+    if path.exists() and scan.exists() and path.samefile(scan):
+        raise FileError(f"{path} is the scan itself", "another file for the output", "choose another name")

@@ -1,0 +1,103 @@
+"""`voxsam weights`: list the named models, fetch one, import a foreign checkpoint."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from voxsam.errors import InputError
+
+app = typer.Typer(help="Model files: list the named ones, fetch one, import a foreign one.", no_args_is_help=True)
+
+
+class Kind(StrEnum):
+    """What a foreign checkpoint is: of the released 3DSAM-adapter code, or SAM itself."""
+
+    released = "released"
+    sam = "sam"
+
+
+class Profile(StrEnum):
+    """The data set whose axes and intensities a model takes."""
+
+    kits = "kits"
+    lits = "lits"
+    pancreas = "pancreas"
+    colon = "colon"
+
+
+class Variant(StrEnum):
+    """Whose arithmetic: the released code's, or the paper's text."""
+
+    released = "released"
+    paper = "paper"
+
+
+@app.command("list")
+def list_() -> None:
+    """List the named models: size, where they are, licence."""
+    from voxsam.model.registry import list_models, models_folder
+
+    rows = list_models()
+    cells = [(r.name, _size(r.size_bytes), r.where, r.licence) for r in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for row, line in zip(rows, cells, strict=True):
+        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+        typer.echo(f"    {row.note}")
+    typer.echo(f"Fetched models are kept in {models_folder()} (VOXSAM_HOME chooses another folder).")
+
+
+@app.command()
+def fetch(name: Annotated[str, typer.Argument(help="A name of `voxsam weights list`.")]) -> None:
+    """Fetch a named model; called again after an interruption, it goes on from there."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    from voxsam.model.fetch import fetch as fetch_model
+    from voxsam.model.registry import named
+
+    model = named(name)
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(name, total=model.size_bytes)
+        path = fetch_model(name, progress=lambda done, total: bar.update(task, completed=done, total=total))
+    typer.echo(f"{name}: {path}")
+    if model.kind == "sam":
+        profiles = "|".join(Profile)
+        typer.echo(f"Next: voxsam weights import {path} --kind sam --profile {profiles} -o MODEL.safetensors")
+
+
+@app.command("import")
+def import_(
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="A .pth, .pth.tar, .bin or .safetensors file.")],
+    kind: Annotated[Kind, typer.Option(help="Of the released 3DSAM-adapter code, or SAM itself.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="MODEL.safetensors", help="The file to write.")],
+    profile: Annotated[Profile | None, typer.Option(help="The data set: it decides axes and intensities.")] = None,
+    variant: Annotated[
+        Variant, typer.Option(help="Whose arithmetic: the released code's or the paper's.")
+    ] = Variant.released,
+) -> None:
+    """Turn a foreign checkpoint into a VoxSAM model. Nothing in the foreign file is executed."""
+    if profile is None:
+        wanted = "--profile kits, lits, pancreas or colon"
+        raise InputError("no --profile was given", wanted, "name the data set: the file does not say its intensities")
+    if output.suffix != ".safetensors":
+        raise InputError(f"the output {output}", "a name that ends in .safetensors", "change the name")
+    from voxsam.model.checkpoint import save_model
+    from voxsam.model.files import check_new
+    from voxsam.model.import_released import import_released
+    from voxsam.model.import_sam import UNTRAINED, import_sam
+
+    check_new(output)
+    convert = import_released if kind is Kind.released else import_sam
+    network = convert(source, profile.value, variant.value)
+    save_model(network, output)
+    note = f" ({UNTRAINED})" if kind is Kind.sam else ""
+    typer.echo(f"{output}: {network.card.name}, {output.stat().st_size / 1e6:.0f} MB{note}")
+
+
+def _size(size_bytes: int | None) -> str:
+    return "-" if size_bytes is None else f"{size_bytes / 1e6:.1f} MB"

@@ -1,0 +1,1 @@
+"""Training data: case folders, the prepared store, augmentation, generated phantoms."""

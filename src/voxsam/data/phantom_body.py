@@ -1,0 +1,87 @@
+"""The patient of a phantom as numbers: which part of the body, how big, and where in it a tumour may grow."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+LIMBS = ("thigh", "thighs", "calf")
+KINDS = {"thigh": 0.38, "thighs": 0.12, "calf": 0.14, "chest": 0.06, "abdomen": 0.12, "pelvis": 0.18}  # how often
+HALF_X_MM = {"thigh": (65, 105), "thighs": (65, 95), "calf": (40, 62)}
+TRUNK_HALF_X_MM = (140, 190)
+
+
+@dataclass(frozen=True)
+class Body:
+    """What was drawn for one patient; lengths in mm, the long axis of the body along z through x = y = 0."""
+
+    kind: str  # one of KINDS
+    half_x: float
+    half_y: float
+    power: float  # of the superellipse: 2 is round, more is squarer
+    taper: float  # per 100 mm
+    fat_mm: float  # under the skin
+    wall_mm: float  # muscle around the cavity of a trunk
+    muscle_hu: float
+    artery_hu: float
+    vein_hu: float
+    table: bool
+    bones: tuple[tuple[float, float, float], ...]  # of a limb: x, y and radius of each shaft
+
+    @property
+    def limb(self) -> bool:
+        return self.kind in LIMBS
+
+
+def draw_body(rng: np.random.Generator) -> Body:
+    """A random patient."""
+    kind = str(rng.choice(list(KINDS), p=list(KINDS.values())))
+    half_x = rng.uniform(*HALF_X_MM.get(kind, TRUNK_HALF_X_MM))
+    limb = kind in LIMBS
+    phase = rng.choice(["plain", "arterial", "venous"])
+    artery, vein = {"plain": (40, 38), "arterial": (rng.uniform(180, 250), rng.uniform(50, 110))}.get(phase, (150, 140))
+    fat = float(rng.uniform(3, 0.25 * half_x) if limb else rng.uniform(5, 40))
+    reach = half_x - fat
+    bones = {
+        "thigh": ((rng.uniform(-0.2, 0.2) * reach, rng.uniform(-0.1, 0.2) * reach, rng.uniform(11, 17)),),
+        "calf": ((0.35 * reach, 0.3 * reach, rng.uniform(9, 13)), (-0.45 * reach, -0.05 * reach, rng.uniform(5, 7))),
+    }
+    return Body(
+        kind=kind,
+        half_x=half_x,
+        half_y=half_x * (rng.uniform(0.85, 1.1) if limb else rng.uniform(0.62, 0.78)),
+        power=rng.uniform(2.0, 2.5) if limb else rng.uniform(2.1, 2.7),
+        taper=rng.uniform(-0.12, 0.12) if limb else rng.uniform(-0.05, 0.05),
+        fat_mm=fat,
+        wall_mm=rng.uniform(25, 50) if kind == "pelvis" else rng.uniform(12, 30),
+        muscle_hu=rng.uniform(38, 65),
+        artery_hu=artery * rng.uniform(0.9, 1.1),
+        vein_hu=vein * rng.uniform(0.9, 1.1),
+        table=bool(rng.random() < 0.5),
+        bones=bones[kind.removesuffix("s")] if limb else (),
+    )
+
+
+def draw_site(rng: np.random.Generator, body: Body, radius_mm: float) -> NDArray[np.float64]:
+    """(3,) a place (mm) for a tumour of `radius_mm`: mostly in muscle, at times under the skin or retroperitoneal.
+
+    In a limb it lies beside the bones: tumours push against a bone more often than they grow round it.
+    """
+    site = np.zeros(3)
+    for _ in range(12):
+        angle, place = rng.uniform(0, 2 * np.pi), rng.random()
+        if place < 0.12:
+            depth = body.fat_mm * 0.6
+        elif body.limb:
+            depth = body.fat_mm + rng.uniform(0.15, 0.6) * (body.half_x - body.fat_mm)
+        elif place < 0.75:
+            depth = body.fat_mm + body.wall_mm * rng.uniform(0.3, 0.8)
+        else:
+            depth = body.fat_mm + body.wall_mm + rng.uniform(10, 45)
+        surface = np.array([np.cos(angle) * body.half_x, np.sin(angle) * body.half_y, 0.0])
+        site = surface * (1 - depth / float(np.linalg.norm(surface)))
+        if all(np.hypot(site[0] - x, site[1] - y) > r + 0.6 * radius_mm for x, y, r in body.bones):
+            break
+    return site

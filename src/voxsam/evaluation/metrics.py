@@ -1,0 +1,90 @@
+"""Numbers about masks: Dice, volume, and the longest axial diameter of RECIST 1.1."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.spatial import ConvexHull
+from scipy.spatial.distance import pdist, squareform
+
+from voxsam.errors import GeometryError
+from voxsam.volume import Volume
+
+
+@dataclass(frozen=True)
+class Diameter:
+    """The longest straight line within one axial slice of a mask; its two ends are (i, j, k) indices, not rounded."""
+
+    length_mm: float
+    ends: NDArray[np.float64]  # (2, 3)
+
+
+def dice(a: ArrayLike, b: ArrayLike) -> float:
+    """2 |A and B| / (|A| + |B|) of two arrays of one shape, where every voxel that is not zero counts.
+
+    Two empty masks agree: 1.0. One empty mask against one that is not: 0.0. Raises GeometryError for two shapes.
+    """
+    first, second = np.asarray(a) != 0, np.asarray(b) != 0
+    if first.shape != second.shape:
+        raise GeometryError(
+            f"masks of shapes {first.shape} and {second.shape}", "two masks on one grid", "resample one onto the other"
+        )
+    total = np.count_nonzero(first) + np.count_nonzero(second)
+    return 2 * np.count_nonzero(first & second) / total if total else 1.0
+
+
+def crop_to_objects(mask: Volume) -> Volume:
+    """The part of a mask that holds all its voxels that are not zero; one voxel of background if it is empty.
+
+    Most of a scan is background: what is asked of the part costs as much as the objects, not as the scan.
+    """
+    spans = [np.flatnonzero(mask.array.any(axis=tuple(a for a in range(3) if a != axis))) for axis in range(3)]
+    start = [int(span[0]) if len(span) else 0 for span in spans]
+    stop = [int(span[-1]) + 1 if len(span) else 1 for span in spans]
+    box = tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
+    return Volume(mask.array[box], mask.grid.crop(start, [b - a for a, b in zip(start, stop, strict=True)]), "SEG")
+
+
+def labels_of(mask: Volume) -> list[int]:
+    """The labels of a mask's objects, ascending, without the background 0."""
+    return [int(label) for label in np.unique(mask.array) if label]
+
+
+def volume_ml(mask: Volume, label: int | None = None) -> float:
+    """Millilitres of the voxels that are `label`, or of all that are not zero."""
+    inside = mask.array != 0 if label is None else mask.array == label
+    return int(np.count_nonzero(inside)) * mask.grid.voxel_volume_ml
+
+
+def longest_axial_diameter(mask: Volume, label: int | None = None) -> Diameter | None:
+    """The longest in-plane diameter over all axial slices (RECIST 1.1), of `label` or of all objects; None if empty.
+
+    It is measured in mm between the outer faces of voxels, so a row of n voxels is n spacings long. Axial is the
+    array's own axis that lies nearest to Superior; the line may cross a notch of the mask.
+    """
+    inside = mask.array != 0 if label is None else mask.array == label
+    longest: Diameter | None = None
+    for points in _slice_outlines(inside, axial_axis=mask.grid.permutation_to("RAS")[0][2]):
+        distances = squareform(pdist(mask.grid.index_to_world(points)))
+        first, second = np.unravel_index(distances.argmax(), distances.shape)
+        length = float(distances[first, second])
+        if longest is None or length > longest.length_mm:
+            longest = Diameter(length, points[[first, second]])
+    return longest
+
+
+def _slice_outlines(inside: NDArray[np.bool_], axial_axis: int) -> Iterator[NDArray[np.float64]]:
+    """For each axial slice that is not empty: (n, 3) indices of the convex hull of its voxels' face centres."""
+    plane_axes = [axis for axis in range(3) if axis != axial_axis]
+    for number in np.flatnonzero(inside.any(axis=tuple(plane_axes))):
+        voxels = np.argwhere(inside.take(number, axis=axial_axis))
+        # Only voxels at the ends of their row can touch the hull.
+        rows, first = np.unique(voxels[:, 0], return_index=True)
+        last = np.append(first[1:], len(voxels)) - 1
+        ends = voxels[np.union1d(first, last)] if len(rows) else voxels
+        faces = np.concatenate([ends + step for step in ((0.5, 0), (-0.5, 0), (0, 0.5), (0, -0.5))])
+        hull = faces[ConvexHull(faces).vertices]
+        yield np.insert(hull, axial_axis, float(number), axis=1).astype(np.float64)

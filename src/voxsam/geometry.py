@@ -1,0 +1,171 @@
+"""Grid: where the voxels of an array lie in the patient. The only place where affines are computed.
+
+An index (i, j, k) counts voxels of an array, (0, 0, 0) is the centre of the first voxel. World coordinates are
+millimetres, RAS+ as in NIfTI: x grows to the patient's Right, y to Anterior, z to Superior. A Grid
+never changes: crop, pad, respace and reorient return a new one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from voxsam.errors import GeometryError
+
+WHOLE_VOXEL_TOLERANCE = 1e-3  # float32 headers: a length within a thousandth of a whole voxel counts as whole
+GRID_TOLERANCE_MM = 1e-2  # two grids are the same when no corner differs by more
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """Shape (i, j, k) and affine (4, 4), float64, index -> RAS+ millimetres; both are read-only.
+
+    Raises GeometryError for a shape without voxels, an affine that is not finite, or one that is singular.
+    """
+
+    shape: tuple[int, int, int]
+    affine: NDArray[np.float64]
+
+    def __post_init__(self) -> None:
+        shape = tuple(int(n) for n in self.shape)
+        affine = np.array(self.affine, dtype=np.float64) + 0.0  # turns -0 into 0: equal grids must have equal hashes
+        if len(shape) != 3 or min(shape) < 1:
+            expected = "three axes with at least one voxel each"
+            raise GeometryError(f"a grid of shape {shape}", expected, "check the file")
+        if affine.shape != (4, 4) or not np.isfinite(affine).all():
+            given = "an affine with missing or infinite entries"
+            raise GeometryError(given, "a finite 4 x 4 matrix", "repair the header")
+        lengths = np.linalg.norm(affine[:3, :3], axis=0)
+        if lengths.min() <= 0:
+            given = f"a spacing of {_numbers(lengths)} mm"
+            raise GeometryError(given, "positive spacing on each axis", "repair the header")
+        if abs(np.linalg.det(affine[:3, :3] / lengths)) < 1e-3:
+            raise GeometryError("a singular affine (axes that coincide)", "three independent axes", "repair the header")
+        affine.setflags(write=False)
+        object.__setattr__(self, "shape", shape)
+        object.__setattr__(self, "affine", affine)
+
+    @classmethod
+    def from_spacing(
+        cls, shape: Sequence[int], spacing_mm: Sequence[float], origin_mm: Sequence[float] = (0, 0, 0)
+    ) -> Grid:
+        """A grid along the world's axes: voxel (0, 0, 0) has its centre at `origin_mm`."""
+        affine = np.diag([*spacing_mm, 1.0])
+        affine[:3, 3] = origin_mm
+        return cls(tuple(shape), affine)  # type: ignore[arg-type]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Grid) and self.shape == other.shape and bool(np.array_equal(self.affine, other.affine))
+
+    def __hash__(self) -> int:
+        return hash((self.shape, self.affine.tobytes()))
+
+    def __repr__(self) -> str:
+        size, spacing = " x ".join(map(str, self.shape)), _numbers(self.spacing_mm)
+        return f"Grid({size} voxels, {spacing} mm, axes {self.axes})"
+
+    # What it is
+
+    @property
+    def spacing_mm(self) -> NDArray[np.float64]:
+        """(3,) distance of neighbouring voxel centres along each axis, mm."""
+        return np.linalg.norm(self.affine[:3, :3], axis=0)
+
+    @property
+    def axes(self) -> str:
+        """Three letters of R/L, A/P, S/I: the direction into which each index grows (nearest one if oblique)."""
+        return "".join(nib.orientations.aff2axcodes(self.affine))  # type: ignore[arg-type]
+
+    @property
+    def voxel_volume_ml(self) -> float:
+        """Volume of one voxel in millilitres."""
+        return float(abs(np.linalg.det(self.affine[:3, :3]))) / 1000
+
+    def close_to(self, other: Grid, tolerance_mm: float = GRID_TOLERANCE_MM) -> bool:
+        """Whether both have the same shape and no corner lies further than `tolerance_mm` apart."""
+        if self.shape != other.shape:
+            return False
+        return bool(np.abs(self.corners_world_mm() - other.corners_world_mm()).max() <= tolerance_mm)
+
+    def corners_world_mm(self) -> NDArray[np.float64]:
+        """(8, 3) world coordinates of the outer corners of the outermost voxels."""
+        ends = [(-0.5, n - 0.5) for n in self.shape]
+        return self.index_to_world(np.stack(np.meshgrid(*ends, indexing="ij"), -1).reshape(8, 3))
+
+    # Index <-> world
+
+    def index_to_world(self, index: ArrayLike) -> NDArray[np.float64]:
+        """(..., 3) voxel indices -> (..., 3) RAS+ mm."""
+        return np.asarray(index, dtype=np.float64) @ self.affine[:3, :3].T + self.affine[:3, 3]
+
+    def world_to_index(self, world_mm: ArrayLike) -> NDArray[np.float64]:
+        """(..., 3) RAS+ mm -> (..., 3) voxel indices, not rounded."""
+        inverse = np.linalg.inv(self.affine)
+        return np.asarray(world_mm, dtype=np.float64) @ inverse[:3, :3].T + inverse[:3, 3]
+
+    def index_in(self, other: Grid, index: ArrayLike) -> NDArray[np.float64]:
+        """(..., 3) indices of this grid as indices of `other`, not rounded."""
+        return other.world_to_index(self.index_to_world(index))
+
+    def contains(self, index: ArrayLike) -> NDArray[np.bool_]:
+        """(...,) whether each of (..., 3) indices lies in a voxel of the grid (its outer faces included)."""
+        index = np.asarray(index, dtype=np.float64)
+        return np.all((index >= -0.5) & (index <= np.array(self.shape) - 0.5), axis=-1)
+
+    # New grids
+
+    def crop(self, start: Sequence[int], shape: Sequence[int]) -> Grid:
+        """The grid of `shape` voxels whose first voxel is this grid's index `start`; may reach outside (a pad)."""
+        affine = self.affine.copy()
+        affine[:3, 3] = self.index_to_world(np.asarray(start, dtype=np.float64))
+        return Grid(tuple(shape), affine)  # type: ignore[arg-type]
+
+    def pad(self, before: Sequence[int], after: Sequence[int]) -> Grid:
+        """The grid with `before` voxels more in front and `after` more behind, on each axis."""
+        shape = [b + n + a for b, n, a in zip(before, self.shape, after, strict=True)]
+        return self.crop([-b for b in before], shape)
+
+    def respace(self, spacing_mm: Sequence[float]) -> Grid:
+        """The grid over the same box with another spacing: the first voxels share their outer corner.
+
+        Length floor(n * old / new) voxels, at least one: the released code's grid (docs/released.md, "Intensities and
+        spacing").
+        """
+        new = np.asarray(spacing_mm, dtype=np.float64)
+        ratio = new / self.spacing_mm
+        lengths = np.floor(np.array(self.shape) / ratio + WHOLE_VOXEL_TOLERANCE).astype(int)
+        affine = self.affine.copy()
+        affine[:3, :3] *= ratio
+        affine[:3, 3] = self.index_to_world(ratio / 2 - 0.5)
+        return Grid(tuple(np.maximum(lengths, 1)), affine)  # type: ignore[arg-type]
+
+    def reorient(self, axes: str) -> Grid:
+        """The same voxels, permuted and flipped so that the indices grow into the directions of `axes`, e.g. "SAR"."""
+        permutation, flips = self.permutation_to(axes)
+        affine = np.eye(4)
+        index_map = np.zeros((3, 3))  # new index -> old index
+        first = np.zeros(3)
+        for new_axis, (old_axis, flip) in enumerate(zip(permutation, flips, strict=True)):
+            index_map[old_axis, new_axis] = -1 if flip else 1
+            first[old_axis] = self.shape[old_axis] - 1 if flip else 0
+        affine[:3, :3] = self.affine[:3, :3] @ index_map
+        affine[:3, 3] = self.index_to_world(first)
+        return Grid(tuple(self.shape[a] for a in permutation), affine)  # type: ignore[arg-type]
+
+    def permutation_to(self, axes: str) -> tuple[tuple[int, int, int], tuple[bool, bool, bool]]:
+        """For each axis of the grid reoriented to `axes`: which axis of this grid it is, and whether it is flipped."""
+        pairs = ("RL", "AP", "SI")
+        wanted = [pair for want in axes for pair in pairs if want in pair]
+        found = [next(a for a, have in enumerate(self.axes) if have in pair) for pair in wanted]
+        if len(axes) != 3 or sorted(found) != [0, 1, 2]:
+            raise GeometryError(f"axes {axes!r}", "one letter each of R/L, A/P, S/I", "write for example 'RAS'")
+        flips = tuple(self.axes[a] != want for a, want in zip(found, axes, strict=True))
+        return tuple(found), flips  # type: ignore[return-value]
+
+
+def _numbers(values: ArrayLike) -> str:
+    return " x ".join(f"{v:.4g}" for v in np.asarray(values, dtype=float))

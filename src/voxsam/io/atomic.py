@@ -1,0 +1,47 @@
+"""Files that appear whole or not at all: written beside the target, flushed to disk, then renamed over it."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from voxsam.errors import FileError
+
+
+@contextmanager
+def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a new, empty file in the target's folder, with its suffix; write into that file.
+
+    When the block ends it is flushed to disk and takes the target's name, replacing an existing file. When the block
+    raises, it is removed and the target is as before. Raises FileError if the folder is missing, or if the folder
+    or the disk does not take the file (any OSError of the block).
+    """
+    path = Path(os.path.realpath(target))  # through a link, so that the link stays a link
+    if not path.parent.is_dir():
+        raise FileError(f"the output folder {path.parent} does not exist", "an existing folder", "create it first")
+    if path.is_dir():
+        raise FileError(f"the output {path} is a folder", "the name of a file", "add a file name")
+    temporary = path.with_name(f".{secrets.token_hex(4)}-{path.name}")
+    try:
+        # Not mkstemp: its files are private (0600), and results are meant to be as readable as any other new file.
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        yield temporary
+        _flush_to_disk(temporary)
+        os.replace(temporary, path)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise FileError(
+            f"{path} could not be written ({reason})",
+            "a folder that takes files",
+            "check its permissions and free space",
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _flush_to_disk(path: Path) -> None:
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())

@@ -1,0 +1,133 @@
+"""What makes the voxels of a file unusable, and what kind of image they are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from voxsam.errors import FileError, ImageError
+
+MAX_VOXELS = 2**31  # 8 GiB as float32: four times a whole-body CT of 512 x 512 x 2000
+MAX_DEFLATE_RATIO = 1032  # no zlib stream unpacks to more than this times its size (zlib technical details)
+LABEL_LIMIT = 16  # an image of nothing but the whole numbers 0..15 is a label map
+CT_MINIMUM_HU = -500  # air is -1000 HU; nothing but CT has whole numbers that far below zero
+
+
+def check_shape(name: str, shape: Sequence[int]) -> tuple[int, int, int]:
+    """The three axes of `shape`, trailing axes of length one left out. Raises ImageError for fewer or more."""
+    axes = tuple(int(n) for n in shape)
+    if any(n < 1 for n in axes) or not axes:
+        raise ImageError(f"{name} has shape {_by(axes)}", "at least one voxel along each axis", "export the scan again")
+    while len(axes) > 3 and axes[-1] == 1:
+        axes = axes[:-1]
+    if len(axes) < 3:
+        raise ImageError(f"{name} is a {len(axes)}D image ({_by(axes)})", "a 3D scan", "give the whole stack of slices")
+    if len(axes) > 3:
+        raise ImageError(
+            f"{name} is a {len(axes)}D image ({_by(axes)})", "a 3D scan", "save one of its volumes by itself"
+        )
+    return axes  # type: ignore[return-value]
+
+
+def check_size(name: str, shape: Sequence[int], voxel_bytes: int, file_bytes: int, compressed: bool) -> None:
+    """Compare what a header declares with the size of its file, before any memory is taken.
+
+    Raises ImageError for more than MAX_VOXELS, FileError if `file_bytes` cannot hold the voxels.
+    """
+    voxels = math.prod(shape)
+    if voxels > MAX_VOXELS:
+        raise ImageError(
+            f"{name} declares {_by(shape)} voxels",
+            f"at most {MAX_VOXELS:,} voxels",
+            "repair its header or crop the scan",
+        )
+    if voxels * voxel_bytes > file_bytes * (MAX_DEFLATE_RATIO if compressed else 1):
+        raise truncated(
+            name, f"its header declares {_by(shape)} voxels of {voxel_bytes} bytes, it has {file_bytes} bytes"
+        )
+
+
+def check_dtype(name: str, dtype: np.dtype[Any]) -> None:
+    """Raises ImageError for colour (several channels) and for complex voxels."""
+    if dtype.fields is not None:
+        raise colour(name)
+    if dtype.kind == "c":
+        raise ImageError(f"{name} has complex voxels", "real numbers", "save its magnitude")
+
+
+def check_scan(name: str, array: NDArray[Any]) -> None:
+    """Raises ImageError for (i, j, k) voxels that are no scan: one slice, NaN or infinite, constant, or labels."""
+    if min(array.shape) < 2:
+        raise ImageError(f"{name} is a 2D image ({_by(array.shape)})", "a 3D scan", "give the whole stack of slices")
+    low, high = array.min(), array.max()
+    if not (np.isfinite(low) and np.isfinite(high)):  # min and max carry a NaN on, so two passes without copies suffice
+        count = array.size - int(np.count_nonzero(np.isfinite(array)))
+        raise ImageError(f"{name} has {count} NaN or infinite voxels", "finite numbers", "replace them (by air, say)")
+    if low == high:
+        raise ImageError(
+            f"all voxels of {name} are {low:g}", "an image with contrast", "check that it is the right file"
+        )
+    if low >= 0 and high < LABEL_LIMIT and _whole(array):
+        raise ImageError(
+            f"{name} has no voxels but the whole numbers {low:g} to {high:g}: this looks like a label map",
+            "a scan (CT or MR intensities)",
+            "give the scan that the labels belong to",
+        )
+
+
+def as_labels(name: str, array: NDArray[Any]) -> NDArray[Any]:
+    """The array as integers, unchanged if it has them already. Raises ImageError for values that are not whole."""
+    if array.dtype.kind in "iu":
+        return array
+    low, high = array.min(), array.max()
+    if not (np.isfinite(low) and np.isfinite(high) and _whole(array)):
+        raise ImageError(f"{name} has values that are not whole numbers", "a mask or labels", "threshold it first")
+    return array.astype(np.promote_types(np.min_scalar_type(int(low)), np.min_scalar_type(int(high))))
+
+
+def as_stored(array: NDArray[Any], slope: float = 1.0, intercept: float = 0.0) -> NDArray[Any]:
+    """Stored numbers as image values: integers without scaling keep their type, everything else becomes float32."""
+    if array.dtype.kind in "iu" and slope == 1 and intercept == 0:
+        return array.astype(array.dtype.newbyteorder("="), copy=False)
+    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, which check_scan reports
+        values = array.astype(np.float32, copy=False)
+    if slope != 1:
+        values *= np.float32(slope)
+    if intercept != 0:
+        values += np.float32(intercept)
+    return values
+
+
+def guess_modality(array: NDArray[Any]) -> str:
+    """ "CT" if the values are whole numbers and the lowest is at most CT_MINIMUM_HU, else "" (unknown).
+
+    Of float arrays about ten thousand voxels are looked at.
+    """
+    if array.min() > CT_MINIMUM_HU:
+        return ""
+    every = max(1, array.size // 10_000)
+    return "CT" if _whole(array.ravel(order="K")[::every]) else ""
+
+
+def truncated(name: str, detail: str) -> FileError:
+    """The error for a file that ends too early or is damaged."""
+    return FileError(f"{name} is truncated or damaged ({detail})", "a complete file", "copy or export it again")
+
+
+def colour(name: str) -> ImageError:
+    """The error for a file with several numbers in each voxel."""
+    return ImageError(
+        f"{name} has several channels (RGB or vector)", "one number per voxel", "save one channel by itself"
+    )
+
+
+def _whole(array: NDArray[Any]) -> bool:
+    return array.dtype.kind in "iub" or bool((array == np.rint(array)).all())
+
+
+def _by(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape))

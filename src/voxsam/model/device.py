@@ -1,0 +1,34 @@
+"""Which device a model runs on: the user's word to a torch.device."""
+
+from __future__ import annotations
+
+import torch
+
+from voxsam.errors import UnsupportedError
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of "auto" (CUDA, else Apple's MPS, else the CPU), "cpu", "cuda", "cuda:1" or "mps".
+
+    Raises UnsupportedError for another word, and for a device that this machine or this PyTorch lacks.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    kind, _, number = name.partition(":")
+    if kind not in ("cpu", "cuda", "mps") or (number and not (kind == "cuda" and number.isdecimal())):
+        raise UnsupportedError(f"device {name!r}", "auto, cpu, cuda or mps", "choose one of them")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise _absent(name, "NVIDIA GPU that it can use")
+    if kind == "cuda" and number and int(number) >= torch.cuda.device_count():
+        raise _absent(name, f"GPU number {number}: it has {torch.cuda.device_count()}, counted from 0")
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise _absent(name, "Apple GPU that it can use")
+    return torch.device(name)
+
+
+def _absent(name: str, what: str) -> UnsupportedError:
+    return UnsupportedError(
+        f"device {name!r}: this machine, with PyTorch {torch.__version__}, has no {what}",
+        "a device that is there",
+        "take --device cpu, or install a PyTorch built for the device",
+    )

@@ -1,0 +1,134 @@
+"""SAM's own 2D weights as the frozen part of a VoxSAM network; what VoxSAM adds starts fresh, to be fine-tuned.
+
+Two layouts are read: Meta's sam_vit_{b,l,h}_*.pth, and Hugging Face's SamModel (.safetensors or pytorch_model.bin).
+The size is told by the shapes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from voxsam.errors import CheckpointError
+from voxsam.model.assemble import check_tensors
+from voxsam.model.card import Card
+from voxsam.model.files import first_bytes
+from voxsam.model.import_released import Variant, looks_released, preprocessing_of, translate_name, translate_tensor
+from voxsam.model.model_file import METADATA_KEY, is_safetensors, open_safetensors
+from voxsam.model.network import VoxSAMNetwork
+from voxsam.model.pickles import read_pickle
+from voxsam.model.sizes import VIT_B, VIT_H, VIT_L, ModelConfig
+
+WANTED = "a SAM checkpoint (sam_vit_b, sam_vit_l or sam_vit_h; Meta's .pth or Hugging Face's SamModel)"
+PREFIXES = ("image_encoder", "vision_encoder")  # Meta's, Hugging Face's
+UNTRAINED = "not trained: fine-tune before use"
+
+_HUGGING_FACE = [  # names under vision_encoder. -> names under image_encoder.
+    (r"patch_embed\.projection\.", "patch_embed.proj."),
+    (r"layers\.(\d+)\.layer_norm([12])\.", r"blocks.\1.norm\2."),
+    (r"layers\.(\d+)\.", r"blocks.\1."),
+]
+
+
+def import_sam(path: Path, profile: str, variant: Variant = "released", seed: int = 0) -> VoxSAMNetwork:
+    """A network to fine-tune: SAM's encoder from `path`, the rest fresh (from `seed`), on the CPU, in eval mode.
+
+    `profile` (kits, lits, pancreas, colon) decides axes and intensities, `variant` the arithmetic. Raises FileError or
+    CheckpointError; nothing in the file is executed.
+    """
+    preprocessing = preprocessing_of(profile, variant)
+    path = Path(path)
+    encoder = encoder_tensors(_read(path), str(path))
+    config = size_of(encoder, str(path)).in_profile(variant)
+    card = Card(
+        name=f"sam_{config.size}",
+        config=config,
+        preprocessing=preprocessing,
+        description={
+            "training": UNTRAINED,
+            "source": f"frozen part from {path.name}, SAM's image encoder; the rest fresh from seed {seed}",
+            "licence": "Apache-2.0 (SAM's weights)",
+        },
+    )
+    return start_from_sam(card, encoder, seed, str(path))
+
+
+def start_from_sam(card: Card, encoder: Mapping[str, Tensor], seed: int, origin: str) -> VoxSAMNetwork:
+    """The network of `card` with the tensors `encoder` of SAM's image encoder (Meta's names, without prefix).
+
+    rel_pos_d starts as (rel_pos_h + rel_pos_w) / 2 (docs/released.md, "Image encoder").
+    The global random state is left alone.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = VoxSAMNetwork(card)
+    state = {new: translate_tensor(new, encoder[name]).float() for name in encoder if (new := _new_name(name, origin))}
+    for block in range(card.config.depth):
+        stem = f"image_encoder.blocks.{block}.attention.rel_pos_"
+        if f"{stem}h" in state and f"{stem}w" in state:
+            state[f"{stem}d"] = (state[f"{stem}h"] + state[f"{stem}w"]) / 2
+    fresh = {name: tensor for name, tensor in network.state_dict().items() if not _from_sam(name)}
+    check_tensors(network, {**fresh, **state}, origin)
+    network.load_state_dict(state, strict=False, assign=True)
+    return network.eval()
+
+
+def encoder_tensors(contents: Mapping[Any, Any], origin: str) -> dict[str, Tensor]:
+    """The tensors of SAM's image encoder in a checkpoint, under Meta's names, without prefix and without the 2D neck.
+
+    Raises CheckpointError if `contents` is no SAM checkpoint.
+    """
+    if looks_released(contents):
+        raise CheckpointError(f"{origin} is a 3DSAM-adapter checkpoint", WANTED, "import it with --kind released")
+    found = {}
+    for name, tensor in contents.items():
+        prefix, _, rest = str(name).partition(".")
+        if prefix == "vision_encoder":
+            for pattern, new in _HUGGING_FACE:
+                rest = re.sub(f"^{pattern}", new, rest)
+        if prefix in PREFIXES and not rest.startswith("neck.") and isinstance(tensor, Tensor):
+            found[rest] = tensor
+    if not found:
+        raise CheckpointError(f"{origin} has no tensors of {' or '.join(PREFIXES)}", WANTED, "give such a file")
+    return found
+
+
+def size_of(encoder: Mapping[str, Tensor], origin: str) -> ModelConfig:
+    """vit_b, vit_l or vit_h, by width and number of blocks. Raises CheckpointError for anything else."""
+    if "pos_embed" not in encoder:
+        raise CheckpointError(f"{origin} lacks image_encoder.pos_embed", WANTED, "variants of SAM do not fit")
+    width = encoder["pos_embed"].shape[-1]
+    depth = len({name.split(".")[1] for name in encoder if name.startswith("blocks.")})
+    for config in (VIT_B, VIT_L, VIT_H):
+        if (config.width, config.depth) == (width, depth):
+            return config
+    raise CheckpointError(f"{origin} is an encoder of width {width} with {depth} blocks", WANTED, "give one of these")
+
+
+def _read(path: Path) -> Mapping[Any, Any]:
+    if not is_safetensors(first_bytes(path, 16, WANTED)):
+        return read_pickle(path, WANTED)
+    metadata, tensors = open_safetensors(path)
+    if METADATA_KEY in metadata:
+        raise CheckpointError(f"{path} is a VoxSAM model already", WANTED, "use it as it is")
+    return tensors
+
+
+def _new_name(name: str, origin: str) -> str | None:
+    try:
+        return translate_name("encoder", name)
+    except KeyError as error:
+        raise CheckpointError(
+            f"{origin} has a tensor that SAM's encoder does not have, {name}", WANTED, "variants of SAM do not fit"
+        ) from error
+
+
+def _from_sam(name: str) -> bool:
+    """Whether a tensor must come from the SAM file: the encoder's, but for what VoxSAM adds to it."""
+    added = r"patch_embedding\.slice_|depth_positions|necks\.|.*\.adapter\.|.*\.rel_pos_gain"
+    return re.match(rf"image_encoder\.(?!{added})", name) is not None

@@ -1,0 +1,71 @@
+"""VoxSAMNetwork: image encoder, prompt encoder and mask decoder, composed.
+
+B batch, D H W crop, N points, C width of a feature map.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from voxsam.model.card import Card
+from voxsam.model.image_encoder import ImageEncoder
+from voxsam.model.mask_decoder import MaskDecoder
+from voxsam.model.prompt_encoder import PromptEncoder, sample_features
+
+Features = tuple[Tensor, ...]
+
+
+class VoxSAMNetwork(nn.Module):
+    """One crop and clicks in, two logits per voxel out. Encode once, prompt many.
+
+    `card` says what the network is and how it wants its crops; `config` are its sizes.
+    """
+
+    def __init__(self, card: Card) -> None:
+        super().__init__()
+        self.card = card
+        self.config = config = card.config
+        self.image_encoder = ImageEncoder(config)
+        self.prompt_encoder = PromptEncoder(config)
+        self.mask_decoder = MaskDecoder(config)
+
+    def encode(self, crops_B1DHW: Tensor) -> Features:
+        """(B, 1, D, H, W) float, normalised -> four (B, C, D/T, H/T, W/T), level 4 last, T = config.stride."""
+        return self.image_encoder(crops_B1DHW)
+
+    def sample(self, features: Features, points_BN3: Tensor) -> Tensor:
+        """(B, N, C): what the voxels under the points (d, h, w in crop voxels) look like; 0 outside the crop."""
+        crop_shape = tuple(n * self.config.stride for n in features[-1].shape[2:])
+        return sample_features(features[-1], points_BN3, crop_shape)  # type: ignore[arg-type]
+
+    def static(self, features: Features, crops_B1DHW: Tensor) -> Tensor:
+        """The part of decoding that no click changes; pass it to `decode` to click again in the same crop."""
+        return self.mask_decoder.static(features, crops_B1DHW)
+
+    def decode(
+        self,
+        features: Features,
+        crops_B1DHW: Tensor,
+        points: Tensor | None = None,
+        *,
+        looks: Tensor | None = None,
+        labels: Tensor | None = None,
+        static: Tensor | None = None,
+    ) -> Tensor:
+        """(B, 2, D, H, W) logits: background, tumour.
+
+        `points` (B, N, 3) = (d, h, w) in crop voxels, or `looks` (B, N, C) sampled before, here or in another crop;
+        neither: automatic mode, the prompt encoder is left out. `labels` (B, N): 1 positive, 0 negative, -1 padding.
+        """
+        deepest = features[-1]
+        if points is not None:
+            looks = self.sample(features, points)
+        if looks is not None:
+            deepest = self.prompt_encoder(deepest, looks, labels)
+        if static is None:
+            static = self.static(features, crops_B1DHW)
+        return self.mask_decoder(static, deepest, tuple(crops_B1DHW.shape[2:]))
+
+    def forward(self, crops_B1DHW: Tensor, points_BN3: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
+        """encode, then decode."""
+        return self.decode(self.encode(crops_B1DHW), crops_B1DHW, points_BN3, labels=labels)

@@ -1,0 +1,98 @@
+"""The prompt encoder: a visual sampler under the clicks, global queries, cross-attention (paper, Sec. 3.3, Fig. 3).
+
+B batch, N points, Q global queries, T image tokens (D * H * W), C width of a feature map.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from voxsam.model.sizes import ModelConfig
+
+PADDING, NEGATIVE, POSITIVE = -1, 0, 1  # labels of points
+
+
+def sample_features(features_BCDHW: Tensor, points_BN3: Tensor, crop_shape: tuple[int, int, int]) -> Tensor:
+    """The visual sampler: (B, N, C) features at `points_BN3` = (d, h, w) in crop voxels, trilinear, 0 outside.
+
+    A point p on an axis of length P is sampled at (p + 0.5) * 2 / P - 1 (align_corners=False).
+    """
+    size = torch.tensor(crop_shape, dtype=torch.float32, device=points_BN3.device)
+    unit = (points_BN3.float() + 0.5) * 2 / size - 1
+    grid = unit.flip(-1)[:, :, None, None]  # grid_sample wants (w, h, d)
+    sampled = F.grid_sample(features_BCDHW.float(), grid, mode="bilinear", align_corners=False)
+    return sampled[..., 0, 0].transpose(1, 2).to(features_BCDHW.dtype)
+
+
+class Attention(nn.Module):
+    """Multi-head attention with an inner width of its own (SAM's decoder attention)."""
+
+    def __init__(self, width: int, inner: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q_proj, self.k_proj, self.v_proj = (nn.Linear(width, inner) for _ in range(3))
+        self.out_proj = nn.Linear(inner, width)
+
+    def forward(self, q_BMC: Tensor, kv_BKC: Tensor, mask: Tensor | None = None) -> Tensor:
+        """(B, M, C) queries, (B, K, C) keys -> (B, M, C); `mask` broadcasts to (B, 1, M, K), True attends."""
+
+        def split(x: Tensor) -> Tensor:
+            return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+        q, k, v = split(self.q_proj(q_BMC)), split(self.k_proj(kv_BKC)), split(self.v_proj(kv_BKC))
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return self.out_proj(out.transpose(1, 2).flatten(2))
+
+
+class PromptLayer(nn.Module):
+    """Queries and points look at one another; then every image token looks at the queries."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        c = config.feature_width
+        self.global_queries = nn.Parameter(torch.randn(config.queries, c))
+        self.self_attention = Attention(c, c, config.prompt_heads)
+        self.norm1, self.norm2, self.norm3, self.norm4 = (nn.LayerNorm(c) for _ in range(4))
+        self.mlp = nn.Sequential(nn.Linear(c, config.prompt_mlp), nn.ReLU(), nn.Linear(config.prompt_mlp, c))
+        self.image_to_query = Attention(c, c // 2, config.prompt_heads)
+
+    def forward(self, image_BTC: Tensor, points_BNC: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Image tokens and points -> both, changed."""
+        count = len(self.global_queries)
+        q = torch.cat([self.global_queries.expand(len(image_BTC), -1, -1), points_BNC], 1)
+        q = self.norm2(q + self.norm1(self.self_attention(q, q, mask)))
+        queries, points = q[:, :count], q[:, count:]
+        queries = self.norm3(queries + self.mlp(queries))
+        image = self.norm4(image_BTC + self.image_to_query(image_BTC, queries))
+        return image, points
+
+
+class PromptEncoder(nn.Module):
+    """Changes the deepest feature map by what the clicks look like.
+
+    With `config.polarity` a learned vector is added to the look of a positive and of a negative click; released
+    checkpoints have none, and take positive clicks only.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.queries = config.queries
+        self.layers = nn.ModuleList(PromptLayer(config) for _ in range(config.prompt_layers))
+        self.polarity = nn.Embedding(2, config.feature_width) if config.polarity else None
+
+    def forward(self, features_BCDHW: Tensor, looks_BNC: Tensor, labels_BN: Tensor | None = None) -> Tensor:
+        """(B, C, D, H, W) level 4, (B, N, C) looks, (B, N) labels (1 positive, 0 negative, -1 padding) -> level 4."""
+        points, mask = looks_BNC, None
+        if labels_BN is not None:
+            if self.polarity is not None:
+                points = points + self.polarity(labels_BN.clamp(min=0))
+            queries = torch.ones(len(labels_BN), self.queries, dtype=torch.bool, device=labels_BN.device)
+            mask = torch.cat([queries, labels_BN != PADDING], 1)[:, None, None]
+        elif self.polarity is not None:
+            points = points + self.polarity.weight[POSITIVE]
+        image = features_BCDHW.flatten(2).transpose(1, 2)
+        for layer in self.layers:
+            image, points = layer(image, points, mask)
+        return image.transpose(1, 2).reshape(features_BCDHW.shape)

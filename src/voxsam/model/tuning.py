@@ -1,0 +1,89 @@
+"""Which tensors fine-tuning changes: the small tuned part, and SAM's frozen rest, which a delta names by hash.
+
+Tuned (paper, Sec. 3.2; docs/released.md, "Image encoder"): in the encoder the slice convolution, the depth table, both
+LayerNorms and the adapter of each block, the relative positions along depth, the necks; the whole prompt encoder and
+mask decoder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from voxsam.model.network import VoxSAMNetwork
+from voxsam.model.sizes import ModelConfig
+
+ENCODER = "image_encoder."
+_TUNED_IN_ENCODER = re.compile(
+    r"image_encoder\.("
+    r"patch_embedding\.slice_(weight|bias)|depth_positions|necks\..+|"
+    r"blocks\.\d+\.(norm[12]\..+|adapter\..+|attention\.rel_pos_d))"
+)
+
+
+class Counts(NamedTuple):
+    """Numbers in a network: of all its parameters and of the tuned ones, everywhere and in the image encoder."""
+
+    total: int
+    tuned: int
+    encoder_total: int
+    encoder_tuned: int
+
+
+def is_tuned(name: str) -> bool:
+    """Whether the parameter `name` is tuned; the rest of the network is frozen."""
+    return not name.startswith(ENCODER) or _TUNED_IN_ENCODER.fullmatch(name) is not None
+
+
+def tuned_names(network: VoxSAMNetwork) -> list[str]:
+    """The names of the tuned parameters, in the network's order."""
+    return [name for name, _ in network.named_parameters() if is_tuned(name)]
+
+
+def freeze(network: VoxSAMNetwork) -> VoxSAMNetwork:
+    """Let the tuned parameters have gradients and no others; returns the same network."""
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(is_tuned(name))
+    return network
+
+
+def counts(network: VoxSAMNetwork) -> Counts:
+    """How many numbers there are and how many are tuned (ViT-B: 25,198,976, of these 15,209,984 in the encoder)."""
+    sizes = {name: parameter.numel() for name, parameter in network.named_parameters()}
+    encoder = {name: size for name, size in sizes.items() if name.startswith(ENCODER)}
+    tuned, encoder_tuned = (sum(n for name, n in part.items() if is_tuned(name)) for part in (sizes, encoder))
+    return Counts(sum(sizes.values()), tuned, sum(encoder.values()), encoder_tuned)
+
+
+def paper_accounting(network: VoxSAMNetwork) -> int:
+    """The paper's count of tuned parameters (ViT-B: 25,462,400 = 25.46 M, Table 2).
+
+    The released code declares a token-to-image attention in each layer of the prompt encoder, counts it, and never
+    calls it; VoxSAM does not build it.
+    """
+    return counts(network).tuned + network.config.prompt_layers * _cross_attention_size(network.config)
+
+
+def _cross_attention_size(config: ModelConfig) -> int:
+    """Four linear maps with bias between the feature width and an inner width half as large (131,712 for 256)."""
+    width, inner = config.feature_width, config.feature_width // 2
+    return 3 * (width * inner + inner) + inner * width + width
+
+
+def frozen_sha256(tensors: Mapping[str, Tensor]) -> str:
+    """The SHA-256 of the frozen tensors among `tensors`; tuned ones do not count.
+
+    In order of name: a line "name float32 shape", then the values as little-endian float32. So every model made from
+    the same SAM weights has the same hash, whatever its tuning, file or precision of storage.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(name for name in tensors if not is_tuned(name)):
+        tensor = tensors[name].detach().to("cpu", torch.float32).contiguous()
+        digest.update(f"{name} float32 {list(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).numpy().astype("<f4", copy=False).data)
+    return digest.hexdigest()

@@ -1,0 +1,153 @@
+"""From a scan to a normalised crop and back: what a checkpoint records of it, and the crop's window on the scan.
+
+A scan is seen through its *lattice*: its axes turned to the model's, its spacing changed to the model's, starting at
+the same outer corner. A *window* is a box of whole lattice voxels; it may reach outside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from pydantic import BaseModel, ConfigDict, PositiveFloat, field_validator
+
+from voxsam.geometry import Grid
+from voxsam.resample import index_map, resample
+from voxsam.volume import Volume
+
+Slices = tuple[slice, slice, slice]
+
+
+class Preprocessing(BaseModel):
+    """How a model wants its crops.
+
+    `axes` names the directions into which (d, h, w) grow, e.g. "SAR"; clip, mean and s.d. are in the scan's unit.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    modality: str = "CT"
+    axes: str = "SAR"
+    spacing_mm: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (1.0, 1.0, 1.0)
+    clip: tuple[float, float]
+    mean: float
+    sd: PositiveFloat
+    interpolation: Literal["linear", "area"] = "linear"  # "area" averages where the scan is finer than the crop
+
+    @field_validator("axes")
+    @classmethod
+    def _three_axes(cls, axes: str) -> str:
+        if sorted(axes.translate(str.maketrans("LPI", "RAS"))) != ["A", "R", "S"]:
+            raise ValueError("one letter each of R/L, A/P, S/I")
+        return axes
+
+    @field_validator("clip")
+    @classmethod
+    def _rising(cls, clip: tuple[float, float]) -> tuple[float, float]:
+        if clip[0] >= clip[1]:
+            raise ValueError("the lower bound must lie below the upper one")
+        return clip
+
+    def lattice(self, grid: Grid) -> Grid:
+        """The scan's grid as the model sees it."""
+        return grid.reorient(self.axes).respace(self.spacing_mm)
+
+    def normalise(self, array: NDArray) -> NDArray[np.float32]:
+        """Clip, subtract the mean, divide by the s.d. (of the foreground voxels of the training set)."""
+        return ((np.clip(array, *self.clip) - self.mean) / self.sd).astype(np.float32, copy=False)
+
+
+# docs/released.md, "Axes" and "Intensities and spacing". KiTS files are stored I,P,L and were read as they are; MSD
+# files are R,A,S and were read with the order reversed. LiTS is taken to be stored like MSD.
+RELEASED = {
+    "kits": Preprocessing(axes="IPL", clip=(-54, 247), mean=59.53867, sd=55.457336),
+    "lits": Preprocessing(clip=(-48, 163), mean=60.057533, sd=40.198017),
+    "pancreas": Preprocessing(clip=(-39, 204), mean=68.45214, sd=63.422806),
+    "colon": Preprocessing(clip=(-57, 175), mean=65.175035, sd=32.651197),
+}
+PAPER = {
+    "kits": RELEASED["kits"].model_copy(update={"clip": (-52.0, 247.0)}),
+    "lits": RELEASED["lits"].model_copy(update={"clip": (-17.0, 201.0), "mean": 99.40, "sd": 39.39}),
+    "pancreas": RELEASED["pancreas"],
+    "colon": RELEASED["colon"],
+}
+
+
+@dataclass(frozen=True)
+class Window:
+    """A box of a lattice: its first voxel and its shape, in lattice voxels (d, h, w)."""
+
+    lattice: Grid
+    start: tuple[int, int, int]
+    shape: tuple[int, int, int]
+
+    @classmethod
+    def around(cls, lattice: Grid, centre: ArrayLike, shape: Sequence[int]) -> Window:
+        """The window whose voxel shape // 2 is nearest to the lattice index `centre`, as the released code cuts it."""
+        start = np.floor(np.asarray(centre, dtype=float) + 0.5).astype(int) - np.asarray(shape) // 2
+        return cls(lattice, tuple(int(s) for s in start), tuple(int(n) for n in shape))  # type: ignore[arg-type]
+
+    @property
+    def grid(self) -> Grid:
+        """The window's own grid: its voxels are the crop's."""
+        return self.lattice.crop(self.start, self.shape)
+
+    def inside(self) -> Slices:
+        """The part of the crop, in crop voxels, that lies in the lattice; the rest is padding."""
+        return tuple(  # type: ignore[return-value]
+            slice(min(max(0, -s), n), max(0, min(n, length - s)))
+            for s, n, length in zip(self.start, self.shape, self.lattice.shape, strict=True)
+        )
+
+
+def read_crop(volume: Volume, window: Window, preprocessing: Preprocessing) -> NDArray[np.float32]:
+    """(window.shape) normalised crop; only the scan's voxels under it are read. 0 outside the scan, as released."""
+    crop = np.zeros(window.shape, dtype=np.float32)
+    inside = window.inside()
+    if all(part.stop > part.start for part in inside):
+        grid = window.grid.crop([p.start for p in inside], [p.stop - p.start for p in inside])
+        crop[inside] = preprocessing.normalise(resample(volume, grid, preprocessing.interpolation))
+    return crop
+
+
+def paste_box(window: Window, scan: Grid) -> Slices:
+    """The box of the scan's voxels that a crop can reach: one lattice voxel beyond its outermost centres.
+
+    Where the lattice ends, two: a scan may go on for up to a voxel after its last whole one.
+    """
+    ends = [
+        (p.start - 1, p.stop + (s + p.stop >= length))
+        for s, p, length in zip(window.start, window.inside(), window.lattice.shape, strict=True)
+    ]
+    matrix = index_map(window.grid, scan)
+    corners = np.stack(np.meshgrid(*ends, indexing="ij"), -1).reshape(-1, 3)
+    at = corners @ matrix[:3, :3].T + matrix[:3, 3]
+    low = np.maximum(np.floor(at.min(0)).astype(int), 0)
+    high = np.minimum(np.ceil(at.max(0)).astype(int) + 1, scan.shape)
+    return tuple(slice(int(a), int(max(a, b))) for a, b in zip(low, high, strict=True))  # type: ignore[return-value]
+
+
+def paste(crop: NDArray[np.float32], window: Window, scan: Grid) -> tuple[Slices, NDArray[np.float32]]:
+    """A crop's probabilities back on the scan: the box of the scan that they reach, and their values there.
+
+    Linear interpolation; 0 beyond the crop, and the outermost value at the border of the scan itself.
+    """
+    inside = window.inside()
+    box = paste_box(window, scan)
+    borders = [
+        (s + p.start <= 0, s + p.stop >= length)
+        for s, p, length in zip(window.start, inside, window.lattice.shape, strict=True)
+    ]
+    values = np.pad(crop[inside], 1)
+    for axis, (at_start, at_end) in enumerate(borders):
+        moved = np.moveaxis(values, axis, 0)
+        if at_start:
+            moved[0] = moved[1]
+        if at_end:
+            moved[-1] = moved[-2]
+    source = window.grid.crop([p.start - 1 for p in inside], values.shape)
+    target = scan.crop([b.start for b in box], [b.stop - b.start for b in box])
+    return box, resample(Volume(values, source), target)

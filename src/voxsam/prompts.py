@@ -1,0 +1,182 @@
+"""Prompts: clicks, boxes, scribbles and mask hints, kept in world millimetres; each becomes a few clicks.
+
+The model samples what the voxels under the clicks look like (paper, Sec. 3.3: "other prompts ... can be transformed
+into points through sampling"), so every prompt ends as points.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.ndimage
+from numpy.typing import ArrayLike, NDArray
+
+from voxsam.errors import PromptError
+from voxsam.geometry import Grid
+from voxsam.volume import Volume
+
+MOST_POINTS = 10  # that a scribble or a hint becomes; the released model was trained with 10 in the tumour
+MOST_CANDIDATES = 20_000  # voxels that are looked at when points are spread over a region
+SCRIBBLE_POSITIVE, SCRIBBLE_NEGATIVE = 1, 2
+
+World = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Point:
+    """A click at RAS+ millimetres: "this is the tumour", or with `positive=False` "this is not"."""
+
+    world_mm: World
+    positive: bool = True
+
+    @classmethod
+    def at_index(cls, grid: Grid, index: Sequence[float], positive: bool = True) -> Point:
+        """A click on voxel (i, j, k) of a grid. Raises PromptError if it is not three finite numbers on the grid."""
+        return cls(_world(grid, index, "click"), positive)
+
+    def points(self, scan: Grid) -> list[Point]:
+        """The click itself. Raises PromptError if it lies outside the scan."""
+        _require_inside(scan, self.world_mm, "click")
+        return [self]
+
+
+@dataclass(frozen=True)
+class Box:
+    """Two opposite corners, RAS+ mm, of a box along the scan's axes: the tumour is in it, and nothing outside is."""
+
+    corner_mm: World
+    opposite_mm: World
+
+    @classmethod
+    def at_index(cls, grid: Grid, low: Sequence[float], high: Sequence[float]) -> Box:
+        """The box of voxels from `low` to `high`, both included, in any order of the corners."""
+        return cls(_world(grid, low, "box corner"), _world(grid, high, "box corner"))
+
+    def index_range(self, scan: Grid) -> tuple[NDArray[np.int_], NDArray[np.int_]]:
+        """First and last voxel (3,) of the scan that the box holds."""
+        corners = np.rint(scan.world_to_index([self.corner_mm, self.opposite_mm])).astype(int)
+        corners = corners.clip(0, np.array(scan.shape) - 1)  # a corner may lie on the scan's outermost face
+        return corners.min(0), corners.max(0)
+
+    def points(self, scan: Grid) -> list[Point]:
+        """One click, in the middle. Raises PromptError if a corner lies outside the scan."""
+        for corner in (self.corner_mm, self.opposite_mm):
+            _require_inside(scan, corner, "box corner")
+        middle = (np.array(self.corner_mm) + np.array(self.opposite_mm)) / 2
+        return [Point(tuple(middle.tolist()))]
+
+
+@dataclass(frozen=True, eq=False)
+class Scribble:
+    """A label volume: voxels of 1 are in the tumour, voxels of 2 are not. Any grid; its strokes lie on the scan."""
+
+    volume: Volume
+
+    def points(self, scan: Grid) -> list[Point]:
+        """Up to ten clicks of each polarity, spread over all strokes. Raises PromptError if none is on the scan."""
+        labels, grid = _part_on_scan(self.volume, scan, "scribble"), self.volume.grid
+        found = []
+        for value, positive in ((SCRIBBLE_POSITIVE, True), (SCRIBBLE_NEGATIVE, False)):
+            chosen = spread(labels == value, grid.spacing_mm, inner=False)
+            found += [Point(_triple(world), positive) for world in grid.index_to_world(chosen)]
+        if not found:
+            raise PromptError("a scribble without strokes", "voxels of 1 (tumour) or 2 (not tumour)", "draw a stroke")
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class MaskHint:
+    """A rough mask of the tumour (not 0 is inside), on any grid; some of it lies on the scan."""
+
+    volume: Volume
+
+    def points(self, scan: Grid) -> list[Point]:
+        """Up to ten clicks spread over the inside of the mask, the first one deepest in it.
+
+        Raises PromptError if nothing of the mask lies on the scan.
+        """
+        inside, grid = _part_on_scan(self.volume, scan, "mask hint") != 0, self.volume.grid
+        if not inside.any():
+            raise PromptError("an empty mask hint", "a mask with voxels of the tumour in it", "leave the hint out")
+        return [Point(_triple(world)) for world in grid.index_to_world(spread(inside, grid.spacing_mm))]
+
+
+Prompt = Point | Box | Scribble | MaskHint
+
+
+def spread(
+    region: NDArray[np.bool_], spacing_mm: NDArray[np.float64], count: int = MOST_POINTS, *, inner: bool = True
+) -> NDArray[np.int_]:
+    """(n, 3) up to `count` voxels of a region: the one deepest inside first, then each farthest from those before.
+
+    Always the same for the same region. With `inner` only the inner half (by depth) of the region is used, so that
+    specks, and an outline drawn a little too wide, do not matter.
+    """
+    if not region.any():
+        return np.empty((0, 3), dtype=int)
+    box = scipy.ndimage.find_objects(region.astype(np.uint8))[0]
+    depth = np.asarray(scipy.ndimage.distance_transform_edt(np.pad(region[box], 1), sampling=spacing_mm))
+    depth = depth[1:-1, 1:-1, 1:-1]
+    candidates = np.argwhere(depth >= depth.max() / 2 if inner else region[box])
+    candidates = candidates[:: max(1, len(candidates) // MOST_CANDIDATES)]
+    deepest = np.array(np.unravel_index(depth.argmax(), depth.shape))
+    chosen = [deepest]
+    distance = np.linalg.norm((candidates - deepest) * spacing_mm, axis=1)
+    while len(chosen) < count and distance.max() > 0:
+        chosen.append(candidates[distance.argmax()])
+        distance = np.minimum(distance, np.linalg.norm((candidates - chosen[-1]) * spacing_mm, axis=1))
+    return np.array(chosen) + [b.start for b in box]
+
+
+def _world(grid: Grid, index: Sequence[float], what: str) -> World:
+    try:
+        at = np.asarray(index, dtype=float)
+    except (TypeError, ValueError):
+        at = np.empty(0)
+    if at.shape != (3,) or not np.isfinite(at).all():
+        raise PromptError(f"{what} {index}", "three numbers i, j, k", "give the voxel's index on each axis")
+    world = _triple(grid.index_to_world(at))
+    _require_inside(grid, world, what)
+    return world
+
+
+def _triple(world_mm: NDArray[np.float64]) -> World:
+    return tuple(world_mm.tolist())  # type: ignore[return-value]
+
+
+def _require_inside(scan: Grid, world_mm: ArrayLike, what: str) -> None:
+    if np.shape(world_mm) != (3,) or not np.isfinite(world_mm).all():
+        given, remedy = f"a {what} at {world_mm}", "give RAS+ coordinates, or the voxel's index"
+        raise PromptError(given, "three numbers x, y, z in millimetres", remedy)
+    # A thousandth of a voxel is the rounding of millimetres written with a few digits.
+    index = scan.world_to_index(world_mm)
+    if not scan.contains(np.round(index, 3)):
+        at = ", ".join(f"{v:.4g}" for v in index)
+        last = ", ".join(str(n - 1) for n in scan.shape)
+        raise PromptError(
+            f"a {what} outside the scan, at voxel ({at})",
+            f"a voxel from (0, 0, 0) to ({last})",
+            "check the order i, j, k of the file's array, or use millimetres (RAS+)",
+        )
+
+
+def _part_on_scan(volume: Volume, scan: Grid, what: str) -> NDArray:
+    """The labels on their own grid, with 0 outside the scan. Raises PromptError if all that there are lie outside.
+
+    Resampling them to the scan would lose strokes between its voxels.
+    """
+    if volume.grid.close_to(scan):
+        return volume.array
+    labelled = np.argwhere(volume.array != 0)
+    inside = labelled[scan.contains(volume.grid.index_in(scan, labelled))]
+    if len(labelled) and not len(inside):
+        raise PromptError(
+            f"a {what} that lies elsewhere ({volume.grid} against the scan's {scan})",
+            "a file whose labels lie on the scan",
+            "check that both show the same patient and study",
+        )
+    part = np.zeros_like(volume.array)
+    part[tuple(inside.T)] = volume.array[tuple(inside.T)]
+    return part

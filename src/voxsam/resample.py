@@ -1,0 +1,96 @@
+"""Interpolation between grids: the one place that reads a voxel where there is none."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import scipy.ndimage
+from numpy.typing import NDArray
+
+from voxsam.geometry import Grid
+from voxsam.volume import Volume
+
+SKEW_TOLERANCE = 1e-4  # voxels per voxel: below it, the axes of two grids count as parallel
+
+Method = Literal["linear", "area", "nearest"]
+
+
+def index_map(target: Grid, source: Grid) -> NDArray[np.float64]:
+    """(4, 4) matrix: an index of `target` to the index of `source` at the same place."""
+    return np.linalg.inv(source.affine) @ target.affine
+
+
+def parallel_axes(target: Grid, source: Grid) -> NDArray[np.intp] | None:
+    """(3,) for each axis of `target` the axis of `source` that runs along it, or None if the grids are oblique."""
+    linear = index_map(target, source)[:3, :3]
+    partner = np.abs(linear).argmax(axis=0)
+    rest = linear.copy()
+    rest[partner, range(3)] = 0
+    parallel = sorted(partner) == [0, 1, 2] and np.abs(rest).max() <= SKEW_TOLERANCE
+    return partner if parallel else None
+
+
+def resample(volume: Volume, target: Grid, method: Method = "linear") -> NDArray[np.float32]:
+    """The volume's values at the voxels of `target`, (target.shape) float32; outside, the nearest edge voxel.
+
+    "linear" reads the two nearest voxels of each axis. "area" also averages over the target's spacing where that is
+    the coarser one (a triangle of its width), which keeps thin structures and removes noise. Grids whose axes are
+    parallel (also permuted or flipped) are interpolated axis by axis, and only the part of the source that the target
+    covers is read: the cost is that of the target, not of the scan. For oblique grids "area" is "linear".
+    """
+    matrix = index_map(target, volume.grid)
+    partner = parallel_axes(target, volume.grid)
+    if partner is not None:
+        return _along_axes(volume.array, matrix, partner, target.shape, method)
+    out = np.empty(target.shape, dtype=np.float32)
+    order = 0 if method == "nearest" else 1
+    source = volume.array.astype(np.float32, copy=False)
+    scipy.ndimage.affine_transform(source, matrix[:3, :3], matrix[:3, 3], output=out, order=order, mode="nearest")  # type: ignore[arg-type]
+    return out
+
+
+def _along_axes(
+    array: NDArray, matrix: NDArray[np.float64], partner: NDArray[np.intp], shape: tuple[int, ...], method: Method
+) -> NDArray[np.float32]:
+    taps = [(np.empty(0, dtype=int), np.empty(0, dtype=np.float32))] * 3  # per source axis
+    for axis, source_axis in enumerate(partner):
+        step = matrix[source_axis, axis]
+        at = step * np.arange(shape[axis]) + matrix[source_axis, 3]
+        at = np.clip(at, 0, array.shape[source_axis] - 1)
+        taps[source_axis] = _taps(at, array.shape[source_axis], abs(step), method)
+    starts = [int(index.min()) for index, _ in taps]
+    covered = tuple(slice(s, int(index.max()) + 1) for s, (index, _) in zip(starts, taps, strict=True))
+    part = array[covered].astype(np.float32)
+    # Shrinking axes first keeps the intermediate arrays small.
+    for axis in sorted(range(3), key=lambda a: len(taps[a][0]) / part.shape[a]):
+        index, weight = taps[axis]
+        part = _along_one(part, axis, index - starts[axis], weight)
+    return np.ascontiguousarray(part.transpose(partner))
+
+
+def _taps(
+    at: NDArray[np.float64], length: int, step: float, method: Method
+) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
+    """(n, taps) which voxels of an axis each of the n places `at` reads, and with what weight."""
+    if method == "nearest":
+        return np.floor(at + 0.5).astype(int)[:, None], np.ones((len(at), 1), np.float32)
+    reach = max(1.0, step) if method == "area" else 1.0
+    first = np.floor(at - reach).astype(int) + 1
+    index = first[:, None] + np.arange(int(np.ceil(2 * reach)))
+    weight = np.maximum(0, 1 - np.abs(index - at[:, None]) / reach)
+    weight /= weight.sum(1, keepdims=True)
+    used = weight.any(axis=0)
+    return index[:, used].clip(0, length - 1), weight[:, used].astype(np.float32)
+
+
+def _along_one(
+    part: NDArray[np.float32], axis: int, index: NDArray[np.intp], weight: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    if weight.shape[1] == 1:
+        return part.take(index[:, 0], axis)
+    broadcast = [-1 if a == axis else 1 for a in range(3)]
+    out = part.take(index[:, 0], axis) * weight[:, 0].reshape(broadcast)
+    for tap in range(1, weight.shape[1]):
+        out += part.take(index[:, tap], axis) * weight[:, tap].reshape(broadcast)
+    return out

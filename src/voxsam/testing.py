@@ -1,0 +1,76 @@
+"""Stand-ins for tests, here and in programs built on VoxSAM: a very small network and a small scan, made in no time.
+
+The network is a real one with random weights: its masks mean nothing, but shapes, files and errors are those of any
+model. The scan is a phantom on an anisotropic, oblique grid, so that a swapped axis shows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from voxsam.data.phantoms import make_phantom
+from voxsam.geometry import Grid
+from voxsam.volume import Volume
+
+if TYPE_CHECKING:
+    from voxsam.model.network import VoxSAMNetwork
+
+STUB_SHAPE = (44, 36, 22)
+STUB_SPACING_MM = (3.0, 3.5, 6.0)
+STUB_TURN_DEGREES = 12.0  # of the grid about its own first axis, as of a tilted gantry
+
+
+@dataclass(frozen=True)
+class StubScan:
+    """A scan (int16 HU), the true mask of its tumour (uint8), and an index (i, j, k) inside the tumour."""
+
+    scan: Volume
+    truth: Volume
+    click: tuple[int, int, int]
+
+
+def stub_network(seed: int = 0, *, polarity: bool = True, automatic: bool = False, name: str = "stub") -> VoxSAMNetwork:
+    """A VoxSAMNetwork of some 80,000 random weights, always the same for one seed, in eval mode on the CPU.
+
+    `polarity=False`: it takes no negative clicks, as the released models. `automatic=True`: it takes no clicks at all.
+    """
+    import torch
+
+    from voxsam.model.card import Card
+    from voxsam.model.network import VoxSAMNetwork
+    from voxsam.model.sizes import TINY
+    from voxsam.preprocess import Preprocessing
+
+    sizes = {"width": 16, "depth": 4, "heads": 2, "adapter_width": 8, "crop": 16, "position_grid": 4, "window": 2}
+    head = {"feature_width": 16, "head_width": 8, "queries": 2, "prompt_heads": 2, "prompt_mlp": 16}
+    config = TINY.model_copy(update={"size": "stub", "polarity": polarity, **sizes, **head})
+    preprocessing = Preprocessing(spacing_mm=(6.0, 6.0, 6.0), clip=(-200.0, 300.0), mean=40.0, sd=60.0)
+    description = {"data": "none: random weights", "licence": "Apache-2.0"}
+    card = Card(name=name, config=config, preprocessing=preprocessing, description=description, automatic=automatic)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = VoxSAMNetwork(card)
+        for parameter in network.parameters():  # some start as 0, which would make every click answer alike
+            torch.nn.init.normal_(parameter, std=0.2)
+    return network.eval()
+
+
+def stub_scan(seed: int = 0) -> StubScan:
+    """A phantom on 44 x 36 x 22 voxels of 3 x 3.5 x 6 mm whose axes are permuted and oblique to the world's."""
+    phantom = make_phantom(seed, STUB_SHAPE, STUB_SPACING_MM, "PLS")
+    grid = _tilted(phantom.scan.grid)
+    return StubScan(Volume(phantom.scan.array, grid, "CT"), Volume(phantom.label.array, grid, "SEG"), phantom.click)
+
+
+def _tilted(grid: Grid) -> Grid:
+    """The grid turned about its first axis through its first voxel."""
+    turn = np.deg2rad(STUB_TURN_DEGREES)
+    axis = grid.affine[:3, 0] / grid.spacing_mm[0]
+    cross = np.cross(np.eye(3), -axis)  # Rodrigues' formula
+    rotation = np.eye(3) + np.sin(turn) * cross + (1 - np.cos(turn)) * cross @ cross
+    affine = grid.affine.copy()
+    affine[:3, :3] = rotation @ affine[:3, :3]
+    return Grid(grid.shape, affine)

@@ -1,0 +1,90 @@
+"""Fixtures for the tests of files: grids, a scan whose voxels all differ, and a maker of DICOM series."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+import pytest
+from io_phantoms import COLUMN, GRIDS, NORMAL, ORIGIN, PIXEL_SPACING, ROW, SHAPE, SLICE_STEP
+from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+
+from voxsam.geometry import Grid
+
+
+@pytest.fixture(params=GRIDS.values(), ids=GRIDS.keys())
+def grid(request: pytest.FixtureRequest) -> Grid:
+    """Grids of shape SHAPE, anisotropic and laid in many ways."""
+    return Grid(SHAPE, request.param)
+
+
+@pytest.fixture
+def scan_array() -> np.ndarray:
+    """(6, 7, 9) int16, each voxel another number: 100 i + 10 j + k - 30."""
+    i, j, k = np.indices(SHAPE)
+    return (100 * i + 10 * j + k - 30).astype(np.int16)
+
+
+def _dataset(pixels: np.ndarray, position: np.ndarray, number: int, series: str, extra: dict[str, Any]) -> FileDataset:
+    """One CT image; `pixels` (i, j). `extra` overrides elements; None removes one."""
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = CTImageStorage, generate_uid()
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
+    elements = {
+        "SOPClassUID": CTImageStorage,
+        "SOPInstanceUID": meta.MediaStorageSOPInstanceUID,
+        "Modality": "CT",
+        "SeriesInstanceUID": series,
+        "SeriesNumber": 4,
+        "SeriesDescription": "phantom",
+        "InstanceNumber": number,
+        "ImagePositionPatient": [float(f"{x:.6f}") for x in position],
+        "ImageOrientationPatient": [*ROW, *COLUMN],
+        "PixelSpacing": list(PIXEL_SPACING),
+        "SamplesPerPixel": 1,
+        "PhotometricInterpretation": "MONOCHROME2",
+        "Rows": pixels.shape[1],
+        "Columns": pixels.shape[0],
+        "BitsAllocated": 16,
+        "BitsStored": 16,
+        "HighBit": 15,
+        "PixelRepresentation": 1 if pixels.dtype == np.int16 else 0,
+        "PixelData": pixels.T.tobytes(),
+    }
+    for keyword, value in (elements | extra).items():
+        if value is not None:
+            setattr(dataset, keyword, value)
+    return dataset
+
+
+@pytest.fixture
+def write_series(scan_array: np.ndarray) -> Callable[..., Path]:
+    """A function that writes `scan_array` as a series and returns the folder.
+
+    `extra` overrides elements in all slices; `edit(dataset, k)` changes slice k, or returns False to leave it out.
+    File names and instance numbers run in an order that is not that of the positions.
+    """
+
+    def write(
+        folder: Path,
+        edit: Callable[[pydicom.Dataset, int], Any] = lambda dataset, k: True,
+        step: np.ndarray = SLICE_STEP * NORMAL,
+        array: np.ndarray = scan_array,
+        series: str = "1.2.3.4",
+        prefix: str = "IM",
+        **extra: Any,
+    ) -> Path:
+        folder.mkdir(parents=True, exist_ok=True)
+        for k in range(array.shape[2]):
+            number = (k * 4) % 9  # 0, 4, 8, 3, 7, ...
+            dataset = _dataset(array[:, :, k], ORIGIN + k * step, number, series, extra)
+            if edit(dataset, k) is not False:
+                dataset.save_as(folder / f"{prefix}{number:02d}.dcm", enforce_file_format=True)
+        return folder
+
+    return write

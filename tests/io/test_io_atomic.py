@@ -1,0 +1,87 @@
+"""atomic_path: the target appears whole or stays as it was, and nothing is left beside it."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+import pytest
+
+from voxsam.errors import FileError
+from voxsam.io.atomic import atomic_path
+
+
+def test_the_target_appears_when_the_block_ends(tmp_path):
+    target = tmp_path / "mask.nii.gz"
+    with atomic_path(target) as temporary:
+        temporary.write_bytes(b"whole")
+        assert not target.exists()
+        assert temporary.parent == tmp_path and temporary.name.endswith(".nii.gz")
+    assert target.read_bytes() == b"whole"
+    assert os.listdir(tmp_path) == ["mask.nii.gz"]
+
+
+def test_an_existing_file_is_replaced(tmp_path):
+    target = tmp_path / "mask.mha"
+    target.write_bytes(b"old")
+    with atomic_path(str(target)) as temporary:
+        temporary.write_bytes(b"new")
+        assert target.read_bytes() == b"old"
+    assert target.read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
+def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path, error):
+    target = tmp_path / "mask.mha"
+    target.write_bytes(b"old")
+    with pytest.raises(error), atomic_path(target) as temporary:
+        temporary.write_bytes(b"half")
+        raise error
+    assert target.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["mask.mha"]
+
+
+def test_a_full_disk_is_told_in_one_line(tmp_path):
+    words = r"mask.mha could not be written \(No space left on device\); expected a folder that takes files; check"
+    with pytest.raises(FileError, match=words), atomic_path(tmp_path / "mask.mha") as temporary:
+        temporary.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+    assert os.listdir(tmp_path) == []
+
+
+def test_refuses_a_missing_folder(tmp_path):
+    words = "the output folder .*nowhere does not exist; expected an existing folder; create it first"
+    with pytest.raises(FileError, match=words), atomic_path(tmp_path / "nowhere" / "mask.mha"):
+        pytest.fail("the block must not run")
+
+
+def test_refuses_a_folder_as_target(tmp_path):
+    with pytest.raises(FileError, match="is a folder; expected the name of a file"), atomic_path(tmp_path):
+        pytest.fail("the block must not run")
+
+
+def test_refuses_a_folder_that_takes_no_files(tmp_path, monkeypatch):
+    def denied(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "open", denied)  # root may write anywhere, so the refusal is played
+    words = r"could not be written \(Permission denied\); expected a folder that takes files"
+    with pytest.raises(FileError, match=words), atomic_path(tmp_path / "mask.mha"):
+        pytest.fail("the block must not run")
+
+
+def test_a_link_stays_a_link(tmp_path):
+    real, link = tmp_path / "real.mha", tmp_path / "link.mha"
+    real.write_bytes(b"old")
+    link.symlink_to(real)
+    with atomic_path(link) as temporary:
+        temporary.write_bytes(b"new")
+    assert link.is_symlink() and real.read_bytes() == b"new"
+
+
+def test_the_file_is_as_readable_as_any_new_file(tmp_path):
+    (tmp_path / "plain").write_bytes(b"")
+    with atomic_path(tmp_path / "atomic"):
+        pass
+    modes = {stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("plain", "atomic")}
+    assert len(modes) == 1

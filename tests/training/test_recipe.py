@@ -1,0 +1,108 @@
+"""Recipes: the shipped one is valid and whole, and what is wrong in a file is named in one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from voxsam.errors import FileError, InputError
+from voxsam.model.sizes import TINY
+from voxsam.training.recipe import Recipe, read_recipe
+from voxsam.training.task import schedule
+
+RECIPES = sorted((Path(__file__).resolve().parents[2] / "recipes").glob("*.yaml"))
+LEAST = {
+    "name": "least",
+    "model": {"size": "s", "width": 16, "depth": 4, "heads": 2, "adapter_width": 8},
+    "preprocessing": {"clip": [-100, 100], "mean": 0, "sd": 50},
+    "steps": 100,
+}
+
+
+def write(folder: Path, **changes: object) -> Path:
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump({**LEAST, **changes}))
+    return path
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_shipped_recipe_is_valid(path: Path) -> None:
+    assert read_recipe(path).name == path.stem
+
+
+def test_voxsam_tiny_has_the_sizes_of_the_named_size() -> None:
+    (path,) = [path for path in RECIPES if path.stem == "voxsam-tiny"]
+    recipe = read_recipe(path)
+    assert recipe.model == TINY
+    assert recipe.preprocessing.interpolation == "area"
+    assert len(recipe.held_out) == 6
+    assert recipe.description["licence"] == "Apache-2.0"
+
+
+def test_the_least_recipe_has_defaults(tmp_path: Path) -> None:
+    recipe = read_recipe(write(tmp_path))
+    assert (recipe.batch, recipe.held_out, recipe.phantoms, recipe.augmentation.flip) == (2, (), 0, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"stepz": 3}, "stepz: Extra inputs are not permitted"),
+        ({"model": {**LEAST["model"], "deep": 3}}, "model.deep: Extra inputs are not permitted"),
+        ({"augmentation": {"mirror": 1}}, "augmentation.mirror: Extra inputs are not permitted"),
+        ({"steps": 0}, "steps: Input should be greater than 0"),
+        ({"steps": "many"}, "steps: Input should be a valid integer"),
+        ({"batch": 0}, "batch: Input should be greater than 0"),
+        ({"max_points": 0}, "max_points: Input should be greater than 0"),
+        ({"learning_rate": -1}, "learning_rate: Input should be greater than 0"),
+        ({"ema": 1.5}, "ema: Input should be less than or equal to 1"),
+        ({"phantom_share": 60}, "phantom_share: Input should be less than or equal to 1"),
+        ({"phantom_shape": [72, 72]}, "phantom_shape.2: Field required"),
+        ({"preprocessing": {**LEAST["preprocessing"], "sd": 0}}, "preprocessing.sd: Input should be greater than 0"),
+        ({"model": {**LEAST["model"], "heads": 3}}, "model: Value error, width must divide by heads"),
+    ],
+)
+def test_a_fault_is_named_in_one_line(tmp_path: Path, changes: dict, words: str) -> None:
+    path = write(tmp_path, **changes)
+    with pytest.raises(InputError) as error:
+        read_recipe(path)
+    assert str(error.value).startswith(f"{path}: {words}")
+    assert str(error.value).endswith("expected the keys of voxsam.training.recipe.Recipe; mend it")
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_key_a_missing_file_and_no_yaml_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump({k: v for k, v in LEAST.items() if k != "steps"}))
+    with pytest.raises(InputError, match="steps: Field required"):
+        read_recipe(path)
+    path.write_text("name: [")
+    with pytest.raises(InputError, match="expected a recipe in YAML; repair the file"):
+        read_recipe(path)
+    path.write_text("")
+    with pytest.raises(InputError, match="Input should be a valid dictionary"):
+        read_recipe(path)
+    with pytest.raises(
+        FileError, match=r"nowhere.yaml: no such file; expected a recipe in YAML; see the folder recipes"
+    ):
+        read_recipe(tmp_path / "nowhere.yaml")
+
+
+def test_a_recipe_never_changes(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        read_recipe(write(tmp_path)).steps = 5  # type: ignore[misc]
+
+
+def test_the_learning_rate_by_hand() -> None:
+    """Up over 10 steps, level, and down to 0 over the last 30 of 100."""
+    recipe = Recipe.model_validate({**LEAST, "warmup": 10, "decay": 0.3})
+    at = {step: schedule(step, recipe) for step in (0, 4, 9, 10, 69, 70, 85, 99, 100, 120)}
+    wanted = {0: 0.1, 4: 0.5, 9: 1, 10: 1, 69: 1, 70: 1, 85: 0.5, 99: 1 / 30, 100: 0, 120: 0}
+    assert at == pytest.approx(wanted)
+
+
+def test_the_learning_rate_without_warm_up_and_decay() -> None:
+    recipe = Recipe.model_validate({**LEAST, "warmup": 0, "decay": 0})
+    assert [schedule(step, recipe) for step in (0, 50, 99)] == [1, 1, 1]

@@ -1,0 +1,157 @@
+"""Training: a few steps on phantoms write a model that loads, and a run that was cut off goes on where it stopped."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from voxsam.model.checkpoint import load_model
+from voxsam.model.network import VoxSAMNetwork
+from voxsam.session import Session
+from voxsam.testing import stub_network, stub_scan
+from voxsam.training import run
+from voxsam.training.recipe import Recipe
+from voxsam.training.run import Onwards, make_stream, train
+from voxsam.training.task import SegmentationTask
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's hints on loaders and loggers
+
+
+def recipe(**changes: object) -> Recipe:
+    """A minuscule network on two phantoms of 18 cm."""
+    fields = {
+        "name": "minuscule",
+        "model": stub_network().config,
+        "preprocessing": {"spacing_mm": (6, 6, 6), "clip": (-120, 200), "mean": 35, "sd": 40, "interpolation": "area"},
+        "phantoms": 2,
+        "phantom_shape": (30, 30, 30),
+        "steps": 3,
+        "warmup": 1,
+        "seed": 1,
+        "description": {"data": "phantoms"},
+    }
+    return Recipe.model_validate({**fields, **changes})
+
+
+def losses(out: Path) -> list[tuple[int, float]]:
+    """(step, loss) of every logged step."""
+    with (out / "log" / "metrics.csv").open() as file:
+        return [(int(row["step"]), float(row["loss"])) for row in csv.DictReader(file) if row["loss"]]
+
+
+@pytest.fixture
+def every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Log and save at every step."""
+    whole = run.lightning.Trainer
+    monkeypatch.setattr(run.lightning, "Trainer", lambda **k: whole(**{**k, "log_every_n_steps": 1}, **QUIET))
+    monkeypatch.setattr(run, "CHECKPOINT_STEPS", 1)
+
+
+QUIET = {"enable_progress_bar": False, "enable_model_summary": False}
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The numbers of the samples that are drawn."""
+    numbers: list[int] = []
+    whole = run.SampleStream.__getitem__
+
+    def note(self, number):
+        numbers.append(number)
+        return whole(self, number)
+
+    monkeypatch.setattr(run.SampleStream, "__getitem__", note)
+    return numbers
+
+
+def test_three_steps_write_a_model_that_loads_and_segments(tmp_path: Path, every_step, drawn: list[int]) -> None:
+    path = train(recipe(), None, tmp_path / "out")
+    assert path == tmp_path / "out" / "model.safetensors"
+    assert drawn == [0, 1, 2, 3, 4, 5]
+    steps = losses(tmp_path / "out")
+    assert [step for step, _ in steps] == [0, 1, 2]
+    assert np.isfinite([loss for _, loss in steps]).all()
+    model = load_model(path, "cpu")
+    assert (model.card.name, model.card.description["data"]) == ("minuscule", "phantoms")
+    assert model.config == recipe().model
+    assert model.card.preprocessing == recipe().preprocessing
+    given = stub_scan()
+    assert Session(model, given.scan).click(given.click).grid == given.scan.grid
+
+
+def test_a_run_goes_on_from_its_last_checkpoint(tmp_path: Path, every_step, drawn: list[int], monkeypatch) -> None:
+    """Cut off in the fourth of six steps: the second start sees the samples that come next, and ends as if not cut."""
+    wanted = train(recipe(steps=6), None, tmp_path / "whole")
+    assert drawn == list(range(12))
+    step, drawn[:] = SegmentationTask.training_step, []
+
+    def fail_at_fourth(self, batch, number):
+        if self.trainer.global_step == 3:
+            raise RuntimeError("the machine went away")
+        return step(self, batch, number)
+
+    monkeypatch.setattr(SegmentationTask, "training_step", fail_at_fourth)
+    with pytest.raises(RuntimeError, match="went away"):
+        train(recipe(steps=6), None, tmp_path / "cut")
+    assert not (tmp_path / "cut" / "model.safetensors").exists()
+    monkeypatch.setattr(SegmentationTask, "training_step", step)
+    drawn.clear()
+    got = train(recipe(steps=6), None, tmp_path / "cut")
+    assert drawn == list(range(6, 12))
+    first, second = load_model(wanted, "cpu").state_dict(), load_model(got, "cpu").state_dict()
+    for name, tensor in first.items():
+        torch.testing.assert_close(second[name], tensor, atol=1e-6, rtol=1e-5, msg=name)
+
+
+def test_a_finished_run_started_again_trains_no_more(tmp_path: Path, every_step, drawn: list[int]) -> None:
+    first = load_model(train(recipe(), None, tmp_path), "cpu").state_dict()
+    drawn.clear()
+    second = load_model(train(recipe(), None, tmp_path), "cpu").state_dict()
+    assert drawn == []
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_onwards_counts_the_whole_run_and_starts_where_it_is_told() -> None:
+    order = Onwards(10, lambda: 6)
+    assert len(order) == 10
+    assert list(order) == [6, 7, 8, 9]
+
+
+def test_the_same_recipe_gives_the_same_samples() -> None:
+    first, second, other = make_stream(recipe(), None), make_stream(recipe(), None), make_stream(recipe(seed=2), None)
+    for key in ("crop", "label", "points", "labels"):
+        np.testing.assert_array_equal(first[3][key], second[3][key])
+    assert not np.array_equal(first[3]["crop"], other[3]["crop"])
+    assert first[3]["crop"].shape == (1, *(recipe().model.crop,) * 3)
+
+
+def test_a_step_lowers_the_loss_on_its_own_batch() -> None:
+    network = stub_network()
+    given = recipe(learning_rate=1e-3, warmup=0)
+    task = SegmentationTask(given, network)
+    task.log_dict = lambda *_, **__: None  # type: ignore[method-assign]
+    stream = make_stream(given, None)
+    batch = {k: torch.stack([torch.from_numpy(stream[n][k]) for n in range(2)]) for k in stream[0]}
+    optimiser = task.configure_optimizers()["optimizer"]
+    seen = []
+    for _ in range(8):
+        optimiser.zero_grad()
+        loss = task.training_step(batch, 0)
+        loss.backward()
+        optimiser.step()
+        seen.append(float(loss))
+    assert seen[-1] < seen[0] - 0.01
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
+
+
+def test_vectors_are_not_decayed() -> None:
+    task = SegmentationTask(recipe(weight_decay=0.05), stub_network())
+    decayed, rest = task.configure_optimizers()["optimizer"].param_groups
+    assert (decayed["weight_decay"], rest["weight_decay"]) == (0.05, 0)
+    assert all(p.ndim >= 2 for p in decayed["params"])
+    assert all(p.ndim < 2 for p in rest["params"])
+    assert len(decayed["params"]) + len(rest["params"]) == len(list(VoxSAMNetwork(task.network.card).parameters()))
