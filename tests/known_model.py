@@ -57,7 +57,7 @@ class KnownModel(nn.Module):
         return features[-1][:, :, d, h, w][:, None]
 
     def decode(self, features, crops, points=None, *, looks=None, labels=None, static=None):
-        assert points is None and looks.shape[2] == 1
+        assert points.shape == (1, looks.shape[1], 3) and looks.shape[2] == 1
         self.decoded += 1
         self.looks, self.labels = looks[0, :, 0].tolist(), None if labels is None else labels[0].tolist()
         probability = (0.5 + features[-1] + static).clamp(1e-4, 1 - 1e-4)

@@ -55,11 +55,15 @@ class VoxSAMNetwork(nn.Module):
         """(B, 2, D, H, W) logits: background, tumour.
 
         `points` (B, N, 3) = (d, h, w) in crop voxels, or `looks` (B, N, C) sampled before, here or in another crop;
-        neither: automatic mode, the prompt encoder is left out. `labels` (B, N): 1 positive, 0 negative, -1 padding.
+        neither: automatic mode, the prompt encoder is left out. With both, the looks count, and the points say where a
+        model with `config.marks` marks them (outside the crop: nowhere). `labels` (B, N): 1 positive, 0 negative, -1
+        padding.
         """
         deepest = features[-1]
         if points is not None:
-            looks = self.sample(features, points)
+            if looks is None:
+                looks = self.sample(features, points)
+            deepest = self.prompt_encoder.mark(deepest, points, labels, tuple(crops_B1DHW.shape[2:]))
         if looks is not None:
             deepest = self.prompt_encoder(deepest, looks, labels)
         if static is None:

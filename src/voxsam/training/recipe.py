@@ -8,7 +8,8 @@ from typing import Annotated
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
 
-from voxsam.data.sampling import Augmentation
+from voxsam.data.augmentation import Augmentation
+from voxsam.data.sampling import Prompts
 from voxsam.errors import FileError, InputError
 from voxsam.model.sizes import ModelConfig
 from voxsam.preprocess import Preprocessing
@@ -30,7 +31,11 @@ class Recipe(BaseModel):
     phantom_share: Share = 0.0  # of the crops, falling linearly to `phantom_share_end`
     phantom_share_end: Share = 0.0
     phantom_shape: tuple[PositiveInt, PositiveInt, PositiveInt] = (72, 72, 72)
-    max_points: PositiveInt = 4
+    prompts: Prompts = "clicks"
+    corrections: NonNegativeInt = 4  # most simulated clicks after the first ones, in one step
+    corrected: Share = 0.6  # of the steps, in which there are any
+    unmarked: Share = 0.15  # of the steps, in which a model with marks is not told where the clicks are
+    start_from: str | None = None  # a model whose tensors the training starts with: a name or a .safetensors file
     steps: PositiveInt
     batch: PositiveInt = 2
     learning_rate: PositiveFloat = 1e-3

@@ -21,9 +21,9 @@ from torch.utils.data import Sampler as TorchSampler
 from voxsam.data.cases import find_cases
 from voxsam.data.sampling import Sampler
 from voxsam.data.stream import SampleStream, load_cases, make_phantoms
-from voxsam.errors import FileError
+from voxsam.errors import CheckpointError, FileError
 from voxsam.model.card import Card
-from voxsam.model.checkpoint import save_model
+from voxsam.model.checkpoint import load_model, save_model
 from voxsam.model.network import VoxSAMNetwork
 from voxsam.training.recipe import Recipe, read_recipe
 from voxsam.training.task import SegmentationTask
@@ -43,9 +43,7 @@ def make_stream(recipe: Recipe, data: Path | None) -> SampleStream:
             f"{data}: no case {', '.join(missing)}", "all cases that the recipe holds out", "check their names"
         )
     scans = [case for case in cases if case.name not in recipe.held_out]
-    sampler = Sampler(
-        recipe.preprocessing, recipe.model.crop, recipe.max_points, recipe.augmentation, recipe.model.polarity
-    )
+    sampler = Sampler(recipe.preprocessing, recipe.model.crop, recipe.augmentation, recipe.prompts)
     first_seed = 10_000 * (1 + recipe.seed)
     return SampleStream(
         sampler,
@@ -82,6 +80,24 @@ class WriteModel(Callback):
         save_model(pl_module.network, self.path)
 
 
+def start(network: VoxSAMNetwork, model: str) -> None:
+    """Take over the tensors of a trained model; what an extension adds keeps its own beginning.
+
+    Raises CheckpointError for a model of other sizes.
+    """
+    tensors = load_model(model, "cpu").state_dict()
+    own = network.state_dict()
+    unfit = [name for name, tensor in tensors.items() if name not in own or own[name].shape != tensor.shape]
+    missing = [name for name in own if name not in tensors and not name.startswith("prompt_encoder.marks.")]
+    if unfit or missing:
+        raise CheckpointError(
+            f"{model} does not fit the recipe's network ({(unfit + missing)[0]})",
+            "a model of the same sizes",
+            "change `model` or `start_from` in the recipe",
+        )
+    network.load_state_dict(tensors, strict=False)
+
+
 def train(recipe: Recipe, data: Path | None, out: Path) -> Path:
     """Run the recipe; returns the path of the model file."""
     lightning.seed_everything(recipe.seed)
@@ -89,6 +105,8 @@ def train(recipe: Recipe, data: Path | None, out: Path) -> Path:
         name=recipe.name, config=recipe.model, preprocessing=recipe.preprocessing, description=recipe.description
     )
     network = VoxSAMNetwork(card)
+    if recipe.start_from is not None:
+        start(network, recipe.start_from)
     stream = make_stream(recipe, data)
     model = out / "model.safetensors"
     callbacks = [
