@@ -244,8 +244,11 @@ class Session:
             )
         with torch.inference_mode():
             piece, crops, complete = self._segment(windows, at, [click.positive for click in clicks])
+        box = self._box(prompts, clicks)
         messages = self._messages(len(windows), crops, complete)
-        return Answer(prompts, clicks, tuple(windows), piece, self._box(prompts, clicks), messages, crops)
+        if box is None and any(isinstance(prompt, Box) for prompt in prompts):
+            messages = (*messages, "a click in the tumour lies outside the box: the box does not limit the mask")
+        return Answer(prompts, clicks, tuple(windows), piece, box, messages, crops)
 
     def _check(self, clicks: Sequence[Point]) -> None:
         if self.model.card.automatic:
@@ -332,13 +335,22 @@ class Session:
         encoded = self._encode(window)
         points = torch.tensor(at - window.start, dtype=torch.float32, device=encoded.crop.device)[None]
         logits = self.model.decode(
-            encoded.features, encoded.crop, points, looks=looks, labels=labels, static=encoded.static
+            encoded.features,
+            encoded.crop,
+            points,
+            looks=looks,
+            labels=labels,
+            static=encoded.static,
+            conditioning=self.model.card.conditioning,
         )
         background, tumour = logits[0].float()
         return torch.sigmoid(tumour - background).cpu().numpy()  # softmax over two classes
 
     def _messages(self, chosen: int, used: int, complete: bool) -> tuple[str, ...]:
         messages = []
+        seen, known = self.volume.modality, self.model.card.preprocessing.modality
+        if seen and known and seen != known:
+            messages.append(f"the scan is {seen}, the model was trained on {known}: look at the mask with care")
         if chosen > 1:
             messages.append(f"the clicks lie farther apart than one crop: {chosen} crops were used")
         if used > chosen:

@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status, line = _explain(error, words)
         print(f"voxsam: {line}", file=sys.stderr)
     if status == INTERRUPTED:
-        print("voxsam: interrupted; nothing was written", file=sys.stderr)
+        print("voxsam: interrupted; every file that was finished is whole, no other was begun", file=sys.stderr)
     return status if isinstance(status, int) else DONE
 
 

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat
 from voxsam.data.augmentation import Augmentation
 from voxsam.data.sampling import Prompts
 from voxsam.errors import FileError, InputError
+from voxsam.model.conditioning import Conditioning
 from voxsam.model.sizes import ModelConfig
 from voxsam.preprocess import Preprocessing
 
@@ -26,6 +27,7 @@ class Recipe(BaseModel):
     model: ModelConfig
     preprocessing: Preprocessing
     augmentation: Augmentation = Augmentation()
+    conditioning: Conditioning | None = None  # of the finished model; training goes on without
     held_out: tuple[str, ...] = ()
     phantoms: NonNegativeInt = 0  # how many generated scans are mixed in
     phantom_share: Share = 0.0  # of the crops, falling linearly to `phantom_share_end`

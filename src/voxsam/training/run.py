@@ -102,7 +102,11 @@ def train(recipe: Recipe, data: Path | None, out: Path) -> Path:
     """Run the recipe; returns the path of the model file."""
     lightning.seed_everything(recipe.seed)
     card = Card(
-        name=recipe.name, config=recipe.model, preprocessing=recipe.preprocessing, description=recipe.description
+        name=recipe.name,
+        config=recipe.model,
+        preprocessing=recipe.preprocessing,
+        description=recipe.description,
+        conditioning=recipe.conditioning,
     )
     network = VoxSAMNetwork(card)
     if recipe.start_from is not None:
