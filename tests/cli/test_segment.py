@@ -142,7 +142,7 @@ def _bad_scans(folder: Path) -> dict[str, str]:
     (folder / "nothing").mkdir()
     singular = nib.Nifti1Image(noise, None)  # without an affine of its own, the header is written as it is
     singular.header["sform_code"], singular.header["qform_code"] = 1, 0
-    singular.header["srow_x"] = singular.header["srow_y"] = [1, 0, 0, 0]
+    singular.header["srow_x"] = singular.header["srow_y"] = [1, 1, 0, 0]
     singular.header["srow_z"] = [0, 0, 1, 0]
     nib.save(singular, folder / "singular.nii.gz")
     words = {name: fault for name, (_, fault) in arrays.items()}
@@ -151,7 +151,7 @@ def _bad_scans(folder: Path) -> dict[str, str]:
         "cut.nii.gz": "truncated or damaged",
         "gone.nii.gz": "does not exist",
     }
-    return words | {"nothing": "DICOM", "singular.nii.gz": "affine"}
+    return words | {"nothing": "DICOM", "singular.nii.gz": "a singular affine"}
 
 
 def test_every_file_that_is_no_scan_is_refused_from_the_command_line(tmp_path: Path, capsys) -> None:
