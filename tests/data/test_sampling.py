@@ -270,7 +270,7 @@ class Named(Sampler):
         pass
 
     def draw(self, case, rng):
-        return {"case": case, "number": rng.integers(1 << 30)}
+        return {"case": case, "drawn": rng.integers(1 << 30)}
 
 
 def stream(scans=("a", "b"), phantoms=("p", "q", "r"), share=(1.0, 0.0), seed: int = 3) -> SampleStream:
@@ -283,7 +283,8 @@ def test_sample_n_is_the_same_whatever_was_drawn_before() -> None:
     backwards = [once[n] for n in reversed(range(20))][::-1]
     assert forwards == backwards
     assert [stream(seed=4)[n] for n in range(20)] != forwards
-    assert len({sample["number"] for sample in forwards}) == 20
+    assert [int(sample["number"]) for sample in forwards] == list(range(20))
+    assert len({sample["drawn"] for sample in forwards}) == 20
     assert len(once) == 400
 
 

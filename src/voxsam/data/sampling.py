@@ -58,7 +58,8 @@ class Sampler:
     def __init__(
         self, preprocessing: Preprocessing, side: int, augmentation: Augmentation, prompts: Prompts = "clicks"
     ) -> None:
-        self.preprocessing, self.side, self.augmentation, self.prompts = preprocessing, side, augmentation, prompts
+        self.preprocessing, self.side, self.augmentation = preprocessing, side, augmentation
+        self.prompts: Prompts = prompts
         self._transform = augmentation.transform(side)
 
     def draw(self, case: Labelled, rng: np.random.Generator) -> Sample:

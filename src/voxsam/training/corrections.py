@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -14,17 +16,15 @@ DEEPEST = 0.5  # probability of the voxel deepest in the wrong region; else any 
 
 
 def corrections(
-    mask_BDHW: Tensor, truth_BDHW: Tensor, rng: np.random.Generator, negatives: bool = True
+    mask_BDHW: Tensor, truth_BDHW: Tensor, rngs: Sequence[np.random.Generator], negatives: bool = True
 ) -> tuple[Tensor, Tensor]:
     """(B, 1, 3) points and (B, 1) labels: a click in the largest connected region where a mask is wrong.
 
     Positive where tumour was missed, negative where there is none; without `negatives` only the former. Padding where
-    nothing is wrong.
+    nothing is wrong. Each crop has its own generator, so that its clicks do not depend on its batch.
     """
-    found = [
-        _correct(mask, truth, rng, negatives)
-        for mask, truth in zip(mask_BDHW.bool().cpu().numpy(), truth_BDHW.bool().cpu().numpy(), strict=True)
-    ]
+    masks, truths = mask_BDHW.bool().cpu().numpy(), truth_BDHW.bool().cpu().numpy()
+    found = [_correct(mask, truth, rng, negatives) for mask, truth, rng in zip(masks, truths, rngs, strict=True)]
     points = torch.tensor(np.array([point for point, _ in found]), dtype=torch.float32)[:, None]
     labels = torch.tensor([[label] for _, label in found])
     return points.to(mask_BDHW.device), labels.to(mask_BDHW.device)

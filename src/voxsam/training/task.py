@@ -14,6 +14,9 @@ from voxsam.model.network import VoxSAMNetwork
 from voxsam.training.corrections import corrections
 from voxsam.training.recipe import Recipe
 
+VALIDATION = "validation dice"
+OUTSIDE = 1e4  # voxels: a point moved by this lies in no crop
+
 
 def schedule(step: int, recipe: Recipe) -> float:
     """The factor of the learning rate at a step: linear warm-up, constant, linear decay to 0."""
@@ -36,7 +39,8 @@ class SegmentationTask(lightning.LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
         """One batch of samples (voxsam.data.sampling.Sampler.draw, stacked) -> the loss."""
-        rng = np.random.default_rng([self.recipe.seed, self.global_step, self.global_rank])
+        rng = np.random.default_rng([self.recipe.seed, self.global_step])  # the same in every process
+        users = [np.random.default_rng([self.recipe.seed, 1, int(number)]) for number in batch["number"]]
         network, truth = self.network, batch["label"]
         features = network.encode(batch["crop"])
         static = network.static(features, batch["crop"])
@@ -47,19 +51,25 @@ class SegmentationTask(lightning.LightningModule):
         losses, scores = [], []
         for number in range(rounds):
             looks = network.sample(features, points)
-            places = points if marked else None
+            places = points if marked else points - OUTSIDE  # all parameters take part in every step, as DDP wants
             logits = network.decode(features, batch["crop"], places, looks=looks, labels=labels, static=static)
             losses.append(self.loss(logits, truth))
             mask = logits.detach().argmax(1)
             scores.append(_dice(mask, truth[:, 0]))
             if number + 1 < rounds:
-                more = corrections(mask, truth[:, 0], rng, network.config.polarity)
+                more = corrections(mask, truth[:, 0], users, network.config.polarity)
                 points, labels = torch.cat([points, more[0]], 1), torch.cat([labels, more[1]], 1)
         loss = torch.stack(losses).mean()
-        self.log_dict({"loss": loss.detach(), "dice": scores[0]}, prog_bar=True)
+        self.log_dict({"loss": loss.detach(), "dice": scores[0]}, prog_bar=True, sync_dist=True)
         if rounds > 1:
-            self.log("dice corrected", scores[-1])
+            self.log("dice corrected", scores[-1], sync_dist=True)
         return loss
+
+    def validation_step(self, batch: dict[str, Tensor], _: int) -> None:
+        """Dice of the first clicks, logged as VALIDATION: the mean over the crops."""
+        logits = self.network(batch["crop"], batch["points"], batch["labels"])
+        dice = _dice(logits.argmax(1), batch["label"][:, 0])
+        self.log(VALIDATION, dice, prog_bar=True, on_epoch=True, sync_dist=True, batch_size=len(logits))
 
     def configure_optimizers(self) -> Any:
         """AdamW; vectors (biases and norms) are not decayed. The learning rate follows `schedule`."""
