@@ -79,11 +79,11 @@ def _finish(evaluation: Evaluation, output: Path, card: Path | None, quiet: bool
     from voxsam.evaluation.tables import case_rows, paper_rows
 
     if card is not None:
-        write_between_markers(card, MARKER, markdown_table(case_rows(evaluation)))
+        write_between_markers(card, MARKER, markdown_table(case_rows(evaluation), right=True))
     if not quiet:
         for case, reason in evaluation.skipped.items():
             typer.echo(f"{case} was skipped: {reason}")
-        typer.echo(markdown_table(paper_rows([evaluation])))
+        typer.echo(markdown_table(paper_rows([evaluation]), right=True))
         typer.echo(f"Report {output / 'report.html'}")
 
 

@@ -10,16 +10,19 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from numpy.typing import NDArray
 
 from voxsam.evaluation.protocol import Evaluation
-from voxsam.evaluation.summary import Line, by_case, rows_of, summarise
+from voxsam.evaluation.summary import Estimate, Line, by_case, rows_of, summarise
 from voxsam.io.atomic import atomic_path
 
 COLOURS = {"random": "#0072b2", "corrective": "#d55e00", "automatic": "#0072b2"}  # told apart by the colour-blind
 CASE_LINE, INK, FAINT = "#9aa5b1", "#1f2933", "#52606d"
 DPI = 150
 MOST_NAMED_CASES = 40  # beyond it the boxes get no names
+MOST_NAMED_DOTS = 12
 MOST_BOX_INCHES = 16.0
+DODGE = 0.04  # a second kind of clicks is drawn this share farther to the right
 
 
 def write_charts(evaluation: Evaluation, folder: Path) -> list[str]:
@@ -56,15 +59,13 @@ def _title(axes: Axes, title: str, note: str) -> None:
 
 def _dice_against_clicks(evaluation: Evaluation, lines: Sequence[Line]) -> Figure:
     figure, axes = _figure(6.4, 4.4)
-    for kind in dict.fromkeys(line.kind for line in lines):
+    kinds = list(dict.fromkeys(line.kind for line in lines))
+    for number, kind in enumerate(kinds):
         own = [line for line in lines if line.kind == kind]
-        clicks = [line.clicks for line in own]
-        if kind == own[0].kind == lines[0].kind:
+        if number == 0:
             _draw_case_lines(axes, evaluation, own)
-        dice = [line.numbers["dice"] for line in own]
-        axes.fill_between(clicks, [d.low for d in dice], [d.high for d in dice], color=COLOURS[kind], alpha=0.13, lw=0)
-        style = {"color": COLOURS[kind], "marker": "o", "markersize": 5, "linewidth": 2.2, "label": f"{kind} clicks"}
-        axes.plot(clicks, [d.value for d in dice], **style)
+        clicks = [line.clicks * (1 + DODGE * number) for line in own]
+        _draw_means(axes, clicks, [line.numbers["dice"] for line in own], COLOURS[kind], f"{kind} clicks")
     counts = sorted({line.clicks for line in lines})
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(FixedLocator(counts))
@@ -75,8 +76,20 @@ def _dice_against_clicks(evaluation: Evaluation, lines: Sequence[Line]) -> Figur
     )
     axes.set_xlabel("clicks", color=INK)
     axes.legend(frameon=False, fontsize=9, loc="lower right")
-    _title(axes, f"{evaluation.system}: Dice against clicks", "bold: mean over cases, 95 % interval; thin: each case")
+    _title(
+        axes,
+        f"{evaluation.system}: Dice against clicks",
+        f"bold: mean over cases, 95 % interval; thin: each case, {kinds[0]} clicks",
+    )
     return figure
+
+
+def _draw_means(axes: Axes, clicks: Sequence[float], dice: Sequence[Estimate], colour: str, label: str) -> None:
+    """A line with a bar for each interval."""
+    values = np.array([[d.value, d.low, d.high] for d in dice]).T
+    reach = np.nan_to_num([values[0] - values[1], values[2] - values[0]])
+    bars = {"capsize": 3, "elinewidth": 1.3, "marker": "o", "markersize": 5, "linewidth": 2.2}
+    axes.errorbar(clicks, values[0], yerr=reach, color=colour, label=label, zorder=3, **bars)
 
 
 def _draw_case_lines(axes: Axes, evaluation: Evaluation, lines: Sequence[Line]) -> None:
@@ -116,7 +129,7 @@ def _case_boxes(evaluation: Evaluation, line: Line) -> Figure:
         axes.set_xticks([])
         axes.set_xlabel(f"{len(order)} cases", color=INK)
     _label_dice(axes, [v for found in values.values() for v in found])
-    _title(axes, f"{evaluation.system}: Dice of each case, {line.label}", "a dot for each trial; worst case first")
+    _title(axes, f"{evaluation.system}: Dice of each case, {line.title}", "a dot for each trial; worst case first")
     return figure
 
 
@@ -128,29 +141,41 @@ def _bland_altman(evaluation: Evaluation, line: Line) -> Figure:
     figure, axes = _figure(6.4, 4.4)
     middle, difference = (mask + truth) / 2, mask - truth
     axes.plot(middle, difference, "o", color=COLOURS[line.kind], markersize=6, alpha=0.8, markeredgewidth=0)
-    if len(middle) <= 12:
-        for case, x, y in zip(evaluation.cases, middle, difference, strict=True):
-            offset = {"xytext": (6, 4), "textcoords": "offset points", "parse_math": False}
-            axes.annotate(case, (x, y), fontsize=7.5, color=FAINT, **offset)
-    bias, spread = float(difference.mean()), float(1.96 * difference.std(ddof=1)) if len(middle) > 1 else 0.0
-    levels = [(bias, "-", "mean")] + (
-        [(bias + spread, "--", "+1.96 s.d."), (bias - spread, "--", "−1.96 s.d.")] * (spread > 0)
-    )
-    for level, style, name in levels:
-        axes.axhline(level, color=INK, linewidth=1.1, linestyle=style)
-        where = {"xytext": (-2, 3), "textcoords": "offset points", "ha": "right", "va": "bottom"}
-        axes.annotate(
-            f"{name} {level:+.1f}", (1, level), xycoords=("axes fraction", "data"), fontsize=8, color=INK, **where
-        )
-    axes.axhline(0, color=CASE_LINE, linewidth=0.8)
-    axes.margins(x=0.12, y=0.15)
+    if len(middle) <= MOST_NAMED_DOTS:
+        _name_dots(axes, evaluation.cases, middle, difference)
+    _draw_agreement(axes, difference)
+    axes.margins(y=0.15)
+    axes.set_xlim(0, 1.12 * float(middle.max()) or 1.0)
     axes.set_xlabel("mean of mask and truth, mL", color=INK)
     axes.set_ylabel("mask − truth, mL", color=INK)
     axes.xaxis.set_major_locator(MaxNLocator(6))
     _title(
-        axes, f"{evaluation.system}: volume, {line.label}", "Bland-Altman, a dot for each case (its trials averaged)"
+        axes, f"{evaluation.system}: volume, {line.title}", "Bland-Altman, a dot for each case (its trials averaged)"
     )
     return figure
+
+
+def _name_dots(axes: Axes, names: Sequence[str], x: NDArray[np.float64], y: NDArray[np.float64]) -> None:
+    """From left to right in turn above and below their dots, so that neighbours do not meet."""
+    for turn, number in enumerate(np.argsort(x, kind="stable")):
+        offset = {"xytext": (0, -13 if turn % 2 else 6), "textcoords": "offset points", "ha": "center"}
+        at = (float(x[number]), float(y[number]))
+        axes.annotate(names[number], at, fontsize=7.5, color=FAINT, parse_math=False, **offset)
+
+
+def _draw_agreement(axes: Axes, difference: NDArray[np.float64]) -> None:
+    """The mean difference and the limits of agreement, named at the right."""
+    bias = float(difference.mean())
+    levels = [(bias, "-", "mean")]
+    if len(difference) > 1:
+        spread = 1.96 * float(difference.std(ddof=1))
+        levels += [(bias + spread, "--", "mean + 1.96 s.d."), (bias - spread, "--", "mean − 1.96 s.d.")]
+    axes.axhline(0, color=CASE_LINE, linewidth=0.8)
+    for level, style, name in levels:
+        axes.axhline(level, color=INK, linewidth=1.1, linestyle=style)
+        text = f"{name}\n{level:+.1f} mL".replace("-", "−")
+        place = {"xytext": (6, 0), "textcoords": "offset points", "ha": "left", "va": "center"}
+        axes.annotate(text, (1, level), xycoords=("axes fraction", "data"), fontsize=8, color=INK, **place)
 
 
 def _label_dice(axes: Axes, values: Sequence[float]) -> None:

@@ -11,7 +11,7 @@ from voxsam.evaluation.protocol import Evaluation, Row, read_case
 from voxsam.evaluation.scores import components
 from voxsam.evaluation.summary import by_case, rows_of, summarise
 from voxsam.evaluation.systems import System
-from voxsam.prompts import Point
+from voxsam.prompts import Point, spread
 
 
 def choose_examples(evaluation: Evaluation) -> dict[str, Row]:
@@ -45,5 +45,7 @@ def write_examples(evaluation: Evaluation, system: System, cases: Mapping[str, C
         title = f"{name.capitalize()}: {row.case}{lesion}"
         truth = scan.with_array(tumour.astype("uint8"), "SEG")
         names.append(f"overlay_{name}.png")
-        overview_figure(scan, mask, list(row.points), folder / names[-1], truth=truth, title=title)
+        middle = spread(tumour, scan.grid.spacing_mm, 1)  # a click may lie at the tumour's end: little would be seen
+        centre = middle[0].tolist() if len(middle) else None
+        overview_figure(scan, mask, list(row.points), folder / names[-1], truth=truth, title=title, centre=centre)
     return names

@@ -19,7 +19,8 @@ CAPTIONS = {
     "dice_against_clicks.png": "Mean Dice over cases against the number of clicks, with its 95 % interval.",
     "case_boxes.png": "Dice of each case over its trials: median, quartiles, and every trial.",
     "volumes.png": "Bland-Altman: volume of the mask less that of the truth, with the limits of agreement.",
-    "overlay_best.png": "The best case. Solid: the mask; dashed: the truth; circles: the clicks.",
+    "overlay_best.png": "The best case, through the deepest voxel of its truth. Solid: the mask; dashed: the truth; "
+    "circles: clicks within 5 mm of the plane.",
     "overlay_median.png": "The median case.",
     "overlay_worst.png": "The worst case.",
 }

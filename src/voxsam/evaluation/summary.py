@@ -13,7 +13,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from voxsam.evaluation.protocol import Evaluation, Row
+from voxsam.evaluation.protocol import AUTOMATIC, RANDOM, Evaluation, Row
 
 RESAMPLES, LEVEL = 2000, 0.95
 MEANS = ("dice", "nsd", "volume_error", "volume_error_abs", "found", "false_lesions")
@@ -42,11 +42,18 @@ class Line:
 
     @property
     def label(self) -> str:
-        """How a table calls it, as in the paper's Table 1."""
-        if not self.clicks:
-            return "automatic"
-        points = f"{self.clicks} pt{'s' * (self.clicks != 1)}/volume"
-        return points if self.kind == "random" else f"{points}, {self.kind}"
+        """How the paper's Table 1 calls it: "3 pts/volume"."""
+        return self._named(f"{self.clicks} pt{'s' * (self.clicks != 1)}/volume")
+
+    @property
+    def title(self) -> str:
+        """How other tables and figures call it: "3 clicks"."""
+        return self._named(f"{self.clicks} click{'s' * (self.clicks != 1)}")
+
+    def _named(self, clicks: str) -> str:
+        if self.kind == AUTOMATIC:
+            return self.kind
+        return clicks if self.kind == RANDOM else f"{clicks}, {self.kind}"
 
 
 def summarise(evaluation: Evaluation) -> list[Line]:

@@ -34,12 +34,15 @@ def further_rows(evaluation: Evaluation) -> list[Cells]:
 
 
 def case_rows(evaluation: Evaluation) -> list[Cells]:
-    """Each case: volume, Dice of every line, and of the first line the worst trial, NSD and HD95; then the mean."""
+    """Each case: volume, Dice, and for the first number of clicks the worst trial, NSD and HD95; then the mean.
+
+    Of corrective trials only the last number of clicks is shown.
+    """
     lines = summarise(evaluation)
     first = rows_of(evaluation, lines[0].kind, lines[0].clicks)
     columns: dict[str, dict[str, float]] = {"mL": by_case(first, "truth_ml")}
-    for line in lines:
-        columns[f"Dice, {line.label}"] = by_case(rows_of(evaluation, line.kind, line.clicks), "dice")
+    for line in (line for line in lines if line.kind == lines[0].kind or line.clicks == evaluation.settings.corrective):
+        columns[f"Dice, {line.title}"] = by_case(rows_of(evaluation, line.kind, line.clicks), "dice")
     if evaluation.settings.trials > 1 and lines[0].clicks:
         columns["worst trial"] = {case: min(row.scores.dice for row in of_case(first, case)) for case in columns["mL"]}
     columns["NSD"], columns["HD95 mm"] = by_case(first, "nsd"), by_case(first, "hd95_mm")
@@ -62,10 +65,10 @@ def write_tables(evaluation: Evaluation) -> str:
         f"# {evaluation.system} on {evaluation.dataset}",
         describe(evaluation),
         "Dice and NSD in per cent, mean over cases with 95 % bootstrap interval.",
-        markdown_table(paper_rows([evaluation])),
-        markdown_table(further_rows(evaluation)),
+        markdown_table(paper_rows([evaluation]), right=True),
+        markdown_table(further_rows(evaluation), right=True),
         "Each case, its trials averaged (HD95: the median):",
-        markdown_table(case_rows(evaluation)),
+        markdown_table(case_rows(evaluation), right=True),
     ]
     parts += [f"Skipped: {case}: {reason}." for case, reason in evaluation.skipped.items()]
     return "\n\n".join(parts) + "\n"
@@ -102,7 +105,7 @@ def plain(value: float, name: str) -> str:
 def _further(line: Line) -> Cells:
     numbers = line.numbers
     return {
-        "clicks": line.label,
+        "clicks": line.title,
         "HD95 mm ↓ (median)": shown(numbers["hd95_mm"], decimals=1),
         "volume error %": shown(numbers["volume_error"], percent=True, decimals=1),
         "its size % ↓": shown(numbers["volume_error_abs"], percent=True, decimals=1),
