@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import available_cores, describe_machine
-from benchmarks.table import markdown_table, three_digits, write_between_markers
+from voxsam.evaluation.markdown import markdown_table, three_digits, write_between_markers
 from voxsam.model.sizes import SIZES
 
 MARKER = "bench"

@@ -12,8 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import cases, plain, run
 from benchmarks.machine import available_cores, describe_machine, matrix_product_rates, peak_memory_bytes
 from benchmarks.operations import encoder_operations
-from benchmarks.table import markdown_table, three_digits, write_between_markers
 from voxsam.errors import FileError
+from voxsam.evaluation.markdown import markdown_table, three_digits, write_between_markers
 from voxsam.model.network import VoxSAMNetwork
 from voxsam.model.sizes import TINY, VIT_B
 from voxsam.preprocess import RELEASED

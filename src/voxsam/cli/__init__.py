@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from voxsam.cli import demo, info, segment, train, weights
+from voxsam.cli import demo, evaluate, info, segment, train, weights
 from voxsam.errors import InputError
 
 DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -32,6 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("segment", no_args_is_help=True)(segment.command)
+app.command("evaluate", no_args_is_help=True)(evaluate.command)
 app.command("demo")(demo.command)
 app.command("info")(info.command)
 app.command("train", no_args_is_help=True, context_settings=train.CONTEXT)(train.command)

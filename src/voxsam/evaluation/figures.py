@@ -64,11 +64,13 @@ def overview_figure(
     truth: Volume | None = None,
     window: Window = "auto",
     title: str = "",
+    centre: Sequence[float] | None = None,
 ) -> None:
     """Write a PNG of 1600 x 900 pixels: three planes through the first positive click in the mask, and a 3D view.
 
     `mask` (labels, 0 background) and `truth` lie on the scan's grid; clicks are (index, positive). Without such a click
     the planes go through the middle of the mask; with an empty mask, through the first click or the middle of the scan.
+    `centre`, an index (i, j, k), is another place for them.
     Raises GeometryError for another grid, FileError if `path` cannot be written.
     """
     for name, other in (("mask", mask), ("truth", truth)):
@@ -78,8 +80,8 @@ def overview_figure(
     scene = Scene(scan, mask, objects, clicks, truth, _limits(scan, window), labels_of(objects))
     figure = Figure(figsize=SIZE_INCHES, dpi=DPI, facecolor=BACKGROUND)
     FigureCanvasAgg(figure)
-    centre = _centre(scene)
-    planes = three_planes(scan.grid, centre, _side_mm(scene))
+    through = _centre(scene) if centre is None else centre
+    planes = three_planes(scan.grid, through, _side_mm(scene))
     boxes = ((0.012, 0.062, 0.478, 0.85), (0.498, 0.492, 0.236, 0.42), (0.498, 0.062, 0.236, 0.42))
     diameters = {label: longest_axial_diameter(objects, label) for label in scene.labels}
     for plane, box in zip(planes, boxes, strict=True):

@@ -11,11 +11,16 @@ from voxsam.errors import FileError
 NOTHING = "–"
 
 
-def markdown_table(rows: Sequence[Mapping[str, object]]) -> str:
-    """One line per row; the columns are the rows' keys in order of appearance, numbers to the right."""
+def markdown_table(rows: Sequence[Mapping[str, object]], right: bool = False) -> str:
+    """One line per row; the columns are the rows' keys in order of appearance, numbers to the right.
+
+    `right`: every column but the first to the right, for numbers that are text already.
+    """
     columns = list(dict.fromkeys(key for row in rows for key in row))
     cells = [[_cell(row.get(column)) for column in columns] for row in rows]
-    numeric = [any(isinstance(row.get(c), int | float) for row in rows) for c in columns]
+    numeric = [
+        (right and n > 0) or any(isinstance(row.get(c), int | float) for row in rows) for n, c in enumerate(columns)
+    ]
     lines = [columns, ["---:" if right else "---" for right in numeric], *cells]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
