@@ -110,5 +110,6 @@ TINY = ModelConfig(
     adapter_relu=False,
     depth_start="zeros",
     polarity=True,
+    marks=True,
 )
 SIZES = {config.size: config for config in (TINY, VIT_B, VIT_L, VIT_H)}
