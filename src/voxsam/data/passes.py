@@ -197,5 +197,3 @@ def _sources(case: Case, root: Path) -> tuple[Source, ...]:
 def _key(sources: Sequence[Source], settings: object) -> str:
     text = json.dumps([FORMAT, [s.model_dump() for s in sources], settings], sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-
-

@@ -176,5 +176,3 @@ def _finish(output: Path, description: Description) -> None:
     for folder in (output / "cases").glob("*.zarr"):
         if folder.name.removesuffix(".zarr") not in description.cases:
             shutil.rmtree(folder, ignore_errors=True)
-
-
