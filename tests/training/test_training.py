@@ -15,6 +15,8 @@ import yaml
 
 from voxsam.cli import main
 from voxsam.data.phantoms import make_phantom
+from voxsam.data.store import open_store
+from voxsam.data.stream import load_cases
 from voxsam.errors import InputError
 from voxsam.io import write_mask, write_volume
 from voxsam.model.checkpoint import load_model, save_model
@@ -232,6 +234,23 @@ def test_two_processes_train_as_one_with_twice_the_batch(tmp_path: Path) -> None
         found.append(losses(tmp_path / name))
     assert len(found[0]) == 6
     np.testing.assert_allclose([loss for _, loss in found[1]], [loss for _, loss in found[0]], atol=1e-4)
+
+
+def test_a_prepared_data_set_says_its_own_preprocessing_and_validation(tmp_path: Path) -> None:
+    for number in range(6):
+        _case(tmp_path / "raw", f"case{number}", number)
+    assert main(["prepare", str(tmp_path / "raw"), "-o", str(tmp_path / "prepared"), "--workers", "1"]) == 0
+    store = open_store(tmp_path / "prepared")
+    fields = recipe(phantoms=0, steps=1).model_dump(mode="json", exclude={"preprocessing", "validation"})
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(fields))
+    words = ["train", str(tmp_path / "recipe.yaml"), "--data", str(tmp_path / "prepared"), "-o", str(tmp_path / "out")]
+    assert main([*words, "--validate_every", "1"]) == 0
+    card = load_model(tmp_path / "out" / "model.safetensors", "cpu").card
+    assert card.preprocessing == store.preprocessing
+    assert tuple(card.recipe["validation"]) == store.split["validation"] != ()
+    assert (tmp_path / "out" / "best.ckpt").is_file()
+    trained = load_cases(tmp_path / "prepared", leave_out=store.split["validation"])
+    assert len(trained) == len(store.split["train"])
 
 
 def test_the_command_line_trains_and_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,15 +19,21 @@ def command(
     recipe: Annotated[Path, typer.Argument(help="A recipe in YAML.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="The folder of the run; one begun before goes on.")],
     data: Annotated[
-        Path | None, typer.Option(help="Labelled scans in MSD or nnU-Net raw layout; without them, phantoms only.")
+        Path | None,
+        typer.Option(help="A folder of `voxsam prepare`, or in MSD / nnU-Net raw layout; without it, phantoms only."),
     ] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads; default: all.")] = None,
 ) -> None:
     """Train a model. Any key of the recipe may be changed: --steps 500 --augmentation.flip 0."""
+    from voxsam.data.store import read_description
     from voxsam.training.recipe import read_recipe
     from voxsam.training.run import train
 
-    chosen = read_recipe(recipe, context.args)
+    prepared = None if data is None else read_description(data / "dataset.json")
+    defaults = {}
+    if prepared is not None:
+        defaults = {"preprocessing": prepared.preprocessing[0].model_dump(), "validation": prepared.split["validation"]}
+    chosen = read_recipe(recipe, context.args, defaults)
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:

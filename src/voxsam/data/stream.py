@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,24 +12,35 @@ from voxsam.data.augmentation import Augmentation
 from voxsam.data.cases import Case, find_cases
 from voxsam.data.phantoms import make_phantom
 from voxsam.data.sampling import Labelled, Sample, Sampler
+from voxsam.data.store import open_store, read_description
 from voxsam.errors import FileError, InputError
 from voxsam.io import read_volume
 
 
 def load_cases(folder: Path, *, leave_out: Collection[str] = (), only: Collection[str] | None = None) -> list[Labelled]:
-    """The cases of a folder in MSD / nnU-Net raw layout, without those of `leave_out`, or `only` those named.
+    """The cases of a folder, without those of `leave_out`, or `only` those named.
 
-    Each is read once and kept in memory at its own spacing. Raises FileError for names that the folder does not have,
-    InputError with a case's name for one that cannot be used.
+    A prepared store (voxsam.data.store) is read as crops are drawn, and its test cases are left out, too. Any other
+    folder is in MSD / nnU-Net raw layout, and each case is read once and kept in memory at its own spacing. Raises FileError
+    for names that the folder does not have, InputError with a case's name for one that cannot be used.
     """
-    cases = {case.name: case for case in find_cases(folder)}
-    missing = sorted({*leave_out, *(only or ())} - cases.keys())
+    load, names, test = _source(folder)
+    missing = sorted({*leave_out, *(only or ())} - names)
     if missing:
         raise FileError(
             f"{folder}: no case {', '.join(missing)}", "all cases that the recipe names", "check their names"
         )
-    chosen = cases.keys() - set(leave_out) if only is None else only
-    return [_load(cases[name]) for name in sorted(chosen)]
+    chosen = names - test - set(leave_out) if only is None else only
+    return [load(name) for name in sorted(chosen)]
+
+
+def _source(folder: Path) -> tuple[Callable[[str], Labelled], set[str], set[str]]:
+    """How a case is loaded by its name, which cases there are, and which of them are for testing."""
+    if read_description(folder / "dataset.json") is not None:
+        store = open_store(folder)
+        return store.load, set(store.names), set(store.split["test"])
+    cases = {case.name: case for case in find_cases(folder)}
+    return lambda name: _load(cases[name]), set(cases), set()
 
 
 def _load(case: Case) -> Labelled:

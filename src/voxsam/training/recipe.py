@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -87,10 +87,10 @@ class Recipe(BaseModel):
         return SIZES.get(model, model) if isinstance(model, str) else model
 
 
-def read_recipe(path: Path, options: Sequence[str] = ()) -> Recipe:
+def read_recipe(path: Path, options: Sequence[str] = (), defaults: Mapping[str, Any] | None = None) -> Recipe:
     """The recipe in a YAML file, its keys changed by `options` such as "--augmentation.flip=0".
 
-    Raises FileError or InputError with the first fault in one line.
+    `defaults` are the keys that the file may leave out: what a prepared data set says of itself. Raises FileError or InputError with the first fault in one line.
     """
     if not path.is_file():
         raise FileError(f"{path}: no such file", "a recipe in YAML", "see the folder recipes/")
@@ -101,7 +101,7 @@ def read_recipe(path: Path, options: Sequence[str] = ()) -> Recipe:
     if not isinstance(fields, dict):
         raise InputError(f"{path}: no keys", "a recipe in YAML", "see the folder recipes/")
     try:
-        return _validated(fields, options)
+        return _validated({**(defaults or {}), **fields}, options)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
