@@ -11,7 +11,8 @@ import zarr.storage
 
 from voxsam.data import store as store_module
 from voxsam.data.fingerprint import Fingerprint, Intensities
-from voxsam.data.sampling import Augmentation, Sampler
+from voxsam.data.augmentation import Augmentation
+from voxsam.data.sampling import Sampler
 from voxsam.data.store import (
     CaseRecord,
     Description,
@@ -106,7 +107,7 @@ def test_a_crop_is_that_of_the_array_in_memory(folder, arrays, centre, zoom):
 def test_the_sampler_draws_the_same_from_the_store(folder, arrays):
     lazy = open_store(folder).load("a")
     whole = type(lazy)(Volume(arrays[0], GRID, "CT"), Volume(arrays[2], GRID), lazy.foreground)
-    sampler = Sampler(PREPROCESSING, 16, 3, Augmentation())
+    sampler = Sampler(PREPROCESSING, 16, Augmentation())
     for seed in range(4):
         one, two = (sampler.draw(case, np.random.default_rng(seed)) for case in (lazy, whole))
         for key, value in two.items():

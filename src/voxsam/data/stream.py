@@ -21,8 +21,8 @@ def load_cases(folder: Path, *, leave_out: Collection[str] = (), only: Collectio
     """The cases of a folder, without those of `leave_out`, or `only` those named.
 
     A prepared store (voxsam.data.store) is read as crops are drawn, and its test cases are left out, too. Any other
-    folder is in MSD / nnU-Net raw layout, and each case is read once and kept in memory at its own spacing. Raises FileError
-    for names that the folder does not have, InputError with a case's name for one that cannot be used.
+    folder is in MSD / nnU-Net raw layout, and each case is read once and kept in memory at its own spacing. Raises
+    FileError for names that the folder does not have, InputError with a case's name for one that cannot be used.
     """
     load, names, test = _source(folder)
     missing = sorted({*leave_out, *(only or ())} - names)

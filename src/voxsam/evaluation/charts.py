@@ -158,9 +158,11 @@ def _bland_altman(evaluation: Evaluation, line: Line) -> Figure:
 def _name_dots(axes: Axes, names: Sequence[str], x: NDArray[np.float64], y: NDArray[np.float64]) -> None:
     """From left to right in turn above and below their dots, so that neighbours do not meet."""
     for turn, number in enumerate(np.argsort(x, kind="stable")):
-        offset = {"xytext": (0, -13 if turn % 2 else 6), "textcoords": "offset points", "ha": "center"}
-        at = (float(x[number]), float(y[number]))
-        axes.annotate(names[number], at, fontsize=7.5, color=FAINT, parse_math=False, **offset)
+        at, offset = (float(x[number]), float(y[number])), (0, -13 if turn % 2 else 6)
+        axes.annotate(
+            str(names[number]), at, offset, textcoords="offset points", ha="center", fontsize=7.5, color=FAINT,
+            parse_math=False,
+        )
 
 
 def _draw_agreement(axes: Axes, difference: NDArray[np.float64]) -> None:

@@ -90,7 +90,8 @@ class Recipe(BaseModel):
 def read_recipe(path: Path, options: Sequence[str] = (), defaults: Mapping[str, Any] | None = None) -> Recipe:
     """The recipe in a YAML file, its keys changed by `options` such as "--augmentation.flip=0".
 
-    `defaults` are the keys that the file may leave out: what a prepared data set says of itself. Raises FileError or InputError with the first fault in one line.
+    `defaults` are the keys that the file may leave out: what a prepared data set says of itself. Raises FileError or
+    InputError with the first fault in one line.
     """
     if not path.is_file():
         raise FileError(f"{path}: no such file", "a recipe in YAML", "see the folder recipes/")
