@@ -29,11 +29,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Overlays take a second each: where they do not matter, they are not drawn."""
+    monkeypatch.setattr("voxsam.evaluation.output.write_examples", lambda *_: [])
+
+
 def _words(folder: Path, out: Path, *more: str, model: str = "clicks") -> list[str]:
     return ["evaluate", str(folder), "--model", str(folder / f"{model}.safetensors"), "-o", str(out), *more]
 
 
-def test_every_file_is_written_and_the_same_again(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_every_file_is_written_and_the_same_again(
+    folder: Path, undrawn: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     quick = ("--clicks", "1,2", "--trials", "2", "--corrective", "2", "--noise", "0.5", "--region", "centre")
     assert main(_words(folder, tmp_path / "a", *quick)) == 0
     out = capsys.readouterr().out
@@ -47,7 +55,7 @@ def test_every_file_is_written_and_the_same_again(folder: Path, tmp_path: Path, 
     assert (settings["region"], settings["noise"], settings["trials"]) == ("centre", 0.5, 2)
 
 
-def test_a_split_and_a_recipe_choose_cases(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_split_and_a_recipe_choose_cases(folder: Path, undrawn: None, tmp_path: Path):
     quick = ("--clicks", "1", "--trials", "1")
     recipe = tmp_path / "recipe.yaml"
     packaged = Path(__file__).resolve().parents[2] / "recipes" / "voxsam-tiny.yaml"
@@ -71,7 +79,7 @@ def test_automatic(folder: Path, tmp_path: Path):
     ]
 
 
-def test_the_table_of_cases_goes_into_a_model_card(folder: Path, tmp_path: Path):
+def test_the_table_of_cases_goes_into_a_model_card(folder: Path, undrawn: None, tmp_path: Path):
     card = tmp_path / "card.md"
     card.write_text("# Card\n<!-- held-out -->\nold\n<!-- /held-out -->\nend\n", encoding="utf-8")
     assert main(_words(folder, tmp_path / "out", "--clicks", "1", "--trials", "2", "--card", str(card), "--quiet")) == 0

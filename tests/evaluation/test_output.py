@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -86,7 +87,7 @@ def test_the_same_seed_writes_the_same_bytes_and_replaces(
     written: Path, result: Evaluation, cases: dict, tmp_path: Path
 ):
     out = tmp_path / "again"
-    write_evaluation(result, Painter(), cases, out)
+    shutil.copytree(written, out)
     (out / "scores.csv").write_text("old", encoding="utf-8")
     write_evaluation(evaluate(Painter(), list(cases.values()), SETTINGS, "<set>"), Painter(), cases, out)
     for name in ("scores.csv", "figures/case_boxes.png", "figures/overlay_best.png"):
@@ -109,6 +110,7 @@ def test_what_fails_leaves_nothing_behind(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
+    monkeypatch.setattr(output, "write_examples", lambda *_: [])
     monkeypatch.setattr(output, "write_run_report", full)
     with pytest.raises(FileError, match=r"out could not be written \(No space left on device\)"):
         write_evaluation(result, Painter(), cases, tmp_path / "out")

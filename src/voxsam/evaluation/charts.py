@@ -31,7 +31,7 @@ def write_charts(evaluation: Evaluation, folder: Path) -> list[str]:
     Dice against clicks is drawn if there are two numbers of clicks. Raises FileError if the folder does not take them.
     """
     lines = summarise(evaluation)
-    figures = {"case_boxes.png": _case_boxes(evaluation, lines[0]), "volumes.png": _bland_altman(evaluation, lines[0])}
+    figures = {"volumes.png": _bland_altman(evaluation, lines[0]), "case_boxes.png": _case_boxes(evaluation, lines[0])}
     if len({line.clicks for line in lines}) > 1:
         figures = {"dice_against_clicks.png": _dice_against_clicks(evaluation, lines), **figures}
     for name, figure in figures.items():
@@ -160,7 +160,7 @@ def _name_dots(axes: Axes, names: Sequence[str], x: NDArray[np.float64], y: NDAr
     for turn, number in enumerate(np.argsort(x, kind="stable")):
         offset = {"xytext": (0, -13 if turn % 2 else 6), "textcoords": "offset points", "ha": "center"}
         at = (float(x[number]), float(y[number]))
-        axes.annotate(names[number], at, fontsize=7.5, color=FAINT, parse_math=False, **offset)
+        axes.annotate(names[int(number)], at, fontsize=7.5, color=FAINT, parse_math=False, **offset)
 
 
 def _draw_agreement(axes: Axes, difference: NDArray[np.float64]) -> None:
