@@ -47,6 +47,7 @@ def command(
     """Score a model on labelled cases: Dice, NSD, HD95, volume, lesions, for 1, 3, 10 clicks."""
     from voxsam.data.cases import find_cases
     from voxsam.evaluation.clicks import REGIONS
+    from voxsam.evaluation.markdown import require_markers
     from voxsam.evaluation.output import check_output, write_evaluation
     from voxsam.evaluation.protocol import Settings, evaluate
 
@@ -62,6 +63,8 @@ def command(
         seed=seed,
     )
     check_output(output)
+    if card is not None:
+        require_markers(card, MARKER)
     chosen = _chosen(find_cases(folder), folder, cases, held_out, split)
     if threads is not None:
         set_threads(threads)

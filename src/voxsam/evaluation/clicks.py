@@ -61,11 +61,11 @@ def region_of(tumour: Mask, spacing_mm: NDArray[np.float64], region: Region) -> 
     if region == "any":
         return tumour
     lesion = largest_component(tumour)
-    depth = depth_mm(lesion, spacing_mm)
     if region == "deepest":
         chosen = np.zeros_like(lesion)
-        chosen[np.unravel_index(depth.argmax(), depth.shape)] = True
+        chosen[deepest_voxel(lesion, spacing_mm)] = True
         return chosen
+    depth = depth_mm(lesion, spacing_mm)
     share = depth / depth.max()
     low, high = DEPTH_SHARES[region]
     chosen = lesion & (share >= low) & ((share < high) | (high == 1))
@@ -93,10 +93,9 @@ def correction(
     open_to_clicks = worst.copy()
     for at, _ in clicked:
         open_to_clicks[at] = False
-    depth = depth_mm(open_to_clicks, spacing_mm)
-    if not depth.any():
+    if not open_to_clicks.any():
         return None
-    return _index(np.array(np.unravel_index(depth.argmax(), depth.shape))), positive
+    return deepest_voxel(open_to_clicks, spacing_mm), positive
 
 
 def largest_component(mask: Mask) -> Mask:
@@ -115,6 +114,13 @@ def depth_mm(mask: Mask, spacing_mm: NDArray[np.float64]) -> NDArray[np.float64]
         whole = np.pad(mask[box[0]], 1)
         depth[box[0]] = np.asarray(scipy.ndimage.distance_transform_edt(whole, sampling=spacing_mm))[1:-1, 1:-1, 1:-1]
     return depth
+
+
+def deepest_voxel(mask: Mask, spacing_mm: NDArray[np.float64]) -> Index:
+    """The voxel of a mask, which is not empty, with the greatest depth; of several the one nearest to their middle."""
+    depth = depth_mm(mask, spacing_mm)
+    deepest = np.argwhere(depth >= depth.max() - 1e-9)
+    return _index(deepest[(((deepest - deepest.mean(axis=0)) * spacing_mm) ** 2).sum(axis=1).argmin()])
 
 
 def _just_outside(tumour: Mask, spacing_mm: NDArray[np.float64]) -> NDArray[np.int_]:

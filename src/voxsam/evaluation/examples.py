@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from voxsam.data.cases import Case
+from voxsam.evaluation.clicks import deepest_voxel
 from voxsam.evaluation.figures import overview_figure
 from voxsam.evaluation.protocol import Evaluation, Row, read_case
 from voxsam.evaluation.scores import components
 from voxsam.evaluation.summary import by_case, rows_of, summarise
 from voxsam.evaluation.systems import System
-from voxsam.prompts import Point, spread
+from voxsam.prompts import Point
 
 
 def choose_examples(evaluation: Evaluation) -> dict[str, Row]:
@@ -45,7 +46,7 @@ def write_examples(evaluation: Evaluation, system: System, cases: Mapping[str, C
         title = f"{name.capitalize()}: {row.case}{lesion}"
         truth = scan.with_array(tumour.astype("uint8"), "SEG")
         names.append(f"overlay_{name}.png")
-        middle = spread(tumour, scan.grid.spacing_mm, 1)  # a click may lie at the tumour's end: little would be seen
-        centre = middle[0].tolist() if len(middle) else None
+        # Not through a click: it may lie at the tumour's end, where little is to be seen.
+        centre = deepest_voxel(tumour, scan.grid.spacing_mm) if tumour.any() else None
         overview_figure(scan, mask, list(row.points), folder / names[-1], truth=truth, title=title, centre=centre)
     return names

@@ -42,16 +42,18 @@ def write_between_markers(path: Path, marker: str, text: str) -> None:
 
     Raises FileError if the file or the two markers are not there.
     """
+    found = require_markers(path, marker)
+    document = found.string
+    path.write_text(f"{document[: found.start(1)]}\n{text}\n{document[found.end(1) :]}", encoding="utf-8")
+
+
+def require_markers(path: Path, marker: str) -> re.Match[str]:
+    """Where the two markers stand in a Markdown file: group 1 is what lies between. Raises FileError if they do not."""
     start, end = f"<!-- {marker} -->", f"<!-- /{marker} -->"
     if not path.is_file():
         raise FileError(f"{path}: no such file", f"a Markdown file with {start} and {end}", "create it first")
-    document, found = re.subn(
-        f"({re.escape(start)}).*?({re.escape(end)})",
-        lambda match: f"{match[1]}\n{text}\n{match[2]}",
-        path.read_text(encoding="utf-8"),
-        count=1,
-        flags=re.DOTALL,
-    )
-    if not found:
+    document = path.read_text(encoding="utf-8")
+    found = re.search(f"{re.escape(start)}(.*?){re.escape(end)}", document, flags=re.DOTALL)
+    if found is None:
         raise FileError(f"{path} without markers", f"{start} and {end}", "add both where the text shall stand")
-    path.write_text(document, encoding="utf-8")
+    return found

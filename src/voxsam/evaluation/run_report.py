@@ -53,6 +53,8 @@ tr.mean td {{ font-weight: 600; border-top: 2px solid #9aa5b1 }}
 figure {{ margin: 16px 0 0; break-inside: avoid }}
 img {{ width: 100%; height: auto; display: block; border-radius: 6px }}
 .charts {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(440px, 1fr)); gap: 16px }}
+.charts img {{ width: auto; max-width: 100% }}
+.charts figure:last-child {{ grid-column: 1 / -1 }}
 footer {{ color: #52606d; margin-top: 36px; font-size: 14px; border-top: 1px solid #e4e7eb; padding-top: 12px }}
 </style>
 </head>
