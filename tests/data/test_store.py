@@ -10,8 +10,8 @@ import zarr
 import zarr.storage
 
 from voxsam.data import store as store_module
-from voxsam.data.fingerprint import Fingerprint, Intensities
 from voxsam.data.augmentation import Augmentation
+from voxsam.data.fingerprint import Fingerprint, Intensities
 from voxsam.data.sampling import Sampler
 from voxsam.data.store import (
     CaseRecord,

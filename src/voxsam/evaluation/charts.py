@@ -160,7 +160,13 @@ def _name_dots(axes: Axes, names: Sequence[str], x: NDArray[np.float64], y: NDAr
     for turn, number in enumerate(np.argsort(x, kind="stable")):
         at, offset = (float(x[number]), float(y[number])), (0, -13 if turn % 2 else 6)
         axes.annotate(
-            str(names[number]), at, offset, textcoords="offset points", ha="center", fontsize=7.5, color=FAINT,
+            str(names[number]),
+            at,
+            offset,
+            textcoords="offset points",
+            ha="center",
+            fontsize=7.5,
+            color=FAINT,
             parse_math=False,
         )
 
