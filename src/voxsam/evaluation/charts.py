@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
@@ -159,6 +160,7 @@ def _name_dots(axes: Axes, names: Sequence[str], x: NDArray[np.float64], y: NDAr
     """From left to right in turn above and below their dots, so that neighbours do not meet."""
     for turn, number in enumerate(np.argsort(x, kind="stable")):
         offset = {"xytext": (0, -13 if turn % 2 else 6), "textcoords": "offset points", "ha": "center"}
+        offset["path_effects"] = [withStroke(linewidth=2.5, foreground="white")]  # readable where a line crosses
         at = (float(x[number]), float(y[number]))
         axes.annotate(names[int(number)], at, fontsize=7.5, color=FAINT, parse_math=False, **offset)
 
