@@ -14,7 +14,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 from numpy.typing import NDArray
 
 from voxsam.evaluation.protocol import Evaluation
-from voxsam.evaluation.summary import Estimate, Line, by_case, rows_of, summarise
+from voxsam.evaluation.summary import Estimate, Line, by_case, grouped, rows_of, summarise
 from voxsam.io.atomic import atomic_path
 
 COLOURS = {"random": "#0072b2", "corrective": "#d55e00", "automatic": "#0072b2"}  # told apart by the colour-blind
@@ -103,8 +103,8 @@ def _draw_case_lines(axes: Axes, evaluation: Evaluation, lines: Sequence[Line]) 
 
 def _case_boxes(evaluation: Evaluation, line: Line) -> Figure:
     """A box for each case over its trials, from the worst median to the best."""
-    rows = rows_of(evaluation, line.kind, line.clicks)
-    values = {case: [row.scores.dice for row in rows if row.case == case] for case in evaluation.cases}
+    cases = grouped(rows_of(evaluation, line.kind, line.clicks))
+    values = {case: [row.scores.dice for row in own] for case, own in cases.items()}
     order = sorted(values, key=lambda case: float(np.median(values[case])))
     figure, axes = _figure(min(MOST_BOX_INCHES, max(6.4, 0.42 * len(order) + 1.5)), 4.4)
     colour = COLOURS[line.kind]
