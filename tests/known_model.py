@@ -33,7 +33,7 @@ class KnownModel(nn.Module):
     def __init__(self, axes: str = "SAR", spacing=(1.0, 1.0, 1.0), crop: int = CROP, polarity: bool = True) -> None:
         super().__init__()
         preprocessing = Preprocessing(axes=axes, spacing_mm=spacing, clip=(-1, 1), mean=0, sd=1)
-        self.card = SimpleNamespace(name="known", preprocessing=preprocessing, automatic=False)
+        self.card = SimpleNamespace(name="known", preprocessing=preprocessing, automatic=False, conditioning=None)
         self.config = SimpleNamespace(crop=crop, polarity=polarity, stride=4)
         self.image_encoder = SimpleNamespace(blocks=nn.ModuleList([nn.Identity(), nn.Identity()]))
         self.weight = nn.Parameter(torch.ones(()))
@@ -56,8 +56,9 @@ class KnownModel(nn.Module):
         d, h, w = torch.round(points[0, 0]).long().clamp(0, self.config.crop - 1).tolist()
         return features[-1][:, :, d, h, w][:, None]
 
-    def decode(self, features, crops, points=None, *, looks=None, labels=None, static=None):
-        assert points is None and looks.shape[2] == 1
+    def decode(self, features, crops, points=None, *, looks=None, labels=None, static=None, conditioning=None):
+        assert conditioning is None
+        assert points.shape == (1, looks.shape[1], 3) and looks.shape[2] == 1
         self.decoded += 1
         self.looks, self.labels = looks[0, :, 0].tolist(), None if labels is None else labels[0].tolist()
         probability = (0.5 + features[-1] + static).clamp(1e-4, 1 - 1e-4)

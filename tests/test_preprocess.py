@@ -52,7 +52,7 @@ def ramp(grid: Grid) -> np.ndarray:
         ("colon", (-57, 175), (-57, 175), 65.175035, 32.651197),
     ],
 )
-def test_the_statistics_are_those_of_the_facts(name: str, released, paper, mean: float, sd: float) -> None:
+def test_the_statistics_of_the_released_data_sets(name: str, released, paper, mean: float, sd: float) -> None:
     assert RELEASED[name].clip == released
     assert PAPER[name].clip == paper
     assert (RELEASED[name].mean, RELEASED[name].sd) == (mean, sd)

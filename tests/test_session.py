@@ -271,3 +271,21 @@ def test_prompts_are_turned_into_clicks_once() -> None:
     session.click((20, 20, 20))
     session.click((21, 20, 20))
     assert Counted.calls == 1
+
+
+def test_a_click_outside_the_box_lifts_its_limit_and_says_so() -> None:
+    grid = upright(20, 20, 20)
+    session = Session(KnownModel(), block_scan(grid, ((2, 18),) * 3))
+    mask = session.prompt(Box.at_index(grid, (6, 6, 6), (11, 11, 11)))
+    assert np.count_nonzero(mask.array) == 6**3
+    assert not any("box" in message for message in session.messages)
+    mask = session.click((14, 14, 14))
+    assert np.count_nonzero(mask.array) > 6**3
+    assert session.messages[-1] == "a click in the tumour lies outside the box: the box does not limit the mask"
+
+
+def test_a_scan_of_another_modality_is_remarked_on() -> None:
+    scan = block_scan(upright(20, 20, 20), ((2, 18),) * 3)
+    session = Session(KnownModel(), Volume(scan.array, scan.grid, "MR"))
+    session.click((10, 10, 10))
+    assert session.messages[0] == "the scan is MR, the model was trained on CT: look at the mask with care"

@@ -244,8 +244,11 @@ class Session:
             )
         with torch.inference_mode():
             piece, crops, complete = self._segment(windows, at, [click.positive for click in clicks])
+        box = self._box(prompts, clicks)
         messages = self._messages(len(windows), crops, complete)
-        return Answer(prompts, clicks, tuple(windows), piece, self._box(prompts, clicks), messages, crops)
+        if box is None and any(isinstance(prompt, Box) for prompt in prompts):
+            messages = (*messages, "a click in the tumour lies outside the box: the box does not limit the mask")
+        return Answer(prompts, clicks, tuple(windows), piece, box, messages, crops)
 
     def _check(self, clicks: Sequence[Point]) -> None:
         if self.model.card.automatic:
@@ -282,14 +285,14 @@ class Session:
         Returns the answer, how many crops it was made from, and whether it ends inside them.
         """
         looks, labels = self._look(windows, at, positive)
-        pieces = [(window, self._decode(window, looks, labels)) for window in windows]
+        pieces = [(window, self._decode(window, at, looks, labels)) for window in windows]
         merged = merge(pieces)
         waiting = [w for piece in pieces for w in next_windows(piece, piece[1] > THRESHOLD)]
         while waiting := [w for w in waiting if is_new(w, [window for window, _ in pieces])]:
             if not self.follow or len(pieces) >= MOST_CROPS:
                 return merged, len(pieces), False
             window = waiting.pop(0)
-            piece = (window, connected((window, self._decode(window, looks, labels)), merged))
+            piece = (window, connected((window, self._decode(window, at, looks, labels)), merged))
             pieces.append(piece)
             merged = merge(pieces)
             waiting += next_windows(piece, cut(merged, window) > THRESHOLD)
@@ -326,14 +329,28 @@ class Session:
         self._progress("encoding", 1.0)
         return self._encoded[window.start]
 
-    def _decode(self, window: Window, looks: Tensor, labels: Tensor | None) -> NDArray[np.float32]:
+    def _decode(
+        self, window: Window, at: NDArray[np.float64], looks: Tensor, labels: Tensor | None
+    ) -> NDArray[np.float32]:
         encoded = self._encode(window)
-        logits = self.model.decode(encoded.features, encoded.crop, looks=looks, labels=labels, static=encoded.static)
+        points = torch.tensor(at - window.start, dtype=torch.float32, device=encoded.crop.device)[None]
+        logits = self.model.decode(
+            encoded.features,
+            encoded.crop,
+            points,
+            looks=looks,
+            labels=labels,
+            static=encoded.static,
+            conditioning=self.model.card.conditioning,
+        )
         background, tumour = logits[0].float()
         return torch.sigmoid(tumour - background).cpu().numpy()  # softmax over two classes
 
     def _messages(self, chosen: int, used: int, complete: bool) -> tuple[str, ...]:
         messages = []
+        seen, known = self.volume.modality, self.model.card.preprocessing.modality
+        if seen and known and seen != known:
+            messages.append(f"the scan is {seen}, the model was trained on {known}: look at the mask with care")
         if chosen > 1:
             messages.append(f"the clicks lie farther apart than one crop: {chosen} crops were used")
         if used > chosen:

@@ -46,7 +46,7 @@ def stub_network(seed: int = 0, *, polarity: bool = True, automatic: bool = Fals
 
     sizes = {"width": 16, "depth": 4, "heads": 2, "adapter_width": 8, "crop": 16, "position_grid": 4, "window": 2}
     head = {"feature_width": 16, "head_width": 8, "queries": 2, "prompt_heads": 2, "prompt_mlp": 16}
-    config = TINY.model_copy(update={"size": "stub", "polarity": polarity, **sizes, **head})
+    config = TINY.model_copy(update={"size": "stub", "polarity": polarity, "marks": False, **sizes, **head})
     preprocessing = Preprocessing(spacing_mm=(6.0, 6.0, 6.0), clip=(-200.0, 300.0), mean=40.0, sd=60.0)
     description = {"data": "none: random weights", "licence": "Apache-2.0"}
     card = Card(name=name, config=config, preprocessing=preprocessing, description=description, automatic=automatic)

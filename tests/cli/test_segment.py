@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 
 from voxsam.cli import main
+from voxsam.geometry import Grid
 from voxsam.io import read_volume, write_volume
 from voxsam.model.checkpoint import save_model
 from voxsam.testing import StubScan, stub_network, stub_scan
+from voxsam.volume import Volume
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +71,121 @@ def test_wrong_input_is_one_line_and_status_2(
     assert len(lines) == 1 and words in lines[0]
     assert not (files[0].parent / "mask.nii.gz").exists()
     assert "Traceback" not in captured.err
+
+
+def _label_file(path: Path, stub: StubScan, value: int = 1, shift_mm: float = 0.0, spacing_mm: float = 4.0) -> Path:
+    """A ball of 10 mm about the stub's click, on an upright grid of its own, `shift_mm` away."""
+    centre = stub.scan.grid.index_to_world(stub.click) + shift_mm
+    grid = Grid.from_spacing((9, 8, 7), (spacing_mm,) * 3, (centre - spacing_mm * np.array([4, 4, 3])).tolist())
+    at = grid.index_to_world(np.moveaxis(np.indices(grid.shape), 0, -1))
+    inside = np.linalg.norm(at - centre, axis=-1) < 10
+    write_volume(Volume(inside.astype(np.uint8) * value, grid, "SEG"), path)
+    return path
+
+
+def test_a_hint_on_another_grid_is_used_where_it_overlaps(files: tuple[Path, Path], stub: StubScan) -> None:
+    hint, report = _label_file(files[0].parent / "hint.nii.gz", stub), files[0].parent / "report.json"
+    assert main(_words(files, "--hint", str(hint), "--report", str(report))) == 0
+    clicks = json.loads(report.read_text())["clicks"]
+    places = stub.scan.grid.index_to_world([click["index"] for click in clicks])
+    assert len(clicks) > 1 and all(click["positive"] for click in clicks)
+    assert np.linalg.norm(places - stub.scan.grid.index_to_world(stub.click), axis=1).max() < 10
+
+
+def test_a_scribble_gives_clicks_of_both_kinds_to_a_model_that_takes_them(tmp_path: Path, stub: StubScan) -> None:
+    write_volume(stub.scan, tmp_path / "scan.nii.gz")
+    save_model(stub_network(), tmp_path / "model.safetensors")
+    files = tmp_path / "scan.nii.gz", tmp_path / "model.safetensors"
+    strokes = [_label_file(tmp_path / f"{value}.nii.gz", stub, value, shift_mm=30.0 * (value - 1)) for value in (1, 2)]
+    report = tmp_path / "report.json"
+    words = [word for path in strokes for word in ("--scribble", str(path))]
+    assert main(_words(files, *words, "--report", str(report))) == 0
+    assert {click["positive"] for click in json.loads(report.read_text())["clicks"]} == {True, False}
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "shift_mm", "words"),
+    [
+        ("--hint", 1, 500.0, "a mask hint that lies elsewhere"),
+        ("--hint", 0, 0.0, "an empty mask hint"),
+        ("--scribble", 1, 500.0, "a scribble that lies elsewhere"),
+        ("--scribble", 0, 0.0, "a scribble without strokes"),
+        ("--scribble", 2, 0.0, "negative clicks only"),
+    ],
+)
+def test_a_hint_or_scribble_that_says_nothing_is_refused(
+    option: str, value: int, shift_mm: float, words: str, files, stub: StubScan, capsys
+) -> None:
+    path = _label_file(files[0].parent / "labels.nii.gz", stub, value, shift_mm)
+    assert main(_words(files, option, str(path))) == 2
+    assert words in capsys.readouterr().err
+
+
+def _bad_scans(folder: Path) -> dict[str, str]:
+    """Files that are no scan, each with the words that name its fault."""
+    noise = np.random.default_rng(0).integers(-100, 200, (8, 9, 10)).astype(np.int16)
+    nan = noise.astype(np.float32)
+    nan[1, 1, 1] = np.nan
+    label = (noise > 150).astype(np.uint8)
+    arrays = {
+        "flat.nii.gz": (noise[:, :, 0], "2D image"),
+        "time.nii.gz": (np.stack([noise, noise], -1), "4D image"),
+        "nan.nii.gz": (nan, "NaN or infinite"),
+        "constant.nii.gz": (np.zeros_like(noise), "all voxels"),
+        "label.nii.gz": (label, "looks like a label map"),
+    }
+    for name, (array, _) in arrays.items():
+        nib.save(nib.Nifti1Image(array, np.diag([1.0, 2, 3, 1])), folder / name)
+    (folder / "text.nii.gz").write_text("no image")
+    nib.save(nib.Nifti1Image(noise, np.eye(4)), folder / "whole.nii.gz")
+    (folder / "cut.nii.gz").write_bytes((folder / "whole.nii.gz").read_bytes()[:700])
+    (folder / "nothing").mkdir()
+    singular = nib.Nifti1Image(noise, None)  # without an affine of its own, the header is written as it is
+    singular.header["sform_code"], singular.header["qform_code"] = 1, 0
+    singular.header["srow_x"] = singular.header["srow_y"] = [1, 1, 0, 0]
+    singular.header["srow_z"] = [0, 0, 1, 0]
+    nib.save(singular, folder / "singular.nii.gz")
+    words = {name: fault for name, (_, fault) in arrays.items()}
+    words |= {
+        "text.nii.gz": "is not a gzip file",
+        "cut.nii.gz": "truncated or damaged",
+        "gone.nii.gz": "does not exist",
+    }
+    return words | {"nothing": "DICOM", "singular.nii.gz": "a singular affine"}
+
+
+def test_every_file_that_is_no_scan_is_refused_from_the_command_line(tmp_path: Path, capsys) -> None:
+    for name, words in _bad_scans(tmp_path).items():
+        out = tmp_path / "mask.nii.gz"
+        assert main(["segment", str(tmp_path / name), "--click", "1,1,1", "-o", str(out)]) == 2, name
+        lines = capsys.readouterr().err.strip().splitlines()
+        assert len(lines) == 1 and lines[0].startswith("voxsam: error: ") and words in lines[0], (name, lines)
+        assert not out.exists()
+
+
+def test_a_file_that_is_no_model_is_refused(files: tuple[Path, Path], stub: StubScan, capsys) -> None:
+    folder, click = files[0].parent, ",".join(map(str, stub.click))
+    whole = files[1].read_bytes()
+    (folder / "cut.safetensors").write_bytes(whole[: len(whole) // 2])
+    (folder / "pickle.safetensors").write_bytes(b"PK\x03\x04" + bytes(60))
+    (folder / "text.safetensors").write_text("no model, only a text of some length")
+    for name, words in (
+        ("cut.safetensors", "truncated or damaged"),
+        ("pickle.safetensors", "a pickle"),
+        ("text.safetensors", "not a model file"),
+        ("gone.safetensors", "no such file"),
+        ("gone", "unknown model"),
+    ):
+        model = name if name == "gone" else str(folder / name)
+        status = main(["segment", str(files[0]), "--click", click, "--model", model, "-o", str(folder / "mask.nii.gz")])
+        err = capsys.readouterr().err
+        assert status == 2 and words in err and not (folder / "mask.nii.gz").exists(), (name, err)
+
+
+def test_debug_shows_the_traceback(files: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--debug", *_words(files, "--click", "999,0,0")]) == 2
+    err = capsys.readouterr().err
+    assert "Traceback" in err and "PromptError" in err
 
 
 def test_info_prints_the_papers_counts(capsys: pytest.CaptureFixture[str]) -> None:

@@ -215,3 +215,13 @@ def test_a_delta_cannot_be_saved_against_another_base(tmp_path):
     with pytest.raises(CheckpointError, match="the frozen tensors of the network are not those of .*model.safetensors"):
         save_model(small_network(), tmp_path / "delta.safetensors", delta_base=other)
     assert not (tmp_path / "delta.safetensors").exists()
+
+
+def test_a_header_whose_length_begins_like_a_pickle_is_read(tmp_path: Path) -> None:
+    """The file starts with the length of its header; 0x80 is also how a pickle starts."""
+    starts = set()
+    for length in range(0, 256, 4):
+        path = saved(tmp_path, small_network(description={"data": "x" * length}))
+        starts.add(path.read_bytes()[0])
+        assert read_card(path).description == {"data": "x" * length}
+    assert 0x80 in starts

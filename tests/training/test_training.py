@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import csv
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 
-from voxsam.model.checkpoint import load_model
+from voxsam.cli import main
+from voxsam.data.phantoms import make_phantom
+from voxsam.data.store import open_store
+from voxsam.data.stream import load_cases
+from voxsam.errors import InputError
+from voxsam.io import write_mask, write_volume
+from voxsam.model.checkpoint import load_model, save_model
 from voxsam.model.network import VoxSAMNetwork
+from voxsam.model.tuning import is_tuned
 from voxsam.session import Session
 from voxsam.testing import stub_network, stub_scan
 from voxsam.training import run
 from voxsam.training.recipe import Recipe
-from voxsam.training.run import Onwards, make_stream, train
+from voxsam.training.run import Onwards, make_network, make_stream, train
 from voxsam.training.task import SegmentationTask
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's hints on loaders and loggers
@@ -30,6 +41,7 @@ def recipe(**changes: object) -> Recipe:
         "phantoms": 2,
         "phantom_shape": (30, 30, 30),
         "steps": 3,
+        "checkpoint_every": 1,
         "warmup": 1,
         "seed": 1,
         "description": {"data": "phantoms"},
@@ -47,8 +59,7 @@ def losses(out: Path) -> list[tuple[int, float]]:
 def every_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """Log and save at every step."""
     whole = run.lightning.Trainer
-    monkeypatch.setattr(run.lightning, "Trainer", lambda **k: whole(**{**k, "log_every_n_steps": 1}, **QUIET))
-    monkeypatch.setattr(run, "CHECKPOINT_STEPS", 1)
+    monkeypatch.setattr(run.lightning, "Trainer", lambda **k: whole(**{**k, "log_every_n_steps": 1, **QUIET}))
 
 
 QUIET = {"enable_progress_bar": False, "enable_model_summary": False}
@@ -119,6 +130,8 @@ def test_onwards_counts_the_whole_run_and_starts_where_it_is_told() -> None:
     order = Onwards(10, lambda: 6)
     assert len(order) == 10
     assert list(order) == [6, 7, 8, 9]
+    parts = [Onwards(10, lambda: 4, lambda rank=rank: rank, lambda: 2) for rank in range(2)]
+    assert [list(part) for part in parts] == [[4, 6, 8], [5, 7, 9]] and len(parts[0]) == 5
 
 
 def test_the_same_recipe_gives_the_same_samples() -> None:
@@ -133,9 +146,9 @@ def test_a_step_lowers_the_loss_on_its_own_batch() -> None:
     network = stub_network()
     given = recipe(learning_rate=1e-3, warmup=0)
     task = SegmentationTask(given, network)
-    task.log_dict = lambda *_, **__: None  # type: ignore[method-assign]
+    task.log_dict = task.log = lambda *_, **__: None  # type: ignore[method-assign]
     stream = make_stream(given, None)
-    batch = {k: torch.stack([torch.from_numpy(stream[n][k]) for n in range(2)]) for k in stream[0]}
+    batch = torch.utils.data.default_collate([stream[n] for n in range(2)])
     optimiser = task.configure_optimizers()["optimizer"]
     seen = []
     for _ in range(8):
@@ -155,3 +168,99 @@ def test_vectors_are_not_decayed() -> None:
     assert all(p.ndim >= 2 for p in decayed["params"])
     assert all(p.ndim < 2 for p in rest["params"])
     assert len(decayed["params"]) + len(rest["params"]) == len(list(VoxSAMNetwork(task.network.card).parameters()))
+
+
+def _case(folder: Path, name: str, seed: int) -> None:
+    phantom = make_phantom(seed, shape=(30, 30, 30), spacing_mm=(6, 6, 6))
+    for part in ("imagesTr", "labelsTr"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    (folder / "dataset.json").write_text("{}")
+    write_volume(phantom.scan, folder / "imagesTr" / f"{name}_0000.nii.gz")
+    write_mask(phantom.label, folder / "labelsTr" / f"{name}.nii.gz")
+
+
+def test_validation_chooses_the_best_checkpoint(tmp_path: Path, every_step) -> None:
+    _case(tmp_path / "data", "seen", 3)
+    _case(tmp_path / "data", "aside", 4)
+    given = recipe(phantoms=0, validation=["aside"], validate_every=1, steps=4)
+    train(given, tmp_path / "data", tmp_path / "out")
+    best = torch.load(tmp_path / "out" / "best.ckpt", map_location="cpu", weights_only=False)
+    with (tmp_path / "out" / "log" / "metrics.csv").open() as file:
+        scores = [float(row["validation dice"]) for row in csv.DictReader(file) if row.get("validation dice")]
+    assert len(scores) == 4
+    (kept,) = [state for name, state in best["callbacks"].items() if "best" in str(state.get("best_model_path", ""))]
+    assert float(kept["best_model_score"]) == pytest.approx(max(scores), abs=1e-6)
+    with pytest.raises(InputError, match="no case beside; expected all cases that the recipe names"):
+        train(recipe(phantoms=0, validation=["beside"]), tmp_path / "data", tmp_path / "other")
+
+
+def test_adapters_alone_are_tuned(tmp_path: Path, every_step) -> None:
+    first = make_network(recipe(tune="adapters"))
+    before = {name: tensor.clone() for name, tensor in first.state_dict().items()}
+    save_model(first, tmp_path / "base.safetensors")
+    given = recipe(tune="adapters", start_from=str(tmp_path / "base.safetensors"), learning_rate=0.01, ema=0.0)
+    after = load_model(train(given, None, tmp_path / "out"), "cpu").state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed and all(is_tuned(name) for name in changed)
+
+
+def test_a_start_of_other_sizes_is_refused(tmp_path: Path) -> None:
+    other = recipe().model.model_copy(update={"width": 32})
+    save_model(make_network(recipe(model=other)), tmp_path / "other.safetensors")
+    with pytest.raises(
+        InputError, match=r"other.safetensors does not fit the recipe's network \(.*a model of the same"
+    ):
+        make_network(recipe(start_from=str(tmp_path / "other.safetensors")))
+
+
+def test_accumulated_batches_are_one_larger_batch(tmp_path: Path, every_step) -> None:
+    """Without clipping and weight decay to first order: the same gradient, so the same weights."""
+    one = load_model(train(recipe(batch=4, steps=2), None, tmp_path / "one"), "cpu").state_dict()
+    many = load_model(train(recipe(batch=2, accumulate=2, steps=2), None, tmp_path / "many"), "cpu").state_dict()
+    for name, tensor in one.items():
+        torch.testing.assert_close(many[name], tensor, atol=1e-4, rtol=1e-3, msg=name)
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_with_twice_the_batch(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump({**recipe(steps=6).model_dump(mode="json"), "conditioning": None}))
+    found = []
+    for name, options in (("one", ["--batch=2"]), ("two", ["--batch=1", "--devices=2", "--strategy=ddp"])):
+        words = [sys.executable, "-m", "voxsam.cli", "train", str(path), "-o", str(tmp_path / name), *options]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run([*words, "--log_every=1"], env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-2000:]
+        found.append(losses(tmp_path / name))
+    assert len(found[0]) == 6
+    np.testing.assert_allclose([loss for _, loss in found[1]], [loss for _, loss in found[0]], atol=1e-4)
+
+
+def test_a_prepared_data_set_says_its_own_preprocessing_and_validation(tmp_path: Path) -> None:
+    for number in range(6):
+        _case(tmp_path / "raw", f"case{number}", number)
+    assert main(["prepare", str(tmp_path / "raw"), "-o", str(tmp_path / "prepared"), "--workers", "1"]) == 0
+    store = open_store(tmp_path / "prepared")
+    fields = recipe(phantoms=0, steps=1).model_dump(mode="json", exclude={"preprocessing", "validation"})
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(fields))
+    words = ["train", str(tmp_path / "recipe.yaml"), "--data", str(tmp_path / "prepared"), "-o", str(tmp_path / "out")]
+    assert main([*words, "--validate_every", "1"]) == 0
+    card = load_model(tmp_path / "out" / "model.safetensors", "cpu").card
+    assert card.preprocessing == store.preprocessing
+    assert tuple(card.recipe["validation"]) == store.split["validation"] != ()
+    assert (tmp_path / "out" / "best.ckpt").is_file()
+    trained = load_cases(tmp_path / "prepared", leave_out=store.split["validation"])
+    assert len(trained) == len(store.split["train"])
+
+
+def test_the_command_line_trains_and_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe().model_dump(mode="json")))
+    assert main(["train", str(path), "-o", str(tmp_path / "out"), "--steps", "1", "--checkpoint_every=1"]) == 0
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+    for words, expected in (
+        (["--stepz", "1"], "unrecognized arguments: --stepz 1"),
+        (["--data", str(tmp_path / "nowhere")], "no dataset.json"),
+    ):
+        assert main(["train", str(path), "-o", str(tmp_path / "no"), *words]) == 2
+        assert expected in capsys.readouterr().err

@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from voxsam.cli import demo, evaluate, info, segment, weights
+from voxsam.cli import demo, evaluate, info, prepare, segment, train, weights
 from voxsam.errors import InputError
 
 DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -32,6 +32,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("segment", no_args_is_help=True)(segment.command)
+app.command("prepare", no_args_is_help=True)(prepare.command)
+app.command("train", no_args_is_help=True, context_settings=train.CONTEXT)(train.command)
 app.command("evaluate", no_args_is_help=True)(evaluate.command)
 app.command("demo")(demo.command)
 app.command("info")(info.command)
@@ -54,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status, line = _explain(error, words)
         print(f"voxsam: {line}", file=sys.stderr)
     if status == INTERRUPTED:
-        print("voxsam: interrupted; nothing was written", file=sys.stderr)
+        print("voxsam: interrupted; nothing was left half-written", file=sys.stderr)
     return status if isinstance(status, int) else DONE
 
 

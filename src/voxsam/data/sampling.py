@@ -1,42 +1,33 @@
-"""Training samples: an augmented crop around a click, its label, and simulated clicks."""
+"""Training samples: a crop around a tumour or beside it, varied, its label, and the first clicks."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
-import scipy.ndimage
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
 
+from voxsam.data.augmentation import Augmentation, apply
 from voxsam.errors import GeometryError, ImageError
-from voxsam.preprocess import Preprocessing, Window, read_crop
+from voxsam.preprocess import Preprocessing, Window
 from voxsam.resample import resample
 from voxsam.volume import Volume
 
 Sample = dict[str, NDArray]
+Prompts = Literal["clicks", "paper", "released"]
 
-
-class Augmentation(BaseModel):
-    """How a crop is varied. Lengths in mm, intensities in the scan's unit (HU)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    zoom: tuple[float, float] = (0.85, 1.2)
-    flip: float = 0.5  # probability on each axis
-    rotate: float = 0.5  # probability of a turn by 90 degrees in the axial plane
-    shift: float = 15.0  # s.d. of an offset
-    scale: float = 0.1  # s.d. of a contrast factor
-    noise: float = 8.0  # largest s.d. of added noise
-    margin_mm: tuple[float, float] = (5.0, 60.0)  # what is left of a scan around its tumour, drawn for each side
-    off_centre: float = 0.25  # probability that the crop is centred beside its click
-    off_centre_mm: float = 40.0
-    background: float = 0.06  # probability of a click beside the tumour, with nothing to segment (paper, Sec. 3.3)
+IN_TUMOUR, IN_BACKGROUND = 40, 10  # points of a step (paper, Sec. 3.3)
+RELEASED_IN_TUMOUR, RELEASED_ANYWHERE = 10, 20  # docs/released.md, "Training"
+MOST_CLICKS = 10
+BODY_HU = -200.0  # in a CT, what is brighter is not air
+TRIES = 20
+TUMOUR, SEEN = 1, 2  # bits of the array that goes through the transforms as the label
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """A scan in memory with its label (0/1) on the same grid, and where the label's voxels are."""
+    """A scan with its label (0/1) on the same grid, and where the label's voxels are; arrays may be read as needed."""
 
     scan: Volume
     label: Volume
@@ -57,117 +48,127 @@ class Labelled:
 
 
 class Sampler:
-    """Draws samples for one model: crops of `side` voxels with up to `max_points` clicks.
+    """Draws samples for one model: crops of `side` voxels and the points of a way of prompting.
 
-    `negatives=False`: positive clicks only, for a model without polarity.
+    "clicks": a click in the tumour, at times several; what the model then gets wrong is clicked during the training
+    step. "paper": 40 points in the tumour, or 10 in the background of a crop without tumour (Sec. 3.3). "released": 10
+    in the tumour, if there is any, and 20 anywhere (docs/released.md, "Training").
     """
 
     def __init__(
-        self,
-        preprocessing: Preprocessing,
-        side: int,
-        max_points: int,
-        augmentation: Augmentation,
-        negatives: bool = True,
+        self, preprocessing: Preprocessing, side: int, augmentation: Augmentation, prompts: Prompts = "clicks"
     ) -> None:
-        self.preprocessing, self.augmentation = preprocessing, augmentation
-        self.side, self.max_points, self.negatives = side, max_points, negatives
+        self.preprocessing, self.side, self.augmentation = preprocessing, side, augmentation
+        self.prompts: Prompts = prompts
+        self._transform = augmentation.transform(side)
 
     def draw(self, case: Labelled, rng: np.random.Generator) -> Sample:
-        """`crop` (1, D, H, W) float32, `label` (1, D, H, W) float32 0/1, `points` (N, 3), `labels` (N,) int64.
+        """`crop` (1, D, H, W) float32, `label` (1, D, H, W) float32 0/1, `points` (N, 3) float32, `labels` (N,) int64.
 
-        The first point is a positive click on a voxel of the label, or beside the tumour, and then the label is empty.
+        `points` are crop voxels; their labels are 1, or -1 for padding. A crop beside the tumour has an empty label.
         """
-        a = self.augmentation
-        case = self._cut_margins(case, rng)
-        zoom = float(rng.uniform(*a.zoom))
-        varied = self.preprocessing.model_copy(
-            update={"spacing_mm": tuple(s * zoom for s in self.preprocessing.spacing_mm)}
-        )
-        lattice = varied.lattice(case.scan.grid)
-        click = self._background_click(case, rng) if rng.random() < a.background else None
-        background = click is not None
-        if click is None:
-            click = case.foreground[rng.integers(len(case.foreground))]
-        centre = case.scan.grid.index_in(lattice, click)
-        if rng.random() < a.off_centre:
-            reach = np.minimum(a.off_centre_mm / np.array(varied.spacing_mm), self.side // 2 - 1)  # stay in the crop
-            centre = centre + rng.uniform(-1, 1, 3) * reach
-        window = Window.around(lattice, centre, (self.side,) * 3)
-        crop = self._vary_intensity(read_crop(case.scan, window, varied), window, rng)
-        label = self._read_label(case.label, window)
-        at = np.rint(case.scan.grid.index_in(window.grid, click)).astype(int).clip(0, self.side - 1)
-        if not background:
-            label[tuple(at)] = True  # a lesion thinner than the crop's voxels must not vanish under its click
-        crop, label, at = self._turn(crop, label, at, rng)
-        points, labels = self._clicks(label, at, background, rng)
-        target = np.zeros_like(label) if background else label
+        a, use = self.augmentation, self.preprocessing
+        beside = _background_voxel(case, rng) if rng.random() < a.background else None
+        voxel = case.foreground[rng.integers(len(case.foreground))] if beside is None else beside
+        lattice = use.lattice(case.scan.grid)
+        centre = case.scan.grid.index_in(lattice, voxel)
+        off_centre = beside is None and rng.random() < a.off_centre
+        if off_centre:
+            within = np.minimum(a.off_centre_mm / np.array(use.spacing_mm), self.side // 2 - 1)  # stay in the crop
+            centre = centre + rng.uniform(-1, 1, 3) * within
+        window = Window.around(lattice, centre, (a.reach(self.side),) * 3)
+        image, bits = self._read(case, window, _limits(case, a.margin_mm, rng))
+        at = np.rint(case.scan.grid.index_in(window.grid, voxel)).astype(int)
+        if beside is None and ((at >= 0) & (at < window.shape)).all():
+            bits[tuple(at)] |= TUMOUR  # a lesion thinner than the crop's voxels must not vanish under its click
+        image, bits = apply(self._transform, image, bits, int(rng.integers(2**32)))
+        return self._sample(image, bits.astype(np.uint8), beside is not None, off_centre, rng)
+
+    def _read(
+        self, case: Labelled, window: Window, limits: tuple[NDArray, NDArray]
+    ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+        """Intensities less the mean, 0 where the scan (cut to `limits`) has none; and the bits TUMOUR and SEEN."""
+        image, bits = np.zeros(window.shape, np.float32), np.zeros(window.shape, np.uint8)
+        at = case.scan.grid.index_in(window.grid, np.stack(limits))
+        low, high = np.ceil(at.min(0)).astype(int), np.floor(at.max(0)).astype(int) + 1
+        parts = [
+            slice(max(p.start, a), max(p.start, a, min(p.stop, b)))
+            for p, a, b in zip(window.inside(), low, high, strict=True)
+        ]
+        if all(p.stop > p.start for p in parts):
+            grid = window.grid.crop([p.start for p in parts], [p.stop - p.start for p in parts])
+            box = tuple(parts)
+            image[box] = resample(case.scan, grid, self.preprocessing.interpolation) - self.preprocessing.mean
+            bits[box] = SEEN
+            bits[box] += np.uint8(TUMOUR) * (resample(case.label, grid, "area") > 0.5)
+        return image, bits
+
+    def _sample(
+        self, image: NDArray, bits: NDArray, beside: bool, off_centre: bool, rng: np.random.Generator
+    ) -> Sample:
+        use = self.preprocessing
+        crop = np.where(bits & SEEN, use.normalise(image + use.mean), np.float32(0))
+        label = (bits & TUMOUR) > 0
+        middle = (self.side // 2,) * 3
+        if not beside and not label.any():
+            label[middle] = True
+        if self.prompts == "clicks":
+            points, labels = _clicks(label, beside, off_centre, rng)
+        elif self.prompts == "paper":
+            inside = label.any() and not beside
+            points, labels = _some(label if inside else ~label, IN_TUMOUR if inside else IN_BACKGROUND, rng, IN_TUMOUR)
+        else:
+            inner, marks = _some(label, RELEASED_IN_TUMOUR, rng, RELEASED_IN_TUMOUR)
+            outer = rng.integers(0, self.side, (RELEASED_ANYWHERE, 3)).astype(np.float32)
+            points = np.concatenate([inner, outer])
+            labels = np.concatenate([marks, np.ones(RELEASED_ANYWHERE, np.int64)])
+        target = label & (not beside) if self.prompts == "clicks" else label
         return {"crop": crop[None], "label": target[None].astype(np.float32), "points": points, "labels": labels}
 
-    def _cut_margins(self, case: Labelled, rng: np.random.Generator) -> Labelled:
-        """The case cut to random margins around its tumour, so that a scan's borders give nothing away."""
-        spacing = case.scan.grid.spacing_mm
-        margins = rng.uniform(*self.augmentation.margin_mm, size=(2, 3)) / spacing
-        low = np.maximum(case.foreground.min(0) - margins[0], 0).astype(int)
-        high = np.minimum(case.foreground.max(0) + margins[1] + 1, case.scan.grid.shape).astype(int)
-        box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
-        grid = case.scan.grid.crop(low.tolist(), (high - low).tolist())
-        scan = Volume(case.scan.array[box], grid, case.scan.modality)
-        return Labelled(scan, Volume(case.label.array[box], grid), case.foreground - low.astype(np.int32))
 
-    def _background_click(self, case: Labelled, rng: np.random.Generator) -> NDArray | None:
-        """A voxel of the body outside the tumour, or None if fifty tries find none."""
-        tries = rng.integers(0, case.label.array.shape, size=(50, 3))
-        outside = case.label.array[tuple(tries.T)] == 0
-        body = case.scan.array[tuple(tries.T)] > -200
-        good = tries[outside & body]
-        return good[0] if len(good) else None
+def _limits(
+    case: Labelled, margin_mm: tuple[float, float] | None, rng: np.random.Generator
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """First and last index (3,) that may be seen of a scan: random margins, so that its borders give nothing away."""
+    last = np.array(case.scan.grid.shape) - 1.0
+    if margin_mm is None:
+        return np.full(3, -0.5), last + 0.5
+    margins = rng.uniform(*margin_mm, size=(2, 3)) / case.scan.grid.spacing_mm
+    low, high = case.foreground.min(0) - margins[0], case.foreground.max(0) + margins[1]
+    return np.where(low <= 0, -0.5, low), np.where(high >= last, last + 0.5, high)
 
-    def _vary_intensity(self, crop: NDArray, window: Window, rng: np.random.Generator) -> NDArray:
-        a, sd = self.augmentation, self.preprocessing.sd
-        inside = window.inside()
-        part = crop[inside]
-        noise = rng.standard_normal(part.shape, dtype=np.float32) * (rng.random() * a.noise / sd)
-        if rng.random() < 0.5:
-            noise = 2.5 * scipy.ndimage.gaussian_filter(noise, 0.7)
-        factor = 1 + a.scale * float(np.clip(rng.standard_normal(), -2.5, 2.5))
-        offset = a.shift * float(np.clip(rng.standard_normal(), -2.5, 2.5)) / sd
-        crop[inside] = part * factor + offset + noise
-        return crop
 
-    def _read_label(self, label: Volume, window: Window) -> NDArray[np.bool_]:
-        out = np.zeros(window.shape, dtype=bool)
-        inside = window.inside()
-        if all(p.stop > p.start for p in inside):
-            grid = window.grid.crop([p.start for p in inside], [p.stop - p.start for p in inside])
-            out[inside] = resample(label, grid, "area") > 0.5
-        return out
+def _background_voxel(case: Labelled, rng: np.random.Generator) -> NDArray[np.int64] | None:
+    """A voxel of the body outside the tumour, or None if twenty tries find none."""
+    for index in rng.integers(0, case.scan.grid.shape, size=(TRIES, 3)):
+        box = tuple(slice(i, i + 1) for i in index)
+        body = case.scan.modality != "CT" or case.scan.array[box].item() > BODY_HU
+        if body and not case.label.array[box].item():
+            return index
+    return None
 
-    def _turn(
-        self, crop: NDArray, label: NDArray, at: NDArray, rng: np.random.Generator
-    ) -> tuple[NDArray, NDArray, NDArray]:
-        at = at.copy()
-        for axis in range(3):
-            if rng.random() < self.augmentation.flip:
-                crop, label = np.flip(crop, axis), np.flip(label, axis)
-                at[axis] = self.side - 1 - at[axis]
-        if rng.random() < self.augmentation.rotate:
-            crop, label, at = crop.swapaxes(1, 2), label.swapaxes(1, 2), at[[0, 2, 1]]
-        return np.ascontiguousarray(crop), np.ascontiguousarray(label), at
 
-    def _clicks(
-        self, label: NDArray, first: NDArray, background: bool, rng: np.random.Generator
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """The first click, then at times a random number of more: inside the label, and beside it as negatives."""
-        points = np.zeros((self.max_points, 3), dtype=np.float32)
-        labels = np.full(self.max_points, -1, dtype=np.int64)
-        points[0], labels[0] = first, 1
-        if not background and self.max_points > 1 and rng.random() < 0.5:
-            inside = np.argwhere(label)
-            ring = np.argwhere(scipy.ndimage.binary_dilation(label, iterations=4) & ~label)
-            for slot in range(1, 1 + int(rng.integers(1, self.max_points))):
-                positive = rng.random() < 0.5 or not self.negatives
-                pool = inside if positive else ring
-                if len(pool):
-                    points[slot], labels[slot] = pool[rng.integers(len(pool))], int(positive)
-        return points, labels
+def _some(
+    region: NDArray[np.bool_], count: int, rng: np.random.Generator, length: int
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """`count` voxels of a region, drawn with replacement, as points and labels padded to `length`."""
+    points, labels = np.zeros((length, 3), np.float32), np.full(length, -1, np.int64)
+    voxels = np.argwhere(region)
+    if len(voxels):
+        points[:count], labels[:count] = voxels[rng.integers(len(voxels), size=count)], 1
+    return points, labels
+
+
+def _clicks(
+    label: NDArray[np.bool_], beside: bool, off_centre: bool, rng: np.random.Generator
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """One click, at times up to ten; the first in the middle, as in a session's first crop, if not off centre."""
+    several = not beside and rng.random() < 0.3
+    count = int(rng.integers(2, MOST_CLICKS + 1)) if several else 1
+    points, labels = _some(label, count, rng, MOST_CLICKS)
+    if beside or not off_centre:
+        middle = np.array(label.shape) // 2
+        voxels = np.argwhere(label != beside)
+        points[0] = voxels[np.abs(voxels - middle).sum(1).argmin()] if len(voxels) else middle
+        labels[0] = 1
+    return points, labels

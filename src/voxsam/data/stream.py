@@ -2,21 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
 
 import numpy as np
 from torch.utils.data import Dataset
 
-from voxsam.data.cases import Case
+from voxsam.data.augmentation import Augmentation
+from voxsam.data.cases import Case, find_cases
 from voxsam.data.phantoms import make_phantom
 from voxsam.data.sampling import Labelled, Sample, Sampler
-from voxsam.errors import InputError
+from voxsam.data.store import open_store, read_description
+from voxsam.errors import FileError, InputError
 from voxsam.io import read_volume
 
 
-def load_cases(cases: Sequence[Case]) -> list[Labelled]:
-    """Every case read once and kept in memory at its own spacing. Raises InputError, with the case's name."""
-    return [_load(case) for case in cases]
+def load_cases(folder: Path, *, leave_out: Collection[str] = (), only: Collection[str] | None = None) -> list[Labelled]:
+    """The cases of a folder, without those of `leave_out`, or `only` those named.
+
+    A prepared store (voxsam.data.store) is read as crops are drawn, and its test cases are left out, too. Any other
+    folder is in MSD / nnU-Net raw layout, and each case is read once and kept in memory at its own spacing. Raises
+    FileError for names that the folder does not have, InputError with a case's name for one that cannot be used.
+    """
+    load, names, test = _source(folder)
+    missing = sorted({*leave_out, *(only or ())} - names)
+    if missing:
+        raise FileError(
+            f"{folder}: no case {', '.join(missing)}", "all cases that the recipe names", "check their names"
+        )
+    chosen = names - test - set(leave_out) if only is None else only
+    return [load(name) for name in sorted(chosen)]
+
+
+def _source(folder: Path) -> tuple[Callable[[str], Labelled], set[str], set[str]]:
+    """How a case is loaded by its name, which cases there are, and which of them are for testing."""
+    if read_description(folder / "dataset.json") is not None:
+        store = open_store(folder)
+        return store.load, set(store.names), set(store.split["test"])
+    cases = {case.name: case for case in find_cases(folder)}
+    return lambda name: _load(cases[name]), set(cases), set()
 
 
 def _load(case: Case) -> Labelled:
@@ -63,4 +87,14 @@ class SampleStream(Dataset[Sample]):
         share = self.share[0] + (self.share[1] - self.share[0]) * number / self.length
         generated = bool(self.phantoms) and (not self.scans or rng.random() < share)
         pool = self.phantoms if generated else self.scans
-        return self.sampler.draw(pool[int(rng.integers(len(pool)))], rng)
+        sample = self.sampler.draw(pool[int(rng.integers(len(pool)))], rng)
+        return {**sample, "number": np.array(number)}
+
+
+def validation_samples(sampler: Sampler, cases: Sequence[Labelled], seed: int) -> list[Sample]:
+    """One crop of each case, centred on a voxel of its tumour, as it is; always the same for the same seed."""
+    plain = Augmentation(
+        zoom=(1, 1), rotate=0, flip=0, turn=0, shift=0, scale=0, noise=0, margin_mm=None, off_centre=0, background=0
+    )
+    still = Sampler(sampler.preprocessing, sampler.side, plain, sampler.prompts)
+    return [still.draw(case, np.random.default_rng([seed, n])) for n, case in enumerate(cases)]

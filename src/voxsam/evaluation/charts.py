@@ -20,6 +20,7 @@ from voxsam.io.atomic import atomic_path
 COLOURS = {"random": "#0072b2", "corrective": "#d55e00", "automatic": "#0072b2"}  # told apart by the colour-blind
 CASE_LINE, INK, FAINT = "#9aa5b1", "#1f2933", "#52606d"
 DPI = 150
+HALO = [withStroke(linewidth=2.5, foreground="white")]  # names stay readable where a line crosses
 MOST_NAMED_CASES = 40  # beyond it the boxes get no names
 MOST_NAMED_DOTS = 12
 MOST_BOX_INCHES = 16.0
@@ -159,10 +160,9 @@ def _bland_altman(evaluation: Evaluation, line: Line) -> Figure:
 def _name_dots(axes: Axes, names: Sequence[str], x: NDArray[np.float64], y: NDArray[np.float64]) -> None:
     """From left to right in turn above and below their dots, so that neighbours do not meet."""
     for turn, number in enumerate(np.argsort(x, kind="stable")):
-        offset = {"xytext": (0, -13 if turn % 2 else 6), "textcoords": "offset points", "ha": "center"}
-        offset["path_effects"] = [withStroke(linewidth=2.5, foreground="white")]  # readable where a line crosses
-        at = (float(x[number]), float(y[number]))
-        axes.annotate(names[int(number)], at, fontsize=7.5, color=FAINT, parse_math=False, **offset)
+        at, offset = (float(x[number]), float(y[number])), (0, -13 if turn % 2 else 6)
+        style = {"ha": "center", "fontsize": 7.5, "color": FAINT, "parse_math": False, "path_effects": HALO}
+        axes.annotate(str(names[number]), at, offset, textcoords="offset points", **style)
 
 
 def _draw_agreement(axes: Axes, difference: NDArray[np.float64]) -> None:

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, JsonValue, computed_field, model_validator
 
+from voxsam.model.conditioning import Conditioning
 from voxsam.model.sizes import ModelConfig
 from voxsam.preprocess import Preprocessing
 
@@ -27,6 +28,9 @@ class Card(BaseModel):
     config: ModelConfig
     preprocessing: Preprocessing
     description: dict[str, str] = {}
+    conditioning: Conditioning | None = (
+        None  # how clicks bind the answer (voxsam.model.conditioning); None: they do not
+    )
     automatic: bool = False  # trained without clicks, the prompt encoder left out (paper, Sec. 4.3)
     recipe: dict[str, JsonValue] = {}  # the training recipe as it was run
     scores: dict[str, float] = {}  # on the recipe's held-out cases, e.g. {"dice": 0.81}

@@ -38,7 +38,7 @@ class MaskDecoder(nn.Module):
     """Four heads, upsampled and concatenated with the crop, fused by a 3x3x3 convolution, then two logits per voxel.
 
     The fusing convolution is a sum over its input groups, and a click changes level 4 only. `static` computes the share
-    of levels 1-3 and of the crop once; `forward` adds the share of level 4. No concatenation is ever made.
+    of levels 1-3 and of the crop once; `fused` adds the share of level 4. No concatenation is ever made.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -67,8 +67,11 @@ class MaskDecoder(nn.Module):
             total = total + self._share(level, features[level], size)
         return total
 
-    def forward(self, static: Tensor, deepest_BCDHW: Tensor, crop_shape: tuple[int, ...]) -> Tensor:
-        """The static share and level 4 after the prompt encoder -> (B, 2, D, H, W) logits on the crop."""
+    def fused(self, static: Tensor, deepest_BCDHW: Tensor) -> Tensor:
+        """The static share and level 4 after the prompt encoder -> (B, m, F, F, F) mask features."""
         x = static + self._share(LEVELS - 1, deepest_BCDHW, tuple(static.shape[2:]))
-        logits = self.classify(F.relu(F.instance_norm(x)))
-        return _resize(logits, crop_shape, align_corners=True)
+        return F.relu(F.instance_norm(x))
+
+    def forward(self, fused_BmFFF: Tensor, crop_shape: tuple[int, ...]) -> Tensor:
+        """Mask features -> (B, 2, D, H, W) logits on the crop."""
+        return _resize(self.classify(fused_BmFFF), crop_shape, align_corners=True)

@@ -53,7 +53,7 @@ def is_pickle(start: bytes) -> bool:
 
 def _read(path: Path, with_tensors: bool) -> tuple[Card, dict[str, Tensor]]:
     start = first_bytes(path, 16, WANTED)
-    if is_pickle(start):
+    if is_pickle(start) and not is_safetensors(start):  # a length may begin with a pickle's first byte
         raise CheckpointError(f"{path} is a PyTorch file (a pickle), not opened", WANTED, f"convert it with {IMPORT}")
     if not is_safetensors(start):
         kind = "is not a model file" if start else "is empty"

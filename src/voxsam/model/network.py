@@ -5,9 +5,11 @@ B batch, D H W crop, N points, C width of a feature map.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from voxsam.model.card import Card
+from voxsam.model.conditioning import Conditioning, condition
 from voxsam.model.image_encoder import ImageEncoder
 from voxsam.model.mask_decoder import MaskDecoder
 from voxsam.model.prompt_encoder import PromptEncoder, sample_features
@@ -51,20 +53,31 @@ class VoxSAMNetwork(nn.Module):
         looks: Tensor | None = None,
         labels: Tensor | None = None,
         static: Tensor | None = None,
+        conditioning: Conditioning | None = None,
     ) -> Tensor:
         """(B, 2, D, H, W) logits: background, tumour.
 
         `points` (B, N, 3) = (d, h, w) in crop voxels, or `looks` (B, N, C) sampled before, here or in another crop;
-        neither: automatic mode, the prompt encoder is left out. `labels` (B, N): 1 positive, 0 negative, -1 padding.
+        neither: automatic mode, the prompt encoder is left out. With both, the looks count, and the points say where a
+        model with `config.marks` marks them (outside the crop: nowhere). `labels` (B, N): 1 positive, 0 negative, -1
+        padding; left out, all are positive. With `conditioning` the answer is then made to agree with the points.
         """
         deepest = features[-1]
         if points is not None:
-            looks = self.sample(features, points)
+            if looks is None:
+                looks = self.sample(features, points)
+            deepest = self.prompt_encoder.mark(deepest, points, labels, tuple(crops_B1DHW.shape[2:]))
         if looks is not None:
             deepest = self.prompt_encoder(deepest, looks, labels)
         if static is None:
             static = self.static(features, crops_B1DHW)
-        return self.mask_decoder(static, deepest, tuple(crops_B1DHW.shape[2:]))
+        fused = self.mask_decoder.fused(static, deepest)
+        logits = self.mask_decoder(fused, tuple(crops_B1DHW.shape[2:]))
+        if conditioning is None or points is None:
+            return logits
+        if labels is None:
+            labels = torch.ones(points.shape[:2], dtype=torch.long, device=points.device)
+        return condition(logits, fused, points, labels, conditioning)
 
     def forward(self, crops_B1DHW: Tensor, points_BN3: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
         """encode, then decode."""

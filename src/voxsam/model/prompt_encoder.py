@@ -5,6 +5,8 @@ B batch, N points, Q global queries, T image tokens (D * H * W), C width of a fe
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -24,6 +26,28 @@ def sample_features(features_BCDHW: Tensor, points_BN3: Tensor, crop_shape: tupl
     grid = unit.flip(-1)[:, :, None, None]  # grid_sample wants (w, h, d)
     sampled = F.grid_sample(features_BCDHW.float(), grid, mode="bilinear", align_corners=False)
     return sampled[..., 0, 0].transpose(1, 2).to(features_BCDHW.dtype)
+
+
+def mark_tokens(values_BNC: Tensor, points_BN3: Tensor, crop_shape: tuple[int, ...], grid: tuple[int, ...]) -> Tensor:
+    """(B, C, *grid): each point's value spread over the eight tokens about it, by the weights of trilinear sampling.
+
+    A point in the outermost half token counts for the tokens that there are; one outside the crop marks nothing.
+    """
+    b, _, c = values_BNC.shape
+    crop = torch.tensor(crop_shape, dtype=torch.float32, device=points_BN3.device)
+    size = torch.tensor(grid, device=points_BN3.device)
+    inside = ((points_BN3 >= -0.5) & (points_BN3 <= crop - 0.5)).all(-1, keepdim=True)
+    at = ((points_BN3 + 0.5) * size / crop - 0.5).clamp(min=0).minimum(size - 1.0)
+    first = at.floor().long().minimum(size - 1)
+    part = at - first
+    out = values_BNC.new_zeros(b, int(size.prod()), c)
+    for corner in itertools.product((0, 1), repeat=3):
+        step = torch.tensor(corner, device=at.device)
+        weight = torch.where(step > 0, part, 1 - part).prod(-1, keepdim=True) * inside
+        index = (first + step).minimum(size - 1)
+        flat = (index[..., 0] * size[1] + index[..., 1]) * size[2] + index[..., 2]
+        out = out.scatter_add(1, flat[..., None].expand(-1, -1, c), (weight * values_BNC).to(out.dtype))
+    return out.transpose(1, 2).reshape(b, c, *grid)
 
 
 class Attention(nn.Module):
@@ -73,7 +97,8 @@ class PromptEncoder(nn.Module):
     """Changes the deepest feature map by what the clicks look like.
 
     With `config.polarity` a learned vector is added to the look of a positive and of a negative click; released
-    checkpoints have none, and take positive clicks only.
+    checkpoints have none, and take positive clicks only. With `config.marks` another one is added to the tokens about
+    the click, so that a correction acts where it was made; the paper's prompt knows no place.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -81,6 +106,20 @@ class PromptEncoder(nn.Module):
         self.queries = config.queries
         self.layers = nn.ModuleList(PromptLayer(config) for _ in range(config.prompt_layers))
         self.polarity = nn.Embedding(2, config.feature_width) if config.polarity else None
+        self.marks = nn.Embedding(2, config.feature_width) if config.marks else None
+        if self.marks is not None:
+            nn.init.zeros_(self.marks.weight)
+
+    def mark(
+        self, features_BCDHW: Tensor, points_BN3: Tensor, labels_BN: Tensor | None, crop_shape: tuple[int, ...]
+    ) -> Tensor:
+        """Level 4 with the tokens about the points (crop voxels) marked; unchanged if the model does not mark."""
+        if self.marks is None:
+            return features_BCDHW
+        if labels_BN is None:
+            labels_BN = torch.ones(points_BN3.shape[:2], dtype=torch.long, device=points_BN3.device)
+        values = self.marks(labels_BN.clamp(min=0)) * (labels_BN != PADDING)[..., None]
+        return features_BCDHW + mark_tokens(values, points_BN3, crop_shape, tuple(features_BCDHW.shape[2:]))
 
     def forward(self, features_BCDHW: Tensor, looks_BNC: Tensor, labels_BN: Tensor | None = None) -> Tensor:
         """(B, C, D, H, W) level 4, (B, N, C) looks, (B, N) labels (1 positive, 0 negative, -1 padding) -> level 4."""

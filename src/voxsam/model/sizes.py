@@ -51,6 +51,7 @@ class ModelConfig(BaseModel):
     depth_start: Literal["ones", "zeros"] = "ones"
     fusion: Literal["double", "crop"] = "double"
     polarity: bool = False  # learned embeddings for positive and negative clicks (an extension)
+    marks: bool = False  # a click also marks the tokens about it, in its own crop (an extension; needs polarity)
 
     @model_validator(mode="after")
     def _consistent(self) -> ModelConfig:
@@ -58,6 +59,8 @@ class ModelConfig(BaseModel):
             raise ValueError("width must divide by heads, feature_width by twice prompt_heads")
         if self.depth % LEVELS or self.crop % self.stride:
             raise ValueError(f"depth must divide by {LEVELS}, crop by stride")
+        if self.marks and not self.polarity:
+            raise ValueError("marks need polarity")
         return self
 
     def in_profile(self, profile: Literal["released", "paper"]) -> ModelConfig:
@@ -107,5 +110,6 @@ TINY = ModelConfig(
     adapter_relu=False,
     depth_start="zeros",
     polarity=True,
+    marks=True,
 )
 SIZES = {config.size: config for config in (TINY, VIT_B, VIT_L, VIT_H)}

@@ -5,23 +5,32 @@ from __future__ import annotations
 from typing import Any
 
 import lightning
+import numpy as np
 import torch
 from monai.losses import DiceCELoss
 from torch import Tensor
 
 from voxsam.model.network import VoxSAMNetwork
+from voxsam.training.corrections import corrections
 from voxsam.training.recipe import Recipe
+
+VALIDATION = "validation dice"
+OUTSIDE = 1e4  # voxels: a point moved by this lies in no crop
 
 
 def schedule(step: int, recipe: Recipe) -> float:
-    """The learning rate's factor at a step: linear warm-up, constant, linear decay to 0."""
+    """The factor of the learning rate at a step: linear warm-up, constant, linear decay to 0."""
     rise = min(1.0, (step + 1) / max(1, recipe.warmup))
     left = (recipe.steps - step) / max(1.0, recipe.decay * recipe.steps)
     return rise * min(1.0, max(0.0, left))
 
 
 class SegmentationTask(lightning.LightningModule):
-    """Loss 0.5 Dice + 0.5 cross-entropy over softmax, background left out of Dice (docs/released.md, "Training")."""
+    """Loss 0.5 Dice + 0.5 cross-entropy over softmax, background left out of Dice (docs/released.md, "Training").
+
+    The crop is encoded once. In a share of the steps the model's mask is then corrected by simulated clicks, one after
+    the other; the loss is the mean over the clicks.
+    """
 
     def __init__(self, recipe: Recipe, network: VoxSAMNetwork) -> None:
         super().__init__()
@@ -30,13 +39,37 @@ class SegmentationTask(lightning.LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
         """One batch of samples (voxsam.data.sampling.Sampler.draw, stacked) -> the loss."""
-        logits = self.network(batch["crop"], batch["points"], batch["labels"])
-        loss = self.loss(logits, batch["label"])
-        with torch.no_grad():
-            mask, truth = logits.argmax(1, keepdim=True).float(), batch["label"]
-            dice = 2 * (mask * truth).sum() / (mask.sum() + truth.sum()).clamp(min=1)
-        self.log_dict({"loss": loss.detach(), "dice": dice}, prog_bar=True)
+        rng = np.random.default_rng([self.recipe.seed, self.global_step])  # the same in every process
+        users = [np.random.default_rng([self.recipe.seed, 1, int(number)]) for number in batch["number"]]
+        network, truth = self.network, batch["label"]
+        features = network.encode(batch["crop"])
+        static = network.static(features, batch["crop"])
+        points, labels = batch["points"], batch["labels"]
+        corrected = self.recipe.corrections > 0 and rng.random() < self.recipe.corrected
+        rounds = 1 + (int(rng.integers(1, self.recipe.corrections + 1)) if corrected else 0)
+        marked = rng.random() >= self.recipe.unmarked
+        losses, scores = [], []
+        for number in range(rounds):
+            looks = network.sample(features, points)
+            places = points if marked else points - OUTSIDE  # all parameters take part in every step, as DDP wants
+            logits = network.decode(features, batch["crop"], places, looks=looks, labels=labels, static=static)
+            losses.append(self.loss(logits, truth))
+            mask = logits.detach().argmax(1)
+            scores.append(_dice(mask, truth[:, 0]))
+            if number + 1 < rounds:
+                more = corrections(mask, truth[:, 0], users, network.config.polarity)
+                points, labels = torch.cat([points, more[0]], 1), torch.cat([labels, more[1]], 1)
+        loss = torch.stack(losses).mean()
+        self.log_dict({"loss": loss.detach(), "dice": scores[0]}, prog_bar=True, sync_dist=True)
+        if rounds > 1:
+            self.log("dice corrected", scores[-1], sync_dist=True)
         return loss
+
+    def validation_step(self, batch: dict[str, Tensor], _: int) -> None:
+        """Dice of the first clicks, logged as VALIDATION: the mean over the crops."""
+        logits = self.network(batch["crop"], batch["points"], batch["labels"])
+        dice = _dice(logits.argmax(1), batch["label"][:, 0])
+        self.log(VALIDATION, dice, prog_bar=True, on_epoch=True, sync_dist=True, batch_size=len(logits))
 
     def configure_optimizers(self) -> Any:
         """AdamW; vectors (biases and norms) are not decayed. The learning rate follows `schedule`."""
@@ -46,3 +79,8 @@ class SegmentationTask(lightning.LightningModule):
         optimiser = torch.optim.AdamW(groups, lr=self.recipe.learning_rate, weight_decay=self.recipe.weight_decay)
         factor = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: schedule(step, self.recipe))
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": factor, "interval": "step"}}
+
+
+def _dice(mask: Tensor, truth: Tensor) -> Tensor:
+    """Dice of a whole batch, 0 for an empty truth."""
+    return 2 * (mask * truth).sum() / (mask.sum() + truth.sum()).clamp(min=1)

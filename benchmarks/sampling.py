@@ -1,0 +1,117 @@
+"""Training crops per second: read and resampled from .nii.gz for every crop, against read from the prepared store.
+
+    python -m benchmarks.sampling                    # a volume of 512 x 512 x 300, crops of 128 at 1 mm
+    python -m benchmarks.sampling --shape 64,64,40 --crop 32 --crops 3
+
+Both ways give the same crops: normalised image and label around a random voxel of the tumour. The files are read whole,
+as a loader without a store must; "whole scan" resamples all of it, as the released loader does, "crop only"
+no more than the crop.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.machine import available_cores, describe_machine
+from voxsam.data.phantoms import make_phantom
+from voxsam.data.prepare import Options, prepare
+from voxsam.data.sampling import Labelled
+from voxsam.data.store import Store
+from voxsam.evaluation.markdown import markdown_table
+from voxsam.geometry import Grid
+from voxsam.io import read_volume, write_mask, write_volume
+from voxsam.preprocess import Preprocessing, Window, read_crop
+from voxsam.resample import resample
+from voxsam.volume import Volume
+
+SPACING_MM = (0.8, 0.8, 1.0)
+TILE = (128, 128, 100)  # drawing a large phantom takes minutes; its tiles have the same noise, so they pack alike
+Crop = tuple[NDArray[np.float32], NDArray[np.float32]]
+
+
+def make_raw(folder: Path, shape: Sequence[int]) -> Path:
+    """A data set of one scan of `shape`: a phantom, repeated, in nnU-Net raw layout."""
+    phantom = make_phantom(0, TILE, tuple(4 * s for s in SPACING_MM), axes="RAS")
+    tiles = [-(-n // t) for n, t in zip(shape, TILE, strict=True)]
+    box = tuple(slice(n) for n in shape)
+    grid = Grid.from_spacing(shape, SPACING_MM)
+    for name in ("imagesTr", "labelsTr"):
+        (folder / name).mkdir(parents=True)
+    write_volume(Volume(np.tile(phantom.scan.array, tiles)[box], grid, "CT"), folder / "imagesTr" / "a_0000.nii.gz")
+    write_mask(Volume(np.tile(phantom.label.array, tiles)[box], grid, "SEG"), folder / "labelsTr" / "a.nii.gz")
+    description = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "tumour": 1}}
+    (folder / "dataset.json").write_text(json.dumps(description), encoding="utf-8")
+    return folder
+
+
+def from_store(case: Labelled, preprocessing: Preprocessing, click: NDArray, side: int) -> Crop:
+    """The crop around `click` (a voxel of the store), read from the store."""
+    window = Window.around(preprocessing.lattice(case.scan.grid), click, (side,) * 3)
+    label = preprocessing.model_copy(update={"clip": (0.0, 1.0), "mean": 0.0, "sd": 1.0})
+    return read_crop(case.scan, window, preprocessing), read_crop(case.label, window, label)
+
+
+def from_files(raw: Path, preprocessing: Preprocessing, click: NDArray, side: int, whole: bool) -> Crop:
+    """The same crop from the files, the `whole` scan resampled first or the crop alone."""
+    scan = read_volume(raw / "imagesTr" / "a_0000.nii.gz")
+    label = read_volume(raw / "labelsTr" / "a.nii.gz", labels=True)
+    if whole:
+        lattice = preprocessing.lattice(scan.grid)
+        scan, label = (Volume(resample(v, lattice), lattice) for v in (scan, label))
+    case = Labelled(scan, label, np.empty((0, 3), np.int32))
+    return from_store(case, preprocessing, click, side)
+
+
+def crops_per_second(draw: Callable[[NDArray], Crop], clicks: Sequence[NDArray]) -> float:
+    """How many crops `draw` makes in a second."""
+    start = time.perf_counter()
+    for click in clicks:
+        draw(click)
+    return len(clicks) / (time.perf_counter() - start)
+
+
+def measure(shape: Sequence[int], side: int, crops: int) -> list[dict[str, object]]:
+    """The rows of the table."""
+    with tempfile.TemporaryDirectory() as folder:
+        raw = make_raw(Path(folder) / "raw", shape)
+        start = time.perf_counter()
+        store: Store = prepare(raw, Path(folder) / "store", Options(spacing_mm=(1.0, 1.0, 1.0), workers=1)).store
+        seconds = time.perf_counter() - start
+        case, preprocessing = store.load("a"), store.preprocessing
+        rng = np.random.default_rng(0)
+        clicks = [case.foreground[rng.integers(len(case.foreground))] for _ in range(crops)]
+        few = clicks[: max(1, crops // 20)]
+        stored = crops_per_second(lambda c: from_store(case, preprocessing, c, side), clicks)
+        rows = [{"crops from": f"the store (prepared once in {seconds:.0f} s)", "crops/s": stored, "store / this": 1.0}]
+        for title, whole in ((".nii.gz, whole scan resampled", True), (".nii.gz, crop only resampled", False)):
+            rate = crops_per_second(lambda c, w=whole: from_files(raw, preprocessing, c, side, w), few)
+            rows.append({"crops from": title, "crops/s": rate, "store / this": stored / rate})
+    return rows
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line of this module."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", default="512,512,300", help="of the scan, voxels")
+    parser.add_argument("--crop", type=int, default=128, help="side of a crop, voxels")
+    parser.add_argument(
+        "--crops", type=int, default=60, help="drawn from the store; a twentieth of them from the files"
+    )
+    options = parser.parse_args(arguments)
+    shape = [int(n) for n in options.shape.split(",")]
+    machine = describe_machine(available_cores())
+    size = " x ".join(map(str, shape))
+    print(f"{machine['cpu']}, {machine['cores']} cores; scan of {size}, crops of {options.crop}³ with their label.\n")
+    print(markdown_table(measure(shape, options.crop, options.crops)))
+
+
+if __name__ == "__main__":
+    main()

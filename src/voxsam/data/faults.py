@@ -1,0 +1,204 @@
+"""The check of a case: everything that is wrong with its files, or else what there is to know of them."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from voxsam.data.cases import Case, Fault, FaultKind
+from voxsam.data.fingerprint import Sketch
+from voxsam.data.lesions import select
+from voxsam.errors import FileError, GeometryError, ImageError, InputError
+from voxsam.geometry import Grid
+from voxsam.io import read_volume
+from voxsam.io.atomic import atomic_path
+from voxsam.volume import Volume
+
+AT_ONCE = 2**22  # voxels of a label that are counted at once
+LARGEST_COUNTED = 2**16
+SHOWN_VALUES = 5
+
+
+@dataclass(frozen=True)
+class LabelChoice:
+    """Which values are tumour (None: all above 0 but the ignored), and which values a label may have at all."""
+
+    targets: tuple[int, ...] | None = None
+    known: frozenset[int] | None = None
+    ignored: frozenset[int] = frozenset()
+    healthy: bool = False  # a case without tumour is no fault
+
+    def __call__(self, labels: NDArray) -> NDArray[np.bool_]:
+        """Where a label map is tumour."""
+        return select(labels, self.targets, self.ignored)
+
+
+class Measures(BaseModel):
+    """What is known of a sound case: its grid as stored, its tumour, its intensities there.
+
+    `volume_ml` 0: a case without tumour, which has no `channels`. `digest` is the same for the same voxels.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    shape: tuple[int, int, int]
+    affine: tuple[tuple[float, float, float, float], ...]
+    modality: str
+    volume_ml: float
+    channels: tuple[Sketch, ...]
+    digest: str
+
+    @property
+    def grid(self) -> Grid:
+        """The grid of the source files."""
+        return Grid(self.shape, np.array(self.affine))
+
+
+class Check(BaseModel):
+    """The result of one case: faults, or measures if there are none."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    faults: tuple[Fault, ...]
+    measures: Measures | None
+
+
+class FaultyCasesError(ImageError):
+    """Some cases of a data set have faults; `faults` has them all."""
+
+    def __init__(self, faults: Sequence[Fault], report: Path) -> None:
+        self.faults = tuple(faults)
+        cases = len({fault.case for fault in faults})
+        given = f"{len(faults)} fault{'s' if len(faults) > 1 else ''} in {cases} case{'s' if cases > 1 else ''}"
+        super().__init__(f"{given} ({report})", "none", "mend the files, or leave these cases out with --skip-faulty")
+
+
+def check_case(case: Case, choice: LabelChoice) -> Check:
+    """Read every file of a case and name all its faults."""
+    faults: list[Fault] = []
+
+    def report(kind: FaultKind, given: str, expected: str, remedy: str) -> None:
+        faults.append(Fault(case.name, kind, given, expected, remedy))
+
+    scans = [_read(path, False, report) for path in case.images]
+    label = _read(case.label, True, report)
+    first = scans[0]
+    for path, other in zip((*case.images[1:], case.label), (*scans[1:], label), strict=True):
+        if first is not None and other is not None:
+            _compare(case.image, first.grid, path, other.grid, report)
+    tumour = None if label is None else _check_label(case.label, label.array, choice, report)
+    if faults or first is None or tumour is None:
+        return Check(faults=tuple(faults), measures=None)
+    values = [scan.array[tumour] for scan in scans if scan is not None]
+    return Check(faults=(), measures=_measure(first, values))
+
+
+def _read(path: Path, label: bool, report: Callable[..., None]) -> Volume | None:
+    if not path.exists():
+        report("missing label" if label else "missing image", f"{path} does not exist", "the file", "add it")
+        return None
+    try:
+        return read_volume(path, labels=label)
+    except InputError as error:
+        report(_kind_of(error, label), error.given, error.expected, error.remedy)
+    return None
+
+
+def _kind_of(error: InputError, label: bool) -> FaultKind:
+    if isinstance(error, GeometryError):
+        return "spacing zero" if "spacing" in error.given else "broken geometry"
+    if isinstance(error, FileError):
+        return "unreadable file"
+    return "unusable label" if label else "unusable image"
+
+
+def _compare(image: Path, grid: Grid, path: Path, other: Grid, report: Callable[..., None]) -> None:
+    """Two files of one case must lie on one grid."""
+    if other.shape != grid.shape:
+        given = f"{path.name} has {_by(other.shape)} voxels"
+        report("shape mismatch", given, f"{_by(grid.shape)} as in {image.name}", "resample it to its image")
+    elif not other.close_to(grid):
+        apart = np.linalg.norm(other.corners_world_mm() - grid.corners_world_mm(), axis=1).max()
+        given = f"{path.name} lies up to {apart:.3g} mm off"
+        if other.axes != grid.axes:
+            given += f", with the axes {other.axes}"
+        expected = f"the affine of {image.name}, axes {grid.axes}"
+        report("affine mismatch", given, expected, "resample it, or copy the affine if the voxels match")
+
+
+def _check_label(
+    path: Path, labels: NDArray, choice: LabelChoice, report: Callable[..., None]
+) -> NDArray[np.bool_] | None:
+    """Where the tumour is; None for a label that has none and may not."""
+    values = label_values(labels)
+    unknown = sorted(v for v in values if v < 0 or (choice.known is not None and v not in choice.known))
+    if unknown:
+        shown = ", ".join(map(str, unknown[:SHOWN_VALUES])) + (" ..." if len(unknown) > SHOWN_VALUES else "")
+        known = "0, 1, 2 ..." if choice.known is None else ", ".join(map(str, sorted(choice.known)))
+        report("unknown label value", f"{path.name} has the values {shown}", f"only {known}", "correct the label")
+    tumour = choice(labels)
+    if not tumour.any() and not choice.healthy:
+        wanted = "a value above 0" if choice.targets is None else " or ".join(map(str, choice.targets))
+        report("empty label", f"{path.name} has no tumour", f"a voxel of {wanted}", "leave the case out")
+        return None
+    return tumour
+
+
+def label_values(labels: NDArray) -> set[int]:
+    """The whole numbers that a label map holds."""
+    flat = labels.ravel(order="K")
+    small = labels.min() >= 0 and labels.max() < LARGEST_COUNTED
+    found: set[int] = set()
+    for start in range(0, flat.size, AT_ONCE):
+        part = flat[start : start + AT_ONCE]
+        found.update((np.flatnonzero(np.bincount(part)) if small else np.unique(part)).tolist())
+    return found
+
+
+def _measure(first: Volume, values: Sequence[NDArray]) -> Measures:
+    some = len(values[0]) > 0
+    a, b, c = first.grid.shape
+    rows = tuple(tuple(row) for row in first.grid.affine.tolist())
+    stored = np.ascontiguousarray(first.array.T)  # NIfTI arrays are in Fortran order: no copy
+    return Measures(
+        shape=(a, b, c),
+        affine=rows,
+        modality=first.modality,
+        volume_ml=len(values[0]) * first.grid.voxel_volume_ml,
+        channels=tuple(Sketch.of(v) for v in values) if some else (),
+        digest=hashlib.blake2b(stored.data, digest_size=16).hexdigest(),
+    )
+
+
+def find_doubles(measured: Iterable[tuple[str, Measures]]) -> list[Fault]:
+    """One fault for each case whose image has the very voxels of an earlier case: it would test what it trained."""
+    first: dict[str, str] = {}
+    faults = []
+    for name, measures in measured:
+        earlier = first.setdefault(measures.digest, name)
+        if earlier != name:
+            given = f"the image has the same voxels as that of {earlier}"
+            faults.append(Fault(name, "duplicate case", given, "each scan once", "remove one of them"))
+    return faults
+
+
+def write_faults(faults: Sequence[Fault], path: Path) -> None:
+    """A CSV table of them: case, fault, given, expected, remedy. No faults: no table. Raises FileError."""
+    if not faults:
+        path.unlink(missing_ok=True)
+        return
+    with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow("fault" if field.name == "kind" else field.name for field in fields(Fault))
+        table.writerows(astuple(fault) for fault in faults)
+
+
+def _by(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape))

@@ -1,0 +1,167 @@
+"""Data sets in their original layout: which there are, and the reader of each (MSD / nnU-Net, KiTS21, LiTS17, CSV)."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from voxsam.data.cases import Case, Fault, RawData, read_decathlon
+from voxsam.errors import FileError, InputError
+from voxsam.preprocess import RELEASED, Preprocessing
+
+CASE_NAME = re.compile(r"\w[\w.-]*")  # becomes the name of a folder
+KITS_LABELS = frozenset(range(4))  # background, kidney, tumour, cyst
+LITS_LABELS = frozenset(range(3))  # background, liver, tumour
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A kind of data set that `voxsam prepare` knows by name.
+
+    `labels`: the values that are tumour, None for everything above 0. `folds`: how many cases the released code
+    trained, validated and tested on. `healthy`: cases without tumour belong to it and are left out without complaint.
+    """
+
+    name: str
+    title: str
+    read: Callable[[Path], RawData]
+    labels: tuple[int, ...] | None = None
+    preprocessing: Preprocessing | None = None
+    folds: tuple[int, int, int] | None = None
+    healthy: bool = False
+
+
+def read_kits(folder: Path) -> RawData:
+    """KiTS21 as downloaded: case_00000/imaging.nii.gz and aggregated_MAJ_seg.nii.gz (the majority of the readers).
+
+    `folder` holds the case folders, or is the download (which has them in kits21/data or data).
+    Raises FileError without any.
+    """
+    place = _kits_folder(folder)
+    if place is None:
+        raise FileError(f"{folder}: no case_00000", "the folders case_* of KiTS21", "check the path")
+    cases = tuple(
+        Case(path.name, (path / "imaging.nii.gz",), path / "aggregated_MAJ_seg.nii.gz")
+        for path in sorted(place.glob("case_*/"))
+    )
+    return RawData(folder, cases, known_labels=KITS_LABELS, channels=("CT",))
+
+
+def _kits_folder(folder: Path) -> Path | None:
+    """Where the case folders lie, if anywhere."""
+    places = (folder, folder / "data", folder / "kits21" / "data")
+    return next((place for place in places if any(place.glob("case_*/"))), None)
+
+
+def read_lits(folder: Path) -> RawData:
+    """LiTS17 as downloaded: volume-N.nii and segmentation-N.nii, in one folder or in several ("Training Batch 1").
+
+    Files may be gzipped. Raises FileError without any.
+    """
+    found: dict[str, dict[int, list[Path]]] = {"volume": {}, "segmentation": {}}
+    for path in sorted(folder.rglob("*.nii*")):
+        match = re.fullmatch(r"(volume|segmentation)-(\d+)\.nii(\.gz)?", path.name)
+        if match:
+            found[match[1]].setdefault(int(match[2]), []).append(path)
+    images, labels = found["volume"], found["segmentation"]
+    if not images and not labels:
+        raise FileError(f"{folder}: no volume-0.nii", "volume-N.nii and segmentation-N.nii of LiTS17", "check the path")
+    cases, faults = [], []
+    for number in sorted(images.keys() | labels.keys()):
+        name, pair = f"lits-{number:03d}", (images.get(number, []), labels.get(number, []))
+        doubled = next((paths for paths in pair if len(paths) > 1), None)
+        if doubled:
+            given = " and ".join(str(path.relative_to(folder)) for path in doubled)
+            faults.append(Fault(name, "duplicate case", given, "one file for each number", "remove one of them"))
+            continue
+        absent = folder / f"volume-{number}.nii", folder / f"segmentation-{number}.nii"
+        image, label = (paths[0] if paths else path for paths, path in zip(pair, absent, strict=True))
+        cases.append(Case(name, (image,), label))
+    return RawData(folder, tuple(cases), tuple(faults), LITS_LABELS, channels=("CT",))
+
+
+def read_csv(path: Path) -> RawData:
+    """A table with a header: `image` (further channels `image_1`, `image_2`, ...), `label`, and if wanted `name`.
+
+    Paths are relative to the table's folder. Without `name` a case is called as its label file.
+    Raises FileError for a file that is no such table.
+    """
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file))
+            columns = list(rows[0]) if rows else []
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise FileError(f"{path} could not be read ({error})", "a CSV table in UTF-8", "export it again") from error
+    channels = [c for c in columns if re.fullmatch(r"image(_\d+)?", c or "")]
+    if "image" not in channels or "label" not in columns:
+        given = f"{path} with the columns {', '.join(map(str, columns)) or 'of an empty table'}"
+        raise FileError(given, "the columns image and label, and rows below them", "name them in the first line")
+    channels.sort(key=lambda c: int(c.partition("_")[2] or 0))
+    cases: dict[str, Case] = {}
+    faults = []
+    for line, row in enumerate(rows, start=2):
+        case = _csv_case(path, line, row, channels)
+        if case.name in cases:
+            given = f"line {line}: a second case {case.name}"
+            faults.append(Fault(case.name, "duplicate case", given, "each name once", "rename or remove one"))
+        cases.setdefault(case.name, case)
+    return RawData(path.parent, tuple(cases.values()), tuple(faults))
+
+
+def _csv_case(path: Path, line: int, row: dict[str, str | None], channels: list[str]) -> Case:
+    cells = [(row.get(column) or "").strip() for column in (*channels, "label")]
+    if not all(cells):
+        raise FileError(f"{path}, line {line}: an empty cell", "an image and a label in each line", "fill it in")
+    *images, label = (path.parent / cell for cell in cells)
+    name = (row.get("name") or "").strip() or re.sub(r"\.(nii\.gz|nii|nrrd|mha)$", "", label.name, flags=re.IGNORECASE)
+    if not CASE_NAME.fullmatch(name):
+        given = f"{path}, line {line}: the name {name!r}"
+        raise FileError(given, "letters, digits, '_', '-' and '.'", "rename the case")
+    return Case(name, tuple(images), label)
+
+
+DATA_SETS = {
+    d.name: d
+    for d in (
+        DataSet("msd", "a folder in MSD or nnU-Net raw layout", read_decathlon),
+        DataSet("kits", "KiTS21, kidney tumour", read_kits, (2,), RELEASED["kits"], (209, 30, 61)),
+        DataSet("lits", "LiTS17, liver tumour", read_lits, (2,), RELEASED["lits"], (83, 11, 24), healthy=True),
+        DataSet("pancreas", "MSD Pancreas, tumour", read_decathlon, (2,), RELEASED["pancreas"], (196, 28, 57)),
+        DataSet("colon", "MSD Colon, cancer", read_decathlon, (1,), RELEASED["colon"], (89, 11, 26)),
+        DataSet("csv", "pairs listed in a CSV table", read_csv),
+    )
+}
+
+
+def choose_data_set(raw: Path, name: str | None = None) -> DataSet:
+    """The data set called `name`, or else the one whose layout `raw` (a folder or a CSV table) has.
+
+    Pancreas and Colon have no layout of their own: unnamed, they are "msd". Raises InputError for an unknown name,
+    FileError where there is nothing, or nothing known.
+    """
+    if name is not None and name not in DATA_SETS:
+        raise InputError(f"the data set {name!r}", f"one of {', '.join(DATA_SETS)}", "choose one with --dataset")
+    if not raw.exists():
+        raise FileError(f"{raw} does not exist", "the folder of a data set, or a CSV table", "check the path")
+    name = name or _recognise(raw)
+    if raw.is_dir() and name == "csv":
+        raise FileError(f"{raw} is a folder", "a CSV table with the columns image and label", "give the table")
+    if raw.is_file() and name != "csv":
+        raise FileError(f"{raw} is a file", "the folder of a data set, or a .csv table", "give its folder")
+    return DATA_SETS[name]
+
+
+def _recognise(raw: Path) -> str:
+    if raw.is_file():
+        return "csv" if raw.suffix.lower() == ".csv" else "msd"
+    if (raw / "dataset.json").is_file():
+        return "msd"
+    if _kits_folder(raw) is not None:
+        return "kits"
+    if next(raw.rglob("volume-*.nii*"), None) is not None:
+        return "lits"
+    given = f"{raw}: no dataset.json, case_00000 or volume-0.nii"
+    raise FileError(given, "the layout of MSD, nnU-Net, KiTS21 or LiTS17", "check the path, or list the files in a CSV")

@@ -1,0 +1,57 @@
+"""The same work on many items in several processes, with its progress."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+from typing import TypeVar
+
+from voxsam.errors import InputError
+
+MOST_WORKERS = 8  # by default: each holds a few copies of a scan in memory
+
+ReportProgress = Callable[[str, float], None]
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def available_cores() -> int:
+    """The cores that this process may use, at most MOST_WORKERS."""
+    affinity = getattr(os, "sched_getaffinity", None)  # not on macOS and Windows
+    return min(len(affinity(0)) if affinity else os.cpu_count() or 1, MOST_WORKERS)
+
+
+def each(
+    work: Callable[[Item], Result], items: Sequence[Item], workers: int, progress: ReportProgress, stage: str
+) -> Iterator[tuple[Item, Result]]:
+    """Every item with its result, as they become ready, from `workers` processes; with one, from this one.
+
+    What `work` raises is raised here; then, and when the caller stops early, what has not begun is not done. Raises
+    InputError if a process is ended from outside.
+    """
+    if items:
+        progress(stage, 0.0)
+    if workers == 1 or len(items) < 2:
+        for done, item in enumerate(items, start=1):
+            yield item, work(item)
+            progress(stage, done / len(items))
+        return
+    pool = ProcessPoolExecutor(min(workers, len(items)), get_context("spawn"), _leave_interrupts_to_the_parent)
+    try:
+        waiting = {pool.submit(work, item): item for item in items}
+        for done, future in enumerate(as_completed(waiting), start=1):
+            yield waiting[future], future.result()
+            progress(stage, done / len(items))
+    except BrokenProcessPool as error:
+        given = f"a worker process was ended while {stage}, most likely for its memory"
+        raise InputError(given, f"memory for {workers} cases at once", "choose fewer --workers") from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _leave_interrupts_to_the_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
