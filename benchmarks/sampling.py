@@ -21,11 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.machine import available_cores, describe_machine
-from benchmarks.table import markdown_table
 from voxsam.data.phantoms import make_phantom
 from voxsam.data.prepare import Options, prepare
 from voxsam.data.sampling import Labelled
 from voxsam.data.store import Store
+from voxsam.evaluation.markdown import markdown_table
 from voxsam.geometry import Grid
 from voxsam.io import read_volume, write_mask, write_volume
 from voxsam.preprocess import Preprocessing, Window, read_crop

@@ -11,10 +11,13 @@ import numpy as np
 import pytest
 
 from tests.evaluation.known_systems import GRID, LESION, SMALL, Painter, Painting, Threshold, write_cases
+from voxsam.data.cases import find_cases
 from voxsam.errors import GeometryError, InputError, UnsupportedError
 from voxsam.evaluation.protocol import Settings, evaluate, evaluate_scan
+from voxsam.evaluation.systems import SessionSystem
 from voxsam.geometry import Grid
 from voxsam.io import write_mask
+from voxsam.model import load_model
 from voxsam.prompts import Point
 from voxsam.volume import Volume
 
@@ -147,6 +150,7 @@ def test_a_system_that_answers_on_another_grid_is_refused():
         ({"region": "edge"}, "region 'edge'; expected one of any, centre, surround, margin, deepest"),
         ({"noise": 1.5}, "noise 1.5; expected a share from 0 to 1"),
         ({"corrective": -1}, "-1 corrective clicks"),
+        ({"seed": -1}, "seed -1; expected a whole number from 0 on"),
         ({"labels": (0,)}, "label 0; expected labels of the tumour"),
         ({"tolerance_mm": float("nan")}, "tolerance nan mm"),
     ],
@@ -161,3 +165,12 @@ def test_no_cases_and_clicks_for_an_automatic_system(tmp_path: Path):
         evaluate(Painter(), [], SETTINGS, "set")
     with pytest.raises(UnsupportedError, match="single lesions with threshold; expected a system that takes clicks"):
         evaluate(Threshold(), write_cases(tmp_path, a=[LESION]), replace(SETTINGS, per_lesion=True), "set")
+
+
+def test_the_packaged_model_on_a_scan_it_never_saw(shared_data: Path):
+    case = next(case for case in find_cases(shared_data / "sarcoma_ct") if case.name == "STS_047")
+    system = SessionSystem(load_model("voxsam-tiny", "cpu"))
+    rows = evaluate(system, [case], Settings(clicks=(1, 3), trials=2, corrective=2), "sarcoma_ct").rows
+    assert len(rows) == 2 * (2 + 2)
+    assert all(row.scores.dice > 0.8 and row.scores.nsd > 0.8 and row.scores.lesions_found == 1 for row in rows)
+    assert rows == evaluate(system, [case], Settings(clicks=(1, 3), trials=2, corrective=2), "sarcoma_ct").rows

@@ -41,6 +41,14 @@ def test_a_shift_by_one_voxel_is_one_spacing(axis):
     assert score(np.roll(TRUTH, 1, axis), TRUTH, SPACING, tolerance_mm=0.9 * SPACING[axis]).nsd < 0.95
 
 
+def test_hd95_leaves_out_the_farthest_five_per_cent():
+    # A stray voxel whose faces are 4 and 8 mm from the box: its 28 mm2 are 1 % of the mask's surface.
+    stray = TRUTH | box((6, 7), (6, 7), (14, 15))
+    assert score(stray, TRUTH, SPACING).hd95_mm == 0
+    near, half, none = (score(stray, TRUTH, SPACING, tolerance).nsd for tolerance in (8, 5, 3.9))
+    assert 1 == near > half > none > 0.99
+
+
 def test_nsd_counts_the_area_of_the_faces():
     # Shifted along k by 8 mm: of 2800 mm2 the two faces of 200 mm2 each, and two slices' worth of the four sides, lie
     # beyond 5 mm on either surface: (400 + 4 * 2 * (10 + 20)) / 2800. Edges and corners are beveled, hence 3 %.

@@ -49,6 +49,11 @@ def test_an_infinite_distance_ranks_last():
     assert estimate([1, 2, math.inf], 0, median=True).value == 2
 
 
+def test_the_distance_of_a_line_is_the_median_of_the_cases():
+    rows = [row(case, 0, 0, hd95_mm=hd95) for case, hd95 in (("a", 1.0), ("b", 2.0), ("c", 30.0))]
+    assert summarise(evaluation(rows))[0].numbers["hd95_mm"].value == 2
+
+
 def test_a_number_that_is_none_is_left_out():
     rows = [
         row("a", 0, 0, volume_error=math.nan),

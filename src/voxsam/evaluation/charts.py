@@ -9,16 +9,18 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
 from voxsam.evaluation.protocol import Evaluation
-from voxsam.evaluation.summary import Estimate, Line, by_case, rows_of, summarise
+from voxsam.evaluation.summary import Estimate, Line, by_case, grouped, rows_of, summarise
 from voxsam.io.atomic import atomic_path
 
 COLOURS = {"random": "#0072b2", "corrective": "#d55e00", "automatic": "#0072b2"}  # told apart by the colour-blind
 CASE_LINE, INK, FAINT = "#9aa5b1", "#1f2933", "#52606d"
 DPI = 150
+HALO = [withStroke(linewidth=2.5, foreground="white")]  # names stay readable where a line crosses
 MOST_NAMED_CASES = 40  # beyond it the boxes get no names
 MOST_NAMED_DOTS = 12
 MOST_BOX_INCHES = 16.0
@@ -31,7 +33,7 @@ def write_charts(evaluation: Evaluation, folder: Path) -> list[str]:
     Dice against clicks is drawn if there are two numbers of clicks. Raises FileError if the folder does not take them.
     """
     lines = summarise(evaluation)
-    figures = {"case_boxes.png": _case_boxes(evaluation, lines[0]), "volumes.png": _bland_altman(evaluation, lines[0])}
+    figures = {"volumes.png": _bland_altman(evaluation, lines[0]), "case_boxes.png": _case_boxes(evaluation, lines[0])}
     if len({line.clicks for line in lines}) > 1:
         figures = {"dice_against_clicks.png": _dice_against_clicks(evaluation, lines), **figures}
     for name, figure in figures.items():
@@ -102,8 +104,8 @@ def _draw_case_lines(axes: Axes, evaluation: Evaluation, lines: Sequence[Line]) 
 
 def _case_boxes(evaluation: Evaluation, line: Line) -> Figure:
     """A box for each case over its trials, from the worst median to the best."""
-    rows = rows_of(evaluation, line.kind, line.clicks)
-    values = {case: [row.scores.dice for row in rows if row.case == case] for case in evaluation.cases}
+    cases = grouped(rows_of(evaluation, line.kind, line.clicks))
+    values = {case: [row.scores.dice for row in own] for case, own in cases.items()}
     order = sorted(values, key=lambda case: float(np.median(values[case])))
     figure, axes = _figure(min(MOST_BOX_INCHES, max(6.4, 0.42 * len(order) + 1.5)), 4.4)
     colour = COLOURS[line.kind]
@@ -159,16 +161,8 @@ def _name_dots(axes: Axes, names: Sequence[str], x: NDArray[np.float64], y: NDAr
     """From left to right in turn above and below their dots, so that neighbours do not meet."""
     for turn, number in enumerate(np.argsort(x, kind="stable")):
         at, offset = (float(x[number]), float(y[number])), (0, -13 if turn % 2 else 6)
-        axes.annotate(
-            str(names[number]),
-            at,
-            offset,
-            textcoords="offset points",
-            ha="center",
-            fontsize=7.5,
-            color=FAINT,
-            parse_math=False,
-        )
+        style = {"ha": "center", "fontsize": 7.5, "color": FAINT, "parse_math": False, "path_effects": HALO}
+        axes.annotate(str(names[number]), at, offset, textcoords="offset points", **style)
 
 
 def _draw_agreement(axes: Axes, difference: NDArray[np.float64]) -> None:

@@ -100,10 +100,13 @@ def correction(
 
 def largest_component(mask: Mask) -> Mask:
     """The connected component (26 neighbours) with the most voxels; of equal ones the first in the array."""
-    numbered, count = components(mask)
+    box = scipy.ndimage.find_objects(mask.astype(np.uint8))  # most of a scan is background
+    numbered, count = components(mask[box[0]]) if box else (np.zeros(0, np.int32), 0)
     if count <= 1:
         return mask
-    return numbered == 1 + int(np.bincount(numbered.ravel())[1:].argmax())
+    largest = np.zeros_like(mask)
+    largest[box[0]] = numbered == 1 + int(np.bincount(numbered.ravel())[1:].argmax())
+    return largest
 
 
 def depth_mm(mask: Mask, spacing_mm: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -28,6 +28,7 @@ from voxsam.evaluation.tables import write_tables
 
 KIND = "voxsam evaluation"
 FILES = {"scores.csv", "summary.json", "table.md", "figures", "report.html"}
+CASE_NUMBERS = ("dice", "nsd", "hd95_mm", "truth_ml", "mask_ml")
 KEYS = ("case", "lesion", "kind", "trial", "clicks")
 
 
@@ -86,7 +87,7 @@ def summary(evaluation: Evaluation) -> dict[str, Any]:
         "dataset": evaluation.dataset,
         "settings": asdict(evaluation.settings),
         "lines": [_line(line) for line in lines],
-        "cases": {case: _case(evaluation, lines, case) for case in evaluation.cases},
+        "cases": _cases(evaluation, lines),
         "skipped": evaluation.skipped,
         "examples": {name: row.case for name, row in choose_examples(evaluation).items()},
     }
@@ -101,12 +102,14 @@ def _line(line: Line) -> dict[str, Any]:
     return {**counts, "empty_masks": line.empty_masks, **numbers, "seconds_per_mask": round(line.seconds, 4)}
 
 
-def _case(evaluation: Evaluation, lines: list[Line], case: str) -> list[dict[str, Any]]:
-    found = []
+def _cases(evaluation: Evaluation, lines: list[Line]) -> dict[str, list[dict[str, Any]]]:
+    found: dict[str, list[dict[str, Any]]] = {case: [] for case in evaluation.cases}
     for line in lines:
-        rows = [row for row in rows_of(evaluation, line.kind, line.clicks) if row.case == case]
-        means = {name: _number(by_case(rows, name)[case]) for name in ("dice", "nsd", "hd95_mm", "truth_ml", "mask_ml")}
-        found.append({"kind": line.kind, "clicks": line.clicks, **means})
+        rows = rows_of(evaluation, line.kind, line.clicks)
+        columns = {name: by_case(rows, name) for name in CASE_NUMBERS}
+        for case in columns["dice"]:
+            means = {name: _number(column[case]) for name, column in columns.items()}
+            found[case].append({"kind": line.kind, "clicks": line.clicks, **means})
     return found
 
 
@@ -147,5 +150,6 @@ def _whole_folder(out: Path) -> Iterator[Path]:
         reason = error.strerror or str(error)
         raise FileError(f"{out} could not be written ({reason})", "a folder that takes files", "check it") from error
     finally:
-        for folder in (made, old):
-            shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(made, ignore_errors=True)
+        if out.exists():
+            shutil.rmtree(old, ignore_errors=True)

@@ -49,6 +49,7 @@ class Settings:
         _require(self.corrective >= 0, f"{self.corrective} corrective clicks", "0 for none, or more")
         _require(0 not in self.labels, "label 0", "labels of the tumour, which are not 0")
         _require(0 <= self.tolerance_mm < np.inf, f"tolerance {self.tolerance_mm} mm", "millimetres from 0 on")
+        _require(self.seed >= 0, f"seed {self.seed}", "a whole number from 0 on")
         object.__setattr__(self, "clicks", tuple(sorted(set(self.clicks))))
 
 

@@ -80,11 +80,16 @@ def number(row: Row, name: str) -> float:
 
 def by_case(rows: Sequence[Row], name: str) -> dict[str, float]:
     """For each case the mean of a number over its rows that have one (of HD95 the median, which may be infinite)."""
-    values: dict[str, list[float]] = {}
-    for row in rows:
-        values.setdefault(row.case, []).append(number(row, name))
     middle = _median if name == "hd95_mm" else _mean
-    return {case: float(middle(np.array(found))) for case, found in values.items()}
+    return {case: float(middle(np.array([number(row, name) for row in own]))) for case, own in grouped(rows).items()}
+
+
+def grouped(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """The rows of each case, cases in the order of their first row."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(row.case, []).append(row)
+    return groups
 
 
 def estimate(values: Sequence[float], seed: int, median: bool = False) -> Estimate:

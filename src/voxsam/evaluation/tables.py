@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from voxsam.evaluation.markdown import NOTHING, markdown_table
-from voxsam.evaluation.protocol import Evaluation, Row
-from voxsam.evaluation.summary import Estimate, Line, by_case, rows_of, summarise
+from voxsam.evaluation.protocol import Evaluation
+from voxsam.evaluation.summary import Estimate, Line, by_case, grouped, rows_of, summarise
 
 INFINITE = "∞"
 
@@ -44,7 +44,7 @@ def case_rows(evaluation: Evaluation) -> list[Cells]:
     for line in (line for line in lines if line.kind == lines[0].kind or line.clicks == evaluation.settings.corrective):
         columns[f"Dice, {line.title}"] = by_case(rows_of(evaluation, line.kind, line.clicks), "dice")
     if evaluation.settings.trials > 1 and lines[0].clicks:
-        columns["worst trial"] = {case: min(row.scores.dice for row in of_case(first, case)) for case in columns["mL"]}
+        columns["worst trial"] = {case: min(row.scores.dice for row in rows) for case, rows in grouped(first).items()}
     columns["NSD"], columns["HD95 mm"] = by_case(first, "nsd"), by_case(first, "hd95_mm")
     table: list[Cells] = [
         {"case": case, **{name: plain(column[case], name) for name, column in columns.items()}}
@@ -52,11 +52,6 @@ def case_rows(evaluation: Evaluation) -> list[Cells]:
     ]
     means = {name: plain(_mean(list(column.values())), name) for name, column in columns.items()}
     return [*table, {"case": "mean", **means}]
-
-
-def of_case(rows: Sequence[Row], case: str) -> list[Row]:
-    """The rows of one case."""
-    return [row for row in rows if row.case == case]
 
 
 def write_tables(evaluation: Evaluation) -> str:
