@@ -54,14 +54,37 @@ class PlainNetwork(VoxSAMNetwork):
         looks: Tensor | None = None,
         labels: Tensor | None = None,
         static: Tensor | None = None,
+        conditioning: None = None,
     ) -> Tensor:
-        """As VoxSAMNetwork.decode."""
+        """As VoxSAMNetwork.decode, without its conditioning, which the released computation has not."""
+        assert conditioning is None
         levels = list(features if static is None else static)
         if points is not None:
-            looks = self.sample(features, points)
+            looks = self.sample(features, points) if looks is None else looks
+            if self.prompt_encoder.marks is not None:
+                levels[-1] = levels[-1] + marks(self.prompt_encoder, levels[-1], points, labels, crops_B1DHW.shape[2:])
         if looks is not None:
             levels[-1] = prompt(self.prompt_encoder, levels[-1], looks, labels)
         return decode(self.mask_decoder, levels, crops_B1DHW)
+
+
+def marks(
+    encoder: PromptEncoder, level_BCDHW: Tensor, points_BN3: Tensor, labels_BN: Tensor | None, crop: Sequence[int]
+) -> Tensor:
+    """What clicks add to level 4: their polarity's vector times the outer product of a hat along each axis."""
+    assert encoder.marks is not None
+    total = torch.zeros_like(level_BCDHW)
+    for b, points in enumerate(points_BN3):
+        for n, point in enumerate(points):
+            label = 1 if labels_BN is None else int(labels_BN[b, n])
+            if label < 0 or any(not -0.5 <= p <= side - 0.5 for p, side in zip(point.tolist(), crop, strict=True)):
+                continue
+            hats = []
+            for p, side, tokens in zip(point, crop, level_BCDHW.shape[2:], strict=True):
+                at = ((p + 0.5) * tokens / side - 0.5).clamp(0, tokens - 1)
+                hats.append((1 - (torch.arange(tokens) - at).abs()).clamp(min=0))
+            total[b] += torch.einsum("c,i,j,k->cijk", encoder.marks.weight[label], *hats)
+    return total
 
 
 # Image encoder

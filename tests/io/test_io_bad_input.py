@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from voxsam.errors import FileError, ImageError, InputError
+from voxsam.errors import FileError, GeometryError, ImageError, InputError
 from voxsam.io import read_volume
 
 AFFINE = np.diag([1.0, 2, 3, 1])
@@ -154,6 +154,23 @@ def test_a_nifti_without_voxels(tmp_path, scan_array, dim):
     content[40:48] = np.array(dim, "<i2").tobytes()
     path.write_bytes(content)
     refused(path, InputError, r"a\.nii (has shape .*; expected at least one voxel along each axis|has a broken NIfTI)")
+
+
+@pytest.mark.parametrize("scale", [1e-9, 1e6])
+def test_a_spacing_that_no_scanner_makes(tmp_path, scan_array, scale):
+    nib.save(nib.Nifti1Image(scan_array, np.diag([scale, 2, 3, 1])), tmp_path / "a.nii.gz")
+    words = r"a spacing of .*1e[+-]0?[69] x 2 x 3 mm; expected 0.001 to 200 mm; repair its header"
+    refused(tmp_path / "a.nii.gz", GeometryError, words)
+
+
+@pytest.mark.parametrize(("field", "offset"), [("vox_offset", 108), ("scl_inter", 116)])
+def test_a_header_field_that_is_no_number(tmp_path, scan_array, field, offset):
+    nib.save(nib.Nifti1Image(scan_array, AFFINE), tmp_path / "a.nii")
+    content = bytearray((tmp_path / "a.nii").read_bytes())
+    content[offset : offset + 4] = np.float32(np.nan).tobytes()
+    content[112:116] = np.float32(2).tobytes()  # scl_slope
+    (tmp_path / "a.nii").write_bytes(content)
+    refused(tmp_path / "a.nii", FileError, "has a broken NIfTI header .*; expected a valid header; export it again")
 
 
 # Shapes and kinds of voxels

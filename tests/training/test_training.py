@@ -229,8 +229,8 @@ def test_two_processes_train_as_one_with_twice_the_batch(tmp_path: Path) -> None
     for name, options in (("one", ["--batch=2"]), ("two", ["--batch=1", "--devices=2", "--strategy=ddp"])):
         words = [sys.executable, "-m", "voxsam.cli", "train", str(path), "-o", str(tmp_path / name), *options]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run([*words, "--log_every=1"], env=environment, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr[-2000:]
+        done = subprocess.run([*words, "--log_every=1"], env=environment, capture_output=True, timeout=300)
+        assert done.returncode == 0, done.stderr.decode("utf-8", "replace")[-2000:]
         found.append(losses(tmp_path / name))
     assert len(found[0]) == 6
     np.testing.assert_allclose([loss for _, loss in found[1]], [loss for _, loss in found[0]], atol=1e-4)

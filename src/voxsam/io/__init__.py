@@ -15,7 +15,7 @@ import numpy as np
 
 from voxsam.errors import FileError, GeometryError, ImageError
 from voxsam.io.atomic import atomic_path
-from voxsam.io.checks import as_labels, check_scan, guess_modality
+from voxsam.io.checks import as_labels, check_scan, check_spacing, guess_modality
 from voxsam.volume import Volume
 
 __all__ = ["SUFFIXES", "read_volume", "write_mask", "write_volume"]
@@ -50,6 +50,7 @@ def read_volume(path: str | os.PathLike[str], *, labels: bool = False) -> Volume
         ) from error
     if labels:
         return volume.with_array(as_labels(path.name, volume.array), modality="SEG")
+    check_spacing(path.name, volume.grid)
     check_scan(path.name, volume.array)
     return replace(volume, modality=volume.modality or guess_modality(volume.array))
 

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from voxsam.errors import FileError, ImageError
+from voxsam.errors import FileError, GeometryError, ImageError
+from voxsam.geometry import Grid
 
 MAX_VOXELS = 2**31  # 8 GiB as float32: four times a whole-body CT of 512 x 512 x 2000
 MAX_DEFLATE_RATIO = 1032  # no zlib stream unpacks to more than this times its size (zlib technical details)
+SPACINGS_MM = 0.001, 200.0  # from micro-CT to the thickest localiser
 LABEL_LIMIT = 16  # an image of nothing but the whole numbers 0..15 is a label map
 CT_MINIMUM_HU = -500  # air is -1000 HU; nothing but CT has whole numbers that far below zero
 
@@ -49,6 +51,14 @@ def check_size(name: str, shape: Sequence[int], voxel_bytes: int, file_bytes: in
         raise truncated(
             name, f"its header declares {_by(shape)} voxels of {voxel_bytes} bytes, it has {file_bytes} bytes"
         )
+
+
+def check_spacing(name: str, grid: Grid) -> None:
+    """Raises GeometryError for voxels that no scanner makes: a header in another unit, or damaged."""
+    low, high = SPACINGS_MM
+    if grid.spacing_mm.min() < low or grid.spacing_mm.max() > high:
+        listed = " x ".join(f"{s:.4g}" for s in grid.spacing_mm)
+        raise GeometryError(f"{name} has a spacing of {listed} mm", f"{low:g} to {high:g} mm", "repair its header")
 
 
 def check_dtype(name: str, dtype: np.dtype[Any]) -> None:

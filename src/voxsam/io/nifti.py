@@ -118,6 +118,8 @@ def _read_header(stream: IO[bytes], name: str) -> nib.Nifti1Header:
             f"{name} is the header of a .hdr/.img pair", "a single NIfTI file", "convert the pair to .nii.gz"
         )
     _check_spacing(header, name)
+    if not np.isfinite(header["vox_offset"]):
+        raise FileError(f"{name} has a broken NIfTI header (vox_offset)", "a valid header", "export it again")
     try:
         header.check_fix(logger=_QUIET, error_level=40)
     except HeaderDataError as error:
@@ -137,6 +139,8 @@ def _read_stored(stream: IO[bytes], header: nib.Nifti1Header, name: str) -> NDAr
     try:
         stored = ArrayProxy(stream, header, mmap=False).get_unscaled()
         stream.read(1)  # for gzip: makes it compare its checksum, if this is the end
+    except HeaderDataError as error:
+        raise _broken_header(name, error) from error
     except (EOFError, zlib.error, OSError) as error:
         raise truncated(name, "its voxels end too early or do not match their checksum") from error
     return stored
