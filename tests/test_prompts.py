@@ -152,13 +152,17 @@ def test_a_thin_stroke_beside_a_thick_one_is_not_forgotten() -> None:
     assert (at[:, 1] < 8).any()
 
 
-@pytest.mark.parametrize("array", [np.zeros(scan().shape), np.full(scan().shape, 3)])
-def test_a_scribble_without_strokes_is_refused(array) -> None:
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (0, "a scribble without strokes; expected voxels of 1 (tumour) or 2 (not tumour); draw a stroke"),
+        (3, "a scribble with values from 3 to 3; expected 0, 1 (tumour) and 2 (not tumour); give the label file, not"),
+    ],
+)
+def test_a_scribble_without_strokes_is_refused(value: int, words: str) -> None:
     with pytest.raises(PromptError) as error:
-        Scribble(Volume(array.astype(np.uint8), scan())).points(scan())
-    assert str(error.value) == (
-        "a scribble without strokes; expected voxels of 1 (tumour) or 2 (not tumour); draw a stroke"
-    )
+        Scribble(Volume(np.full(scan().shape, value, np.uint8), scan())).points(scan())
+    assert str(error.value).startswith(words)
 
 
 # Hints

@@ -75,7 +75,14 @@ class Scribble:
     volume: Volume
 
     def points(self, scan: Grid) -> list[Point]:
-        """Up to ten clicks of each polarity, spread over all strokes. Raises PromptError if none is on the scan."""
+        """Up to ten clicks of each polarity, spread over all strokes.
+
+        Raises PromptError if none is on the scan, or for values other than 0, 1 and 2.
+        """
+        highest, lowest = self.volume.array.max(), self.volume.array.min()
+        if lowest < 0 or highest > SCRIBBLE_NEGATIVE:
+            given = f"a scribble with values from {lowest:g} to {highest:g}"
+            raise PromptError(given, "0, 1 (tumour) and 2 (not tumour)", "give the label file, not the scan")
         labels, grid = _part_on_scan(self.volume, scan, "scribble"), self.volume.grid
         found = []
         for value, positive in ((SCRIBBLE_POSITIVE, True), (SCRIBBLE_NEGATIVE, False)):

@@ -111,6 +111,7 @@ def test_a_scribble_gives_clicks_of_both_kinds_to_a_model_that_takes_them(tmp_pa
         ("--scribble", 1, 500.0, "a scribble that lies elsewhere"),
         ("--scribble", 0, 0.0, "a scribble without strokes"),
         ("--scribble", 2, 0.0, "negative clicks only"),
+        ("--scribble", 3, 0.0, "a scribble with values from 0 to 3"),
     ],
 )
 def test_a_hint_or_scribble_that_says_nothing_is_refused(
@@ -180,6 +181,15 @@ def test_a_file_that_is_no_model_is_refused(files: tuple[Path, Path], stub: Stub
         status = main(["segment", str(files[0]), "--click", click, "--model", model, "-o", str(folder / "mask.nii.gz")])
         err = capsys.readouterr().err
         assert status == 2 and words in err and not (folder / "mask.nii.gz").exists(), (name, err)
+
+
+def test_no_output_replaces_an_input(files: tuple[Path, Path], stub: StubScan, capsys) -> None:
+    hint = _label_file(files[0].parent / "scan_mask.nii.gz", stub)
+    before = hint.read_bytes()
+    for path in (hint, files[0]):
+        status = main(["segment", str(files[0]), "--hint", str(hint), "--model", str(files[1]), "-o", str(path)])
+        assert status == 2 and f"{path} is an input itself" in capsys.readouterr().err
+    assert hint.read_bytes() == before
 
 
 def test_debug_shows_the_traceback(files: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:

@@ -159,7 +159,7 @@ def test_a_nifti_without_voxels(tmp_path, scan_array, dim):
 @pytest.mark.parametrize("scale", [1e-9, 1e6])
 def test_a_spacing_that_no_scanner_makes(tmp_path, scan_array, scale):
     nib.save(nib.Nifti1Image(scan_array, np.diag([scale, 2, 3, 1])), tmp_path / "a.nii.gz")
-    words = r"a spacing of .*1e[+-]0?[69] x 2 x 3 mm; expected 0.001 to 200 mm; repair its header"
+    words = r"a spacing of .*1e[+-]0?[69] x 2 x 3 mm; expected 0.0001 to 200 mm; repair its header"
     refused(tmp_path / "a.nii.gz", GeometryError, words)
 
 
@@ -232,6 +232,13 @@ def test_a_label_map_given_as_a_scan(tmp_path, highest, dtype):
     array = np.zeros((4, 5, 6), dtype)
     array[1:3, 1:3, 1:3] = highest
     words = f"whole numbers 0 to {highest}: this looks like a label map; expected a scan .*; give the scan that"
+    refused(save(tmp_path / "a.nii.gz", array), ImageError, words)
+
+
+def test_a_label_map_of_many_organs(tmp_path):
+    array = np.zeros((20, 18, 9), np.uint8)
+    array[2:9, 3:15, :8], array[10:18, 3:15, :8] = 41, 117
+    words = "whole numbers 0 to 117: this looks like a label map; expected a scan .*; give the scan that"
     refused(save(tmp_path / "a.nii.gz", array), ImageError, words)
 
 

@@ -16,7 +16,7 @@ SHAPE, SPACING_MM = (160, 160, 80), (1.5, 1.5, 3.0)
 
 def command(
     output: Annotated[Path, typer.Option("-o", "--output", help="The folder for the files.")] = Path("demo"),
-    seed: Annotated[int, typer.Option(help="Which phantom.")] = 10,
+    seed: Annotated[int, typer.Option(min=0, help="Which phantom.")] = 10,
     model: Annotated[str, typer.Option(help="A name or a .safetensors file.")] = "voxsam-tiny",
 ) -> None:
     """Make a phantom CT, click its tumour once, and write scan, truth, mask, picture and report."""

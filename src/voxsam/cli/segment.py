@@ -52,7 +52,8 @@ def command(
         given = "both --auto and prompts" if auto else "no prompt"
         raise PromptError(given, "prompts, or --auto alone", "click the tumour, for example --click 120,88,45")
     target = output or Path(_stem(scan) + "_mask.nii.gz")
-    _check_outputs(scan, {"-o": target, "--probabilities": probabilities, "--preview": preview, "--report": report})
+    inputs = [scan, *(scribble or []), *(hint or []), Path(model)]
+    _check_outputs(inputs, {"-o": target, "--probabilities": probabilities, "--preview": preview, "--report": report})
     from voxsam.io import read_volume, write_mask, write_volume
 
     if threads is not None:
@@ -140,7 +141,7 @@ def _stem(scan: Path) -> str:
     return name
 
 
-def _check_outputs(scan: Path, outputs: dict[str, Path | None]) -> None:
+def _check_outputs(inputs: list[Path], outputs: dict[str, Path | None]) -> None:
     """Refuse, before anything is computed, outputs that could not be written or would overwrite one another."""
     from voxsam.io import SUFFIXES
 
@@ -156,14 +157,14 @@ def _check_outputs(scan: Path, outputs: dict[str, Path | None]) -> None:
         if whole in taken:
             raise FileError(f"{taken[whole]} and {option} both name {path}", "a file for each", "rename one of them")
         taken[whole] = option
-        _check_writable(path, scan)
+        _check_writable(path, inputs)
 
 
-def _check_writable(path: Path, scan: Path) -> None:
+def _check_writable(path: Path, inputs: list[Path]) -> None:
     folder = path.absolute().parent
     if not folder.is_dir():
         raise FileError(f"{path}: the folder {folder} does not exist", "an existing folder", "make it first")
     if not os.access(folder, os.W_OK):
         raise FileError(f"{path}: {folder} is not writable", "a folder you may write to", "choose another")
-    if path.exists() and scan.exists() and path.samefile(scan):
-        raise FileError(f"{path} is the scan itself", "another file for the output", "choose another name")
+    if path.exists() and any(given.exists() and path.samefile(given) for given in inputs):
+        raise FileError(f"{path} is an input itself", "another file for the output", "choose another name with -o")

@@ -14,7 +14,8 @@ from voxsam.geometry import Grid
 
 MAX_VOXELS = 2**31  # 8 GiB as float32: four times a whole-body CT of 512 x 512 x 2000
 MAX_DEFLATE_RATIO = 1032  # no zlib stream unpacks to more than this times its size (zlib technical details)
-SPACINGS_MM = 0.001, 200.0  # from micro-CT to the thickest localiser
+SPACINGS_MM = 1e-4, 200.0  # from nano-CT to the thickest localiser
+LABEL_PLATEAU, HIGHEST_LABEL = 0.6, 255  # share of equal neighbours that makes whole numbers labels: scans are noisy
 LABEL_LIMIT = 16  # an image of nothing but the whole numbers 0..15 is a label map
 CT_MINIMUM_HU = -500  # air is -1000 HU; nothing but CT has whole numbers that far below zero
 
@@ -81,7 +82,7 @@ def check_scan(name: str, array: NDArray[Any]) -> None:
         raise ImageError(
             f"all voxels of {name} are {low:g}", "an image with contrast", "check that it is the right file"
         )
-    if low >= 0 and high < LABEL_LIMIT and _whole(array):
+    if low >= 0 and _whole(array) and (high < LABEL_LIMIT or _is_plateaus(array, high)):
         raise ImageError(
             f"{name} has no voxels but the whole numbers {low:g} to {high:g}: this looks like a label map",
             "a scan (CT or MR intensities)",
@@ -133,6 +134,15 @@ def colour(name: str) -> ImageError:
     return ImageError(
         f"{name} has several channels (RGB or vector)", "one number per voxel", "save one channel by itself"
     )
+
+
+def _is_plateaus(array: NDArray[Any], high: float) -> bool:
+    """Whether neighbours along i, of which one is not 0, are mostly equal; of every eighth slice."""
+    if high > HIGHEST_LABEL:
+        return False
+    first, second = array[:-1, :, ::8], array[1:, :, ::8]
+    either = (first != 0) | (second != 0)
+    return np.count_nonzero(either & (first == second)) > LABEL_PLATEAU * max(1, np.count_nonzero(either))
 
 
 def _whole(array: NDArray[Any]) -> bool:
