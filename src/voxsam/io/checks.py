@@ -142,7 +142,7 @@ def _is_plateaus(array: NDArray[Any], high: float) -> bool:
         return False
     first, second = array[:-1, :, ::8], array[1:, :, ::8]
     either = (first != 0) | (second != 0)
-    return np.count_nonzero(either & (first == second)) > LABEL_PLATEAU * max(1, np.count_nonzero(either))
+    return bool(np.count_nonzero(either & (first == second)) > LABEL_PLATEAU * max(1, np.count_nonzero(either)))
 
 
 def _whole(array: NDArray[Any]) -> bool:
