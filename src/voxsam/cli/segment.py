@@ -65,16 +65,18 @@ def command(
         prompts = words.on(volume.grid)
         read = time.perf_counter()
         mask, soft, messages = _segment(volume, prompts, model, device, not no_follow, progress)
-    seconds = {"reading": read - start, "segmenting": time.perf_counter() - read}
-    clicks = _clicks(volume, prompts)
-    messages = (*messages, *_missed(mask, clicks))
-    write_mask(mask, target)
-    if probabilities is not None:
-        write_volume(soft(), probabilities)
-    if preview is not None:
-        from voxsam.evaluation.figures import overview_figure
+        seconds = {"reading": read - start, "segmenting": time.perf_counter() - read}
+        clicks = _clicks(volume, prompts)
+        messages = (*messages, *_missed(mask, clicks))
+        progress("writing")
+        write_mask(mask, target)
+        if probabilities is not None:
+            write_volume(soft(), probabilities)
+        if preview is not None:
+            from voxsam.evaluation.figures import overview_figure
 
-        overview_figure(volume, mask, clicks, preview)
+            progress("drawing")
+            overview_figure(volume, mask, clicks, preview)
     from voxsam.evaluation.report import report_dict, write_report_json
 
     facts = report_dict(
@@ -86,7 +88,7 @@ def command(
         for message in messages:
             typer.echo(message)
         diameter = max((found["longest_axial_diameter_mm"] for found in facts["objects"]), default=0.0)
-        total = sum(seconds.values())
+        total = time.perf_counter() - start
         typer.echo(f"{target}: {mask.volume_ml:.2f} mL, longest axial diameter {diameter:.1f} mm, {total:.1f} s")
 
 
