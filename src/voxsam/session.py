@@ -22,7 +22,7 @@ from torch import Tensor
 from voxsam.crops import THRESHOLD, Piece, choose_windows, connected, cut, is_new, merge, next_windows
 from voxsam.errors import PromptError, UnsupportedError
 from voxsam.geometry import Grid
-from voxsam.model.network import Features, VoxSAMNetwork
+from voxsam.model.promptable import Features, Promptable
 from voxsam.preprocess import Slices, Window, paste, read_crop
 from voxsam.prompts import Box, Point, Prompt
 from voxsam.volume import Volume
@@ -101,7 +101,7 @@ class Session:
     """
 
     def __init__(
-        self, model: VoxSAMNetwork, volume: Volume, *, follow: bool = True, progress: Progress | None = None
+        self, model: Promptable, volume: Volume, *, follow: bool = True, progress: Progress | None = None
     ) -> None:
         self.model, self.volume, self.follow = model, volume, follow
         self._progress = progress or (lambda stage, share: None)
@@ -364,9 +364,9 @@ class Session:
 
 
 @contextmanager
-def _blocks_reported(model: VoxSAMNetwork, progress: Progress) -> Iterator[None]:
+def _blocks_reported(model: Promptable, progress: Progress) -> Iterator[None]:
     """While open, every finished block of the image encoder is told to `progress`."""
-    blocks = model.image_encoder.blocks
+    blocks = getattr(getattr(model, "image_encoder", None), "blocks", ())
     stages = len(blocks) + 2  # necks and the static part of the decoder come after
     progress("encoding", 0.0)
     hooks = [

@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from voxsam.cli import demo, evaluate, info, prepare, segment, train, weights
+from voxsam.cli import demo, evaluate, info, phantoms, prepare, segment, train, weights
 from voxsam.errors import InputError
 
 DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -36,6 +36,7 @@ app.command("prepare", no_args_is_help=True)(prepare.command)
 app.command("train", no_args_is_help=True, context_settings=train.CONTEXT)(train.command)
 app.command("evaluate", no_args_is_help=True)(evaluate.command)
 app.command("demo")(demo.command)
+app.command("phantoms", no_args_is_help=True)(phantoms.command)
 app.command("info")(info.command)
 app.add_typer(weights.app, name="weights")
 
