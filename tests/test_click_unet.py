@@ -24,7 +24,8 @@ from voxsam.training.run import make_network
 def network() -> ClickUNet:
     torch.manual_seed(0)
     stub = stub_network().card
-    return ClickUNet(stub.model_copy(update={"system": "click-unet", "name": "u"})).eval()
+    config = stub.config.model_copy(update={"crop": 32})
+    return ClickUNet(stub.model_copy(update={"system": "click-unet", "name": "u", "config": config})).eval()
 
 
 def test_clicks_are_gaussians_where_they_lie() -> None:
@@ -70,14 +71,17 @@ def test_a_system_that_is_not_known_is_named(
 
 def test_a_recipe_builds_it_and_refuses_what_it_has_not() -> None:
     card: Card = stub_network().card
+    config = card.config.model_copy(update={"crop": 32})
     fields = {
         "name": "u",
         "system": "click-unet",
-        "model": card.config,
+        "model": config,
         "preprocessing": card.preprocessing,
         "steps": 1,
     }
     assert isinstance(make_network(Recipe.model_validate(fields)), ClickUNet)
+    with pytest.raises(UnsupportedError, match="a crop of 24 voxels for click-unet; expected a multiple of 16, 32"):
+        make_network(Recipe.model_validate({**fields, "model": config.model_copy(update={"crop": 24})}))
     with pytest.raises(UnsupportedError, match="recompute or adapters of click-unet"):
         make_network(Recipe.model_validate({**fields, "recompute": True}))
     with pytest.raises(UnsupportedError, match="system no-such; expected one of voxsam, click-unet"):

@@ -10,6 +10,7 @@ import torch
 from monai.networks.nets import DynUNet
 from torch import Tensor
 
+from voxsam.errors import UnsupportedError
 from voxsam.model.card import Card
 from voxsam.model.conditioning import Conditioning
 from voxsam.model.prompt_encoder import NEGATIVE, POSITIVE
@@ -22,14 +23,18 @@ BALL = 2.0  # voxels: s.d. of the Gaussian that marks a click
 class ClickUNet(Promptable):
     """MONAI's DynUNet, nnU-Net's plain building plan, over the crop and two channels of clicks.
 
-    Of the card's configuration it uses `crop` (divisible by 16) and `polarity`. It sees clicks where they lie, so those
-    outside a crop say nothing about it.
+    Of the card's configuration it uses `crop` and `polarity`. It sees clicks where they lie, so those outside a crop say
+    nothing about it. Raises UnsupportedError for a crop that cannot be halved four times.
     """
 
     system = "click-unet"
 
     def __init__(self, card: Card) -> None:
         super().__init__(card)
+        if self.config.crop < 32 or self.config.crop % 16:
+            raise UnsupportedError(
+                f"a crop of {self.config.crop} voxels for {self.system}", "a multiple of 16, 32 or more", "change it"
+            )
         levels = len(WIDTHS)
         self.unet = DynUNet(
             spatial_dims=3,
