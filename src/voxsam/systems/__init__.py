@@ -1,6 +1,14 @@
 """The systems that VoxSAM is compared with; importing this package makes their model files known to `load_model`."""
 
 from voxsam.model.assemble import BUILDERS
-from voxsam.systems.click_unet import ClickUNet
+from voxsam.model.card import Card
+from voxsam.model.promptable import Promptable
 
-BUILDERS[ClickUNet.system] = ClickUNet
+
+def _click_unet(card: Card) -> Promptable:
+    from voxsam.systems.click_unet import ClickUNet  # here: MONAI's networks take a second to import
+
+    return ClickUNet(card)
+
+
+BUILDERS["click-unet"] = _click_unet

@@ -23,7 +23,7 @@ BALL = 2.0  # voxels: s.d. of the Gaussian that marks a click
 class ClickUNet(Promptable):
     """MONAI's DynUNet, nnU-Net's plain building plan, over the crop and two channels of clicks.
 
-    Of the card's configuration it uses `crop` and `polarity`. It sees clicks where they lie, so those outside a crop say
+    Of the card's configuration it uses `crop` and `polarity`. It sees clicks where they lie: those outside a crop say
     nothing about it. Raises UnsupportedError for a crop that cannot be halved four times.
     """
 
