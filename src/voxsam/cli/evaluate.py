@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from voxsam.cli.parse import given_path, whole_numbers
 from voxsam.cli.progress import Progress
 from voxsam.cli.segment import set_threads
 from voxsam.errors import InputError
@@ -20,7 +21,12 @@ MARKER = "held-out"  # of the table of cases in a model card
 
 
 def command(
-    folder: Annotated[Path, typer.Argument(help="Labelled cases in MSD or nnU-Net raw layout.")],
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            parser=given_path, metavar="FOLDER", help="Labelled cases in MSD or nnU-Net raw layout, or prepared ones."
+        ),
+    ],
     output: Annotated[Path, typer.Option("-o", "--output", help="The folder for the results.")],
     model: Annotated[str, typer.Option(help="A name or a .safetensors file.")] = "voxsam-tiny",
     cases: Annotated[str | None, typer.Option(help="Only these cases: a,b,c.")] = None,
@@ -117,6 +123,6 @@ def _chosen(found: list[Case], folder: Path, cases: str | None, held_out: Path |
 
 def _whole_numbers(option: str, words: str) -> tuple[int, ...]:
     try:
-        return tuple(int(word) for word in words.split(","))
+        return whole_numbers(words)
     except ValueError as error:
         raise InputError(f"{option} {words!r}", "whole numbers", f"write for example {option} 1,3,10") from error

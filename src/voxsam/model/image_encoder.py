@@ -5,6 +5,8 @@ B batch, D H W token grid, c width of a token, C width of a feature map.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,6 +20,8 @@ from voxsam.model.windows import Windows, windows
 
 LAYER_NORM_EPS = 1e-6  # SAM's
 CHUNK_TOKENS = 2048  # tokens of whole windows that go through a block together when no gradient is kept
+
+BlockProgress = Callable[[int, int], None]  # blocks done, and blocks in all
 
 
 class Block(nn.Module):
@@ -118,8 +122,11 @@ class ImageEncoder(nn.Module):
             depth = F.interpolate(depth.T[None], size=grid[0], mode="linear")[0].T
         return depth[:, None, None] + plane
 
-    def forward(self, crops_B1DHW: Tensor) -> tuple[Tensor, ...]:
-        """(B, 1, D, H, W) normalised crops, sides multiples of the stride -> four (B, C, D/T, H/T, W/T)."""
+    def forward(self, crops_B1DHW: Tensor, progress: BlockProgress | None = None) -> tuple[Tensor, ...]:
+        """(B, 1, D, H, W) normalised crops, sides multiples of the stride -> four (B, C, D/T, H/T, W/T).
+
+        `progress` belongs to this call alone: threads that share the encoder each hear of their own crops.
+        """
         x = self.patch_embedding(crops_B1DHW)
         x = x + self.positions(tuple(x.shape[1:4]))
         levels = []
@@ -128,4 +135,6 @@ class ImageEncoder(nn.Module):
             x = checkpoint(block, x, use_reentrant=False) if again else block(x)
             if number in self.config.level_blocks:
                 levels.append(self.necks[len(levels)](x))
+            if progress is not None:
+                progress(number, len(self.blocks))
         return tuple(levels)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from voxsam.model.card import Card
 from voxsam.model.conditioning import Conditioning, condition
-from voxsam.model.image_encoder import ImageEncoder
+from voxsam.model.image_encoder import BlockProgress, ImageEncoder
 from voxsam.model.mask_decoder import MaskDecoder
 from voxsam.model.prompt_encoder import PromptEncoder, sample_features
 
@@ -31,9 +31,12 @@ class VoxSAMNetwork(nn.Module):
         self.prompt_encoder = PromptEncoder(config)
         self.mask_decoder = MaskDecoder(config)
 
-    def encode(self, crops_B1DHW: Tensor) -> Features:
-        """(B, 1, D, H, W) float, normalised -> four (B, C, D/T, H/T, W/T), level 4 last, T = config.stride."""
-        return self.image_encoder(crops_B1DHW)
+    def encode(self, crops_B1DHW: Tensor, progress: BlockProgress | None = None) -> Features:
+        """(B, 1, D, H, W) float, normalised -> four (B, C, D/T, H/T, W/T), level 4 last, T = config.stride.
+
+        `progress` is called after each block with how many are done, and of how many.
+        """
+        return self.image_encoder(crops_B1DHW, progress)
 
     def sample(self, features: Features, points_BN3: Tensor) -> Tensor:
         """(B, N, C): what the voxels under the points (d, h, w in crop voxels) look like; 0 outside the crop."""
