@@ -117,11 +117,12 @@ class MaskHint:
         array = self.volume.array
         values = array[array != 0]
         count = len(np.unique(values[:: 1 + len(values) // MOST_LOOKED_AT]))
-        lowest = array.min()
-        if lowest < 0 or count > MOST_HINT_LABELS:
-            found = f"negative values (down to {lowest:g})" if lowest < 0 else f"{count} different values"
-            given, expected = f"a mask hint with {found}", "0 outside the tumour, and a label or a few inside"
-            raise PromptError(given, expected, "give the label file, not the scan")
+        if count > MOST_HINT_LABELS:
+            given, expected = (
+                f"a mask hint with {count} different values",
+                "0 outside the tumour, a label or a few inside",
+            )
+            raise PromptError(given, expected, "give the label file, not a scan")
 
 
 Prompt = Point | Box | Scribble | MaskHint
@@ -218,4 +219,4 @@ def _part_on_scan(volume: Volume, scan: Grid, what: str) -> NDArray:
 
 
 def _place(world_mm: NDArray[np.float64]) -> str:
-    return f"({', '.join(f'{v:.0f}' for v in world_mm)})"
+    return f"({', '.join(f'{v:g}' for v in np.rint(world_mm) + 0.0)})"  # + 0.0: no -0

@@ -129,9 +129,9 @@ class Session:
 
     @property
     def changed(self) -> Slices:
-        """The box of the scan outside which the last step (prompt, undo, redo, reset) left mask and probabilities alone.
+        """The box of the scan that the last step (prompt, undo, redo, reset) may have changed; outside it nothing did.
 
-        It holds the answers before and after the step, of every object that the step changed; empty if there is none.
+        It holds what the changed objects reached before and reach now, and is empty if there is no such object.
         """
         return self._history.changed
 

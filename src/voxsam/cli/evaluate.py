@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -51,11 +52,11 @@ def command(
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing.")] = False,
 ) -> None:
     """Score a model on labelled cases: Dice, NSD, HD95, volume, lesions, for 1, 3, 10 clicks."""
-    from voxsam.data.cases import find_cases
     from voxsam.evaluation.clicks import REGIONS
     from voxsam.evaluation.markdown import require_markers
     from voxsam.evaluation.output import check_output, write_evaluation
     from voxsam.evaluation.protocol import Settings, evaluate
+    from voxsam.evaluation.selection import find_labelled
 
     settings = Settings(
         clicks=_whole_numbers("--clicks", clicks),
@@ -71,7 +72,9 @@ def command(
     check_output(output)
     if card is not None:
         require_markers(card, MARKER)
-    chosen = _chosen(find_cases(folder), folder, cases, held_out, split)
+    found, tumour_labels = find_labelled(folder)
+    settings = replace(settings, labels=settings.labels or tumour_labels)
+    chosen = _chosen(found, folder, cases, held_out, split)
     if threads is not None:
         set_threads(threads)
     with Progress(quiet) as progress:

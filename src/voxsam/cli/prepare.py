@@ -20,7 +20,12 @@ if TYPE_CHECKING:
 
 
 def command(
-    raw: Annotated[Path, typer.Argument(parser=given_path, metavar="RAW", help="The data set: its folder as downloaded, or a CSV table.")],
+    raw: Annotated[
+        Path,
+        typer.Argument(
+            parser=given_path, metavar="RAW", help="The data set: its folder as downloaded, or a CSV table."
+        ),
+    ],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="PREPARED", help="The folder of the store.")],
     dataset: Annotated[
         str | None,

@@ -79,6 +79,7 @@ class Description(BaseModel):
 
     format: int = FORMAT
     data_set: str
+    root: str = ""  # the folder that the sources' paths begin at; "": written before it was recorded
     labels: tuple[int, ...] | None  # the tumour's values in the source labels; None: all above 0
     seed: int
     channels: tuple[str, ...]
