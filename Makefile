@@ -5,20 +5,29 @@ SHELL := /bin/sh
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 CANDIDATES := python3.11 python3.12 python3.13 python3 python
-# Extra arguments for test and bench: make test ARGS="-k geometry"
+# Extra arguments for test, bench and train-demo: make test ARGS="-k geometry"
 ARGS ?=
+# What train-demo trains on: a folder in MSD / nnU-Net layout; generated scans where there is none.
+DATA ?= $(firstword $(wildcard ../shared/data/sarcoma_ct) train-demo/phantoms)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench clean
+.PHONY: help setup demo train-demo test check bench clean
 
 help: ## list the commands
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1	\2/p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' Makefile
 
 setup: $(INSTALLED) ## install VoxSAM and its tools into .venv
 
 demo: $(INSTALLED) ## segment an example from one click and draw it
 	@$(BIN)/voxsam demo -o demo
 	@ls demo/*.png >/dev/null && printf 'The picture: %s\n' "$$PWD"/demo/*.png
+
+train-demo: $(INSTALLED) ## prepare, train some minutes, evaluate, report (DATA=FOLDER: your scans)
+	@test -e "$(DATA)" || $(BIN)/voxsam phantoms -o "$(DATA)"
+	@$(BIN)/voxsam prepare "$(DATA)" -o train-demo/prepared --spacing 3,3,3
+	@$(BIN)/voxsam train recipes/train-demo.yaml --data train-demo/prepared -o train-demo/run $(ARGS)
+	@$(BIN)/voxsam evaluate "$(DATA)" --held-out train-demo/prepared --model train-demo/run/model.safetensors \
+	    --trials 3 --corrective 3 -o train-demo/evaluation
 
 test: $(INSTALLED) ## run the tests (ARGS goes to pytest)
 	@$(BIN)/python -m pytest $(ARGS)
@@ -33,7 +42,7 @@ bench: $(INSTALLED) ## measure speed and memory (ARGS goes to benchmarks/run.py)
 	@$(BIN)/python -m benchmarks.run $(ARGS)
 
 clean: ## remove .venv, caches, builds and the demo
-	rm -rf .venv .pytest_cache .ruff_cache .hypothesis .coverage htmlcov build dist demo
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis .coverage htmlcov build dist demo train-demo
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp is younger than what it was installed from, so nothing is installed twice.

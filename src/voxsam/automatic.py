@@ -11,7 +11,7 @@ from torch import Tensor
 
 from voxsam.crops import THRESHOLD, require_numbers
 from voxsam.errors import UnsupportedError
-from voxsam.model.network import VoxSAMNetwork
+from voxsam.model.promptable import Promptable
 from voxsam.preprocess import Window, paste, read_crop
 from voxsam.volume import Volume
 
@@ -19,7 +19,7 @@ OVERLAP = 0.7  # of neighbouring windows, averaged with equal weight (paper, Tab
 
 
 def segment_automatically(
-    model: VoxSAMNetwork,
+    model: Promptable,
     volume: Volume,
     *,
     overlap: float = OVERLAP,

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from voxsam.crops import require_numbers
-from voxsam.model.network import Features, VoxSAMNetwork
+from voxsam.model.promptable import Features, Promptable
 from voxsam.preprocess import Window, read_crop
 from voxsam.volume import Volume
 
@@ -39,7 +39,7 @@ class Encoded:
 class EncodedCrops:
     """The crops of a scan that were encoded lately, by the first voxel of their window: `kept`, the latest last."""
 
-    def __init__(self, model: VoxSAMNetwork, volume: Volume, progress: Progress) -> None:
+    def __init__(self, model: Promptable, volume: Volume, progress: Progress) -> None:
         self.model, self.volume, self.progress = model, volume, progress
         self.kept: OrderedDict[tuple[int, int, int], Encoded] = OrderedDict()
 

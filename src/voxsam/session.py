@@ -22,7 +22,7 @@ from voxsam.errors import PromptError, UnsupportedError
 from voxsam.geometry import Grid
 from voxsam.history import Answer, History, State
 from voxsam.label_map import LabelMap
-from voxsam.model.network import VoxSAMNetwork
+from voxsam.model.promptable import Promptable
 from voxsam.preprocess import Slices, Window
 from voxsam.prompts import Box, Point, Prompt, common_box
 from voxsam.volume import Volume
@@ -40,7 +40,7 @@ class Session:
     """
 
     def __init__(
-        self, model: VoxSAMNetwork, volume: Volume, *, follow: bool = True, progress: Progress | None = None
+        self, model: Promptable, volume: Volume, *, follow: bool = True, progress: Progress | None = None
     ) -> None:
         self.model, self.volume, self.follow = model, volume, follow
         self._encoded = EncodedCrops(model, volume, progress or (lambda stage, share: None))

@@ -229,10 +229,10 @@ def test_an_empty_path_is_not_the_current_folder(words: list[str], tmp_path: Pat
     assert "an empty path; expected a file or folder; name it; the current folder is `.`" in _refusal(words, capsys)
 
 
-@pytest.mark.parametrize("command", ["segment", "prepare", "train", "evaluate"])
+@pytest.mark.parametrize("command", ["segment", "prepare", "train", "evaluate", "phantoms", "weights"])
 def test_a_command_alone_says_what_it_lacks(command: str, capsys) -> None:
     line = _refusal([command], capsys)
-    assert "Missing argument" in line and f"(see `voxsam {command} --help`)" in line
+    assert "error: Missing " in line and f"(see `voxsam {command} --help`)" in line
 
 
 def test_a_hint_elsewhere_is_named(files: tuple[Path, Path], stub: StubScan, capsys) -> None:

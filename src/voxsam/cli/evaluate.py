@@ -31,7 +31,10 @@ def command(
     output: Annotated[Path, typer.Option("-o", "--output", help="The folder for the results.")],
     model: Annotated[str, typer.Option(help="A name or a .safetensors file.")] = "voxsam-tiny",
     cases: Annotated[str | None, typer.Option(help="Only these cases: a,b,c.")] = None,
-    held_out: Annotated[Path | None, typer.Option(help="Only the cases that this recipe holds out.")] = None,
+    held_out: Annotated[
+        Path | None,
+        typer.Option(help="Only the cases that this recipe holds out, or the test cases of this prepared folder."),
+    ] = None,
     split: Annotated[str | None, typer.Option(help="Only this split of dataset.json, e.g. test.")] = None,
     clicks: Annotated[str, typer.Option(help="Numbers of random clicks to score.")] = "1,3,10",
     trials: Annotated[int, typer.Option(help="Trials for each number of clicks.")] = 10,
@@ -100,6 +103,7 @@ def _finish(evaluation: Evaluation, output: Path, card: Path | None, quiet: bool
 
 
 def _system(model: str, device: str, auto: bool, follow: bool) -> System:
+    import voxsam.systems  # noqa: F401, their model files can be evaluated, too
     from voxsam.evaluation.systems import AutomaticSystem, SessionSystem
     from voxsam.model import load_model
 
@@ -116,12 +120,18 @@ def _chosen(found: list[Case], folder: Path, cases: str | None, held_out: Path |
     if cases is not None:
         names = [name.strip() for name in cases.split(",") if name.strip()]
     elif held_out is not None:
-        from voxsam.training.recipe import read_recipe
-
-        names = list(read_recipe(held_out).held_out)
+        names = _held_out(held_out)
     elif split is not None:
         names = split_names(folder, split)
     return choose_cases(found, names)
+
+
+def _held_out(source: Path) -> list[str]:
+    """The names of the cases that a recipe holds out, or that a prepared folder keeps for testing."""
+    from voxsam.data.store import open_store
+    from voxsam.training.recipe import read_recipe
+
+    return list(open_store(source).split["test"] if source.is_dir() else read_recipe(source).held_out)
 
 
 def _whole_numbers(option: str, words: str) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ from voxsam.errors import FileError
 
 if TYPE_CHECKING:
     from voxsam.model.network import VoxSAMNetwork
+    from voxsam.model.promptable import Promptable
 
 SAM_ENCODER_VIT_B = 89_670_912  # the paper's share of tuned parameters is of SAM's 2D encoder (16.96 %)
 
@@ -65,6 +66,7 @@ def _model(what: str) -> dict[str, str]:
 
     if what in SIZES:
         return _counts(_without_weights(what))
+    import voxsam.systems  # noqa: F401, their model files are known, too
     from voxsam.model import load_model
 
     network = load_model(what, "cpu")
@@ -94,10 +96,13 @@ def _without_weights(size: str) -> VoxSAMNetwork:
         return VoxSAMNetwork(Card(name=size, config=SIZES[size], preprocessing=RELEASED["kits"]))
 
 
-def _counts(network: VoxSAMNetwork) -> dict[str, str]:
+def _counts(network: Promptable) -> dict[str, str]:
+    from voxsam.model.network import VoxSAMNetwork
     from voxsam.model.tuning import counts, paper_accounting
 
     config, numbers = network.config, counts(network)
+    if not isinstance(network, VoxSAMNetwork):
+        return {"system": network.card.system, "parameters": f"{numbers.total:,}"}
     share = f", {numbers.encoder_tuned / SAM_ENCODER_VIT_B:.2%} of SAM's" if config.size == "vit_b" else ""
     return {
         "size": f"{config.size}: width {config.width}, {config.depth} blocks, {config.heads} heads",

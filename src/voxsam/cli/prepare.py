@@ -74,13 +74,18 @@ def _labels(words: str | None) -> tuple[int, ...] | None:
 def _spacing(words: str | None) -> tuple[float, float, float] | Literal["auto"] | None:
     if words is None or words == "auto":
         return words
+    return three_lengths("--spacing", words, "'auto', or ")
+
+
+def three_lengths(option: str, words: str, instead: str = "") -> tuple[float, float, float]:
+    """Three numbers above 0, written with commas. Raises InputError, which names the option, for anything else."""
     try:
         numbers = decimals(words)
     except ValueError:
         numbers = ()
     if len(numbers) != 3 or not all(math.isfinite(n) and n > 0 for n in numbers):
-        remedy = "write for example --spacing 1,1,1"
-        raise InputError(f"--spacing {words!r}", "'auto', or three lengths in mm above 0", remedy)
+        remedy = f"write for example {option} 1,1,1"
+        raise InputError(f"{option} {words!r}", f"{instead}three lengths in mm above 0", remedy)
     return numbers
 
 

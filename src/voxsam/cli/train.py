@@ -25,6 +25,7 @@ def command(
     threads: Annotated[int | None, typer.Option(help="CPU threads; default: all.")] = None,
 ) -> None:
     """Train a model. Any key of the recipe may be changed: --steps 500 --augmentation.flip 0."""
+    import voxsam.systems  # noqa: F401, its networks can be trained, too
     from voxsam.data.store import read_description
     from voxsam.training.recipe import read_recipe
     from voxsam.training.run import train

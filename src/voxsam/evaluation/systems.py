@@ -7,7 +7,7 @@ from typing import Protocol
 
 from voxsam.automatic import mask_of, segment_automatically
 from voxsam.errors import PromptError, UnsupportedError
-from voxsam.model.network import VoxSAMNetwork
+from voxsam.model.promptable import Promptable
 from voxsam.model.tuning import counts
 from voxsam.prompts import Point
 from voxsam.session import Session
@@ -58,7 +58,7 @@ class SessionSystem:
 
     takes_clicks = True
 
-    def __init__(self, model: VoxSAMNetwork, follow: bool = True) -> None:
+    def __init__(self, model: Promptable, follow: bool = True) -> None:
         if model.card.automatic:
             raise UnsupportedError(
                 f"clicks for the model {model.card.name}", "no clicks: it was trained without", "add --auto"
@@ -114,7 +114,7 @@ class AutomaticSystem:
 
     takes_clicks = takes_negative = False
 
-    def __init__(self, model: VoxSAMNetwork) -> None:
+    def __init__(self, model: Promptable) -> None:
         if not model.card.automatic:
             raise UnsupportedError(
                 f"--auto with the model {model.card.name}",
@@ -130,7 +130,7 @@ class AutomaticSystem:
 
 
 class _OpenedAutomatic:
-    def __init__(self, model: VoxSAMNetwork, volume: Volume) -> None:
+    def __init__(self, model: Promptable, volume: Volume) -> None:
         self.model, self.volume = model, volume
 
     def segment(self, points: Sequence[Point]) -> Volume:

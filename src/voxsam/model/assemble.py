@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from voxsam.errors import CheckpointError
+from voxsam.errors import CheckpointError, UnsupportedError
 from voxsam.model.card import Card
 from voxsam.model.network import VoxSAMNetwork
+from voxsam.model.promptable import Promptable
+
+# Networks by the `system` of their card; voxsam.systems adds those that VoxSAM is compared with.
+BUILDERS: dict[str, Callable[[Card], Promptable]] = {"voxsam": VoxSAMNetwork}
 
 
 class _Unfilled(TorchFunctionMode):
@@ -30,15 +34,19 @@ class _Unfilled(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def assemble(card: Card, tensors: Mapping[str, Tensor], origin: str) -> VoxSAMNetwork:
+def assemble(card: Card, tensors: Mapping[str, Tensor], origin: str) -> Promptable:
     """The network of `card` on the CPU, in eval mode, whose parameters are `tensors` themselves, not copies.
 
     Tensors of lower precision become float32. Raises CheckpointError if names or shapes do not fit the card; `origin`
     says in its message where the tensors are from.
     """
+    if card.system not in BUILDERS:
+        raise UnsupportedError(
+            f"{origin}: a model of the system {card.system}", f"one of {', '.join(BUILDERS)}", "import voxsam.systems"
+        )
     try:
         with _Unfilled():
-            network = VoxSAMNetwork(card)
+            network = BUILDERS[card.system](card)
     except (RuntimeError, ValueError, ArithmeticError, MemoryError) as error:
         raise CheckpointError(
             f"{origin}: no network has its configuration ({error})", "sizes that fit together", "get the file again"
@@ -48,7 +56,7 @@ def assemble(card: Card, tensors: Mapping[str, Tensor], origin: str) -> VoxSAMNe
     return network.eval()
 
 
-def check_tensors(network: VoxSAMNetwork, tensors: Mapping[str, Tensor], origin: str) -> None:
+def check_tensors(network: Promptable, tensors: Mapping[str, Tensor], origin: str) -> None:
     """Raises CheckpointError, naming the first, if `tensors` lack one of the network's, or one is unknown or unfit.
 
     Unfit is another shape, whole numbers, or a number that is NaN or infinite.

@@ -25,6 +25,7 @@ class Card(BaseModel):
     format: Literal["voxsam"] = "voxsam"
     format_version: int = FORMAT_VERSION
     name: str
+    system: str = "voxsam"  # which kind of network: others are those of voxsam.systems
     config: ModelConfig
     preprocessing: Preprocessing
     description: dict[str, str] = {}

@@ -17,14 +17,14 @@ from voxsam.model.card import Card
 from voxsam.model.device import choose_device
 from voxsam.model.files import new_file
 from voxsam.model.model_file import METADATA_KEY, read_card, read_model
-from voxsam.model.network import VoxSAMNetwork
+from voxsam.model.promptable import Promptable
 from voxsam.model.registry import MODELS, PACKAGED_FOLDER, find_model, models_folder
 from voxsam.model.tuning import frozen_sha256, is_tuned
 
 HASH_SHOWN = 16  # digits of a hash in a message
 
 
-def save_model(network: VoxSAMNetwork, path: Path, *, delta_base: Path | None = None) -> None:
+def save_model(network: Promptable, path: Path, *, delta_base: Path | None = None) -> None:
     """Write the network and its card to `path`, whole or not at all.
 
     With `delta_base`, the model file that the network was fine-tuned from, only the tuned tensors are written. Raises
@@ -41,7 +41,7 @@ def save_model(network: VoxSAMNetwork, path: Path, *, delta_base: Path | None = 
         save_file(tensors, temporary, {METADATA_KEY: card.model_dump_json()})
 
 
-def load_model(source: str | Path, device: str = "auto") -> VoxSAMNetwork:
+def load_model(source: str | Path, device: str = "auto") -> Promptable:
     """The network of a model file, or of a model's name, in eval mode on `device` (auto, cpu, cuda or mps).
 
     Of a delta, the base is searched beside it, in the models folder and among the packaged models. Raises FileError,

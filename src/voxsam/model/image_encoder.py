@@ -5,8 +5,6 @@ B batch, D H W token grid, c width of a token, C width of a feature map.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,13 +13,12 @@ from torch.utils.checkpoint import checkpoint
 from voxsam.model.adapters import SpatialAdapter
 from voxsam.model.attention import WindowAttention
 from voxsam.model.patch_embedding import PatchEmbedding
+from voxsam.model.promptable import BlockProgress
 from voxsam.model.sizes import LEVELS, ModelConfig
 from voxsam.model.windows import Windows, windows
 
 LAYER_NORM_EPS = 1e-6  # SAM's
 CHUNK_TOKENS = 2048  # tokens of whole windows that go through a block together when no gradient is kept
-
-BlockProgress = Callable[[int, int], None]  # blocks done, and blocks in all
 
 
 class Block(nn.Module):
@@ -125,7 +122,7 @@ class ImageEncoder(nn.Module):
     def forward(self, crops_B1DHW: Tensor, progress: BlockProgress | None = None) -> tuple[Tensor, ...]:
         """(B, 1, D, H, W) normalised crops, sides multiples of the stride -> four (B, C, D/T, H/T, W/T).
 
-        `progress` belongs to this call alone: threads that share the encoder each hear of their own crops.
+        `progress` is called after each block.
         """
         x = self.patch_embedding(crops_B1DHW)
         x = x + self.positions(tuple(x.shape[1:4]))

@@ -143,7 +143,9 @@ def import_released(path: Path, profile: str, variant: Variant = "released") -> 
         },
         scores=_scores(contents),
     )
-    return assemble(card, state, str(path))
+    network = assemble(card, state, str(path))
+    assert isinstance(network, VoxSAMNetwork)
+    return network
 
 
 def preprocessing_of(profile: str, variant: Variant) -> Preprocessing:

@@ -6,36 +6,31 @@ B batch, D H W crop, N points, C width of a feature map.
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from voxsam.model.card import Card
 from voxsam.model.conditioning import Conditioning, condition
-from voxsam.model.image_encoder import BlockProgress, ImageEncoder
+from voxsam.model.image_encoder import ImageEncoder
 from voxsam.model.mask_decoder import MaskDecoder
 from voxsam.model.prompt_encoder import PromptEncoder, sample_features
+from voxsam.model.promptable import BlockProgress, Features, Promptable
 
-Features = tuple[Tensor, ...]
 
-
-class VoxSAMNetwork(nn.Module):
+class VoxSAMNetwork(Promptable):
     """One crop and clicks in, two logits per voxel out. Encode once, prompt many.
 
     `card` says what the network is and how it wants its crops; `config` are its sizes.
     """
 
     def __init__(self, card: Card) -> None:
-        super().__init__()
-        self.card = card
-        self.config = config = card.config
+        super().__init__(card)
+        config = card.config
         self.image_encoder = ImageEncoder(config)
         self.prompt_encoder = PromptEncoder(config)
         self.mask_decoder = MaskDecoder(config)
 
     def encode(self, crops_B1DHW: Tensor, progress: BlockProgress | None = None) -> Features:
-        """(B, 1, D, H, W) float, normalised -> four (B, C, D/T, H/T, W/T), level 4 last, T = config.stride.
-
-        `progress` is called after each block with how many are done, and of how many.
-        """
+        """(B, 1, D, H, W) float, normalised -> four (B, C, D/T, H/T, W/T), level 4 last, T = config.stride."""
         return self.image_encoder(crops_B1DHW, progress)
 
     def sample(self, features: Features, points_BN3: Tensor) -> Tensor:
@@ -81,7 +76,3 @@ class VoxSAMNetwork(nn.Module):
         if labels is None:
             labels = torch.ones(points.shape[:2], dtype=torch.long, device=points.device)
         return condition(logits, fused, points, labels, conditioning)
-
-    def forward(self, crops_B1DHW: Tensor, points_BN3: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
-        """encode, then decode."""
-        return self.decode(self.encode(crops_B1DHW), crops_B1DHW, points_BN3, labels=labels)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from voxsam.model.network import VoxSAMNetwork
+from voxsam.model.promptable import Promptable
 from voxsam.model.sizes import ModelConfig
 
 ENCODER = "image_encoder."
@@ -47,7 +48,7 @@ def freeze(network: VoxSAMNetwork) -> VoxSAMNetwork:
     return network
 
 
-def counts(network: VoxSAMNetwork) -> Counts:
+def counts(network: Promptable) -> Counts:
     """How many numbers there are and how many are tuned (ViT-B: 25,198,976, of these 15,209,984 in the encoder)."""
     sizes = {name: parameter.numel() for name, parameter in network.named_parameters()}
     encoder = {name: size for name, size in sizes.items() if name.startswith(ENCODER)}

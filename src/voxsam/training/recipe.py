@@ -39,6 +39,7 @@ class Recipe(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
+    system: str = "voxsam"  # which network: another is one of voxsam.systems, and reads of `model` its crop only
     model: ModelConfig
     preprocessing: Preprocessing
     augmentation: Augmentation = Augmentation()

@@ -18,10 +18,12 @@ from torch.utils.data import Sampler as TorchSampler
 
 from voxsam.data.sampling import Sampler
 from voxsam.data.stream import SampleStream, load_cases, make_phantoms, validation_samples
-from voxsam.errors import CheckpointError, FileError
+from voxsam.errors import CheckpointError, FileError, UnsupportedError
+from voxsam.model.assemble import BUILDERS
 from voxsam.model.card import Card
 from voxsam.model.checkpoint import load_model, save_model
 from voxsam.model.network import VoxSAMNetwork
+from voxsam.model.promptable import Promptable
 from voxsam.model.tuning import freeze
 from voxsam.training.recipe import Recipe
 from voxsam.training.task import VALIDATION, SegmentationTask
@@ -84,7 +86,7 @@ class WriteModel(Callback):
             save_model(pl_module.network, self.path)
 
 
-def start(network: VoxSAMNetwork, model: str) -> None:
+def start(network: Promptable, model: str) -> None:
     """Take over the tensors of a trained model; what an extension adds keeps its own beginning.
 
     Raises CheckpointError for a model of other sizes.
@@ -101,21 +103,28 @@ def start(network: VoxSAMNetwork, model: str) -> None:
     network.load_state_dict(tensors, strict=False)
 
 
-def make_network(recipe: Recipe) -> VoxSAMNetwork:
-    """The network that the recipe begins with."""
+def make_network(recipe: Recipe) -> Promptable:
+    """The network that the recipe begins with. Raises UnsupportedError for an unknown system, or its adapters alone."""
+    if recipe.system not in BUILDERS:
+        raise UnsupportedError(f"system {recipe.system}", f"one of {', '.join(BUILDERS)}", "change it in the recipe")
     card = Card(
         name=recipe.name,
+        system=recipe.system,
         config=recipe.model,
         preprocessing=recipe.preprocessing,
         description=recipe.description,
         conditioning=recipe.conditioning,
         recipe=recipe.model_dump(mode="json", exclude={"description"}),
     )
-    network = VoxSAMNetwork(card)
+    network = BUILDERS[recipe.system](card)
     if recipe.start_from is not None:
         start(network, recipe.start_from)
-    network.image_encoder.recompute = recipe.recompute
-    return freeze(network) if recipe.tune == "adapters" else network
+    if isinstance(network, VoxSAMNetwork):
+        network.image_encoder.recompute = recipe.recompute
+        return freeze(network) if recipe.tune == "adapters" else network
+    if recipe.recompute or recipe.tune == "adapters":
+        raise UnsupportedError(f"recompute or adapters of {recipe.system}", "both off", "change them in the recipe")
+    return network
 
 
 def train(recipe: Recipe, data: Path | None, out: Path, **trainer_options: Any) -> Path:

@@ -10,7 +10,7 @@ import torch
 from monai.losses import DiceCELoss
 from torch import Tensor
 
-from voxsam.model.network import VoxSAMNetwork
+from voxsam.model.promptable import Promptable
 from voxsam.training.corrections import corrections
 from voxsam.training.recipe import Recipe
 
@@ -32,7 +32,7 @@ class SegmentationTask(lightning.LightningModule):
     the other; the loss is the mean over the clicks.
     """
 
-    def __init__(self, recipe: Recipe, network: VoxSAMNetwork) -> None:
+    def __init__(self, recipe: Recipe, network: Promptable) -> None:
         super().__init__()
         self.recipe, self.network = recipe, network
         self.loss = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, lambda_dice=0.5, lambda_ce=0.5)

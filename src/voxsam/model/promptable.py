@@ -1,0 +1,62 @@
+"""Promptable: what every network can do that a session clicks and a recipe trains. VoxSAMNetwork is the first one."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from voxsam.model.card import Card
+from voxsam.model.conditioning import Conditioning
+from voxsam.model.sizes import ModelConfig
+
+Features = tuple[Tensor, ...]
+BlockProgress = Callable[[int, int], None]  # blocks done, and blocks in all
+
+
+class Promptable(nn.Module, ABC):
+    """One crop and clicks in, two logits per voxel out; what no click changes is computed once for a crop.
+
+    `card` says what the network is and how it wants its crops; of `config` everyone else reads `crop` and `polarity`.
+    B batch, D H W crop, N points, C width of a feature map.
+    """
+
+    def __init__(self, card: Card) -> None:
+        super().__init__()
+        self.card = card
+        self.config: ModelConfig = card.config
+
+    @abstractmethod
+    def encode(self, crops_B1DHW: Tensor, progress: BlockProgress | None = None) -> Features:
+        """(B, 1, D, H, W) float, normalised -> what decoding and sampling need of it; the last is the deepest.
+
+        A network that takes its time calls `progress` now and then. It belongs to this call alone: threads that share a
+        network each hear of their own crops.
+        """
+
+    @abstractmethod
+    def sample(self, features: Features, points_BN3: Tensor) -> Tensor:
+        """(B, N, C): what the voxels under the points (d, h, w in crop voxels) look like; 0 outside the crop."""
+
+    @abstractmethod
+    def static(self, features: Features, crops_B1DHW: Tensor) -> Tensor:
+        """The part of decoding that no click changes; pass it to `decode` to click again in the same crop."""
+
+    @abstractmethod
+    def decode(
+        self,
+        features: Features,
+        crops_B1DHW: Tensor,
+        points: Tensor | None = None,
+        *,
+        looks: Tensor | None = None,
+        labels: Tensor | None = None,
+        static: Tensor | None = None,
+        conditioning: Conditioning | None = None,
+    ) -> Tensor:
+        """(B, 2, D, H, W) logits: background, tumour. `labels` (B, N): 1 positive, 0 negative, -1 padding."""
+
+    def forward(self, crops_B1DHW: Tensor, points_BN3: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
+        """encode, then decode."""
+        return self.decode(self.encode(crops_B1DHW), crops_B1DHW, points_BN3, labels=labels)
