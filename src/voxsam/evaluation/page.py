@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+import struct
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -12,6 +13,7 @@ import voxsam
 from voxsam.errors import FileError
 from voxsam.io.atomic import atomic_path
 
+PNG_HEADER = 24  # bytes, to the end of width and height
 FRAME = """<!doctype html>
 <html lang="en">
 <head>
@@ -42,13 +44,24 @@ def write_page(path: str | os.PathLike[str], title: str, style: str, body: str) 
 
 def image(picture: Path, alt: str) -> str:
     """An <img> with the PNG inside it. Raises FileError if it is not a readable PNG."""
+    content = base64.b64encode(_png(picture)).decode("ascii")
+    return f'<img alt="{escape(alt)}" src="data:image/png;base64,{content}">'
+
+
+def png_size(picture: Path) -> tuple[int, int]:
+    """Width and height in pixels. Raises FileError if it is not a readable PNG."""
+    width, height = struct.unpack(">II", _png(picture)[16:24])  # the header chunk comes first (PNG, 5.6)
+    return width, height
+
+
+def _png(picture: Path) -> bytes:
     try:
         content = picture.read_bytes()
     except OSError as error:
         raise FileError(f"{picture} cannot be read ({error.strerror})", "a PNG file", "check the path") from error
-    if not content.startswith(b"\x89PNG\r\n\x1a\n"):
+    if not content.startswith(b"\x89PNG\r\n\x1a\n") or len(content) < PNG_HEADER:
         raise FileError(f"{picture} is not a PNG", "a PNG file", "write it with overview_figure")
-    return f'<img alt="{escape(alt)}" src="data:image/png;base64,{base64.b64encode(content).decode("ascii")}">'
+    return content
 
 
 def bullets(items: Sequence[str]) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from voxsam.evaluation.markdown import NOTHING
-from voxsam.evaluation.page import bullets, image, write_page
+from voxsam.evaluation.page import bullets, image, png_size, write_page
 from voxsam.evaluation.protocol import Evaluation
 from voxsam.evaluation.tables import case_rows, describe, further_rows, paper_rows
 
@@ -34,17 +34,17 @@ main { max-width: 1120px; margin: 0 auto; padding: 32px 24px }
 h1 { font-size: 26px; margin: 0 0 4px }
 h2 { font-size: 19px; margin: 36px 0 8px }
 p, li, figcaption { color: #52606d }
-.wide { overflow-x: auto }
+.wide { overflow-x: auto; margin-top: 20px }
 table { border-collapse: collapse; width: 100%; font-size: 14px; font-variant-numeric: tabular-nums }
 th, td { padding: 6px 14px 6px 0; border-bottom: 1px solid #e4e7eb; text-align: right; white-space: nowrap }
 th:first-child, td:first-child { text-align: left }
 th { color: #52606d; font-weight: 600; border-bottom: 2px solid #9aa5b1 }
 tr.mean td { font-weight: 600; border-top: 2px solid #9aa5b1 }
 figure { margin: 16px 0 0; break-inside: avoid }
+figcaption { font-size: 14px; margin-top: 4px }
 img { width: 100%; height: auto; display: block; border-radius: 6px }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(440px, 1fr)); gap: 16px }
-.charts img { width: auto; max-width: 100% }
-.charts figure:last-child { grid-column: 1 / -1 }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(440px, 100%), 1fr)); gap: 8px 32px }
+.charts .broad { grid-column: 1 / -1 }
 footer { color: #52606d; margin-top: 36px; font-size: 14px; border-top: 1px solid #e4e7eb; padding-top: 12px }
 """
 
@@ -63,7 +63,7 @@ def write_run_report(evaluation: Evaluation, figures: Sequence[Path], path: str 
         _table(paper_rows([evaluation])),
         _table(further_rows(evaluation)),
         f'<div class="charts">{"".join(map(_figure, charts))}</div>',
-        "<h2>Best, median and worst case</h2>",
+        f"<h2>{_heading(overlays)}</h2>",
         *map(_figure, overlays),
         "<h2>Each case</h2>",
         _table(case_rows(evaluation)),
@@ -86,6 +86,16 @@ def _row(cells: Sequence[str]) -> str:
     return f"<tr{kind}>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>\n"
 
 
+def _heading(overlays: Sequence[Path]) -> str:
+    """Best, median and worst case, as far as there are overlays of them."""
+    names = [path.stem.removeprefix("overlay_") for path in overlays]
+    listed = " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else "".join(names)
+    return f"{listed} case".strip().capitalize()
+
+
 def _figure(path: Path) -> str:
+    """A figure and its caption; one more than twice as wide as high needs the page's whole width."""
     caption = CAPTIONS.get(path.name, path.stem)
-    return f"<figure>{image(path, caption)}<figcaption>{escape(caption)}</figcaption></figure>\n"
+    width, height = png_size(path)
+    kind = ' class="broad"' if width > 2 * height else ""
+    return f"<figure{kind}>{image(path, caption)}<figcaption>{escape(caption)}</figcaption></figure>\n"
