@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -87,9 +87,7 @@ def command(
     if not quiet:
         for message in messages:
             typer.echo(message)
-        diameter = max((found["longest_axial_diameter_mm"] for found in facts["objects"]), default=0.0)
-        total = time.perf_counter() - start
-        typer.echo(f"{target}: {mask.volume_ml:.2f} mL, longest axial diameter {diameter:.1f} mm, {total:.1f} s")
+        typer.echo(f"{target}: {_sizes(facts)}, {time.perf_counter() - start:.1f} s")
 
 
 def set_threads(count: int) -> None:
@@ -161,6 +159,12 @@ def _segment(
 
     session = Session(network, volume, follow=follow, progress=progress)
     return session.prompt(*prompts), lambda: session.probabilities, session.messages
+
+
+def _sizes(facts: dict[str, Any]) -> str:
+    volume_ml = sum(found["volume_ml"] for found in facts["objects"])
+    diameter_mm = max((found["longest_axial_diameter_mm"] for found in facts["objects"]), default=0.0)
+    return f"{volume_ml:.2f} mL, longest axial diameter {diameter_mm:.1f} mm"
 
 
 def _stem(scan: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -37,8 +38,9 @@ p, li, figcaption { color: #52606d }
 .wide { overflow-x: auto; margin-top: 20px }
 table { border-collapse: collapse; width: 100%; font-size: 14px; font-variant-numeric: tabular-nums }
 th, td { padding: 6px 14px 6px 0; border-bottom: 1px solid #e4e7eb; text-align: right; white-space: nowrap }
+th:last-child, td:last-child { padding-right: 0 }
 th:first-child, td:first-child { text-align: left }
-th { color: #52606d; font-weight: 600; border-bottom: 2px solid #9aa5b1 }
+th { color: #52606d; font-weight: 600; border-bottom: 2px solid #9aa5b1; white-space: normal; vertical-align: bottom }
 tr.mean td { font-weight: 600; border-top: 2px solid #9aa5b1 }
 figure { margin: 16px 0 0; break-inside: avoid }
 figcaption { font-size: 14px; margin-top: 4px }
@@ -76,7 +78,7 @@ def write_run_report(evaluation: Evaluation, figures: Sequence[Path], path: str 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    head = "".join(f"<th>{escape(name)}</th>" for name in columns)
+    head = "".join(f"<th>{re.sub(' (?=[%↓↑])', '&nbsp;', escape(name))}</th>" for name in columns)
     body = "".join(_row([str(row.get(name, NOTHING)) for name in columns]) for row in rows)
     return f'<div class="wide"><table>\n<tr>{head}</tr>\n{body}</table></div>'
 
