@@ -41,6 +41,8 @@ class ClickUNet(Promptable):
             filters=WIDTHS,
             act_name=("leakyrelu", {"inplace": True, "negative_slope": 0.01}),
         )
+        for alias in ("input_block", "downsamples", "bottleneck", "upsamples"):
+            delattr(self.unet, alias)  # the same tensors again under other names, which a model file cannot hold
 
     def encode(self, crops_B1DHW: Tensor, progress: BlockProgress | None = None) -> Features:
         """The crops themselves, at once: nothing can be computed before the clicks are known."""
