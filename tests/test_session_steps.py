@@ -143,6 +143,18 @@ def test_the_last_step_can_be_undone_however_large_it_is(monkeypatch) -> None:
     assert len(session.prompts) == 2
 
 
+def test_the_way_back_to_the_empty_state_costs_nothing(monkeypatch) -> None:
+    """Evaluation undoes two clicks after each trial and relies on it."""
+    monkeypatch.setattr(history_module, "UNDO_BYTES", 1)
+    _, session = two_blocks()
+    for _ in range(3):
+        session.click((11, 11, 11))
+        session.click((11, 11, 12))
+        session.undo()
+        session.undo()
+        assert session.prompts == ()
+
+
 def test_what_steps_share_is_counted_once(monkeypatch) -> None:
     monkeypatch.setattr(history_module, "UNDO_BYTES", 2 * 4 * CROP**3)
     _, session = two_blocks()

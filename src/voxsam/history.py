@@ -134,14 +134,17 @@ def _not_in(state: State, other: State) -> list[Answer]:
 
 
 def _affordable(past: list[State], seen: State) -> list[State]:
-    """The latest past states, one at least, as far as UNDO_BYTES suffice for what the state that is seen lacks."""
+    """The latest past states, one at least, as far as UNDO_BYTES suffice for what the state that is seen lacks.
+
+    States that add nothing to those after them, as the empty one, cost nothing and stay with them.
+    """
     counted = {id(answer) for answer in seen.answers.values()}
     total, kept = 0, 0
     for state in reversed(past):
-        for answer in state.answers.values():
-            total += 0 if id(answer) in counted else answer.nbytes
-            counted.add(id(answer))
-        if kept and total > UNDO_BYTES:
+        added = sum(answer.nbytes for answer in state.answers.values() if id(answer) not in counted)
+        counted.update(map(id, state.answers.values()))
+        total += added
+        if kept and added and total > UNDO_BYTES:
             break
         kept += 1
     return past[len(past) - kept :]
