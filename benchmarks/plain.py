@@ -20,9 +20,10 @@ from voxsam.model.adapters import SpatialAdapter
 from voxsam.model.attention import WindowAttention
 from voxsam.model.image_encoder import Block, ImageEncoder, Neck
 from voxsam.model.mask_decoder import Head, MaskDecoder
-from voxsam.model.network import Features, VoxSAMNetwork
+from voxsam.model.network import VoxSAMNetwork
 from voxsam.model.patch_embedding import PatchEmbedding
 from voxsam.model.prompt_encoder import Attention, PromptEncoder, PromptLayer
+from voxsam.model.promptable import BlockProgress, Features
 
 MASKED = -100.0  # added to the logit of two tokens from different sides of the wrap
 TOKEN_NORM_EPS = 1e-6
@@ -33,8 +34,8 @@ LEVELS = 4
 class PlainNetwork(VoxSAMNetwork):
     """A VoxSAMNetwork with the same parameters and the same answers, computed as the released code does."""
 
-    def encode(self, crops_B1DHW: Tensor) -> Features:
-        """As VoxSAMNetwork.encode."""
+    def encode(self, crops_B1DHW: Tensor, progress: BlockProgress | None = None) -> Features:
+        """As VoxSAMNetwork.encode; reports nothing."""
         return encode(self.image_encoder, crops_B1DHW)
 
     def sample(self, features: Features, points_BN3: Tensor) -> Tensor:

@@ -26,8 +26,10 @@ PACKAGE = REPOSITORY / "src" / "voxsam"
 LAYERS = (
     ("errors", "geometry"),
     ("volume", "resample"),
-    ("preprocess", "prompts", "crops", "io"),
+    ("preprocess", "prompts", "crops", "boxes", "io"),
+    ("history", "label_map"),
     ("model",),
+    ("encoded",),
     ("session", "automatic"),
     ("__init__",),
     ("data", "evaluation", "training", "systems"),

@@ -246,6 +246,29 @@ def test_of_labels_on_a_larger_grid_only_those_on_the_scan_count() -> None:
     assert (at[:, 0] < 5.5).all()
 
 
+def test_the_message_says_in_millimetres_where_labels_and_scan_lie() -> None:
+    grid = Grid.from_spacing((10, 10, 10), (1, 2, 3), (0, 0, 0))  # outer faces from -0.5, -1, -1.5 to 9.5, 19, 28.5
+    labels = np.zeros((4, 4, 4), np.uint8)
+    labels[1:3, 1:3, 1] = 1
+    beside = Volume(labels, Grid.from_spacing((4, 4, 4), (1, 2, 3), (100, -50, 7)), "SEG")
+    with pytest.raises(PromptError) as error:
+        MaskHint(beside).points(grid)
+    assert error.value.given == (
+        "a mask hint that lies elsewhere: about (102, -47, 10), and the scan from (0, -1, -2) to (10, 19, 28) mm (RAS+)"
+    )
+
+
+def test_a_scan_is_no_mask_hint() -> None:
+    noise = np.random.default_rng(0).integers(-100, 200, scan().shape).astype(np.int16)
+    with pytest.raises(PromptError) as error:
+        MaskHint(Volume(noise, scan(), "SEG")).points(scan())
+    count = len(set(noise.ravel().tolist()) - {0})
+    assert str(error.value) == (
+        f"a mask hint with {count} different values; expected 0 outside the tumour, a label or a few inside; "
+        "give the label file, not a scan"
+    )
+
+
 @pytest.mark.parametrize("kind", [(Scribble, "scribble"), (MaskHint, "mask hint")])
 def test_labels_elsewhere_are_refused(kind) -> None:
     far = scan().crop((500, 0, 0), (8, 8, 8))
@@ -253,7 +276,7 @@ def test_labels_elsewhere_are_refused(kind) -> None:
     for labels in (labels_on(far, v1=((2, 6),) * 3), labels_on(beside, v1=((2, 6),) * 3)):
         with pytest.raises(PromptError) as error:
             kind[0](labels).points(scan())
-        assert str(error.value).startswith(f"a {kind[1]} that lies elsewhere (Grid(")
+        assert str(error.value).startswith(f"a {kind[1]} that lies elsewhere: about (")
         assert str(error.value).endswith("check that both show the same patient and study")
 
 

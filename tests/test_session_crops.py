@@ -8,6 +8,8 @@ import torch
 from known_model import FAR, KnownModel, block_scan, upright, window_box, world_of
 
 from voxsam import session as session_module
+from voxsam.automatic import segment_automatically
+from voxsam.errors import CheckpointError
 from voxsam.geometry import Grid
 from voxsam.session import MOST_CROPS, Session
 from voxsam.testing import stub_network, stub_scan
@@ -130,13 +132,13 @@ def test_one_crop_equals_the_network_called_by_hand() -> None:
     network, given = stub_network(), stub_scan()
     session = Session(network, given.scan, follow=False)
     session.click(given.click)
-    (window,) = session._state.answers[1].windows
-    encoded = session._encoded[window.start]
+    (window,) = session._history.state.answer.windows
+    encoded = session._encoded.kept[window.start]
     point = given.scan.grid.index_in(window.grid, given.click)
     with torch.no_grad():
         logits = network(encoded.crop, torch.tensor(point[None, None], dtype=torch.float32), torch.ones(1, 1).long())
-    assert session._state.answers[1].piece is not None
-    _, probability = session._state.answers[1].piece
+    assert session._history.state.answer.piece is not None
+    _, probability = session._history.state.answer.piece
     np.testing.assert_allclose(probability, logits.softmax(1)[0, 1], atol=1e-5)
 
 
@@ -144,10 +146,33 @@ def test_no_gradient_is_kept() -> None:
     network, given = stub_network(), stub_scan()
     session = Session(network, given.scan)
     session.click(given.click)
-    for encoded in session._encoded.values():
+    for encoded in session._encoded.kept.values():
         assert not any(t.requires_grad for t in (*encoded.features, encoded.static, encoded.crop))
     assert all(p.grad is None for p in network.parameters())
     assert torch.is_grad_enabled()
+
+
+def test_an_answer_of_nan_is_an_error_and_no_empty_mask() -> None:
+    network, given = stub_network(), stub_scan()
+    session = Session(network, given.scan)
+    before = session.click(given.click).array
+    with torch.no_grad():
+        network.mask_decoder.classify.weight.fill_(float("nan"))
+    with pytest.raises(CheckpointError) as error:
+        session.click((given.click[0] + 1, *given.click[1:]))
+    assert str(error.value) == (
+        "the model stub answered with NaN; expected probabilities; get its file again, or try float32 and --device cpu"
+    )
+    assert len(session.prompts) == 1
+    np.testing.assert_array_equal(session.mask.array, before)
+
+
+def test_an_automatic_answer_of_nan_is_an_error_too() -> None:
+    network = stub_network(automatic=True)
+    with torch.no_grad():
+        network.mask_decoder.classify.weight.fill_(float("nan"))
+    with pytest.raises(CheckpointError, match="the model stub answered with NaN"):
+        segment_automatically(network, stub_scan().scan)
 
 
 def test_it_works_in_bfloat16() -> None:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
 from known_model import CROP, FAR, KnownModel, block_scan, two_blocks, upright
 
-from voxsam import session as session_module
+from voxsam import encoded as encoded_module
+from voxsam import history as history_module
 from voxsam.errors import PromptError
 from voxsam.geometry import Grid
 from voxsam.prompts import Point, Scribble
 from voxsam.session import Session
+from voxsam.testing import stub_network, stub_scan
 from voxsam.volume import Volume
 
 # Undo, redo, reset
@@ -64,6 +69,7 @@ def test_reset_empties_and_can_be_undone_and_keeps_the_crops() -> None:
         lambda s: s.click((1, float("nan"), 2)),
         lambda s: s.click((1, 2)),
         lambda s: s.prompt(),
+        lambda s: s.prompt("10,10,10"),
         lambda s: s.prompt(Point.at_index(s.volume.grid, (25, 25, 25)), Point((1e3, 0.0, 0.0))),
         lambda s: s.prompt(Scribble(Volume(np.zeros(s.volume.grid.shape, np.uint8), s.volume.grid))),
         lambda s: s.select(7),
@@ -74,10 +80,10 @@ def test_after_a_refused_prompt_the_session_is_as_before(wrong) -> None:
     session.click((11, 11, 11))
     session.click((25, 25, 25))
     session.undo()
-    before, state = session.mask.array, session._state
+    before, state = session.mask.array, session._history.state
     with pytest.raises(PromptError):
         wrong(session)
-    assert session._state is state
+    assert session._history.state is state
     np.testing.assert_array_equal(session.mask.array, before)
     assert session.redo().array.sum() == 27 + 64  # what was undone can still be done again
 
@@ -85,7 +91,7 @@ def test_after_a_refused_prompt_the_session_is_as_before(wrong) -> None:
 def test_after_a_failure_of_the_model_the_session_is_as_before() -> None:
     model, session = two_blocks()
     session.click((11, 11, 11))
-    state = session._state
+    state = session._history.state
 
     def fail(*_, **__):
         raise torch.OutOfMemoryError("no memory")
@@ -93,7 +99,7 @@ def test_after_a_failure_of_the_model_the_session_is_as_before() -> None:
     model.encode = fail
     with pytest.raises(torch.OutOfMemoryError):
         session.click((30, 30, 30))
-    assert session._state is state
+    assert session._history.state is state
     del model.encode
     assert session.click((25, 25, 25)).array.sum() == 27 + 64
 
@@ -106,10 +112,69 @@ def test_no_prompt_is_refused_in_words() -> None:
 
 def test_the_steps_of_undo_are_bounded() -> None:
     _, session = two_blocks()
-    for _ in range(session_module.UNDO_STEPS + 20):
+    for _ in range(history_module.UNDO_STEPS + 20):
         session.new_object()
         session.reset()
-    assert len(session._past) == session_module.UNDO_STEPS
+    assert len(session._history._past) == history_module.UNDO_STEPS
+
+
+def test_past_steps_are_bounded_in_bytes_and_the_oldest_go_first(monkeypatch) -> None:
+    one_crop = 4 * CROP**3  # float32 probabilities of one answer
+    monkeypatch.setattr(history_module, "UNDO_BYTES", 3 * one_crop)
+    _, session = two_blocks()
+    masks = [session.click((11, 11, k)).array for k in (10, 11, 12, 11, 10, 12)]
+    prompts = []
+    for _ in range(6):
+        session.undo()
+        prompts.append(len(session.prompts))
+    assert prompts == [5, 4, 3, 3, 3, 3]  # three answers beside the one that was seen
+    for mask in masks[3:]:
+        np.testing.assert_array_equal(session.redo().array, mask)
+    assert len(session.prompts) == 6
+
+
+def test_the_last_step_can_be_undone_however_large_it_is(monkeypatch) -> None:
+    monkeypatch.setattr(history_module, "UNDO_BYTES", 1)
+    _, session = two_blocks()
+    for k in (10, 11, 12):
+        session.click((11, 11, k))
+    session.undo()
+    session.undo()
+    assert len(session.prompts) == 2
+
+
+def test_the_way_back_to_the_empty_state_costs_nothing(monkeypatch) -> None:
+    """Evaluation undoes two clicks after each trial and relies on it."""
+    monkeypatch.setattr(history_module, "UNDO_BYTES", 1)
+    _, session = two_blocks()
+    for _ in range(3):
+        session.click((11, 11, 11))
+        session.click((11, 11, 12))
+        session.undo()
+        session.undo()
+        assert session.prompts == ()
+
+
+def test_what_steps_share_is_counted_once(monkeypatch) -> None:
+    monkeypatch.setattr(history_module, "UNDO_BYTES", 2 * 4 * CROP**3)
+    _, session = two_blocks()
+    session.click((11, 11, 11))
+    for _ in range(5):
+        session.new_object()  # the answer of object 1 is in every state
+    for _ in range(5):
+        session.undo()
+    assert (session.objects, len(session.prompts)) == ((1,), 1)
+    assert not session.undo().array.any()
+
+
+def test_undo_takes_back_the_last_step_of_any_object() -> None:
+    _, session = two_blocks()
+    session.click((11, 11, 11))
+    session.new_object()
+    session.click((25, 25, 25))
+    session.select(1)
+    assert set(np.unique(session.undo().array)) == {0, 1}
+    assert session.current == 2  # as it was at that step
 
 
 # Several objects
@@ -182,11 +247,11 @@ def test_encoded_crops_are_bounded(monkeypatch) -> None:
     model = KnownModel()
     session = Session(model, block_scan(upright(200, 40, 40), ((0, 200), (19, 21), (19, 21))), follow=False)
     one_crop = 3 * 4 * CROP**3  # features, static and crop of the model above
-    monkeypatch.setattr(session_module, "KEPT_BYTES", 5 * one_crop)
+    monkeypatch.setattr(encoded_module, "KEPT_BYTES", 5 * one_crop)
     for i in range(8, 200, 16):
         session.reset()
         session.click((i, 20, 20))
-    assert len(session._encoded) == 5
+    assert len(session._encoded.kept) == 5
     encoded = model.encoded
     session.reset()
     session.click((i, 20, 20))  # the latest is kept
@@ -194,10 +259,10 @@ def test_encoded_crops_are_bounded(monkeypatch) -> None:
     session.reset()
     session.click((8, 20, 20))  # the first is not
     assert model.encoded == encoded + 1
-    monkeypatch.setattr(session_module, "KEPT_BYTES", 1)
+    monkeypatch.setattr(encoded_module, "KEPT_BYTES", 1)
     session.reset()
     session.click((100, 20, 20))
-    assert len(session._encoded) == 1
+    assert len(session._encoded.kept) == 1
 
 
 def test_what_undo_keeps_holds_no_pasted_scans() -> None:
@@ -205,11 +270,11 @@ def test_what_undo_keeps_holds_no_pasted_scans() -> None:
     session.click((11, 11, 11))
     session.click((25, 25, 25))
     session.click((25, 25, 24))
-    kept = [a for state in session._past for a in state.answers.values() if "pasted" in a.__dict__]
+    kept = [a for state in session._history._past for a in state.answers.values() if "pasted" in a.__dict__]
     assert kept == []
     assert session.undo().array.sum() == 27 + 64
     assert session.undo().array.sum() == 27
-    kept = [a for state in session._future for a in state.answers.values() if "pasted" in a.__dict__]
+    kept = [a for state in session._history._future for a in state.answers.values() if "pasted" in a.__dict__]
     assert kept == []
 
 
@@ -222,14 +287,34 @@ def test_progress_goes_from_0_to_1_for_each_encoded_crop() -> None:
     assert shares == [("encoding", 0.0), ("encoding", 0.25), ("encoding", 0.5), ("encoding", 1.0)]
     session.click((21, 20, 20))
     assert len(shares) == 4
-    assert all(not block._forward_hooks for block in model.image_encoder.blocks)
+
+
+def test_two_sessions_that_share_a_model_hear_of_their_own_crops_only() -> None:
+    """Two threads, made to take turns at every report: hooks on the model would tell each of the other's blocks."""
+    network, given = stub_network(), stub_scan()
+    turn = threading.Barrier(2, timeout=30)
+    heard: dict[str, list[float]] = {"one": [], "two": []}
+
+    def work(name: str) -> None:
+        def hear(stage: str, share: float) -> None:
+            heard[name].append(share)
+            turn.wait()
+
+        Session(network, given.scan, follow=False, progress=hear).click(given.click)
+
+    with ThreadPoolExecutor(2) as pool:
+        for future in [pool.submit(work, name) for name in heard]:
+            future.result()
+    blocks = network.config.depth
+    wanted = [0.0, *(done / (blocks + 2) for done in range(1, blocks + 1)), 1.0]
+    assert heard == {"one": pytest.approx(wanted), "two": pytest.approx(wanted)}
 
 
 def test_an_impossibly_large_scan_is_read_only_under_its_crop() -> None:
     array = np.broadcast_to(np.float32(-FAR), (30_000, 30_000, 30_000))
     volume = Volume(array, Grid.from_spacing(array.shape, (0.5, 0.5, 0.7)).reorient("LPS"))
     session = Session(KnownModel(), volume)
-    answer = session._answer(session._state.answers[1], [Point.at_index(volume.grid, (15_000, 200, 29_000))])
+    answer = session._answer(session._history.state.answer, [Point.at_index(volume.grid, (15_000, 200, 29_000))])
     box, values = answer.on_scan(volume.grid)
     assert max(b.stop - b.start for b in box) < 50
     assert not (values > 0.5).any()

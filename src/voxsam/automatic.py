@@ -9,7 +9,7 @@ import torch
 from monai.inferers import sliding_window_inference
 from torch import Tensor
 
-from voxsam.crops import THRESHOLD
+from voxsam.crops import THRESHOLD, require_numbers
 from voxsam.errors import UnsupportedError
 from voxsam.model.promptable import Promptable
 from voxsam.preprocess import Window, paste, read_crop
@@ -53,6 +53,7 @@ def segment_automatically(
     with torch.inference_mode():
         probability = sliding_window_inference(scan, (side,) * 3, 1, predict, overlap, mode="constant")
     assert isinstance(probability, Tensor)
+    require_numbers(probability.numpy(), model.card.name)
     out = np.zeros(volume.grid.shape, dtype=np.float32)
     box, values = paste(probability[0, 0].numpy(), whole, volume.grid)
     out[box] = values

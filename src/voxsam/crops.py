@@ -11,6 +11,7 @@ import numpy as np
 import scipy.ndimage
 from numpy.typing import NDArray
 
+from voxsam.errors import CheckpointError
 from voxsam.geometry import Grid
 from voxsam.preprocess import Window
 
@@ -118,6 +119,16 @@ def cut(piece: Piece, window: Window) -> NDArray[np.float32]:
     if all(h.stop > h.start for h in here):
         out[here] = probability[there]
     return out
+
+
+def require_numbers(probability: NDArray[np.float32], model: str) -> None:
+    """Raises CheckpointError if an answer of the model `model` has a NaN: thresholded it would be an empty mask."""
+    if np.isnan(probability.max()):
+        raise CheckpointError(
+            f"the model {model} answered with NaN",
+            "probabilities",
+            "get its file again, or try float32 and --device cpu",
+        )
 
 
 def merge(pieces: Sequence[Piece]) -> Piece:

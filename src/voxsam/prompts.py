@@ -15,9 +15,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from voxsam.errors import PromptError
 from voxsam.geometry import Grid
+from voxsam.preprocess import Slices
 from voxsam.volume import Volume
 
 MOST_POINTS = 10  # that a scribble or a hint becomes; the released model was trained with 10 in the tumour
+MOST_HINT_LABELS = 32  # values but 0 that a mask hint may have: a scan has more
+MOST_LOOKED_AT = 1_000_000  # voxels of a hint whose values are counted
 MOST_CANDIDATES = 20_000  # voxels that are looked at when points are spread over a region
 SCRIBBLE_POSITIVE, SCRIBBLE_NEGATIVE = 1, 2
 
@@ -102,15 +105,39 @@ class MaskHint:
     def points(self, scan: Grid) -> list[Point]:
         """Up to ten clicks spread over the inside of the mask, the first one deepest in it.
 
-        Raises PromptError if nothing of the mask lies on the scan.
+        Raises PromptError if nothing of the mask lies on the scan, or for a volume that is a scan itself.
         """
+        self._require_labels()
         inside, grid = _part_on_scan(self.volume, scan, "mask hint") != 0, self.volume.grid
         if not inside.any():
             raise PromptError("an empty mask hint", "a mask with voxels of the tumour in it", "leave the hint out")
         return [Point(_triple(world)) for world in grid.index_to_world(spread(inside, grid.spacing_mm))]
 
+    def _require_labels(self) -> None:
+        array = self.volume.array
+        values = array[array != 0]
+        count = len(np.unique(values[:: 1 + len(values) // MOST_LOOKED_AT]))
+        if count > MOST_HINT_LABELS:
+            given, expected = (
+                f"a mask hint with {count} different values",
+                "0 outside the tumour, a label or a few inside",
+            )
+            raise PromptError(given, expected, "give the label file, not a scan")
+
 
 Prompt = Point | Box | Scribble | MaskHint
+
+
+def common_box(prompts: Sequence[Prompt], clicks: Sequence[Point], scan: Grid) -> Slices | None:
+    """The boxes' common hull, in scan voxels; None without boxes, or if a positive one of `clicks` lies beyond it."""
+    ranges = [prompt.index_range(scan) for prompt in prompts if isinstance(prompt, Box)]
+    if not ranges:
+        return None
+    low, high = np.min([r[0] for r in ranges], axis=0), np.max([r[1] for r in ranges], axis=0)
+    at = scan.world_to_index([click.world_mm for click in clicks if click.positive])
+    if (at < low - 0.5).any() or (at > high + 0.5).any():
+        return None
+    return tuple(slice(int(a), int(b) + 1) for a, b in zip(low, high, strict=True))  # type: ignore[return-value]
 
 
 def spread(
@@ -179,11 +206,17 @@ def _part_on_scan(volume: Volume, scan: Grid, what: str) -> NDArray:
     labelled = np.argwhere(volume.array != 0)
     inside = labelled[scan.contains(volume.grid.index_in(scan, labelled))]
     if len(labelled) and not len(inside):
+        middle, corners = volume.grid.index_to_world(labelled.mean(axis=0)), scan.corners_world_mm()
         raise PromptError(
-            f"a {what} that lies elsewhere ({volume.grid} against the scan's {scan})",
-            "a file whose labels lie on the scan",
+            f"a {what} that lies elsewhere: about {_place(middle)}, and the scan from {_place(corners.min(0))}"
+            f" to {_place(corners.max(0))} mm (RAS+)",
+            "labels that lie on the scan",
             "check that both show the same patient and study",
         )
     part = np.zeros_like(volume.array)
     part[tuple(inside.T)] = volume.array[tuple(inside.T)]
     return part
+
+
+def _place(world_mm: NDArray[np.float64]) -> str:
+    return f"({', '.join(f'{v:g}' for v in np.rint(world_mm) + 0.0)})"  # + 0.0: no -0

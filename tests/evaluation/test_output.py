@@ -9,13 +9,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.evaluation.known_systems import LESION, SMALL, Painter, Threshold, write_cases
 from voxsam.errors import FileError, InputError
 from voxsam.evaluation import output
 from voxsam.evaluation.examples import choose_examples
 from voxsam.evaluation.output import check_output, write_evaluation
+from voxsam.evaluation.page import png_size
 from voxsam.evaluation.protocol import Evaluation, Settings, evaluate
+from voxsam.evaluation.run_report import write_run_report
 from voxsam.evaluation.selection import choose_cases, split_names
 
 SETTINGS = Settings(clicks=(1, 3), trials=2, corrective=2)
@@ -80,7 +83,29 @@ def test_the_page_holds_all_and_loads_nothing(written: Path):
     assert page.count("data:image/png;base64,") == 5
     assert "&lt;set&gt;" in page and "<set>" not in page
     assert "Skipped: c_3" in page and "Dice, 1 click" in page
+    assert "<h2>Best and worst case</h2>" in page  # two cases have no median
     assert "http" not in page.replace("http-equiv", "") and "<script" not in page
+
+
+def test_the_heading_names_the_examples_that_there_are(result: Evaluation, tmp_path: Path):
+    for names, heading in (
+        (("best",), "Best case"),
+        (("best", "worst"), "Best and worst case"),
+        (("best", "median", "worst"), "Best, median and worst case"),
+    ):
+        overlays = [tmp_path / f"overlay_{name}.png" for name in names]
+        for path in overlays:
+            Image.new("RGB", (20, 10)).save(path)
+        write_run_report(result, overlays, tmp_path / "page.html")
+        assert f"<h2>{heading}</h2>" in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(("size", "broad"), [((96, 66), False), ((200, 66), True)])
+def test_a_chart_of_many_cases_has_the_whole_width(result: Evaluation, tmp_path: Path, size: tuple, broad: bool):
+    Image.new("RGB", size).save(tmp_path / "case_boxes.png")
+    assert png_size(tmp_path / "case_boxes.png") == size
+    write_run_report(result, [tmp_path / "case_boxes.png"], tmp_path / "page.html")
+    assert ('<figure class="broad">' in (tmp_path / "page.html").read_text(encoding="utf-8")) is broad
 
 
 def test_the_same_seed_writes_the_same_bytes_and_replaces(

@@ -8,7 +8,7 @@ import stat
 import pytest
 
 from voxsam.errors import FileError
-from voxsam.io.atomic import atomic_path
+from voxsam.io.atomic import atomic_path, check_writable, make_folder
 
 
 def test_the_target_appears_when_the_block_ends(tmp_path):
@@ -85,3 +85,24 @@ def test_the_file_is_as_readable_as_any_new_file(tmp_path):
         pass
     modes = {stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("plain", "atomic")}
     assert len(modes) == 1
+
+
+def test_whether_a_file_can_be_made_is_tried_and_leaves_nothing(tmp_path):
+    (tmp_path / "mask.mha").write_bytes(b"old")
+    check_writable(tmp_path / "mask.mha")
+    check_writable(tmp_path / "new.mha")
+    assert os.listdir(tmp_path) == ["mask.mha"]
+    assert (tmp_path / "mask.mha").read_bytes() == b"old"
+    with pytest.raises(FileError, match="the output folder .*nowhere does not exist"):
+        check_writable(tmp_path / "nowhere" / "mask.mha")
+    with pytest.raises(FileError, match="is a folder"):
+        check_writable(tmp_path)
+
+
+def test_a_folder_is_made_with_those_above_it_or_refused(tmp_path):
+    make_folder(tmp_path / "a" / "b")
+    make_folder(tmp_path / "a" / "b")
+    assert (tmp_path / "a" / "b").is_dir()
+    (tmp_path / "file").touch()
+    with pytest.raises(FileError, match=r"file \(File exists\); expected a folder that can be made; choose another"):
+        make_folder(tmp_path / "file")

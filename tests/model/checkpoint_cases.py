@@ -18,6 +18,7 @@ from voxsam.model.checkpoint import load_model, save_model
 from voxsam.model.model_file import METADATA_KEY
 from voxsam.model.network import VoxSAMNetwork
 from voxsam.model.sizes import ModelConfig
+from voxsam.model.tuning import is_tuned
 from voxsam.preprocess import Preprocessing
 
 PREPROCESSING = Preprocessing(axes="SAR", spacing_mm=(3.0, 2.0, 1.5), clip=(-57, 175), mean=65.2, sd=32.7)
@@ -57,6 +58,11 @@ def small_network(seed: int = 0, **changes: object) -> VoxSAMNetwork:
         for parameter in network.parameters():
             parameter.normal_()
     return network.eval()
+
+
+def tuned_names(network: VoxSAMNetwork) -> list[str]:
+    """The names of the tuned parameters, in the network's order."""
+    return [name for name, _ in network.named_parameters() if is_tuned(name)]
 
 
 def answer(network: VoxSAMNetwork) -> Tensor:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoint_cases import SMALL, answer, refusal, rewritten, saved, small_network
+from checkpoint_cases import SMALL, answer, refusal, rewritten, saved, small_network, tuned_names
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -20,7 +20,6 @@ from voxsam.model.assemble import assemble
 from voxsam.model.checkpoint import load_model, save_model
 from voxsam.model.model_file import METADATA_KEY, read_card
 from voxsam.model.network import VoxSAMNetwork
-from voxsam.model.tuning import tuned_names
 
 pytestmark = pytest.mark.usefixtures("models_home")
 
@@ -128,7 +127,7 @@ def test_importing_the_list_of_models_does_not_load_torch():
 
 def tuned_copy(base: VoxSAMNetwork) -> VoxSAMNetwork:
     """The base with other tuned tensors."""
-    other, names = small_network(seed=1).state_dict(), set(tuned_names(base))
+    other, names = small_network(seed=1).state_dict(), tuned_names(base)
     state = {name: other[name] if name in names else tensor for name, tensor in base.state_dict().items()}
     return assemble(base.card.model_copy(update={"name": "tuned"}), state, "test")
 

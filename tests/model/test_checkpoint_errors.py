@@ -86,6 +86,17 @@ def test_a_truncated_file(tmp_path, kept):
         read_card(path)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_weight_that_is_no_number_is_refused_and_named(tmp_path, value):
+    network = small_network()
+    name = "mask_decoder.fuse.weight"
+    with torch.no_grad():
+        network.get_parameter(name).view(-1)[-1] = value
+    save_model(network, tmp_path / "model.safetensors")
+    message = refusal(tmp_path / "model.safetensors")
+    assert f"the tensor {name} has NaN or infinite numbers; expected finite numbers; get the file again" in message
+
+
 # Refusals: the card
 
 

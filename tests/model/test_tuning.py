@@ -6,12 +6,12 @@ import hashlib
 
 import pytest
 import torch
-from checkpoint_cases import small_network
+from checkpoint_cases import small_network, tuned_names
 
 from voxsam.model.card import Card
 from voxsam.model.network import VoxSAMNetwork
 from voxsam.model.sizes import TINY, VIT_B, ModelConfig
-from voxsam.model.tuning import counts, freeze, frozen_sha256, is_tuned, paper_accounting, tuned_names
+from voxsam.model.tuning import counts, freeze, frozen_sha256, is_tuned, paper_accounting
 from voxsam.preprocess import RELEASED
 
 

@@ -31,12 +31,12 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.command("segment", no_args_is_help=True)(segment.command)
-app.command("prepare", no_args_is_help=True)(prepare.command)
-app.command("train", no_args_is_help=True, context_settings=train.CONTEXT)(train.command)
-app.command("evaluate", no_args_is_help=True)(evaluate.command)
+app.command("segment")(segment.command)
+app.command("prepare")(prepare.command)
+app.command("train", context_settings=train.CONTEXT)(train.command)
+app.command("evaluate")(evaluate.command)
 app.command("demo")(demo.command)
-app.command("phantoms", no_args_is_help=True)(phantoms.command)
+app.command("phantoms")(phantoms.command)
 app.command("info")(info.command)
 app.add_typer(weights.app, name="weights")
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from voxsam.cli.progress import Progress
-from voxsam.errors import FileError
+from voxsam.io.atomic import make_folder
+
+if TYPE_CHECKING:
+    from voxsam.data.phantoms import Phantom
+    from voxsam.volume import Volume
 
 SHAPE, SPACING_MM = (160, 160, 80), (1.5, 1.5, 3.0)
 
@@ -21,54 +25,64 @@ def command(
 ) -> None:
     """Make a phantom CT, click its tumour once, and write scan, truth, mask, picture and report."""
     from voxsam.data.phantoms import make_phantom
-    from voxsam.evaluation.figures import overview_figure
-    from voxsam.evaluation.report import facts_for_people, report_dict, write_report_html, write_report_json
-    from voxsam.io import write_mask, write_volume
+    from voxsam.evaluation.report import report_dict
     from voxsam.model import load_model
     from voxsam.session import Session
 
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise FileError(
-            f"{output} ({error.strerror})", "a folder that can be made", "choose another with -o"
-        ) from error
+    make_folder(output)
     with Progress() as progress:
         progress("making a phantom scan")
         phantom = make_phantom(seed, SHAPE, SPACING_MM)
         network = load_model(model)
         start = time.perf_counter()
-        mask = Session(network, phantom.scan, progress=progress).click(phantom.click)
-        seconds = time.perf_counter() - start
-        write_volume(phantom.scan, output / "scan.nii.gz")
-        write_mask(phantom.label, output / "truth.nii.gz")
-        write_mask(mask, output / "mask.nii.gz")
-        progress("drawing")
-        picture = output / "overview.png"
-        overview_figure(phantom.scan, mask, [(phantom.click, True)], picture, truth=phantom.label)
-    clicks = [(phantom.click, True)]
-    report = report_dict(
-        scan=phantom.scan,
-        scan_name="scan.nii.gz",
-        mask=mask,
-        model=model,
-        clicks=clicks,
-        seconds={"one click": seconds},
-        truth=phantom.label,
-    )
+        session = Session(network, phantom.scan, progress=progress)
+        mask = session.click(phantom.click)
+        report = report_dict(
+            scan=phantom.scan,
+            scan_name="scan.nii.gz",
+            mask=mask,
+            model=model,
+            clicks=[(phantom.click, True)],
+            seconds={"one click": time.perf_counter() - start},
+            messages=session.messages,
+            truth=phantom.label,
+        )
+        progress("writing and drawing")
+        _write(phantom, mask, report, output)
+    for message in session.messages:
+        typer.echo(message)
+    typer.echo(_told(phantom.click, mask, model, report, output))
+
+
+def _write(phantom: Phantom, mask: Volume, report: dict[str, Any], output: Path) -> None:
+    from voxsam.evaluation.figures import overview_figure
+    from voxsam.evaluation.report import facts_for_people, write_report_html, write_report_json
+    from voxsam.io import write_mask, write_volume
+
+    write_volume(phantom.scan, output / "scan.nii.gz")
+    write_mask(phantom.label, output / "truth.nii.gz")
+    write_mask(mask, output / "mask.nii.gz")
     write_report_json(output / "report.json", report)
+    picture = output / "overview.png"
+    overview_figure(phantom.scan, mask, [(phantom.click, True)], picture, truth=phantom.label)
     write_report_html(
         output / "report.html",
         title="VoxSAM: one click in a generated scan",
         facts=facts_for_people(report),
         picture=picture,
+        messages=report["messages"],
     )
-    where = ",".join(map(str, phantom.click))
-    typer.echo(f"One click at {where}: Dice {report['dice']:.3f}, {mask.volume_ml:.1f} mL, {seconds:.2f} s.")
-    typer.echo(f"Picture {picture}, report {output / 'report.html'}. The same again:")
-    typer.echo(f"  voxsam segment {output / 'scan.nii.gz'} --click {where} -o mask.nii.gz")
-    typer.echo("or in Python:")
-    typer.echo("  import voxsam")
-    typer.echo(f"  volume = voxsam.read_volume({str(output / 'scan.nii.gz')!r})")
-    typer.echo(f"  mask = voxsam.Session(voxsam.load_model({model!r}), volume).click({phantom.click})")
-    typer.echo("  voxsam.write_mask(mask, 'mask.nii.gz')")
+
+
+def _told(click: tuple[int, int, int], mask: Volume, model: str, report: dict[str, Any], output: Path) -> str:
+    """What came out, and how to do the same by hand."""
+    where, scan, seconds = ",".join(map(str, click)), str(output / "scan.nii.gz"), report["seconds"]["one click"]
+    return f"""\
+One click at {where}: Dice {report["dice"]:.3f}, {mask.volume_ml:.1f} mL, {seconds:.2f} s.
+Picture {output / "overview.png"}, report {output / "report.html"}. The same again:
+  voxsam segment {scan} --click {where} -o mask.nii.gz
+or in Python:
+  import voxsam
+  volume = voxsam.read_volume({scan!r})
+  mask = voxsam.Session(voxsam.load_model({model!r}), volume).click({click})
+  voxsam.write_mask(mask, 'mask.nii.gz')"""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from voxsam.cli.parse import given_path, whole_numbers
 from voxsam.cli.progress import Progress
 from voxsam.cli.segment import set_threads
 from voxsam.errors import InputError
@@ -20,7 +22,12 @@ MARKER = "held-out"  # of the table of cases in a model card
 
 
 def command(
-    folder: Annotated[Path, typer.Argument(help="Labelled cases in MSD or nnU-Net raw layout.")],
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            parser=given_path, metavar="FOLDER", help="Labelled cases in MSD or nnU-Net raw layout, or prepared ones."
+        ),
+    ],
     output: Annotated[Path, typer.Option("-o", "--output", help="The folder for the results.")],
     model: Annotated[str, typer.Option(help="A name or a .safetensors file.")] = "voxsam-tiny",
     cases: Annotated[str | None, typer.Option(help="Only these cases: a,b,c.")] = None,
@@ -48,11 +55,11 @@ def command(
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing.")] = False,
 ) -> None:
     """Score a model on labelled cases: Dice, NSD, HD95, volume, lesions, for 1, 3, 10 clicks."""
-    from voxsam.data.cases import find_cases
     from voxsam.evaluation.clicks import REGIONS
     from voxsam.evaluation.markdown import require_markers
     from voxsam.evaluation.output import check_output, write_evaluation
     from voxsam.evaluation.protocol import Settings, evaluate
+    from voxsam.evaluation.selection import find_labelled
 
     settings = Settings(
         clicks=_whole_numbers("--clicks", clicks),
@@ -68,7 +75,9 @@ def command(
     check_output(output)
     if card is not None:
         require_markers(card, MARKER)
-    chosen = _chosen(find_cases(folder), folder, cases, held_out, split)
+    found, tumour_labels = find_labelled(folder)
+    settings = replace(settings, labels=settings.labels or tumour_labels)
+    chosen = _chosen(found, folder, cases, held_out, split)
     if threads is not None:
         set_threads(threads)
     with Progress(quiet) as progress:
@@ -127,6 +136,6 @@ def _held_out(source: Path) -> list[str]:
 
 def _whole_numbers(option: str, words: str) -> tuple[int, ...]:
     try:
-        return tuple(int(word) for word in words.split(","))
+        return whole_numbers(words)
     except ValueError as error:
         raise InputError(f"{option} {words!r}", "whole numbers", f"write for example {option} 1,3,10") from error

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from voxsam.errors import FileError
+
 if TYPE_CHECKING:
     from voxsam.model.network import VoxSAMNetwork
     from voxsam.model.promptable import Promptable
@@ -29,10 +31,19 @@ def command(
 
 
 def _is_model(what: str) -> bool:
+    """Whether `what` names a model, not a scan. Raises FileError for what is neither."""
     from voxsam.model.registry import MODELS
     from voxsam.model.sizes import SIZES
 
-    return what in SIZES or what in MODELS or what.endswith(".safetensors") or not Path(what).exists()
+    if what in SIZES or what in MODELS or what.endswith(".safetensors"):
+        return True
+    if not what.strip() or not Path(what).exists():
+        raise FileError(
+            f"{what!r}: no such file, and no model of that name",
+            f"a scan, a model file (.safetensors), or one of {', '.join((*MODELS, *SIZES))}",
+            "check the path, or see `voxsam weights list`",
+        )
+    return False
 
 
 def _installation() -> dict[str, str]:

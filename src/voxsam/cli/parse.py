@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from voxsam.errors import PromptError
+from voxsam.errors import FileError, PromptError
 
 if TYPE_CHECKING:
     from voxsam.geometry import Grid
     from voxsam.prompts import Prompt
 
 Numbers = tuple[float, ...]
+# What int() and float() read beyond these, a person mistyped: 1_0, digits of other scripts, nan.
+WHOLE = re.compile(r"[+-]?\d+", re.ASCII)
+DECIMAL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -56,10 +60,15 @@ class PromptWords:
         found: list[Prompt] = [Point.at_index(grid, index, positive) for index, positive in self.clicks]
         found += [Point((x, y, z), positive) for (x, y, z), positive in self.clicks_mm]
         found += [Box.at_index(grid, numbers[:3], numbers[3:]) for numbers in self.boxes]
-        found += [Scribble(read_volume(path, labels=True)) for path in self.scribbles]
-        found += [MaskHint(read_volume(path, labels=True)) for path in self.hints]
         for prompt in found:
             prompt.points(grid)  # refuse what lies outside before a model is loaded
+        for kind, paths in ((Scribble, self.scribbles), (MaskHint, self.hints)):
+            for path in paths:
+                found.append(kind(read_volume(path, labels=True)))
+                try:
+                    found[-1].points(grid)
+                except PromptError as error:
+                    raise PromptError(f"{path.name}: {error.given}", error.expected, error.remedy) from error
         return found
 
 
@@ -79,11 +88,34 @@ def corners(option: str, word: str) -> Numbers:
     return _numbers(option, word, 6, True, what, "100,70,40,140,110,60")
 
 
-def _numbers(option: str, word: str, count: int, whole: bool, expected: str, example: str) -> Numbers:
+def whole_numbers(words: str) -> tuple[int, ...]:
+    """`1,3,10`. Raises ValueError for anything but whole numbers in the digits 0 to 9."""
+    return tuple(int(_matched(word, WHOLE)) for word in words.split(","))
+
+
+def decimals(words: str) -> Numbers:
+    """`0.5,-2,1e3`. Raises ValueError for anything but decimal numbers in the digits 0 to 9."""
+    return tuple(float(_matched(word, DECIMAL)) for word in words.split(","))
+
+
+def given_path(word: str) -> Path:
+    """The path that a word names. Raises FileError for an empty word, which pathlib takes for the current folder."""
+    if not word.strip():
+        raise FileError("an empty path", "a file or folder", "name it; the current folder is `.`")
+    return Path(word)
+
+
+def _matched(word: str, pattern: re.Pattern[str]) -> str:
+    if not pattern.fullmatch(word.strip()):
+        raise ValueError(word)
+    return word
+
+
+def _numbers(option: str, words: str, count: int, whole: bool, expected: str, example: str) -> Numbers:
     try:
-        numbers = tuple(int(part) if whole else float(part) for part in word.split(","))
+        numbers = whole_numbers(words) if whole else decimals(words)
     except ValueError:
         numbers = ()
     if len(numbers) != count or not all(map(math.isfinite, numbers)):
-        raise PromptError(f"{option} {word!r}", expected, f"write for example {option} {example}, without blanks")
+        raise PromptError(f"{option} {words!r}", expected, f"write for example {option} {example}, without blanks")
     return numbers

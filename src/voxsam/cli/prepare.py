@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from voxsam.cli.parse import decimals, given_path, whole_numbers
 from voxsam.cli.progress import Progress
 from voxsam.errors import InputError
 
@@ -19,7 +20,12 @@ if TYPE_CHECKING:
 
 
 def command(
-    raw: Annotated[Path, typer.Argument(metavar="RAW", help="The data set: its folder as downloaded, or a CSV table.")],
+    raw: Annotated[
+        Path,
+        typer.Argument(
+            parser=given_path, metavar="RAW", help="The data set: its folder as downloaded, or a CSV table."
+        ),
+    ],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="PREPARED", help="The folder of the store.")],
     dataset: Annotated[
         str | None,
@@ -59,7 +65,7 @@ def _labels(words: str | None) -> tuple[int, ...] | None:
     if words is None:
         return None
     try:
-        return tuple(int(word) for word in words.split(","))
+        return whole_numbers(words)
     except ValueError as error:
         remedy = "write for example --labels 2 or --labels 1,2"
         raise InputError(f"--labels {words!r}", "whole numbers", remedy) from error
@@ -74,7 +80,7 @@ def _spacing(words: str | None) -> tuple[float, float, float] | Literal["auto"] 
 def three_lengths(option: str, words: str, instead: str = "") -> tuple[float, float, float]:
     """Three numbers above 0, written with commas. Raises InputError, which names the option, for anything else."""
     try:
-        numbers = tuple(float(word) for word in words.split(","))
+        numbers = decimals(words)
     except ValueError:
         numbers = ()
     if len(numbers) != 3 or not all(math.isfinite(n) and n > 0 for n in numbers):

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from voxsam.cli.parse import PromptWords
+from voxsam.cli.outputs import Outputs
+from voxsam.cli.parse import PromptWords, given_path
 from voxsam.cli.progress import Progress
-from voxsam.errors import FileError, InputError, PromptError
+from voxsam.errors import InputError, PromptError, UnsupportedError
 
 if TYPE_CHECKING:
     from voxsam.prompts import Prompt
@@ -22,7 +22,10 @@ Click = tuple[tuple[float, float, float], bool]
 
 
 def command(
-    scan: Annotated[Path, typer.Argument(help="NIfTI, NRRD, MHA, or a folder or zip of a DICOM series.")],
+    scan: Annotated[
+        Path,
+        typer.Argument(parser=given_path, metavar="SCAN", help="NIfTI, NRRD, MHA, a folder or zip of a DICOM series."),
+    ],
     click: Annotated[list[str] | None, typer.Option(help="I,J,K: a voxel in the tumour.")] = None,
     negative: Annotated[list[str] | None, typer.Option(help="I,J,K: a voxel that is not tumour.")] = None,
     click_mm: Annotated[list[str] | None, typer.Option(help="X,Y,Z in RAS+ mm.")] = None,
@@ -51,15 +54,20 @@ def command(
     if auto == bool(words):
         given = "both --auto and prompts" if auto else "no prompt"
         raise PromptError(given, "prompts, or --auto alone", "click the tumour, for example --click 120,88,45")
-    target = output or Path(_stem(scan) + "_mask.nii.gz")
-    inputs = [scan, *(scribble or []), *(hint or []), Path(model)]
-    _check_outputs(inputs, {"-o": target, "--probabilities": probabilities, "--preview": preview, "--report": report})
-    from voxsam.io import read_volume, write_mask, write_volume
+    from voxsam.evaluation.report import report_dict, write_report_json
+    from voxsam.io import SUFFIXES, read_volume, write_mask, write_volume
 
+    target = output or Path(_stem(scan) + "_mask.nii.gz")
+    outputs = Outputs(
+        {"-o": target, "--probabilities": probabilities, "--preview": preview, "--report": report},
+        {"-o": SUFFIXES, "--probabilities": SUFFIXES, "--preview": (".png",), "--report": (".json",)},
+        inputs=[scan, *(scribble or []), *(hint or []), Path(model)],
+    )
     if threads is not None:
         set_threads(threads)
     start = time.perf_counter()
     with Progress(quiet) as progress:
+        _check_model(model, auto)
         progress("reading")
         volume = read_volume(scan)
         prompts = words.on(volume.grid)
@@ -68,28 +76,18 @@ def command(
         seconds = {"reading": read - start, "segmenting": time.perf_counter() - read}
         clicks = _clicks(volume, prompts)
         messages = (*messages, *_missed(mask, clicks))
+        facts = report_dict(
+            scan=volume, scan_name=scan.name, mask=mask, model=model, clicks=clicks, seconds=seconds, messages=messages
+        )
         progress("writing")
-        write_mask(mask, target)
-        if probabilities is not None:
-            write_volume(soft(), probabilities)
-        if preview is not None:
-            from voxsam.evaluation.figures import overview_figure
-
-            progress("drawing")
-            overview_figure(volume, mask, clicks, preview)
-    from voxsam.evaluation.report import report_dict, write_report_json
-
-    facts = report_dict(
-        scan=volume, scan_name=scan.name, mask=mask, model=model, clicks=clicks, seconds=seconds, messages=messages
-    )
-    if report is not None:
-        write_report_json(report, facts)
+        outputs.write("-o", lambda path: write_mask(mask, path))
+        outputs.write("--probabilities", lambda path: write_volume(soft(), path))
+        outputs.write("--report", lambda path: write_report_json(path, facts))
+        outputs.write("--preview", lambda path: _draw(volume, mask, clicks, path, progress))
     if not quiet:
         for message in messages:
             typer.echo(message)
-        diameter = max((found["longest_axial_diameter_mm"] for found in facts["objects"]), default=0.0)
-        total = time.perf_counter() - start
-        typer.echo(f"{target}: {mask.volume_ml:.2f} mL, longest axial diameter {diameter:.1f} mm, {total:.1f} s")
+        typer.echo(f"{target}: {_sizes(facts)}, {time.perf_counter() - start:.1f} s")
 
 
 def set_threads(count: int) -> None:
@@ -99,6 +97,33 @@ def set_threads(count: int) -> None:
     import torch
 
     torch.set_num_threads(count)
+
+
+def _check_model(model: str, auto: bool) -> None:
+    """Refuse, before the scan is read, a model that works the other way; only the head of its file is read."""
+    from voxsam.model.model_file import read_card
+    from voxsam.model.registry import find_model
+
+    card = read_card(find_model(model))
+    if auto and not card.automatic:
+        raise UnsupportedError(
+            f"--auto with the model {card.name}",
+            "a model trained without clicks",
+            "click the tumour (--click I,J,K), or choose another model with --model",
+        )
+    if card.automatic and not auto:
+        raise UnsupportedError(
+            f"prompts for the model {card.name}",
+            "--auto: this model was trained without clicks",
+            "leave the prompts out, or choose another model with --model",
+        )
+
+
+def _draw(volume: Volume, mask: Volume, clicks: list[Click], path: Path, progress: Progress) -> None:
+    from voxsam.evaluation.figures import overview_figure
+
+    progress("drawing")
+    overview_figure(volume, mask, clicks, path)
 
 
 def _clicks(volume: Volume, prompts: list[Prompt]) -> list[Click]:
@@ -136,37 +161,14 @@ def _segment(
     return session.prompt(*prompts), lambda: session.probabilities, session.messages
 
 
+def _sizes(facts: dict[str, Any]) -> str:
+    volume_ml = sum(found["volume_ml"] for found in facts["objects"])
+    diameter_mm = max((found["longest_axial_diameter_mm"] for found in facts["objects"]), default=0.0)
+    return f"{volume_ml:.2f} mL, longest axial diameter {diameter_mm:.1f} mm"
+
+
 def _stem(scan: Path) -> str:
     name = scan.resolve().name
     for suffix in (".nii.gz", ".nii", ".nrrd", ".mha", ".zip"):
         name = name.removesuffix(suffix)
     return name
-
-
-def _check_outputs(inputs: list[Path], outputs: dict[str, Path | None]) -> None:
-    """Refuse, before anything is computed, outputs that could not be written or would overwrite one another."""
-    from voxsam.io import SUFFIXES
-
-    endings = {"-o": SUFFIXES, "--probabilities": SUFFIXES, "--preview": (".png",), "--report": (".json",)}
-    taken: dict[Path, str] = {}
-    for option, path in outputs.items():
-        if path is None:
-            continue
-        if not path.name.lower().endswith(endings[option]) or path.is_dir():
-            allowed = ", ".join(endings[option])
-            raise FileError(f"{option} {path}", f"a file whose name ends in {allowed}", "rename the output")
-        whole = path.resolve()
-        if whole in taken:
-            raise FileError(f"{taken[whole]} and {option} both name {path}", "a file for each", "rename one of them")
-        taken[whole] = option
-        _check_writable(path, inputs)
-
-
-def _check_writable(path: Path, inputs: list[Path]) -> None:
-    folder = path.absolute().parent
-    if not folder.is_dir():
-        raise FileError(f"{path}: the folder {folder} does not exist", "an existing folder", "make it first")
-    if not os.access(folder, os.W_OK):
-        raise FileError(f"{path}: {folder} is not writable", "a folder you may write to", "choose another")
-    if path.exists() and any(given.exists() and path.samefile(given) for given in inputs):
-        raise FileError(f"{path} is an input itself", "another file for the output", "choose another name with -o")

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from voxsam.cli.segment import set_threads
-from voxsam.errors import FileError
+from voxsam.io.atomic import make_folder
 
 CONTEXT: dict[str, Any] = {"allow_extra_args": True, "ignore_unknown_options": True}
 
@@ -35,12 +35,7 @@ def command(
     if prepared is not None:
         defaults = {"preprocessing": prepared.preprocessing[0].model_dump(), "validation": prepared.split["validation"]}
     chosen = read_recipe(recipe, context.args, defaults)
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise FileError(
-            f"{output} ({error.strerror})", "a folder that can be made", "choose another with -o"
-        ) from error
+    make_folder(output)
     if threads is not None:
         set_threads(threads)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # no advice on hardware and other products

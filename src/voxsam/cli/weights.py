@@ -10,7 +10,7 @@ import typer
 
 from voxsam.errors import InputError
 
-app = typer.Typer(help="Model files: list the named ones, fetch one, import a foreign one.", no_args_is_help=True)
+app = typer.Typer(help="Model files: list the named ones, fetch one, import a foreign one.")
 
 
 class Kind(StrEnum):

@@ -77,6 +77,7 @@ def prepare(raw: Path, output: Path, options: Options, progress: ReportProgress 
     records, made = make_cases(jobs, output, workers, progress)
     description = Description(
         data_set=data_set.name,
+        root=str(data.root.resolve()),
         labels=choice.targets,
         seed=options.seed,
         channels=_channel_names(data, len(preprocessing)),

@@ -30,6 +30,7 @@ from voxsam.data.fingerprint import Fingerprint
 from voxsam.data.sampling import Labelled
 from voxsam.errors import FileError, InputError
 from voxsam.geometry import Grid
+from voxsam.io.atomic import make_folder
 from voxsam.preprocess import Preprocessing
 from voxsam.volume import Volume
 
@@ -78,6 +79,7 @@ class Description(BaseModel):
 
     format: int = FORMAT
     data_set: str
+    root: str = ""  # the folder that the sources' paths begin at; "": written before it was recorded
     labels: tuple[int, ...] | None  # the tumour's values in the source labels; None: all above 0
     seed: int
     channels: tuple[str, ...]
@@ -239,9 +241,4 @@ def check_output(folder: Path, raw: Path) -> None:
     """Raises InputError for an output folder that is the data set itself, FileError for one that is a file."""
     if folder.exists() and folder.resolve() == raw.resolve():
         raise InputError(f"the output {folder} is the data set", "another folder", "choose one with -o")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise FileError(
-            f"{folder} ({error.strerror})", "a folder that can be made", "choose another with -o"
-        ) from error
+    make_folder(folder)

@@ -5,7 +5,6 @@ Facts hold what the caller gives and the geometry of the scan, nothing of a file
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -14,44 +13,23 @@ from pathlib import Path
 from typing import Any
 
 import voxsam
-from voxsam.errors import FileError
 from voxsam.evaluation.metrics import crop_to_objects, dice, labels_of, longest_axial_diameter, volume_ml
+from voxsam.evaluation.page import bullets, image, write_page
 from voxsam.io.atomic import atomic_path
 from voxsam.volume import Volume
 
-PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>{title}</title>
-<style>
-:root {{ color-scheme: dark }}
-body {{ margin: 0; background: #0b0e13; color: #e8edf4; font: 16px/1.5 system-ui, sans-serif }}
-main {{ max-width: 1200px; margin: 0 auto; padding: 24px }}
-h1 {{ font-size: 24px; margin: 0 0 16px }}
-img {{ width: 100%; height: auto; border-radius: 8px; display: block }}
-table {{ border-collapse: collapse; margin-top: 24px; width: 100% }}
-th, td {{ text-align: left; vertical-align: top; padding: 6px 12px 6px 0; border-bottom: 1px solid #232b38 }}
-th {{ color: #a3afc0; font-weight: normal; width: 16em }}
-td {{ font-variant-numeric: tabular-nums; overflow-wrap: anywhere }}
-ul {{ padding-left: 1.2em }}
-footer {{ color: #a3afc0; margin-top: 24px; font-size: 14px }}
-@media print {{ :root {{ color-scheme: light }} body {{ background: #fff; color: #000 }} th, footer {{ color: #444 }} }}
-</style>
-</head>
-<body>
-<main>
-<h1>{title}</h1>
-<img alt="{alt}" src="data:image/png;base64,{picture}">
-<table>
-{rows}
-</table>
-{messages}<footer>VoxSAM {version}. Research use only, not a medical device.</footer>
-</main>
-</body>
-</html>
+STYLE = """:root { color-scheme: dark }
+body { margin: 0; background: #0b0e13; color: #e8edf4; font: 16px/1.5 system-ui, sans-serif }
+main { max-width: 1200px; margin: 0 auto; padding: 24px }
+h1 { font-size: 24px; margin: 0 0 16px }
+img { width: 100%; height: auto; border-radius: 8px; display: block }
+table { border-collapse: collapse; margin-top: 24px; width: 100% }
+th, td { text-align: left; vertical-align: top; padding: 6px 12px 6px 0; border-bottom: 1px solid #232b38 }
+th { color: #a3afc0; font-weight: normal; width: 16em }
+td { font-variant-numeric: tabular-nums; overflow-wrap: anywhere }
+ul { padding-left: 1.2em }
+footer { color: #a3afc0; margin-top: 24px; font-size: 14px }
+@media print { :root { color-scheme: light } body { background: #fff; color: #000 } th, footer { color: #444 } }
 """
 ALT = "Axial, coronal and sagittal planes with the mask's contour, and a 3D view of the mask"
 
@@ -135,17 +113,8 @@ def write_report_html(
     All text is escaped. Raises FileError if the picture is not a readable PNG, or if the page cannot be written.
     """
     rows = (f"<tr><th>{escape(name)}</th><td>{escape(_text(value))}</td></tr>" for name, value in facts.items())
-    notes = "".join(f"<li>{escape(message)}</li>\n" for message in messages)
-    page = PAGE.format(
-        title=escape(title),
-        alt=escape(ALT),
-        picture=base64.b64encode(_png(picture)).decode("ascii"),
-        rows="\n".join(rows),
-        messages=f"<ul>\n{notes}</ul>\n" if notes else "",
-        version=escape(voxsam.__version__),
-    )
-    with atomic_path(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    table = "<table>\n" + "\n".join(rows) + "\n</table>"
+    write_page(path, title, STYLE, f"{image(picture, ALT)}\n{table}\n{bullets(messages)}")
 
 
 def _objects(mask: Volume) -> list[dict[str, Any]]:
@@ -161,16 +130,6 @@ def _objects(mask: Volume) -> list[dict[str, Any]]:
             }
         )
     return found
-
-
-def _png(picture: Path) -> bytes:
-    try:
-        content = picture.read_bytes()
-    except OSError as error:
-        raise FileError(f"{picture} cannot be read ({error.strerror})", "a PNG file", "check the path") from error
-    if not content.startswith(b"\x89PNG\r\n\x1a\n"):
-        raise FileError(f"{picture} is not a PNG", "a PNG file", "write it with overview_figure")
-    return content
 
 
 def _plain(number: float) -> int | float:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import base64
 import os
+import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
-import voxsam
 from voxsam.evaluation.markdown import NOTHING
+from voxsam.evaluation.page import bullets, image, png_size, write_page
 from voxsam.evaluation.protocol import Evaluation
 from voxsam.evaluation.tables import case_rows, describe, further_rows, paper_rows
-from voxsam.io.atomic import atomic_path
 
 CAPTIONS = {
     "dice_against_clicks.png": "Mean Dice over cases against the number of clicks, with its 95 % interval.",
@@ -31,42 +30,24 @@ DEFINITIONS = (
     "touch it is at least 0.1; a false lesion is a predicted component that touches none.",
     "All definitions: docs/evaluation.md.",
 )
-PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>{title}</title>
-<style>
-body {{ margin: 0; background: #fff; color: #1f2933; font: 16px/1.5 system-ui, sans-serif }}
-main {{ max-width: 1120px; margin: 0 auto; padding: 32px 24px }}
-h1 {{ font-size: 26px; margin: 0 0 4px }}
-h2 {{ font-size: 19px; margin: 36px 0 8px }}
-p, li, figcaption {{ color: #52606d }}
-.wide {{ overflow-x: auto }}
-table {{ border-collapse: collapse; width: 100%; font-size: 14px; font-variant-numeric: tabular-nums }}
-th, td {{ padding: 6px 14px 6px 0; border-bottom: 1px solid #e4e7eb; text-align: right; white-space: nowrap }}
-th:first-child, td:first-child {{ text-align: left }}
-th {{ color: #52606d; font-weight: 600; border-bottom: 2px solid #9aa5b1 }}
-tr.mean td {{ font-weight: 600; border-top: 2px solid #9aa5b1 }}
-figure {{ margin: 16px 0 0; break-inside: avoid }}
-img {{ width: 100%; height: auto; display: block; border-radius: 6px }}
-.charts {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(440px, 1fr)); gap: 16px }}
-.charts img {{ width: auto; max-width: 100% }}
-.charts figure:last-child {{ grid-column: 1 / -1 }}
-footer {{ color: #52606d; margin-top: 36px; font-size: 14px; border-top: 1px solid #e4e7eb; padding-top: 12px }}
-</style>
-</head>
-<body>
-<main>
-<h1>{title}</h1>
-<p>{description}</p>
-{sections}
-<footer>VoxSAM {version}. Research use only, not a medical device.</footer>
-</main>
-</body>
-</html>
+STYLE = """body { margin: 0; background: #fff; color: #1f2933; font: 16px/1.5 system-ui, sans-serif }
+main { max-width: 1120px; margin: 0 auto; padding: 32px 24px }
+h1 { font-size: 26px; margin: 0 0 4px }
+h2 { font-size: 19px; margin: 36px 0 8px }
+p, li, figcaption { color: #52606d }
+.wide { overflow-x: auto; margin-top: 20px }
+table { border-collapse: collapse; width: 100%; font-size: 14px; font-variant-numeric: tabular-nums }
+th, td { padding: 6px 14px 6px 0; border-bottom: 1px solid #e4e7eb; text-align: right; white-space: nowrap }
+th:last-child, td:last-child { padding-right: 0 }
+th:first-child, td:first-child { text-align: left }
+th { color: #52606d; font-weight: 600; border-bottom: 2px solid #9aa5b1; white-space: normal; vertical-align: bottom }
+tr.mean td { font-weight: 600; border-top: 2px solid #9aa5b1 }
+figure { margin: 16px 0 0; break-inside: avoid }
+figcaption { font-size: 14px; margin-top: 4px }
+img { width: 100%; height: auto; display: block; border-radius: 6px }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(440px, 100%), 1fr)); gap: 8px 32px }
+.charts .broad { grid-column: 1 / -1 }
+footer { color: #52606d; margin-top: 36px; font-size: 14px; border-top: 1px solid #e4e7eb; padding-top: 12px }
 """
 
 
@@ -78,32 +59,26 @@ def write_run_report(evaluation: Evaluation, figures: Sequence[Path], path: str 
     charts = [figure for figure in figures if not figure.name.startswith("overlay_")]
     overlays = [figure for figure in figures if figure.name.startswith("overlay_")]
     sections = [
+        f"<p>{escape(describe(evaluation))}</p>",
         "<h2>Results</h2>",
         "<p>Dice and NSD in per cent: mean over cases with its 95 % interval.</p>",
         _table(paper_rows([evaluation])),
         _table(further_rows(evaluation)),
         f'<div class="charts">{"".join(map(_figure, charts))}</div>',
-        "<h2>Best, median and worst case</h2>",
+        f"<h2>{_heading(overlays)}</h2>",
         *map(_figure, overlays),
         "<h2>Each case</h2>",
         _table(case_rows(evaluation)),
-        _list([f"Skipped: {case}: {reason}" for case, reason in evaluation.skipped.items()]),
+        bullets([f"Skipped: {case}: {reason}" for case, reason in evaluation.skipped.items()]),
         "<h2>How to read this</h2>",
-        _list(DEFINITIONS),
+        bullets(DEFINITIONS),
     ]
-    page = PAGE.format(
-        title=escape(f"{evaluation.system} on {evaluation.dataset}"),
-        description=escape(describe(evaluation)),
-        sections="\n".join(sections),
-        version=escape(voxsam.__version__),
-    )
-    with atomic_path(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    write_page(path, f"{evaluation.system} on {evaluation.dataset}", STYLE, "\n".join(sections))
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    head = "".join(f"<th>{escape(name)}</th>" for name in columns)
+    head = "".join(f"<th>{re.sub(' (?=[%↓↑])', '&nbsp;', escape(name))}</th>" for name in columns)
     body = "".join(_row([str(row.get(name, NOTHING)) for name in columns]) for row in rows)
     return f'<div class="wide"><table>\n<tr>{head}</tr>\n{body}</table></div>'
 
@@ -113,12 +88,16 @@ def _row(cells: Sequence[str]) -> str:
     return f"<tr{kind}>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>\n"
 
 
-def _list(items: Sequence[str]) -> str:
-    return "<ul>\n" + "".join(f"<li>{escape(item)}</li>\n" for item in items) + "</ul>" if items else ""
+def _heading(overlays: Sequence[Path]) -> str:
+    """Best, median and worst case, as far as there are overlays of them."""
+    names = [path.stem.removeprefix("overlay_") for path in overlays]
+    listed = " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else "".join(names)
+    return f"{listed} case".strip().capitalize()
 
 
 def _figure(path: Path) -> str:
-    picture = base64.b64encode(path.read_bytes()).decode("ascii")
-    caption = escape(CAPTIONS.get(path.name, path.stem))
-    image = f'<img alt="{caption}" src="data:image/png;base64,{picture}">'
-    return f"<figure>{image}<figcaption>{caption}</figcaption></figure>\n"
+    """A figure and its caption; one more than twice as wide as high needs the page's whole width."""
+    caption = CAPTIONS.get(path.name, path.stem)
+    width, height = png_size(path)
+    kind = ' class="broad"' if width > 2 * height else ""
+    return f"<figure{kind}>{image(path, caption)}<figcaption>{escape(caption)}</figcaption></figure>\n"

@@ -1,4 +1,4 @@
-"""Which cases of a folder are evaluated: all, some by name, or a split that the data set's own file names."""
+"""Which cases of a folder are evaluated: all, some by name, or a split that its dataset.json names."""
 
 from __future__ import annotations
 
@@ -6,8 +6,33 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from voxsam.data.cases import Case
+from voxsam.data.cases import Case, find_cases
+from voxsam.data.store import Description, read_description
 from voxsam.errors import FileError, InputError
+
+
+def find_labelled(folder: Path) -> tuple[list[Case], tuple[int, ...]]:
+    """The labelled cases of a folder, and the label values that are the tumour; no values: all above 0.
+
+    Of a folder of `voxsam prepare` they are the files that it was made of, for masks are scored on the scan's own grid.
+    Raises FileError for a folder of another kind, and for sources that are not where they were.
+    """
+    description = read_description(folder / "dataset.json")
+    if description is None:
+        return find_cases(folder), ()
+    return [_source_of(name, description, folder) for name in sorted(description.cases)], description.labels or ()
+
+
+def _source_of(name: str, description: Description, folder: Path) -> Case:
+    if not description.root:
+        given = f"{folder}: prepared by an earlier VoxSAM, which did not note the folder of the data set"
+        raise FileError(given, "a folder that says where its scans are", "run `voxsam prepare` again; it is quick")
+    *images, label = (Path(description.root) / source.path for source in description.cases[name].sources)
+    gone = [path for path in (*images, label) if not path.exists()]
+    if gone:
+        given, expected = f"{gone[0]}, of which {folder} was prepared, is gone", "the data set where it was"
+        raise FileError(given, expected, "put it back, or give the data set's new folder")
+    return Case(name, tuple(images), label)
 
 
 def choose_cases(cases: Sequence[Case], names: Sequence[str] | None) -> list[Case]:

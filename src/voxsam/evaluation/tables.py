@@ -103,7 +103,7 @@ def _further(line: Line) -> Cells:
         "clicks": line.title,
         "HD95 mm ↓ (median)": shown(numbers["hd95_mm"], decimals=1),
         "volume error %": shown(numbers["volume_error"], percent=True, decimals=1),
-        "its size % ↓": shown(numbers["volume_error_abs"], percent=True, decimals=1),
+        "abs. volume error % ↓": shown(numbers["volume_error_abs"], percent=True, decimals=1),
         "lesions found % ↑": shown(numbers["found"], percent=True, decimals=1),
         "false lesions ↓": shown(numbers["false_lesions"], decimals=2),
         "empty masks": f"{line.empty_masks} of {line.masks}",

@@ -19,6 +19,31 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
     raises, it is removed and the target is as before. Raises FileError if the folder is missing, or if the folder
     or the disk does not take the file (any OSError of the block).
     """
+    with _beside(target) as (path, temporary):
+        yield temporary
+        _flush_to_disk(temporary)
+        os.replace(temporary, path)
+
+
+def check_writable(target: str | os.PathLike[str]) -> None:
+    """Raises FileError, as `atomic_path` would, if no file can be made for `target`; tried out, and nothing is left."""
+    with _beside(target):
+        pass
+
+
+def make_folder(folder: Path) -> None:
+    """Make the folder of an output, and those above it, unless it is there. Raises FileError if it cannot be made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FileError(
+            f"{folder} ({error.strerror})", "a folder that can be made", "choose another with -o"
+        ) from error
+
+
+@contextmanager
+def _beside(target: str | os.PathLike[str]) -> Iterator[tuple[Path, Path]]:
+    """The file that `target` names, and a new, empty one beside it, which is gone when the block ends."""
     path = Path(os.path.realpath(target))  # through a link, so that the link stays a link
     if not path.parent.is_dir():
         raise FileError(f"the output folder {path.parent} does not exist", "an existing folder", "create it first")
@@ -28,9 +53,7 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         # Not mkstemp: its files are private (0600), and results are meant to be as readable as any other new file.
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-        yield temporary
-        _flush_to_disk(temporary)
-        os.replace(temporary, path)
+        yield path, temporary
     except OSError as error:
         reason = error.strerror or str(error)
         raise FileError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -56,7 +57,10 @@ def assemble(card: Card, tensors: Mapping[str, Tensor], origin: str) -> Promptab
 
 
 def check_tensors(network: Promptable, tensors: Mapping[str, Tensor], origin: str) -> None:
-    """Raises CheckpointError, naming the first, if `tensors` lack one of the network's, or one is unknown or unfit."""
+    """Raises CheckpointError, naming the first, if `tensors` lack one of the network's, or one is unknown or unfit.
+
+    Unfit is another shape, whole numbers, or a number that is NaN or infinite.
+    """
     wanted = network.state_dict()
     missing = [name for name in wanted if name not in tensors]
     unexpected = [name for name in tensors if name not in wanted]
@@ -73,6 +77,11 @@ def check_tensors(network: Promptable, tensors: Mapping[str, Tensor], origin: st
             )
         if not tensor.is_floating_point():
             raise CheckpointError(f"{origin}: the tensor {name} holds {tensor.dtype}", "floating-point numbers", remedy)
+        # The least and the greatest value carry a NaN on, and no copy of the tensor is made for them.
+        if tensor.numel() and not all(map(math.isfinite, map(float, torch.aminmax(tensor)))):
+            raise CheckpointError(
+                f"{origin}: the tensor {name} has NaN or infinite numbers", "finite numbers", "get the file again"
+            )
 
 
 def _first(names: list[str]) -> str:

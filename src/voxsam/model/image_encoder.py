@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from voxsam.model.adapters import SpatialAdapter
 from voxsam.model.attention import WindowAttention
 from voxsam.model.patch_embedding import PatchEmbedding
+from voxsam.model.promptable import BlockProgress
 from voxsam.model.sizes import LEVELS, ModelConfig
 from voxsam.model.windows import Windows, windows
 
@@ -118,8 +119,11 @@ class ImageEncoder(nn.Module):
             depth = F.interpolate(depth.T[None], size=grid[0], mode="linear")[0].T
         return depth[:, None, None] + plane
 
-    def forward(self, crops_B1DHW: Tensor) -> tuple[Tensor, ...]:
-        """(B, 1, D, H, W) normalised crops, sides multiples of the stride -> four (B, C, D/T, H/T, W/T)."""
+    def forward(self, crops_B1DHW: Tensor, progress: BlockProgress | None = None) -> tuple[Tensor, ...]:
+        """(B, 1, D, H, W) normalised crops, sides multiples of the stride -> four (B, C, D/T, H/T, W/T).
+
+        `progress` is called after each block.
+        """
         x = self.patch_embedding(crops_B1DHW)
         x = x + self.positions(tuple(x.shape[1:4]))
         levels = []
@@ -128,4 +132,6 @@ class ImageEncoder(nn.Module):
             x = checkpoint(block, x, use_reentrant=False) if again else block(x)
             if number in self.config.level_blocks:
                 levels.append(self.necks[len(levels)](x))
+            if progress is not None:
+                progress(number, len(self.blocks))
         return tuple(levels)

@@ -13,7 +13,7 @@ from voxsam.model.conditioning import Conditioning, condition
 from voxsam.model.image_encoder import ImageEncoder
 from voxsam.model.mask_decoder import MaskDecoder
 from voxsam.model.prompt_encoder import PromptEncoder, sample_features
-from voxsam.model.promptable import Features, Promptable
+from voxsam.model.promptable import BlockProgress, Features, Promptable
 
 
 class VoxSAMNetwork(Promptable):
@@ -29,9 +29,9 @@ class VoxSAMNetwork(Promptable):
         self.prompt_encoder = PromptEncoder(config)
         self.mask_decoder = MaskDecoder(config)
 
-    def encode(self, crops_B1DHW: Tensor) -> Features:
+    def encode(self, crops_B1DHW: Tensor, progress: BlockProgress | None = None) -> Features:
         """(B, 1, D, H, W) float, normalised -> four (B, C, D/T, H/T, W/T), level 4 last, T = config.stride."""
-        return self.image_encoder(crops_B1DHW)
+        return self.image_encoder(crops_B1DHW, progress)
 
     def sample(self, features: Features, points_BN3: Tensor) -> Tensor:
         """(B, N, C): what the voxels under the points (d, h, w in crop voxels) look like; 0 outside the crop."""

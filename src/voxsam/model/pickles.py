@@ -65,12 +65,14 @@ def read_pickle(path: Path, expected: str) -> dict[Any, Any]:
         ) from error
     except Exception as error:  # a broken file can fail in the reader in any way
         raise CheckpointError(
-            f"{path} is truncated or damaged ({_first_line(error)})", "a complete file", "copy or download it again"
+            f"{path} is truncated or damaged ({_reason(error)})", "a complete file", "copy or download it again"
         ) from error
     if not isinstance(contents, dict):
         raise CheckpointError(f"{path} holds a {type(contents).__name__}", expected, "give a checkpoint's file")
     return contents
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def _reason(error: Exception) -> str:
+    """The first sentence of an error: torch goes on with a paragraph on what may have happened."""
+    sentence = re.split(r"\.\s|\n", str(error).strip(), maxsplit=1)[0].rstrip(".")
+    return sentence or type(error).__name__

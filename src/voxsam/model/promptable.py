@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 from torch import Tensor, nn
 
@@ -11,6 +12,7 @@ from voxsam.model.conditioning import Conditioning
 from voxsam.model.sizes import ModelConfig
 
 Features = tuple[Tensor, ...]
+BlockProgress = Callable[[int, int], None]  # blocks done, and blocks in all
 
 
 class Promptable(nn.Module, ABC):
@@ -26,8 +28,12 @@ class Promptable(nn.Module, ABC):
         self.config: ModelConfig = card.config
 
     @abstractmethod
-    def encode(self, crops_B1DHW: Tensor) -> Features:
-        """(B, 1, D, H, W) float, normalised -> what decoding and sampling need of it; the last is the deepest."""
+    def encode(self, crops_B1DHW: Tensor, progress: BlockProgress | None = None) -> Features:
+        """(B, 1, D, H, W) float, normalised -> what decoding and sampling need of it; the last is the deepest.
+
+        A network that takes its time calls `progress` now and then. It belongs to this call alone: threads that share a
+        network each hear of their own crops.
+        """
 
     @abstractmethod
     def sample(self, features: Features, points_BN3: Tensor) -> Tensor:

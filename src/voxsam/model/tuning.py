@@ -41,11 +41,6 @@ def is_tuned(name: str) -> bool:
     return not name.startswith(ENCODER) or _TUNED_IN_ENCODER.fullmatch(name) is not None
 
 
-def tuned_names(network: VoxSAMNetwork) -> list[str]:
-    """The names of the tuned parameters, in the network's order."""
-    return [name for name, _ in network.named_parameters() if is_tuned(name)]
-
-
 def freeze(network: VoxSAMNetwork) -> VoxSAMNetwork:
     """Let the tuned parameters have gradients and no others; returns the same network."""
     for name, parameter in network.named_parameters():

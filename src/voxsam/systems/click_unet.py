@@ -14,7 +14,7 @@ from voxsam.errors import UnsupportedError
 from voxsam.model.card import Card
 from voxsam.model.conditioning import Conditioning
 from voxsam.model.prompt_encoder import NEGATIVE, POSITIVE
-from voxsam.model.promptable import Features, Promptable
+from voxsam.model.promptable import BlockProgress, Features, Promptable
 
 WIDTHS = (8, 16, 32, 64, 128)  # channels at 1, 1/2, 1/4, 1/8, 1/16 of the crop's resolution
 BALL = 2.0  # voxels: s.d. of the Gaussian that marks a click
@@ -49,8 +49,8 @@ class ClickUNet(Promptable):
         for alias in ("input_block", "downsamples", "bottleneck", "upsamples"):
             delattr(self.unet, alias)  # the same tensors again under other names, which a model file cannot hold
 
-    def encode(self, crops_B1DHW: Tensor) -> Features:
-        """The crops themselves: nothing can be computed before the clicks are known."""
+    def encode(self, crops_B1DHW: Tensor, progress: BlockProgress | None = None) -> Features:
+        """The crops themselves, at once: nothing can be computed before the clicks are known."""
         return (crops_B1DHW,)
 
     def sample(self, features: Features, points_BN3: Tensor) -> Tensor:

@@ -1,0 +1,154 @@
+"""Session: the box that a step changed, and a mask of which only that box is drawn anew."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from known_model import FAR, KnownModel, block_scan, two_blocks, upright
+
+from voxsam.boxes import NOWHERE, is_empty
+from voxsam.errors import PromptError
+from voxsam.geometry import Grid
+from voxsam.history import Answer
+from voxsam.label_map import LabelMap
+from voxsam.prompts import Box
+from voxsam.session import Session
+from voxsam.volume import Volume
+
+WHOLE_CROP = (slice(2, 20), slice(2, 20), slice(2, 20))  # 16 voxels about (11, 11, 11), and one more on each side
+
+
+def all_steps(session: Session) -> list[tuple[str, np.ndarray, np.ndarray]]:
+    """Every kind of step with the masks before and after it; checks that nothing changed outside `changed`."""
+    steps = {
+        "click": lambda: session.click((11, 11, 11)),
+        "negative": lambda: session.click((9, 9, 9), positive=False),
+        "undo": session.undo,
+        "redo": session.redo,
+        "new": session.new_object,
+        "second": lambda: session.click((25, 25, 25)),
+        "box": lambda: session.prompt(Box.at_index(session.volume.grid, (24, 24, 24), (25, 26, 27))),
+        "undo second": session.undo,
+        "reset": session.reset,
+        "undo reset": session.undo,
+        "undo past reset": session.undo,
+    }
+    seen = []
+    for name, step in steps.items():
+        before, soft = session.mask.array, session.probabilities.array
+        step()
+        after = session.mask.array
+        seen.append((name, before, after))
+        outside = np.ones(before.shape, bool)
+        outside[session.changed] = False
+        np.testing.assert_array_equal(before[outside], after[outside], err_msg=name)
+        if name not in ("new", "undo reset"):  # these make another object current
+            np.testing.assert_array_equal(soft[outside], session.probabilities.array[outside], err_msg=name)
+    return seen
+
+
+def test_nothing_changes_outside_the_changed_box_and_every_mask_is_as_drawn_from_scratch() -> None:
+    _, session = two_blocks()
+    seen = all_steps(session)
+    assert [name for name, before, after in seen if (before != after).any()] == [
+        "click", "second", "box", "undo second", "reset", "undo reset", "undo past reset",
+    ]  # fmt: skip
+    fresh = LabelMap(session.volume.grid).draw(session._history.state.answers)
+    np.testing.assert_array_equal(session.mask.array, fresh)
+
+
+def test_the_changed_box_of_a_click_is_what_its_crop_reaches() -> None:
+    _, session = two_blocks()
+    assert session.changed == NOWHERE
+    session.click((11, 11, 11))
+    assert session.changed == WHOLE_CROP
+    session.undo()
+    assert session.changed == WHOLE_CROP  # the box of the answer that went
+    session.undo()
+    assert is_empty(session.changed)  # there was nothing to undo
+    session.redo()
+    assert session.changed == WHOLE_CROP
+
+
+def test_the_changed_box_holds_the_answer_before_and_after() -> None:
+    """The second click moves the crop of 16 voxels by 4; each reaches one voxel further, and L and P run backwards."""
+    grid = Grid.from_spacing((60, 40, 30), (1, 1, 1)).reorient("LPS")
+    session = Session(KnownModel(), block_scan(grid, ((29, 30), (20, 21), (10, 11))), follow=False)
+    session.click((29, 20, 10))
+    assert session.changed == (slice(21, 39), slice(12, 30), slice(1, 19))
+    session.click((37, 20, 10))
+    assert session._history.state.answer.reach(grid) == (slice(25, 43), slice(12, 30), slice(1, 19))
+    assert session.changed == (slice(21, 43), slice(12, 30), slice(1, 19))
+
+
+def test_a_box_prompt_keeps_the_change_inside_it() -> None:
+    volume = block_scan(upright(40, 40, 40), ((8, 16),) * 3)
+    session = Session(KnownModel(), volume)
+    mask = session.prompt(Box.at_index(volume.grid, (9, 10, 11), (12, 14, 13)))
+    assert session.changed == (slice(9, 13), slice(10, 15), slice(11, 14))
+    assert mask.array.sum() == 4 * 5 * 3
+
+
+def test_other_objects_and_refusals_change_nothing() -> None:
+    _, session = two_blocks()
+    session.click((11, 11, 11))
+    session.new_object()
+    assert is_empty(session.changed)
+    session.click((25, 25, 25))
+    assert session.changed == tuple(slice(16, 34) for _ in range(3))  # not the first object's
+    before = session.changed
+    with pytest.raises(PromptError):
+        session.click((99, 0, 0))
+    assert session.changed == before
+    session.reset()
+    assert session.changed == tuple(slice(2, 34) for _ in range(3))  # both objects went
+
+
+def test_a_mask_that_was_handed_out_stays_as_it_was_and_is_the_callers_own() -> None:
+    _, session = two_blocks()
+    first = session.click((11, 11, 11))
+    kept = first.array.copy()
+    session.new_object()
+    second = session.click((25, 25, 25))
+    np.testing.assert_array_equal(first.array, kept)
+    wanted = second.array.copy()
+    second.array[...] = 7
+    np.testing.assert_array_equal(session.mask.array, wanted)
+
+
+def test_only_the_answers_that_changed_and_those_under_them_are_drawn(monkeypatch) -> None:
+    """Object 1 lies apart from object 2: clicks on object 2 do not ask for its voxels again."""
+    volume = block_scan(upright(60, 40, 40), ((8, 12),) * 3, ((44, 48), (8, 12), (8, 12)))
+    session = Session(KnownModel(), volume)
+    session.click((10, 10, 10))
+    far = session._history.state.answer
+    session.new_object()
+    session.click((46, 10, 10))
+    asked: list[Answer] = []
+    on_scan = Answer.on_scan
+    monkeypatch.setattr(Answer, "on_scan", lambda self, scan: (asked.append(self), on_scan(self, scan))[1])
+    mask = session.click((45, 10, 10))
+    assert far not in asked and session._history.state.answer in asked
+    assert ((mask.array == 1).sum(), (mask.array == 2).sum()) == (64, 64)
+
+
+def test_overlapping_objects_are_drawn_as_from_scratch_after_each_of_many_steps() -> None:
+    rng = np.random.default_rng(5)
+    grid = Grid.from_spacing((30, 26, 22), (1, 1.3, 0.8)).reorient("PIR")
+    values = rng.choice([-FAR, 0.1, 0.2, 0.3], grid.shape).astype(np.float32)
+    session = Session(KnownModel(), Volume(values, grid))
+    for _ in range(40):
+        step = rng.integers(6)
+        if step == 0 and len(session.objects) < 4:
+            session.new_object()
+        elif step == 1:
+            session.undo()
+        elif step == 2:
+            session.redo()
+        elif step == 3:
+            session.select(int(rng.choice(session.objects)))
+        else:
+            session.click(rng.integers(0, grid.shape), positive=bool(step == 4 or not session.prompts))
+        fresh = LabelMap(grid).draw(session._history.state.answers)
+        np.testing.assert_array_equal(session.mask.array, fresh)
+    assert session.mask.array.max() > 1
