@@ -26,6 +26,7 @@ def command(
     """Make a phantom CT, click its tumour once, and write scan, truth, mask, picture and report."""
     from voxsam.data.phantoms import make_phantom
     from voxsam.evaluation.report import report_dict
+    import voxsam.systems  # noqa: F401, their model files are known, too
     from voxsam.model import load_model
     from voxsam.session import Session
 

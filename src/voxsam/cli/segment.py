@@ -146,6 +146,7 @@ def _segment(
     volume: Volume, prompts: list[Prompt], model: str, device: str, follow: bool, progress: Progress
 ) -> tuple[Volume, Callable[[], Volume], tuple[str, ...]]:
     """The mask, the probabilities (a float for every voxel, so made only when asked for), and the messages."""
+    import voxsam.systems  # noqa: F401, their model files are known, too
     from voxsam.model import load_model
 
     progress("loading the model")
