@@ -24,9 +24,9 @@ def command(
     model: Annotated[str, typer.Option(help="A name or a .safetensors file.")] = "voxsam-tiny",
 ) -> None:
     """Make a phantom CT, click its tumour once, and write scan, truth, mask, picture and report."""
+    import voxsam.systems  # noqa: F401, their model files are known, too
     from voxsam.data.phantoms import make_phantom
     from voxsam.evaluation.report import report_dict
-    import voxsam.systems  # noqa: F401, their model files are known, too
     from voxsam.model import load_model
     from voxsam.session import Session
 
