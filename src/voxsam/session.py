@@ -23,7 +23,7 @@ from voxsam.geometry import Grid
 from voxsam.history import Answer, History, State
 from voxsam.label_map import LabelMap
 from voxsam.model.promptable import Promptable
-from voxsam.preprocess import Slices, Window
+from voxsam.preprocess import Slices, Window, images_of
 from voxsam.prompts import Box, Point, Prompt, common_box
 from voxsam.volume import Volume
 
@@ -34,18 +34,25 @@ MOST_OBJECTS = 255  # labels in a uint8 mask
 class Session:
     """One scan, one model, any number of objects.
 
-    `follow=False` keeps to one crop, as released. `progress` is called with a stage's name and a share from 0 to 1.
+    A model of several channels (MR sequences) takes a sequence of volumes of one patient, which may lie on different
+    grids; the first is the scan that is clicked. `follow=False` keeps to one crop, as released. `progress` is called with a stage's name and a share from 0 to 1.
     Raises GeometryError or PromptError for prompts that cannot be used, UnsupportedError for what the model cannot do;
     the session is then as it was before.
     """
 
     def __init__(
-        self, model: Promptable, volume: Volume, *, follow: bool = True, progress: Progress | None = None
+        self,
+        model: Promptable,
+        volume: Volume | Sequence[Volume],
+        *,
+        follow: bool = True,
+        progress: Progress | None = None,
     ) -> None:
-        self.model, self.volume, self.follow = model, volume, follow
-        self._encoded = EncodedCrops(model, volume, progress or (lambda stage, share: None))
-        self._history = History(volume.grid)
-        self._labels = LabelMap(volume.grid)
+        images = images_of(volume, model.card.preprocessing, model.card.name)
+        self.model, self.volume, self.follow = model, images[0], follow
+        self._encoded = EncodedCrops(model, images, progress or (lambda stage, share: None))
+        self._history = History(self.volume.grid)
+        self._labels = LabelMap(self.volume.grid)
 
     @cached_property
     def lattice(self) -> Grid:
