@@ -38,6 +38,8 @@ class Augmentation(BaseModel):
     scale: NonNegativeFloat = 0.15  # of contrast about the data set's mean, either way
     noise: NonNegativeFloat = 10.0  # largest s.d. of added noise
     margin_mm: tuple[float, float] | None = (5.0, 60.0)  # left of a scan around its tumour, drawn for each side
+    uncut: Share = 0.0  # probability that a scan is seen without such margins
+    surroundings: Share = 0.0  # probability that beyond a scan's borders the tissue of another one is seen
     off_centre: Share = 0.25  # probability that the crop is centred beside its tumour voxel
     off_centre_mm: NonNegativeFloat = 40.0
     background: Share = 0.06
@@ -77,3 +79,12 @@ def apply(transform: Compose, image: NDArray, label: NDArray, seed: int) -> tupl
     transform.set_random_state(seed)
     data: Any = transform({"image": image[None], "label": label[None]})
     return np.asarray(data["image"][0]), np.asarray(data["label"][0])
+
+
+AUGMENTATIONS = {
+    # docs/released.md, "Training"
+    "released": Augmentation(
+        zoom=(0.8, 1.18), rotate=0, shift=20, shift_probability=0.5, scale=0, noise=0, background=1 / 3
+    ),
+    "paper": Augmentation(zoom=(0.91, 1.11), zoom_probability=0.3, rotate=0, shift=0, scale=0, noise=0, background=0.5),
+}

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from copy import copy
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from voxsam.data.augmentation import Augmentation, apply
-from voxsam.errors import GeometryError, ImageError
-from voxsam.preprocess import Preprocessing, Window
+from voxsam.data.labelled import Labelled
+from voxsam.data.surroundings import OTHERS, fill, find_place
+from voxsam.preprocess import Preprocessing, Slices, Window
 from voxsam.resample import resample
-from voxsam.volume import Volume
 
 Sample = dict[str, NDArray]
 Prompts = Literal["clicks", "paper", "released"]
@@ -20,31 +21,7 @@ Prompts = Literal["clicks", "paper", "released"]
 IN_TUMOUR, IN_BACKGROUND = 40, 10  # points of a step (paper, Sec. 3.3)
 RELEASED_IN_TUMOUR, RELEASED_ANYWHERE = 10, 20  # docs/released.md, "Training"
 MOST_CLICKS = 10
-BODY_HU = -200.0  # in a CT, what is brighter is not air
-TRIES = 20
 TUMOUR, SEEN = 1, 2  # bits of the array that goes through the transforms as the label
-
-
-@dataclass(frozen=True)
-class Labelled:
-    """A scan with its label (0/1) on the same grid, and where the label's voxels are; arrays may be read as needed."""
-
-    scan: Volume
-    label: Volume
-    foreground: NDArray[np.int32]  # (n, 3) indices
-
-    @classmethod
-    def make(cls, scan: Volume, label: Volume) -> Labelled:
-        """Whatever is above 0 in `label` is foreground. Raises GeometryError for another grid, ImageError for none."""
-        if not label.grid.close_to(scan.grid):
-            given, expected = f"a label on {label.grid}", f"the scan's grid, {scan.grid}"
-            raise GeometryError(given, expected, "resample the label to its scan")
-        foreground = np.argwhere(label.array > 0).astype(np.int32)
-        if not len(foreground):
-            raise ImageError(
-                "a label without tumour", "at least one voxel above 0", "leave the case out (held_out in the recipe)"
-            )
-        return cls(scan, Volume((label.array > 0).astype(np.uint8), scan.grid, "SEG"), foreground)
 
 
 class Sampler:
@@ -60,7 +37,14 @@ class Sampler:
     ) -> None:
         self.preprocessing, self.side, self.augmentation = preprocessing, side, augmentation
         self.prompts: Prompts = prompts
+        self.others: Sequence[Labelled] = ()  # scans whose tissue may surround another's
         self._transform = augmentation.transform(side)
+
+    def among(self, others: Sequence[Labelled]) -> Sampler:
+        """The same sampler, which has the tissue of `others` to surround scans with."""
+        same = copy(self)
+        same.others = others
+        return same
 
     def draw(self, case: Labelled, rng: np.random.Generator) -> Sample:
         """`crop` (1, D, H, W) float32, `label` (1, D, H, W) float32 0/1, `points` (N, 3) float32, `labels` (N,) int64.
@@ -68,8 +52,8 @@ class Sampler:
         `points` are crop voxels; their labels are 1, or -1 for padding. A crop beside the tumour has an empty label.
         """
         a, use = self.augmentation, self.preprocessing
-        beside = _background_voxel(case, rng) if rng.random() < a.background else None
-        voxel = case.foreground[rng.integers(len(case.foreground))] if beside is None else beside
+        beside = case.background_voxel(rng) if rng.random() < a.background else None
+        voxel = case.tumour_voxel(rng) if beside is None else beside
         lattice = use.lattice(case.scan.grid)
         centre = case.scan.grid.index_in(lattice, voxel)
         off_centre = beside is None and rng.random() < a.off_centre
@@ -77,7 +61,9 @@ class Sampler:
             within = np.minimum(a.off_centre_mm / np.array(use.spacing_mm), self.side // 2 - 1)  # stay in the crop
             centre = centre + rng.uniform(-1, 1, 3) * within
         window = Window.around(lattice, centre, (a.reach(self.side),) * 3)
-        image, bits = self._read(case, window, _limits(case, a.margin_mm, rng))
+        image, bits, block = self._read(case, window, _limits(case, a, rng))
+        if a.surroundings and rng.random() < a.surroundings:
+            self._surround(case, image, bits, block, rng)
         at = np.rint(case.scan.grid.index_in(window.grid, voxel)).astype(int)
         if beside is None and ((at >= 0) & (at < window.shape)).all():
             bits[tuple(at)] |= TUMOUR  # a lesion thinner than the crop's voxels must not vanish under its click
@@ -86,22 +72,36 @@ class Sampler:
 
     def _read(
         self, case: Labelled, window: Window, limits: tuple[NDArray, NDArray]
-    ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-        """Intensities less the mean, 0 where the scan (cut to `limits`) has none; and the bits TUMOUR and SEEN."""
+    ) -> tuple[NDArray[np.float32], NDArray[np.uint8], Slices]:
+        """Intensities less the mean, 0 where the scan (cut to `limits`) has none; the bits TUMOUR and SEEN; its box."""
         image, bits = np.zeros(window.shape, np.float32), np.zeros(window.shape, np.uint8)
         at = case.scan.grid.index_in(window.grid, np.stack(limits))
         low, high = np.ceil(at.min(0)).astype(int), np.floor(at.max(0)).astype(int) + 1
-        parts = [
+        box: Slices = tuple(  # type: ignore[assignment]
             slice(max(p.start, a), max(p.start, a, min(p.stop, b)))
             for p, a, b in zip(window.inside(), low, high, strict=True)
-        ]
-        if all(p.stop > p.start for p in parts):
-            grid = window.grid.crop([p.start for p in parts], [p.stop - p.start for p in parts])
-            box = tuple(parts)
+        )
+        if all(p.stop > p.start for p in box):
+            grid = window.grid.crop([p.start for p in box], [p.stop - p.start for p in box])
             image[box] = resample(case.scan, grid, self.preprocessing.interpolation) - self.preprocessing.mean
             bits[box] = SEEN
             bits[box] += np.uint8(TUMOUR) * (resample(case.label, grid, "area") > 0.5)
-        return image, bits
+        return image, bits, box
+
+    def _surround(self, case: Labelled, image: NDArray, bits: NDArray, block: Slices, rng: np.random.Generator) -> None:
+        """Tissue of other scans of the same modality outside `block`, in place; no tumour, whatever it was there."""
+        others = [o for o in self.others if o is not case and o.scan.modality == case.scan.modality]
+        seen = (bits & SEEN) > 0
+        if not seen.any():
+            return
+        for number in rng.permutation(len(others))[:OTHERS]:
+            if seen.all():
+                break
+            window = find_place(others[number], self.preprocessing, image.shape, block, rng)  # type: ignore[arg-type]
+            if window is not None:
+                tissue, theirs, _ = self._read(others[number], window, _whole(others[number]))
+                fill(image, seen, block, tissue, (theirs & SEEN) > 0)
+        bits |= np.uint8(SEEN) * seen
 
     def _sample(
         self, image: NDArray, bits: NDArray, beside: bool, off_centre: bool, rng: np.random.Generator
@@ -127,25 +127,20 @@ class Sampler:
 
 
 def _limits(
-    case: Labelled, margin_mm: tuple[float, float] | None, rng: np.random.Generator
+    case: Labelled, a: Augmentation, rng: np.random.Generator
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """First and last index (3,) that may be seen of a scan: random margins, so that its borders give nothing away."""
-    last = np.array(case.scan.grid.shape) - 1.0
-    if margin_mm is None:
-        return np.full(3, -0.5), last + 0.5
-    margins = rng.uniform(*margin_mm, size=(2, 3)) / case.scan.grid.spacing_mm
-    low, high = case.foreground.min(0) - margins[0], case.foreground.max(0) + margins[1]
-    return np.where(low <= 0, -0.5, low), np.where(high >= last, last + 0.5, high)
+    low, high = _whole(case)
+    if a.margin_mm is None or (a.uncut and rng.random() < a.uncut):
+        return low, high
+    margins = rng.uniform(*a.margin_mm, size=(2, 3)) / case.scan.grid.spacing_mm
+    first, last = case.foreground.min(0) - margins[0], case.foreground.max(0) + margins[1]
+    return np.where(first <= 0, low, first), np.where(last >= high - 0.5, high, last)
 
 
-def _background_voxel(case: Labelled, rng: np.random.Generator) -> NDArray[np.int64] | None:
-    """A voxel of the body outside the tumour, or None if twenty tries find none."""
-    for index in rng.integers(0, case.scan.grid.shape, size=(TRIES, 3)):
-        box = tuple(slice(i, i + 1) for i in index)
-        body = case.scan.modality != "CT" or case.scan.array[box].item() > BODY_HU
-        if body and not case.label.array[box].item():
-            return index
-    return None
+def _whole(case: Labelled) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """First and last index (3,) of a scan, to the outer faces of its voxels."""
+    return np.full(3, -0.5), np.array(case.scan.grid.shape) - 0.5
 
 
 def _some(

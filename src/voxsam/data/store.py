@@ -27,7 +27,7 @@ from zarr.codecs import BloscCodec
 
 from voxsam.data.cases import Fault
 from voxsam.data.fingerprint import Fingerprint
-from voxsam.data.sampling import Labelled
+from voxsam.data.labelled import Labelled
 from voxsam.errors import FileError, InputError
 from voxsam.geometry import Grid
 from voxsam.io.atomic import make_folder

@@ -53,6 +53,8 @@ class Recipe(BaseModel):
     phantom_share: Share = 0.0  # of the crops, falling linearly to `phantom_share_end`
     phantom_share_end: Share = 0.0
     phantom_shape: tuple[PositiveInt, PositiveInt, PositiveInt] = (72, 72, 72)
+    phantom_wide: Share = 0.0  # of the phantoms: a body with all that lies around it, for shapes of 300 mm and more
+    phantom_small: Share = 0.0  # of the phantoms: a lesion of 1 to 60 mL
     # prompts
     prompts: Prompts = "clicks"
     corrections: NonNegativeInt = 4  # most simulated clicks after the first ones, in one step

@@ -16,6 +16,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch.utils.data import DataLoader
 from torch.utils.data import Sampler as TorchSampler
 
+from voxsam.data.phantoms import Scene
 from voxsam.data.sampling import Sampler
 from voxsam.data.stream import SampleStream, load_cases, make_phantoms, validation_samples
 from voxsam.errors import CheckpointError, FileError, UnsupportedError
@@ -39,11 +40,11 @@ def make_stream(recipe: Recipe, data: Path | None) -> SampleStream:
     aside = {*recipe.held_out, *recipe.validation}
     scans = [] if data is None else load_cases(data, leave_out=aside)
     sampler = Sampler(recipe.preprocessing, recipe.model.crop, recipe.augmentation, recipe.prompts)
-    first_seed = 10_000 * (1 + recipe.seed)
+    first_seed, scene = 10_000 * (1 + recipe.seed), Scene(recipe.phantom_wide, recipe.phantom_small)
     return SampleStream(
         sampler,
         scans,
-        make_phantoms(recipe.phantoms, recipe.phantom_shape, recipe.preprocessing.spacing_mm, first_seed),
+        make_phantoms(recipe.phantoms, recipe.phantom_shape, recipe.preprocessing.spacing_mm, first_seed, scene),
         recipe.steps * recipe.batch * recipe.accumulate * recipe.devices * recipe.nodes,
         (recipe.phantom_share, recipe.phantom_share_end),
         recipe.seed,
