@@ -24,9 +24,11 @@ from voxsam.model.network import VoxSAMNetwork
 from voxsam.model.tuning import is_tuned
 from voxsam.session import Session
 from voxsam.testing import stub_network, stub_scan
-from voxsam.training import run
+from voxsam.training import run, samples
 from voxsam.training.recipe import Recipe
-from voxsam.training.run import Onwards, make_network, make_stream, train
+from voxsam.training.run import train
+from voxsam.training.samples import Onwards, make_stream
+from voxsam.training.start import make_network
 from voxsam.training.task import SegmentationTask
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's hints on loaders and loggers
@@ -62,20 +64,20 @@ def every_step(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run.lightning, "Trainer", lambda **k: whole(**{**k, "log_every_n_steps": 1, **QUIET}))
 
 
-QUIET = {"enable_progress_bar": False, "enable_model_summary": False}
+QUIET = {"enable_model_summary": False}
 
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The numbers of the samples that are drawn."""
     numbers: list[int] = []
-    whole = run.SampleStream.__getitem__
+    whole = samples.SampleStream.__getitem__
 
     def note(self, number):
         numbers.append(number)
         return whole(self, number)
 
-    monkeypatch.setattr(run.SampleStream, "__getitem__", note)
+    monkeypatch.setattr(samples.SampleStream, "__getitem__", note)
     return numbers
 
 
