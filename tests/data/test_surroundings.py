@@ -54,21 +54,22 @@ def test_the_block_stays_and_the_rest_is_the_other_scan_without_its_tumour() -> 
 
 
 def test_the_seam_fades_over_a_few_voxels() -> None:
-    image, seen = np.full((9, 4, 5), 7.0, np.float32), np.zeros((9, 4, 5), bool)
+    image, seen = np.full((2, 9, 4, 5), 7.0, np.float32), np.zeros((9, 4, 5), bool)
     block = np.s_[2:4, 0:4, 0:5]
-    image[block], seen[block] = 1.0, True
-    fill(image, seen, block, np.full(image.shape, 5.0, np.float32), np.ones(image.shape, bool))
+    image[0][block], image[1][block], seen[block] = 1.0, 20.0, True
+    fill(image, seen, block, np.full(image.shape, 5.0, np.float32), np.ones(seen.shape, bool))
     assert seen.all() and SEAM == 3
-    np.testing.assert_allclose(image[:, 1, 2], [3, 2, 1, 1, 2, 3, 4, 5, 5])
+    np.testing.assert_allclose(image[0, :, 1, 2], [3, 2, 1, 1, 2, 3, 4, 5, 5])
+    np.testing.assert_allclose(image[1, :, 1, 2], [12.5, 16.25, 20, 20, 16.25, 12.5, 8.75, 5, 5])
 
 
 def test_only_what_is_known_and_not_yet_seen_is_filled() -> None:
-    image, seen = np.zeros((8, 3, 3), np.float32), np.zeros((8, 3, 3), bool)
+    image, seen = np.zeros((1, 8, 3, 3), np.float32), np.zeros((8, 3, 3), bool)
     seen[:2] = True
-    known = np.zeros(image.shape, bool)
+    known = np.zeros(seen.shape, bool)
     known[1:5] = True
     fill(image, seen, np.s_[0:2, 0:3, 0:3], np.full(image.shape, 9.0, np.float32), known)
-    assert image[1].max() == 0 and image[2:5].min() > 0 and not image[5:].any()
+    assert image[0, 1].max() == 0 and image[0, 2:5].min() > 0 and not image[0, 5:].any()
     np.testing.assert_array_equal(seen[:, 0, 0], [1, 1, 1, 1, 1, 0, 0, 0])
 
 

@@ -15,7 +15,7 @@ from voxsam.data.phantoms import CLOSE, Scene, make_phantom
 from voxsam.data.sampling import Sample, Sampler
 from voxsam.data.store import open_store, read_description
 from voxsam.errors import FileError, InputError
-from voxsam.io import read_volume
+from voxsam.io import read_channels, read_volume
 
 
 def load_cases(folder: Path, *, leave_out: Collection[str] = (), only: Collection[str] | None = None) -> list[Labelled]:
@@ -45,9 +45,10 @@ def _source(folder: Path) -> tuple[Callable[[str], Labelled], set[str], set[str]
 
 
 def _load(case: Case) -> Labelled:
-    scan, label = read_volume(case.image), read_volume(case.label, labels=True)
+    scan, *further = (channel for path in case.images for channel in read_channels(path))
+    label = read_volume(case.label, labels=True)
     try:
-        return Labelled.make(scan, label)
+        return Labelled.make(scan, label, further)
     except InputError as error:
         raise type(error)(f"{case.name}: {error.given}", error.expected, error.remedy) from error
 

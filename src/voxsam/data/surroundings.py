@@ -44,15 +44,16 @@ def fill(
     tissue: NDArray[np.float32],
     known: NDArray[np.bool_],
 ) -> None:
-    """Put `tissue` into `image` where it is `known` and nothing was `seen`, and say so there; arrays of one shape.
+    """Put `tissue` (C, ...) into `image` (C, ...) where it is `known` (...) and nothing was `seen`, and say so there.
 
     What was seen stays as it is. The outermost voxels of `block` go on for SEAM voxels beyond it, fading.
     """
-    lines = [np.arange(n) for n in image.shape]
+    lines = [np.arange(n) for n in seen.shape]
     inner = [line.clip(part.start, part.stop - 1) for line, part in zip(lines, block, strict=True)]
     apart = np.ix_(*(np.square(a - b, dtype=np.float32) for a, b in zip(lines, inner, strict=True)))
     distance = np.sqrt(apart[0] + apart[1] + apart[2])
     own = np.clip(1 - distance / np.float32(SEAM + 1), 0, 1)
     use = known & ~seen
-    image[use] = (own * image[np.ix_(*inner)] + (1 - own) * tissue)[use]
+    edge = image[:, *np.ix_(*inner)]
+    image[:, use] = (own * edge + (1 - own) * tissue)[:, use]
     seen |= use
