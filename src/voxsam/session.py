@@ -59,6 +59,11 @@ class Session:
         """The scan's grid as the model sees it: its axes and spacing."""
         return self.model.card.preprocessing.lattice(self.volume.grid)
 
+    @property
+    def _follows(self) -> bool:
+        """Whether a mask is continued in crops without a click: a model that cannot see the clicks would guess."""
+        return self.follow and self.model.far_clicks
+
     # What a user does
 
     def click(self, index: Sequence[float], positive: bool = True) -> Volume:
@@ -217,7 +222,7 @@ class Session:
         merged = merge(pieces)
         waiting = [w for piece in pieces for w in next_windows(piece, piece[1] > THRESHOLD)]
         while waiting := [w for w in waiting if is_new(w, [window for window, _ in pieces])]:
-            if not self.follow or len(pieces) >= MOST_CROPS:
+            if not self._follows or len(pieces) >= MOST_CROPS:
                 return merged, len(pieces), False
             window = waiting.pop(0)
             piece = (window, connected((window, self._encoded.decode(window, at, looks, labels)), merged))
@@ -247,7 +252,7 @@ class Session:
         if used > chosen:
             crops = "one further crop" if used - chosen == 1 else f"{used - chosen} further crops"
             messages.append(f"the mask reached the border of its crop and was followed into {crops}")
-        if not complete and self.follow:
+        if not complete and self._follows:
             messages.append(f"the mask was not followed beyond {used} crops and may be incomplete")
         elif not complete:
             messages.append("the mask reaches the border of its crop and was not followed beyond it")
