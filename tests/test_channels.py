@@ -1,22 +1,25 @@
-"""Models of several image channels: what they add is only what they need, and each image keeps its place and numbers."""
+"""Models of several image channels: they add only what they need, and each image keeps its place and its numbers."""
 
 from __future__ import annotations
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
 
 from tests.known_model import FAR, KnownModel, block_scan, upright
 from voxsam.automatic import segment_automatically
+from voxsam.cli import main
 from voxsam.errors import UnsupportedError
 from voxsam.geometry import Grid
+from voxsam.io import read_volume, write_volume
 from voxsam.model.card import Card
 from voxsam.model.checkpoint import load_model, save_model
 from voxsam.model.network import VoxSAMNetwork
 from voxsam.model.patch_embedding import PatchEmbedding
 from voxsam.preprocess import Intensity, Preprocessing, Window, read_crops
 from voxsam.session import Session
-from voxsam.testing import stub_network
+from voxsam.testing import stub_network, stub_scan
 from voxsam.volume import Volume
 
 T2 = Intensity(modality="MR", clip=(0, 900), mean=300, sd=150)
@@ -140,3 +143,24 @@ def test_another_number_of_images_is_refused_in_words() -> None:
         Session(SecondChannel(), scan)  # type: ignore[arg-type]
     with pytest.raises(UnsupportedError, match=r"2 images for the model stub; expected 1 of the same patient \(CT\)"):
         segment_automatically(stub_network(automatic=True), (scan, scan))
+
+
+def test_the_command_line_takes_further_images_and_files_of_several(tmp_path, capsys) -> None:
+    """The same mask from two files and from one file with two volumes; a missing channel is named."""
+    given = stub_scan()
+    first, second = tmp_path / "t1.nii.gz", tmp_path / "t2.nii.gz"
+    model, both = tmp_path / "mr.safetensors", tmp_path / "both.nii.gz"
+    save_model(two_channels(), model)
+    t2 = given.scan.with_array((given.scan.array + 200) * 2)
+    write_volume(given.scan, first)
+    write_volume(t2, second)
+    image = nib.Nifti1Image(np.stack([given.scan.array, t2.array], -1), given.scan.grid.affine)
+    nib.save(image, both)
+    click = ["--click", ",".join(map(str, given.click)), "--model", str(model), "--quiet", "--device", "cpu"]
+    assert main(["segment", str(first), "--channel", str(second), *click, "-o", str(tmp_path / "a.nii.gz")]) == 0
+    assert main(["segment", str(both), *click, "-o", str(tmp_path / "b.nii.gz")]) == 0
+    masks = [read_volume(tmp_path / name, labels=True) for name in ("a.nii.gz", "b.nii.gz")]
+    np.testing.assert_array_equal(masks[0].array, masks[1].array)
+    assert masks[0].grid.close_to(given.scan.grid)
+    assert main(["segment", str(first), *click, "-o", str(tmp_path / "c.nii.gz")]) == 2
+    assert "1 image for the model stub; expected 2 of the same patient (CT, MR)" in capsys.readouterr().err
