@@ -89,13 +89,13 @@ class WriteModels(Callback):
         """Called by Lightning after the averaging callback has put the averaged weights in place."""
         assert isinstance(pl_module, SegmentationTask)
         state = trainer.strategy.lightning_module_state_dict()  # of sharded tensors: whole, and on the first process
-        if not trainer.is_global_zero:
-            return
-        write_model(pl_module.network.card, state, self.out / "model.safetensors")
-        best = self.out / f"{BEST}.ckpt"
-        if best.is_file():
-            state = torch.load(best, map_location="cpu", weights_only=False, mmap=True)["state_dict"]
-            write_model(pl_module.network.card, state, self.out / "best.safetensors")
+        if trainer.is_global_zero:
+            write_model(pl_module.network.card, state, self.out / "model.safetensors")
+            best = self.out / f"{BEST}.ckpt"
+            if best.is_file():
+                state = torch.load(best, map_location="cpu", weights_only=False, mmap=True)["state_dict"]
+                write_model(pl_module.network.card, state, self.out / "best.safetensors")
+        trainer.strategy.barrier()  # whoever returns from training finds the files
 
 
 def write_model(card: Card, state: Mapping[str, Tensor], path: Path) -> None:

@@ -1,15 +1,13 @@
 """How much memory a training step takes, told before it is needed, and which dial to turn where there is too little.
 
-What a step keeps for its backward pass grows with the voxels of its crops. So it is measured: the network takes one
-small crop forward while every tensor that autograd keeps is counted, and the count is scaled to the recipe's crop and
-batch. To it come the weights, their gradients, the optimiser's two moments, and the averages. docs/training.md says how
-far the estimate was from measured peaks.
+What a step keeps for its backward pass grows with the voxels of its crops. So it is measured: the network takes a
+small crop forward, and one twice as long, while every tensor that autograd keeps is counted; the difference is scaled to
+the recipe's crop and batch. To it come the weights, their gradients, the optimiser's two moments, and the averages.
+docs/training.md says how far the estimate was from measured peaks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,14 +15,15 @@ import psutil
 import torch
 from monai.losses import DiceCELoss
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from voxsam.errors import InputError
 from voxsam.model.network import VoxSAMNetwork
 from voxsam.model.promptable import Promptable
 from voxsam.training.recipe import Recipe
 
-PROGRAM = 0.55e9  # bytes: Python, torch and Lightning themselves, before any tensor
-WORKING = 1.15  # of what is kept: gradients on their way back, and the work space of convolutions
+PROGRAM = 0.65e9  # bytes: Python, torch, Lightning and the weights of convolutions in another order
+WORKING = 1.5  # times what is kept: gradients on their way back, and the work space of convolutions
 ERROR = 0.25  # largest share by which a measured peak differed (docs/training.md)
 SMALL = 32  # voxels, side of the crop that is measured
 POINTS = 10
@@ -33,31 +32,33 @@ CGROUP = Path("/sys/fs/cgroup")
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes of one network: its parameters, those of them that are tuned, and what one crop keeps for the way back.
+    """Bytes of one network: its parameters, those of them that are tuned, and what is kept for the way back.
 
-    `again`: what it keeps if the encoder's blocks are computed again.
+    `once`: for any crops together, such as weights in bfloat16. `kept`: for each crop. `again`: for each crop, if the
+    encoder's blocks are computed again.
     """
 
     parameters: int
     tuned: int
+    once: float
     kept: float
     again: float
 
     @classmethod
     def of(cls, network: Promptable, recipe: Recipe) -> Footprint:
-        """Measured with the recipe's prompts and precision; takes a second or two for ViT-B."""
-        parameters = list(network.parameters())
+        """Measured with the recipe's prompts and precision; takes some seconds for ViT-B."""
         small = min(recipe.model.crop, max(SMALL, recipe.model.stride * recipe.model.window))
+        one, two = (_measure(network, recipe, (times * small, small, small)) for times in (1, 2))
         scale = (recipe.model.crop / small) ** 3
-        with _blocks_kept(network) as blocks:
-            kept = _forward(network, recipe, small, blocks)
-        inputs = [given for given, _ in blocks.sizes]
-        inside = [own for _, own in blocks.sizes]
+        inside = [longer - block for block, longer in zip(one.inside, two.inside, strict=True)]
+        kept, inputs = two.total - one.total, two.inputs - one.inputs
         outside = kept - sum(inside)  # given back before the last block is computed again
-        again = sum(inputs) + max(outside, max(inside, default=0))
+        again = inputs + max(outside, max(inside, default=0))
+        parameters = list(network.parameters())
         return cls(
             sum(p.nbytes for p in parameters),
             sum(p.nbytes for p in parameters if p.requires_grad),
+            max(0, one.total - kept),
             kept * scale,
             again * scale,
         )
@@ -66,7 +67,7 @@ class Footprint:
         """Bytes at the peak of a step, on each device, without the program itself."""
         shards = recipe.devices * recipe.nodes if recipe.strategy.startswith("fsdp") else 1
         fixed = self.parameters * (2 if recipe.ema else 1) + 3 * self.tuned
-        return fixed / shards + WORKING * recipe.batch * (self.again if recipe.recompute else self.kept)
+        return fixed / shards + self.once + WORKING * recipe.batch * (self.again if recipe.recompute else self.kept)
 
 
 def check_memory(network: Promptable, recipe: Recipe, device: torch.device, strict: bool = True) -> str:
@@ -139,8 +140,8 @@ class _Tally:
     """Counts the bytes of the tensors that autograd keeps, each storage once, less the parameters."""
 
     def __init__(self, network: nn.Module) -> None:
-        self.total = 0
-        self.sizes: list[tuple[int, int]] = []  # of each block of the encoder: its input, and what it keeps
+        self.total = self.inputs = 0
+        self.inside: list[int] = []  # what each block of the encoder keeps; `inputs`: what goes into all of them
         self._seen = {p.untyped_storage().data_ptr() for p in network.parameters()}
         self._held: list[Tensor] = []  # a storage that is gone would leave its address to another
 
@@ -152,34 +153,44 @@ class _Tally:
             self._held.append(tensor.detach())
             self.total += storage.nbytes()
 
+    def enter(self, block: nn.Module, given: tuple[Tensor, ...]) -> None:
+        """Before a block."""
+        self.inputs += given[0].nbytes
+        self.inside.append(-self.total)
 
-@contextmanager
-def _blocks_kept(network: Promptable) -> Iterator[_Tally]:
-    """A tally that also notes what each block of the encoder keeps, with recomputation off meanwhile."""
-    tally, hooks = _Tally(network), []
-    if isinstance(network, VoxSAMNetwork):
-        encoder, before = network.image_encoder, network.image_encoder.recompute
-        encoder.recompute = False
-        starts: list[int] = []
-        for block in encoder.blocks:
-            hooks.append(block.register_forward_pre_hook(lambda *_: starts.append(tally.total)))
-            note = lambda _, given, __: tally.sizes.append((given[0].nbytes, tally.total - starts[-1]))  # noqa: E731
-            hooks.append(block.register_forward_hook(note))
+    def leave(self, block: nn.Module, given: tuple[Tensor, ...], answer: Tensor) -> None:
+        """After it."""
+        self.inside[-1] += self.total
+
+
+def _measure(network: Promptable, recipe: Recipe, shape: tuple[int, int, int]) -> _Tally:
+    """One crop of a shape through the network, no block computed again."""
+    tally = _Tally(network)
+    if not isinstance(network, VoxSAMNetwork):
+        _forward(network, recipe, shape, tally)
+        return tally
+    encoder = network.image_encoder
+    before, encoder.recompute = encoder.recompute, False
+    hooks = [hook for block in encoder.blocks for hook in _around(block, tally)]
     try:
-        yield tally
+        _forward(network, recipe, shape, tally)
     finally:
+        encoder.recompute = before
         for hook in hooks:
             hook.remove()
-        if isinstance(network, VoxSAMNetwork):
-            network.image_encoder.recompute = before
+    return tally
 
 
-def _forward(network: Promptable, recipe: Recipe, side: int, tally: _Tally) -> int:
-    """One crop through the network as in a training step with all its corrections -> bytes kept."""
+def _around(block: nn.Module, tally: _Tally) -> tuple[RemovableHandle, RemovableHandle]:
+    return block.register_forward_pre_hook(tally.enter), block.register_forward_hook(tally.leave)
+
+
+def _forward(network: Promptable, recipe: Recipe, shape: tuple[int, int, int], tally: _Tally) -> None:
+    """One crop as in a training step with all its corrections, up to the loss."""
     device = next(network.parameters()).device
     seeded = torch.Generator().manual_seed(0)  # the global state of random numbers is the training's
-    crop = torch.randn(1, recipe.model.channels, side, side, side, generator=seeded).to(device)
-    truth, points = (crop[:, :1] > 1).float(), torch.full((1, POINTS, 3), side / 2, device=device)
+    crop = torch.randn(1, recipe.model.channels, *shape, generator=seeded).to(device)
+    truth, points = (crop[:, :1] > 1).float(), torch.full((1, POINTS, 3), shape[1] / 2, device=device)
     labels = torch.ones(1, POINTS, dtype=torch.long, device=device)
     criterion = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision != "32-true")
@@ -190,7 +201,6 @@ def _forward(network: Promptable, recipe: Recipe, side: int, tally: _Tally) -> i
             looks = network.sample(features, points)
             logits = network.decode(features, crop, points, looks=looks, labels=labels, static=static)
             criterion(logits, truth)
-    return tally.total
 
 
 def _gb(number: float) -> str:

@@ -79,7 +79,7 @@ def answer(task: SegmentationTask, sample: Sample) -> NDArray[np.uint8]:
     crop, points, labels = (torch.from_numpy(sample[key])[None].to(device) for key in ("crop", "points", "labels"))
     first = _first_click(sample)
     with torch.no_grad():
-        logits = task.network(crop, points[:, first : first + 1], labels[:, first : first + 1])
+        logits = task.answer(crop, points[:, first : first + 1], labels[:, first : first + 1])
     return logits[0].argmax(0).to(torch.uint8).cpu().numpy()
 
 

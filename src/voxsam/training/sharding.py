@@ -1,7 +1,8 @@
 """`strategy: fsdp`: parameters, gradients and moments divided among the processes (PyTorch's FSDP2).
 
 Each block of the image encoder is gathered when it computes and given back afterwards; the rest of the network is one
-more unit. Checkpoints are single whole files, as those of any other run: one of them may go on as the other.
+more unit. Single numbers cannot be divided and are frozen: the gains of the relative positions, which the paper
+freezes, too. Checkpoints are single whole files, as those of any other run: one of them may go on as the other.
 """
 
 from __future__ import annotations
@@ -52,10 +53,13 @@ class ShardedTask(SegmentationTask):
             return
         assert self.device_mesh is not None
         mesh = self.device_mesh["data_parallel"]
+        scalars = {parameter for parameter in self.network.parameters() if parameter.ndim == 0}
+        for parameter in scalars:
+            parameter.requires_grad_(False)
         if isinstance(self.network, VoxSAMNetwork):
             for block in self.network.image_encoder.blocks:
-                fully_shard(block, mesh=mesh)
-        fully_shard(self.network, mesh=mesh, reshard_after_forward=True)
+                fully_shard(block, mesh=mesh, ignored_params=scalars)
+        fully_shard(self.network, mesh=mesh, reshard_after_forward=True, ignored_params=scalars)
         for name in ENTRIES:
             register_fsdp_forward_method(self.network, name)
 
