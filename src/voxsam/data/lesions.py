@@ -53,8 +53,9 @@ def resample_label(
 
     `points` (n, 3) are indices of `mask`; also (n, 3) the voxels of `target` under them.
     """
-    label = resample_scan(mask, target, "area") > 0.5
-    label |= _thin_parts(label, _touched(mask, target))
+    label, touched = resample_scan(mask, target, "area") > 0.5, _touched(mask, target)
+    for box in scipy.ndimage.find_objects(touched.astype(np.uint8)):  # one: most of a scan is background
+        label[box] |= _thin_parts(label[box], touched[box])
     at = _voxels_under(mask.grid, target, points)
     label[tuple(at.T)] = True
     return label.astype(np.uint8), at
@@ -65,8 +66,8 @@ def _thin_parts(label: NDArray[np.bool_], touched: NDArray[np.bool_]) -> NDArray
 
     A rim is at most a voxel wide: what lies further from the label is thin, and so is what joins it to the label.
     """
-    apart = touched & ~scipy.ndimage.binary_dilation(label, TOUCHING)
-    return touched & scipy.ndimage.binary_dilation(apart, TOUCHING) if apart.any() else apart
+    apart = touched & ~np.asarray(scipy.ndimage.binary_dilation(label, TOUCHING))
+    return touched & np.asarray(scipy.ndimage.binary_dilation(apart, TOUCHING)) if apart.any() else apart
 
 
 def _touched(mask: Volume, target: Grid) -> NDArray[np.bool_]:

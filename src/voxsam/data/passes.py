@@ -148,7 +148,7 @@ def make_case(job: CaseJob) -> CaseRecord:
     scans = [scan for path in case.images for scan in read_channels(path)]
     grid, lattice = scans[0].grid, job.preprocessing.lattice(scans[0].grid)
     channels = [_resampled(Volume(scan.array, grid), lattice, job.preprocessing) for scan in scans]
-    body = body_box(Volume(channels[0], lattice, scans[0].modality))
+    first, last = body_box(Volume(channels[0], lattice, scans[0].modality)).tolist()
     tumour = job.choice(read_volume(case.label, labels=True).array)
     points = deepest_points(tumour, grid.spacing_mm)
     label, kept = resample_label(Volume(tumour.astype(np.uint8), grid, "SEG"), lattice, points)
@@ -164,7 +164,7 @@ def make_case(job: CaseJob) -> CaseRecord:
         volume_ml=int(tumour.sum()) * grid.voxel_volume_ml,
         lesions=len(points),
         voxels=int(label.sum()),
-        body=tuple(tuple(row) for row in body.tolist()),
+        body=((first[0], first[1], first[2]), (last[0], last[1], last[2])),
     )
     write_case(job.folder, channels, label, sample_positions(label, kept), record)
     return record

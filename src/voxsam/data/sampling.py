@@ -118,8 +118,8 @@ class Sampler:
         channels = [use.channel(number) for number in range(use.channels)]
         crop = np.stack([c.normalise(part + c.mean) for c, part in zip(channels, image, strict=True)])
         if self.augmentation.offset:
-            shifter = self._shifter.set_random_state(int(rng.integers(2**32)))
-            crop = np.asarray(shifter(crop), dtype=np.float32)
+            self._shifter.set_random_state(int(rng.integers(2**32)))
+            crop = np.asarray(self._shifter(crop), dtype=np.float32)
         crop = np.where(bits & SEEN, crop, np.float32(0))
         label = (bits & TUMOUR) > 0
         if not beside and not label.any():
