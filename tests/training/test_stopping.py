@@ -15,14 +15,17 @@ import torch
 from tests.training.minuscule import losses, recipe, rows, write
 from voxsam.cli import main
 from voxsam.model.checkpoint import load_model
+from voxsam.training import run
 from voxsam.training.keep import ContinuedLog, WholeCheckpoints, steps_done
 from voxsam.training.run import train
+from voxsam.training.samples import make_stream
 from voxsam.training.stop import StopOnSignal
-from voxsam.training.task import SegmentationTask
+from voxsam.training.task import VALIDATION, SegmentationTask
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's hints on loaders and loggers
 
 STEPS, EVERY = 9, 2
+NO_CASES = {"validation": ()}
 KILLED = """
 import os, signal, sys
 from voxsam.cli import main
@@ -44,8 +47,8 @@ def test_a_run_killed_at_a_random_step_has_the_loss_curve_of_an_uninterrupted_on
     path = write(tmp_path / "recipe.yaml", steps=STEPS, checkpoint_every=EVERY)
     words = ["train", str(path), "-o", str(tmp_path / "cut")]
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    run = subprocess.run([sys.executable, "-c", KILLED, str(fatal), *words], env=environment, capture_output=True)
-    assert run.returncode == -signal.SIGKILL, run.stderr.decode("utf-8", "replace")[-2000:]
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(fatal), *words], env=environment, capture_output=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode("utf-8", "replace")[-2000:]
     done = steps_done(tmp_path / "cut" / "last.ckpt")
     assert fatal - EVERY < done <= fatal
     assert [step for step, _ in losses(tmp_path / "cut")] == list(range(fatal))
@@ -55,6 +58,41 @@ def test_a_run_killed_at_a_random_step_has_the_loss_curve_of_an_uninterrupted_on
     assert [step for step, _ in losses(tmp_path / "cut")] == list(range(STEPS))
     first, second = load_model(whole, "cpu").state_dict(), load_model(tmp_path / "cut/model.safetensors").state_dict()
     assert all(torch.equal(first[name], second[name].cpu()) for name in first)
+
+
+def test_a_run_that_goes_on_knows_how_good_its_best_validation_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second validation is the best, its step's checkpoint is the last, and the third is worse."""
+    scores = iter([0.25, 0.75, 0.5, 0.625])
+
+    def known(self, batch, _):
+        self.log(VALIDATION, next(scores), on_epoch=True, batch_size=1)
+
+    monkeypatch.setattr(SegmentationTask, "validation_step", known)
+    monkeypatch.setattr(run, "make_validation", lambda *_: [{"number": np.array(0)}])
+    given = {"validation": ["known"], "validate_every": 1, "patience": 3}
+    step = SegmentationTask.training_step
+
+    def fail_at_third(self, batch, number):
+        if self.global_step == 2:
+            raise RuntimeError("the machine went away")
+        return step(self, batch, number)
+
+    monkeypatch.setattr(run, "make_stream", lambda recipe, _: make_stream(recipe.model_copy(update=NO_CASES), None))
+    with monkeypatch.context() as patch:
+        patch.setattr(SegmentationTask, "training_step", fail_at_third)
+        with pytest.raises(RuntimeError, match="went away"):
+            train(recipe(steps=4, **given), None, tmp_path)
+    train(recipe(steps=4, **given), None, tmp_path)
+    assert [float(row["validation dice"]) for row in rows(tmp_path) if row["validation dice"]] == [
+        0.25,
+        0.75,
+        0.5,
+        0.625,
+    ]
+    assert steps_done(tmp_path / "best.ckpt") == 2
+    assert steps_done(tmp_path / "last.ckpt") == 4
 
 
 @pytest.mark.parametrize("asked", [signal.SIGINT, signal.SIGTERM])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 import torch
 import yaml
 
-from tests.training.minuscule import losses, recipe
+from tests.training.minuscule import losses, recipe, write
 from voxsam.cli import main
 from voxsam.data.phantoms import make_phantom
 from voxsam.data.store import open_store
@@ -214,6 +215,26 @@ def test_two_processes_train_as_one_with_twice_the_batch(tmp_path: Path) -> None
         found.append(losses(tmp_path / name))
     assert len(found[0]) == 6
     np.testing.assert_allclose([loss for _, loss in found[1]], [loss for _, loss in found[0]], atol=1e-4)
+
+
+@pytest.mark.slow
+def test_two_nodes_of_one_process_train_as_one_with_twice_the_batch(tmp_path: Path) -> None:
+    """Two machines as far as Lightning can tell: each is started by itself and finds the other by its address."""
+    path = write(tmp_path / "recipe.yaml", steps=4)
+    train(recipe(steps=4, batch=2), None, tmp_path / "one")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+    words = [sys.executable, "-m", "voxsam.cli", "train", str(path), "-o", str(tmp_path / "two")]
+    options = ["--batch=1", "--devices=1", "--nodes=2", "--strategy=ddp"]
+    nodes = [
+        subprocess.Popen([*words, *options], env={**os.environ, **address, "NODE_RANK": str(node)}) for node in range(2)
+    ]
+    assert [node.wait(timeout=300) for node in nodes] == [0, 0]
+    wanted, found = losses(tmp_path / "one"), losses(tmp_path / "two")
+    assert [step for step, _ in found] == [0, 1, 2, 3]
+    np.testing.assert_allclose([loss for _, loss in found], [loss for _, loss in wanted], atol=1e-4)
 
 
 def test_a_prepared_data_set_says_its_own_preprocessing_and_validation(tmp_path: Path) -> None:

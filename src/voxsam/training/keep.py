@@ -10,7 +10,7 @@ from typing import Any
 import lightning
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from torch import Tensor
@@ -38,6 +38,21 @@ class WholeCheckpoints(TorchCheckpointIO):
         make_folder(Path(path).parent)
         with atomic_path(path) as temporary:
             torch.save(checkpoint, temporary)
+
+
+class KeepValidation(Checkpoint):
+    """Writes a step's last.ckpt again after its validation: a run that goes on must know how good its best one was.
+
+    Stands after the checkpoint of the best validation; `every` steps there is a last one.
+    """
+
+    def __init__(self, path: Path, every: int) -> None:
+        self.path, self.every = path, every
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Called by Lightning when the weights of training are in place again."""
+        if trainer.global_step % self.every == 0:
+            trainer.save_checkpoint(self.path)
 
 
 def steps_done(checkpoint: Path) -> int:

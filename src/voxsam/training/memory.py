@@ -1,8 +1,8 @@
 """How much memory a training step takes, told before it is needed, and which dial to turn where there is too little.
 
 What a step keeps for its backward pass grows with the voxels of its crops. So it is measured: the network takes a
-small crop forward, and one twice as long, while every tensor that autograd keeps is counted; the difference is scaled to
-the recipe's crop and batch. To it come the weights, their gradients, the optimiser's two moments, and the averages.
+small crop forward, and one twice as long, while every tensor that autograd keeps is counted; the difference is scaled
+to the recipe's crop and batch. To it come the weights, their gradients, the optimiser's two moments, and the averages.
 docs/training.md says how far the estimate was from measured peaks.
 """
 

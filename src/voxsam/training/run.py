@@ -17,7 +17,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.data import DataLoader
 
 from voxsam.errors import UnsupportedError
-from voxsam.training.keep import BEST, LAST, ContinuedLog, WholeCheckpoints, WriteModels, steps_done
+from voxsam.training.keep import BEST, LAST, ContinuedLog, KeepValidation, WholeCheckpoints, WriteModels, steps_done
 from voxsam.training.memory import check_memory
 from voxsam.training.pictures import DrawExamples
 from voxsam.training.progress import LiveProgress
@@ -83,7 +83,7 @@ def _trainer(recipe: Recipe, out: Path, pictures: list[Callback], **options: Any
     first_step = steps_done(last)
     settings: dict[str, Any] = {
         "max_steps": recipe.steps,
-        "max_epochs": 1,
+        "max_epochs": -1,  # a finished run that gets more steps begins another of Lightning's epochs
         "accumulate_grad_batches": recipe.accumulate,
         "precision": recipe.precision,
         "callbacks": _callbacks(recipe, out, pictures),
@@ -122,4 +122,6 @@ def _callbacks(recipe: Recipe, out: Path, pictures: list[Callback]) -> list[Call
         callbacks.append(ModelCheckpoint(out, BEST, VALIDATION, mode="max", enable_version_counter=False))
         if recipe.patience is not None:
             callbacks.append(EarlyStopping(VALIDATION, mode="max", patience=recipe.patience))
+        assert recipe.checkpoint_every is not None
+        callbacks.append(KeepValidation(out / f"{LAST}.ckpt", recipe.checkpoint_every))
     return callbacks

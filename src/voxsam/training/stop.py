@@ -25,13 +25,13 @@ class Stopped(VoxSAMError):
 
 
 class StopOnSignal(Callback):
-    """Raises Stopped at the end of the step in which a signal came; a second signal is a KeyboardInterrupt at once.
+    """Raises Stopped after the step in which a signal came; a second signal is a KeyboardInterrupt at once.
 
     Stands after the callback that averages weights: the checkpoint is to hold the step's averages.
     """
 
     def __init__(self, checkpoint: Path) -> None:
-        self.checkpoint, self.asked = checkpoint, False
+        self.checkpoint, self.asked, self._stops = checkpoint, False, False
         self._before: dict[int, Any] = {}
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
@@ -42,10 +42,15 @@ class StopOnSignal(Callback):
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: object, **__: object
     ) -> None:
-        """Stop between two steps, all processes after the same one."""
+        """After a step, in all processes after the same one: keep it."""
         whole = trainer.fit_loop.epoch_loop.batch_progress.current.ready % trainer.accumulate_grad_batches == 0
         if whole and trainer.strategy.reduce_boolean_decision(self.asked, all=False):
             trainer.save_checkpoint(self.checkpoint)
+            self._stops = True
+
+    def on_train_batch_start(self, trainer: lightning.Trainer, *_: object, **__: object) -> None:
+        """Stop before the next step: by now the last one is logged, which comes after its end."""
+        if self._stops:
             raise Stopped(trainer.global_step, self.checkpoint)
 
     def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
