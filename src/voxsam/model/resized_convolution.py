@@ -15,16 +15,16 @@ TAPS = 3  # of the kernel, on each axis
 
 
 @lru_cache(maxsize=32)
+@torch.inference_mode(False)  # a table made while clicking must also serve training
 def _resize_taps(length: int, size: int) -> Tensor:
     """(3, size, length) float64: tap a of row p weighs the map's own samples for the enlarged sample p + a - 1.
 
     Linear with align_corners=True; rows beyond the ends are 0, as the convolution's padding is.
     """
-    with torch.inference_mode(False):  # kept for training, too
-        at = torch.linspace(0, length - 1, size, dtype=torch.float64)
-        rows = (1 - (at[:, None] - torch.arange(length)).abs()).clamp(min=0)
-        padded = F.pad(rows, (0, 0, 1, 1))
-        return torch.stack([padded[tap : tap + size] for tap in range(TAPS)])
+    at = torch.linspace(0, length - 1, size, dtype=torch.float64)
+    rows = (1 - (at[:, None] - torch.arange(length)).abs()).clamp(min=0)
+    padded = F.pad(rows, (0, 0, 1, 1))
+    return torch.stack([padded[tap : tap + size] for tap in range(TAPS)])
 
 
 def resized_convolution(x_nCdhw: Tensor, weight: Tensor, size: tuple[int, ...]) -> Tensor:
