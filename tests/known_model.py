@@ -30,6 +30,8 @@ class KnownModel(nn.Module):
     that looks just like a negative click the probability is 0.
     """
 
+    far_clicks = True
+
     def __init__(self, axes: str = "SAR", spacing=(1.0, 1.0, 1.0), crop: int = CROP, polarity: bool = True) -> None:
         super().__init__()
         preprocessing = Preprocessing(axes=axes, spacing_mm=spacing, clip=(-1, 1), mean=0, sd=1)

@@ -17,7 +17,7 @@ from voxsam.prompts import Point
 from voxsam.systems.click_unet import BALL, ClickUNet, draw_clicks
 from voxsam.testing import stub_network, stub_scan
 from voxsam.training.recipe import Recipe
-from voxsam.training.run import make_network
+from voxsam.training.start import make_network
 
 
 @pytest.fixture(scope="module")

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 import zipfile
 from pathlib import Path
 
 import pytest
 import SimpleITK as sitk
+import yaml
 
+from tests.training.minuscule import recipe
 from voxsam.cli import main
 from voxsam.io import read_volume, write_volume
 from voxsam.model.checkpoint import save_model
 from voxsam.testing import stub_network
 
-USAGE = Path(__file__).resolve().parents[1] / "docs" / "usage.md"
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+USAGE, TRAINING = DOCS / "usage.md", DOCS / "training.md"
 BLOCKS = re.compile(r"^```(sh|python)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
@@ -74,3 +78,24 @@ def test_every_block_of_the_usage_page_runs(tmp_path: Path, monkeypatch: pytest.
     assert {"tumour.nii.gz", "automatic.nii.gz", "from_zip.nii.gz", "both.nii.gz"} <= {
         p.name for p in tmp_path.iterdir()
     }
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_every_block_of_the_training_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a minuscule recipe of three steps, which leaves its preprocessing and validation to the data set."""
+    monkeypatch.chdir(tmp_path)
+    kept = recipe(phantoms=0, validate_every=2).model_dump(mode="json", exclude_none=True)
+    Path("recipe.yaml").write_text(yaml.safe_dump({k: v for k, v in kept.items() if k not in DATA_SAYS}))
+    commands = [line for _, text in BLOCKS.findall(TRAINING.read_text(encoding="utf-8")) for line in text.splitlines()]
+    assert len(commands) == 5
+    for line in commands:
+        words = shlex.split(line, comments=True)
+        assert words[0] == "voxsam", line
+        assert main(words[1:]) == 0, line
+        if words[1] == "phantoms":
+            shutil.copy(next(Path("raw/imagesTr").iterdir()), "scan.nii.gz")
+    assert {"tumour.nii.gz", "prepared", "run", "other"} <= {path.name for path in Path().iterdir()}
+
+
+DATA_SAYS = ("preprocessing", "validation", "held_out")

@@ -63,6 +63,18 @@ def test_without_following_the_mask_ends_at_its_crop_and_the_session_says_so() -
     assert session.messages == ("the mask reaches the border of its crop and was not followed beyond it",)
 
 
+def test_a_model_that_sees_no_clicks_outside_its_crop_is_not_asked_there() -> None:
+    volume, rod = rod_scan("LPS")
+    model = KnownModel()
+    model.far_clicks = False
+    session = Session(model, volume)
+    mask = session.click(np.rint(volume.grid.world_to_index(np.array([5, -9, 3]) + [12, 11, 33])))
+    np.testing.assert_array_equal(mask.array > 0, rod & window_box(session))
+    assert session.messages == ("the mask reaches the border of its crop and was not followed beyond it",)
+    session.click(np.rint(volume.grid.world_to_index(np.array([5, -9, 3]) + [12, 11, 10])))  # in a crop of its own
+    assert session.crops == 2
+
+
 def test_what_is_not_connected_is_not_added() -> None:
     """A second object lies in a crop that the first one is followed into."""
     rod = ((18, 22), (18, 22), (6, 40))

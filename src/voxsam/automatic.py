@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from voxsam.crops import THRESHOLD, require_numbers
 from voxsam.errors import UnsupportedError
 from voxsam.model.promptable import Promptable
-from voxsam.preprocess import Window, paste, read_crop
+from voxsam.preprocess import Window, images_of, paste, read_crops
 from voxsam.volume import Volume
 
 OVERLAP = 0.7  # of neighbouring windows, averaged with equal weight (paper, Table 4)
@@ -20,14 +20,14 @@ OVERLAP = 0.7  # of neighbouring windows, averaged with equal weight (paper, Tab
 
 def segment_automatically(
     model: Promptable,
-    volume: Volume,
+    volume: Volume | Sequence[Volume],
     *,
     overlap: float = OVERLAP,
     progress: Callable[[str, float], None] | None = None,
 ) -> Volume:
     """float32 probabilities of being tumour on the scan's grid; above 0.5 is the mask.
 
-    The windows have the side of the model's crop. Raises UnsupportedError for a model that was trained with clicks.
+    Several volumes are the channels of a model of several (as for a Session). The windows have the side of the model's crop. Raises UnsupportedError for a model that was trained with clicks.
     """
     if not model.card.automatic:
         raise UnsupportedError(
@@ -35,9 +35,11 @@ def segment_automatically(
             "a model trained without clicks",
             "click the tumour (--click I,J,K), or choose another model with --model",
         )
-    lattice = model.card.preprocessing.lattice(volume.grid)
+    images = images_of(volume, model.card.preprocessing, model.card.name)
+    grid = images[0].grid
+    lattice = model.card.preprocessing.lattice(grid)
     whole = Window(lattice, (0, 0, 0), lattice.shape)
-    scan = torch.from_numpy(read_crop(volume, whole, model.card.preprocessing))[None, None]
+    scan = torch.from_numpy(read_crops(images, whole, model.card.preprocessing))[None]
     side = model.config.crop
     parameter = next(model.parameters())
     done = 0
@@ -54,10 +56,10 @@ def segment_automatically(
         probability = sliding_window_inference(scan, (side,) * 3, 1, predict, overlap, mode="constant")
     assert isinstance(probability, Tensor)
     require_numbers(probability.numpy(), model.card.name)
-    out = np.zeros(volume.grid.shape, dtype=np.float32)
-    box, values = paste(probability[0, 0].numpy(), whole, volume.grid)
+    out = np.zeros(grid.shape, dtype=np.float32)
+    box, values = paste(probability[0, 0].numpy(), whole, grid)
     out[box] = values
-    return Volume(out, volume.grid, "", volume.header)
+    return Volume(out, grid, "", images[0].header)
 
 
 def mask_of(probabilities: Volume) -> Volume:

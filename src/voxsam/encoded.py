@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from voxsam.crops import require_numbers
 from voxsam.model.promptable import Features, Promptable
-from voxsam.preprocess import Window, read_crop
+from voxsam.preprocess import Window, read_crops
 from voxsam.volume import Volume
 
 KEPT_BYTES = 1 << 30  # beyond it the least recently used crop goes first, but the last one always stays
@@ -28,7 +28,7 @@ class Encoded:
 
     features: Features
     static: Tensor
-    crop: Tensor  # (1, 1, D, H, W)
+    crop: Tensor  # (1, K, D, H, W), K images
 
     @property
     def nbytes(self) -> int:
@@ -37,10 +37,13 @@ class Encoded:
 
 
 class EncodedCrops:
-    """The crops of a scan that were encoded lately, by the first voxel of their window: `kept`, the latest last."""
+    """The crops of a scan that were encoded lately, by the first voxel of their window: `kept`, the latest last.
 
-    def __init__(self, model: Promptable, volume: Volume, progress: Progress) -> None:
-        self.model, self.volume, self.progress = model, volume, progress
+    `images` are the scan's channels, most often one.
+    """
+
+    def __init__(self, model: Promptable, images: Sequence[Volume], progress: Progress) -> None:
+        self.model, self.images, self.progress = model, images, progress
         self.kept: OrderedDict[tuple[int, int, int], Encoded] = OrderedDict()
 
     @property
@@ -91,8 +94,8 @@ class EncodedCrops:
     def _encode(self, window: Window) -> Encoded:
         self.progress("encoding", 0.0)
         parameter = next(self.model.parameters())
-        crop = torch.from_numpy(read_crop(self.volume, window, self.model.card.preprocessing))
-        crop = crop[None, None].to(parameter.device, parameter.dtype)
+        crop = torch.from_numpy(read_crops(self.images, window, self.model.card.preprocessing))
+        crop = crop[None].to(parameter.device, parameter.dtype)
         features = self.model.encode(crop, self._report_block)
         return Encoded(features[-1:], self.model.static(features, crop), crop)
 

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, ConfigDict, PositiveFloat, field_validator
 
+from voxsam.errors import UnsupportedError
 from voxsam.geometry import Grid
 from voxsam.resample import index_map, resample
 from voxsam.volume import Volume
@@ -21,28 +22,15 @@ from voxsam.volume import Volume
 Slices = tuple[slice, slice, slice]
 
 
-class Preprocessing(BaseModel):
-    """How a model wants its crops.
-
-    `axes` names the directions into which (d, h, w) grow, e.g. "SAR"; clip, mean and s.d. are in the scan's unit.
-    """
+class Intensity(BaseModel):
+    """How the intensities of one image channel become numbers about 0; clip, mean and s.d. are in the scan's unit."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     modality: str = "CT"
-    axes: str = "SAR"
-    spacing_mm: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (1.0, 1.0, 1.0)
     clip: tuple[float, float]
     mean: float
     sd: PositiveFloat
-    interpolation: Literal["linear", "area"] = "linear"  # "area" averages where the scan is finer than the crop
-
-    @field_validator("axes")
-    @classmethod
-    def _three_axes(cls, axes: str) -> str:
-        if sorted(axes.translate(str.maketrans("LPI", "RAS"))) != ["A", "R", "S"]:
-            raise ValueError("one letter each of R/L, A/P, S/I")
-        return axes
 
     @field_validator("clip")
     @classmethod
@@ -51,13 +39,47 @@ class Preprocessing(BaseModel):
             raise ValueError("the lower bound must lie below the upper one")
         return clip
 
-    def lattice(self, grid: Grid) -> Grid:
-        """The scan's grid as the model sees it."""
-        return grid.reorient(self.axes).respace(self.spacing_mm)
-
     def normalise(self, array: NDArray) -> NDArray[np.float32]:
         """Clip, subtract the mean, divide by the s.d. (of the foreground voxels of the training set)."""
         return ((np.clip(array, *self.clip) - self.mean) / self.sd).astype(np.float32, copy=False)
+
+
+class Preprocessing(Intensity):
+    """How a model wants its crops: their lattice, and the intensities of the first image and of `further` ones.
+
+    `axes` names the directions into which (d, h, w) grow, e.g. "SAR".
+    """
+
+    axes: str = "SAR"
+    spacing_mm: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (1.0, 1.0, 1.0)
+    interpolation: Literal["linear", "area"] = "linear"  # "area" averages where the scan is finer than the crop
+    further: tuple[Intensity, ...] = ()  # images beside the first, on the same lattice: several MR sequences, say
+
+    @field_validator("axes")
+    @classmethod
+    def _three_axes(cls, axes: str) -> str:
+        if sorted(axes.translate(str.maketrans("LPI", "RAS"))) != ["A", "R", "S"]:
+            raise ValueError("one letter each of R/L, A/P, S/I")
+        return axes
+
+    @property
+    def channels(self) -> int:
+        """How many images make a crop."""
+        return 1 + len(self.further)
+
+    def channel(self, number: int) -> Preprocessing:
+        """The same lattice with one image: the first (0), or a further one."""
+        own = {} if number == 0 else self.further[number - 1].model_dump()
+        return self.model_copy(update={**own, "further": ()})
+
+    def with_channels(self, others: Sequence[Intensity]) -> Preprocessing:
+        """The same lattice with images beside the first that are normalised as `others` say."""
+        kept = ({name: getattr(other, name) for name in Intensity.model_fields} for other in others)
+        return self.model_copy(update={"further": tuple(Intensity.model_validate(fields) for fields in kept)})
+
+    def lattice(self, grid: Grid) -> Grid:
+        """The scan's grid as the model sees it."""
+        return grid.reorient(self.axes).respace(self.spacing_mm)
 
 
 # docs/released.md, "Axes" and "Intensities and spacing". KiTS files are stored I,P,L and were read as they are; MSD
@@ -111,6 +133,29 @@ def read_crop(volume: Volume, window: Window, preprocessing: Preprocessing) -> N
         grid = window.grid.crop([p.start for p in inside], [p.stop - p.start for p in inside])
         crop[inside] = preprocessing.normalise(resample(volume, grid, preprocessing.interpolation))
     return crop
+
+
+def read_crops(volumes: Sequence[Volume], window: Window, preprocessing: Preprocessing) -> NDArray[np.float32]:
+    """(K, window.shape): the crop of each image, normalised by its own numbers; they may lie on different grids."""
+    each = (preprocessing.channel(number) for number in range(len(volumes)))
+    return np.stack([read_crop(volume, window, one) for volume, one in zip(volumes, each, strict=True)])
+
+
+def images_of(given: Volume | Sequence[Volume], preprocessing: Preprocessing, model: str) -> tuple[Volume, ...]:
+    """The images of one patient in the order that a model was trained on; the first one's grid is the answer's.
+
+    Raises UnsupportedError, naming the `model`, for another number of them.
+    """
+    images = (given,) if isinstance(given, Volume) else tuple(given)
+    wanted = preprocessing.channels
+    if len(images) != wanted:
+        modalities = ", ".join(preprocessing.channel(number).modality or "any" for number in range(wanted))
+        raise UnsupportedError(
+            f"{len(images)} image{'' if len(images) == 1 else 's'} for the model {model}",
+            f"{wanted} of the same patient ({modalities})",
+            "give them in the order in which the model was trained",
+        )
+    return images
 
 
 def paste_box(window: Window, scan: Grid) -> Slices:

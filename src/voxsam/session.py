@@ -23,7 +23,7 @@ from voxsam.geometry import Grid
 from voxsam.history import Answer, History, State
 from voxsam.label_map import LabelMap
 from voxsam.model.promptable import Promptable
-from voxsam.preprocess import Slices, Window
+from voxsam.preprocess import Slices, Window, images_of
 from voxsam.prompts import Box, Point, Prompt, common_box
 from voxsam.volume import Volume
 
@@ -34,23 +34,35 @@ MOST_OBJECTS = 255  # labels in a uint8 mask
 class Session:
     """One scan, one model, any number of objects.
 
-    `follow=False` keeps to one crop, as released. `progress` is called with a stage's name and a share from 0 to 1.
+    A model of several channels (MR sequences) takes a sequence of volumes of one patient, which may lie on different
+    grids; the first is the scan that is clicked. `follow=False` keeps to one crop, as released. `progress` is called with a stage's name and a share from 0 to 1.
     Raises GeometryError or PromptError for prompts that cannot be used, UnsupportedError for what the model cannot do;
     the session is then as it was before.
     """
 
     def __init__(
-        self, model: Promptable, volume: Volume, *, follow: bool = True, progress: Progress | None = None
+        self,
+        model: Promptable,
+        volume: Volume | Sequence[Volume],
+        *,
+        follow: bool = True,
+        progress: Progress | None = None,
     ) -> None:
-        self.model, self.volume, self.follow = model, volume, follow
-        self._encoded = EncodedCrops(model, volume, progress or (lambda stage, share: None))
-        self._history = History(volume.grid)
-        self._labels = LabelMap(volume.grid)
+        images = images_of(volume, model.card.preprocessing, model.card.name)
+        self.model, self.volume, self.follow = model, images[0], follow
+        self._encoded = EncodedCrops(model, images, progress or (lambda stage, share: None))
+        self._history = History(self.volume.grid)
+        self._labels = LabelMap(self.volume.grid)
 
     @cached_property
     def lattice(self) -> Grid:
         """The scan's grid as the model sees it: its axes and spacing."""
         return self.model.card.preprocessing.lattice(self.volume.grid)
+
+    @property
+    def _follows(self) -> bool:
+        """Whether a mask is continued in crops without a click: a model that cannot see the clicks would guess."""
+        return self.follow and self.model.far_clicks
 
     # What a user does
 
@@ -210,7 +222,7 @@ class Session:
         merged = merge(pieces)
         waiting = [w for piece in pieces for w in next_windows(piece, piece[1] > THRESHOLD)]
         while waiting := [w for w in waiting if is_new(w, [window for window, _ in pieces])]:
-            if not self.follow or len(pieces) >= MOST_CROPS:
+            if not self._follows or len(pieces) >= MOST_CROPS:
                 return merged, len(pieces), False
             window = waiting.pop(0)
             piece = (window, connected((window, self._encoded.decode(window, at, looks, labels)), merged))
@@ -240,7 +252,7 @@ class Session:
         if used > chosen:
             crops = "one further crop" if used - chosen == 1 else f"{used - chosen} further crops"
             messages.append(f"the mask reached the border of its crop and was followed into {crops}")
-        if not complete and self.follow:
+        if not complete and self._follows:
             messages.append(f"the mask was not followed beyond {used} crops and may be incomplete")
         elif not complete:
             messages.append("the mask reaches the border of its crop and was not followed beyond it")

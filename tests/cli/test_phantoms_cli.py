@@ -9,7 +9,7 @@ import pytest
 
 from voxsam.cli import main
 from voxsam.data.cases import find_cases
-from voxsam.data.phantoms import make_phantom
+from voxsam.data.phantoms import Scene, make_phantom
 from voxsam.data.store import open_store
 from voxsam.io import read_volume
 
@@ -25,6 +25,15 @@ def test_scans_are_the_phantoms_of_their_seeds(tmp_path: Path) -> None:
     scan, label = read_volume(cases[1].image), read_volume(cases[1].label, labels=True)
     assert scan.grid.close_to(expected.scan.grid) and scan.grid.shape == (48, 40, 30)
     assert (scan.array == expected.scan.array).all() and (label.array == expected.label.array).all()
+
+
+def test_wide_views_and_small_tumours(tmp_path: Path) -> None:
+    grid = ["--count", "1", "--seed", "3", "--shape", "56,48,36", "--spacing", "6,6,6"]
+    assert main(["phantoms", "-o", str(tmp_path / "p"), *grid, "--wide", "1", "--small", "1"]) == 0
+    (case,) = find_cases(tmp_path / "p")
+    expected = make_phantom(3, (56, 48, 36), (6, 6, 6), scene=Scene(1, 1))
+    assert (read_volume(case.image).array == expected.scan.array).all()
+    assert read_volume(case.label, labels=True).volume_ml < 70
 
 
 def test_a_full_folder_and_odd_numbers_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,7 @@ from voxsam.errors import FileError, GeometryError, ImageError
 from voxsam.geometry import Grid
 from voxsam.io import write_mask, write_volume
 from voxsam.training.recipe import Recipe
-from voxsam.training.run import make_stream
+from voxsam.training.samples import make_stream
 from voxsam.volume import Volume
 
 GRID = Grid.from_spacing((12, 10, 8), (1, 2, 3), (4, 5, 6)).reorient("LPS")

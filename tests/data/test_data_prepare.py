@@ -7,15 +7,20 @@ import json
 import os
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 
 from tests.data.raw_cases import AFFINE, KITS_AFFINE, SHAPE, block, decathlon, noise, save
 from voxsam.data import passes
+from voxsam.data.augmentation import Augmentation
 from voxsam.data.cases import find_cases
 from voxsam.data.faults import FaultyCasesError
+from voxsam.data.labelled import Labelled
 from voxsam.data.prepare import Options, prepare
+from voxsam.data.sampling import Sampler
 from voxsam.data.store import open_store
+from voxsam.data.stream import load_cases
 from voxsam.errors import FileError, ImageError, InputError
 from voxsam.io import read_volume
 from voxsam.preprocess import RELEASED
@@ -128,15 +133,23 @@ def test_pairs_in_a_csv_with_two_mr_channels(tmp_path):
 
 
 def test_every_fault_is_named_at_once_and_nothing_is_prepared(tmp_path):
-    raw = decathlon(tmp_path / "raw", "abcdefg")
+    raw = decathlon(tmp_path / "raw", "abcdefghijk")
     (raw / "labelsTr" / "a.nii.gz").unlink()
     (raw / "imagesTr" / "b_0000.nii.gz").write_bytes(b"no gzip")
     save(block((20, 16, 11)), raw / "labelsTr" / "c.nii.gz")
     save(block(value=4), raw / "labelsTr" / "d.nii.gz")
     save(np.zeros(SHAPE, np.uint8), raw / "labelsTr" / "e.nii.gz")
     save(noise(6), raw / "imagesTr" / "f_0000.nii.gz")  # the voxels of g
+    moved = AFFINE.copy()
+    moved[0, 3] += 30
+    save(block(), raw / "labelsTr" / "h.nii.gz", moved)
+    flat = nib.Nifti1Image(noise(8), AFFINE)
+    flat.header["pixdim"][2] = 0
+    flat.to_filename(raw / "imagesTr" / "i_0000.nii.gz")
+    save(block(), raw / "labelsTr" / "j.nii.gz", np.diag([1.0, -1, 1, 1]) @ AFFINE)
+    save(np.stack([noise(10), noise(11)], -1), raw / "imagesTr" / "k_0000.nii.gz")
     out = tmp_path / "out"
-    with pytest.raises(FaultyCasesError, match=r"6 faults in 6 cases \(.*faults.csv\); expected none; mend the"):
+    with pytest.raises(FaultyCasesError, match=r"10 faults in 10 cases \(.*faults.csv\); expected none; mend the"):
         prepare(raw, out, ONE)
     with open(out / "faults.csv", newline="") as file:
         rows = [(row["case"], row["fault"]) for row in csv.DictReader(file)]
@@ -147,12 +160,44 @@ def test_every_fault_is_named_at_once_and_nothing_is_prepared(tmp_path):
         ("d", "unknown label value"),
         ("e", "empty label"),
         ("g", "duplicate case"),
+        ("h", "affine mismatch"),
+        ("i", "spacing zero"),
+        ("j", "orientation mismatch"),
+        ("k", "channel mismatch"),
     ]
     assert not (out / "dataset.json").exists()
     assert not (out / "cases").exists()
     store = prepare(raw, out, Options(workers=1, skip_faulty=True)).store
     assert store.names == ("f",)
-    assert [fault.case for fault in open_store(out).description.faults] == list("abcdeg")
+    assert [fault.case for fault in open_store(out).description.faults] == list("abcdeghijk")
+
+
+def test_channels_in_one_file_of_four_dimensions(tmp_path):
+    """MSD Task01 and Task05: all MR sequences of a case in one file."""
+    rng = np.random.default_rng(3)
+    raw = decathlon(tmp_path / "raw", "abc", channel_names={"0": "T2", "1": "ADC"})
+    images = {name: (rng.random((*SHAPE, 2)) * [100, 2000]).astype(np.float32) for name in "abc"}
+    for name, image in images.items():
+        (raw / "imagesTr" / f"{name}_0000.nii.gz").unlink()
+        save(image, raw / "imagesTr" / f"{name}.nii.gz")
+    store = prepare(raw, tmp_path / "out", ONE).store
+    assert store.preprocessing.channels == 2
+    assert [p.modality for p in store.description.preprocessing] == ["MR", "MR"]
+    assert store.preprocessing.channel(1).mean == pytest.approx(1000, rel=0.2)
+    case = store.load("b")
+    for channel, scan in enumerate(case.images):
+        np.testing.assert_allclose(scan.array[...], images["b"][..., channel].T, rtol=1e-5)
+    (from_files,) = load_cases(raw, only="b")
+    for channel, scan in enumerate(from_files.images):
+        np.testing.assert_array_equal(scan.array, images["b"][..., channel])
+    sampler = Sampler(store.preprocessing, 12, Augmentation())
+    for given in (case, from_files):
+        crop = sampler.draw(given, np.random.default_rng(0))["crop"]
+        assert crop.shape == (2, 12, 12, 12)
+        assert abs(np.corrcoef(crop[0][crop[0] != 0], crop[1][crop[0] != 0])[0, 1]) < 0.2  # of two images
+    few = Labelled(case.scan, case.label, case.foreground)
+    with pytest.raises(ImageError, match="a case of 1 image channels; expected 2, as in the recipe; prepare the"):
+        sampler.draw(few, np.random.default_rng(0))
 
 
 def test_nothing_changed_nothing_done(tmp_path):

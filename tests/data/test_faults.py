@@ -99,12 +99,27 @@ def test_an_affine_mismatch_of_the_label_and_of_a_channel(case):
     moved = AFFINE.copy()
     moved[:3, 3] += (0, 3, 4)
     save(block(), case.label, moved)
-    save(noise(1, SHAPE), case.images[1], np.diag([-1.0, 1, 1, 1]) @ AFFINE)
+    moved[:3, 3] += (0, 0, 1)
+    save(noise(1, SHAPE), case.images[1], moved)
     channel, label = found(case)
     assert channel[0] == label[0] == "affine mismatch"
-    assert "a_0001.nii.gz lies up to" in channel[1]
-    assert "with the axes LAS; the affine of a_0000.nii.gz, axes RAS" in channel[1]
+    assert "a_0001.nii.gz lies up to 5.83 mm off" in channel[1]
     assert "a.nii.gz lies up to 5 mm off; the affine" in label[1]
+
+
+def test_an_orientation_mismatch(case):
+    """A label saved with its first axis flipped, and a channel with its axes in another order."""
+    save(block(), case.label, np.diag([-1.0, 1, 1, 1]) @ AFFINE)
+    save(noise(1, SHAPE[::-1]), case.images[1], AFFINE[:, [2, 1, 0, 3]])
+    remedy = "reorient it, or copy the affine if the voxels match"
+    assert found(case) == [
+        ("orientation mismatch", f"a_0001.nii.gz has the axes SAR; RAS as a_0000.nii.gz; {remedy}"),
+        (
+            "shape mismatch",
+            "a_0001.nii.gz has 12 x 16 x 20 voxels; 20 x 16 x 12 as in a_0000.nii.gz; resample it to its image",
+        ),
+        ("orientation mismatch", f"a.nii.gz has the axes LAS; RAS as a_0000.nii.gz; {remedy}"),
+    ]
 
 
 def test_unknown_label_values(case):

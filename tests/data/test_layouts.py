@@ -63,6 +63,16 @@ def test_kits(tmp_path, place):
     assert choose_data_set(tmp_path).name == "kits"
 
 
+@pytest.mark.parametrize("place", ["dataset", "kits23/dataset"])
+def test_kits_of_other_years(tmp_path, place):
+    folder = tmp_path / place / "case_00004"
+    save(noise(), folder / "imaging.nii.gz", KITS_AFFINE)
+    save(block(), folder / "segmentation.nii.gz", KITS_AFFINE)
+    assert choose_data_set(tmp_path).name == "kits"
+    (case,) = read_kits(tmp_path).cases
+    assert (case.name, case.label) == ("case_00004", folder / "segmentation.nii.gz")
+
+
 def test_lits_in_two_batches(tmp_path):
     for number, batch in ((0, 1), (10, 1), (2, 2), (10, 2)):
         folder = tmp_path / f"Training Batch {batch}"

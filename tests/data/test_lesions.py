@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from voxsam.data import lesions
 from voxsam.data.lesions import deepest_points, resample_label, resample_scan, select
@@ -57,6 +58,38 @@ def test_a_lesion_one_voxel_thin_survives_a_coarse_grid():
     thread = kept[kept[:, 2].argmin()]
     there = lattice.index_to_world(thread) - GRID.index_to_world((4, 9, 1))
     assert (np.abs(there) <= lattice.affine[:3, :3].max(axis=1) / 2 + 1e-6).all()  # the voxel that it lies in
+
+
+def test_a_sheet_one_voxel_thick_stays_a_sheet():
+    """0.8 mm thick, 26 x 24 mm, on a grid of 3 mm: averaging leaves nothing of it, its deepest point a speck."""
+    grid = Grid.from_spacing((40, 36, 30), (0.8, 0.8, 0.8))
+    mask = np.zeros(grid.shape, np.uint8)
+    mask[4:37, 3:33, 14] = 1
+    lattice = grid.reorient("SAR").respace((3, 3, 3))
+    assert not (resample(Volume(mask, grid), lattice, "area") > 0.5).any()
+    label, _ = resample_label(Volume(mask, grid, "SEG"), lattice, deepest_points(mask > 0, grid.spacing_mm))
+    layers = np.flatnonzero(label.any(axis=(1, 2)))
+    assert len(layers) == 1  # as thin as the grid lets it be
+    assert lattice.index_to_world((layers[0], 0, 0))[2] == pytest.approx(14 * 0.8, abs=1.5)
+    box = [np.ptp(np.flatnonzero(label[layers[0]].any(axis=a))) + 1 for a in (1, 0)]
+    assert label[layers[0]].sum() == box[0] * box[1]  # without holes
+    np.testing.assert_allclose(np.array(box) * 3, [30 * 0.8, 33 * 0.8], atol=3)
+
+
+def test_a_thin_tail_stays_joined_and_thick_rims_do_not_grow():
+    grid = Grid.from_spacing((50, 30, 30), (1, 1, 1))
+    ball = sum((np.indices(grid.shape)[a] - c) ** 2 for a, c in enumerate((12, 15, 15))) < 81
+    lattice = grid.respace((3, 3, 3))
+    alone, tailed = ball.copy(), ball.copy()
+    tailed[12:48, 15, 15] = True
+    plain, with_tail = (
+        resample_label(Volume(m.astype(np.uint8), grid), lattice, np.empty((0, 3), int))[0] for m in (alone, tailed)
+    )
+    np.testing.assert_array_equal(plain, resample(Volume(alone.astype(np.uint8), grid), lattice, "area") > 0.5)
+    added = with_tail - plain
+    assert ndimage.label(with_tail, np.ones((3, 3, 3)))[1] == 1
+    assert added.any(axis=(1, 2))[8:16].all() and added.sum() <= 12
+    assert plain.sum() * 27 == pytest.approx(ball.sum(), rel=0.05)
 
 
 def test_a_point_beyond_the_last_whole_voxel_goes_into_it():

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from voxsam.data.phantom_body import draw_body
 from voxsam.data.phantom_shapes import Frame, coverage, ellipsoid, lattice_noise, smooth_union, superellipse, tube
-from voxsam.data.phantoms import Phantom, make_phantom
+from voxsam.data.phantom_wide import part_into_legs
+from voxsam.data.phantoms import Phantom, Scene, make_phantom
 from voxsam.errors import GeometryError
 
 COARSE = {"shape": (48, 44, 32), "spacing_mm": (4.0, 4.0, 6.0)}  # 192 x 176 x 192 mm
@@ -181,3 +183,59 @@ def test_noise_has_unit_spread_and_is_the_same_at_every_spacing():
     assert first.mean() == pytest.approx(0, abs=0.1)
     assert first.std() == pytest.approx(1, abs=0.1)
     np.testing.assert_allclose(first[::2, :, ::4], second, atol=1e-4)
+
+
+# Wide views and small lesions
+
+WIDE = {"shape": (56, 48, 40), "spacing_mm": (6.0, 6.0, 6.0)}  # 336 x 288 x 240 mm
+
+
+@pytest.fixture(scope="module")
+def wide() -> list[Phantom]:
+    return [make_phantom(seed, **WIDE, scene=Scene(wide=1.0)) for seed in range(16)]
+
+
+def test_a_wide_view_holds_the_whole_cross_section(wide):
+    """Air on both sides of the body, which the tumour's slice shows to its full width."""
+    framed, widths = [], []
+    for phantom in wide:
+        scan = phantom.scan.array[:, :, phantom.click[2]]
+        body = ndimage.binary_opening(scan > -200, iterations=1)
+        across, along = np.nonzero(body.any(1))[0], np.nonzero(body.any(0))[0]
+        framed.append(across[0] > 0 and across[-1] < 55)
+        widths.append((np.ptp(across) + 1) * 6)
+        assert np.ptp(along) * 6 > 60
+    assert np.mean(framed) > 0.4  # tables and arms reach the border of the others
+    assert np.median(widths) > 250  # a single thigh has at most 210 mm
+
+
+def test_hips_part_into_two_legs():
+    rng = np.random.default_rng(0)
+    body = next(b for b in (draw_body(rng, wide=True) for _ in range(50)) if b.kind == "hips")
+    frame = Frame.around(np.array([0, 0, body.crotch_z]), (61, 41, 61), (7.0, 7.0, 7.0))
+    trunk = superellipse(frame.x, frame.y, body.half_x, body.half_y, 2.2) + 0 * frame.z
+    inside = part_into_legs(body, frame, trunk, frame.x + 0 * trunk, frame.y + 0 * trunk) < 0
+    below, above = inside[:, :, 5], inside[:, :, 55]
+    assert ndimage.label(below)[1] == 2
+    assert ndimage.label(above)[1] == 1
+    np.testing.assert_array_equal(inside, inside[::-1])  # left as right
+
+
+def test_small_lesions_are_small():
+    volumes = [
+        make_phantom(s, (72, 72, 60), (3.0, 3.0, 3.0), scene=Scene(small=1.0)).label.volume_ml for s in range(12)
+    ]
+    assert max(volumes) < 70
+    assert min(volumes) < 6
+    assert np.median(volumes) < 25
+
+
+def test_scenes_are_drawn_with_their_probabilities():
+    rng = np.random.default_rng(0)
+    drawn = np.array([Scene(wide=0.7, small=0.2).draw(rng) for _ in range(2000)])
+    np.testing.assert_allclose(drawn.mean(0), [0.7, 0.2], atol=0.03)
+
+
+def test_a_scene_leaves_the_ordinary_phantoms_as_they_were(phantoms):
+    again = make_phantom(5, **COARSE, scene=Scene(wide=0.0, small=0.0))
+    assert np.array_equal(again.scan.array, phantoms[5].scan.array)

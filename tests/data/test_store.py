@@ -81,7 +81,12 @@ def test_round_trip(folder, arrays):
     store = open_store(folder)
     assert store.names == ("a",)
     assert store.split["train"] == ("a",)
-    assert store.preprocessing == PREPROCESSING
+    assert store.preprocessing.channel(0) == PREPROCESSING
+    assert [store.preprocessing.channel(n).modality for n in range(store.preprocessing.channels)] == ["CT", ""]
+    both = store.load("a").images
+    assert [image.modality for image in both] == ["CT", ""]
+    for image, array in zip(both, arrays, strict=False):
+        np.testing.assert_array_equal(image.array[...], array)
     for channel, modality in ((0, "CT"), (1, "")):
         case = store.load("a", channel)
         np.testing.assert_array_equal(case.scan.array[...], arrays[channel])
@@ -176,7 +181,7 @@ def test_what_is_no_store(tmp_path, folder):
     description = json.loads((folder / "dataset.json").read_text())
     for text in ("{", json.dumps({"labels": {"0": "liver"}}), json.dumps({**description, "format": 99})):
         (folder / "dataset.json").write_text(text)
-        with pytest.raises(FileError, match=r"dataset.json is not that of a prepared data set of format 1; exp"):
+        with pytest.raises(FileError, match=r"dataset.json is not that of a prepared data set of format 2; exp"):
             open_store(folder)
 
 

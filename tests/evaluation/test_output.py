@@ -65,6 +65,22 @@ def test_the_scores_come_back_from_the_csv(written: Path, result: Evaluation):
     assert rows[1]["points"].startswith(rows[0]["points"] + ";")
 
 
+def test_the_table_of_cases_holds_the_means_of_their_trials(written: Path, result: Evaluation):
+    with (written / "cases.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["case"], row["kind"], row["clicks"]) for row in rows[:3]] == [
+        ("a_1", "random", "1"), ("b_2", "random", "1"), ("a_1", "random", "3")
+    ]  # fmt: skip
+    assert len(rows) == 2 * 4 and {row["masks"] for row in rows} == {"2"}
+    own = [row.scores for row in result.rows if (row.case, row.kind, row.clicks) == ("b_2", "random", 3)]
+    found = next(row for row in rows if (row["case"], row["kind"], row["clicks"]) == ("b_2", "random", "3"))
+    assert float(found["dice"]) == pytest.approx(sum(scores.dice for scores in own) / 2, abs=1e-6)
+    assert float(found["volume_error"]) == pytest.approx(sum(scores.volume_error for scores in own) / 2, abs=1e-6)
+    assert float(found["hd95_mm"]) == pytest.approx(
+        max(scores.hd95_mm for scores in own), abs=1e-6
+    )  # of two the greater
+
+
 def test_the_summary(written: Path, result: Evaluation):
     found = json.loads((written / "summary.json").read_text(encoding="utf-8"))
     assert (found["kind"], found["system"], found["dataset"]) == ("voxsam evaluation", "painter", "<set>")

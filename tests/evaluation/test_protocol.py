@@ -7,6 +7,7 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 
@@ -138,7 +139,31 @@ def test_a_system_that_answers_on_another_grid_is_refused():
     tumour = np.zeros(GRID.shape, bool)
     tumour[LESION] = True
     with pytest.raises(GeometryError, match=r"case: a mask on .*; expected the scan's"):
-        list(evaluate_scan(System(), "case", Volume(np.zeros(GRID.shape), GRID), tumour, SETTINGS))
+        list(evaluate_scan(System(), "case", [Volume(np.zeros(GRID.shape), GRID)], tumour, SETTINGS))
+
+
+def test_all_channels_of_a_case_are_opened(tmp_path: Path):
+    """In two files, or in one of four dimensions (MSD Task01)."""
+    opened = []
+
+    class System(Painter):
+        def open(self, volume) -> Painting:
+            opened.append([image.array.mean() for image in volume])
+            return Painting(volume[0], self.reach)
+
+    (case,) = write_cases(tmp_path, a=[LESION])
+    first = nib.load(case.image)
+    voxels = np.asarray(first.dataobj)
+    both = np.stack([voxels, voxels + 500], -1)
+    nib.Nifti1Image(voxels + 500, first.affine).to_filename(tmp_path / "imagesTr" / "a_0001.nii.gz")
+    nib.Nifti1Image(both, first.affine).to_filename(tmp_path / "both.nii.gz")
+    in_two, in_one = (
+        replace(case, images=(case.image, tmp_path / "imagesTr" / "a_0001.nii.gz")),
+        tmp_path / "both.nii.gz",
+    )
+    rows = [evaluate(System(), [c], SETTINGS, "set").rows for c in (in_two, replace(case, images=(in_one,)))]
+    assert rows[0] == rows[1] == evaluate(Painter(), [case], SETTINGS, "set").rows
+    assert opened[0] == opened[1] == pytest.approx([voxels.mean(), voxels.mean() + 500])
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,14 @@ def test_an_automatic_system_is_the_sliding_window(stub: StubScan) -> None:
     assert 0 < np.count_nonzero(answer.array) < answer.array.size
 
 
+def test_a_model_of_one_channel_gets_the_first_of_several(stub: StubScan, points: list[Point]) -> None:
+    other = stub.scan.with_array(-stub.scan.array)
+    alone, first = (SessionSystem(stub_network()).open(given) for given in (stub.scan, (stub.scan, other)))
+    assert (first.segment(points).array == alone.segment(points).array).all()
+    automatic = AutomaticSystem(stub_network(automatic=True))
+    assert (automatic.open((stub.scan, other)).segment([]).array == automatic.open(stub.scan).segment([]).array).all()
+
+
 def test_names_and_abilities() -> None:
     system, released = SessionSystem(stub_network()), SessionSystem(stub_network(polarity=False, name="released"))
     assert (system.name, system.takes_clicks, system.takes_negative) == ("stub", True, True)

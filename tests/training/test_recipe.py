@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from voxsam.data.augmentation import AUGMENTATIONS
 from voxsam.errors import FileError, InputError
-from voxsam.model.sizes import TINY
-from voxsam.training.recipe import Recipe, read_recipe
+from voxsam.model.sizes import TINY, VIT_B
+from voxsam.preprocess import PAPER, RELEASED
+from voxsam.training.recipe import Recipe, preset_names, read_preset, read_recipe
 from voxsam.training.task import schedule
 
 RECIPES = sorted((Path(__file__).resolve().parents[2] / "recipes").glob("*.yaml"))
@@ -77,7 +79,7 @@ def test_a_fault_is_named_in_one_line(tmp_path: Path, changes: dict, words: str)
 def test_a_missing_key_a_missing_file_and_no_yaml_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump({k: v for k, v in LEAST.items() if k != "steps"}))
-    with pytest.raises(InputError, match="steps: Field required"):
+    with pytest.raises(InputError, match="steps or epochs: one of them, not both"):
         read_recipe(path)
     path.write_text("name: [")
     with pytest.raises(InputError, match="expected a recipe in YAML; repair the file"):
@@ -140,3 +142,105 @@ def test_wrong_options_are_named(tmp_path: Path, options: list[str], words: str)
 
 def test_a_model_may_be_given_by_its_size(tmp_path: Path) -> None:
     assert read_recipe(write(tmp_path, model="tiny")).model == TINY
+
+
+# The data sets of the paper, as released and as in its text: the numbers of docs/released.md, "Training"
+OPTIMISER = {
+    "released": {"learning_rate": 4e-4, "weight_decay": 0, "epochs": 500, "final_factor": 0.01},
+    "paper": {"learning_rate": 1e-4, "weight_decay": 1e-5, "epochs": 200, "final_factor": 0.1},
+}
+LARGE_CROPS = {("kits", "paper"), ("colon", "paper")}
+
+
+@pytest.mark.parametrize("profile", ["released", "paper"])
+@pytest.mark.parametrize("name", ["kits", "lits", "pancreas", "colon"])
+def test_the_recipes_of_the_paper_s_data_sets(name: str, profile: str) -> None:
+    (path,) = [path for path in RECIPES if path.stem == f"{name}-{profile}"]
+    recipe = read_recipe(path)
+    statistics = {"released": RELEASED, "paper": PAPER}[profile][name]
+    assert recipe.preprocessing == statistics
+    crop = 256 if (name, profile) in LARGE_CROPS else 128
+    assert recipe.model == VIT_B.in_profile(profile).model_copy(update={"crop": crop})  # type: ignore[arg-type]
+    assert {key: getattr(recipe, key) for key in OPTIMISER[profile]} == OPTIMISER[profile]
+    assert (recipe.batch, recipe.accumulate, recipe.gradient_clip, recipe.clip) == (1, 1, 1, "parts")
+    assert (recipe.warmup, recipe.decay, recipe.decay_vectors, recipe.ema) == (0, 1, True, 0)
+    assert (recipe.prompts, recipe.corrections, recipe.tune, recipe.augmentation) == (
+        profile,
+        0,
+        "adapters",
+        AUGMENTATIONS[profile],
+    )
+
+
+def test_an_epoch_is_a_pass_over_the_scans_and_keeps_one_learning_rate(tmp_path: Path) -> None:
+    """7 scans, 2 x 1 x 2 crops a step: 2 steps an epoch. Linear from 1 to 0.1 over 3 epochs: 1, 0.7, 0.4."""
+    fields = {key: value for key, value in LEAST.items() if key != "steps"}
+    given = {**fields, "epochs": 3, "warmup": 0, "decay": 1, "final_factor": 0.1, "batch": 2, "devices": 2}
+    recipe = Recipe.model_validate(given).planned(7)
+    assert (recipe.steps, recipe.checkpoint_every, recipe.validate_every) == (6, 2, 2)
+    assert [schedule(step, recipe) for step in range(6)] == pytest.approx([1, 1, 0.7, 0.7, 0.4, 0.4])
+    assert Recipe.model_validate({**given, "checkpoint_every": 5}).planned(7).checkpoint_every == 5
+
+
+def test_the_released_learning_rate_over_500_epochs() -> None:
+    """PyTorch's LinearLR from 1 to 0.01 over 500 epochs, 209 cases: step 0, the middle, the last."""
+    import torch
+
+    (path,) = [path for path in RECIPES if path.stem == "kits-released"]
+    recipe = read_recipe(path).planned(209)
+    assert recipe.steps == 500 * 209
+    optimiser = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    linear = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.01, 500)
+    wanted = []
+    for _ in range(500):
+        wanted.append(linear.get_last_lr()[0])
+        optimiser.step()
+        linear.step()
+    found = [schedule(209 * epoch + 100, recipe) for epoch in range(500)]
+    assert found == pytest.approx(wanted, rel=1e-6)
+
+
+def test_an_option_of_steps_takes_the_place_of_epochs(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    assert (read_recipe(path, ["--epochs=3"]).steps, read_recipe(path, ["--epochs", "3"]).epochs) == (None, 3)
+    with pytest.raises(InputError, match="steps or epochs: one of them, not both"):
+        read_recipe(path, ["--epochs=3", "--steps=4"])
+
+
+def test_a_size_needs_no_more_than_what_differs(tmp_path: Path) -> None:
+    path = write(tmp_path, model={"size": "vit_b", "profile": "paper", "crop": 64})
+    assert read_recipe(path, ["--model.window", "4"]).model == VIT_B.in_profile("paper").model_copy(
+        update={"crop": 64, "window": 4}
+    )
+    with pytest.raises(InputError, match="model.profile: Extra inputs are not permitted"):
+        read_recipe(write(tmp_path, model={"size": "vit_b", "profile": "papr"}))
+
+
+def test_a_profile_of_augmentation_by_name_can_be_changed(tmp_path: Path) -> None:
+    path = write(tmp_path, augmentation="released")
+    assert read_recipe(path).augmentation == AUGMENTATIONS["released"]
+    changed = read_recipe(path, ["--augmentation.turn", "0.125"]).augmentation
+    assert changed == AUGMENTATIONS["released"].model_copy(update={"turn": 0.125})
+    with pytest.raises(InputError, match="augmentation"):
+        read_recipe(write(tmp_path, augmentation="guess"))
+
+
+def test_channels_of_model_and_preprocessing_must_agree(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="model.channels is 2, and preprocessing is for 1"):
+        read_recipe(write(tmp_path, model={**LEAST["model"], "channels": 2}))
+
+
+def test_a_preset_changes_what_the_machine_wants_and_nothing_that_is_learnt(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    assert preset_names() == ["gpu24", "gpu80", "laptop"]
+    plain = read_recipe(path)
+    for name in preset_names():
+        preset = read_preset(name)
+        assert set(preset) <= {"precision", "recompute", "workers"}
+        assert read_recipe(path, preset=preset) == plain.model_copy(update=preset)
+    assert read_recipe(path, ["--workers", "3"], preset=read_preset("laptop")).workers == 3
+    own = tmp_path / "own.yaml"
+    own.write_text("batch: 7")
+    assert read_recipe(path, preset=read_preset(str(own))).batch == 7
+    with pytest.raises(FileError, match="the preset tablet; expected gpu24, gpu80, laptop, or a YAML file"):
+        read_preset("tablet")

@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 
+from tests.training.minuscule import losses, recipe
 from voxsam.cli import main
 from voxsam.data.phantoms import make_phantom
 from voxsam.data.store import open_store
@@ -24,35 +25,14 @@ from voxsam.model.network import VoxSAMNetwork
 from voxsam.model.tuning import is_tuned
 from voxsam.session import Session
 from voxsam.testing import stub_network, stub_scan
-from voxsam.training import run
-from voxsam.training.recipe import Recipe
-from voxsam.training.run import Onwards, make_network, make_stream, train
+from voxsam.training import run, samples
+from voxsam.training.recipe import read_recipe
+from voxsam.training.run import train
+from voxsam.training.samples import Onwards, make_stream
+from voxsam.training.start import make_network
 from voxsam.training.task import SegmentationTask
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's hints on loaders and loggers
-
-
-def recipe(**changes: object) -> Recipe:
-    """A minuscule network on two phantoms of 18 cm."""
-    fields = {
-        "name": "minuscule",
-        "model": stub_network().config,
-        "preprocessing": {"spacing_mm": (6, 6, 6), "clip": (-120, 200), "mean": 35, "sd": 40, "interpolation": "area"},
-        "phantoms": 2,
-        "phantom_shape": (30, 30, 30),
-        "steps": 3,
-        "checkpoint_every": 1,
-        "warmup": 1,
-        "seed": 1,
-        "description": {"data": "phantoms"},
-    }
-    return Recipe.model_validate({**fields, **changes})
-
-
-def losses(out: Path) -> list[tuple[int, float]]:
-    """(step, loss) of every logged step."""
-    with (out / "log" / "metrics.csv").open() as file:
-        return [(int(row["step"]), float(row["loss"])) for row in csv.DictReader(file) if row["loss"]]
 
 
 @pytest.fixture
@@ -62,20 +42,20 @@ def every_step(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run.lightning, "Trainer", lambda **k: whole(**{**k, "log_every_n_steps": 1, **QUIET}))
 
 
-QUIET = {"enable_progress_bar": False, "enable_model_summary": False}
+QUIET = {"enable_model_summary": False}
 
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The numbers of the samples that are drawn."""
     numbers: list[int] = []
-    whole = run.SampleStream.__getitem__
+    whole = samples.SampleStream.__getitem__
 
     def note(self, number):
         numbers.append(number)
         return whole(self, number)
 
-    monkeypatch.setattr(run.SampleStream, "__getitem__", note)
+    monkeypatch.setattr(samples.SampleStream, "__getitem__", note)
     return numbers
 
 
@@ -264,3 +244,83 @@ def test_the_command_line_trains_and_refuses(tmp_path: Path, capsys: pytest.Capt
     ):
         assert main(["train", str(path), "-o", str(tmp_path / "no"), *words]) == 2
         assert expected in capsys.readouterr().err
+
+
+def test_gradients_are_clipped_whole_or_by_part() -> None:
+    """Each part has gradients of norm 3: clipped to 1 by part, or to 1 / sqrt(3) each where the whole has norm 1."""
+    norms = {}
+    for clip in ("parts", "whole"):
+        task = SegmentationTask(recipe(clip=clip), stub_network())
+        for part in task.network.children():
+            parameters = list(part.parameters())
+            count = sum(p.numel() for p in parameters)
+            for parameter in parameters:
+                parameter.grad = torch.full_like(parameter, 3 / count**0.5)
+        task.configure_gradient_clipping(task.configure_optimizers()["optimizer"])
+        norms[clip] = [
+            float(torch.cat([p.grad.flatten() for p in part.parameters()]).norm()) for part in task.network.children()
+        ]
+    assert norms["parts"] == pytest.approx([1, 1, 1], rel=1e-4)
+    assert norms["whole"] == pytest.approx([3**-0.5] * 3, rel=1e-4)
+
+
+def test_the_optimiser_is_the_recipe_s() -> None:
+    task = SegmentationTask(recipe(betas=(0.8, 0.9), weight_decay=0.02, decay_vectors=True), stub_network())
+    groups = task.configure_optimizers()["optimizer"].param_groups
+    assert [group["weight_decay"] for group in groups] == [0.02, 0.02]
+    assert all(group["betas"] == (0.8, 0.9) for group in groups)
+
+
+def test_epochs_show_every_scan_once_in_an_order_of_its_own(tmp_path: Path) -> None:
+    for number in range(4):
+        _case(tmp_path, f"case{number}", number)
+    stream = make_stream(recipe(phantoms=0, epochs=3, batch=1), tmp_path)
+    assert len(stream) == 12
+    orders = [[stream._in_turn(4 * epoch + place, 4) for place in range(4)] for epoch in range(3)]
+    assert all(sorted(order) == [0, 1, 2, 3] for order in orders)
+    assert len({tuple(order) for order in orders}) > 1
+
+
+def test_a_start_of_one_channel_becomes_one_of_two_that_answers_alike(tmp_path: Path) -> None:
+    """Both channels show the same: the crop of the start. Another crop stretches the depth table."""
+    one = recipe()
+    first = make_network(one)
+    torch.nn.init.normal_(first.image_encoder.depth_positions)
+    save_model(first, tmp_path / "one.safetensors")
+    fields = {"model": one.model.model_copy(update={"channels": 2}), "start_from": str(tmp_path / "one.safetensors")}
+    second = make_network(recipe(preprocessing=one.preprocessing.with_channels([one.preprocessing]), **fields))
+    crop = torch.randn(1, 1, 16, 16, 16)
+    points = torch.tensor([[[5.0, 9, 7]]])
+    with torch.no_grad():
+        torch.testing.assert_close(second(crop.repeat(1, 2, 1, 1, 1), points), first(crop, points), atol=1e-4, rtol=0)
+    fields["model"] = one.model.model_copy(update={"crop": 32})
+    larger = make_network(recipe(**fields)).image_encoder.depth_positions
+    assert len(larger) == 8
+    torch.testing.assert_close(larger[0], first.image_encoder.depth_positions[0])
+
+
+def test_the_best_model_is_written_beside_the_last(tmp_path: Path) -> None:
+    _case(tmp_path / "data", "seen", 3)
+    _case(tmp_path / "data", "aside", 4)
+    given = recipe(phantoms=0, validation=["aside"], validate_every=1, steps=30, patience=2, learning_rate=0.05, ema=0)
+    path = train(given, tmp_path / "data", tmp_path / "out")
+    assert len(losses(tmp_path / "out")) < 30  # patience
+    state = torch.load(tmp_path / "out" / "best.ckpt", map_location="cpu", weights_only=False)["state_dict"]
+    best = load_model(tmp_path / "out" / "best.safetensors", "cpu").state_dict()
+    assert all(torch.equal(best[name], state[f"network.{name}"]) for name in best)
+    last = load_model(path, "cpu").state_dict()
+    assert any(not torch.equal(best[name], last[name]) for name in best)
+
+
+def test_exactly_the_paper_s_tensors_are_tuned() -> None:
+    """15,209,984 numbers of ViT-B's encoder (docs/released.md), and the whole prompt encoder and mask decoder."""
+    (path,) = (Path(__file__).resolve().parents[2] / "recipes").glob("kits-released.yaml")
+    network = make_network(read_recipe(path).model_copy(update={"start_from": None}))
+    tuned = {name: p.numel() for name, p in network.named_parameters() if p.requires_grad}
+    encoder = sum(count for name, count in tuned.items() if name.startswith("image_encoder."))
+    assert encoder == 15_209_984
+    task = SegmentationTask(read_recipe(path).planned(1), network)
+    groups = task.configure_optimizers()["optimizer"].param_groups
+    assert sum(p.numel() for group in groups for p in group["params"]) == sum(tuned.values()) == 25_198_976
+    frozen = {name.split(".")[-2] for name, p in network.named_parameters() if not p.requires_grad}
+    assert not frozen & {"norm1", "norm2", "conv", "down", "up", "reduce"}

@@ -16,12 +16,18 @@ def command(
     seed: Annotated[int, typer.Option(min=0, help="Of the first; the next scan has the next seed.")] = 0,
     shape: Annotated[str, typer.Option(help="Voxels: columns, rows, slices.")] = "108,108,72",
     spacing: Annotated[str, typer.Option(help="mm between them.")] = "2,2,3",
+    wide: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of whole cross-sections: hips, two legs, trunks with arms.")
+    ] = 0.0,
+    small: Annotated[float, typer.Option(min=0, max=1, help="Share with a tumour of 1 to 60 mL.")] = 0.0,
 ) -> None:
     """Write generated CT scans with labelled tumours in MSD layout, ready for `voxsam prepare`."""
     from voxsam.cli.prepare import three_lengths
     from voxsam.data.phantom_set import write_phantoms
+    from voxsam.data.phantoms import Scene
 
     voxels = tuple(int(n) for n in three_lengths("--shape", shape))
     with Progress() as progress:
-        write_phantoms(output, count, seed, voxels, three_lengths("--spacing", spacing), progress)
+        grid = voxels, three_lengths("--spacing", spacing)
+        write_phantoms(output, range(seed, seed + count), grid, Scene(wide, small), progress)
     typer.echo(f"{output}: {count} generated scans of {' x '.join(map(str, voxels))} voxels.")

@@ -26,6 +26,9 @@ def command(
         Path,
         typer.Argument(parser=given_path, metavar="SCAN", help="NIfTI, NRRD, MHA, a folder or zip of a DICOM series."),
     ],
+    channel: Annotated[
+        list[Path] | None, typer.Option(help="A further image of the patient, for models of several channels.")
+    ] = None,
     click: Annotated[list[str] | None, typer.Option(help="I,J,K: a voxel in the tumour.")] = None,
     negative: Annotated[list[str] | None, typer.Option(help="I,J,K: a voxel that is not tumour.")] = None,
     click_mm: Annotated[list[str] | None, typer.Option(help="X,Y,Z in RAS+ mm.")] = None,
@@ -55,13 +58,13 @@ def command(
         given = "both --auto and prompts" if auto else "no prompt"
         raise PromptError(given, "prompts, or --auto alone", "click the tumour, for example --click 120,88,45")
     from voxsam.evaluation.report import report_dict, write_report_json
-    from voxsam.io import SUFFIXES, read_volume, write_mask, write_volume
+    from voxsam.io import SUFFIXES, read_channels, write_mask, write_volume
 
     target = output or Path(_stem(scan) + "_mask.nii.gz")
     outputs = Outputs(
         {"-o": target, "--probabilities": probabilities, "--preview": preview, "--report": report},
         {"-o": SUFFIXES, "--probabilities": SUFFIXES, "--preview": (".png",), "--report": (".json",)},
-        inputs=[scan, *(scribble or []), *(hint or []), Path(model)],
+        inputs=[scan, *(channel or []), *(scribble or []), *(hint or []), Path(model)],
     )
     if threads is not None:
         set_threads(threads)
@@ -69,10 +72,11 @@ def command(
     with Progress(quiet) as progress:
         _check_model(model, auto)
         progress("reading")
-        volume = read_volume(scan)
+        images = tuple(image for path in (scan, *(channel or [])) for image in read_channels(path))
+        volume = images[0]
         prompts = words.on(volume.grid)
         read = time.perf_counter()
-        mask, soft, messages = _segment(volume, prompts, model, device, not no_follow, progress)
+        mask, soft, messages = _segment(images, prompts, model, device, not no_follow, progress)
         seconds = {"reading": read - start, "segmenting": time.perf_counter() - read}
         clicks = _clicks(volume, prompts)
         messages = (*messages, *_missed(mask, clicks))
@@ -143,7 +147,7 @@ def _missed(mask: Volume, clicks: list[Click]) -> list[str]:
 
 
 def _segment(
-    volume: Volume, prompts: list[Prompt], model: str, device: str, follow: bool, progress: Progress
+    images: tuple[Volume, ...], prompts: list[Prompt], model: str, device: str, follow: bool, progress: Progress
 ) -> tuple[Volume, Callable[[], Volume], tuple[str, ...]]:
     """The mask, the probabilities (a float for every voxel, so made only when asked for), and the messages."""
     import voxsam.systems  # noqa: F401, their model files are known, too
@@ -154,11 +158,11 @@ def _segment(
     if not prompts:
         from voxsam.automatic import mask_of, segment_automatically
 
-        soft = segment_automatically(network, volume, progress=progress)
+        soft = segment_automatically(network, images, progress=progress)
         return mask_of(soft), lambda: soft, ()
     from voxsam.session import Session
 
-    session = Session(network, volume, follow=follow, progress=progress)
+    session = Session(network, images, follow=follow, progress=progress)
     return session.prompt(*prompts), lambda: session.probabilities, session.messages
 
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import logging
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from voxsam.cli.segment import set_threads
+from voxsam.errors import InputError
 from voxsam.io.atomic import make_folder
 
 CONTEXT: dict[str, Any] = {"allow_extra_args": True, "ignore_unknown_options": True}
+INTERRUPTED = 130
 
 
 def command(
@@ -22,22 +25,51 @@ def command(
         Path | None,
         typer.Option(help="A folder of `voxsam prepare`, or in MSD / nnU-Net raw layout; without it, phantoms only."),
     ] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="laptop, gpu24, gpu80, or a YAML file: keys that this machine wants otherwise.")
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads; default: all.")] = None,
+    anyway: Annotated[bool, typer.Option("--anyway", help="Begin though memory seems too little.")] = False,
 ) -> None:
-    """Train a model. Any key of the recipe may be changed: --steps 500 --augmentation.flip 0."""
-    import voxsam.systems  # noqa: F401, its networks can be trained, too
-    from voxsam.data.store import read_description
-    from voxsam.training.recipe import read_recipe
-    from voxsam.training.run import train
+    """Train a model. Any key of the recipe may be changed: --steps 500 --augmentation.flip 0.
 
-    prepared = None if data is None else read_description(data / "dataset.json")
+    Ctrl-C ends the step, writes a checkpoint and stops; the same command goes on from there.
+    """
+    import voxsam.systems  # noqa: F401, its networks can be trained, too
+    from voxsam.data.store import open_store, read_description
+    from voxsam.training.memory import is_out_of_memory
+    from voxsam.training.recipe import read_preset, read_recipe
+    from voxsam.training.run import train
+    from voxsam.training.stop import Stopped
+
     defaults = {}
-    if prepared is not None:
-        defaults = {"preprocessing": prepared.preprocessing[0].model_dump(), "validation": prepared.split["validation"]}
-    chosen = read_recipe(recipe, context.args, defaults)
+    if data is not None and read_description(data / "dataset.json") is not None:
+        store = open_store(data)
+        defaults = {"preprocessing": store.preprocessing.model_dump(), "validation": store.split["validation"]}
+    chosen = read_recipe(recipe, context.args, defaults, read_preset(preset) if preset else {})
     make_folder(output)
     if threads is not None:
         set_threads(threads)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # no advice on hardware and other products
-    path = train(chosen, data, output)
+    try:
+        path = train(chosen, data, output, tell=_tell, strict=not anyway)
+    except Stopped as stop:
+        _tell(str(stop))
+        raise typer.Exit(INTERRUPTED) from None
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        given = f"a step that takes more memory than there is (batch {chosen.batch}, {chosen.precision})"
+        raise InputError(given, "one that fits", f"turn a dial: {_dials()}") from error
     typer.echo(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
+
+
+def _dials() -> str:
+    return (
+        "--recompute true, --batch 1 with --accumulate, --precision bf16-mixed, a smaller --model.crop;"
+        " the same command goes on from the last checkpoint"
+    )
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -6,74 +6,133 @@ from typing import Annotated, Any
 
 import numpy as np
 from monai.transforms import (  # type: ignore[attr-defined]
+    CenterSpatialCropd,
     Compose,
     RandAffined,
     RandFlipd,
     RandGaussianNoised,
     RandRotate90d,
     RandScaleIntensityd,
+    RandShiftIntensity,
     RandShiftIntensityd,
+    RandSpatialCropd,
+    RandZoomd,
 )
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
+KEYS = ("image", "label")
+MODES = ("bilinear", "nearest")
+
 
 class Augmentation(BaseModel):
-    """Ranges and probabilities. Lengths in mm, intensities in the scan's unit (HU), angles in degrees.
+    """Ranges and probabilities. Lengths in mm, angles in degrees, intensities in HU (elsewhere: s.d. / 40).
 
-    A crop is drawn around a voxel of the tumour, or with probability `background` beside it (the target is then empty).
+    A crop is drawn around a voxel of the tumour, or with probability `background` beside it (the target of a click is
+    then empty).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     zoom: tuple[float, float] = (0.8, 1.25)  # of the extent that is seen, on each axis
     zoom_probability: Share = 0.8
+    magnify: tuple[PositiveFloat, PositiveFloat] | None = None  # instead of zoom: the size of things, on all axes alike
     rotate: NonNegativeFloat = 15.0  # degrees about each axis, drawn together with the zoom
     flip: Share = 0.5  # on each axis
     turn: Share = 0.5  # by quarter turns in the plane of the last two axes
     shift: NonNegativeFloat = 25.0  # of all intensities, either way
     shift_probability: Share = 0.8
+    offset: NonNegativeFloat = 0.0  # of normalised intensities, either way, with `shift_probability`
     scale: NonNegativeFloat = 0.15  # of contrast about the data set's mean, either way
     noise: NonNegativeFloat = 10.0  # largest s.d. of added noise
     margin_mm: tuple[float, float] | None = (5.0, 60.0)  # left of a scan around its tumour, drawn for each side
+    uncut: Share = 0.0  # probability that a scan is seen without such margins
+    body: bool = False  # scans are cut to the body's box, and crops moved into it where they fit
+    surroundings: Share = 0.0  # probability that beyond a scan's borders the tissue of another one is seen
     off_centre: Share = 0.25  # probability that the crop is centred beside its tumour voxel
     off_centre_mm: NonNegativeFloat = 40.0
+    wander: Annotated[float, Field(ge=1)] = 1.0  # the crop lies anywhere in one that is so many times as wide
     background: Share = 0.06
+
+    @property
+    def centred(self) -> bool:
+        """Whether the voxel that a crop was drawn around is in its middle, unless `off_centre` moves it."""
+        return self.wander == 1 and not self.body
+
+    def room(self, side: int) -> int:
+        """Voxels on each axis of the crop out of which one of `side` voxels is drawn at last."""
+        return round(side * self.wander)
 
     def reach(self, side: int) -> int:
         """Voxels to read on each axis, so that a zoomed crop of `side` voxels is filled; as odd or even as `side`."""
-        wide = int(np.ceil(side * max(1.0, self.zoom[1])))
+        widest = self.zoom[1] if self.magnify is None else 1 / self.magnify[0]
+        wide = int(np.ceil(self.room(side) * max(1.0, widest)))
         return wide + (wide - side) % 2
 
     def transform(self, side: int) -> Compose:
-        """(1, R, R, R) "image" in the scan's unit less its mean and "label" of whole numbers -> both (1, side, ...)."""
-        keys = ("image", "label")
-        angle = float(np.deg2rad(self.rotate))
-        wider = (self.zoom[0] - 1, self.zoom[1] - 1)  # MONAI adds 1 and scales the grid it samples
+        """(C, R, R, R) "image" less its mean and (1, R, R, R) "label" of whole numbers -> both with (side,) * 3."""
         return Compose(
             [
-                RandAffined(
-                    keys,
-                    spatial_size=(side,) * 3,
-                    prob=self.zoom_probability,
-                    rotate_range=[(-angle, angle)] * 3,
-                    scale_range=[wider] * 3,
-                    mode=("bilinear", "nearest"),
-                    padding_mode=("border", "zeros"),
-                ),
-                *(RandFlipd(keys, prob=self.flip, spatial_axis=axis) for axis in range(3)),
-                RandRotate90d(keys, prob=self.turn, spatial_axes=(1, 2)),
-                RandShiftIntensityd("image", offsets=self.shift, prob=self.shift_probability),
-                RandScaleIntensityd("image", factors=self.scale, prob=0.5),
+                *(self._zoom(side) if self.magnify is None else self._magnify(side, self.magnify)),
+                *(RandFlipd(KEYS, prob=self.flip, spatial_axis=axis) for axis in range(3)),
+                RandRotate90d(KEYS, prob=self.turn, spatial_axes=(1, 2)),
+                RandShiftIntensityd("image", offsets=self.shift, prob=self.shift_probability, channel_wise=True),
+                RandScaleIntensityd("image", factors=self.scale, prob=0.5, channel_wise=True),
                 RandGaussianNoised("image", prob=0.5, std=self.noise),
             ]
         )
 
+    def _zoom(self, side: int) -> list[Any]:
+        """Zoom on each axis and rotation at once; out of it, if asked for, a crop of `side` anywhere."""
+        angle, room = float(np.deg2rad(self.rotate)), self.room(side)
+        wider = (self.zoom[0] - 1, self.zoom[1] - 1)  # MONAI adds 1 and scales the grid it samples
+        affine = RandAffined(
+            KEYS,
+            spatial_size=(room,) * 3,
+            prob=self.zoom_probability,
+            rotate_range=[(-angle, angle)] * 3,
+            scale_range=[wider] * 3,
+            mode=MODES,
+            padding_mode=("border", "zeros"),
+        )
+        return [affine, *([RandSpatialCropd(KEYS, (side,) * 3, random_size=False)] if room > side else [])]
+
+    def _magnify(self, side: int, factors: tuple[float, float]) -> list[Any]:
+        """One zoom for all axes, the middle of it, and in that a crop of `side` anywhere: the released chain."""
+        return [
+            RandZoomd(
+                KEYS,
+                prob=self.zoom_probability,
+                min_zoom=factors[0],
+                max_zoom=factors[1],
+                mode=("trilinear", "nearest"),
+                keep_size=False,
+            ),
+            CenterSpatialCropd(KEYS, (self.room(side),) * 3),
+            RandSpatialCropd(KEYS, (side,) * 3, random_size=False),
+        ]
+
+    def shifter(self) -> RandShiftIntensity:
+        """The shift of normalised intensities."""
+        return RandShiftIntensity(offsets=self.offset, prob=self.shift_probability, channel_wise=True)
+
 
 def apply(transform: Compose, image: NDArray, label: NDArray, seed: int) -> tuple[NDArray, NDArray]:
-    """Both (R, R, R) arrays transformed alike, the same for the same seed."""
+    """(C, R, R, R) and (R, R, R) arrays transformed alike, the same for the same seed."""
     transform.set_random_state(seed)
-    data: Any = transform({"image": image[None], "label": label[None]})
-    return np.asarray(data["image"][0]), np.asarray(data["label"][0])
+    data: Any = transform({"image": image, "label": label[None]})
+    return np.asarray(data["image"]), np.asarray(data["label"][0])
+
+
+_PROFILE: dict[str, Any] = {
+    **{"rotate": 0, "flip": 0.5, "turn": 0.5, "scale": 0, "noise": 0, "shift_probability": 0.5},
+    **{"margin_mm": None, "body": True, "off_centre": 0, "wander": 1.2},
+}
+AUGMENTATIONS = {  # docs/released.md, "Training"; paper, Table 4
+    "released": Augmentation(
+        **_PROFILE, magnify=(0.85, 1.25), zoom_probability=0.8, shift=20, offset=0, background=1 / 3
+    ),
+    "paper": Augmentation(**_PROFILE, magnify=(0.9, 1.1), zoom_probability=0.3, shift=0, offset=0.1, background=0.5),
+}

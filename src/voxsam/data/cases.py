@@ -20,7 +20,9 @@ FaultKind = Literal[
     "spacing zero",
     "broken geometry",
     "shape mismatch",
+    "orientation mismatch",
     "affine mismatch",
+    "channel mismatch",
     "unknown label value",
     "empty label",
     "duplicate case",
@@ -31,7 +33,7 @@ CHANNEL = re.compile(r"(.+)_(\d{4})")  # nnU-Net: CASE_0000 is the first image c
 
 @dataclass(frozen=True)
 class Case:
-    """One patient's image channels, all on one grid, and the label file."""
+    """One patient's images, all on one grid, and the label; an image is a channel, or a 4D file with all of them."""
 
     name: str
     images: tuple[Path, ...]
@@ -39,7 +41,7 @@ class Case:
 
     @property
     def image(self) -> Path:
-        """The first channel."""
+        """The file of the first channel."""
         return self.images[0]
 
 

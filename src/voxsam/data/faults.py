@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +19,7 @@ from voxsam.data.fingerprint import Sketch
 from voxsam.data.lesions import select
 from voxsam.errors import FileError, GeometryError, ImageError, InputError
 from voxsam.geometry import Grid
-from voxsam.io import read_volume
+from voxsam.io import read_channels, read_volume
 from voxsam.io.atomic import atomic_path
 from voxsam.volume import Volume
 
@@ -87,49 +89,52 @@ def check_case(case: Case, choice: LabelChoice) -> Check:
     def report(kind: FaultKind, given: str, expected: str, remedy: str) -> None:
         faults.append(Fault(case.name, kind, given, expected, remedy))
 
-    scans = [_read(path, False, report) for path in case.images]
-    label = _read(case.label, True, report)
-    first = scans[0]
-    for path, other in zip((*case.images[1:], case.label), (*scans[1:], label), strict=True):
-        if first is not None and other is not None:
-            _compare(case.image, first.grid, path, other.grid, report)
-    tumour = None if label is None else _check_label(case.label, label.array, choice, report)
+    scans = [_read(path, "image", read_channels, report) for path in case.images]
+    labels = _read(case.label, "label", lambda path: (read_volume(path, labels=True),), report)
+    first = scans[0][0] if scans[0] else None
+    for path, others in zip((*case.images[1:], case.label), (*scans[1:], labels), strict=True):
+        if first is not None and others:
+            _compare(case.image, first.grid, path, others[0].grid, report)
+    tumour = _check_label(case.label, labels[0].array, choice, report) if labels else None
     if faults or first is None or tumour is None:
         return Check(faults=tuple(faults), measures=None)
-    values = [scan.array[tumour] for scan in scans if scan is not None]
+    values = [channel.array[tumour] for channels in scans for channel in channels]
     return Check(faults=(), measures=_measure(first, values))
 
 
-def _read(path: Path, label: bool, report: Callable[..., None]) -> Volume | None:
+def _read(
+    path: Path, what: Literal["image", "label"], read: Callable[[Path], tuple[Volume, ...]], report: Callable[..., None]
+) -> tuple[Volume, ...]:
+    """The volumes of a file; none if it has a fault, which is reported."""
     if not path.exists():
-        report("missing label" if label else "missing image", f"{path} does not exist", "the file", "add it")
-        return None
+        report(f"missing {what}", f"{path} does not exist", "the file", "add it")
+        return ()
     try:
-        return read_volume(path, labels=label)
+        return read(path)
     except InputError as error:
-        report(_kind_of(error, label), error.given, error.expected, error.remedy)
-    return None
+        report(_kind_of(error, what), error.given, error.expected, error.remedy)
+    return ()
 
 
-def _kind_of(error: InputError, label: bool) -> FaultKind:
+def _kind_of(error: InputError, what: Literal["image", "label"]) -> FaultKind:
     if isinstance(error, GeometryError):
         return "spacing zero" if "spacing" in error.given else "broken geometry"
     if isinstance(error, FileError):
         return "unreadable file"
-    return "unusable label" if label else "unusable image"
+    return "unusable label" if what == "label" else "unusable image"
 
 
 def _compare(image: Path, grid: Grid, path: Path, other: Grid, report: Callable[..., None]) -> None:
     """Two files of one case must lie on one grid."""
+    if other.axes != grid.axes:
+        given, expected = f"{path.name} has the axes {other.axes}", f"{grid.axes} as {image.name}"
+        report("orientation mismatch", given, expected, "reorient it, or copy the affine if the voxels match")
     if other.shape != grid.shape:
         given = f"{path.name} has {_by(other.shape)} voxels"
         report("shape mismatch", given, f"{_by(grid.shape)} as in {image.name}", "resample it to its image")
-    elif not other.close_to(grid):
+    elif other.axes == grid.axes and not other.close_to(grid):
         apart = np.linalg.norm(other.corners_world_mm() - grid.corners_world_mm(), axis=1).max()
-        given = f"{path.name} lies up to {apart:.3g} mm off"
-        if other.axes != grid.axes:
-            given += f", with the axes {other.axes}"
-        expected = f"the affine of {image.name}, axes {grid.axes}"
+        given, expected = f"{path.name} lies up to {apart:.3g} mm off", f"the affine of {image.name}"
         report("affine mismatch", given, expected, "resample it, or copy the affine if the voxels match")
 
 
@@ -187,6 +192,21 @@ def find_doubles(measured: Iterable[tuple[str, Measures]]) -> list[Fault]:
             given = f"the image has the same voxels as that of {earlier}"
             faults.append(Fault(name, "duplicate case", given, "each scan once", "remove one of them"))
     return faults
+
+
+def find_odd_channels(measured: Iterable[tuple[str, Measures]], named: Sequence[str]) -> list[Fault]:
+    """One fault for each case that has not as many image channels as the data set names, or else as most cases."""
+    counts = {name: len(measures.channels) for name, measures in measured if measures.channels}
+    if not counts:
+        return []
+    most = Counter(counts.values()).most_common(1)[0][0]
+    wanted = len(named) if len(named) in counts.values() else most
+    names = f" ({', '.join(named)})" if len(named) == wanted else ""
+    return [
+        Fault(name, "channel mismatch", f"{count} image channels", f"{wanted}{names}", "add or remove channels")
+        for name, count in counts.items()
+        if count != wanted
+    ]
 
 
 def write_faults(faults: Sequence[Fault], path: Path) -> None:

@@ -13,6 +13,8 @@ from voxsam.errors import FileError, InputError
 from voxsam.preprocess import RELEASED, Preprocessing
 
 CASE_NAME = re.compile(r"\w[\w.-]*")  # becomes the name of a folder
+KITS_IMAGES = ("imaging.nii.gz", "imaging.nii")
+KITS_SEGMENTATIONS = ("aggregated_MAJ_seg.nii.gz", "segmentation.nii.gz", "aggregated_MAJ_seg.nii", "segmentation.nii")
 KITS_LABELS = frozenset(range(4))  # background, kidney, tumour, cyst
 LITS_LABELS = frozenset(range(3))  # background, liver, tumour
 
@@ -37,14 +39,14 @@ class DataSet:
 def read_kits(folder: Path) -> RawData:
     """KiTS21 as downloaded: case_00000/imaging.nii.gz and aggregated_MAJ_seg.nii.gz (the majority of the readers).
 
-    `folder` holds the case folders, or is the download (which has them in kits21/data or data).
-    Raises FileError without any.
+    Also KiTS19 and KiTS23, whose labels are segmentation.nii.gz. `folder` holds the case folders, or is the download
+    (which has them in kits21/data, data or dataset). Raises FileError without any.
     """
     place = _kits_folder(folder)
     if place is None:
         raise FileError(f"{folder}: no case_00000", "the folders case_* of KiTS21", "check the path")
     cases = tuple(
-        Case(path.name, (path / "imaging.nii.gz",), path / "aggregated_MAJ_seg.nii.gz")
+        Case(path.name, (_first_of(path, KITS_IMAGES),), _first_of(path, KITS_SEGMENTATIONS))
         for path in sorted(place.glob("case_*/"))
     )
     return RawData(folder, cases, known_labels=KITS_LABELS, channels=("CT",))
@@ -52,8 +54,13 @@ def read_kits(folder: Path) -> RawData:
 
 def _kits_folder(folder: Path) -> Path | None:
     """Where the case folders lie, if anywhere."""
-    places = (folder, folder / "data", folder / "kits21" / "data")
+    places = (folder, *(folder / place for place in ("data", "dataset", "kits21/data", "kits23/dataset")))
     return next((place for place in places if any(place.glob("case_*/"))), None)
+
+
+def _first_of(folder: Path, names: tuple[str, ...]) -> Path:
+    """The first of these files that is there; the first name, if none is."""
+    return next((folder / name for name in names if (folder / name).is_file()), folder / names[0])
 
 
 def read_lits(folder: Path) -> RawData:
@@ -127,7 +134,7 @@ DATA_SETS = {
     d.name: d
     for d in (
         DataSet("msd", "a folder in MSD or nnU-Net raw layout", read_decathlon),
-        DataSet("kits", "KiTS21, kidney tumour", read_kits, (2,), RELEASED["kits"], (209, 30, 61)),
+        DataSet("kits", "KiTS21 (19, 23), kidney tumour", read_kits, (2,), RELEASED["kits"], (209, 30, 61)),
         DataSet("lits", "LiTS17, liver tumour", read_lits, (2,), RELEASED["lits"], (83, 11, 24), healthy=True),
         DataSet("pancreas", "MSD Pancreas, tumour", read_decathlon, (2,), RELEASED["pancreas"], (196, 28, 57)),
         DataSet("colon", "MSD Colon, cancer", read_decathlon, (1,), RELEASED["colon"], (89, 11, 26)),

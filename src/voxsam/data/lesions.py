@@ -11,6 +11,7 @@ from voxsam.resample import Method, resample
 from voxsam.volume import Volume
 
 ANISOTROPIC = 8.0  # largest / smallest spacing above which slices are resampled in plane first (docs/released.md)
+PLANES = 64  # of a mask whose voxels are listed at once
 TOUCHING = np.ones((3, 3, 3), dtype=bool)  # voxels that share a corner belong to one lesion
 
 
@@ -48,15 +49,39 @@ def deepest_points(mask: NDArray[np.bool_], spacing_mm: NDArray) -> NDArray[np.i
 def resample_label(
     mask: Volume, target: Grid, points: NDArray[np.int64]
 ) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
-    """The mask (0/1) on `target`: where more than half is tumour, and under `points` (n, 3), indices of `mask`.
+    """The mask (0/1) on `target`: where more than half is tumour, what is thinner than its voxels, and under `points`.
 
-    Also (n, 3) the voxels of `target` under the points.
+    `points` (n, 3) are indices of `mask`; also (n, 3) the voxels of `target` under them.
     """
-    label = (resample_scan(mask, target, "area") > 0.5).astype(np.uint8)
-    at = np.floor(mask.grid.index_in(target, points) + 0.5).astype(np.int32)
-    at = at.clip(0, np.array(target.shape, dtype=np.int32) - 1)
-    label[tuple(at.T)] = 1
-    return label, at
+    label = resample_scan(mask, target, "area") > 0.5
+    label |= _thin_parts(label, _touched(mask, target))
+    at = _voxels_under(mask.grid, target, points)
+    label[tuple(at.T)] = True
+    return label.astype(np.uint8), at
+
+
+def _thin_parts(label: NDArray[np.bool_], touched: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The voxels in which tumour lies, but which averaging lost: sheets, rods and bridges, not the rims of the rest.
+
+    A rim is at most a voxel wide: what lies further from the label is thin, and so is what joins it to the label.
+    """
+    apart = touched & ~scipy.ndimage.binary_dilation(label, TOUCHING)
+    return touched & scipy.ndimage.binary_dilation(apart, TOUCHING) if apart.any() else apart
+
+
+def _touched(mask: Volume, target: Grid) -> NDArray[np.bool_]:
+    """The voxels of `target` that hold the centre of a voxel of the mask."""
+    touched = np.zeros(target.shape, dtype=bool)
+    for start in range(0, mask.grid.shape[0], PLANES):
+        index = np.argwhere(mask.array[start : start + PLANES]) + [start, 0, 0]
+        touched[tuple(_voxels_under(mask.grid, target, index).T)] = True
+    return touched
+
+
+def _voxels_under(grid: Grid, target: Grid, index: NDArray[np.int64]) -> NDArray[np.int32]:
+    """(n, 3) the voxels of `target` in which the voxels (n, 3) of `grid` have their centres."""
+    at = np.floor(grid.index_in(target, index) + 0.5).astype(np.int32)
+    return at.clip(0, np.array(target.shape, dtype=np.int32) - 1)
 
 
 def resample_scan(volume: Volume, target: Grid, method: Method) -> NDArray[np.float32]:

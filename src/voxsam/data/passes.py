@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from voxsam.data.cases import Case, Fault, RawData
-from voxsam.data.faults import Check, LabelChoice, Measures, check_case, find_doubles
+from voxsam.data.faults import Check, LabelChoice, Measures, check_case, find_doubles, find_odd_channels
+from voxsam.data.labelled import body_box
 from voxsam.data.lesions import deepest_points, resample_label, resample_scan
 from voxsam.data.parallel import ReportProgress, each
 from voxsam.data.store import (
@@ -31,7 +32,7 @@ from voxsam.data.store import (
     write_case,
 )
 from voxsam.geometry import Grid
-from voxsam.io import read_volume
+from voxsam.io import read_channels, read_volume
 from voxsam.io.atomic import atomic_path
 from voxsam.preprocess import Preprocessing
 from voxsam.volume import Volume
@@ -83,10 +84,11 @@ def check_all(
     faults = [*data.faults, *(fault for case in data.cases for fault in checks[case.name].faults)]
     faulty = {fault.case for fault in faults}
     measured = {c.name: m for c in data.cases if (m := checks[c.name].measures) is not None and c.name not in faulty}
-    doubles = find_doubles(measured.items())
-    for fault in doubles:
-        measured.pop(fault.case)
-    return measured, sorted([*faults, *doubles], key=lambda fault: fault.case)
+    for find in (lambda: find_odd_channels(measured.items(), data.channels), lambda: find_doubles(measured.items())):
+        for fault in find():
+            faults.append(fault)
+            measured.pop(fault.case)
+    return measured, sorted(faults, key=lambda fault: fault.case)
 
 
 def _run_check(job: CheckJob) -> Check:
@@ -143,10 +145,10 @@ def make_cases(
 def make_case(job: CaseJob) -> CaseRecord:
     """Resample one case and write it into the store."""
     case = job.case
-    scan = read_volume(case.image)
-    grid, lattice = scan.grid, job.preprocessing.lattice(scan.grid)
-    channels = [_resampled(scan, lattice, job.preprocessing)]
-    channels += [_resampled(Volume(read_volume(p).array, grid), lattice, job.preprocessing) for p in case.images[1:]]
+    scans = [scan for path in case.images for scan in read_channels(path)]
+    grid, lattice = scans[0].grid, job.preprocessing.lattice(scans[0].grid)
+    channels = [_resampled(Volume(scan.array, grid), lattice, job.preprocessing) for scan in scans]
+    body = body_box(Volume(channels[0], lattice, scans[0].modality))
     tumour = job.choice(read_volume(case.label, labels=True).array)
     points = deepest_points(tumour, grid.spacing_mm)
     label, kept = resample_label(Volume(tumour.astype(np.uint8), grid, "SEG"), lattice, points)
@@ -162,6 +164,7 @@ def make_case(job: CaseJob) -> CaseRecord:
         volume_ml=int(tumour.sum()) * grid.voxel_volume_ml,
         lesions=len(points),
         voxels=int(label.sum()),
+        body=tuple(tuple(row) for row in body.tolist()),
     )
     write_case(job.folder, channels, label, sample_positions(label, kept), record)
     return record

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from voxsam.data.phantom_body import Body
+from voxsam.data.phantom_body import BESIDE, PAIRS, Body
 from voxsam.data.phantom_shapes import Field, Frame, ellipsoid, lattice_noise, smooth_union, superellipse, tube
-from voxsam.data.phantom_tissue import FAR_MM, Tissue, paint_muscles
-
-AIR_HU, FAT_HU, SKIN_HU = -1000.0, -108.0, 45.0
-SKIN_MM = 2.0
+from voxsam.data.phantom_tissue import AIR_HU, FAR_MM, FAT_HU, SKIN_HU, SKIN_MM, Tissue, paint_muscles
+from voxsam.data.phantom_wide import add_arms, add_table, add_to_fat, hips_inside, part_into_legs
 
 
 def render_body(rng: np.random.Generator, body: Body, frame: Frame, lesion: Field) -> Tissue:
@@ -19,19 +17,30 @@ def render_body(rng: np.random.Generator, body: Body, frame: Frame, lesion: Fiel
     y = frame.y + np.float32(warp) * lattice_noise(rng, frame, 45)
     grow = np.exp(np.float32(body.taper / 100) * frame.z)
     outline = superellipse(x, y, body.half_x * grow, body.half_y * grow, body.power)
+    if body.kind == "hips":
+        outline = part_into_legs(body, frame, outline, x, y)
     skin = smooth_union(outline, lesion - np.float32(max(0.5 * body.fat_mm, 4)), 12.0)
     hu = np.full(frame.shape, AIR_HU, np.float32)
     tissue = Tissue(rng, body, frame, hu, skin, np.full_like(hu, FAR_MM), np.full_like(hu, FAR_MM), lesion)
-    if body.kind == "thighs":
-        beside = x - np.float32(2.15 * body.half_x)
+    if body.kind in PAIRS:
+        beside = x - np.float32(BESIDE * body.half_x)
         other = superellipse(beside, y, body.half_x * grow, body.half_y * grow, body.power)
         tissue.paint(other, SKIN_HU)
         tissue.paint(other + SKIN_MM, FAT_HU)
         _limb_inside(tissue, other, beside, y)
     tissue.paint(skin, SKIN_HU)
     tissue.paint(skin + SKIN_MM, FAT_HU + 6 * tissue.noise(8))
-    (_limb_inside if body.limb else _trunk_inside)(tissue, outline, x, y)
-    if body.table:
+    if body.kind == "hips":
+        _organs(tissue, hips_inside(tissue, outline, x, y), x, y)
+    else:
+        (_limb_inside if body.limb else _trunk_inside)(tissue, outline, x, y)
+    if body.wide:
+        add_to_fat(tissue)
+        if not body.limb and rng.random() < 0.35:
+            add_arms(tissue, x, y)
+        if body.table:
+            add_table(tissue)
+    elif body.table:
         level = -(body.half_y + rng.uniform(4, 12)) + (frame.x / 60) ** 2
         board = np.maximum(np.abs(frame.y - level) - 1.5, np.abs(frame.x) - 220)
         tissue.paint(board, rng.uniform(-200, 150))
@@ -42,7 +51,7 @@ def _limb_inside(tissue: Tissue, outline: Field, x: Field, y: Field) -> None:
     rng, body, frame = tissue.rng, tissue.body, tissue.frame
     fascia = outline + np.float32(body.fat_mm) * (1 + np.float32(0.2) * tissue.noise(40))
     reach = body.half_x - body.fat_mm
-    paint_muscles(tissue, fascia, x, y, reach)
+    paint_muscles(tissue, fascia, x, y, reach, rng.uniform(1, 5) if body.wide else 1.0)
     joint = rng.random() < 0.25  # near a joint bones are wide, with a thin cortex and spongy marrow
     for bone_x, bone_y, radius in body.bones:
         slant = np.float32(rng.uniform(-0.06, 0.06)) * frame.z

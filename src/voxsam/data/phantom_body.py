@@ -7,17 +7,22 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-LIMBS = ("thigh", "thighs", "calf")
+LIMBS = ("thigh", "thighs", "calf", "calves")
+PAIRS = {"thighs": "thigh", "calves": "calf"}  # limbs that come in twos: what each is
 KINDS = {"thigh": 0.38, "thighs": 0.12, "calf": 0.14, "chest": 0.06, "abdomen": 0.12, "pelvis": 0.18}  # how often
-HALF_X_MM = {"thigh": (65, 105), "thighs": (65, 95), "calf": (40, 62)}
+WIDE_KINDS = {"hips": 0.34, "thighs": 0.24, "calves": 0.1, "chest": 0.08, "abdomen": 0.12, "pelvis": 0.12}
+HALF_X_MM = {"thigh": (65, 105), "thighs": (65, 95), "calf": (40, 62), "calves": (40, 62)}
 TRUNK_HALF_X_MM = (140, 190)
+CROTCH_Z_MM = (-70.0, 110.0)  # of hips: the tumour lies at z = 0, above it or below
+LEG_PLACE, LEG_HALF = 0.51, 0.47  # of hips: where a leg's axis lies and how wide the leg is, in half widths of the body
+BESIDE = 2.15  # where the other limb of a pair lies, in half widths of a limb
 
 
 @dataclass(frozen=True)
 class Body:
     """What was drawn for one patient; lengths in mm, the long axis of the body along z through x = y = 0."""
 
-    kind: str  # one of KINDS
+    kind: str  # one of KINDS or WIDE_KINDS
     half_x: float
     half_y: float
     power: float  # of the superellipse: 2 is round, more is squarer
@@ -29,15 +34,33 @@ class Body:
     vein_hu: float
     table: bool
     bones: tuple[tuple[float, float, float], ...]  # of a limb: x, y and radius of each shaft
+    wide: bool = False  # drawn with all that lies around it: the other limb, arms, table, nodes and veins in the fat
+    crotch_z: float = 0.0  # of hips: where the trunk parts into two legs
 
     @property
     def limb(self) -> bool:
         return self.kind in LIMBS
 
+    @property
+    def leg_x(self) -> float:
+        """Of hips: where the axis of a leg lies, on either side."""
+        return LEG_PLACE * self.half_x
 
-def draw_body(rng: np.random.Generator) -> Body:
-    """A random patient."""
-    kind = str(rng.choice(list(KINDS), p=list(KINDS.values())))
+    @property
+    def middle_x(self) -> float:
+        """Between the two limbs of a pair, else 0."""
+        return BESIDE / 2 * self.half_x if self.kind in PAIRS else 0.0
+
+    @property
+    def reach_x(self) -> float:
+        """From `middle_x` to the outermost skin."""
+        return self.middle_x + self.half_x
+
+
+def draw_body(rng: np.random.Generator, wide: bool = False) -> Body:
+    """A random patient; `wide`: one whose cross-section fills a wide field of view."""
+    kinds = WIDE_KINDS if wide else KINDS
+    kind = str(rng.choice(list(kinds), p=list(kinds.values())))
     half_x = rng.uniform(*HALF_X_MM.get(kind, TRUNK_HALF_X_MM))
     limb = kind in LIMBS
     phase = rng.choice(["plain", "arterial", "venous"])
@@ -60,7 +83,9 @@ def draw_body(rng: np.random.Generator) -> Body:
         artery_hu=artery * rng.uniform(0.9, 1.1),
         vein_hu=vein * rng.uniform(0.9, 1.1),
         table=bool(rng.random() < 0.5),
-        bones=bones[kind.removesuffix("s")] if limb else (),
+        bones=bones[PAIRS.get(kind, kind)] if limb else (),
+        wide=wide,
+        crotch_z=rng.uniform(*CROTCH_Z_MM) if kind == "hips" else 0.0,
     )
 
 
@@ -69,6 +94,8 @@ def draw_site(rng: np.random.Generator, body: Body, radius_mm: float) -> NDArray
 
     In a limb it lies beside the bones: tumours push against a bone more often than they grow round it.
     """
+    if body.kind == "hips":
+        return _site_in_hips(rng, body)
     site = np.zeros(3)
     for _ in range(12):
         angle, place = rng.uniform(0, 2 * np.pi), rng.random()
@@ -85,3 +112,11 @@ def draw_site(rng: np.random.Generator, body: Body, radius_mm: float) -> NDArray
         if all(np.hypot(site[0] - x, site[1] - y) > r + 0.6 * radius_mm for x, y, r in body.bones):
             break
     return site
+
+
+def _site_in_hips(rng: np.random.Generator, body: Body) -> NDArray[np.float64]:
+    """In the muscles or the fat of a buttock above the crotch, of a thigh below."""
+    side, angle = rng.choice([-1, 1]), rng.uniform(0, 2 * np.pi)
+    leg = LEG_HALF * body.half_x
+    depth = body.fat_mm * 0.6 if rng.random() < 0.2 else body.fat_mm + rng.uniform(0.1, 0.6) * (leg - body.fat_mm)
+    return np.array([side * (body.leg_x + (leg - depth) * np.cos(angle)), (leg - depth) * np.sin(angle), 0.0])

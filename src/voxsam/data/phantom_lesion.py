@@ -11,6 +11,7 @@ from scipy import ndimage
 from voxsam.data.phantom_shapes import Field, Frame, coverage, ellipsoid, lattice_noise, paint, smooth_union
 
 SMALLEST_ML, LARGEST_ML = 5.0, 900.0
+SMALL_ML = (1.0, 60.0)  # where a small one is asked for
 FAINT_HU = 8.0  # below this difference to muscle a lesion needs a capsule or a halo to have a border at all
 
 
@@ -31,10 +32,14 @@ class Lesion:
     specks: bool
 
 
-def draw_lesion(rng: np.random.Generator, muscle_hu: float, largest_radius_mm: float) -> Lesion:
-    """A random lesion; its volume is log-uniform between 5 and 900 mL, or to what `largest_radius_mm` allows."""
-    largest = np.clip(4 / 3 * np.pi * largest_radius_mm**3 / 1000, SMALLEST_ML * 1.5, LARGEST_ML)
-    volume_ml = np.exp(rng.uniform(np.log(SMALLEST_ML), np.log(largest)))
+def draw_lesion(rng: np.random.Generator, muscle_hu: float, largest_radius_mm: float, small: bool = False) -> Lesion:
+    """A random lesion; its volume is log-uniform between 5 and 900 mL, or to what `largest_radius_mm` allows.
+
+    `small`: between 1 and 60 mL.
+    """
+    smallest, most = SMALL_ML if small else (SMALLEST_ML, LARGEST_ML)
+    largest = np.clip(4 / 3 * np.pi * largest_radius_mm**3 / 1000, smallest * 1.5, most)
+    volume_ml = np.exp(rng.uniform(np.log(smallest), np.log(largest)))
     matter = rng.choice(["cellular", "myxoid", "lipomatous", "enhancing"], p=[0.6, 0.15, 0.1, 0.15])
     hu = rng.uniform(
         *{

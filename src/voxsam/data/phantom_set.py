@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from voxsam.data.phantoms import make_phantom
+from voxsam.data.phantoms import CLOSE, Scene, make_phantom
 from voxsam.errors import FileError
 from voxsam.io import write_mask, write_volume
 
@@ -15,13 +15,12 @@ MODALITY, LABELS = {"0": "CT"}, {"background": 0, "tumour": 1}
 
 def write_phantoms(
     folder: Path,
-    count: int,
-    seed: int,
-    shape: Sequence[int],
-    spacing_mm: Sequence[float],
+    seeds: Sequence[int],
+    grid: tuple[Sequence[int], Sequence[float]],
+    scene: Scene = CLOSE,
     progress: Callable[[str, float], None] | None = None,
 ) -> None:
-    """`count` scans and labels with seeds from `seed` on, on grids of `shape` voxels (i, j, k) and `spacing_mm`.
+    """A scan and a label for each seed, on a `grid` of so many voxels (i, j, k) at such a spacing in mm.
 
     Raises FileError for a folder that holds something already or cannot be made, GeometryError as `make_phantom`.
     """
@@ -32,11 +31,10 @@ def write_phantoms(
             (folder / part).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise FileError(f"{folder} ({error.strerror})", "a folder that can be made", "choose another") from error
-    names = [f"phantom_{seed + number:04d}" for number in range(count)]
-    for number, name in enumerate(names):
+    for number, seed in enumerate(seeds):
         if progress is not None:
-            progress(f"phantom {number + 1} of {count}", number / count)
-        phantom = make_phantom(seed + number, shape, spacing_mm)
+            progress(f"phantom {number + 1} of {len(seeds)}", number / len(seeds))
+        name, phantom = f"phantom_{seed:04d}", make_phantom(seed, *grid, scene=scene)
         write_volume(phantom.scan, folder / "imagesTr" / f"{name}_0000.nii.gz")
         write_mask(phantom.label, folder / "labelsTr" / f"{name}.nii.gz")
     description = {
@@ -44,7 +42,7 @@ def write_phantoms(
         "description": "generated CT scans, each with one soft-tissue tumour",
         "channel_names": MODALITY,
         "labels": LABELS,
-        "numTraining": count,
+        "numTraining": len(seeds),
         "file_ending": ".nii.gz",
     }
     (folder / "dataset.json").write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")

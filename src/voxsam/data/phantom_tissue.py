@@ -10,6 +10,8 @@ from voxsam.data.phantom_body import Body
 from voxsam.data.phantom_shapes import Field, Frame, lattice_noise, paint, tube
 
 FAR_MM = 1e3  # distance to a tissue that is not there
+AIR_HU, FAT_HU, SKIN_HU = -1000.0, -108.0, 45.0
+SKIN_MM = 2.0
 
 
 @dataclass
@@ -40,8 +42,8 @@ class Tissue:
         self.bone = np.minimum(self.bone, distance)
 
 
-def paint_muscles(tissue: Tissue, fascia: Field, x: Field, y: Field, reach: float) -> None:
-    """Muscle bellies as cells around slanted lines, each with its own HU, thin fat between them."""
+def paint_muscles(tissue: Tissue, fascia: Field, x: Field, y: Field, reach: float, planes: float = 1.0) -> None:
+    """Muscle bellies as cells around slanted lines, each with its own HU, fat between them: `planes` times a film."""
     rng, frame = tissue.rng, tissue.frame
     count = int(rng.integers(6, 13)) if reach > 45 else int(rng.integers(4, 8))
     angles = np.arange(count) * 2.4 + rng.uniform(0, 6)  # the golden angle spreads the lines evenly
@@ -60,5 +62,5 @@ def paint_muscles(tissue: Tissue, fascia: Field, x: Field, y: Field, reach: floa
     values += np.float32(marbling) * np.minimum(tissue.noise(5), 0)
     # Fat between bellies is a film that is missing in places (negative thickness).
     thickness = rng.uniform(0.2, 1.4) * (np.float32(rng.uniform(0.0, 1.0)) + tissue.noise(30))
-    belly = np.maximum(fascia, thickness - (second - first) / 2)
+    belly = np.maximum(fascia, np.float32(planes) * thickness - (second - first) / 2)
     tissue.paint(belly, values)

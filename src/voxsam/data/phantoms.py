@@ -25,6 +25,26 @@ from voxsam.volume import Volume
 
 ATTEMPTS = 8  # a lesion that bone, air or the border of the view leaves too little of is drawn anew
 LEAST_SHARE, LEAST_ML = 0.25, 1.5  # of the drawn volume, and at all, that must be left
+LEAST_SMALL_ML = 0.7  # of a small lesion
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What is asked of phantoms: the probability of each.
+
+    `wide`: a body with all that lies around it (two legs, hips, arms, table), seen as a scan of the whole patient shows
+    it; else mostly a limb, seen close to the tumour. `small`: a lesion of 1 to 60 mL.
+    """
+
+    wide: float = 0.0
+    small: float = 0.0
+
+    def draw(self, rng: np.random.Generator) -> tuple[bool, bool]:
+        """Whether one phantom is wide, and whether its lesion is small."""
+        return bool(rng.random() < self.wide), bool(rng.random() < self.small)
+
+
+CLOSE = Scene()
 
 
 @dataclass(frozen=True)
@@ -37,12 +57,17 @@ class Phantom:
 
 
 def make_phantom(
-    seed: int, shape: Sequence[int] = (96, 96, 96), spacing_mm: Sequence[float] = (2.0, 2.0, 2.0), axes: str = "LPS"
+    seed: int,
+    shape: Sequence[int] = (96, 96, 96),
+    spacing_mm: Sequence[float] = (2.0, 2.0, 2.0),
+    axes: str = "LPS",
+    scene: Scene = CLOSE,
 ) -> Phantom:
     """The phantom of `seed` on a grid of `shape` and `spacing_mm`, both in the order of `axes` (Grid.axes).
 
     All shapes are drawn in mm: another spacing over the same field of view shows the same patient under other noise.
-    The tumour has 1 to 900 mL, as far as the view holds it. Raises GeometryError for axes, a shape or a
+    The tumour has 1 to 900 mL, as far as the view holds it. `scene` says how often the view is wide or the tumour
+    small. Raises GeometryError for axes, a shape or a
     spacing that make no sense.
     """
     upright = Grid.from_spacing((1, 1, 1), (1, 1, 1)).reorient(axes).permutation_to("RAS")[0]
@@ -52,8 +77,8 @@ def make_phantom(
     grid = Grid.from_spacing(size, spacing, (-(extent - spacing) / 2).tolist())
     for attempt in range(ATTEMPTS):
         # One stream per stage: a stage that draws more numbers leaves the others as they were.
-        streams = [np.random.Generator(np.random.PCG64(s)) for s in np.random.SeedSequence([seed, attempt]).spawn(6)]
-        image, inside, enough = _draw(streams[:5], size, spacing)
+        streams = [np.random.Generator(np.random.PCG64(s)) for s in np.random.SeedSequence([seed, attempt]).spawn(7)]
+        image, inside, enough = _draw(streams[:5], size, spacing, scene.draw(streams[6]))
         if enough or (attempt == ATTEMPTS - 1 and inside.any()):
             return _phantom(image, inside, grid, axes, streams[5])
     raise GeometryError(
@@ -64,14 +89,14 @@ def make_phantom(
 
 
 def _draw(
-    streams: list[np.random.Generator], size: tuple[int, ...], spacing: tuple[float, ...]
+    streams: list[np.random.Generator], size: tuple[int, ...], spacing: tuple[float, ...], scene: tuple[bool, bool]
 ) -> tuple[Field, NDArray[np.bool_], bool]:
     """HU, tumour, and whether enough of the tumour is in view; in RAS order."""
     plan, shape_rng, body_rng, paint_rng, scanner_rng = streams
-    extent = np.array(size) * np.array(spacing)
-    body = draw_body(plan)
+    extent, (wide, small) = np.array(size) * np.array(spacing), scene
+    body = draw_body(plan, wide)
     room = min(0.36 * extent.min(), (0.62 if body.limb else 0.5) * body.half_x)
-    lesion = draw_lesion(plan, body.muscle_hu, room)
+    lesion = draw_lesion(plan, body.muscle_hu, room, small)
     site = draw_site(plan, body, lesion.radius_mm)
     frame = Frame.around(_view_centre(plan, body, site, extent), size, spacing)
     distance = lesion_distance(shape_rng, lesion, frame, site)
@@ -85,13 +110,20 @@ def _draw(
     paint_lesion(paint_rng, lesion, frame, tissue.hu, distance)
     left_ml = np.count_nonzero(inside) * np.prod(spacing) / 1000
     whole_ml = 4 / 3 * np.pi * lesion.radius_mm**3 / 1000
-    enough = left_ml > max(LEAST_SHARE * whole_ml, LEAST_ML)
+    enough = left_ml > max(LEAST_SHARE * whole_ml, LEAST_SMALL_ML if small else LEAST_ML)
     return _scanned(scanner_rng, tissue.hu, body, frame), inside, bool(enough)
 
 
 def _view_centre(rng: np.random.Generator, body: Body, site: NDArray, extent: NDArray) -> NDArray[np.float64]:
     """Where the field of view has its middle: about the lesion, but not further into the air than needed."""
     centre = site + rng.uniform(-0.33, 0.33, 3) * extent
+    if body.wide:
+        # Views of the whole body, with the tumour not too near to the border.
+        middle, half = np.array([body.middle_x, 0.0]), np.array([body.reach_x, body.half_y])
+        slack = np.abs(half + 25 - extent[:2] / 2)
+        near = np.clip(centre[:2], middle - slack, middle + slack)
+        centre[:2] = np.clip(near, site[:2] - 0.4 * extent[:2], site[:2] + 0.4 * extent[:2])
+        return centre
     for axis, half in enumerate((body.half_x, body.half_y)):
         slack = max(half + 15 - extent[axis] / 2, 0)
         if slack == 0 and body.kind != "thighs":

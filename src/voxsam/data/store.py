@@ -27,17 +27,20 @@ from zarr.codecs import BloscCodec
 
 from voxsam.data.cases import Fault
 from voxsam.data.fingerprint import Fingerprint
-from voxsam.data.sampling import Labelled
+from voxsam.data.labelled import Labelled
 from voxsam.errors import FileError, InputError
 from voxsam.geometry import Grid
 from voxsam.io.atomic import make_folder
 from voxsam.preprocess import Preprocessing
 from voxsam.volume import Volume
 
-FORMAT = 1
+FORMAT = 2  # 1 lost tumours thinner than its voxels
 CHUNK = 48  # voxels a side: a crop of 128 reads at most 64 chunks
 SHARD = 480  # at most, voxels a side: most scans are one file for each array
 MOST_POSITIONS = 200_000
+
+
+Index = tuple[int, int, int]
 
 
 class Source(BaseModel):
@@ -65,6 +68,7 @@ class CaseRecord(BaseModel):
     volume_ml: float  # of the tumour in the source
     lesions: int
     voxels: int  # of the tumour in the store
+    body: tuple[Index, Index] | None = None  # first and last index of what is not air; None: not recorded then
 
     @property
     def grid(self) -> Grid:
@@ -109,37 +113,42 @@ class Store:
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """That of the first channel: the store's spacing and axes, and how its intensities are normalised."""
-        return self.description.preprocessing[0]
+        """The store's spacing and axes, and how the intensities of its channels are normalised."""
+        first, *further = self.description.preprocessing
+        return first.with_channels(further)
 
     @property
     def fingerprint(self) -> Fingerprint:
         """Measured on the training part, at the spacing of the sources."""
         return self.description.fingerprint
 
-    def load(self, name: str, channel: int = 0) -> Labelled:
-        """A case whose arrays are zarr's: slicing one reads the chunks under the slice and no more.
+    def load(self, name: str, channel: int | None = None) -> Labelled:
+        """A case, with all its channels or the one asked for; slicing zarr's arrays reads the chunks under the slice.
 
         Raises FileError for a case or channel that is not there.
         """
         record = self.description.cases.get(name)
         if record is None:
             raise FileError(f"{self.folder}: no case {name}", f"one of {', '.join(self.names)}", "check the name")
-        if not 0 <= channel < len(self.description.preprocessing):
-            known = f"0 to {len(self.description.preprocessing) - 1}"
-            raise FileError(f"channel {channel} of {name}", known, "choose another channel")
-        folder, modality = case_folder(self.folder, name), self.description.preprocessing[channel].modality
+        kinds = self.description.preprocessing
+        if channel is not None and not 0 <= channel < len(kinds):
+            raise FileError(f"channel {channel} of {name}", f"0 to {len(kinds) - 1}", "choose another channel")
+        numbers = range(len(kinds)) if channel is None else [channel]
+        folder = case_folder(self.folder, name)
         try:
-            scan, label, foreground = (
-                zarr.open_array(folder / part, mode="r") for part in (f"channel_{channel}", "label", "foreground")
-            )
+            arrays = {
+                part: zarr.open_array(folder / part, mode="r")
+                for part in (*(f"channel_{n}" for n in numbers), "label", "foreground")
+            }
         except (OSError, ValueError) as error:
             raise FileError(f"{folder} could not be read ({error})", "a prepared case", "prepare it again") from error
-        grid = record.grid
+        images = [Volume(cast(NDArray[Any], arrays[f"channel_{n}"]), record.grid, kinds[n].modality) for n in numbers]
         return Labelled(
-            Volume(cast(NDArray[Any], scan), grid, modality),
-            Volume(cast(NDArray[Any], label), grid, "SEG"),
-            np.asarray(foreground[...], dtype=np.int32),
+            images[0],
+            Volume(cast(NDArray[Any], arrays["label"]), record.grid, "SEG"),
+            np.asarray(arrays["foreground"][...], dtype=np.int32),
+            tuple(images[1:]),
+            None if record.body is None else np.array(record.body),
         )
 
 

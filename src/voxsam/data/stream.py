@@ -10,11 +10,12 @@ from torch.utils.data import Dataset
 
 from voxsam.data.augmentation import Augmentation
 from voxsam.data.cases import Case, find_cases
-from voxsam.data.phantoms import make_phantom
-from voxsam.data.sampling import Labelled, Sample, Sampler
+from voxsam.data.labelled import Labelled
+from voxsam.data.phantoms import CLOSE, Scene, make_phantom
+from voxsam.data.sampling import Sample, Sampler
 from voxsam.data.store import open_store, read_description
 from voxsam.errors import FileError, InputError
-from voxsam.io import read_volume
+from voxsam.io import read_channels, read_volume
 
 
 def load_cases(folder: Path, *, leave_out: Collection[str] = (), only: Collection[str] | None = None) -> list[Labelled]:
@@ -44,22 +45,29 @@ def _source(folder: Path) -> tuple[Callable[[str], Labelled], set[str], set[str]
 
 
 def _load(case: Case) -> Labelled:
-    scan, label = read_volume(case.image), read_volume(case.label, labels=True)
+    scan, *further = (channel for path in case.images for channel in read_channels(path))
+    label = read_volume(case.label, labels=True)
     try:
-        return Labelled.make(scan, label)
+        return Labelled.make(scan, label, further)
     except InputError as error:
         raise type(error)(f"{case.name}: {error.given}", error.expected, error.remedy) from error
 
 
-def make_phantoms(count: int, shape: Sequence[int], spacing_mm: Sequence[float], first_seed: int) -> list[Labelled]:
+def make_phantoms(
+    count: int, shape: Sequence[int], spacing_mm: Sequence[float], first_seed: int, scene: Scene = CLOSE
+) -> list[Labelled]:
     """`count` generated scans with seeds from `first_seed` on."""
-    phantoms = (make_phantom(first_seed + i, shape=shape, spacing_mm=spacing_mm) for i in range(count))
+    phantoms = (make_phantom(first_seed + i, shape, spacing_mm, scene=scene) for i in range(count))
     return [Labelled.make(p.scan, p.label) for p in phantoms]
+
+
+PASSES = 2**31  # sets the orders' random numbers apart from the samples'
 
 
 class SampleStream(Dataset[Sample]):
     """`length` samples; the share of generated scans falls linearly from `share[0]` to `share[1]`.
 
+    Each is of a scan drawn by chance; with `passes` the scans come in turn, in another order on each pass over them.
     Sample n is always the same, whatever was drawn before. Raises InputError without scans and phantoms.
     """
 
@@ -71,13 +79,14 @@ class SampleStream(Dataset[Sample]):
         length: int,
         share: tuple[float, float],
         seed: int,
+        passes: bool = False,
     ) -> None:
         if not scans and not phantoms:
             raise InputError(
                 "neither scans nor phantoms", "something to train on", "give --data, or phantoms in the recipe"
             )
-        self.sampler, self.scans, self.phantoms = sampler, scans, phantoms
-        self.length, self.share, self.seed = length, share, seed
+        self.sampler, self.scans, self.phantoms = sampler.among([*scans, *phantoms]), scans, phantoms
+        self.length, self.share, self.seed, self.passes = length, share, seed, passes
 
     def __len__(self) -> int:
         return self.length
@@ -87,8 +96,14 @@ class SampleStream(Dataset[Sample]):
         share = self.share[0] + (self.share[1] - self.share[0]) * number / self.length
         generated = bool(self.phantoms) and (not self.scans or rng.random() < share)
         pool = self.phantoms if generated else self.scans
-        sample = self.sampler.draw(pool[int(rng.integers(len(pool)))], rng)
+        case = self._in_turn(number, len(pool)) if self.passes else int(rng.integers(len(pool)))
+        sample = self.sampler.draw(pool[case], rng)
         return {**sample, "number": np.array(number)}
+
+    def _in_turn(self, number: int, count: int) -> int:
+        """Which of `count` scans the sample of this number is of."""
+        done, place = divmod(number, count)
+        return int(np.random.default_rng([self.seed, PASSES, done]).permutation(count)[place])
 
 
 def validation_samples(sampler: Sampler, cases: Sequence[Labelled], seed: int) -> list[Sample]:

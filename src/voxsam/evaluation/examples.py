@@ -8,7 +8,7 @@ from pathlib import Path
 from voxsam.data.cases import Case
 from voxsam.evaluation.clicks import deepest_voxel
 from voxsam.evaluation.figures import overview_figure
-from voxsam.evaluation.protocol import Evaluation, Row, read_case
+from voxsam.evaluation.protocol import Evaluation, Row, open_images, read_case
 from voxsam.evaluation.scores import components
 from voxsam.evaluation.summary import by_case, rows_of, summarise
 from voxsam.evaluation.systems import System
@@ -37,9 +37,10 @@ def write_examples(evaluation: Evaluation, system: System, cases: Mapping[str, C
     """Write an overlay for each example into a folder that exists; returns the names. `cases` are found by name."""
     names = []
     for name, row in choose_examples(evaluation).items():
-        scan, tumour = read_case(cases[row.case], evaluation.settings.labels)
+        images, tumour = read_case(cases[row.case], evaluation.settings.labels)
+        scan = images[0]
         points = [Point.at_index(scan.grid, at, positive) for at, positive in row.points]
-        mask = system.open(scan).segment(points)
+        mask = open_images(system, images).segment(points)
         if row.lesion:
             tumour = components(tumour)[0] == row.lesion
         lesion = f", lesion {row.lesion}" if row.lesion else ""

@@ -1,4 +1,4 @@
-"""The folder of an evaluation: scores.csv, summary.json, table.md, figures, report.html; whole or not at all."""
+"""The folder of an evaluation: scores.csv, cases.csv, summary.json, table.md, figures, report.html; whole or not."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from voxsam.evaluation.examples import choose_examples, write_examples
 from voxsam.evaluation.protocol import Evaluation, Row
 from voxsam.evaluation.run_report import write_run_report
 from voxsam.evaluation.scores import Scores
-from voxsam.evaluation.summary import Line, by_case, rows_of, summarise
+from voxsam.evaluation.summary import Line, by_case, grouped, rows_of, summarise
 from voxsam.evaluation.systems import System
 from voxsam.evaluation.tables import write_tables
 
 KIND = "voxsam evaluation"
-FILES = {"scores.csv", "summary.json", "table.md", "figures", "report.html"}
-CASE_NUMBERS = ("dice", "nsd", "hd95_mm", "truth_ml", "mask_ml")
+FILES = {"scores.csv", "cases.csv", "summary.json", "table.md", "figures", "report.html"}
+CASE_NUMBERS = ("dice", "nsd", "hd95_mm", "truth_ml", "mask_ml", "volume_error", "found", "false_lesions")
 KEYS = ("case", "lesion", "kind", "trial", "clicks")
 
 
@@ -56,6 +56,7 @@ def write_evaluation(evaluation: Evaluation, system: System, cases: Mapping[str,
         figures = folder / "figures"
         figures.mkdir()
         write_scores(evaluation, folder / "scores.csv")
+        write_cases(evaluation, folder / "cases.csv")
         text = json.dumps(summary(evaluation), indent=2, ensure_ascii=False, allow_nan=False)
         (folder / "summary.json").write_text(text + "\n", encoding="utf-8")
         (folder / "table.md").write_text(write_tables(evaluation), encoding="utf-8")
@@ -74,6 +75,19 @@ def write_scores(evaluation: Evaluation, path: Path) -> None:
         for row in evaluation.rows:
             numbers = [_digits(value) for value in asdict(row.scores).values()]
             writer.writerow([*(getattr(row, key) for key in KEYS), *numbers, _points(row)])
+
+
+def write_cases(evaluation: Evaluation, path: Path) -> None:
+    """One line for each case, kind and number of clicks: the mean of its trials and lesions (of HD95 the median)."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["case", "kind", "clicks", "masks", *CASE_NUMBERS])
+        for line in summarise(evaluation):
+            rows = rows_of(evaluation, line.kind, line.clicks)
+            columns = {name: by_case(rows, name) for name in CASE_NUMBERS}
+            for case, own in grouped(rows).items():
+                numbers = [_digits(column[case]) for column in columns.values()]
+                writer.writerow([case, line.kind, line.clicks, len(own), *numbers])
 
 
 def summary(evaluation: Evaluation) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from voxsam.errors import GeometryError, InputError, UnsupportedError
 from voxsam.evaluation.clicks import REGIONS, Click, ClickMaker, Region, correction
 from voxsam.evaluation.scores import TOLERANCE_MM, Mask, Scores, components, score
 from voxsam.evaluation.systems import Opened, System
-from voxsam.io import read_volume
+from voxsam.io import read_channels, read_volume
 from voxsam.prompts import Point
 from voxsam.volume import Volume
 
@@ -102,26 +102,34 @@ def evaluate(
     for number, case in enumerate(cases):
         if progress is not None:
             progress(f"case {number + 1} of {len(cases)}: {case.name}", number / len(cases))
-        scan, tumour = read_case(case, settings.labels)
+        images, tumour = read_case(case, settings.labels)
         if system.takes_clicks and not tumour.any():
             skipped[case.name] = "its label is empty: there is nothing to click on"
         else:
-            rows += evaluate_scan(system, case.name, scan, tumour, settings)
+            rows += evaluate_scan(system, case.name, images, tumour, settings)
     _require(bool(rows), f"{len(cases)} cases with empty labels", "tumours to click on")
     return Evaluation(system.name, dataset, settings, tuple(rows), skipped, system.parameters)
 
 
-def read_case(case: Case, labels: Sequence[int] = ()) -> tuple[Volume, Mask]:
-    """The scan, and where its tumour is: (i, j, k) on the scan's grid. Raises GeometryError if the grids differ."""
-    scan, label = read_volume(case.image), read_volume(case.label, labels=True)
-    if not label.grid.close_to(scan.grid):
-        raise GeometryError(f"{case.name}: a label on {label.grid}", f"the scan's {scan.grid}", "resample the label")
-    return scan, np.isin(label.array, list(labels)) if labels else label.array > 0
+def read_case(case: Case, labels: Sequence[int] = ()) -> tuple[tuple[Volume, ...], Mask]:
+    """The image channels, and where the tumour is: (i, j, k) on the first one's grid.
+
+    Raises GeometryError for a channel or a label on another grid.
+    """
+    images = tuple(channel for path in case.images for channel in read_channels(path))
+    label = read_volume(case.label, labels=True)
+    for what, other in (*(("a channel", image) for image in images[1:]), ("a label", label)):
+        if not other.grid.close_to(images[0].grid):
+            given, expected = f"{case.name}: {what} on {other.grid}", f"the scan's {images[0].grid}"
+            raise GeometryError(given, expected, f"resample the {what[2:]}")
+    return images, np.isin(label.array, list(labels)) if labels else label.array > 0
 
 
-def evaluate_scan(system: System, name: str, scan: Volume, tumour: Mask, settings: Settings) -> Iterator[Row]:
-    """The rows of one scan; `tumour` (i, j, k) is not empty for a system that takes clicks."""
-    run = _Run(name, scan, system.open(scan), settings, system.takes_negative)
+def evaluate_scan(
+    system: System, name: str, images: Sequence[Volume], tumour: Mask, settings: Settings
+) -> Iterator[Row]:
+    """The rows of one scan of one or more channels; `tumour` (i, j, k) is not empty for a system that takes clicks."""
+    run = _Run(name, images[0], open_images(system, images), settings, system.takes_negative)
     if not system.takes_clicks:
         yield run.row(AUTOMATIC, 0, 0, tumour, tumour, ())[0]
     elif settings.per_lesion:
@@ -130,6 +138,11 @@ def evaluate_scan(system: System, name: str, scan: Volume, tumour: Mask, setting
             yield from run.trials(numbered == lesion, tumour, lesion)
     else:
         yield from run.trials(tumour, tumour, 0)
+
+
+def open_images(system: System, images: Sequence[Volume]) -> Opened:
+    """A scan opened with a system: one volume where there is but one, else all channels."""
+    return system.open(images[0] if len(images) == 1 else tuple(images))
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,8 @@ from voxsam.prompts import Point
 from voxsam.session import Session
 from voxsam.volume import Volume
 
+Images = Volume | Sequence[Volume]  # a scan, or its channels
+
 
 class Opened(Protocol):
     """A scan that was opened with a system."""
@@ -45,9 +47,15 @@ class System(Protocol):
         """How many numbers it has learned or was given, for the tables; None where nobody knows."""
         ...
 
-    def open(self, volume: Volume) -> Opened:
-        """Make a scan ready."""
+    def open(self, volume: Images) -> Opened:
+        """Make a scan ready; a case of several channels comes as all of them, on one grid."""
         ...
+
+
+def taken_by(model: Promptable, images: Images) -> Images:
+    """The images that a model takes: a model of one channel gets the first of several, as when it was trained."""
+    several = not isinstance(images, Volume) and model.card.preprocessing.channels == 1
+    return images[0] if several else images  # type: ignore[index]
 
 
 class SessionSystem:
@@ -67,9 +75,9 @@ class SessionSystem:
         self.name, self.takes_negative = model.card.name, model.config.polarity
         self.parameters: int | None = counts(model).total
 
-    def open(self, volume: Volume) -> Opened:
+    def open(self, volume: Images) -> Opened:
         """A session whose encoded crops serve all trials."""
-        return _OpenedSession(Session(self.model, volume, follow=self.follow))
+        return _OpenedSession(Session(self.model, taken_by(self.model, volume), follow=self.follow))
 
 
 class _OpenedSession:
@@ -124,13 +132,13 @@ class AutomaticSystem:
         self.model, self.name = model, model.card.name
         self.parameters: int | None = counts(model).total
 
-    def open(self, volume: Volume) -> Opened:
+    def open(self, volume: Images) -> Opened:
         """The scan, kept until `segment`."""
-        return _OpenedAutomatic(self.model, volume)
+        return _OpenedAutomatic(self.model, taken_by(self.model, volume))
 
 
 class _OpenedAutomatic:
-    def __init__(self, model: Promptable, volume: Volume) -> None:
+    def __init__(self, model: Promptable, volume: Images) -> None:
         self.model, self.volume = model, volume
 
     def segment(self, points: Sequence[Point]) -> Volume:

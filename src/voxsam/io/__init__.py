@@ -7,6 +7,7 @@ comes, so that `import voxsam` stays light. What they share: checks, lps, atomic
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -18,7 +19,7 @@ from voxsam.io.atomic import atomic_path
 from voxsam.io.checks import as_labels, check_scan, check_spacing, guess_modality
 from voxsam.volume import Volume
 
-__all__ = ["SUFFIXES", "read_volume", "write_mask", "write_volume"]
+__all__ = ["SUFFIXES", "read_channels", "read_volume", "write_mask", "write_volume"]
 
 SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".mha")
 INTEGERS = ("uint8", "int8", "int16", "uint16", "int32", "uint32")  # what every format here can hold
@@ -34,11 +35,31 @@ def read_volume(path: str | os.PathLike[str], *, labels: bool = False) -> Volume
     Raises FileError, ImageError or GeometryError, each in one line.
     """
     path = Path(path)
-    if not path.exists():
-        raise FileError(f"{path} does not exist", f"a scan ({_allowed()})", "check the path")
-    reader = _reader(path, labels)
+    (volume,) = _read(path, _reader(path, labels), lambda reader: (reader.read(path),))
+    if labels:
+        return volume.with_array(as_labels(path.name, volume.array), modality="SEG")
+    return _as_scan(path.name, volume)
+
+
+def read_channels(path: str | os.PathLike[str]) -> tuple[Volume, ...]:
+    """Read the image channels of a file: the volumes of a 4D NIfTI file, of anything else the one that it holds.
+
+    Each is as `read_volume` gives it, all are on one grid. Raises as `read_volume`.
+    """
+    path = Path(path)
+    reader = _reader(path, False)
+    if not hasattr(reader, "read_channels"):
+        return (read_volume(path),)
+    volumes = _read(path, reader, lambda reader: reader.read_channels(path))
+    several = len(volumes) > 1
+    names = (f"{path.name} (channel {n})" if several else path.name for n in range(len(volumes)))
+    return tuple(_as_scan(name, volume) for name, volume in zip(names, volumes, strict=True))
+
+
+def _read(path: Path, reader: ModuleType, read: Callable[[ModuleType], tuple[Volume, ...]]) -> tuple[Volume, ...]:
+    """What `read` reads; the errors of the operating system and of grids name the file."""
     try:
-        volume: Volume = reader.read(path)
+        return read(reader)
     except GeometryError as error:
         if path.name in error.given:
             raise
@@ -48,10 +69,12 @@ def read_volume(path: str | os.PathLike[str], *, labels: bool = False) -> Volume
         raise FileError(
             f"{path.name} could not be read ({reason})", "a complete file", "check or copy it again"
         ) from error
-    if labels:
-        return volume.with_array(as_labels(path.name, volume.array), modality="SEG")
-    check_spacing(path.name, volume.grid)
-    check_scan(path.name, volume.array)
+
+
+def _as_scan(name: str, volume: Volume) -> Volume:
+    """The volume with its modality, if it can be a scan."""
+    check_spacing(name, volume.grid)
+    check_scan(name, volume.array)
     return replace(volume, modality=volume.modality or guess_modality(volume.array))
 
 
@@ -91,6 +114,8 @@ def _write(volume: Volume, path: Path) -> None:
 
 def _reader(path: Path, labels: bool) -> ModuleType:
     """The format module that reads `path`."""
+    if not path.exists():
+        raise FileError(f"{path} does not exist", f"a scan ({_allowed()})", "check the path")
     if path.is_dir() or path.suffix.lower() == ".zip":
         if labels:
             given = f"{path.name} as labels"

@@ -36,6 +36,16 @@ def check_shape(name: str, shape: Sequence[int]) -> tuple[int, int, int]:
     return axes  # type: ignore[return-value]
 
 
+def check_channels(name: str, shape: Sequence[int]) -> tuple[int, int, int, int]:
+    """The three axes of `shape`, and how many volumes lie along a fourth. Raises ImageError as `check_shape`."""
+    axes = tuple(int(n) for n in shape)
+    while len(axes) > 4 and axes[-1] == 1:
+        axes = axes[:-1]
+    if len(axes) == 4 and axes[3] > 1:
+        return *check_shape(name, axes[:3]), axes[3]
+    return *check_shape(name, axes), 1
+
+
 def check_size(name: str, shape: Sequence[int], voxel_bytes: int, file_bytes: int, compressed: bool) -> None:
     """Compare what a header declares with the size of its file, before any memory is taken.
 

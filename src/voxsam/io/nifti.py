@@ -20,7 +20,7 @@ from __future__ import annotations
 import gzip
 import logging
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 
 from voxsam.errors import FileError, GeometryError
 from voxsam.geometry import Grid
-from voxsam.io.checks import as_stored, check_dtype, check_shape, check_size, truncated
+from voxsam.io.checks import as_stored, check_channels, check_dtype, check_shape, check_size, truncated
 from voxsam.volume import Volume
 
 GEOMETRY_FIELDS = (
@@ -55,22 +55,34 @@ def read(path: Path) -> Volume:
 
     `header["nifti"]` keeps the geometry fields as stored. Raises FileError, ImageError, GeometryError.
     """
+    return _read(path, check_shape)[0]
+
+
+def read_channels(path: Path) -> tuple[Volume, ...]:
+    """The volumes of a 4D file, which lie along its fourth axis; of a 3D file the one it has. Raises as `read`."""
+    return _read(path, check_channels)
+
+
+def _read(path: Path, check: Callable[[str, Sequence[int]], tuple[int, ...]]) -> tuple[Volume, ...]:
+    """One Volume for each place along the axes after the third of the shape that `check` lets pass."""
     name = path.name
     with _opened(path) as stream:
         header = _read_header(stream, name)
-        shape = check_shape(name, header.get_data_shape())
+        shape = check(name, header.get_data_shape())
         check_dtype(name, header.get_data_dtype())
         voxel_bytes, file_bytes = header.get_data_dtype().itemsize, path.stat().st_size
         data_bytes = file_bytes if _is_gzip(path) else file_bytes - header.get_data_offset()
         check_size(name, shape, voxel_bytes, data_bytes, _is_gzip(path))
-        grid = Grid(shape, _affine_mm(header, name))
-        stored = _read_stored(stream, header, name).reshape(shape, order="F")
+        a, b, c = shape[:3]
+        grid = Grid((a, b, c), _affine_mm(header, name))
+        stored = _read_stored(stream, header, name).reshape((a, b, c, -1), order="F")
     try:
         slope, intercept = header.get_slope_inter()
     except HeaderDataError as error:
         raise _broken_header(name, error) from error
-    array = as_stored(stored, 1.0 if slope is None else slope, 0.0 if intercept is None else intercept)
-    return Volume(array, grid, header={"nifti": _geometry_of(header)})
+    scaling = 1.0 if slope is None else slope, 0.0 if intercept is None else intercept
+    kept = {"nifti": _geometry_of(header)}
+    return tuple(Volume(as_stored(stored[..., n], *scaling), grid, header=kept) for n in range(stored.shape[3]))
 
 
 def write(volume: Volume, path: Path) -> None:

@@ -47,6 +47,14 @@ class Card(BaseModel):
             return {key: value for key, value in fields.items() if key != "prompts"}
         return fields
 
+    @model_validator(mode="after")
+    def _same_channels(self) -> Card:
+        images, channels = self.preprocessing.channels, self.config.channels
+        if images != channels:
+            plural = "" if images == 1 else "s"
+            raise ValueError(f"{images} image{plural} in preprocessing for a network of {channels} channels")
+        return self
+
     @computed_field
     @property
     def prompts(self) -> tuple[str, ...]:

@@ -104,7 +104,7 @@ class ImageEncoder(nn.Module):
         self.config = config
         self.recompute = False
         c, side = config.width, config.position_grid
-        self.patch_embedding = PatchEmbedding(c, config.patch, config.stride)
+        self.patch_embedding = PatchEmbedding(c, config.patch, config.stride, config.channels)
         self.plane_positions = nn.Parameter(torch.randn(side, side, c) * 0.02)
         start = torch.ones if config.depth_start == "ones" else torch.zeros
         self.depth_positions = nn.Parameter(start(config.token_grid, c))

@@ -48,7 +48,7 @@ class MaskDecoder(nn.Module):
         m = config.head_width
         self.full_resolution = config.fusion == "crop"
         self.heads = nn.ModuleList(Head(config.feature_width, m) for _ in range(LEVELS))
-        self.fuse = nn.Conv3d(LEVELS * m + 1, m, 3, padding=1, bias=False)
+        self.fuse = nn.Conv3d(LEVELS * m + config.channels, m, 3, padding=1, bias=False)
         self.classify = nn.Conv3d(m, CLASSES, 3, padding=1, bias=False)
 
     def _fusion_grid(self, token_grid: torch.Size, crop_shape: torch.Size) -> tuple[int, ...]:

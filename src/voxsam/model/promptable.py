@@ -22,6 +22,8 @@ class Promptable(nn.Module, ABC):
     B batch, D H W crop, N points, C width of a feature map.
     """
 
+    far_clicks = True  # whether clicks outside a crop tell it, by their looks, what to find in it
+
     def __init__(self, card: Card) -> None:
         super().__init__()
         self.card = card

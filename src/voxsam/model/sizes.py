@@ -35,6 +35,7 @@ class ModelConfig(BaseModel):
     heads: int
     mlp_ratio: int = 4
     adapter_width: int
+    channels: int = 1  # images of the crop: several MR sequences, say
     crop: int = 128  # side of the training crop, voxels
     stride: int = 4  # voxels of the crop per token, on each axis
     patch: int = 16  # side of the patch that one token sees, in upsampled voxels
@@ -59,6 +60,8 @@ class ModelConfig(BaseModel):
             raise ValueError("width must divide by heads, feature_width by twice prompt_heads")
         if self.depth % LEVELS or self.crop % self.stride:
             raise ValueError(f"depth must divide by {LEVELS}, crop by stride")
+        if self.channels < 1:
+            raise ValueError("channels must be 1 or more")
         if self.marks and not self.polarity:
             raise ValueError("marks need polarity")
         return self

@@ -28,6 +28,7 @@ class ClickUNet(Promptable):
     """
 
     system = "click-unet"
+    far_clicks = False
 
     def __init__(self, card: Card) -> None:
         super().__init__(card)

@@ -19,10 +19,16 @@ OUTSIDE = 1e4  # voxels: a point moved by this lies in no crop
 
 
 def schedule(step: int, recipe: Recipe) -> float:
-    """The factor of the learning rate at a step: linear warm-up, constant, linear decay to 0."""
+    """The factor of the learning rate at a step: linear warm-up, constant, linear decay to `final_factor`.
+
+    A run of `epochs` keeps one rate throughout an epoch, as the released code does. `recipe` is a planned one.
+    """
+    assert recipe.steps is not None
+    if recipe.epochs is not None:
+        step -= step % (recipe.steps // recipe.epochs)
     rise = min(1.0, (step + 1) / max(1, recipe.warmup))
     left = (recipe.steps - step) / max(1.0, recipe.decay * recipe.steps)
-    return rise * min(1.0, max(0.0, left))
+    return rise * (recipe.final_factor + (1 - recipe.final_factor) * min(1.0, max(0.0, left)))
 
 
 class SegmentationTask(lightning.LightningModule):
@@ -65,20 +71,34 @@ class SegmentationTask(lightning.LightningModule):
             self.log("dice corrected", scores[-1], sync_dist=True)
         return loss
 
+    def answer(self, crops: Tensor, points: Tensor, labels: Tensor) -> Tensor:
+        """The network's logits, step by step: a sharded one gathers its tensors for one step at a time."""
+        features = self.network.encode(crops)
+        static, looks = self.network.static(features, crops), self.network.sample(features, points)
+        return self.network.decode(features, crops, points, looks=looks, labels=labels, static=static)
+
     def validation_step(self, batch: dict[str, Tensor], _: int) -> None:
         """Dice of the first clicks, logged as VALIDATION: the mean over the crops."""
-        logits = self.network(batch["crop"], batch["points"], batch["labels"])
+        logits = self.answer(batch["crop"], batch["points"], batch["labels"])
         dice = _dice(logits.argmax(1), batch["label"][:, 0])
         self.log(VALIDATION, dice, prog_bar=True, on_epoch=True, sync_dist=True, batch_size=len(logits))
 
     def configure_optimizers(self) -> Any:
-        """AdamW; vectors (biases and norms) are not decayed. The learning rate follows `schedule`."""
+        """AdamW; vectors (biases and norms) are decayed only if the recipe says so. The rate follows `schedule`."""
         decayed = [p for p in self.network.parameters() if p.requires_grad and p.ndim >= 2]
         rest = [p for p in self.network.parameters() if p.requires_grad and p.ndim < 2]
-        groups = [{"params": decayed}, {"params": rest, "weight_decay": 0.0}]
-        optimiser = torch.optim.AdamW(groups, lr=self.recipe.learning_rate, weight_decay=self.recipe.weight_decay)
+        groups = [{"params": decayed}, {"params": rest, **({} if self.recipe.decay_vectors else {"weight_decay": 0.0})}]
+        optimiser = torch.optim.AdamW(
+            groups, lr=self.recipe.learning_rate, betas=self.recipe.betas, weight_decay=self.recipe.weight_decay
+        )
         factor = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: schedule(step, self.recipe))
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": factor, "interval": "step"}}
+
+    def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: object, **__: object) -> None:
+        """Called by Lightning before each step, on gradients that are not scaled: clip their norm, whole or by part."""
+        if self.recipe.gradient_clip:
+            for part in self.network.children() if self.recipe.clip == "parts" else [self.network]:
+                torch.nn.utils.clip_grad_norm_(part.parameters(), self.recipe.gradient_clip)
 
 
 def _dice(mask: Tensor, truth: Tensor) -> Tensor:

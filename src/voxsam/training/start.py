@@ -1,0 +1,84 @@
+"""The network that a recipe begins with: fresh, or with the tensors of a model that was trained before."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from voxsam.errors import CheckpointError, UnsupportedError
+from voxsam.model.assemble import BUILDERS
+from voxsam.model.card import Card
+from voxsam.model.checkpoint import load_model
+from voxsam.model.network import VoxSAMNetwork
+from voxsam.model.promptable import Promptable
+from voxsam.model.sizes import LEVELS
+from voxsam.model.tuning import freeze
+from voxsam.training.recipe import Recipe
+
+OPTIONAL = "prompt_encoder.marks."  # tensors of an extension: absent from a model that starts without it
+SLICES, DEPTH, FUSE = (
+    "image_encoder.patch_embedding.slice_weight",
+    "image_encoder.depth_positions",
+    "mask_decoder.fuse.weight",
+)
+
+
+def make_network(recipe: Recipe) -> Promptable:
+    """The network that the recipe begins with. Raises UnsupportedError for an unknown system, or its adapters alone."""
+    if recipe.system not in BUILDERS:
+        raise UnsupportedError(f"system {recipe.system}", f"one of {', '.join(BUILDERS)}", "change it in the recipe")
+    card = Card(
+        name=recipe.name,
+        system=recipe.system,
+        config=recipe.model,
+        preprocessing=recipe.preprocessing,
+        description=recipe.description,
+        conditioning=recipe.conditioning,
+        recipe=recipe.model_dump(mode="json", exclude={"description"}),
+    )
+    network = BUILDERS[recipe.system](card)
+    if recipe.start_from is not None:
+        start(network, recipe.start_from)
+    if isinstance(network, VoxSAMNetwork):
+        network.image_encoder.recompute = recipe.recompute
+        return freeze(network) if recipe.tune == "adapters" else network
+    if recipe.recompute or recipe.tune == "adapters":
+        raise UnsupportedError(f"recompute or adapters of {recipe.system}", "both off", "change them in the recipe")
+    return network
+
+
+def start(network: Promptable, model: str) -> None:
+    """Take over the tensors of a trained model; what an extension adds keeps its own beginning.
+
+    Another crop stretches the table of depth positions. Further image channels begin as the one that the model has: all
+    together answer as it does when they show the same. Raises CheckpointError for a model of other sizes.
+    """
+    own = network.state_dict()
+    tensors = {
+        name: _fitted(name, tensor, own[name].shape, network.config.channels) if name in own else tensor
+        for name, tensor in load_model(model, "cpu").state_dict().items()
+    }
+    unfit = [name for name, tensor in tensors.items() if name not in own or own[name].shape != tensor.shape]
+    missing = [name for name in own if name not in tensors and not name.startswith(OPTIONAL)]
+    if unfit or missing:
+        raise CheckpointError(
+            f"{model} does not fit the recipe's network ({(unfit + missing)[0]})",
+            "a model of the same sizes",
+            "change `model` or `start_from` in the recipe",
+        )
+    network.load_state_dict(tensors, strict=False)
+
+
+def _fitted(name: str, tensor: Tensor, shape: torch.Size, channels: int) -> Tensor:
+    """The tensor, made to fit another number of tokens or of image channels where it depends on them."""
+    if tensor.shape == shape:
+        return tensor
+    if name == DEPTH and tensor.shape[1:] == shape[1:]:
+        return F.interpolate(tensor.T[None], size=shape[0], mode="linear")[0].T
+    if name == SLICES and shape[1] == channels * tensor.shape[1]:
+        return tensor.repeat(1, channels) / channels
+    if name == FUSE and tensor.shape[1] == LEVELS * len(tensor) + 1 and shape[1] == tensor.shape[1] + channels - 1:
+        levels, crop = tensor[:, :-1], tensor[:, -1:]
+        return torch.cat([levels, crop.repeat(1, channels, 1, 1, 1) / channels], 1)
+    return tensor
