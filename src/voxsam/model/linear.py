@@ -1,0 +1,128 @@
+"""How a block's linear layers are multiplied: plainly, or on a CPU by oneDNN with packed weights, also in bf16 and int8.
+
+A `Product` stands for one layer while a block runs, and then is gone: packing takes less than a hundredth of the block,
+and the weights are in memory once. Rows of x are tokens, k channels in, m channels out.
+"""
+
+from __future__ import annotations
+
+import platform
+from typing import Literal, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Precision = Literal["float32", "bf16", "int8"]
+Activation = Literal["none", "relu", "gelu"]
+
+X86 = ("x86_64", "AMD64")  # where packed products were measured to be faster
+UNSIGNED_ZERO = 128  # the zero of activations in int8 products: VNNI multiplies unsigned by signed bytes
+SIGNED_PEAK = 127
+
+
+class Product(Protocol):
+    """One linear layer, ready to be multiplied."""
+
+    def __call__(self, x: Tensor, activation: Activation = "none") -> Tensor:
+        """(..., k) -> (..., m): activation(x W^T + b)."""
+        ...
+
+    def plus(self, x: Tensor, residual: Tensor) -> Tensor:
+        """(..., k), (..., m) -> (..., m): residual + x W^T + b, in the residual's precision."""
+        ...
+
+
+def product(linear: nn.Linear, rows: int, x: Tensor, precision: Precision = "float32") -> Product:
+    """The fastest way to multiply `linear` by tensors like `x`, about `rows` tokens at a time.
+
+    Plain where gradients are kept, for float64, and off the CPU (a GPU model is cast as a whole): there `precision` is
+    not looked at.
+    """
+    if torch.is_grad_enabled() or x.dtype != torch.float32 or not packs(x.device):
+        return PlainProduct(linear)
+    if precision == "int8":
+        return Int8Product(linear, rows)
+    return PackedProduct(linear, rows, torch.bfloat16 if precision == "bf16" else torch.float32)
+
+
+def packs(device: torch.device) -> bool:
+    """Whether this machine has the packed products."""
+    return device.type == "cpu" and platform.machine() in X86 and torch.backends.mkldnn.is_available()
+
+
+def lower_precisions() -> tuple[Precision, ...]:
+    """Those below float32 for which this CPU has instructions of its own: they are faster, not only smaller."""
+    if not packs(torch.device("cpu")):
+        return ()
+    found: list[Precision] = []
+    if torch.cpu._is_avx512_bf16_supported():
+        found.append("bf16")
+    if torch.cpu._is_vnni_supported():
+        found.append("int8")
+    return tuple(found)
+
+
+class PlainProduct:
+    """torch's own linear; gradients flow."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        self.linear = linear
+
+    def __call__(self, x: Tensor, activation: Activation = "none") -> Tensor:
+        out = self.linear(x)
+        if activation == "none":
+            return out
+        return F.gelu(out) if activation == "gelu" else F.relu(out)
+
+    def plus(self, x: Tensor, residual: Tensor) -> Tensor:
+        return residual + self.linear(x)
+
+
+class PackedProduct:
+    """oneDNN's product with its blocked layout of the weights; activation and residual are added while still in cache.
+
+    In bf16 the operands have 8 bits of mantissa and the sums 24.
+    """
+
+    def __init__(self, linear: nn.Linear, rows: int, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach().to(dtype), rows)
+        self.bias = None if linear.bias is None else linear.bias.detach().to(dtype)
+
+    def __call__(self, x: Tensor, activation: Activation = "none") -> Tensor:
+        kind = "none" if activation == "gelu" else ""  # of gelu: the exact one
+        return torch.ops.mkldnn._linear_pointwise(x.to(self.dtype), self.weight, self.bias, activation, [], kind)
+
+    def plus(self, x: Tensor, residual: Tensor) -> Tensor:
+        if residual.dtype != self.dtype:
+            return residual + self(x)
+        return torch.ops.mkldnn._linear_pointwise.binary(x, residual, self.weight, self.bias, "add")
+
+
+class Int8Product:
+    """8-bit operands, 32-bit sums: weights scaled by their largest in each row, activations by their range just now.
+
+    What comes out is bf16.
+    """
+
+    def __init__(self, linear: nn.Linear, rows: int) -> None:
+        weight = linear.weight.detach()
+        self.scale = (weight.abs().amax(1) / SIGNED_PEAK).clamp(min=torch.finfo(torch.float32).tiny)
+        rounded = (weight / self.scale[:, None]).round().to(torch.int8)
+        self.weight = torch.ops.onednn.qlinear_prepack(rounded, [rows, weight.shape[1]])
+        self.zeros = torch.zeros(len(weight), dtype=torch.int32)
+        self.bias = None if linear.bias is None else linear.bias.detach()
+
+    def __call__(self, x: Tensor, activation: Activation = "none") -> Tensor:
+        low, high = (float(end) for end in torch.aminmax(x))
+        step = max(high - low, 1e-12) / (2 * SIGNED_PEAK)
+        zero = min(max(round(-low / step), 0), 2 * SIGNED_PEAK)
+        bytes_ = (x / step).add_(zero + 0.5).clamp_(0, 255).to(torch.uint8)
+        kind = "none" if activation == "gelu" else ""
+        return torch.ops.onednn.qlinear_pointwise(
+            bytes_, step, zero, self.weight, self.scale, self.zeros, self.bias, 1.0, 0, torch.bfloat16, activation, [], kind
+        )
+
+    def plus(self, x: Tensor, residual: Tensor) -> Tensor:
+        return residual + self(x)
