@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from voxsam.model.resized_convolution import resized_convolution
 from voxsam.model.sizes import LEVELS, ModelConfig
 
 CLASSES = 2  # background, tumour
@@ -38,7 +39,8 @@ class MaskDecoder(nn.Module):
     """Four heads, upsampled and concatenated with the crop, fused by a 3x3x3 convolution, then two logits per voxel.
 
     The fusing convolution is a sum over its input groups, and a click changes level 4 only. `static` computes the share
-    of levels 1-3 and of the crop once; `fused` adds the share of level 4. No concatenation is ever made.
+    of levels 1-3 and of the crop once; `fused` adds the share of level 4. No concatenation is ever made, and no level
+    is enlarged before the convolution has mixed its channels.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -55,8 +57,9 @@ class MaskDecoder(nn.Module):
     def _share(self, level: int, features_BCDHW: Tensor, size: tuple[int, ...]) -> Tensor:
         """(B, m, F, F, F): what one level (0..3) adds to the fusing convolution."""
         m = self.fuse.out_channels
-        x = _resize(self.heads[level](features_BCDHW), size, align_corners=True)
-        return F.conv3d(x, self.fuse.weight[:, level * m : (level + 1) * m], padding=1)
+        return resized_convolution(
+            self.heads[level](features_BCDHW), self.fuse.weight[:, level * m : (level + 1) * m], size
+        )
 
     def static(self, features: tuple[Tensor, ...], crops_B1DHW: Tensor) -> Tensor:
         """(B, m, F, F, F): the share of the first three levels and of the crop; holds while the crop holds."""
