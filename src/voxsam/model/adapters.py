@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from voxsam.model.convolution import convolve
 from voxsam.model.linear import Precision, product
 
 
@@ -26,11 +27,6 @@ class SpatialAdapter(nn.Module):
         rows = x_BDHWc.numel() // x_BDHWc.shape[-1]
         down, up = (product(linear, rows, x_BDHWc, precision) for linear in (self.down, self.up))
         hidden = down(x_BDHWc, "relu").permute(0, 4, 1, 2, 3)
-        hidden = F.relu(self._convolved(hidden)).permute(0, 2, 3, 4, 1)
+        hidden = convolve(hidden, self.conv.weight, self.conv.bias, self.conv.groups)
+        hidden = F.relu(hidden).permute(0, 2, 3, 4, 1)
         return x_BDHWc + up(hidden, "relu") if self.outer_relu else up.plus(hidden, x_BDHWc)
-
-    def _convolved(self, x_BmDHW: Tensor) -> Tensor:
-        if x_BmDHW.dtype == self.conv.weight.dtype:
-            return self.conv(x_BmDHW)
-        weight, bias = (p.to(x_BmDHW.dtype) for p in (self.conv.weight, self.conv.bias))
-        return F.conv3d(x_BmDHW, weight, bias, padding=1, groups=self.conv.groups)

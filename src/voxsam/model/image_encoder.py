@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from voxsam.model.adapters import SpatialAdapter
 from voxsam.model.attention import WindowAttention
+from voxsam.model.convolution import convolve
 from voxsam.model.linear import Precision, Product, product
 from voxsam.model.patch_embedding import PatchEmbedding
 from voxsam.model.promptable import BlockProgress
@@ -107,10 +108,12 @@ class Neck(nn.Module):
         self.conv = nn.Conv3d(feature_width, feature_width, 3, padding=1, bias=False)
         self.norm2 = nn.LayerNorm(feature_width, eps=LAYER_NORM_EPS)
 
-    def forward(self, x_BDHWc: Tensor) -> Tensor:
-        """(B, D, H, W, c) -> (B, C, D, H, W)."""
-        x = self.norm1(self.reduce(x_BDHWc)).permute(0, 4, 1, 2, 3)
-        return self.norm2(self.conv(x).permute(0, 2, 3, 4, 1)).permute(0, 4, 1, 2, 3)
+    def forward(self, x_BDHWc: Tensor, precision: Precision = "float32") -> Tensor:
+        """(B, D, H, W, c) -> (B, C, D, H, W), in the precision of x."""
+        dtype, rows = x_BDHWc.dtype, x_BDHWc.numel() // x_BDHWc.shape[-1]
+        reduced = product(self.reduce, rows, x_BDHWc, precision)(x_BDHWc)
+        x = self.norm1(reduced.to(dtype)).to(reduced.dtype).permute(0, 4, 1, 2, 3)
+        return self.norm2(convolve(x, self.conv.weight).permute(0, 2, 3, 4, 1).to(dtype)).permute(0, 4, 1, 2, 3)
 
 
 class ImageEncoder(nn.Module):
@@ -154,7 +157,7 @@ class ImageEncoder(nn.Module):
             again = self.recompute and torch.is_grad_enabled()
             x = checkpoint(block, x, use_reentrant=False) if again else block(x, self.precision)
             if number in self.config.level_blocks:
-                levels.append(self.necks[len(levels)](x))
+                levels.append(self.necks[len(levels)](x, self.precision))
             if progress is not None:
                 progress(number, len(self.blocks))
         return tuple(levels)

@@ -121,7 +121,19 @@ class Int8Product:
         bytes_ = (x / step).add_(zero + 0.5).clamp_(0, 255).to(torch.uint8)
         kind = "none" if activation == "gelu" else ""
         return torch.ops.onednn.qlinear_pointwise(
-            bytes_, step, zero, self.weight, self.scale, self.zeros, self.bias, 1.0, 0, torch.bfloat16, activation, [], kind
+            bytes_,
+            step,
+            zero,
+            self.weight,
+            self.scale,
+            self.zeros,
+            self.bias,
+            1.0,
+            0,
+            torch.bfloat16,
+            activation,
+            [],
+            kind,
         )
 
     def plus(self, x: Tensor, residual: Tensor) -> Tensor:
