@@ -7,18 +7,19 @@ and the weights are in memory once. Rows of x are tokens, k channels in, m chann
 from __future__ import annotations
 
 import platform
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from voxsam.errors import UnsupportedError
+
 Precision = Literal["float32", "bf16", "int8"]
 Activation = Literal["none", "relu", "gelu"]
 
 X86 = ("x86_64", "AMD64")  # where packed products were measured to be faster
-UNSIGNED_ZERO = 128  # the zero of activations in int8 products: VNNI multiplies unsigned by signed bytes
-SIGNED_PEAK = 127
+UNSIGNED_PEAK, SIGNED_PEAK = 255, 127  # of bytes; VNNI multiplies unsigned ones (activations) by signed (weights)
 
 
 class Product(Protocol):
@@ -51,16 +52,28 @@ def packs(device: torch.device) -> bool:
     return device.type == "cpu" and platform.machine() in X86 and torch.backends.mkldnn.is_available()
 
 
-def lower_precisions() -> tuple[Precision, ...]:
-    """Those below float32 for which this CPU has instructions of its own: they are faster, not only smaller."""
-    if not packs(torch.device("cpu")):
-        return ()
-    found: list[Precision] = []
-    if torch.cpu._is_avx512_bf16_supported():
-        found.append("bf16")
-    if torch.cpu._is_vnni_supported():
-        found.append("int8")
+def precisions(device: torch.device) -> tuple[Precision, ...]:
+    """Those that `device` has instructions for: the lower ones are then faster, not only smaller."""
+    found: list[Precision] = ["float32"]
+    if device.type != "cpu":
+        found += ["bf16"]
+    elif packs(device):
+        found += ["bf16"] if torch.cpu._is_avx512_bf16_supported() else []
+        found += ["int8"] if torch.cpu._is_vnni_supported() else []
     return tuple(found)
+
+
+def require_precision(precision: str, device: torch.device) -> None:
+    """Raises UnsupportedError for a word that is no precision, and for one that `device` lacks."""
+    known = precisions(device)
+    if precision not in get_args(Precision):
+        raise UnsupportedError(f"precision {precision!r}", ", ".join(get_args(Precision)), "choose one of them")
+    if precision not in known:
+        raise UnsupportedError(
+            f"precision {precision} on this {device.type.upper()}, which has no instructions for it",
+            f"one of {', '.join(known)}",
+            "leave --precision out",
+        )
 
 
 class PlainProduct:
@@ -116,9 +129,10 @@ class Int8Product:
 
     def __call__(self, x: Tensor, activation: Activation = "none") -> Tensor:
         low, high = (float(end) for end in torch.aminmax(x))
-        step = max(high - low, 1e-12) / (2 * SIGNED_PEAK)
-        zero = min(max(round(-low / step), 0), 2 * SIGNED_PEAK)
-        bytes_ = (x / step).add_(zero + 0.5).clamp_(0, 255).to(torch.uint8)
+        low, high = min(low, 0.0), max(high, 0.0)  # 0 is one of the 256 steps
+        step = max(high - low, torch.finfo(torch.float32).tiny) / UNSIGNED_PEAK
+        zero = round(-low / step)
+        bytes_ = (x / step).add_(zero + 0.5).clamp_(0, UNSIGNED_PEAK).to(torch.uint8)
         kind = "none" if activation == "gelu" else ""
         return torch.ops.onednn.qlinear_pointwise(
             bytes_,
