@@ -97,7 +97,7 @@ def is_new(window: Window, others: Sequence[Window]) -> bool:
 
 
 def core(piece: Piece) -> Piece | None:
-    """The part of a piece, within the scan, that holds all voxels above THRESHOLD and their neighbours; None without any.
+    """The part of a piece, within the scan, with all voxels above THRESHOLD and their neighbours; None without any.
 
     Interpolated with 0 around it, it gives the same mask as the whole piece.
     """

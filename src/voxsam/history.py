@@ -51,7 +51,7 @@ class Answer:
         return self._paste(self.piece, scan)
 
     def mask_box(self, scan: Grid) -> Slices:
-        """The box of the scan outside which no voxel is above 0.5; of a tumour far smaller than what the crop reaches."""
+        """The box of the scan outside which no voxel is above 0.5; mostly far smaller than what the crop reaches."""
         if self._core is None:
             return NOWHERE
         reached = paste_box(self._core[0], scan)

@@ -109,7 +109,7 @@ def _along(axis: int, box: slice) -> tuple[slice, ...]:
 
 
 def _multiply(matrix: NDArray[np.float32], part: NDArray, axis: int, out: NDArray[np.float32]) -> None:
-    """Fill `out` with the matrix applied along one axis of a part, plane by plane: products that BLAS takes as they lie."""
+    """Fill `out` with the matrix applied along one axis of a part, plane by plane, as BLAS likes it."""
     part = np.ascontiguousarray(part, dtype=np.float32)
     if axis == 2:
         np.matmul(part, matrix.T, out=out)

@@ -42,7 +42,7 @@ def test_all_bytes_come_back_at_once_and_in_odd_pieces(tmp_path, data):
 
 def test_several_members_and_the_zeros_after_them_are_one_stream(tmp_path, data):
     path = packed(tmp_path / "a.gz", data, b"", b"tail", after=bytes(513))
-    assert GunzipReader(path).read() == gzip.open(path).read() == data + b"tail"
+    assert GunzipReader(path).read() == gzip.decompress(path.read_bytes()) == data + b"tail"
 
 
 def test_readinto_fills_an_array_and_stops_at_the_end(tmp_path, data):

@@ -1,4 +1,4 @@
-"""Products of linear layers: packed ones equal torch's, lower precisions err by what their bits allow, words are checked."""
+"""Products of linear layers: packed ones equal torch's, lower precisions err by what their bits allow."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def x() -> torch.Tensor:
 
 
 def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
-    """The root mean square error of each output channel, relative to that channel's spread (at least 0.3); the largest."""
+    """The largest of the channels' root mean square errors, relative to the channel's spread (at least 0.3)."""
     apart = (found.float() - expected).flatten(0, -2).square().mean(0).sqrt()
     return float((apart / expected.flatten(0, -2).std(0).clamp(min=0.3)).max())
 

@@ -27,7 +27,7 @@ class GunzipReader(io.RawIOBase):
     """
 
     def __init__(self, path: Path) -> None:
-        self._file = open(path, "rb", buffering=0)
+        self._file = open(path, "rb", buffering=0)  # noqa: SIM115, closed by `close`
         self._restart()
 
     def _restart(self) -> None:

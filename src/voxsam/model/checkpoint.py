@@ -45,7 +45,8 @@ def save_model(network: Promptable, path: Path, *, delta_base: Path | None = Non
 def load_model(source: str | Path, device: str = "auto", precision: Precision = "float32") -> Promptable:
     """The network of a model file, or of a model's name, in eval mode on `device` (auto, cpu, cuda or mps).
 
-    `precision` "bf16" or "int8" encodes faster, with a small error, where the machine has instructions for it. Of a delta, the base is searched beside it, in the models folder and among the packaged models. Raises FileError,
+    `precision` "bf16" or "int8" encodes faster, with a small error, where the machine has instructions for it. Of a
+    delta, the base is searched beside it, in the models folder and among the packaged models. Raises FileError,
     CheckpointError or UnsupportedError with what to do.
     """
     target = choose_device(device)

@@ -120,8 +120,8 @@ class ImageEncoder(nn.Module):
     """Crop to four feature maps, level 4 the deepest.
 
     Set `recompute` to keep only the input of each block for the backward pass and compute the rest again: a training
-    step then needs the memory of one block instead of all. `precision` is that of the blocks' products on a CPU, where no
-    gradients are kept (`product`); tokens, norms and softmax sums stay float32.
+    step then needs the memory of one block instead of all. `precision` is that of products and convolutions on a CPU
+    where no gradients are kept (`product`); the tokens and their norms stay float32.
     """
 
     def __init__(self, config: ModelConfig) -> None:

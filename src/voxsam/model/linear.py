@@ -1,4 +1,4 @@
-"""How a block's linear layers are multiplied: plainly, or on a CPU by oneDNN with packed weights, also in bf16 and int8.
+"""How a block's linear layers are multiplied: plainly, or on a CPU by oneDNN with packed weights, in bf16 and int8 too.
 
 A `Product` stands for one layer while a block runs, and then is gone: packing takes less than a hundredth of the block,
 and the weights are in memory once. Rows of x are tokens, k channels in, m channels out.
