@@ -11,6 +11,7 @@ from voxsam.errors import PromptError
 from voxsam.geometry import Grid
 from voxsam.history import Answer
 from voxsam.label_map import LabelMap
+from voxsam.preprocess import Window
 from voxsam.prompts import Box
 from voxsam.session import Session
 from voxsam.volume import Volume
@@ -125,8 +126,8 @@ def test_only_the_answers_that_changed_and_those_under_them_are_drawn(monkeypatc
     session.new_object()
     session.click((46, 10, 10))
     asked: list[Answer] = []
-    on_scan = Answer.on_scan
-    monkeypatch.setattr(Answer, "on_scan", lambda self, scan: (asked.append(self), on_scan(self, scan))[1])
+    draw = Answer.in_mask_box
+    monkeypatch.setattr(Answer, "in_mask_box", lambda self, scan: (asked.append(self), draw(self, scan))[1])
     mask = session.click((45, 10, 10))
     assert far not in asked and session._history.state.answer in asked
     assert ((mask.array == 1).sum(), (mask.array == 2).sum()) == (64, 64)
@@ -152,3 +153,32 @@ def test_overlapping_objects_are_drawn_as_from_scratch_after_each_of_many_steps(
         fresh = LabelMap(grid).draw(session._history.state.answers)
         np.testing.assert_array_equal(session.mask.array, fresh)
     assert session.mask.array.max() > 1
+
+
+@pytest.mark.parametrize("turn", [0.0, 20.0], ids=["parallel", "oblique"])
+@pytest.mark.parametrize("seed", range(6))
+def test_what_is_drawn_of_the_core_is_what_the_whole_answer_gives(seed: int, turn: float) -> None:
+    """Blobs in the crop, at its faces and at the scan's border; some crops reach outside, some answers are empty."""
+    rng = np.random.default_rng(seed)
+    scan = Grid.from_spacing((31, 27, 23), (1.0, 1.3, 0.8)).reorient("PIR")
+    c, s = np.cos(np.radians(turn)), np.sin(np.radians(turn))
+    scan = Grid(scan.shape, np.array([[c, -s, 0, 5], [s, c, 0, -3], [0, 0, 1, 2], [0, 0, 0, 1]]) @ scan.affine)
+    lattice = scan.reorient("SAR").respace((1.7, 1.1, 2.3))
+    window = Window(lattice, tuple(rng.integers(-4, 6, 3).tolist()), (9, 12, 8))
+    probability = rng.choice(np.float32([0, 0.2, 0.45]), window.shape)
+    if seed:
+        low = rng.integers(0, np.array(window.shape) - 2)
+        probability[tuple(slice(a, a + 3) for a in low)] = rng.uniform(0.4, 1, (3, 3, 3))[
+            tuple(slice(0, n - a) for a, n in zip(low, window.shape, strict=True))
+        ]
+    answer = Answer(piece=(window, probability))
+    whole = np.zeros(scan.shape, np.float32)
+    box, values = answer.on_scan(scan)
+    whole[box] = values
+    drawn = np.zeros(scan.shape, np.float32)
+    box, values = answer.in_mask_box(scan)
+    drawn[box] = values
+    np.testing.assert_array_equal(drawn > 0.5, whole > 0.5)
+    np.testing.assert_allclose(drawn[drawn > 0.5], whole[whole > 0.5], atol=1e-5)
+    assert (whole > 0.5).any() == (seed not in (0, 3))  # of seed 3 the blob lies outside the scan
+    assert np.prod([b.stop - b.start for b in box]) < 0.6 * np.prod([b.stop - b.start for b in answer.reach(scan)])

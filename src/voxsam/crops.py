@@ -96,6 +96,26 @@ def is_new(window: Window, others: Sequence[Window]) -> bool:
     return all(np.abs(np.subtract(window.start, other.start)).max() >= step for other in others)
 
 
+def core(piece: Piece) -> Piece | None:
+    """The part of a piece, within the scan, with all voxels above THRESHOLD and their neighbours; None without any.
+
+    Interpolated with 0 around it, it gives the same mask as the whole piece.
+    """
+    window, probability = piece
+    within = window.inside()
+    above = probability[within] > THRESHOLD
+    box = []
+    for axis, part in enumerate(within):
+        places = np.flatnonzero(above.any(axis=tuple({0, 1, 2} - {axis})))
+        if not len(places):
+            return None
+        first, last = part.start + int(places[0]), part.start + int(places[-1])
+        box.append(slice(max(part.start, first - 1), min(part.stop, last + 2)))
+    d, h, w = (start + part.start for start, part in zip(window.start, box, strict=True))
+    found = probability[tuple(box)]
+    return Window(window.lattice, (d, h, w), found.shape), found  # type: ignore[arg-type]
+
+
 def connected(piece: Piece, merged: Piece) -> NDArray[np.float32]:
     """The piece's probabilities, without the parts of its mask that no voxel of the merged mask belongs to."""
     window, probability = piece

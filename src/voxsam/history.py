@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
 
 from voxsam.boxes import NOWHERE, hull, intersection, within
-from voxsam.crops import Piece
+from voxsam.crops import Piece, core
 from voxsam.geometry import Grid
 from voxsam.preprocess import Slices, Window, paste, paste_box
 from voxsam.prompts import Point, Prompt
@@ -46,21 +47,39 @@ class Answer:
         return reached if self.box is None else intersection(reached, self.box)
 
     def on_scan(self, scan: Grid) -> Pasted:
-        """The box that the answer reaches, and the probabilities in it; computed when first asked for."""
+        """The box that the answer reaches, and the probabilities in it."""
+        return self._paste(self.piece, scan)
+
+    def mask_box(self, scan: Grid) -> Slices:
+        """The box of the scan outside which no voxel is above 0.5; mostly far smaller than what the crop reaches."""
+        if self._core is None:
+            return NOWHERE
+        reached = paste_box(self._core[0], scan)
+        return reached if self.box is None else intersection(reached, self.box)
+
+    def in_mask_box(self, scan: Grid) -> Pasted:
+        """The mask's box, and the probabilities in it where they are above 0.5 (elsewhere some value up to 0.5).
+
+        Computed when first asked for.
+        """
         if "pasted" not in self.__dict__:
-            self.__dict__["pasted"] = self._paste(scan)
+            self.__dict__["pasted"] = self._paste(self._core, scan)
         return self.__dict__["pasted"]
 
-    def _paste(self, scan: Grid) -> Pasted:
-        if self.piece is None:
+    @cached_property
+    def _core(self) -> Piece | None:
+        return None if self.piece is None else core(self.piece)
+
+    def _paste(self, piece: Piece | None, scan: Grid) -> Pasted:
+        if piece is None:
             return NOWHERE, np.zeros((0, 0, 0), dtype=np.float32)
-        window, probability = self.piece
+        window, probability = piece
         pasted, values = paste(probability, window, scan)
-        reached = self.reach(scan)
+        reached = pasted if self.box is None else intersection(pasted, self.box)
         return reached, values[within(reached, pasted)]
 
     def forget_pasted(self) -> None:
-        """Free what `on_scan` keeps; it is computed again when asked for."""
+        """Free what `in_mask_box` keeps; it is computed again when asked for."""
         self.__dict__.pop("pasted", None)
 
 

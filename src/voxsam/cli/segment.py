@@ -40,6 +40,7 @@ def command(
     no_follow: Annotated[bool, typer.Option("--no-follow", help="Keep to one crop, as released.")] = False,
     model: Annotated[str, typer.Option(help="A name or a .safetensors file.")] = "voxsam-tiny",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    precision: Annotated[str, typer.Option(help="float32, or bf16 or int8: faster, with a small error.")] = "float32",
     threads: Annotated[int | None, typer.Option(help="CPU threads; default: all.")] = None,
     output: Annotated[
         Path | None,
@@ -71,12 +72,13 @@ def command(
     start = time.perf_counter()
     with Progress(quiet) as progress:
         _check_model(model, auto)
+        _check_precision(precision, device)
         progress("reading")
         images = tuple(image for path in (scan, *(channel or [])) for image in read_channels(path))
         volume = images[0]
         prompts = words.on(volume.grid)
         read = time.perf_counter()
-        mask, soft, messages = _segment(images, prompts, model, device, not no_follow, progress)
+        mask, soft, messages = _segment(images, prompts, (model, device, precision), not no_follow, progress)
         seconds = {"reading": read - start, "segmenting": time.perf_counter() - read}
         clicks = _clicks(volume, prompts)
         messages = (*messages, *_missed(mask, clicks))
@@ -123,6 +125,15 @@ def _check_model(model: str, auto: bool) -> None:
         )
 
 
+def _check_precision(precision: str, device: str) -> None:
+    """Refuse, before the scan is read, what the machine has no instructions for."""
+    if precision != "float32":
+        from voxsam.model.device import choose_device
+        from voxsam.model.linear import require_precision
+
+        require_precision(precision, choose_device(device))
+
+
 def _draw(volume: Volume, mask: Volume, clicks: list[Click], path: Path, progress: Progress) -> None:
     from voxsam.evaluation.figures import overview_figure
 
@@ -147,14 +158,18 @@ def _missed(mask: Volume, clicks: list[Click]) -> list[str]:
 
 
 def _segment(
-    images: tuple[Volume, ...], prompts: list[Prompt], model: str, device: str, follow: bool, progress: Progress
+    images: tuple[Volume, ...],
+    prompts: list[Prompt],
+    model: tuple[str, str, str],
+    follow: bool,
+    progress: Progress,
 ) -> tuple[Volume, Callable[[], Volume], tuple[str, ...]]:
     """The mask, the probabilities (a float for every voxel, so made only when asked for), and the messages."""
     import voxsam.systems  # noqa: F401, their model files are known, too
     from voxsam.model import load_model
 
     progress("loading the model")
-    network = load_model(model, device)
+    network = load_model(*model)  # type: ignore[arg-type]  # its words are checked there
     if not prompts:
         from voxsam.automatic import mask_of, segment_automatically
 

@@ -35,6 +35,7 @@ from numpy.typing import NDArray
 from voxsam.errors import FileError, GeometryError
 from voxsam.geometry import Grid
 from voxsam.io.checks import as_stored, check_channels, check_dtype, check_shape, check_size, truncated
+from voxsam.io.gunzip import GunzipReader
 from voxsam.volume import Volume
 
 GEOMETRY_FIELDS = (
@@ -106,7 +107,7 @@ def _is_gzip(path: Path) -> bool:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[IO[bytes]]:
-    with gzip.open(path, "rb") if _is_gzip(path) else open(path, "rb") as stream:
+    with GunzipReader(path) if _is_gzip(path) else open(path, "rb") as stream:
         yield stream  # type: ignore[misc]
 
 

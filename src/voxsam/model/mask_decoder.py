@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from voxsam.model.convolution import convolve
 from voxsam.model.resized_convolution import resized_convolution
 from voxsam.model.sizes import LEVELS, ModelConfig
 
@@ -31,8 +32,8 @@ class Head(nn.Module):
 
     def forward(self, x_BCDHW: Tensor) -> Tensor:
         """(B, C, G, G, G) -> (B, m, G, G, G)."""
-        x = F.relu(F.instance_norm(self.conv1(x_BCDHW)))
-        return F.relu(F.instance_norm(self.conv2(x)))
+        x = F.relu(F.instance_norm(convolve(x_BCDHW, self.conv1.weight)))
+        return F.relu(F.instance_norm(convolve(x, self.conv2.weight)))
 
 
 class MaskDecoder(nn.Module):
@@ -65,7 +66,7 @@ class MaskDecoder(nn.Module):
         """(B, m, F, F, F): the share of the first three levels and of the crop; holds while the crop holds."""
         size = self._fusion_grid(features[0].shape[2:], crops_B1DHW.shape[2:])
         image = _resize(crops_B1DHW, size, align_corners=False)
-        total = F.conv3d(image, self.fuse.weight[:, LEVELS * self.fuse.out_channels :], padding=1)
+        total = convolve(image, self.fuse.weight[:, LEVELS * self.fuse.out_channels :])
         for level in range(LEVELS - 1):
             total = total + self._share(level, features[level], size)
         return total
@@ -77,4 +78,4 @@ class MaskDecoder(nn.Module):
 
     def forward(self, fused_BmFFF: Tensor, crop_shape: tuple[int, ...]) -> Tensor:
         """Mask features -> (B, 2, D, H, W) logits on the crop."""
-        return _resize(self.classify(fused_BmFFF), crop_shape, align_corners=True)
+        return _resize(convolve(fused_BmFFF, self.classify.weight), crop_shape, align_corners=True)
