@@ -95,6 +95,16 @@ class History:
         self._past: list[State] = []
         self._future: list[State] = []
 
+    @property
+    def can_undo(self) -> bool:
+        """Whether there is a step back."""
+        return bool(self._past)
+
+    @property
+    def can_redo(self) -> bool:
+        """Whether there is a step forth again."""
+        return bool(self._future)
+
     def enter(self, state: State) -> None:
         """Make a new step; what was taken back is forgotten."""
         self._past = _affordable([*self._past, self.state][-UNDO_STEPS:], state)

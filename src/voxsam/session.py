@@ -8,7 +8,7 @@ history (the answers and the steps), label_map (the mask).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from voxsam.boxes import hull
 from voxsam.crops import THRESHOLD, Piece, choose_windows, connected, cut, is_new, merge, next_windows
 from voxsam.encoded import EncodedCrops, Progress
 from voxsam.errors import PromptError, UnsupportedError
@@ -94,6 +95,10 @@ class Session:
         self._history.enter(self._history.state.with_answer(Answer(), number))
         return number
 
+    def forget_features(self) -> None:
+        """Free the encoded crops, to save memory; answers stay, and what is needed again is encoded again."""
+        self._encoded.forget()
+
     def select(self, number: int) -> None:
         """Make an object current again. Raises PromptError if there is none of that number."""
         if number not in self.objects:
@@ -111,6 +116,26 @@ class Session:
     def current(self) -> int:
         """The number of the object that prompts go to."""
         return self._history.state.current
+
+    @property
+    def answers(self) -> Mapping[int, Answer]:
+        """What is known of every object, by its number: its prompts, their clicks, its messages."""
+        return self._history.state.answers
+
+    @property
+    def can_undo(self) -> bool:
+        """Whether there is a step to take back."""
+        return self._history.can_undo
+
+    @property
+    def can_redo(self) -> bool:
+        """Whether there is a step that undo took back."""
+        return self._history.can_redo
+
+    @property
+    def features_bytes(self) -> int:
+        """Memory of the encoded crops that are kept."""
+        return self._encoded.nbytes
 
     @property
     def prompts(self) -> tuple[Prompt, ...]:
@@ -134,6 +159,11 @@ class Session:
         It holds what the changed objects reached before and reach now, and is empty if there is no such object.
         """
         return self._history.changed
+
+    @property
+    def extent(self) -> Slices:
+        """The box of the scan outside which the mask is 0; empty without an answer."""
+        return hull(answer.reach(self.volume.grid) for answer in self.answers.values())
 
     @property
     def mask(self) -> Volume:
