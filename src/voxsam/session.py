@@ -154,9 +154,9 @@ class Session:
 
     @property
     def changed(self) -> Slices:
-        """The box of the scan that the last step (prompt, undo, redo, reset) may have changed; outside it nothing did.
+        """The box of the mask that the last step (prompt, undo, redo, reset) may have changed; outside it nothing did.
 
-        It holds what the changed objects reached before and reach now, and is empty if there is no such object.
+        It holds where the changed objects were before and are now, and is empty if there is no such object.
         """
         return self._history.changed
 
@@ -178,7 +178,7 @@ class Session:
     def probabilities(self) -> Volume:
         """float32 0..1 on the scan's grid: the current object's probability of being tumour."""
         out = np.zeros(self.volume.grid.shape, dtype=np.float32)
-        box, values = self._history.state.answer.on_scan(self.volume.grid)
+        box, values = self._history.state.answer.probabilities(self.volume.grid)
         out[box] = values
         return Volume(out, self.volume.grid, "", self.volume.header)
 
