@@ -12,6 +12,8 @@ import voxsam
 from voxsam.model.promptable import Promptable
 from voxsam.server.failures import add_handlers
 from voxsam.server.guard import JSON_BYTES, Guard
+from voxsam.server.nninteractive.image_routes import IMAGE_PATH
+from voxsam.server.nninteractive.router import router as nninteractive
 from voxsam.server.service import Service
 from voxsam.server.settings import Settings
 
@@ -33,14 +35,14 @@ def make_app(settings: Settings | None = None, model: Promptable | None = None) 
     async def health() -> dict[str, str]:
         return {"status": "ok", "version": voxsam.__version__}
 
-    # Routers of other protocols go here.
+    app.include_router(nninteractive)
     app.add_middleware(Guard, settings=service.settings, body_limit=_body_limit(service.settings))
     return app
 
 
 def _body_limit(settings: Settings):
     def limit(path: str) -> int:
-        return settings.upload_bytes if path == "/api/uploads" else JSON_BYTES
+        return settings.upload_bytes if path in ("/api/uploads", IMAGE_PATH) else JSON_BYTES
 
     return limit
 
