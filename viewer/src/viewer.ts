@@ -1,0 +1,204 @@
+// The scan on the screen: NiiVue draws three planes, the 3D view and the labels.
+import { cmapper, Niivue, NVImage } from "@niivue/niivue";
+import { clamp, rasShape, toRas, type Orientation } from "./geometry";
+import { paste, type Block } from "./labels";
+import { Tiles, tiling, type Layout, type Rect } from "./tiles";
+import type { Index } from "./types";
+
+/** Label colours, told apart by colour-blind eyes too (Okabe and Ito); repeated for further objects. */
+export const COLOURS = ["#e69f00", "#56b4e9", "#f0e442", "#cc79a7", "#009e73", "#d55e00", "#0072b2"] as const;
+
+const IDLE_MS = 150; // without a change before the 3D view, which costs most, is drawn again
+
+export function colourOf(number: number): string {
+  return COLOURS[(number - 1) % COLOURS.length] as string;
+}
+
+export class Viewer {
+  readonly niivue: Niivue;
+  readonly tiles: Tiles;
+  layout: Layout = "all";
+  cursor: Index = [0, 0, 0];
+  /** Called after the planes were drawn; and with the 3D tile after that was. */
+  onDraw: () => void = () => {};
+  onRender: (tile: Rect) => void = () => {};
+  private image: NVImage | null = null;
+  private labels = new Uint8Array(0);
+  private waiting = 0;
+  private idle = 0;
+
+  constructor(private readonly canvas: HTMLCanvasElement) {
+    this.niivue = new Niivue({
+      interactive: false, // the page's own pointer and keys decide what a click means
+      dragAndDropEnabled: false,
+      isRadiologicalConvention: true,
+      sagittalNoseLeft: true,
+      isSliceMM: false, // planes along the scan's own axes: what is clicked is a voxel of the file
+      isNearestInterpolation: false,
+      isOrientationTextVisible: false, // the overlay writes letters and the cursor, sharper
+      crosshairWidth: 0,
+      backColor: [0, 0, 0, 1],
+      loadingText: "",
+      logLevel: "silent",
+    });
+    this.tiles = new Tiles(this.niivue, canvas);
+  }
+
+  get orientation(): Orientation {
+    return this.tiles.orientation;
+  }
+
+  async attach(): Promise<void> {
+    await this.niivue.attachToCanvas(this.canvas);
+    this.niivue.drawRimOpacity = 1; // an opaque outline round a translucent mask
+    new ResizeObserver(() => this.draw()).observe(this.canvas);
+  }
+
+  get isOpen(): boolean {
+    return this.image !== null;
+  }
+
+  /** Show another scan (.nii.gz), with no labels yet. Throws if it cannot be read or shown. */
+  async open(scan: ArrayBuffer, window: { low: number; high: number } | null): Promise<void> {
+    this.close();
+    const none = undefined as never;
+    const range = window ? ([window.low, window.high] as const) : ([NaN, NaN] as const);
+    const image = await NVImage.new(scan, "scan.nii.gz", "gray", 1, null, ...range, true, 0.02, false, false, "", 0, none, NaN, NaN, false, null, 0, null);
+    this.niivue.drawLut = cmapper.makeDrawLut(labelColours());
+    this.niivue.addVolume(image);
+    this.niivue.createEmptyDrawing();
+    this.niivue.clickToSegmentGrowingBitmap = null; // as large as the scan, and not used here
+    this.labels = this.niivue.drawBitmap as Uint8Array<ArrayBuffer>;
+    // NVImage.dims is in RAS order; the header's is the file's.
+    const [, ni, nj, nk] = image.hdr!.dims as [number, number, number, number];
+    this.tiles.orientation = { shape: [ni, nj, nk], axes: [...image.permRAS!] as Index };
+    this.image = image;
+    this.niivue.scene.pan2Dxyzmm = [0, 0, 0, 1] as never;
+    this.moveTo(this.orientation.shape.map((n) => (n - 1) / 2) as Index);
+  }
+
+  close(): void {
+    if (!this.image) return;
+    this.niivue.closeDrawing();
+    this.niivue.removeVolume(this.image);
+    this.image = null;
+    this.labels = new Uint8Array(0);
+    this.draw();
+  }
+
+  /** The lowest and highest intensity shown. */
+  get window(): { low: number; high: number } {
+    return { low: this.image?.cal_min ?? 0, high: this.image?.cal_max ?? 0 };
+  }
+
+  set window({ low, high }: { low: number; high: number }) {
+    if (!this.image || !(high > low)) return;
+    this.image.cal_min = low;
+    this.image.cal_max = high;
+    this.niivue.updateGLVolume();
+    this.draw();
+  }
+
+  set opacity(value: number) {
+    this.niivue.drawOpacity = value;
+    this.niivue.drawRimOpacity = value > 0 ? Math.min(1, value + 0.5) : 0;
+    this.draw();
+  }
+
+  intensity(index: Index): number {
+    const image = this.image!;
+    const [ni, nj] = this.orientation.shape;
+    const raw = image.img![index[0] + ni * (index[1] + nj * index[2])] as number;
+    return raw * (image.hdr!.scl_slope || 1) + (image.hdr!.scl_inter || 0);
+  }
+
+  labelAt(index: Index): number {
+    const [x, y, z] = toRas(this.orientation, index);
+    const [width, height] = rasShape(this.orientation);
+    return this.labels[(z * height + y) * width + x] ?? 0;
+  }
+
+  clearLabels(): void {
+    this.labels.fill(0);
+    this.niivue.refreshDrawing(false);
+    this.draw();
+  }
+
+  /** Take over the labels of one box; nothing else is sent to the graphics card. */
+  paste(block: Block): void {
+    paste(this.labels, this.orientation, block);
+    const { gl } = this.niivue;
+    const [x, y, z] = block.box.low;
+    const [width, height, depth] = block.box.high.map((h, p) => h - (block.box.low[p] as number)) as Index;
+    gl.activeTexture(gl.TEXTURE7); // NiiVue keeps the drawing there
+    gl.bindTexture(gl.TEXTURE_3D, this.niivue.drawTexture);
+    gl.pixelStorei(gl.UNPACK_ALIGNMENT, 1);
+    gl.texSubImage3D(gl.TEXTURE_3D, 0, x, y, z, width, height, depth, gl.RED, gl.UNSIGNED_BYTE, block.values);
+    this.draw();
+  }
+
+  moveTo(index: Index): void {
+    this.cursor = clamp(index, this.orientation.shape);
+    const shape = rasShape(this.orientation);
+    const ras = toRas(this.orientation, this.cursor);
+    ras.forEach((v, p) => (this.niivue.scene.crosshairPos[p as 0 | 1 | 2] = (v + 0.5) / (shape[p] as number)));
+    this.draw();
+  }
+
+  /** Enlarge the 3D view. */
+  approach(factor: number): void {
+    const { scene } = this.niivue;
+    scene.volScaleMultiplier = Math.min(Math.max(scene.volScaleMultiplier * factor, 0.5), 4);
+    this.draw(true);
+  }
+
+  /** Enlarge the planes about the cursor; 1 fits them in. */
+  zoom(factor: number): void {
+    const pan = this.niivue.scene.pan2Dxyzmm;
+    const next = Math.min(Math.max((pan[3] as number) * factor, 1), 12);
+    const [x, y, z] = next === 1 ? [0, 0, 0] : this.offCentre();
+    this.niivue.scene.pan2Dxyzmm = [x, y, z, next] as never;
+    this.draw();
+  }
+
+  // What moves the cursor to the middle of its planes, in the millimetres of the axes that NiiVue draws along.
+  private offCentre(): Index {
+    const at = this.niivue.frac2mm(this.niivue.scene.crosshairPos);
+    const middle = this.niivue.frac2mm([0.5, 0.5, 0.5] as never);
+    return [0, 1, 2].map((p) => (middle[p as 0] as number) - (at[p as 0] as number)) as Index;
+  }
+
+  rotate(dx: number, dy: number): void {
+    this.niivue.scene.renderAzimuth = (this.niivue.scene.renderAzimuth - dx / 2) % 360;
+    this.niivue.scene.renderElevation = Math.min(Math.max(this.niivue.scene.renderElevation + dy / 2, -90), 90);
+    this.draw(true);
+  }
+
+  /** Draw before the next frame; the 3D view when nothing has changed for a moment, or at once. */
+  draw(rendered = false): void {
+    clearTimeout(this.idle);
+    if (rendered || this.layout === "render") return this.request(true);
+    this.request(false);
+    this.idle = window.setTimeout(() => this.request(true), IDLE_MS);
+  }
+
+  private request(render: boolean): void {
+    cancelAnimationFrame(this.waiting);
+    this.waiting = requestAnimationFrame(() => this.now(render));
+  }
+
+  private now(render: boolean): void {
+    this.niivue.setCustomLayout(tiling(this.layout, render)); // draws
+    this.onDraw();
+    const tile = render && this.tiles.rect("render");
+    if (tile) this.onRender(tile);
+  }
+}
+
+function labelColours() {
+  const channels = [0, 1, 2].map((c) =>
+    Array.from({ length: 256 }, (_, n) => (n ? parseInt(colourOf(n).slice(1 + 2 * c, 3 + 2 * c), 16) : 0)),
+  ) as [number[], number[], number[]];
+  const [R, G, B] = channels;
+  return { R, G, B, A: R.map((_, n) => (n ? 255 : 0)), I: R.map((_, n) => n), labels: R.map((_, n) => `${n}`) };
+}
