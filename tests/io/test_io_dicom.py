@@ -19,7 +19,7 @@ from pydicom.uid import (
 )
 
 from voxsam.errors import FileError, GeometryError, ImageError, UnsupportedError
-from voxsam.io import dicom_files, read_volume
+from voxsam.io import dicom_files, dicom_zip, read_volume
 
 RAS = np.diag([-1.0, -1, 1])
 
@@ -203,6 +203,7 @@ def test_refuses_too_many_files(tmp_path, write_series, monkeypatch):
     folder = write_series(tmp_path / "ct")
     archive = zipped(folder, tmp_path / "ct.zip")
     monkeypatch.setattr(dicom_files, "MAX_FILES", 8)
+    monkeypatch.setattr(dicom_zip, "MAX_FILES", 8)
     with pytest.raises(FileError, match="ct holds over 8 files; expected one series"):
         read_volume(folder)
     with pytest.raises(FileError, match=r"ct\.zip holds 9 files; expected at most 8"):

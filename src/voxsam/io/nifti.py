@@ -73,8 +73,11 @@ def read(path: Path) -> Volume:
     return Volume(array, grid, header={"nifti": _geometry_of(header)})
 
 
-def write(volume: Volume, path: Path) -> None:
-    """Write the array with its own dtype and no scaling to `path` (.nii or .nii.gz). Raises OSError."""
+def write(volume: Volume, path: Path, level: int = COMPRESSION_LEVEL) -> None:
+    """Write the array with its own dtype and no scaling to `path` (.nii or .nii.gz). Raises OSError.
+
+    `level`: how hard .nii.gz is compressed, 1 (fast) to 9 (small).
+    """
     header = _header_for(volume)
     header.set_data_dtype(volume.array.dtype)
     kind = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
@@ -82,7 +85,7 @@ def write(volume: Volume, path: Path) -> None:
     with open(path, "wb") as file:
         if _is_gzip(path):
             # no name and no time inside: the same mask gives the same file
-            with gzip.GzipFile("", "wb", COMPRESSION_LEVEL, file, mtime=0) as stream:
+            with gzip.GzipFile("", "wb", level, file, mtime=0) as stream:
                 image.to_stream(stream)  # type: ignore[arg-type]
         else:
             image.to_stream(file)

@@ -1,0 +1,103 @@
+"""One DICOM file that holds a mask: which kind it is, and the module that reads or writes it."""
+
+from __future__ import annotations
+
+import struct
+import warnings
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import pydicom
+from pydicom.errors import InvalidDicomError
+from pydicom.uid import RTStructureSetStorage, SegmentationStorage
+
+from voxsam.errors import FileError
+from voxsam.geometry import Grid
+from voxsam.io.checks import check_size, truncated
+from voxsam.io.dicom_files import HEAD_BYTES, check_deflated, is_marked
+from voxsam.io.dicom_frames import check_frames, frame_count
+from voxsam.io.dicom_seg_read import LABELMAP_STORAGE
+from voxsam.io.dicom_source import DicomSource
+from voxsam.volume import Volume
+
+RTSTRUCT_SUFFIX = ".rtstruct.dcm"
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether a file has the mark of DICOM, whatever its name."""
+    with open(path, "rb") as stream:
+        return is_marked(stream.read(HEAD_BYTES))
+
+
+def read(path: Path, grid: Grid | None = None, segment: int | None = None) -> Volume:
+    """The labels of a DICOM-SEG or RTSTRUCT; `grid` is the scan's, `segment` chooses one.
+
+    Raises FileError for another kind of file, otherwise as the modules of the two kinds do.
+    """
+    header = _header(path)
+    kind = header.get("SOPClassUID")
+    if kind == RTStructureSetStorage:
+        from voxsam.io import rtstruct
+
+        return rtstruct.read(path, header, grid, segment)
+    if kind not in (SegmentationStorage, LABELMAP_STORAGE):
+        given = f"{path.name} is a DICOM file of another kind ({getattr(kind, 'name', 'unknown')})"
+        raise FileError(given, "a DICOM-SEG or RTSTRUCT", "give the file of the mask")
+    from voxsam.io import dicom_seg_read
+
+    shape = (int(header.get("Columns") or 0), int(header.get("Rows") or 0), frame_count(header))
+    check_size(path.name, shape, 0, 0, compressed=True)
+    check_frames(path, path.name)
+    return dicom_seg_read.read(path, header, grid, segment)
+
+
+def write(
+    mask: Volume, path: Path, source: DicomSource, *, names: Sequence[str] = (), model: str = "", labelmap: bool = False
+) -> None:
+    """Write a mask as the kind that the name says: RTSTRUCT_SUFFIX, or any other `.dcm` for a DICOM-SEG."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # values of the series that are not quite DICOM are repeated as they are
+        if _is_rtstruct(path):
+            from voxsam.io import rtstruct
+
+            rtstruct.write(mask, path, source, names=names, model=model)
+        else:
+            from voxsam.io import dicom_seg
+
+            dicom_seg.write(mask, path, source, names=names, model=model, labelmap=labelmap)
+
+
+def series_of(scan: Volume, path: Path) -> DicomSource:
+    """The series that a mask written to `path` refers to.
+
+    Raises FileError if the scan did not come from DICOM or cannot be referred to, UnsupportedError if a DICOM-SEG is
+    asked for and highdicom is not installed.
+    """
+    source = scan.header.get("dicom")
+    if not isinstance(source, DicomSource):
+        given = f"the DICOM output {path.name} for a scan that was not read from DICOM"
+        raise FileError(given, "a DICOM series", "give it as source=SERIES in Python, or write .nii.gz")
+    source.require()
+    if not _is_rtstruct(path):
+        from voxsam.io import dicom_seg
+
+        dicom_seg.highdicom()
+    return source
+
+
+def _is_rtstruct(path: Path) -> bool:
+    return path.name.lower().endswith(RTSTRUCT_SUFFIX)
+
+
+def _header(path: Path) -> pydicom.Dataset:
+    """All of a file but its pixels. Raises FileError if it cannot be read."""
+    try:
+        check_deflated(path, path.name)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # odd values in elements that the mask does not hang on
+            return pydicom.dcmread(path, stop_before_pixels=True)
+    except InvalidDicomError as error:
+        raise FileError(f"{path.name} is no DICOM file", "a DICOM-SEG or RTSTRUCT", "check the file") from error
+    except (EOFError, TypeError, ValueError, NotImplementedError, struct.error, zlib.error) as error:
+        raise truncated(path.name, "its DICOM header cannot be read") from error
