@@ -30,8 +30,9 @@ export function commandsOf(page: Page): Command[] {
     if (!work.state) return;
     const direction = ARROWS.find(([name]) => name === key)![1];
     if (viewer.layout === "render") {
-      const turn = { left: [-10, 0], right: [10, 0], up: [0, -10], down: [0, 10], forward: [0, 0], back: [0, 0] }[direction];
-      return viewer.rotate(turn[0]!, turn[1]!);
+      const turn = { left: [10, 0], right: [-10, 0], up: [0, -10], down: [0, 10], forward: [0, 0], back: [0, 0] }[direction];
+      viewer.camera.rotate(turn[0]!, turn[1]!);
+      return viewer.draw(true);
     }
     viewer.moveTo(step(viewer.orientation, viewer.cursor, page.plane, direction, shiftKey ? FAR : 1));
     prompter.follow(viewer.cursor);
@@ -49,6 +50,11 @@ export function commandsOf(page: Page): Command[] {
   };
 
   const nextOf = <T>(list: readonly T[], now: T): T => list[(list.indexOf(now) + 1) % list.length] as T;
+  const zoom = (factor: number) =>
+    opened(() => {
+      viewer.camera.zoom(factor);
+      viewer.draw();
+    });
   const opacity = (change: number) => () => page.opacity(Math.min(Math.max(page.share + change, 0), 1));
   const preset = ({ key }: KeyboardEvent) => {
     const chosen = page.info?.presets[Number(key) - 1];
@@ -85,8 +91,8 @@ export function commandsOf(page: Page): Command[] {
     { keys: ["p"], shown: "P", text: "arrow keys move in the next plane", group: look, run: opened(plane) },
     { keys: ["v"], shown: "V", text: "next layout: all, one plane, 3D", group: look, run: opened(() => page.layout(nextOf(LAYOUTS, viewer.layout))) },
     { keys: ["1", "2", "3", "4"], shown: "1 2 3 4", text: "window presets", group: look, run: preset },
-    { keys: ["+", "="], shown: "+", text: "enlarge about the cursor", group: look, run: () => viewer.zoom(1.25) },
-    { keys: ["-"], shown: "−", text: "make smaller", group: look, run: () => viewer.zoom(0.8) },
+    { keys: ["+", "="], shown: "+", text: "enlarge about the cursor", group: look, run: zoom(1.25) },
+    { keys: ["-"], shown: "−", text: "make smaller", group: look, run: zoom(0.8) },
     { keys: ["["], shown: "[ ]", text: "mask less, more opaque", group: look, run: opacity(-0.1) },
     { keys: ["]"], shown: "", text: "", group: look, run: opacity(0.1) },
     { keys: ["m"], shown: "M", text: "hide or show the mask", group: look, run: page.toggleMask },

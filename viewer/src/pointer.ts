@@ -13,7 +13,8 @@ interface Press {
   last: Place;
   pane: Plane | "render";
   opposite: boolean;
-  looking: boolean;
+  looking: boolean; // moves the cursor, whatever the tool
+  panning: boolean; // moves the enlarged planes
   moved: boolean;
 }
 
@@ -39,10 +40,11 @@ export function bindPointer(
     if (!found || press) return;
     canvas.setPointerCapture(event.pointerId);
     canvas.focus({ preventScroll: true });
-    const looking = event.button === 1 || event.ctrlKey || event.metaKey || prompter.tool === "look";
+    const panning = event.button === 1;
+    const looking = event.ctrlKey || event.metaKey || prompter.tool === "look";
     const opposite = event.button === 2 || event.shiftKey;
-    press = { start, last: start, pane: found.pane, opposite, looking, moved: false };
-    if (found.pane === "render") return;
+    press = { start, last: start, pane: found.pane, opposite, looking, panning, moved: false };
+    if (found.pane === "render" || panning) return;
     changed(found.pane);
     const draws = prompter.tool === "box" || prompter.tool === "scribble";
     if (draws && !looking) prompter.begin(found.index, found.pane, opposite);
@@ -54,8 +56,17 @@ export function bindPointer(
     if (!press) return;
     const now = placeOf(event);
     press.moved ||= Math.hypot(now.x - press.start.x, now.y - press.start.y) > STILL;
-    if (press.pane === "render") viewer.rotate(now.x - press.last.x, now.y - press.last.y);
+    const last = press.last;
     press.last = now;
+    if (press.pane === "render") {
+      viewer.camera.rotate((last.x - now.x) / 2, (now.y - last.y) / 2);
+      return viewer.draw(true);
+    }
+    if (press.panning) {
+      const [from, to] = [viewer.tiles.texture(press.pane, last), viewer.tiles.texture(press.pane, now)];
+      if (from && to) viewer.camera.drag(from, to);
+      return viewer.draw();
+    }
     const found = viewer.tiles.pick(now);
     if (!press.moved || !found || found.pane === "render" || found.pane !== press.pane) return;
     if (prompter.draft && !press.looking) prompter.move(found.index);
@@ -64,9 +75,9 @@ export function bindPointer(
   });
 
   canvas.addEventListener("pointerup", () => {
-    const { start, pane, opposite, looking, moved } = press ?? {};
+    const { start, pane, opposite, looking, panning, moved } = press ?? {};
     press = null;
-    if (pane === undefined || pane === "render" || looking) return;
+    if (pane === undefined || pane === "render" || looking || panning) return;
     if (prompter.tool === "point") {
       const found = viewer.tiles.pick(start!);
       if (moved || !found || found.pane === "render") return;
@@ -93,8 +104,9 @@ export function bindPointer(
       if (!found) return;
       event.preventDefault();
       const factor = event.deltaY < 0 ? 1.15 : 1 / 1.15;
-      if (found.pane === "render") return viewer.approach(factor);
-      if (event.ctrlKey || event.metaKey) return viewer.zoom(factor);
+      if (found.pane === "render") viewer.camera.approach(factor);
+      else if (event.ctrlKey || event.metaKey) viewer.camera.zoom(factor);
+      if (found.pane === "render" || event.ctrlKey || event.metaKey) return viewer.draw(found.pane === "render");
       const direction = event.deltaY < 0 ? "forward" : "back";
       viewer.moveTo(step(viewer.orientation, viewer.cursor, found.pane, direction));
       changed(found.pane);

@@ -64,7 +64,7 @@ export class Tiles {
   /** The plane and voxel under a place, or the 3D view, or nothing. */
   pick({ x, y }: Place): { pane: Plane; index: Index } | { pane: "render" } | null {
     for (const plane of PLANES) {
-      const fraction = this.fraction(plane, x, y);
+      const fraction = this.texture(plane, { x, y });
       if (!fraction || fraction.some((v) => v < 0 || v > 1)) continue;
       const ras = rasShape(this.orientation).map((n, p) => Math.min(Math.floor(fraction[p]! * n), n - 1)) as Index;
       return { pane: plane, index: fromRas(this.orientation, ras) };
@@ -80,21 +80,21 @@ export class Tiles {
     const rect = this.rect(plane);
     if (!rect) return null;
     // Along each side of a pane exactly one texture axis grows, evenly: two samples give the map.
-    const [x0, y0] = [rect.x + rect.width / 4, rect.y + rect.height / 4];
-    const [x1, y1] = [rect.x + (rect.width * 3) / 4, rect.y + (rect.height * 3) / 4];
-    const [from, to] = [this.fraction(plane, x0, y0), this.fraction(plane, x1, y1)];
+    const a = { x: rect.x + rect.width / 4, y: rect.y + rect.height / 4 };
+    const b = { x: rect.x + (rect.width * 3) / 4, y: rect.y + (rect.height * 3) / 4 };
+    const [from, to] = [this.texture(plane, a), this.texture(plane, b)];
     if (!from || !to) return null;
     const shape = rasShape(this.orientation);
     const share = (ras: Index, p: number) => ((ras[p]! + 0.5) / shape[p]! - from[p]!) / (to[p]! - from[p]!);
     const [across, up] = SIDES[plane];
     return (index) => {
       const ras = toRas(this.orientation, index as Index);
-      return { x: x0 + (x1 - x0) * share(ras, across), y: y0 + (y1 - y0) * share(ras, up) };
+      return { x: a.x + (b.x - a.x) * share(ras, across), y: a.y + (b.y - a.y) * share(ras, up) };
     };
   }
 
-  // Texture coordinates (RAS, 0 to 1 over the scan) under a place on a plane's pane; null beside it.
-  private fraction(plane: Plane, x: number, y: number): number[] | null {
+  /** Texture coordinates (RAS, 0 to 1 over the scan) under a place on a plane's pane; null beside it. */
+  texture(plane: Plane, { x, y }: Place): number[] | null {
     const number = this.niivue.screenSlices.findIndex(({ axCorSag }) => axCorSag === SLICE[plane]);
     if (number < 0) return null;
     const fraction = [...this.niivue.screenXY2TextureFrac(x * this.scale, y * this.scale, number, false)];

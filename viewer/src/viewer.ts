@@ -1,5 +1,6 @@
 // The scan on the screen: NiiVue draws three planes, the 3D view and the labels.
 import { cmapper, Niivue, NVImage } from "@niivue/niivue";
+import { Camera } from "./camera";
 import { clamp, rasShape, toRas, type Orientation } from "./geometry";
 import { paste, type Block } from "./labels";
 import { Tiles, tiling, type Layout, type Rect } from "./tiles";
@@ -17,6 +18,7 @@ export function colourOf(number: number): string {
 export class Viewer {
   readonly niivue: Niivue;
   readonly tiles: Tiles;
+  readonly camera: Camera;
   layout: Layout = "all";
   cursor: Index = [0, 0, 0];
   /** Called after the planes were drawn; and with the 3D tile after that was. */
@@ -42,6 +44,7 @@ export class Viewer {
       logLevel: "silent",
     });
     this.tiles = new Tiles(this.niivue, canvas);
+    this.camera = new Camera(this.niivue);
   }
 
   get orientation(): Orientation {
@@ -73,7 +76,7 @@ export class Viewer {
     const [, ni, nj, nk] = image.hdr!.dims as [number, number, number, number];
     this.tiles.orientation = { shape: [ni, nj, nk], axes: [...image.permRAS!] as Index };
     this.image = image;
-    this.niivue.scene.pan2Dxyzmm = [0, 0, 0, 1] as never;
+    this.camera.reset();
     this.moveTo(this.orientation.shape.map((n) => (n - 1) / 2) as Index);
   }
 
@@ -142,36 +145,8 @@ export class Viewer {
     const shape = rasShape(this.orientation);
     const ras = toRas(this.orientation, this.cursor);
     ras.forEach((v, p) => (this.niivue.scene.crosshairPos[p as 0 | 1 | 2] = (v + 0.5) / (shape[p] as number)));
+    this.camera.keepInView();
     this.draw();
-  }
-
-  /** Enlarge the 3D view. */
-  approach(factor: number): void {
-    const { scene } = this.niivue;
-    scene.volScaleMultiplier = Math.min(Math.max(scene.volScaleMultiplier * factor, 0.5), 4);
-    this.draw(true);
-  }
-
-  /** Enlarge the planes about the cursor; 1 fits them in. */
-  zoom(factor: number): void {
-    const pan = this.niivue.scene.pan2Dxyzmm;
-    const next = Math.min(Math.max((pan[3] as number) * factor, 1), 12);
-    const [x, y, z] = next === 1 ? [0, 0, 0] : this.offCentre();
-    this.niivue.scene.pan2Dxyzmm = [x, y, z, next] as never;
-    this.draw();
-  }
-
-  // What moves the cursor to the middle of its planes, in the millimetres of the axes that NiiVue draws along.
-  private offCentre(): Index {
-    const at = this.niivue.frac2mm(this.niivue.scene.crosshairPos);
-    const middle = this.niivue.frac2mm([0.5, 0.5, 0.5] as never);
-    return [0, 1, 2].map((p) => (middle[p as 0] as number) - (at[p as 0] as number)) as Index;
-  }
-
-  rotate(dx: number, dy: number): void {
-    this.niivue.scene.renderAzimuth = (this.niivue.scene.renderAzimuth - dx / 2) % 360;
-    this.niivue.scene.renderElevation = Math.min(Math.max(this.niivue.scene.renderElevation + dy / 2, -90), 90);
-    this.draw(true);
   }
 
   /** Draw before the next frame; the 3D view when nothing has changed for a moment, or at once. */
