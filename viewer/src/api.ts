@@ -74,7 +74,8 @@ export class Api {
   files = (folder: string, path: string) => this.json<{ entries: Entry[] }>(`files?${new URLSearchParams({ folder, path })}`);
   open = (source: Source, name?: string) => this.post<State>("sessions", name ? { source, name } : { source });
   state = (id: string) => this.json<State>(`sessions/${id}`);
-  labels = (id: string) => this.json<Answer>(`sessions/${id}/labels?box=full`);
+  /** All labels there are; the box is where they are. */
+  labels = (id: string) => this.json<Answer>(`sessions/${id}/labels?box=none`);
   prompt = (id: string, prompts: Prompt[]) => this.post<Answer>(`sessions/${id}/prompts`, { prompts });
   step = (id: string, what: "undo" | "redo" | "reset" | "objects") => this.post<Answer>(`sessions/${id}/${what}`);
   select = (id: string, number: number) => this.post<Answer>(`sessions/${id}/objects/${number}/select`);

@@ -11,6 +11,7 @@ import { element, hideProblem, millilitres, millimetres, save, say, seconds, sho
 import { Panel } from "./panel";
 import { bindPointer } from "./pointer";
 import { Prompter } from "./prompts";
+import { Strokes } from "./strokes";
 import { describeVoxel } from "./readout";
 import type { Layout } from "./tiles";
 import type { Answer, Box, Busy, Info, Prompt, State } from "./types";
@@ -40,6 +41,7 @@ export class Page {
   plane: Plane = "axial";
   share = FIRST_OPACITY;
   private shown = FIRST_OPACITY;
+  private readonly strokes = new Strokes();
 
   constructor(key: string | null) {
     this.api = new Api("", key, askForKey);
@@ -105,6 +107,7 @@ export class Page {
     if (!this.work.state) return;
     performance.clearMarks("voxsam:asked");
     performance.mark("voxsam:asked");
+    this.strokes.sent(this.work.state.current, prompt);
     void this.work.prompt(prompt);
   }
 
@@ -169,6 +172,7 @@ export class Page {
     const preset = state.modality === "CT" ? this.info!.presets[0] : null;
     await this.viewer.open(scan, preset ?? null);
     this.overlay.forget();
+    this.strokes.forget();
     this.prompter.cancel();
     const { low, high } = this.viewer.window;
     this.panel.window(low, high);
@@ -186,8 +190,11 @@ export class Page {
     this.redraw();
   }
 
-  labels(box: Box, values: Uint8Array, whole: boolean): void {
-    if (whole) this.viewer.clearLabels();
+  clear(): void {
+    this.viewer.clearLabels();
+  }
+
+  labels(box: Box, values: Uint8Array): void {
     this.viewer.paste(reorder(this.viewer.orientation, box, values));
   }
 
@@ -230,7 +237,7 @@ export class Page {
   private redraw(): void {
     const { state } = this.work;
     this.overlay.draw({
-      objects: state?.objects ?? [],
+      objects: (state?.objects ?? []).map(({ number, prompts }) => ({ number, prompts: this.strokes.complete(number, prompts) })),
       current: state?.current ?? 1,
       draft: this.prompter.draft,
       plane: this.plane,

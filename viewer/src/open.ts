@@ -10,16 +10,9 @@ export interface Named {
 
 const HIDDEN = /^\.|^(Thumbs\.db|DICOMDIR)$/i;
 
-/** What to send of the files: no hidden ones, and no name twice. The server tells formats, not the page. */
+/** What to send of the files: neither hidden nor empty ones. The server tells formats, not the page. */
 export function uploadList(files: Named[]): Named[] {
-  const seen = new Map<string, number>();
-  return files
-    .filter(({ name, file }) => !HIDDEN.test(name) && file.size > 0)
-    .map(({ name, file }) => {
-      const count = seen.get(name) ?? 0;
-      seen.set(name, count + 1);
-      return { name: count ? `${count}-${name}` : name, file };
-    });
+  return files.filter(({ name, file }) => !HIDDEN.test(name) && file.size > 0);
 }
 
 /** All files of what was dropped, folders included. */

@@ -28,6 +28,7 @@ export interface Scene {
 export class Overlay {
   private readonly pen: CanvasRenderingContext2D;
   private readonly picture = document.createElement("canvas"); // of the 3D view
+  private rect: Rect | null = null; // where it belongs
 
   constructor(
     private readonly canvas: HTMLCanvasElement,
@@ -41,10 +42,9 @@ export class Overlay {
     const scale = gl.width / gl.clientWidth;
     this.picture.width = Math.round(width * scale);
     this.picture.height = Math.round(height * scale);
-    this.picture.getContext("2d")!.drawImage(gl, -Math.round(x * scale), -Math.round(y * scale));
+    this.picture.getContext("2d", { willReadFrequently: true })!.drawImage(gl, -Math.round(x * scale), -Math.round(y * scale));
     this.rect = { x, y, width, height };
   }
-  private rect: Rect | null = null;
 
   forget(): void {
     this.rect = null;
@@ -134,10 +134,10 @@ export class Overlay {
 
   private drawPrompt(prompt: Prompt, axis: number, depth: number, place: Projector, colour: string): void {
     if (prompt.kind === "point") {
-      if (prompt.index[axis] === depth) this.drawPoint(place(prompt.index), prompt.positive);
+      if (Math.round(prompt.index[axis]!) === depth) this.drawPoint(place(prompt.index), prompt.positive);
     } else if (prompt.kind === "box") {
       if (within(prompt.low, prompt.high, axis, depth)) this.drawBox(prompt.low, prompt.high, place, colour, []);
-    } else this.drawStroke(prompt.voxels ?? [], axis, depth, place, prompt.positive);
+    } else this.drawStroke(prompt.voxels, axis, depth, place, prompt.positive);
   }
 
   private drawDraft(draft: Draft, axis: number, depth: number, place: Projector): void {

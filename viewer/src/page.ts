@@ -56,8 +56,8 @@ export function millilitres(volume: number): string {
   return `${volume >= 100 ? volume.toFixed(0) : volume >= 10 ? volume.toFixed(1) : volume.toFixed(2)} mL`;
 }
 
-export function millimetres(length: number | null): string {
-  return length === null ? "–" : `${length.toFixed(0)} mm`;
+export function millimetres(length: number): string {
+  return `${length.toFixed(0)} mm`;
 }
 
 export function seconds(duration: number): string {

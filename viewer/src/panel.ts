@@ -103,13 +103,13 @@ export class Panel {
     const marked = state.objects.some(({ prompts }) => prompts.length);
     element<HTMLButtonElement>("reset").disabled = !marked && state.objects.length < 2;
     for (const what of ["nifti", "seg", "report", "json"]) element<HTMLButtonElement>(`save-${what}`).disabled = !marked;
-    element("save-seg").hidden = state.dicom === false;
+    element("save-seg").hidden = !state.dicom;
     const list = element("objects");
     const focused = list.contains(document.activeElement);
     list.replaceChildren(...state.objects.map((object) => this.object(object, object.number === state.current)));
     if (focused) list.querySelector<HTMLElement>('[aria-pressed="true"]')?.focus();
     const messages = state.objects.find(({ number }) => number === state.current)?.messages ?? [];
-    element("messages").replaceChildren(...messages.map((text) => Object.assign(document.createElement("p"), { textContent: text })));
+    element("messages").replaceChildren(...[...state.notes, ...messages].map((text) => Object.assign(document.createElement("p"), { textContent: text })));
   }
 
   private object(object: State["objects"][number], current: boolean): HTMLElement {

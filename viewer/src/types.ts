@@ -13,11 +13,17 @@ export type Prompt =
   | { kind: "box"; low: Index; high: Index } // both corners included
   | { kind: "scribble"; voxels: Index[]; positive: boolean };
 
+/** A prompt as the server tells it: of strokes and hints it tells only how many voxels they have. */
+export type KnownPrompt =
+  | Exclude<Prompt, { kind: "scribble" }>
+  | { kind: "scribble"; count: number; positive: boolean }
+  | { kind: "hint"; count: number };
+
 export interface ObjectState {
   number: number;
-  prompts: Prompt[];
+  prompts: KnownPrompt[];
   volume_ml: number;
-  longest_diameter_mm: number | null;
+  longest_diameter_mm: number; // 0 without a mask
   messages: string[];
 }
 
@@ -34,19 +40,20 @@ export interface State {
   spacing_mm: Index;
   affine: number[][];
   modality: string;
-  dicom?: boolean;
+  dicom: boolean;
   revision: number;
   objects: ObjectState[];
   current: number;
   can_undo: boolean;
   can_redo: boolean;
   busy: Busy | null;
+  notes: string[];
 }
 
 /** The state after a step, with the labels of the box that the step changed. */
 export interface Answer extends State {
   seconds: number;
-  changed: Box | null;
+  changed: Box;
   labels: string; // base64 of zlib-deflated uint8, i fastest
 }
 
@@ -58,7 +65,7 @@ export interface Preset {
 
 export interface Info {
   version: string;
-  model: { name: string; modality: string; prompts: Record<string, boolean>; licence: string };
+  model: { name: string; modality: string; prompts: Record<string, boolean>; licence: string | null };
   presets: Preset[];
   folders: { id: string; name: string }[];
   demo: boolean;

@@ -9,7 +9,8 @@ import type { Index } from "./types";
 /** Label colours, told apart by colour-blind eyes too (Okabe and Ito); repeated for further objects. */
 export const COLOURS = ["#e69f00", "#56b4e9", "#f0e442", "#cc79a7", "#009e73", "#d55e00", "#0072b2"] as const;
 
-const IDLE_MS = 150; // without a change before the 3D view, which costs most, is drawn again
+// Without a change for so long the 3D view, which costs most, is drawn again; later where graphics are slow.
+const [IDLE_MS, LONGEST_IDLE_MS] = [150, 1500];
 
 export function colourOf(number: number): string {
   return COLOURS[(number - 1) % COLOURS.length] as string;
@@ -28,6 +29,7 @@ export class Viewer {
   private labels = new Uint8Array(0);
   private waiting = 0;
   private idle = 0;
+  private renderMs = 0; // that the 3D view took last
 
   constructor(private readonly canvas: HTMLCanvasElement) {
     this.niivue = new Niivue({
@@ -154,7 +156,8 @@ export class Viewer {
     clearTimeout(this.idle);
     if (rendered || this.layout === "render") return this.request(true);
     this.request(false);
-    this.idle = window.setTimeout(() => this.request(true), IDLE_MS);
+    const pause = Math.min(Math.max(IDLE_MS, this.renderMs), LONGEST_IDLE_MS);
+    this.idle = window.setTimeout(() => this.request(true), pause);
   }
 
   private request(render: boolean): void {
@@ -163,10 +166,13 @@ export class Viewer {
   }
 
   private now(render: boolean): void {
+    const begun = performance.now();
     this.niivue.setCustomLayout(tiling(this.layout, render)); // draws
     this.onDraw();
     const tile = render && this.tiles.rect("render");
-    if (tile) this.onRender(tile);
+    if (!tile) return;
+    this.onRender(tile); // reads the picture, so that the time is that of the graphics card
+    this.renderMs = performance.now() - begun;
   }
 }
 

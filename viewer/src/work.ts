@@ -10,7 +10,8 @@ export type Connection = "none" | "connected" | "lost";
 export interface Listener {
   scan(scan: ArrayBuffer, state: State): Promise<void>;
   state(state: State | null): void;
-  labels(box: Box, values: Uint8Array, whole: boolean): void;
+  labels(box: Box, values: Uint8Array): void;
+  clear(): void;
   result(answer: Answer): void;
   busy(busy: Busy | null): void;
   connection(connection: Connection): void;
@@ -22,7 +23,6 @@ const PAUSES_S = [0.5, 1, 2, 4, 5]; // between attempts to reach the server agai
 export class Work {
   state: State | null = null;
   connection: Connection = "none";
-  /** When the last answer was asked for, for the time "page to page". */
   private queue: Promise<unknown> = Promise.resolve();
   private listening = new AbortController();
 
@@ -88,7 +88,7 @@ export class Work {
       if (this.state?.id !== answer.id) return; // another scan was opened meanwhile
       const missed = answer.revision > before.revision + 1; // somebody else works on the same session
       if (missed) await this.reload();
-      else await this.draw(answer, false);
+      else await this.draw(answer);
       this.take(answer);
       this.page.result(answer);
     } finally {
@@ -99,13 +99,14 @@ export class Work {
   /** All labels anew. */
   private async reload(): Promise<void> {
     const answer = await this.api.labels(this.state!.id);
-    await this.draw(answer, true);
+    this.page.clear();
+    await this.draw(answer);
     this.take(answer);
     this.page.busy(answer.busy);
   }
 
-  private async draw({ changed, labels }: Answer, whole: boolean): Promise<void> {
-    if (changed && !isEmpty(changed)) this.page.labels(changed, await inflate(labels), whole);
+  private async draw({ changed, labels }: Answer): Promise<void> {
+    if (!isEmpty(changed)) this.page.labels(changed, await inflate(labels));
   }
 
   private take(state: State): void {
