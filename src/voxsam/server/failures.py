@@ -42,13 +42,17 @@ async def _validation(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"])
-    return _answer(422, f"{where}: {first['msg']}", "a request as documented in /docs", "correct the request")
+    return _answer(422, f"{where}: {first['msg']}", "a request as /openapi.json describes it", "correct the request")
 
 
 async def _http(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
+    if isinstance(error.__cause__, InputError):  # raised while FastAPI read the body
+        return answer_failure(error.__cause__)
     reason = HTTPStatus(error.status_code).phrase.lower()
-    return _answer(error.status_code, reason, "a path and method of /docs", "correct the address", error.headers)
+    return _answer(
+        error.status_code, reason, "a path and method of /openapi.json", "correct the address", error.headers
+    )
 
 
 async def _internal(request: Request, error: Exception) -> JSONResponse:

@@ -1,4 +1,4 @@
-"""What a request must pass before anything reads it: the host it names, where it comes from, its key, its size, its pace.
+"""What a request must pass before anything reads it: the host it names, its origin, its key, its size, its pace.
 
 Plain ASGI, so that bodies are counted as they come and are never kept.
 """
@@ -17,8 +17,7 @@ from voxsam.server.errors import Forbidden, KeyNeeded, Refused, TooLarge, TooSlo
 from voxsam.server.failures import answer_failure
 from voxsam.server.settings import LOCAL_HOSTS, Settings
 
-OPEN_PATHS = ("/healthz",)  # that need no key; so do the page's own files, which hold no data
-GUARDED = ("/api/", "/metrics", "/docs", "/openapi.json")
+GUARDED = ("/api/", "/metrics", "/openapi.json")  # need the key; /healthz and the page's files hold no data
 JSON_BYTES = 16 << 20  # of any body but an upload: a scribble of a few 100,000 voxels
 
 

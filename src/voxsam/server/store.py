@@ -10,8 +10,9 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -42,6 +43,8 @@ class Busy:
     share: float
 
 
+WAITING = Busy("waiting", 0.0)  # for its turn on the device
+
 Listener = Callable[[Busy | None], None]
 
 
@@ -49,8 +52,7 @@ class Slot:
     """One client's place: its lease, and once it has opened a scan, its Session. Made by `Store.claim`.
 
     `session` must be touched on the device's thread only, that is, inside `run`; what never changes of it (model,
-    volume) may be read anywhere. `owner` is the name that the device's queue knows it by. `notes` is for whoever claimed
-    it: what a protocol keeps beside the session.
+    volume) may be read anywhere. `notes` is for whoever claimed it: what a protocol keeps beside the session.
     """
 
     def __init__(self, store: Store, name: str) -> None:
@@ -90,6 +92,16 @@ class Slot:
         NotThere if no scan is open, Dropped if the slot was released, TooMany if too much waits already.
         """
         return self._store._run(self, work)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Within it the slot does not end by a time-out: its client waits for the server."""
+        with self._store._lock:
+            self.pending += 1
+        try:
+            yield
+        finally:
+            self._store._done(self)
 
     def report(self, stage: str, share: float) -> None:
         """Progress of what runs; Session calls it."""
@@ -137,14 +149,21 @@ class Store:
             self._slots[slot.id] = slot
             return slot
 
-    def get(self, name: str) -> Slot:
-        """The slot of a name; asking for it is a sign of life. Raises NotThere if it is not, or no longer, held."""
+    def find(self, name: str) -> Slot | None:
+        """The slot of a name, None if it is not, or no longer, held; asking for it is a sign of life."""
         with self._lock:
             slot = self._slots.get(name)
             if slot is None or self._is_over(slot):
-                raise NotThere("a session that is not open", "the id of an open session", "open the scan again")
+                return None
             slot.seen = self.clock()
             return slot
+
+    def get(self, name: str) -> Slot:
+        """As `find`, but raises NotThere."""
+        slot = self.find(name)
+        if slot is None:
+            raise NotThere("a session that is not open", "the id of an open session", "open the scan again")
+        return slot
 
     def release(self, name: str) -> bool:
         """End a slot: its session is freed, what waits for it is dropped. False if there was none."""
@@ -198,6 +217,8 @@ class Store:
             if session is None:
                 raise NotThere("a session without a scan", "an open scan", "open a scan first")
             slot.seen = slot.used = self.clock()
+            if slot.busy is None:
+                slot._tell(WAITING)
             future = self.device.submit(slot.owner, lambda: self._step(slot, session, work))
             slot.pending += 1
         future.add_done_callback(lambda _: self._done(slot))
