@@ -47,7 +47,7 @@ async def set_image(request: Request, service: Served, slot: Held, meta: Meta = 
     check_image_shape(packed.shape, service.settings.most_voxels)
 
     def read() -> None:
-        slot.open(as_volume(unpack(packed, service.settings.memory_bytes), properties))
+        slot.open(as_volume(unpack(packed, service.settings.upload_bytes), properties))
 
     await run_in_threadpool(read)
     return {"original_image_shape": list(packed.shape)}

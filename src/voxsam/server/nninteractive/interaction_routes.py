@@ -116,7 +116,7 @@ async def _read_mask(request: Request, service: Service, shape: Sequence[int], w
     """Where a body's array is not 0. Its shape is compared before it is unpacked."""
     packed = read_header(await request.body())
     check_mask_shape(packed, shape, what)
-    return await run_in_threadpool(lambda: unpack(packed, service.settings.memory_bytes) != 0)
+    return await run_in_threadpool(lambda: unpack(packed, service.settings.upload_bytes) != 0)
 
 
 async def _add(slot: Slot, image: Volume, prompts: Sequence[Prompt], predict: bool) -> Response:
