@@ -3,15 +3,15 @@ import { element } from "./page";
 
 const STORE = "voxsam-key";
 
-/** The session named in the address, and the key, from there or kept for this tab. */
-export function readAddress(): { session: string | null; key: string | null } {
+/** The session or the demo named in the address (#session=…, #demo), and the key, from there or kept for this tab. */
+export function readAddress(): { session: string | null; demo: boolean; key: string | null } {
   const fields = new URLSearchParams(location.hash.slice(1));
   const key = fields.get("key");
   if (key) {
     sessionStorage.setItem(STORE, key);
     writeAddress(fields.get("session"));
   }
-  return { session: fields.get("session"), key: key ?? sessionStorage.getItem(STORE) };
+  return { session: fields.get("session"), demo: fields.has("demo"), key: key ?? sessionStorage.getItem(STORE) };
 }
 
 /** Name the session in the address. One after another they can be gone back to; then the page loads anew. */

@@ -25,6 +25,7 @@ const DOWNLOADS = {
   json: ["report.json", "report.json"],
 } as const;
 const FIRST_OPACITY = 0.4;
+const AIR_HU = -500; // below it only a CT goes
 
 export class Page {
   readonly canvas = element<HTMLCanvasElement>("planes");
@@ -48,7 +49,7 @@ export class Page {
     this.work = new Work(this.api, this);
   }
 
-  async start(session: string | null): Promise<void> {
+  async start(session: string | null, demo: boolean): Promise<void> {
     this.bind();
     await this.viewer.attach();
     this.opacity(this.share);
@@ -61,6 +62,7 @@ export class Page {
     };
     new Opener(this.api, open, (stage, share) => this.busy(stage ? { stage, share: share ?? null } : null), showProblem).bind(this.info);
     if (session) await this.work.resume(session);
+    else if (demo && this.info.demo) await this.work.open({ demo: true });
     else this.welcome(true);
   }
 
@@ -122,6 +124,11 @@ export class Page {
     this.panel.window(low, high);
   }
 
+  autoWindow(): void {
+    const { low, high } = this.viewer.ownWindow;
+    this.window(low, high);
+  }
+
   opacity(share: number): void {
     this.share = share;
     if (share > 0) this.shown = share;
@@ -169,8 +176,11 @@ export class Page {
   // What the work tells
 
   async scan(scan: ArrayBuffer, state: State): Promise<void> {
-    const preset = state.modality === "CT" ? this.info!.presets[0] : null;
-    await this.viewer.open(scan, preset ?? null);
+    await this.viewer.open(scan, (lowest) => {
+      const isCT = state.modality ? state.modality === "CT" : lowest < AIR_HU; // NIfTI does not tell
+      this.panel.modality(isCT);
+      return (isCT && this.info!.presets[0]) || null;
+    });
     this.overlay.forget();
     this.strokes.forget();
     this.prompter.cancel();
@@ -180,7 +190,7 @@ export class Page {
     writeAddress(state.id);
     const size = `${state.shape.join(" × ")} voxels of ${state.spacing_mm.map((mm) => mm.toFixed(2)).join(" × ")} mm`;
     const name = Object.assign(document.createElement("strong"), { textContent: state.name });
-    element("scan").replaceChildren(name, ` · ${state.modality || "unknown modality"} · ${size}`);
+    element("scan").replaceChildren(name, ` · ${[state.modality, size].filter(Boolean).join(" · ")}`);
     this.welcome(false);
   }
 
@@ -248,12 +258,12 @@ export class Page {
 }
 
 async function main(): Promise<void> {
-  const { session, key } = readAddress();
+  const { session, key, demo } = readAddress();
   followAddress();
   const page = new Page(key);
   Object.assign(window, { voxsam: page }); // for tests, and for the curious
   try {
-    await page.start(session);
+    await page.start(session, demo);
   } catch (error) {
     page.busy(null);
     showProblem(error);

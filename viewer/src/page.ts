@@ -48,7 +48,7 @@ function problemOf(error: unknown): Problem {
   return { message: `The page met an error: ${text}`, remedy: "reload it; your work is kept on the server" };
 }
 
-function sentence(text: string): string {
+export function sentence(text: string): string {
   return text.charAt(0).toUpperCase() + text.slice(1);
 }
 

@@ -1,5 +1,5 @@
 // The panel beside the scan: tools, objects with their measures, undo, view, downloads.
-import { button, element, millilitres, millimetres } from "./page";
+import { button, element, millilitres, millimetres, sentence } from "./page";
 import { TOOLS, type Prompter, type Tool } from "./prompts";
 import { LAYOUTS, type Layout } from "./tiles";
 import type { Info, Preset, State } from "./types";
@@ -16,6 +16,7 @@ export interface Actions {
   redo(): void;
   reset(): void;
   window(low: number, high: number): void;
+  autoWindow(): void;
   opacity(share: number): void;
   layout(layout: Layout): void;
   save(what: "nifti" | "seg" | "report" | "json"): void;
@@ -31,6 +32,7 @@ const LAYOUT_TEXT: Record<Layout, string> = { all: "All", axial: "Axial", corona
 
 export class Panel {
   private presets: Preset[] = [];
+  private isCT = true;
 
   constructor(private readonly actions: Actions) {
     const bind = (id: string, act: () => void) => element(id).addEventListener("click", act);
@@ -59,7 +61,8 @@ export class Panel {
   model({ model, presets }: Info): void {
     this.presets = presets;
     element("presets").replaceChildren(
-      ...presets.map(({ name, low, high }) => button(name, () => this.actions.window(low, high))),
+      button("Auto", () => this.actions.autoWindow()),
+      ...presets.map(({ name, low, high }) => button(sentence(name), () => this.actions.window(low, high))),
     );
     const off = (id: string, value: string, can: boolean | undefined, what: string) => {
       const input = element(id).querySelector<HTMLInputElement>(`[value="${value}"]`)!;
@@ -86,10 +89,18 @@ export class Panel {
   window(low: number, high: number): void {
     element<HTMLInputElement>("level").value = `${Math.round((low + high) / 2)}`;
     element<HTMLInputElement>("width").value = `${Math.round(high - low)}`;
-    [...element("presets").children].forEach((child, n) => {
+    const [auto, ...buttons] = element("presets").querySelectorAll("button");
+    auto!.hidden = this.isCT;
+    buttons.forEach((child, n) => {
       const preset = this.presets[n]!;
+      child.hidden = !this.isCT;
       child.setAttribute("aria-pressed", String(preset.low === low && preset.high === high));
     });
+  }
+
+  /** The presets are Hounsfield units: another scan's window is found from its intensities. */
+  modality(isCT: boolean): void {
+    this.isCT = isCT;
   }
 
   opacity(share: number): void {

@@ -13,7 +13,7 @@ export function describePlace(world: readonly number[]): string {
 export function describeVoxel(viewer: Viewer, state: State): string {
   const { cursor } = viewer;
   const value = viewer.intensity(cursor);
-  const unit = state.modality === "CT" ? " HU" : "";
+  const unit = state.modality === "CT" ? " HU" : ""; // of a NIfTI nobody knows
   const label = viewer.labelAt(cursor);
   const parts = [
     `voxel ${cursor.join(", ")}`,

@@ -24,6 +24,7 @@ export class Work {
   state: State | null = null;
   connection: Connection = "none";
   private queue: Promise<unknown> = Promise.resolve();
+  private asked = 0; // requests that are not answered
   private listening = new AbortController();
 
   constructor(
@@ -83,6 +84,7 @@ export class Work {
     const before = this.state;
     if (!before) return;
     this.page.busy({ stage: "Segmenting", share: null });
+    this.asked++;
     try {
       const answer = await request(before.id);
       if (this.state?.id !== answer.id) return; // another scan was opened meanwhile
@@ -92,7 +94,7 @@ export class Work {
       this.take(answer);
       this.page.result(answer);
     } finally {
-      this.page.busy(null);
+      if (!--this.asked) this.page.busy(null);
     }
   }
 
@@ -127,7 +129,8 @@ export class Work {
         if (failures) await this.rejoin(id);
         for await (const { name, data } of this.api.events(id, signal)) {
           failures = 0;
-          if (name === "progress") this.page.busy(JSON.parse(data) as Busy | null);
+          if (name === "progress") this.page.busy(JSON.parse(data) as Busy);
+          if (name === "idle" && !this.asked) this.page.busy(null);
         }
       } catch (error) {
         if (signal.aborted) return;
