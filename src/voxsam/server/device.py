@@ -26,6 +26,15 @@ class _Job:
     work: Callable[[], Any]
     done: Future[Any] = field(default_factory=Future)
 
+    def do(self) -> None:
+        """Work, and tell who asked; whatever it raises belongs to them, and the thread goes on."""
+        try:
+            result = self.work()
+        except BaseException as error:
+            self.done.set_exception(error)
+        else:
+            self.done.set_result(result)
+
 
 class Device:
     """Runs what it is given, one at a time: owners in turn (round robin), each owner's own in the order given."""
@@ -83,15 +92,9 @@ class Device:
 
     def _run(self) -> None:
         while (job := self._next()) is not None:
-            if not job.done.set_running_or_notify_cancel():
-                continue
-            try:
-                result = job.work()
-            except BaseException as error:  # whatever it is, it belongs to who asked, and the thread goes on
-                job.done.set_exception(error)
-            else:
-                job.done.set_result(result)
-            del job  # it holds the work's arrays until the next one comes
+            if job.done.set_running_or_notify_cancel():
+                job.do()
+            del job  # while it waits for the next one, the thread holds no arrays of the last one
 
     def _next(self) -> _Job | None:
         """The first job of the owner whose turn it is, who then goes to the end of the row; None: closed."""
