@@ -2,46 +2,29 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 
+import httpx
 import numpy as np
-import uvicorn
+import serving
 from known_model import KnownModel
 from nnInteractive.inference.remote import nnInteractiveRemoteInferenceSession as RemoteSession
 
 from voxsam.geometry import Grid
-from voxsam.server.app import make_app
 from voxsam.server.settings import Settings
 from voxsam.session import Session
 from voxsam.volume import Volume
 
-START_S = 20  # longest wait for a server that starts
-
 
 class Running:
-    """A server of this process on a free port of this machine; `clock` may be set forward."""
+    """A server; its clock may be set ahead."""
 
-    def __init__(self, model, **settings) -> None:
-        self.app = make_app(Settings(**settings), model)
-        self.store = self.app.state.service.store
-        self.ahead_s = 0.0
+    def __init__(self, http: httpx.Client) -> None:
+        self.url, self.store, self.ahead_s = str(http.base_url).rstrip("/"), http.service.store, 0.0
         self.store.clock = lambda: time.monotonic() + self.ahead_s
-        self._server = uvicorn.Server(uvicorn.Config(self.app, host="127.0.0.1", port=0, log_level="warning"))
-        self._thread = threading.Thread(target=self._server.run, daemon=True)
-        self._thread.start()
-        deadline = time.monotonic() + START_S
-        while not self._server.started:
-            assert self._thread.is_alive() and time.monotonic() < deadline, "the server did not start"
-            time.sleep(0.01)
-        self.url = f"http://127.0.0.1:{self._server.servers[0].sockets[0].getsockname()[1]}"
-
-    def stop(self) -> None:
-        self._server.should_exit = True
-        self._thread.join(START_S)
 
     @contextmanager
     def client(self, image: np.ndarray | None = None, key: str | None = None, **properties) -> Iterator[RemoteSession]:
@@ -55,11 +38,8 @@ class Running:
 
 @contextmanager
 def running(model, **settings) -> Iterator[Running]:
-    server = Running(model, **settings)
-    try:
-        yield server
-    finally:
-        server.stop()
+    with serving.running(Settings(**settings), model) as http:
+        yield Running(http)
 
 
 class CardedModel(KnownModel):

@@ -43,13 +43,14 @@ class Autozoom(BaseModel):
 async def set_image(request: Request, service: Served, slot: Held, meta: Meta = "{}") -> dict[str, list[int]]:
     """An array (1, X, Y, Z), raw intensities. Another image and its object are closed."""
     properties = read_meta(ImageMeta, meta).image_properties
-    packed = read_header(await request.body())
-    check_image_shape(packed.shape, service.settings.most_voxels)
+    with slot.held():
+        packed = read_header(await request.body())
+        check_image_shape(packed.shape, service.settings.most_voxels)
 
-    def read() -> None:
-        slot.open(as_volume(unpack(packed, service.settings.upload_bytes), properties))
+        def read() -> None:
+            slot.open(as_volume(unpack(packed, service.settings.upload_bytes), properties))
 
-    await run_in_threadpool(read)
+        await run_in_threadpool(read)
     return {"original_image_shape": list(packed.shape)}
 
 

@@ -66,7 +66,7 @@ class BoxInteraction(Interaction):
             raise PromptError(f"a box {ends.tolist()}", f"one on the image, up to {last + 1}", "draw it on the image")
         flat = low == high
         low, high = low.clip(0), high.clip(max=last)
-        middle = Point.at_index(grid, (low + high) / 2, self.include_interaction)
+        middle = Point.at_index(grid, ((low + high) / 2).tolist(), self.include_interaction)
         if not self.include_interaction:
             return [middle]
         box = Box.at_index(grid, np.where(flat, 0, low), np.where(flat, last, high))  # type: ignore[arg-type]
@@ -96,7 +96,7 @@ class MaskInteraction(Interaction):
     def lasso(self, mask: NDArray[np.bool_], grid: Grid) -> list[Prompt]:
         """A closed contour or the area in it (the part's shape). Raises PromptError if it is empty."""
         contour, start = trimmed(mask, "a lasso")
-        area = scipy.ndimage.binary_fill_holes(np.squeeze(contour)).reshape(contour.shape)
+        area = np.asarray(scipy.ndimage.binary_fill_holes(np.squeeze(contour)), dtype=bool).reshape(contour.shape)
         spacing_mm = np.where(np.array(contour.shape) == 1, FAR_MM, grid.spacing_mm)
         here = self._grid(grid, start, contour.shape)
         return [Point.at_index(here, index, self.include_interaction) for index in spread(area, spacing_mm)]

@@ -23,6 +23,7 @@ INTEGERS = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uin
 TYPES = ("bool", *INTEGERS, "float16", "float32", "float64")
 MOST_AXES = 4
 CHUNK_BYTES = 1 << 30  # blosc2 counts a chunk's bytes in an int32
+PACKING = {"codec": blosc2.Codec.ZSTD, "clevel": 3, "filters": [blosc2.Filter.NOFILTER], "nthreads": 1}
 SMALLEST_CHUNK = 32  # bytes of a blosc2 header
 
 
@@ -91,14 +92,7 @@ def pack(array: NDArray[Any]) -> bytes:
     ]
     for start in range(0, len(raw), CHUNK_BYTES):
         piece = raw[start : start + CHUNK_BYTES]
-        chunk = blosc2.compress2(
-            piece,
-            typesize=array.dtype.itemsize,
-            codec=blosc2.Codec.ZSTD,
-            clevel=3,
-            filters=[blosc2.Filter.NOFILTER],
-            nthreads=1,
-        )
+        chunk = blosc2.compress2(piece, cparams=PACKING | {"typesize": array.dtype.itemsize})
         parts += [struct.pack("<QQ", len(piece), len(chunk)), chunk]
     return b"".join(parts)
 
