@@ -13,6 +13,7 @@ from voxsam.prompts import Box, MaskHint, Point, Scribble, spread
 from voxsam.volume import Volume
 
 CASE = "STS_003"
+MOST_SENT = 20_000  # bytes of one answer; the whole mask has 500,000 voxels
 LEAST_DICE = 0.5  # of one click with voxsam-tiny: far more than by chance, less than it reaches
 
 
@@ -39,7 +40,12 @@ def client(server, paths):
     """As a user of SimpleITK would: the array of (k, j, i), and its spacing."""
     image = sitk.ReadImage(str(paths[0]))
     with server.client(sitk.GetArrayFromImage(image), spacing=image.GetSpacing()[::-1]) as client:
+        client._http.event_hooks["response"].append(check_size)
         yield client
+
+
+def check_size(response) -> None:
+    assert len(response.read()) < MOST_SENT
 
 
 def reversed_axes(array: np.ndarray) -> np.ndarray:
