@@ -17,9 +17,12 @@ export function uploadList(files: Named[]): Named[] {
 
 /** All files of what was dropped, folders included. */
 export async function dropped(transfer: DataTransfer): Promise<{ title: string; files: Named[] }> {
-  const entries = [...transfer.items].map((item) => item.webkitGetAsEntry()).filter((entry) => entry !== null);
-  const files = (await Promise.all(entries.map(walk))).flat();
-  return { title: entries[0]?.name ?? "scan", files };
+  // Both must be taken at once: later the browser has forgotten what was dropped.
+  const items = [...transfer.items].map((item) => item.webkitGetAsEntry?.() ?? item.getAsFile());
+  const found = await Promise.all(
+    items.map((item) => (item instanceof File ? [{ name: item.name, file: item }] : item ? walk(item) : [])),
+  );
+  return { title: items[0]?.name ?? "scan", files: found.flat() };
 }
 
 async function walk(entry: FileSystemEntry): Promise<Named[]> {

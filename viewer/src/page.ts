@@ -24,11 +24,11 @@ export function say(text: string): void {
 /** Show what went wrong until it is closed or something else goes wrong. */
 export function showProblem(error: unknown): void {
   const { message, given, expected, remedy } = problemOf(error);
-  element("problem-message").textContent = sentence(message);
+  element("problem-message").textContent = sentence(given || message); // the message is all three in one line
   const details = element("problem-details");
   details.replaceChildren();
-  for (const [name, text] of [["Given", given], ["Expected", expected], ["What to do", remedy]] as const) {
-    if (!text || message.includes(text)) continue;
+  for (const [name, text] of [["Expected", given && expected], ["What to do", remedy]] as const) {
+    if (!text) continue;
     const row = document.createElement("p");
     const label = document.createElement("strong");
     label.textContent = `${name}: `;
