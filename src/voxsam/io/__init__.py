@@ -75,8 +75,8 @@ def write_mask(
     The file appears whole or not at all; an existing one is replaced. The rest is for DICOM alone: `source` is the
     series that the mask belongs to, a Volume or a path, by default the one that its scan was read from; `names` are
     those of the labels 1..n; `model` is noted; `labelmap` writes the newer kind of DICOM-SEG.
-    Raises ImageError for another dtype, FileError for another suffix, a folder that is missing or does not take it, or a
-    scan without DICOM; GeometryError for a mask on another grid than the series; UnsupportedError without highdicom.
+    Raises ImageError for another dtype; FileError for another suffix, a folder that is missing or does not take it, or
+    a scan without DICOM; GeometryError for a mask on another grid than the series; UnsupportedError without highdicom.
     """
     path = Path(path)
     if mask.array.dtype != np.uint8:

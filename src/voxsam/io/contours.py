@@ -1,9 +1,9 @@
 """Between a mask in one plane and the polygons round it, so that filling the polygons gives the same mask again.
 
-Outlines cut halfway between the centre of a voxel inside and that of its neighbour outside (marching squares at 0.5), so
-no centre lies near a line. A hole is joined to the outline round it by a channel without width, the keyhole technique:
-CLOSED_PLANAR contours know no holes (DICOM PS3.3 C.8.8.6.3). Filling counts crossings (even-odd), which reads keyholes,
-separate inner contours and CLOSEDPLANAR_XOR alike. All coordinates are (i, j), in voxels.
+Outlines cut halfway between the centre of a voxel inside and that of its neighbour outside (marching squares at 0.5),
+so no centre lies near a line. A hole is joined to the outline round it by a channel without width, the keyhole
+technique: CLOSED_PLANAR contours know no holes (DICOM PS3.3 C.8.8.6.3). Filling counts crossings (even-odd), which
+reads keyholes, separate inner contours and CLOSEDPLANAR_XOR alike. All coordinates are (i, j), in voxels.
 """
 
 from __future__ import annotations

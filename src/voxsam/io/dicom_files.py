@@ -215,7 +215,7 @@ def check_deflated(file: Path, name: str) -> None:
     inflate, total = zlib.decompressobj(-zlib.MAX_WBITS), 0
     with open(file, "rb") as stream:
         stream.seek(HEAD_BYTES + 12 + int(meta.get("FileMetaInformationGroupLength") or 0))
-        while piece := inflate.unconsumed_tail or stream.read(2**16):
+        while not inflate.eof and (piece := inflate.unconsumed_tail or stream.read(2**16)):
             total += len(inflate.decompress(piece, 2**20))
             if total > MAX_INFLATED_BYTES:
                 given = f"{name} unpacks to more than {MAX_INFLATED_BYTES / 2**30:g} GiB"

@@ -12,7 +12,6 @@ from pathlib import Path
 import pydicom
 from pydicom.dataset import FileMetaDataset
 from pydicom.encaps import encapsulate, generate_frames
-from pydicom.filereader import read_file_meta_info
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from voxsam.errors import UnsupportedError
@@ -48,7 +47,7 @@ def group_item(header: pydicom.Dataset, frame: int, name: str) -> pydicom.Datase
 
 def shallow_copy(dataset: pydicom.Dataset) -> pydicom.Dataset:
     """Another dataset of the same elements; pydicom's own copies share the dictionary with the original."""
-    return pydicom.Dataset({tag: dataset.get_item(tag) for tag in dataset.keys()})
+    return pydicom.Dataset(dict(dataset.items()))
 
 
 def split(image: Slice, folder: Path) -> Iterator[Slice]:
@@ -71,11 +70,9 @@ def split(image: Slice, folder: Path) -> Iterator[Slice]:
         yield Slice(file, f"frame {number} of {name}", header, number, image.file)
 
 
-def check_frames(file: Path, name: str) -> None:
-    """Raises FileError if a compressed frame of a multi-frame file declares another size than the header."""
-    syntax = read_file_meta_info(file).get("TransferSyntaxUID")
-    if syntax is not None and syntax.is_encapsulated:
-        whole = pydicom.dcmread(file, force=True)
+def check_frames(whole: pydicom.Dataset, name: str) -> None:
+    """Raises FileError if a compressed frame of a multi-frame object declares another size than its header."""
+    if whole.file_meta.TransferSyntaxUID.is_encapsulated:
         for pixels in _pixels(whole, frame_count(whole), name):
             check_codestream(pixels, whole, name)
 

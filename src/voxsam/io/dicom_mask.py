@@ -22,6 +22,11 @@ from voxsam.io.dicom_source import DicomSource
 from voxsam.volume import Volume
 
 RTSTRUCT_SUFFIX = ".rtstruct.dcm"
+# What pydicom raises, one element at a time, where a file is damaged.
+BROKEN = (
+    *(AttributeError, EOFError, KeyError, IndexError, NotImplementedError, OverflowError, RuntimeError, TypeError),
+    *(ValueError, struct.error, zlib.error),
+)
 
 
 def is_dicom(path: Path) -> bool:
@@ -33,23 +38,37 @@ def is_dicom(path: Path) -> bool:
 def read(path: Path, grid: Grid | None = None, segment: int | None = None) -> Volume:
     """The labels of a DICOM-SEG or RTSTRUCT; `grid` is the scan's, `segment` chooses one.
 
-    Raises FileError for another kind of file, otherwise as the modules of the two kinds do.
+    Raises FileError for another kind of file or a damaged one, otherwise as the modules of the two kinds do.
     """
-    header = _header(path)
-    kind = header.get("SOPClassUID")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # odd values in elements that the mask does not hang on
+            check_deflated(path, path.name)
+            return _read(path, pydicom.dcmread(path), grid, segment)
+    except InvalidDicomError as error:
+        raise FileError(f"{path.name} is no DICOM file", "a DICOM-SEG or RTSTRUCT", "check the file") from error
+    except BROKEN as error:
+        raise truncated(path.name, f"it is not a valid DICOM mask: {error}") from error
+
+
+def _read(path: Path, dataset: pydicom.Dataset, grid: Grid | None, segment: int | None) -> Volume:
+    kind = dataset.get("SOPClassUID") or dataset.file_meta.get("MediaStorageSOPClassUID")
+    if kind is None:
+        raise truncated(path.name, "it ends before it says what it is")
     if kind == RTStructureSetStorage:
         from voxsam.io import rtstruct
 
-        return rtstruct.read(path, header, grid, segment)
+        return rtstruct.read(path, dataset, grid, segment)
     if kind not in (SegmentationStorage, LABELMAP_STORAGE):
-        given = f"{path.name} is a DICOM file of another kind ({getattr(kind, 'name', 'unknown')})"
+        given = f"{path.name} is a DICOM file of another kind ({kind.name})"
         raise FileError(given, "a DICOM-SEG or RTSTRUCT", "give the file of the mask")
     from voxsam.io import dicom_seg_read
 
-    shape = (int(header.get("Columns") or 0), int(header.get("Rows") or 0), frame_count(header))
-    check_size(path.name, shape, 0, 0, compressed=True)
-    check_frames(path, path.name)
-    return dicom_seg_read.read(path, header, grid, segment)
+    shape = (int(dataset.Columns), int(dataset.Rows), frame_count(dataset))
+    # one bit a voxel at the least, packed or not
+    check_size(path.name, shape, 1, 8 * path.stat().st_size, compressed=True)
+    check_frames(dataset, path.name)
+    return dicom_seg_read.read(path, dataset, grid, segment)
 
 
 def write(
@@ -88,16 +107,3 @@ def series_of(scan: Volume, path: Path) -> DicomSource:
 
 def _is_rtstruct(path: Path) -> bool:
     return path.name.lower().endswith(RTSTRUCT_SUFFIX)
-
-
-def _header(path: Path) -> pydicom.Dataset:
-    """All of a file but its pixels. Raises FileError if it cannot be read."""
-    try:
-        check_deflated(path, path.name)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # odd values in elements that the mask does not hang on
-            return pydicom.dcmread(path, stop_before_pixels=True)
-    except InvalidDicomError as error:
-        raise FileError(f"{path.name} is no DICOM file", "a DICOM-SEG or RTSTRUCT", "check the file") from error
-    except (EOFError, TypeError, ValueError, NotImplementedError, struct.error, zlib.error) as error:
-        raise truncated(path.name, "its DICOM header cannot be read") from error

@@ -9,9 +9,9 @@ import pydicom
 from numpy.typing import NDArray
 from pydicom.pixels import iter_pixels
 
-from voxsam.errors import FileError, GeometryError, ImageError
+from voxsam.errors import GeometryError, ImageError
 from voxsam.geometry import Grid
-from voxsam.io.checks import check_size, truncated
+from voxsam.io.checks import check_size
 from voxsam.io.dicom_frames import frame_count, group_item
 from voxsam.io.lps import grid_from_lps
 from voxsam.volume import Volume
@@ -21,59 +21,58 @@ SAME_HEIGHT = 0.1  # of the slice spacing: frames nearer than that lie in one sl
 ALIGNED = 0.1  # of the smallest spacing: a SEG whose corners lie that near to voxels of the scan lies on them
 
 
-def read(path: Path, header: pydicom.Dataset, grid: Grid | None, segment: int | None) -> Volume:
+def read(path: Path, dataset: pydicom.Dataset, grid: Grid | None, segment: int | None) -> Volume:
     """A label map: segment n is label n; header["segments"] says what each is called. With `segment` that one, as 0/1.
 
     A SEG holds only the slices that are not empty. The answer is on `grid`, the scan's, if the frames lie on it; else
     on the box from the first frame's slice to the last one's. Raises FileError, GeometryError; ImageError if segments
     overlap and none was chosen.
     """
-    names = {int(item.SegmentNumber): str(item.get("SegmentLabel", "")) for item in header.get("SegmentSequence") or []}
+    names = {
+        int(item.SegmentNumber): str(item.get("SegmentLabel", "")) for item in dataset.get("SegmentSequence") or []
+    }
     names.pop(0, None)  # a LABELMAP may describe its background
     if segment is not None and segment not in names:
         listed = ", ".join(f"{number} {name}" for number, name in names.items())
         raise ImageError(f"segment {segment} of {path.name}", f"one of {listed}", "choose another")
-    own, slices = _grid(header, path.name)
+    own, slices = _grid(dataset, path.name)
     array = np.zeros(own.shape, np.uint8 if max(names, default=0) < 256 else np.uint16)
-    _fill(array, path, header, slices, segment)
+    _fill(array, dataset, slices, segment, path.name)
     volume = Volume(array, own, "SEG", {"segments": names})
     return volume if grid is None else _laid_on(volume, grid)
 
 
 def _fill(
     array: NDArray[np.unsignedinteger],
-    path: Path,
-    header: pydicom.Dataset,
+    dataset: pydicom.Dataset,
     slices: NDArray[np.int_],
     wanted: int | None,
+    name: str,
 ) -> None:
     """Draw every frame (rows, columns) into its slice of the (i, j, k) `array`."""
-    labelmap = header.SOPClassUID == LABELMAP_STORAGE
-    threshold = (int(header.get("MaximumFractionalValue") or 255) + 1) // 2 if _is_fractional(header) else 1
-    try:
-        for frame, pixels in enumerate(iter_pixels(path)):
-            number = 0 if labelmap else _segment_of(header, frame)
-            if not labelmap and wanted not in (None, number):
-                continue
-            inside = pixels.T if labelmap else np.where(pixels.T >= threshold, number, 0)
-            here = array[:, :, slices[frame]]
-            if wanted is not None:
-                here[inside == wanted] = 1
-                continue
-            clash = (here != 0) & (inside != 0) & (here != inside)
-            if clash.any():
-                raise _overlap(path.name, int(here[clash][0]), int(inside[clash][0]))
-            np.copyto(here, inside, where=inside != 0, casting="unsafe")
-    except (ValueError, AttributeError, RuntimeError, EOFError, IndexError, NotImplementedError) as error:
-        raise truncated(path.name, f"its pixels cannot be decoded: {error}") from error
+    labelmap = dataset.SOPClassUID == LABELMAP_STORAGE
+    threshold = (int(dataset.get("MaximumFractionalValue") or 255) + 1) // 2 if _is_fractional(dataset) else 1
+    for frame, pixels in enumerate(iter_pixels(dataset)):
+        number = 0 if labelmap else _segment_of(dataset, frame)
+        if not labelmap and wanted not in (None, number):
+            continue
+        inside = pixels.T if labelmap else (pixels.T >= threshold) * number
+        here = array[:, :, slices[frame]]
+        if wanted is not None:
+            here[inside == wanted] = 1
+            continue
+        clash = (here != 0) & (inside != 0) & (here != inside)
+        if clash.any():
+            raise _overlap(name, int(here[clash][0]), int(inside[clash][0]))
+        np.copyto(here, inside, where=inside != 0, casting="unsafe")
 
 
-def _segment_of(header: pydicom.Dataset, frame: int) -> int:
-    return int(group_item(header, frame, "SegmentIdentificationSequence").ReferencedSegmentNumber)
+def _segment_of(dataset: pydicom.Dataset, frame: int) -> int:
+    return int(group_item(dataset, frame, "SegmentIdentificationSequence").ReferencedSegmentNumber)
 
 
-def _is_fractional(header: pydicom.Dataset) -> bool:
-    return header.get("SegmentationType") == "FRACTIONAL"
+def _is_fractional(dataset: pydicom.Dataset) -> bool:
+    return dataset.get("SegmentationType") == "FRACTIONAL"
 
 
 def _overlap(name: str, first: int, second: int) -> ImageError:
@@ -84,39 +83,39 @@ def _overlap(name: str, first: int, second: int) -> ImageError:
 # Where the frames lie
 
 
-def _grid(header: pydicom.Dataset, name: str) -> tuple[Grid, NDArray[np.int_]]:
+def _grid(dataset: pydicom.Dataset, name: str) -> tuple[Grid, NDArray[np.int_]]:
     """The grid from the lowest frame to the highest, and which of its slices (n,) each frame is."""
-    count = frame_count(header)
+    count = frame_count(dataset)
     positions = np.array(
-        [_numbers(header, n, "PlanePositionSequence", "ImagePositionPatient", name) for n in range(count)]
+        [_numbers(dataset, n, "PlanePositionSequence", "ImagePositionPatient", name) for n in range(count)]
     )
     turns = np.array(
-        [_numbers(header, n, "PlaneOrientationSequence", "ImageOrientationPatient", name) for n in range(count)]
+        [_numbers(dataset, n, "PlaneOrientationSequence", "ImageOrientationPatient", name) for n in range(count)]
     )
-    between_rows, between_columns = _numbers(header, 0, "PixelMeasuresSequence", "PixelSpacing", name)
+    between_rows, between_columns = _numbers(dataset, 0, "PixelMeasuresSequence", "PixelSpacing", name)
     if np.abs(turns - turns[0]).max() > 1e-3:
         raise GeometryError(f"the frames of {name} have different orientations", "parallel frames", "export it again")
     along_i, along_j = turns[0, :3], turns[0, 3:]
     normal = np.cross(along_i, along_j)
     heights = positions @ normal
-    step = _step(heights, header, name)
+    step = _step(heights, dataset, name)
     slices = np.rint((heights - heights.min()) / step).astype(int)
     first, last = positions[heights.argmin()], positions[heights.argmax()]
     along_k = (last - first) / slices.max() if slices.max() else step * normal
     off = positions - first - slices[:, None] * along_k
     if np.abs(off).max() > SAME_HEIGHT * step:
         raise GeometryError(f"the frames of {name} are not evenly spaced", "one slice spacing", "export it again")
-    shape = (int(header.Columns), int(header.Rows), int(slices.max()) + 1)
+    shape = (int(dataset.Columns), int(dataset.Rows), int(slices.max()) + 1)
     check_size(name, shape, 1, np.iinfo(np.int64).max, compressed=False)
     return grid_from_lps(
         shape, np.stack([along_i * between_columns, along_j * between_rows, along_k], 1), first
     ), slices
 
 
-def _numbers(header: pydicom.Dataset, frame: int, group: str, keyword: str, name: str) -> NDArray[np.float64]:
+def _numbers(dataset: pydicom.Dataset, frame: int, group: str, keyword: str, name: str) -> NDArray[np.float64]:
     count = {"ImagePositionPatient": 3, "ImageOrientationPatient": 6, "PixelSpacing": 2}[keyword]
     try:
-        values = np.array(group_item(header, frame, group)[keyword].value, dtype=np.float64)
+        values = np.array(group_item(dataset, frame, group)[keyword].value, dtype=np.float64)
     except (KeyError, TypeError, ValueError):
         values = np.empty(0)
     if values.shape != (count,) or not np.isfinite(values).all():
@@ -126,9 +125,9 @@ def _numbers(header: pydicom.Dataset, frame: int, group: str, keyword: str, name
     return values
 
 
-def _step(heights: NDArray[np.float64], header: pydicom.Dataset, name: str) -> float:
+def _step(heights: NDArray[np.float64], dataset: pydicom.Dataset, name: str) -> float:
     """The slice spacing in mm: as declared if the frames keep to it, else the smallest gap between frames."""
-    measures = group_item(header, 0, "PixelMeasuresSequence")
+    measures = group_item(dataset, 0, "PixelMeasuresSequence")
     declared = float(measures.get("SpacingBetweenSlices") or measures.get("SliceThickness") or 0)
     gaps = np.diff(np.unique(heights))
     gaps = gaps[gaps > SAME_HEIGHT * (declared or 1e-2)]

@@ -22,8 +22,8 @@ LONGEST_NAME = 64  # characters of a segment's or ROI's name (VR LO)
 COLOURS = ((255, 90, 95), (62, 197, 255), (255, 194, 71), (126, 224, 129), (197, 139, 255), (255, 143, 210))  # RGB
 # Kept of the first header: identification, patient, acquisition, relations, image, study, procedure, per-frame groups.
 KEPT_GROUPS = (0x0008, 0x0010, 0x0012, 0x0018, 0x0020, 0x0028, 0x0032, 0x0040, 0x5200)
-NEEDED = ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")  # without them nothing can refer to a series
-# Type 2 of the Patient and General Study modules (PS3.3 C.7.1.1, C.7.2.1): repeated, or empty where the series has none.
+NEEDED = ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")  # to refer to a series
+# Type 2 of the Patient and General Study modules (PS3.3 C.7.1.1, C.7.2.1): repeated, or empty if the series has none.
 PATIENT_AND_STUDY = (
     *("PatientName", "PatientID", "PatientBirthDate", "PatientSex"),
     *("StudyDate", "StudyTime", "ReferringPhysicianName", "StudyID", "AccessionNumber"),
@@ -40,7 +40,7 @@ ALSO_REPEATED = (
 
 @dataclass(frozen=True)
 class SourceFrame:
-    """One slice of a series: the instance that holds it, which of its frames (0: it has only one), and where it lies."""
+    """One slice of a series: the instance that holds it, which of its frames (0: the only one), and where it lies."""
 
     sop_class: str
     sop_instance: str
@@ -64,7 +64,7 @@ class DicomSource:
     def of(cls, slices: Sequence[Slice], grid: Grid) -> DicomSource:
         """The source of sorted slices; reads one of their headers again, all of it."""
         common = pydicom.dcmread(slices[0].origin, stop_before_pixels=True, force=True)
-        for tag in [tag for tag in common.keys() if tag.group not in KEPT_GROUPS]:
+        for tag in [tag for tag, _ in common.items() if tag.group not in KEPT_GROUPS]:
             del common[tag]
         return cls(grid, common, tuple(_frame(image) for image in slices))
 

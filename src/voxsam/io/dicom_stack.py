@@ -1,7 +1,7 @@
 """How the slices of a DICOM series lie: sorted along their normal, on one regular grid, or refused with the reason.
 
-The affine is exact: ImageOrientationPatient and PixelSpacing in the plane, the mean step of ImagePositionPatient between
-slices (DICOM PS3.3 C.7.6.2.1.1), LPS turned into RAS.
+The affine is exact: ImageOrientationPatient and PixelSpacing in the plane, the mean step of ImagePositionPatient
+between slices (DICOM PS3.3 C.7.6.2.1.1), LPS turned into RAS.
 """
 
 from __future__ import annotations

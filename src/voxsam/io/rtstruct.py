@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from voxsam import __version__
 from voxsam.errors import GeometryError, ImageError
 from voxsam.geometry import Grid
 from voxsam.io.checks import truncated
-from voxsam.io.contours import Polygon, fill, outline
+from voxsam.io.contours import fill, outline
 from voxsam.io.dicom_source import (
     COLOURS,
     DESCRIPTION,
@@ -110,7 +111,7 @@ def _contours(source: DicomSource, voxels: NDArray[np.uint8], number: int) -> py
     for k in np.flatnonzero((voxels == number).any((1, 2))).tolist():
         # the slice's own position, which may be rounded, so that the contour lies on its image
         shift = flip_lps(np.array(source.frames[k].position_lps_mm, float)) - source.grid.index_to_world((0, 0, k))
-        for polygon in outline(voxels[k].T == number):
+        for polygon in outline((voxels[k] == number).T):
             points = source.grid.index_to_world(np.insert(polygon, 2, k, axis=1)) + shift
             found.append(_contour(flip_lps(points), source.frames[k]))
     item = _item(ReferencedROINumber=number, ROIDisplayColor=list(COLOURS[(number - 1) % len(COLOURS)]))
@@ -139,54 +140,41 @@ def _item(**elements: object) -> pydicom.Dataset:
 # In
 
 
-def read(path: Path, header: pydicom.Dataset, grid: Grid | None, roi: int | None) -> Volume:
+def read(path: Path, dataset: pydicom.Dataset, grid: Grid | None, roi: int | None) -> Volume:
     """A label map on `grid`, the scan's: the file's n-th ROI is label n; header["segments"] says what each is called.
 
     A voxel is inside where its centre lies in an odd number of the ROI's contours. With `roi` that one alone, as 0/1.
-    Raises GeometryError without a grid, or for contours that do not lie on its slices; ImageError if ROIs overlap and none
-    was chosen; FileError for contours that are not points.
+    Raises GeometryError without a grid, or for contours that do not lie on its slices; ImageError if ROIs overlap and
+    none was chosen; FileError for contours that are not points.
     """
     if grid is None:
         given = f"{path.name} is an RTSTRUCT, contours without voxels"
         raise GeometryError(given, "the scan that they lie on", "give grid=scan.grid to read_volume")
-    names = _names(header)
+    names = _names(dataset)
     if roi is not None and roi not in names:
         listed = ", ".join(f"{number} {name}" for number, name in names.items())
         raise ImageError(f"ROI {roi} of {path.name}", f"one of {listed}", "choose another")
     array = np.zeros(grid.shape, np.uint8 if len(names) < 256 else np.uint16)
-    for number, contours in _rois(header).items():
+    for number, contours in _rois(dataset).items():
         if roi in (None, number):
-            _draw(array, _by_slice(contours, grid, path.name), 1 if roi else number, path.name)
+            points = [grid.world_to_index(flip_lps(_points(contour, path.name))) for contour in contours]
+            _draw(array, points, 1 if roi else number, path.name)
     return Volume(array, grid, "SEG", {"segments": names})
 
 
-def _names(header: pydicom.Dataset) -> dict[int, str]:
-    return {n: str(item.get("ROIName", "")) for n, item in enumerate(header.get("StructureSetROISequence") or [], 1)}
+def _names(dataset: pydicom.Dataset) -> dict[int, str]:
+    return {n: str(item.get("ROIName", "")) for n, item in enumerate(dataset.get("StructureSetROISequence") or [], 1)}
 
 
-def _rois(header: pydicom.Dataset) -> dict[int, list[pydicom.Dataset]]:
+def _rois(dataset: pydicom.Dataset) -> dict[int, list[pydicom.Dataset]]:
     """The areas of each ROI; ROIs are counted from 1, because ROINumber may be 0 or huge."""
-    order = {int(item.ROINumber): n for n, item in enumerate(header.get("StructureSetROISequence") or [], 1)}
+    order = {int(item.ROINumber): n for n, item in enumerate(dataset.get("StructureSetROISequence") or [], 1)}
     found: dict[int, list[pydicom.Dataset]] = {}
-    for item in header.get("ROIContourSequence") or []:
+    for item in dataset.get("ROIContourSequence") or []:
         number = order.get(int(item.get("ReferencedROINumber", -1)))
         contours = [c for c in item.get("ContourSequence") or [] if c.get("ContourGeometricType") in AREAS]
         if number is not None and contours:
             found.setdefault(number, []).extend(contours)
-    return found
-
-
-def _by_slice(contours: list[pydicom.Dataset], grid: Grid, name: str) -> dict[int, list[Polygon]]:
-    """The polygons (n, 2) in (i, j) on each slice k of the grid; those above and below it are left out."""
-    found: dict[int, list[Polygon]] = {}
-    for contour in contours:
-        at = grid.world_to_index(flip_lps(_points(contour, name)))
-        k = int(np.rint(at[:, 2].mean()))
-        if np.abs(at[:, 2] - k).max() > OFF_PLANE:
-            given = f"{name} has contours between the slices of the scan, or not parallel to them"
-            raise GeometryError(given, "contours that were drawn on this scan", "give the series that it refers to")
-        if 0 <= k < grid.shape[2]:
-            found.setdefault(k, []).append(at[:, :2])
     return found
 
 
@@ -201,13 +189,22 @@ def _points(contour: pydicom.Dataset, name: str) -> NDArray[np.float64]:
     return points
 
 
-def _draw(array: NDArray[np.unsignedinteger], slices: dict[int, list[Polygon]], label: int, name: str) -> None:
+def _draw(array: NDArray[np.unsignedinteger], contours: list[NDArray[np.float64]], label: int, name: str) -> None:
+    """Fill contours (n, 3), in voxels, into the slices that they lie on; those beside the array are left out."""
+    axis = int(np.sum([np.ptp(contour, axis=0) for contour in contours], axis=0).argmin())  # across the slices
+    planes, slices = np.moveaxis(array, axis, 0), defaultdict(list)
+    for contour in contours:
+        heights = contour[:, axis]
+        k = int(np.rint(heights.mean()))
+        if np.abs(heights - k).max() > OFF_PLANE:
+            given = f"{name} has contours between the slices of the scan, or not parallel to them"
+            raise GeometryError(given, "contours that were drawn on this scan", "give the series that it refers to")
+        if 0 <= k < len(planes):
+            slices[k].append(np.delete(contour, axis, axis=1))
     for k, polygons in slices.items():
-        inside, here = fill(polygons, array.shape[:2]), array[:, :, k]
+        inside, here = fill(polygons, planes.shape[1:]), planes[k]
         if here[inside].any():
-            other = int(here[inside].max())
-            given = f"ROIs {other} and {label} of {name} overlap"
-            raise ImageError(
-                given, "ROIs that one label map can hold", f"choose one: segment=N, or {name}#N as a prompt"
-            )
+            given = f"ROIs {int(here[inside].max())} and {label} of {name} overlap"
+            remedy = f"choose one: segment=N, or {name}#N as a prompt"
+            raise ImageError(given, "ROIs that one label map can hold", remedy)
         here[inside] = label
