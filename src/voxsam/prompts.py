@@ -204,7 +204,8 @@ def _part_on_scan(volume: Volume, scan: Grid, what: str) -> NDArray:
 
     Resampling them to the scan would lose strokes between its voxels.
     """
-    if volume.grid.close_to(scan):
+    ends = np.stack(np.meshgrid(*((0, n - 1) for n in volume.grid.shape), indexing="ij"), -1)
+    if scan.contains(volume.grid.index_in(scan, ends)).all():  # then all between them, too
         return volume.array
     labelled = np.argwhere(volume.array != 0)
     inside = labelled[scan.contains(volume.grid.index_in(scan, labelled))]

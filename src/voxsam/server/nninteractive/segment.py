@@ -16,7 +16,7 @@ from voxsam.boxes import NOWHERE, hull, intersection, is_empty, within
 from voxsam.geometry import Grid
 from voxsam.history import UNDO_STEPS
 from voxsam.preprocess import Slices
-from voxsam.prompts import MaskHint, Prompt
+from voxsam.prompts import SCRIBBLE_POSITIVE, MaskHint, Point, Prompt, Scribble
 from voxsam.server.nninteractive.interactions import trimmed
 from voxsam.session import Session
 from voxsam.volume import Volume
@@ -70,9 +70,9 @@ class Segment:
 
     def add(self, prompts: Sequence[Prompt], predict: bool) -> Change:
         """One interaction: prompts that wait, or with all that wait give a mask."""
-        grid = self.session.volume.grid
-        for prompt in prompts:
-            prompt.points(grid)  # raises now what a later prediction would
+        if not predict:
+            for prompt in prompts:
+                prompt.points(self.session.volume.grid)  # raises now what a later prediction would
         self._remember()
         try:
             self._waiting += tuple(prompts)
@@ -96,8 +96,7 @@ class Segment:
         """A mask for all that waits. Nothing runs if nothing waits; negative prompts wait for a positive one."""
         if not self._waiting:
             return Change(False)
-        grid = self.session.volume.grid
-        if not self.session.prompts and not any(p.positive for prompt in self._waiting for p in prompt.points(grid)):
+        if not self.session.prompts and not any(map(_is_positive, self._waiting)):
             return Change(True)
         self._step(lambda: self.session.prompt(*self._waiting))
         box = hull([self.session.changed, _box(self._seed)])
@@ -141,6 +140,13 @@ class Segment:
         common = intersection(box, self._seed.box)
         mask[within(common, box)] = self._seed.mask[within(common, self._seed.box)]
         return Change(True, box, mask)
+
+
+def _is_positive(prompt: Prompt) -> bool:
+    """Whether a prompt says where the tumour is, and not only where it is not."""
+    if isinstance(prompt, Point):
+        return prompt.positive
+    return not isinstance(prompt, Scribble) or bool((prompt.volume.array == SCRIBBLE_POSITIVE).any())
 
 
 def _box(seed: Seed | None) -> Slices:
