@@ -25,6 +25,7 @@ const DOWNLOADS = {
   json: ["report.json", "report.json"],
 } as const;
 const FIRST_OPACITY = 0.4;
+const [BACK, BACK_MS] = ["Connected again; your work is back", 8000];
 const AIR_HU = -500; // below it only a CT goes
 
 export class Page {
@@ -234,10 +235,11 @@ export class Page {
 
   connection(connection: Connection): void {
     const place = element("connection");
-    const back = place.classList.contains("lost") && connection === "connected";
+    const isBack = place.classList.contains("lost") && connection === "connected";
     place.classList.toggle("lost", connection === "lost");
-    place.textContent = connection === "lost" ? "Connection lost; trying again …" : back ? "Connected again; your work is back" : "";
-    if (back) setTimeout(() => (place.textContent = this.work.connection === "lost" ? place.textContent : ""), 8000);
+    const text = { lost: "Connection lost; trying again …", asleep: "Asleep after a long rest; your next step goes on", connected: "", none: "" };
+    place.textContent = isBack ? BACK : text[connection];
+    if (isBack) setTimeout(() => (place.textContent = place.textContent === BACK ? "" : place.textContent), BACK_MS);
   }
 
   failed(error: unknown): void {

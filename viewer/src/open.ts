@@ -41,6 +41,8 @@ async function walk(entry: FileSystemEntry): Promise<Named[]> {
 }
 
 export class Opener {
+  private running = false;
+
   constructor(
     private readonly api: Api,
     private readonly open: (source: Source, title?: string) => Promise<void>,
@@ -117,12 +119,16 @@ export class Opener {
     });
   }
 
+  // One after another: a second click while a scan is being opened does nothing.
   private async run(work: () => Promise<void>): Promise<void> {
+    if (this.running) return;
+    this.running = true;
     try {
       await work();
     } catch (error) {
       this.failed(error);
     } finally {
+      this.running = false;
       this.busy(null);
     }
   }

@@ -48,7 +48,9 @@ function problemOf(error: unknown): Problem {
   return { message: `The page met an error: ${text}`, remedy: "reload it; your work is kept on the server" };
 }
 
+/** With a capital, unless it begins with the name of a file. */
 export function sentence(text: string): string {
+  if (/^\S*[./\\]\S/.test(text)) return text;
   return text.charAt(0).toUpperCase() + text.slice(1);
 }
 

@@ -28,7 +28,13 @@ const TOOL_TEXT: Record<Tool, [name: string, hint: string]> = {
   box: ["Box", "Drag a rectangle round the tumour, then again in another plane to set its depth."],
   scribble: ["Scribble", "Draw a stroke in the tumour. Right button, or Shift: not tumour."],
 };
-const LAYOUT_TEXT: Record<Layout, string> = { all: "All", axial: "Axial", coronal: "Cor.", sagittal: "Sag.", render: "3D" };
+const LAYOUT_TEXT: Record<Layout, [name: string, full: string]> = {
+  all: ["All", "three planes and 3D"],
+  axial: ["Axial", "axial plane"],
+  coronal: ["Cor.", "coronal plane"],
+  sagittal: ["Sag.", "sagittal plane"],
+  render: ["3D", "3D view"],
+};
 
 export class Panel {
   private presets: Preset[] = [];
@@ -54,7 +60,7 @@ export class Panel {
     opacity.addEventListener("input", () => actions.opacity(opacity.valueAsNumber / 100));
     choices("tools", "tool", TOOLS.map((tool) => [tool, TOOL_TEXT[tool][0]]), (tool) => actions.tool(tool as Tool));
     choices("signs", "sign", [["add", "+ Add"], ["remove", "− Remove"]], (sign) => actions.sign(sign === "add"));
-    choices("layouts", "layout", LAYOUTS.map((name) => [name, LAYOUT_TEXT[name]]), (name) => actions.layout(name as Layout));
+    choices("layouts", "layout", LAYOUTS.map((name) => [name, ...LAYOUT_TEXT[name]]), (name) => actions.layout(name as Layout));
   }
 
   /** What the model cannot do is switched off, with the reason as the tip. */
@@ -114,7 +120,9 @@ export class Panel {
     const marked = state.objects.some(({ prompts }) => prompts.length);
     element<HTMLButtonElement>("reset").disabled = !marked && state.objects.length < 2;
     for (const what of ["nifti", "seg", "report", "json"]) element<HTMLButtonElement>(`save-${what}`).disabled = !marked;
-    element("save-seg").hidden = !state.dicom;
+    const seg = element<HTMLButtonElement>("save-seg");
+    seg.disabled ||= !state.dicom;
+    seg.title = state.dicom ? "" : "The scan is not DICOM.";
     const list = element("objects");
     const focused = list.contains(document.activeElement);
     list.replaceChildren(...state.objects.map((object) => this.object(object, object.number === state.current)));
@@ -143,11 +151,14 @@ export class Panel {
   }
 }
 
-function choices(place: string, name: string, options: [string, string][], choose: (value: string) => void): void {
-  for (const [value, text] of options) {
+type Option = [value: string, text: string, full?: string];
+
+function choices(place: string, name: string, options: Option[], choose: (value: string) => void): void {
+  for (const [value, text, full] of options) {
     const label = document.createElement("label");
     const input = Object.assign(document.createElement("input"), { type: "radio", name, value });
     input.addEventListener("change", () => choose(value));
+    if (full) input.setAttribute("aria-label", full);
     const span = Object.assign(document.createElement("span"), { textContent: text });
     label.append(input, span);
     element(place).append(label);

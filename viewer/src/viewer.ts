@@ -58,7 +58,11 @@ export class Viewer {
     return this.tiles.orientation;
   }
 
+  /** Begin to draw. Throws Error where the browser cannot. */
   async attach(): Promise<void> {
+    if (!document.createElement("canvas").getContext("webgl2")) {
+      throw new Error("this browser has no WebGL2, which shows the scan: switch on hardware acceleration, or use another");
+    }
     this.niivue.customLayout = tiling(this.layout, false);
     await this.niivue.attachToCanvas(this.canvas);
     this.niivue.drawRimOpacity = 1; // an opaque outline round a translucent mask
@@ -79,6 +83,10 @@ export class Viewer {
   async open(scan: ArrayBuffer, choose: (lowest: number) => Window | null): Promise<void> {
     this.close();
     const image = await NVImage.loadFromUrl({ url: "scan.nii.gz", buffer: scan, name: "scan.nii.gz", colormap: "gray" });
+    // NVImage.dims is in RAS order; the header's is the file's.
+    const [, ni, nj, nk] = image.hdr!.dims as [number, number, number, number];
+    const most = this.niivue.uiData.max3D as number;
+    if (Math.max(ni, nj, nk) > most) throw new Error(`this graphics card shows at most ${most} voxels along an axis`);
     const window = choose(image.global_min ?? 0);
     if (window) [image.cal_min, image.cal_max] = [window.low, window.high];
     this.niivue.drawLut = cmapper.makeDrawLut(labelColours());
@@ -86,8 +94,6 @@ export class Viewer {
     this.niivue.createEmptyDrawing();
     this.niivue.clickToSegmentGrowingBitmap = null; // as large as the scan, and not used here
     this.labels = this.niivue.drawBitmap as Uint8Array<ArrayBuffer>;
-    // NVImage.dims is in RAS order; the header's is the file's.
-    const [, ni, nj, nk] = image.hdr!.dims as [number, number, number, number];
     this.tiles.orientation = { shape: [ni, nj, nk], axes: [...image.permRAS!] as Index };
     this.image = image;
     this.camera.reset();

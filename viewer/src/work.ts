@@ -4,7 +4,8 @@ import { isEmpty } from "./geometry";
 import { inflate } from "./labels";
 import type { Answer, Box, Busy, Prompt, Source, State } from "./types";
 
-export type Connection = "none" | "connected" | "lost";
+/** `asleep`: the server closed a session that nobody used for long; the next step wakes it. */
+export type Connection = "none" | "connected" | "lost" | "asleep";
 
 /** What the page does when something has happened. */
 export interface Listener {
@@ -66,11 +67,15 @@ export class Work {
     this.page.busy({ stage: "Loading the scan", share: null });
     const scan = await this.api.scan(state.id);
     await this.page.scan(scan, state);
-    this.become("connected");
     this.take(state);
     this.page.busy(state.busy);
+    this.wake(state.id);
+  }
+
+  private wake(id: string): void {
+    this.become("connected");
     this.listening = new AbortController();
-    void this.listen(state.id, this.listening.signal);
+    void this.listen(id, this.listening.signal);
   }
 
   // One request after another: each answer changes the labels that the one before has left.
@@ -87,6 +92,7 @@ export class Work {
     this.asked++;
     try {
       const answer = await request(before.id);
+      if (this.connection === "asleep") this.wake(before.id);
       if (this.state?.id !== answer.id) return; // another scan was opened meanwhile
       const missed = answer.revision > before.revision + 1; // somebody else works on the same session
       if (missed) await this.reload();
@@ -131,6 +137,7 @@ export class Work {
           failures = 0;
           if (name === "progress") this.page.busy(JSON.parse(data) as Busy);
           if (name === "idle" && !this.asked) this.page.busy(null);
+          if (name === "closed") return this.become("asleep");
         }
       } catch (error) {
         if (signal.aborted) return;
@@ -152,7 +159,7 @@ export class Work {
   }
 
   private lose(error: ApiError): void {
-    this.become("lost");
+    this.become("none"); // it will not come back
     this.page.failed(error);
   }
 }
