@@ -7,6 +7,7 @@ import re
 import httpx
 import numpy as np
 import pytest
+import torch
 from known_model import FAR
 from nninteractive_server import CardedModel, own_session, running
 
@@ -205,6 +206,13 @@ def test_another_image_begins_anew(client, own, image):
     assert buffer.any() and client.target_buffer is buffer
     other = own_session(own.model, image[::-1], SPACING)
     agree(client, other.click((13, 20, 30)))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.bool, torch.int16])
+def test_a_buffer_may_be_a_tensor(client, own, dtype):
+    client.set_target_buffer(torch.zeros(SHAPE, dtype=dtype))
+    client.add_point_interaction((10, 20, 30), True)
+    agree(client, own.click((10, 20, 30)))
 
 
 def test_autozoom_off_keeps_to_one_crop(server, network, image):
