@@ -31,11 +31,12 @@ class Photographer:
     def __init__(self, viewer: Viewer, folder: Path) -> None:
         self.viewer, self.folder = viewer, folder
 
-    def take(self, name: str) -> None:
-        self.viewer.page.wait_for_timeout(STILL_MS)
+    def take(self, name: str, still_ms: float = STILL_MS) -> None:
+        self.viewer.page.wait_for_timeout(still_ms)
         picture = PIL.Image.open(io.BytesIO(self.viewer.page.screenshot())).convert("RGB")
         path = self.folder / f"viewer-{name}.png"
-        picture.quantize(COLOURS, dither=PIL.Image.Dither.NONE).save(path, optimize=True)
+        few = picture.quantize(COLOURS, method=PIL.Image.Quantize.MAXCOVERAGE, dither=PIL.Image.Dither.NONE)
+        few.save(path, optimize=True)
         print(f"{path}  {path.stat().st_size / 1000:.0f} kB")
 
 
@@ -44,11 +45,15 @@ def photograph(viewer: Viewer, phantom: Phantom, folder: Path) -> None:
     page, picture = viewer.page, Photographer(viewer, folder)
     picture.take("empty")
     page.click("#folders button")
-    page.click("#browse-list button:has-text('thigh.nii.gz')")
+    page.click("#browse-list button:has-text('phantom.nii.gz')")
     viewer.opened()
     picture.take("loaded")
     viewer.look_at(phantom.click)
-    viewer.answered(lambda: page.mouse.click(*viewer.place(phantom.click)))
+    page.mouse.click(*viewer.place(phantom.click))
+    page.wait_for_selector("#busy-share[value]", timeout=5000)
+    picture.take("computing", still_ms=0)
+    page.wait_for_selector("#took:not(:empty)")
+    viewer.drawn()
     picture.take("clicked")
     _correct(viewer, phantom)
     picture.take("corrected")
@@ -126,7 +131,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary, chromium() as browser:
         scans = Path(temporary) / "scans"
         scans.mkdir()
-        write_volume(phantom.scan, scans / "thigh.nii.gz")
+        write_volume(phantom.scan, scans / "phantom.nii.gz")
         server = Server(Path(temporary) / "state", scans)
         server.start()
         try:
@@ -135,7 +140,7 @@ def main() -> None:
                 photograph(viewer, phantom, options.output)
                 viewer = Viewer(browser, server.address).go()
             viewer.page.click("#folders button")
-            viewer.page.click("#browse-list button:has-text('thigh.nii.gz')")
+            viewer.page.click("#browse-list button:has-text('phantom.nii.gz')")
             viewer.opened()
             measure(viewer, phantom)
         finally:

@@ -1,5 +1,5 @@
 // What the page's address holds: the session, so that a reload comes back to it; and once the key, which is taken out.
-import { element } from "./page";
+import { element } from "./dom";
 
 const STORE = "voxsam-key";
 

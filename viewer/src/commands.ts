@@ -1,10 +1,10 @@
 // What each key does.
 import { PLANES, step, type Direction } from "./geometry";
 import type { Command } from "./keys";
-import type { Page } from "./main";
-import { say } from "./page";
+import type { Page } from "./app";
 import { TOOLS } from "./prompts";
 import { describeVoxel } from "./readout";
+import { say } from "./tell";
 import { LAYOUTS } from "./tiles";
 
 const FAR = 10; // voxels that Shift and an arrow key go
@@ -55,11 +55,11 @@ export function commandsOf(page: Page): Command[] {
       viewer.camera.zoom(factor);
       viewer.draw();
     });
-  const opacity = (change: number) => () => page.opacity(Math.min(Math.max(page.share + change, 0), 1));
+  const opacity = (change: number) => () => page.view.opacity(page.view.share + change);
   const preset = ({ key }: KeyboardEvent) => {
     const chosen = page.info?.presets[Number(key) - 1];
     if (!chosen) return;
-    page.window(chosen.low, chosen.high);
+    page.view.window(chosen.low, chosen.high);
     say(`Window: ${chosen.name}`);
   };
   const nextObject = opened(() => {
@@ -69,7 +69,7 @@ export function commandsOf(page: Page): Command[] {
   const plane = () => {
     const { layout } = viewer;
     page.changed(nextOf(PLANES, page.plane));
-    if (layout !== "all") page.layout(page.plane);
+    if (layout !== "all") page.view.layout(page.plane);
     say(`${page.plane} plane`);
   };
 
@@ -89,14 +89,14 @@ export function commandsOf(page: Page): Command[] {
     { keys: arrows.slice(4), shown: "PgUp PgDn", text: "next, previous slice, with Shift by ten", group: look, canvas: true, run: move },
     { keys: arrows.map((key) => `Shift+${key}`), shown: "", text: "", group: look, canvas: true, run: move },
     { keys: ["p"], shown: "P", text: "arrow keys move in the next plane", group: look, run: opened(plane) },
-    { keys: ["v"], shown: "V", text: "next layout: all, one plane, 3D", group: look, run: opened(() => page.layout(nextOf(LAYOUTS, viewer.layout))) },
+    { keys: ["v"], shown: "V", text: "next layout: all, one plane, 3D", group: look, run: opened(() => page.view.layout(nextOf(LAYOUTS, viewer.layout))) },
     { keys: ["1", "2", "3", "4"], shown: "1 2 3 4", text: "window presets", group: look, run: preset },
     { keys: ["+", "="], shown: "+", text: "enlarge about the cursor", group: look, run: zoom(1.25) },
     { keys: ["-"], shown: "−", text: "make smaller", group: look, run: zoom(0.8) },
     { keys: ["["], shown: "[ ]", text: "mask less, more opaque", group: look, run: opacity(-0.1) },
     { keys: ["]"], shown: "", text: "", group: look, run: opacity(0.1) },
-    { keys: ["m"], shown: "M", text: "hide or show the mask", group: look, run: page.toggleMask },
-    { keys: ["d"], shown: "D", text: "save the mask as NIfTI", group: own, run: opened(() => void page.save("nifti")) },
+    { keys: ["m"], shown: "M", text: "hide or show the mask", group: look, run: () => page.view.toggleMask() },
+    { keys: ["d"], shown: "D", text: "save the mask as NIfTI", group: own, run: opened(() => page.save("nifti")) },
     { keys: ["?"], shown: "?", text: "show these keys", group: own, run: page.help },
   ];
 }

@@ -1,7 +1,8 @@
 // Ways to open a scan: dropped or chosen files and folders, folders of the server, the demo scan.
 import type { Api } from "./api";
-import { bytes, button, element } from "./page";
+import { button, element } from "./dom";
 import type { Entry, Info, Source } from "./types";
+import { bytes } from "./words";
 
 export interface Named {
   name: string;

@@ -1,9 +1,10 @@
 // What is drawn over the planes: prompts, drafts, the keyboard's plane, and the last picture of the 3D view.
+import { colourOf } from "./colours";
 import { normalAxis, type Plane, PLANES } from "./geometry";
 import type { Draft } from "./prompts";
 import type { Place, Rect } from "./tiles";
 import type { Index, Prompt } from "./types";
-import { colourOf, type Viewer } from "./viewer";
+import type { Viewer } from "./viewer";
 
 const ADD = "#7ee0a1";
 const REMOVE = "#ff9b8c";

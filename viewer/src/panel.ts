@@ -1,11 +1,15 @@
 // The panel beside the scan: tools, objects with their measures, undo, view, downloads.
-import { button, element, millilitres, millimetres, sentence } from "./page";
+import { colourOf } from "./colours";
+import { button, element } from "./dom";
+import type { Download } from "./downloads";
 import { TOOLS, type Prompter, type Tool } from "./prompts";
 import { LAYOUTS, type Layout } from "./tiles";
 import type { Info, Preset, State } from "./types";
-import { colourOf } from "./viewer";
+import type { View } from "./view";
+import { millilitres, millimetres, sentence } from "./words";
 
 export interface Actions {
+  readonly view: View;
   tool(tool: Tool): void;
   sign(positive: boolean): void;
   accept(): void;
@@ -15,11 +19,7 @@ export interface Actions {
   undo(): void;
   redo(): void;
   reset(): void;
-  window(low: number, high: number): void;
-  autoWindow(): void;
-  opacity(share: number): void;
-  layout(layout: Layout): void;
-  save(what: "nifti" | "seg" | "report" | "json"): void;
+  save(what: Download): void;
 }
 
 const TOOL_TEXT: Record<Tool, [name: string, hint: string]> = {
@@ -52,23 +52,23 @@ export class Panel {
     const [level, width] = [element<HTMLInputElement>("level"), element<HTMLInputElement>("width")];
     const range = () => {
       const [middle, span] = [level.valueAsNumber, width.valueAsNumber];
-      if (span > 0 && Number.isFinite(middle)) actions.window(middle - span / 2, middle + span / 2);
+      if (span > 0 && Number.isFinite(middle)) actions.view.window(middle - span / 2, middle + span / 2);
     };
     level.addEventListener("change", range);
     width.addEventListener("change", range);
     const opacity = element<HTMLInputElement>("opacity");
-    opacity.addEventListener("input", () => actions.opacity(opacity.valueAsNumber / 100));
+    opacity.addEventListener("input", () => actions.view.opacity(opacity.valueAsNumber / 100));
     choices("tools", "tool", TOOLS.map((tool) => [tool, TOOL_TEXT[tool][0]]), (tool) => actions.tool(tool as Tool));
     choices("signs", "sign", [["add", "+ Add"], ["remove", "− Remove"]], (sign) => actions.sign(sign === "add"));
-    choices("layouts", "layout", LAYOUTS.map((name) => [name, ...LAYOUT_TEXT[name]]), (name) => actions.layout(name as Layout));
+    choices("layouts", "layout", LAYOUTS.map((name) => [name, ...LAYOUT_TEXT[name]]), (name) => actions.view.layout(name as Layout));
   }
 
   /** What the model cannot do is switched off, with the reason as the tip. */
   model({ model, presets }: Info): void {
     this.presets = presets;
     element("presets").replaceChildren(
-      button("Auto", () => this.actions.autoWindow()),
-      ...presets.map(({ name, low, high }) => button(sentence(name), () => this.actions.window(low, high))),
+      button("Auto", () => this.actions.view.autoWindow()),
+      ...presets.map(({ name, low, high }) => button(sentence(name), () => this.actions.view.window(low, high))),
     );
     const off = (id: string, value: string, can: boolean | undefined, what: string) => {
       const input = element(id).querySelector<HTMLInputElement>(`[value="${value}"]`)!;

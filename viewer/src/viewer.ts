@@ -1,20 +1,14 @@
 // The scan on the screen: NiiVue draws three planes, the 3D view and the labels.
 import { cmapper, Niivue, NVImage } from "@niivue/niivue";
 import { Camera } from "./camera";
+import { labelColours } from "./colours";
 import { clamp, rasShape, toRas, type Orientation } from "./geometry";
 import { paste, type Block } from "./labels";
 import { Tiles, tiling, type Layout, type Rect } from "./tiles";
 import type { Index } from "./types";
 
-/** Label colours, told apart by colour-blind eyes too (Okabe and Ito); repeated for further objects. */
-export const COLOURS = ["#e69f00", "#56b4e9", "#f0e442", "#cc79a7", "#009e73", "#d55e00", "#0072b2"] as const;
-
 // Without a change for so long the 3D view, which costs most, is drawn again; later where graphics are slow.
 const [IDLE_MS, LONGEST_IDLE_MS] = [150, 1500];
-
-export function colourOf(number: number): string {
-  return COLOURS[(number - 1) % COLOURS.length] as string;
-}
 
 export interface Window {
   low: number;
@@ -199,12 +193,4 @@ export class Viewer {
     this.onRender(tile); // reads the picture, so that the time is that of the graphics card
     this.renderMs = performance.now() - begun;
   }
-}
-
-function labelColours() {
-  const channels = [0, 1, 2].map((c) =>
-    Array.from({ length: 256 }, (_, n) => (n ? parseInt(colourOf(n).slice(1 + 2 * c, 3 + 2 * c), 16) : 0)),
-  ) as [number[], number[], number[]];
-  const [R, G, B] = channels;
-  return { R, G, B, A: R.map((_, n) => (n ? 255 : 0)), I: R.map((_, n) => n), labels: R.map((_, n) => `${n}`) };
 }

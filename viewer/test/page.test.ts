@@ -2,7 +2,7 @@
 import { describe, expect, it } from "vitest";
 import { nameOf } from "../src/keys";
 import { uploadList } from "../src/open";
-import { bytes, millilitres, millimetres, seconds } from "../src/page";
+import { bytes, millilitres, millimetres, seconds } from "../src/words";
 import { describePlace } from "../src/readout";
 
 const press = (key: string, held: Partial<KeyboardEvent> = {}) => nameOf({ key, ctrlKey: false, metaKey: false, shiftKey: false, ...held } as KeyboardEvent);
