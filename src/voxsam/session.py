@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -181,6 +182,26 @@ class Session:
         box, values = self._history.state.answer.probabilities(self.volume.grid)
         out[box] = values
         return Volume(out, self.volume.grid, "", self.volume.header)
+
+    def show(
+        self,
+        *,
+        centre: Sequence[float] | None = None,
+        window: tuple[float, float] | Literal["auto"] = "auto",
+        interactive: bool = False,
+    ) -> Any:
+        """What a notebook shows as the last line of a cell: three planes with the mask and every object's clicks.
+
+        They go through the first click in the mask, or through `centre`, an index (i, j, k). `window`: level and width.
+        With `interactive` it is NiiVue's viewer, to scroll and to turn. Raises UnsupportedError if it is not installed.
+        """
+        from voxsam.drawing import notebook  # matplotlib: a second to import
+
+        if interactive:
+            return notebook.viewer(self.volume, self.mask, window)
+        clicks = [click for answer in self._history.state.answers.values() for click in answer.clicks]
+        places = [(self.volume.grid.world_to_index(click.world_mm), click.positive) for click in clicks]
+        return notebook.picture(self.volume, self.mask, places, centre=centre, window=window)
 
     # How an answer is made
 

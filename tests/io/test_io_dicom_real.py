@@ -1,4 +1,4 @@
-"""Real DICOM masks: those of others are read as their makers meant them; ours come back on the series, voxel by voxel."""
+"""Real DICOM masks: those of others are read as their makers meant; ours come back on the series, voxel by voxel."""
 
 from __future__ import annotations
 

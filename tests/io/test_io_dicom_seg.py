@@ -1,4 +1,4 @@
-"""DICOM-SEG: voxels come back exactly, also through highdicom; what stands in the file; other makers' files; refusals."""
+"""DICOM-SEG: voxels come back exactly, also through highdicom; what stands in the file; files of others; refusals."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ def test_a_volume_holds_no_private_elements_and_shows_no_patient(tmp_path, write
         dataset.private_block(0x0099, "phantom", create=True).add_new(1, "LO", "secret")
 
     scan = read_volume(write_study(tmp_path / "ct", mark))
-    assert not any(tag.is_private for tag in scan.header["dicom"].common.keys())
+    assert not any(tag.is_private for tag in scan.header["dicom"].common)
     assert "Anna" not in repr(scan)
 
 
@@ -328,7 +328,9 @@ def test_refuses_frames_far_apart_and_huge_ones_before_memory_is_taken(tmp_path,
 
     def far(dataset):
         place = dataset.PerFrameFunctionalGroupsSequence[-1].PlanePositionSequence[0]
-        place.ImagePositionPatient = [p + n * 2.5e9 for p, n in zip(place.ImagePositionPatient, (0.64, -0.48, 0.6))]
+        place.ImagePositionPatient = [
+            p + n * 2.5e9 for p, n in zip(place.ImagePositionPatient, (0.64, -0.48, 0.6), strict=True)
+        ]
 
     def wide(dataset):
         dataset.Rows = dataset.Columns = 65000

@@ -1,4 +1,4 @@
-"""RTSTRUCT: masks come back exactly, with holes and islands; contours of others by hand; what stands in the file; refusals."""
+"""RTSTRUCT: masks come back exactly, with holes and islands; contours of others by hand; the file; refusals."""
 
 from __future__ import annotations
 

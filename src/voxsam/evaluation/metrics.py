@@ -36,23 +36,6 @@ def dice(a: ArrayLike, b: ArrayLike) -> float:
     return 2 * np.count_nonzero(first & second) / total if total else 1.0
 
 
-def crop_to_objects(mask: Volume) -> Volume:
-    """The part of a mask that holds all its voxels that are not zero; one voxel of background if it is empty.
-
-    Most of a scan is background: what is asked of the part costs as much as the objects, not as the scan.
-    """
-    spans = [np.flatnonzero(mask.array.any(axis=tuple(a for a in range(3) if a != axis))) for axis in range(3)]
-    start = [int(span[0]) if len(span) else 0 for span in spans]
-    stop = [int(span[-1]) + 1 if len(span) else 1 for span in spans]
-    box = tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
-    return Volume(mask.array[box], mask.grid.crop(start, [b - a for a, b in zip(start, stop, strict=True)]), "SEG")
-
-
-def labels_of(mask: Volume) -> list[int]:
-    """The labels of a mask's objects, ascending, without the background 0."""
-    return [int(label) for label in np.unique(mask.array) if label]
-
-
 def volume_ml(mask: Volume, label: int | None = None) -> float:
     """Millilitres of the voxels that are `label`, or of all that are not zero."""
     inside = mask.array != 0 if label is None else mask.array == label

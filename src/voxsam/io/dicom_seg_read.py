@@ -56,7 +56,7 @@ def _fill(
         number = 0 if labelmap else _segment_of(dataset, frame)
         if not labelmap and wanted not in (None, number):
             continue
-        inside = pixels.T if labelmap else (pixels.T >= threshold) * number
+        inside = pixels.T if labelmap else np.multiply(pixels.T >= threshold, number)
         here = array[:, :, slices[frame]]
         if wanted is not None:
             here[inside == wanted] = 1
