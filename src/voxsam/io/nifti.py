@@ -44,6 +44,7 @@ GEOMETRY_FIELDS = (
 UNIT_MM = {1: 1000.0, 3: 1e-3}  # xyzt_units & 7: metre, micrometre; all others count as mm
 LONGEST_NIFTI1_AXIS = 32767  # NIfTI-1 counts voxels in 16 bits
 COMPRESSION_LEVEL = 3  # a mask is small at any level; higher ones take several times as long for probabilities
+LARGEST_OFFSET = 2**31 - 1  # where voxels may begin: behind the header and its extensions
 SHEAR_TOLERANCE = 1e-4  # cosine between axes that a float32 quaternion still holds
 
 _QUIET = logging.Logger("voxsam.nifti")  # nibabel reports the small repairs it makes here, not on the user's terminal
@@ -121,7 +122,7 @@ def _read_header(stream: IO[bytes], name: str) -> nib.Nifti1Header:
             f"{name} is the header of a .hdr/.img pair", "a single NIfTI file", "convert the pair to .nii.gz"
         )
     _check_spacing(header, name)
-    if not np.isfinite(header["vox_offset"]):
+    if not 0 <= header["vox_offset"] <= LARGEST_OFFSET:
         raise FileError(f"{name} has a broken NIfTI header (vox_offset)", "a valid header", "export it again")
     try:
         header.check_fix(logger=_QUIET, error_level=40)

@@ -32,12 +32,14 @@ class Guard:
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)
+        body = Body(receive, headers, self.body_limit(scope["path"]), self.settings.body_s)
+        send = _closing(send, body)
         try:
             check_host(headers, self.settings)
             check_origin(headers, self.settings)
             if scope["path"].startswith(GUARDED) and scope["method"] != "OPTIONS":
                 check_key(headers.get("authorization", "").removeprefix("Bearer "), self.settings)
-            body = Body(receive, headers, self.body_limit(scope["path"]), self.settings.body_s)
+            body.check()
         except Refused as error:
             await answer_failure(error)(scope, receive, send)
             return
@@ -45,29 +47,45 @@ class Guard:
 
 
 class Body:
-    """A request's body as it comes. Raises TooLarge and TooSlow into whoever reads it."""
+    """A request's body as it comes. Raises Refused (too large, too slow, cut off) into whoever reads it."""
 
     def __init__(self, receive: Receive, headers: Headers, limit: int, pause_s: float) -> None:
         self.receive, self.limit, self.pause_s = receive, limit, pause_s
-        self.count, self.is_over = 0, False
-        declared = headers.get("content-length", "0")
-        if declared.isdecimal() and int(declared) > limit:
-            raise _too_large(limit)
+        self.declared = headers.get("content-length", "0")
+        self.count, self.is_over = 0, self.declared == "0" and "transfer-encoding" not in headers
+
+    def check(self) -> None:
+        """Raises TooLarge if the request says so itself."""
+        if self.declared.isdecimal() and int(self.declared) > self.limit:
+            raise _too_large(self.limit)
 
     async def __call__(self) -> Message:
-        if self.is_over:  # what comes now is the end of the connection, however late
+        if self.is_over:  # what comes now may come late: the end of the connection
             return await self.receive()
         try:
             message = await asyncio.wait_for(self.receive(), self.pause_s)
         except TimeoutError:
             given = f"a body that paused for {self.pause_s:g} s"
             raise TooSlow(given, "all of it", "send it again") from None
+        if message["type"] == "http.disconnect":
+            raise Refused("a body that was cut off", "all of it", "send it again")  # for the log: nobody listens
         if message["type"] == "http.request":
             self.count += len(message.get("body", b""))
             self.is_over = not message.get("more_body", False)
             if self.count > self.limit:
                 raise _too_large(self.limit)
         return message
+
+
+def _closing(send: Send, body: Body) -> Send:
+    """Let an answer that comes before the end of the body close the connection: what still comes is not read."""
+
+    async def give(message: Message) -> None:
+        if message["type"] == "http.response.start" and not body.is_over:
+            message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
+        await send(message)
+
+    return give
 
 
 def check_host(headers: Headers, settings: Settings) -> None:

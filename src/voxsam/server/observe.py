@@ -119,12 +119,15 @@ class JsonLines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         time_utc = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
         facts = getattr(record, "facts", {})
-        return json.dumps({"time": time_utc, "level": record.levelname.lower(), "event": record.msg, **facts})
+        return json.dumps(
+            {"time": time_utc, "level": record.levelname.lower(), "event": str(record.msg).strip(), **facts}
+        )
 
 
 def log_to_stderr(level: str = "INFO") -> None:
-    """Let the server's log go to stderr as JSON lines, uvicorn's own complaints too, without their texts."""
+    """Let the server's log go to stderr as JSON lines; uvicorn's complaints too, without arguments and tracebacks."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
-    LOG.handlers[:], LOG.propagate = [handler], False
-    LOG.setLevel(level)
+    for log, least in ((LOG, level), (logging.getLogger("uvicorn.error"), "WARNING")):
+        log.handlers[:], log.propagate = [handler], False
+        log.setLevel(least)
