@@ -18,7 +18,7 @@ from voxsam.data.phantoms import Phantom, make_phantom
 from voxsam.io import write_volume
 
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "images"
-COLOURS = 128  # of a picture's palette: what keeps it small
+COLOURS = 200  # of a picture's palette: what keeps it small
 STILL_MS = 1500  # for the 3D view
 SCAN = (160, 160, 80), (1.5, 1.5, 3.0)
 SEED = 10

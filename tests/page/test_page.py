@@ -189,9 +189,12 @@ def test_a_dicom_series_comes_as_a_folder_and_leaves_as_dicom_seg(
     assert (tmp_path / "seg.dcm").read_bytes()[128:132] == b"DICM"
 
 
-def test_everything_fits_on_a_small_screen(viewer: Viewer, phantoms: Path) -> None:
+def test_the_demo_opens_by_its_address_and_everything_fits_on_a_small_screen(viewer: Viewer, server: Server) -> None:
     page = viewer.page
-    _open(viewer, phantoms / "phantom.nii.gz")
+    page.goto("about:blank")
+    page.goto(f"{server.address}#demo")
+    viewer.opened()
+    assert viewer.session
     assert page.evaluate("document.documentElement.scrollWidth") <= 1280
     assert page.evaluate("document.documentElement.scrollHeight") <= 720
     for name in ("#save-json", "#undo", "#tools", "#show-help", "#opacity"):

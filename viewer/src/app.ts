@@ -39,6 +39,7 @@ export class Page {
   info: Info | null = null;
   plane: Plane = "axial";
   private readonly strokes = new Strokes();
+  private readonly sent: Prompt[] = []; // and not answered
 
   constructor(key: string | null) {
     this.api = new Api("", key, askForKey);
@@ -104,8 +105,13 @@ export class Page {
   send(prompt: Prompt): void {
     if (!this.work.state) return;
     markAsked();
+    this.sent.push(prompt);
     this.strokes.sent(this.work.state.current, prompt);
-    void this.work.prompt(prompt);
+    void this.work.prompt(prompt).finally(() => {
+      this.sent.shift();
+      this.redraw();
+    });
+    this.redraw();
   }
 
   select = (number: number) => void this.work.select(number);
@@ -186,6 +192,7 @@ export class Page {
     this.overlay.draw({
       objects: (state?.objects ?? []).map(({ number, prompts }) => ({ number, prompts: this.strokes.complete(number, prompts) })),
       current: state?.current ?? 1,
+      sent: this.sent,
       draft: this.prompter.draft,
       plane: this.plane,
       focused: document.activeElement === this.canvas,

@@ -21,6 +21,7 @@ const LETTERS: Record<Plane, [string, string, string, string]> = {
 export interface Scene {
   objects: { number: number; prompts: Prompt[] }[];
   current: number;
+  sent: Prompt[]; // that wait for their answer
   draft: Draft | null;
   plane: Plane;
   focused: boolean;
@@ -81,6 +82,8 @@ export class Overlay {
       pen.globalAlpha = number === scene.current ? 1 : 0.45;
       for (const prompt of prompts) this.drawPrompt(prompt, axis, depth, place, colourOf(number));
     }
+    pen.globalAlpha = 0.7;
+    for (const prompt of scene.sent) this.drawPrompt(prompt, axis, depth, place, FOCUS);
     pen.globalAlpha = 1;
     if (scene.draft) this.drawDraft(scene.draft, axis, depth, place);
     this.drawCursor(rect, place(this.viewer.cursor));
