@@ -200,7 +200,7 @@ class Session:
         if interactive:
             return notebook.viewer(self.volume, self.mask, window)
         clicks = [click for answer in self._history.state.answers.values() for click in answer.clicks]
-        places = [(self.volume.grid.world_to_index(click.world_mm), click.positive) for click in clicks]
+        places = [(self.volume.grid.world_to_index(click.world_mm).tolist(), click.positive) for click in clicks]
         return notebook.picture(self.volume, self.mask, places, centre=centre, window=window)
 
     # How an answer is made

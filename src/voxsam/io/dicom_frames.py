@@ -12,7 +12,7 @@ from pathlib import Path
 import pydicom
 from pydicom.dataset import FileMetaDataset
 from pydicom.encaps import encapsulate, generate_frames
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from voxsam.errors import UnsupportedError
 from voxsam.io.checks import check_size, truncated
@@ -108,7 +108,7 @@ def _write(file: Path, header: pydicom.Dataset, whole: pydicom.Dataset, pixels: 
             dataset[keyword] = header[keyword] if keyword in header else whole[keyword]
     # A plain CT image: GDCM then applies the scaling that stands in this header, and nothing else.
     dataset.SOPClassUID = meta.MediaStorageSOPClassUID = CTImageStorage
-    dataset.SOPInstanceUID = meta.MediaStorageSOPInstanceUID = file.stem
+    dataset.SOPInstanceUID = meta.MediaStorageSOPInstanceUID = UID(file.stem)
     syntax = whole.file_meta.TransferSyntaxUID
     meta.TransferSyntaxUID = ExplicitVRLittleEndian if syntax.is_deflated else syntax
     packed = syntax.is_encapsulated

@@ -12,7 +12,7 @@ import pydicom
 from pydicom.errors import InvalidDicomError
 from pydicom.uid import RTStructureSetStorage, SegmentationStorage
 
-from voxsam.errors import FileError
+from voxsam.errors import FileError, UnsupportedError
 from voxsam.geometry import Grid
 from voxsam.io.checks import check_size, truncated
 from voxsam.io.dicom_files import HEAD_BYTES, check_deflated, is_marked
@@ -24,7 +24,7 @@ from voxsam.volume import Volume
 RTSTRUCT_SUFFIX = ".rtstruct.dcm"
 # What pydicom raises, one element at a time, where a file is damaged.
 BROKEN = (
-    *(AttributeError, EOFError, KeyError, IndexError, NotImplementedError, OverflowError, RuntimeError, TypeError),
+    *(AttributeError, EOFError, KeyError, IndexError, NotImplementedError, OverflowError, TypeError),
     *(ValueError, struct.error, zlib.error),
 )
 
@@ -47,6 +47,9 @@ def read(path: Path, grid: Grid | None = None, segment: int | None = None) -> Vo
             return _read(path, pydicom.dcmread(path), grid, segment)
     except InvalidDicomError as error:
         raise FileError(f"{path.name} is no DICOM file", "a DICOM-SEG or RTSTRUCT", "check the file") from error
+    except RuntimeError as error:  # pydicom names the packages that a transfer syntax needs
+        given = f"the compressed pixels of {path.name} ({error})"
+        raise UnsupportedError(given, "another transfer syntax", "pip install 'voxsam[dicom]', or export it") from error
     except BROKEN as error:
         raise truncated(path.name, f"it is not a valid DICOM mask: {error}") from error
 

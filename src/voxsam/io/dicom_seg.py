@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
-from pydicom.valuerep import DSfloat
+from pydicom.valuerep import DS
 
 from voxsam import __version__
 from voxsam.errors import UnsupportedError
@@ -142,5 +142,5 @@ def _share_groups(image: pydicom.Dataset, common: pydicom.Dataset) -> None:
     image.PerFrameFunctionalGroupsSequence = common.PerFrameFunctionalGroupsSequence
 
 
-def _step(source: DicomSource) -> DSfloat:
-    return DSfloat(float(source.grid.spacing_mm[2]), auto_format=True)
+def _step(source: DicomSource) -> object:
+    return DS(float(source.grid.spacing_mm[2]), auto_format=True)

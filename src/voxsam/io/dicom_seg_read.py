@@ -56,7 +56,8 @@ def _fill(
         number = 0 if labelmap else _segment_of(dataset, frame)
         if not labelmap and wanted not in (None, number):
             continue
-        inside = pixels.T if labelmap else np.multiply(pixels.T >= threshold, number)
+        drawn = pixels.transpose()
+        inside = drawn if labelmap else (drawn >= threshold) * number
         here = array[:, :, slices[frame]]
         if wanted is not None:
             here[inside == wanted] = 1
