@@ -19,7 +19,7 @@ from voxsam.volume import Volume
 
 CLIENTS, CLICKS = 8, 4
 
-# A client in a process of its own, which says when it has clicked, and goes on listening and clicking until it is killed.
+# A client in a process of its own: it says when it has clicked, and listens and clicks until it is killed.
 CLIENT = """
 import sys, httpx
 with httpx.Client(base_url=sys.argv[1], timeout=60) as client:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from contextlib import suppress
 
 from voxsam.server.store import Busy, Slot, Store
 
@@ -25,7 +26,11 @@ async def events(store: Store, slot: Slot) -> AsyncIterator[str]:
             news.get_nowait()
         news.put_nowait(busy)
 
-    stop = slot.listen(lambda busy: loop.call_soon_threadsafe(put, busy))
+    def hear(busy: Busy | None) -> None:
+        with suppress(RuntimeError):  # the loop has ended: the server stops
+            loop.call_soon_threadsafe(put, busy)
+
+    stop = slot.listen(hear)
     beat_s = min(BEAT_S, store.limits.alive_s / 4)
     try:
         yield _event(slot.busy)

@@ -15,25 +15,29 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    host: str = Field("127.0.0.1", description="The address that it listens on.")
-    port: int = Field(8000, ge=0, le=65535, description="0: any free one.")
-    key: SecretStr | None = Field(None, description="What clients must show; None: everyone is let in.")
-    cors: tuple[str, ...] = Field((), description="Other origins whose pages may call, as https://name:port.")
+    host: str = Field(default="127.0.0.1", description="The address that it listens on.")
+    port: int = Field(default=8000, ge=0, le=65535, description="0: any free one.")
+    key: SecretStr | None = Field(default=None, description="What clients must show; None: everyone is let in.")
+    cors: tuple[str, ...] = Field(default=(), description="Other origins whose pages may call, as https://name:port.")
 
-    folders: tuple[Path, ...] = Field((), description="Scans in these, and nowhere else, may be opened by path.")
-    demo: bool = Field(True, description="Whether a generated scan is offered.")
-    state: Path | None = Field(None, description="Where uploads and the work lie; None: nothing outlives the server.")
+    folders: tuple[Path, ...] = Field(
+        default=(), description="Scans in these, and nowhere else, may be opened by path."
+    )
+    demo: bool = Field(default=True, description="Whether a generated scan is offered.")
+    state: Path | None = Field(
+        default=None, description="Where uploads and the work lie; None: nothing outlives the server."
+    )
 
-    model: str = Field("voxsam-tiny", description="A name or a .safetensors file.")
-    device: str = Field("auto", description="auto, cpu, cuda or mps.")
+    model: str = Field(default="voxsam-tiny", description="A name or a .safetensors file.")
+    device: str = Field(default="auto", description="auto, cpu, cuda or mps.")
 
-    capacity: PositiveInt = Field(16, description="Sessions that may be open at once.")
-    memory_bytes: PositiveInt = Field(4 * GIB, description="Of open scans and their features together.")
-    upload_bytes: PositiveInt = Field(2 * GIB, description="Of one upload, all its files together.")
-    most_voxels: PositiveInt = Field(1 << 29, description="Of one scan: 512 x 512 x 2048.")
-    idle_s: PositiveFloat = Field(1800.0, description="A session that nobody used for so long is closed.")
-    alive_s: PositiveFloat = Field(60.0, description="A session whose client gave no sign of life is closed.")
-    body_s: PositiveFloat = Field(20.0, description="The longest pause within a request's body.")
+    capacity: PositiveInt = Field(default=16, description="Sessions that may be open at once.")
+    memory_bytes: PositiveInt = Field(default=4 * GIB, description="Of open scans and their features together.")
+    upload_bytes: PositiveInt = Field(default=2 * GIB, description="Of one upload, all its files together.")
+    most_voxels: PositiveInt = Field(default=1 << 29, description="Of one scan: 512 x 512 x 2048.")
+    idle_s: PositiveFloat = Field(default=1800.0, description="A session that nobody used for so long is closed.")
+    alive_s: PositiveFloat = Field(default=60.0, description="A session whose client gave no sign of life is closed.")
+    body_s: PositiveFloat = Field(default=20.0, description="The longest pause within a request's body.")
 
     @property
     def is_local(self) -> bool:

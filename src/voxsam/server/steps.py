@@ -33,7 +33,7 @@ class PointPrompt(_Strict):
 
     kind: Literal["point"]
     index: Place = Field(description="Voxel (i, j, k); fractions are allowed.", examples=[[210, 148, 62]])
-    positive: bool = Field(True, description="false: this is not the tumour.")
+    positive: bool = Field(default=True, description="false: this is not the tumour.")
 
     def on(self, grid: Grid) -> Prompt:
         """The prompt of a session. Raises PromptError."""
@@ -59,7 +59,7 @@ class ScribblePrompt(_Strict):
     voxels: list[Voxel] = Field(
         min_length=1, max_length=MOST_STROKE_VOXELS, examples=[[[210, 148, 62], [211, 148, 62]]]
     )
-    positive: bool = Field(True, description="false: this is not the tumour.")
+    positive: bool = Field(default=True, description="false: this is not the tumour.")
 
     def on(self, grid: Grid) -> Prompt:
         """The prompt of a session: its labels lie on the part of the grid that the stroke needs. Raises PromptError."""
@@ -88,7 +88,7 @@ class Step(_Strict):
     """Something that undo can take back; `object` was current before it."""
 
     do: Literal["prompt", "new_object", "reset"]
-    object: int = Field(1, ge=1)
+    object: int = Field(default=1, ge=1)
     prompts: tuple[AnyPrompt, ...] = ()
 
     def play(self, session: Session) -> None:
@@ -108,7 +108,7 @@ class Script(BaseModel):
 
     steps: list[Step] = []
     done: NonNegativeInt = 0
-    current: int = Field(1, ge=1)
+    current: int = Field(default=1, ge=1)
 
     def take(self, session: Session, do: Literal["prompt", "new_object", "reset"], prompts: Any = ()) -> None:
         """Play a new step and note it; what was taken back is forgotten."""

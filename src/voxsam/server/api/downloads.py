@@ -19,7 +19,16 @@ from voxsam.server.downloads import MEDIA, write_download, write_scan
 
 router = APIRouter(prefix="/api/sessions", tags=["downloads"], responses=OF_SESSIONS)
 
-Kind = StrEnum("Kind", [(name, name) for name in MEDIA])
+
+class Kind(StrEnum):
+    """The files that may be asked for."""
+
+    MASK = "mask.nii.gz"
+    DICOM_SEG = "mask.seg.dcm"
+    FACTS = "report.json"
+    REPORT = "report.html"
+
+
 UNSAFE = re.compile(r"[^A-Za-z0-9_\-]+")
 SCAN_SUFFIX = re.compile(r"(\.nii\.gz|\.nii|\.nrrd|\.mha|\.zip)$", re.IGNORECASE)
 

@@ -24,7 +24,9 @@ class Opening(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     source: Source = Field(examples=[{"demo": True}, {"folder": "0", "path": "patient1/ct.nii.gz"}])
-    name: str | None = Field(None, min_length=1, max_length=200, description="What to call it; default: the file.")
+    name: str | None = Field(
+        default=None, min_length=1, max_length=200, description="What to call it; default: the file."
+    )
 
 
 class Lease(BaseModel):
