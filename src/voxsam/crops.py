@@ -96,26 +96,6 @@ def is_new(window: Window, others: Sequence[Window]) -> bool:
     return all(np.abs(np.subtract(window.start, other.start)).max() >= step for other in others)
 
 
-def core(piece: Piece) -> Piece | None:
-    """The part of a piece, within the scan, with all voxels above THRESHOLD and their neighbours; None without any.
-
-    Interpolated with 0 around it, it gives the same mask as the whole piece.
-    """
-    window, probability = piece
-    within = window.inside()
-    above = probability[within] > THRESHOLD
-    box = []
-    for axis, part in enumerate(within):
-        places = np.flatnonzero(above.any(axis=tuple({0, 1, 2} - {axis})))
-        if not len(places):
-            return None
-        first, last = part.start + int(places[0]), part.start + int(places[-1])
-        box.append(slice(max(part.start, first - 1), min(part.stop, last + 2)))
-    d, h, w = (start + part.start for start, part in zip(window.start, box, strict=True))
-    found = probability[tuple(box)]
-    return Window(window.lattice, (d, h, w), found.shape), found  # type: ignore[arg-type]
-
-
 def connected(piece: Piece, merged: Piece) -> NDArray[np.float32]:
     """The piece's probabilities, without the parts of its mask that no voxel of the merged mask belongs to."""
     window, probability = piece
@@ -139,6 +119,23 @@ def cut(piece: Piece, window: Window) -> NDArray[np.float32]:
     if all(h.stop > h.start for h in here):
         out[here] = probability[there]
     return out
+
+
+def around_tumour(piece: Piece) -> Piece | None:
+    """The part of a piece that holds its voxels above THRESHOLD and their neighbours; None if there is no such voxel.
+
+    Interpolated linearly, no place beyond it comes above THRESHOLD.
+    """
+    window, probability = piece
+    inside = probability > THRESHOLD
+    found = [np.flatnonzero(inside.any(axis=tuple(a for a in range(3) if a != axis))) for axis in range(3)]
+    if not len(found[0]):
+        return None
+    low = [max(0, int(places[0]) - 1) for places in found]
+    high = [min(n, int(places[-1]) + 2) for places, n in zip(found, window.shape, strict=True)]
+    start, shape = np.add(window.start, low), np.subtract(high, low)
+    part = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
+    return Window(window.lattice, tuple(start.tolist()), tuple(shape.tolist())), probability[part]
 
 
 def require_numbers(probability: NDArray[np.float32], model: str) -> None:

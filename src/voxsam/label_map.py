@@ -15,7 +15,7 @@ from voxsam.preprocess import Slices
 
 
 class LabelMap:
-    """The labels of one scan, kept for the smallest box that holds all masks; the rest of the scan is 0."""
+    """The labels of one scan, kept for the smallest box that holds all answers; the rest of the scan is 0."""
 
     def __init__(self, scan: Grid) -> None:
         self.scan = scan
@@ -30,7 +30,7 @@ class LabelMap:
         large scan is neither filled nor copied.
         """
         stale = self._stale(answers)
-        self._move(hull(answer.mask_box(self.scan) for answer in answers.values()))
+        self._move(hull(answer.reach(self.scan) for answer in answers.values()))
         self._redraw(intersection(stale, self._box), answers)
         self._drawn = dict(answers)
         out = np.zeros(self.scan.shape, dtype=np.uint8)
@@ -38,10 +38,10 @@ class LabelMap:
         return out
 
     def _stale(self, answers: Mapping[int, Answer]) -> Slices:
-        """The box of the mask of every answer that came, went or was replaced since the last drawing."""
+        """The box of every answer that came, went or was replaced since the last drawing."""
         pairs = [(self._drawn.get(number), answers.get(number)) for number in {*self._drawn, *answers}]
         return hull(
-            answer.mask_box(self.scan)
+            answer.reach(self.scan)
             for before, after in pairs
             if before is not after
             for answer in (before, after)
@@ -62,11 +62,11 @@ class LabelMap:
         labels[...] = 0
         highest = np.full(labels.shape, THRESHOLD, dtype=np.float32)
         for number, answer in answers.items():
-            common = intersection(box, answer.mask_box(self.scan))
+            common = intersection(box, answer.reach(self.scan))
             if is_empty(common):
                 continue
-            reached, values = answer.in_mask_box(self.scan)
+            reached, values = answer.on_scan(self.scan)
             here, values = within(common, box), values[within(common, reached)]
             wins = values > highest[here]
-            np.copyto(labels[here], number, where=wins)
-            np.copyto(highest[here], values, where=wins)
+            labels[here][wins] = number
+            highest[here][wins] = values[wins]
