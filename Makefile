@@ -5,22 +5,35 @@ SHELL := /bin/sh
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 CANDIDATES := python3.11 python3.12 python3.13 python3 python
-# Extra arguments for test, bench and train-demo: make test ARGS="-k geometry"
+# Extra arguments for test, bench, serve and train-demo: make test ARGS="-k geometry"
 ARGS ?=
 # What train-demo trains on: a folder in MSD / nnU-Net layout; generated scans where there is none.
 DATA ?= $(firstword $(wildcard ../shared/data/sarcoma_ct) train-demo/phantoms)
 
+# The page is built where Node.js is; everything else works without it.
+PAGE := src/voxsam/server/static/index.html
+PAGE_SOURCES := $(shell find viewer -path viewer/node_modules -prune -o -type f -print 2>/dev/null)
+
 .DEFAULT_GOAL := help
-.PHONY: help setup demo train-demo test check bench clean
+.PHONY: help setup demo serve viewer page-if-node train-demo test check bench clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' Makefile
 
-setup: $(INSTALLED) ## install VoxSAM and its tools into .venv
+setup: $(INSTALLED) page-if-node ## install VoxSAM and its tools into .venv; build the page where Node.js is
 
 demo: $(INSTALLED) ## segment an example from one click and draw it
 	@$(BIN)/voxsam demo -o demo
 	@ls demo/*.png >/dev/null && printf 'The picture: %s\n' "$$PWD"/demo/*.png
+
+serve: $(INSTALLED) page-if-node ## open the page on the demo scan (ARGS: folders and options of voxsam serve)
+	@$(BIN)/voxsam serve --browser $(ARGS)
+
+viewer: $(PAGE) ## build the page into the package (needs Node.js 20.19 or newer)
+
+page-if-node:
+	@if ! command -v npm >/dev/null 2>&1; then echo "Without Node.js the page is not built; the rest works."; \
+	elif ! $(MAKE) --no-print-directory viewer; then echo "The page was not built (see above); the rest works."; fi
 
 train-demo: $(INSTALLED) ## prepare, train some minutes, evaluate, report (DATA=FOLDER: your scans)
 	@test -e "$(DATA)" || $(BIN)/voxsam phantoms -o "$(DATA)"
@@ -44,6 +57,9 @@ bench: $(INSTALLED) ## measure speed and memory (ARGS goes to benchmarks/run.py)
 clean: ## remove .venv, caches, builds and the demo
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis .coverage htmlcov build dist demo train-demo
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(PAGE): $(PAGE_SOURCES)
+	@cd viewer && npm ci --no-audit --no-fund --loglevel=error && npm run --silent build
 
 # The stamp is younger than what it was installed from, so nothing is installed twice.
 $(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python

@@ -8,30 +8,28 @@ import time
 from collections.abc import Callable
 from typing import Literal
 
-import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import nn
 
+from benchmarks.clicking import all_clicks, two_clicks
 from benchmarks.machine import PRODUCTS, SMALL_PRODUCTS, matrix_product_rates, peak_memory_bytes
 from benchmarks.operations import encoder_operations
 from benchmarks.plain import PlainNetwork
+from benchmarks.reading import big_scan, measure_reading
 from voxsam.data.phantoms import Phantom, make_phantom
 from voxsam.errors import InputError
 from voxsam.model import load_model
 from voxsam.model.card import Card
+from voxsam.model.linear import precisions
 from voxsam.model.network import VoxSAMNetwork
+from voxsam.model.promptable import Promptable
 from voxsam.model.sizes import SIZES, TINY, ModelConfig
 from voxsam.preprocess import RELEASED, Preprocessing
-from voxsam.session import Session
-from voxsam.volume import Volume
 
 Numbers = dict[str, object]
 
 SCAN_SPACING_MM = 2.0
-BIG_SCAN = (128, 128, 75)  # voxels of the phantom that is enlarged to 512 x 512 x 300
-BIG_SCAN_MM = (3.2, 3.2, 4.0)
-SAMPLED = np.arange(-8, 8, 2)  # voxels about the click, on each axis, whose probabilities are compared
 SHORT_S = 5.0  # an encoding faster than this is repeated, and the best counts
 TINY_PREPROCESSING = Preprocessing(clip=(-120, 200), mean=35, sd=40, spacing_mm=(3, 3, 3), interpolation="area")
 
@@ -107,15 +105,25 @@ def _both_hooks(block: nn.Module, enter: Callable[..., None], leave: Callable[..
 
 
 def voxsam(settings: Settings) -> Numbers:
-    """VoxSAM's first click and the next one in the same crop."""
+    """VoxSAM's clicks in one crop, and one that moves it."""
     network = build(VoxSAMNetwork, settings.config, RELEASED["colon"], settings.seed)
-    return two_clicks(network, _scan_around(settings))
+    return all_clicks(network, _scan_around(settings))
 
 
 def plain(settings: Settings) -> Numbers:
     """The plain form's first click, and the next one with the encoder's features kept."""
     network = build(PlainNetwork, settings.config, RELEASED["colon"], settings.seed)
     return two_clicks(network, _scan_around(settings))
+
+
+def precision(settings: Settings) -> Numbers:
+    """The first click in every precision that this machine has, on the same weights and scan."""
+    network, scan = build(VoxSAMNetwork, settings.config, RELEASED["colon"], settings.seed), _scan_around(settings)
+    found: Numbers = {}
+    for name in precisions(torch.device("cpu")):
+        network.use_precision(name)
+        found[name] = two_clicks(network, scan)
+    return found
 
 
 def _scan_around(settings: Settings) -> Phantom:
@@ -126,50 +134,31 @@ def _scan_around(settings: Settings) -> Phantom:
 
 def tiny(settings: Settings) -> Numbers:
     """The packaged voxsam-tiny on a scan of 512 x 512 x 300 voxels that is already in memory."""
+    network, weights = _packaged(settings)
+    phantom = big_scan(settings.seed, 1 if settings.quick else 4)
+    return {**all_clicks(network, phantom), "scan_shape": list(phantom.scan.array.shape), "weights": weights}
+
+
+def reading(settings: Settings) -> Numbers:
+    """Reading such a scan from a .nii.gz file, to the first crop of voxsam-tiny."""
+    card = _packaged(settings)[0].card
+    return measure_reading(card.preprocessing, card.config.crop, settings.seed, settings.quick)
+
+
+def _packaged(settings: Settings) -> tuple[Promptable, str]:
     try:
-        network, weights = load_model("voxsam-tiny", "cpu"), "packaged"
+        return load_model("voxsam-tiny", "cpu"), "packaged"
     except InputError:
-        network, weights = build(VoxSAMNetwork, TINY, TINY_PREPROCESSING, settings.seed), "random"
-    factor = 1 if settings.quick else 4
-    small = make_phantom(settings.seed, BIG_SCAN, BIG_SCAN_MM)
-    array = small.scan.array.repeat(factor, 0).repeat(factor, 1).repeat(factor, 2)
-    scan = Volume(array, small.scan.grid.respace(small.scan.grid.spacing_mm / factor), "CT")
-    numbers = two_clicks(network, Phantom(scan, scan, tuple(factor * n for n in small.click)))  # type: ignore[arg-type]
-    return {**numbers, "scan_shape": list(array.shape), "weights": weights}
-
-
-def two_clicks(network: VoxSAMNetwork, phantom: Phantom) -> Numbers:
-    """Seconds from a click to the mask on the scan: the first click, and the next one, a voxel beside it.
-
-    With them 512 probabilities about the click, so that two forms can be compared. Raises RuntimeError if the second
-    click was answered from another crop.
-    """
-    encodings: list[str] = []
-
-    def progress(stage: str, share: float) -> None:
-        if share == 0:
-            encodings.append(stage)
-
-    session = Session(network, phantom.scan, follow=False, progress=progress)
-    i, j, k = phantom.click
-    start = time.perf_counter()
-    session.click((i, j, k))
-    first = time.perf_counter()
-    session.click((i + 1, j, k))
-    second = time.perf_counter()
-    if len(encodings) != 1:
-        raise RuntimeError(f"the two clicks took {len(encodings)} encodings, not one")
-    shape = phantom.scan.array.shape
-    around = np.ix_(*[np.clip(at + SAMPLED, 0, n - 1) for at, n in zip(phantom.click, shape, strict=True)])
-    sample = session.probabilities.array[around]
-    return {"first_click_s": first - start, "next_click_s": second - first, "sample": sample.ravel().tolist()}
+        return build(VoxSAMNetwork, TINY, TINY_PREPROCESSING, settings.seed), "random"
 
 
 CASES: dict[str, Callable[[Settings], Numbers]] = {
     "encoder": encoder,
     "voxsam": voxsam,
     "plain": plain,
+    "precision": precision,
     "tiny": tiny,
+    "reading": reading,
 }
 
 

@@ -24,16 +24,26 @@ from voxsam.evaluation.markdown import markdown_table, three_digits, write_betwe
 from voxsam.model.sizes import SIZES
 
 MARKER = "bench"
+LOWER = ("bf16", "int8")  # precisions
 WHAT = {
     "encoder": "the image encoder alone, and the rate of matrix products",
-    "voxsam": "VoxSAM: first click, next click",
+    "voxsam": "VoxSAM: ten clicks, undo, a click that moves the crop",
     "plain": "the plain form: first click, next click (ViT-B at 128^3: minutes, and up to 8 GB)",
-    "tiny": "voxsam-tiny: first click, next click",
+    "precision": "VoxSAM in every precision that this machine has",
+    "tiny": "voxsam-tiny: ten clicks, undo, a click that moves the crop",
+    "reading": "reading a large .nii.gz, to the first crop",
 }
 ROWS = (
     ("First click, s", "first_click_s", 1.0),
     ("Next click in the same crop, s", "next_click_s", 1.0),
     ("Peak memory, GB", "peak_memory_bytes", 1e9),
+)
+MORE_ROWS = (
+    *ROWS[:2],
+    ("Click that moves the crop, s", "moving_click_s", 1.0),
+    ("Ten clicks in one crop, s", "ten_clicks_s", 1.0),
+    ("Undo, s", "undo_s", 1.0),
+    ROWS[2],
 )
 
 Results = dict[str, Any]
@@ -80,14 +90,17 @@ def measure(
             print(f"  done in {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
     comparison = compare(cases.get("plain"), cases["voxsam"])
     rates = encoder_rates(cases["encoder"])
-    for numbers in cases.values():
-        numbers.pop("sample", None)
+    lower = compare_precisions(cases["precision"])
+    for numbers in (*cases.values(), *cases["precision"].values()):
+        if isinstance(numbers, dict):
+            numbers.pop("sample", None)
     return {
         "machine": describe_machine(settings["threads"]),
         "settings": settings,
         "cases": cases,
         "ratios": comparison,
         "encoder_rates": rates,
+        "precisions": lower,
     }
 
 
@@ -96,8 +109,24 @@ def compare(plain: Results | None, voxsam: Results) -> Results | None:
     if plain is None:
         return None
     ratios = {key: plain[key] / voxsam[key] for _, key, _ in ROWS}
-    apart = max(abs(a - b) for a, b in zip(plain["sample"], voxsam["sample"], strict=True))
-    return {**ratios, "largest_difference_of_probability": apart}
+    return {**ratios, "largest_difference_of_probability": _apart(plain, voxsam)}
+
+
+def compare_precisions(case: Results) -> Results:
+    """float32 / lower precision for the first click, and by how much its probabilities differ at most."""
+    exact = case["float32"]
+    return {
+        name: {
+            "first_click_s": exact["first_click_s"] / found["first_click_s"],
+            "largest_difference_of_probability": _apart(exact, found),
+        }
+        for name, found in case.items()
+        if name in LOWER
+    }
+
+
+def _apart(one: Results, other: Results) -> float:
+    return max(abs(a - b) for a, b in zip(one["sample"], other["sample"], strict=True))
 
 
 def encoder_rates(encoder: Results) -> Results:
@@ -120,7 +149,9 @@ def report(results: Results) -> str:
         markdown_table(_encoder_rows(cases["encoder"], results["encoder_rates"])),
         "Matrix products of this machine, measured in the same process: "
         f"{three_digits(results['encoder_rates']['matrix_product'] / 1e9)} GFLOP/s.",
+        markdown_table(_precision_rows(results)),
         markdown_table(_tiny_rows(cases["tiny"])),
+        markdown_table(_reading_rows(cases["reading"])),
     ]
     if ratios:
         apart = ratios["largest_difference_of_probability"]
@@ -130,16 +161,27 @@ def report(results: Results) -> str:
 
 def _click_rows(results: Results) -> list[Results]:
     settings, cases, ratios = results["settings"], results["cases"], results["ratios"] or {}
-    title, plain = f"{settings['size']}, crop {settings['crop']}³", cases.get("plain")
+    title, plain = f"{settings['size']}, crop {settings['crop']}³", cases.get("plain") or {}
     return [
         {
             title: row,
-            "plain": plain[key] / unit if plain else None,
+            "plain": plain[key] / unit if key in plain else None,
             "VoxSAM": cases["voxsam"][key] / unit,
             "plain / VoxSAM": ratios.get(key),
         }
-        for row, key, unit in ROWS
+        for row, key, unit in MORE_ROWS
     ]
+
+
+def _precision_rows(results: Results) -> list[Results]:
+    settings, case = results["settings"], results["cases"]["precision"]
+    title = f"{settings['size']}, crop {settings['crop']}³, first click"
+    rows: list[Results] = [{title: "float32", "s": case["float32"]["first_click_s"], "float32 / this": None}]
+    for name, lower in results["precisions"].items():
+        apart = f"{lower['largest_difference_of_probability']:.0e}"
+        seconds, ratio = case[name]["first_click_s"], lower["first_click_s"]
+        rows.append({title: name, "s": seconds, "float32 / this": ratio, "probabilities differ by at most": apart})
+    return rows
 
 
 def _encoder_rows(encoder: Results, rates: Results) -> list[Results]:
@@ -158,7 +200,19 @@ def _encoder_rows(encoder: Results, rates: Results) -> list[Results]:
 def _tiny_rows(tiny: Results) -> list[Results]:
     shape = " × ".join(str(n) for n in tiny["scan_shape"])
     title = f"voxsam-tiny ({tiny['weights']} weights), scan of {shape} in memory"
-    return [{title: row, "VoxSAM": tiny[key] / unit} for row, key, unit in ROWS]
+    return [{title: row, "VoxSAM": tiny[key] / unit} for row, key, unit in MORE_ROWS]
+
+
+def _reading_rows(case: Results) -> list[Results]:
+    shape = " × ".join(str(n) for n in case["scan_shape"])
+    title, unpacking = f".nii.gz of {shape}, {case['packed_bytes'] / 1e6:.0f} MB", case["unpacking_s"]
+    rows = (
+        ("Unpacked by Python's gzip", unpacking),
+        ("Read by VoxSAM", case["reading_s"]),
+        ("First crop cut and normalised", case["first_crop_s"]),
+        ("Read, and first crop", case["reading_s"] + case["first_crop_s"]),
+    )
+    return [{title: row, "s": seconds, "of unpacking": f"{100 * seconds / unpacking:.0f} %"} for row, seconds in rows]
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:

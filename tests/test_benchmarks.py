@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import cases, plain, run
@@ -14,8 +15,10 @@ from benchmarks.machine import available_cores, describe_machine, matrix_product
 from benchmarks.operations import encoder_operations
 from voxsam.errors import FileError
 from voxsam.evaluation.markdown import markdown_table, three_digits, write_between_markers
+from voxsam.model.card import Card
+from voxsam.model.linear import precisions
 from voxsam.model.network import VoxSAMNetwork
-from voxsam.model.sizes import TINY, VIT_B
+from voxsam.model.sizes import TINY, VIT_B, ModelConfig
 from voxsam.preprocess import RELEASED
 
 MEGABYTE = 2**20
@@ -54,6 +57,46 @@ def test_the_operations_of_vit_b_by_hand():
     assert 12 * linear == pytest.approx(6.03e12, rel=1e-3)
     assert found.blocks == 12 * (linear + attention + 2 * tokens * 384 * 27)
     assert found.patch_embedding == 2 * tokens * 6**3 * c
+
+
+class Largest(TorchDispatchMode):
+    """Notes the size of the largest tensor that any operation returns."""
+
+    nbytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        for tensor in made if isinstance(made, tuple | list) else (made,):
+            if isinstance(tensor, torch.Tensor):
+                self.nbytes = max(self.nbytes, tensor.numel() * tensor.element_size())
+        return made
+
+
+def cost(form: type[VoxSAMNetwork], config: ModelConfig) -> dict[str, tuple[int, int]]:
+    """Operations, and bytes of the largest tensor, of encoding and of a click; on paper: nothing is computed."""
+    with torch.device("meta"):
+        network = form(Card(name="counted", config=config, preprocessing=RELEASED["colon"]))
+        crop, looks = torch.zeros(1, 1, *[config.crop] * 3), torch.zeros(1, 1, config.feature_width)
+    found, kept = {}, []
+    steps = {
+        "encode": lambda: kept.extend([network.encode(crop)]),
+        "static": lambda: kept.extend([network.static(kept[0], crop)]),
+        "click": lambda: network.decode(kept[0], crop, looks=looks, static=kept[1]),
+    }
+    for name, step in steps.items():
+        with torch.no_grad(), FlopCounterMode(display=False) as operations, Largest() as largest:
+            step()
+        found[name] = operations.get_total_flops(), largest.nbytes
+    return found
+
+
+def test_vit_b_takes_a_fraction_of_the_plain_forms_operations_and_memory():
+    """These ratios hold on every machine, so that a change which gives them up is seen where nothing can be timed."""
+    plain_, voxsam_ = cost(plain.PlainNetwork, VIT_B), cost(VoxSAMNetwork, VIT_B)
+    assert plain_["click"][0] > 7 * voxsam_["click"][0]
+    assert sum(n for n, _ in voxsam_.values()) < 0.95 * sum(n for n, _ in plain_.values())
+    assert max(n for _, n in plain_.values()) > 7 * max(n for _, n in voxsam_.values())
+    assert plain_["encode"][1] > 15 * voxsam_["encode"][1]
 
 
 # Ratios and rates
@@ -104,11 +147,16 @@ def results() -> dict:
 
 
 def test_the_results_have_these_keys(results):
-    assert list(results) == ["machine", "settings", "cases", "ratios", "encoder_rates"]
-    assert list(results["cases"]) == ["encoder", "voxsam", "plain", "tiny"]
+    assert list(results) == ["machine", "settings", "cases", "ratios", "encoder_rates", "precisions"]
+    assert list(results["cases"]) == ["encoder", "voxsam", "plain", "precision", "tiny", "reading"]
     assert set(results["machine"]) == {"cpu", "cores", "threads", "system", "python", "torch"}
-    for name in ("voxsam", "plain"):
-        assert set(results["cases"][name]) == {"first_click_s", "next_click_s", "peak_memory_bytes"}
+    clicks = {"first_click_s", "next_click_s", "peak_memory_bytes"}
+    more = {"each_click_s", "ten_clicks_s", "undo_s", "moving_click_s"}
+    assert set(results["cases"]["plain"]) == clicks
+    assert set(results["cases"]["voxsam"]) == clicks | more
+    assert len(results["cases"]["voxsam"]["each_click_s"]) == 10
+    assert results["cases"]["reading"]["scan_shape"] == [128, 128, 75]
+    assert set(results["precisions"]) == set(precisions(torch.device("cpu"))) - {"float32"}
     encoder = results["cases"]["encoder"]
     assert encoder["encoder_operations"] == encoder_operations(cases.Settings(**SETTINGS).config, (32,) * 3).encoder
     assert 0 < encoder["blocks_s"] < encoder["encoder_s"]
@@ -122,7 +170,7 @@ def test_both_forms_gave_the_same_probabilities(results):
 def test_the_report_has_a_row_for_each_click_and_for_memory(results):
     text = run.report(results)
     assert "| tiny, crop 32³ | plain | VoxSAM | plain / VoxSAM |" in text
-    for row in ("First click, s", "Next click in the same crop, s", "Peak memory, GB"):
+    for row, _, _ in run.MORE_ROWS:
         assert text.count(f"| {row} |") == 2  # of the two forms, and of voxsam-tiny
     shown = three_digits(results["ratios"]["first_click_s"])
     assert f"{shown} |\n| Next click" in text
@@ -136,7 +184,9 @@ def test_a_plain_form_that_does_not_fit_is_left_out(capsys):
 
     stand_in = {"first_click_s": 1.0, "next_click_s": 1.0, "peak_memory_bytes": 1e9, "scan_shape": [1, 2, 3]}
     stand_in |= {f"{part}_{key}": 1.0 for part in ("blocks", "encoder") for key in ("s", "operations")}
-    stand_in |= {"matrix_product_rates": {"a": 1.0}, "weights": "random"}
+    stand_in |= {"matrix_product_rates": {"a": 1.0}, "weights": "random", "packed_bytes": 1e6}
+    stand_in |= dict.fromkeys(("ten_clicks_s", "undo_s", "moving_click_s", "unpacking_s", "reading_s"), 1.0)
+    stand_in |= {"first_crop_s": 1.0, "float32": {"first_click_s": 1.0, "sample": [0.5]}}
     found = run.measure(SETTINGS, run_case=run_case)
     assert "plain" not in found["cases"] and found["ratios"] is None
     assert "| First click, s | – | 1.00 | – |" in run.report(found)

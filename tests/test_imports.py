@@ -27,6 +27,7 @@ LAYERS = (
     ("errors", "geometry"),
     ("volume", "resample"),
     ("preprocess", "prompts", "crops", "boxes", "io"),
+    ("drawing",),
     ("history", "label_map"),
     ("model",),
     ("encoded",),

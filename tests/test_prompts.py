@@ -116,6 +116,14 @@ def test_a_box_up_to_the_outer_faces_holds_no_voxel_outside() -> None:
     assert (first.tolist(), last.tolist()) == ([0, 0, 0], [19, 15, 11])
 
 
+def test_a_box_may_say_where_in_it_the_tumour_surely_is() -> None:
+    box = Box.at_index(scan(), (2, 3, 4), (8, 9, 10))
+    elsewhere = Point.at_index(scan(), (7, 4, 10))
+    assert Box(box.corner_mm, box.opposite_mm, elsewhere.world_mm).points(scan()) == [elsewhere]
+    with pytest.raises(PromptError, match="a click outside the scan"):
+        Box(box.corner_mm, box.opposite_mm, (1e4, 0.0, 0.0)).points(scan())
+
+
 def test_a_box_of_one_voxel() -> None:
     box = Box.at_index(scan(), (4, 5, 6), (4, 5, 6))
     assert [ends.tolist() for ends in box.index_range(scan())] == [[4, 5, 6], [4, 5, 6]]

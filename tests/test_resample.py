@@ -8,6 +8,7 @@ import scipy.ndimage
 import SimpleITK as sitk
 import torch
 
+from voxsam import resample as module
 from voxsam.geometry import Grid
 from voxsam.resample import parallel_axes, resample
 from voxsam.volume import Volume
@@ -259,3 +260,31 @@ def test_only_the_covered_voxels_are_taken() -> None:
     array.taken = []
     resample(Volume(array, source), source.crop((10, 20, 30), (4, 5, 6)).respace((0.5, 0.5, 0.5)))
     assert array.taken == [6 * 7 * 8]  # one more voxel on each side
+
+
+@pytest.mark.parametrize("method", ["linear", "area"])
+@pytest.mark.parametrize("axes", ["SAR", "PIR"])
+def test_blocks_of_places_meet_without_a_seam(axes, method, monkeypatch):
+    """Every block size gives the same numbers; the target is coarser on one axis, finer on another, and reaches out."""
+    volume = noise(oblique((23, 31, 17)))
+    target = volume.grid.reorient(axes).respace((1.9, 0.7, 1.1)).pad((2, 0, 3), (1, 5, 0))
+    found = {}
+    for block in (1, 7, 1000):
+        monkeypatch.setattr(module, "BLOCK", block)
+        found[block] = resample(volume, target, method)
+    assert np.abs(found[1] - found[1000]).max() < ROUNDING
+    assert np.abs(found[7] - found[1000]).max() < ROUNDING
+    if method == "linear":
+        index = volume.grid.world_to_index(target.index_to_world(np.moveaxis(np.indices(target.shape), 0, -1)))
+        clipped = np.clip(index, 0, np.array(volume.grid.shape) - 1)
+        expected = scipy.ndimage.map_coordinates(volume.array.astype(float), np.moveaxis(clipped, -1, 0), order=1)
+        assert np.abs(found[7] - expected).max() < ROUNDING
+
+
+def test_the_source_may_be_of_any_type_and_layout():
+    grid = oblique((23, 31, 17))
+    values = np.random.default_rng(0).integers(-1000, 1000, grid.shape).astype(np.int16)
+    target = grid.reorient("SAR").respace((1.9, 0.7, 1.1))
+    expected = resample(Volume(values.astype(np.float32), grid), target, "area")
+    for array in (values, np.asfortranarray(values), values.astype(">i2"), values.repeat(2, 1)[:, ::2]):
+        assert np.array_equal(resample(Volume(array, grid), target, "area"), expected)

@@ -121,6 +121,23 @@ def cut(piece: Piece, window: Window) -> NDArray[np.float32]:
     return out
 
 
+def around_tumour(piece: Piece) -> Piece | None:
+    """The part of a piece that holds its voxels above THRESHOLD and their neighbours; None if there is no such voxel.
+
+    Interpolated linearly, no place beyond it comes above THRESHOLD.
+    """
+    window, probability = piece
+    inside = probability > THRESHOLD
+    found = [np.flatnonzero(inside.any(axis=tuple(a for a in range(3) if a != axis))) for axis in range(3)]
+    if not len(found[0]):
+        return None
+    low = [max(0, int(places[0]) - 1) for places in found]
+    high = [min(n, int(places[-1]) + 2) for places, n in zip(found, window.shape, strict=True)]
+    start, shape = np.add(window.start, low), np.subtract(high, low)
+    part = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
+    return Window(window.lattice, tuple(start.tolist()), tuple(shape.tolist())), probability[part]
+
+
 def require_numbers(probability: NDArray[np.float32], model: str) -> None:
     """Raises CheckpointError if an answer of the model `model` has a NaN: thresholded it would be an empty mask."""
     if np.isnan(probability.max()):

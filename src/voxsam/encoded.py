@@ -51,6 +51,10 @@ class EncodedCrops:
         """Memory that they take together."""
         return sum(encoded.nbytes for encoded in self.kept.values())
 
+    def forget(self) -> None:
+        """Free them all; a crop that is needed again is encoded again."""
+        self.kept.clear()
+
     def get(self, window: Window) -> Encoded:
         """The window's crop, encoded now unless it was before; under the caller's gradient mode."""
         if window.start in self.kept:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
 
 from voxsam.boxes import NOWHERE, hull, intersection, within
-from voxsam.crops import Piece
+from voxsam.crops import Piece, around_tumour
 from voxsam.geometry import Grid
 from voxsam.preprocess import Slices, Window, paste, paste_box
 from voxsam.prompts import Point, Prompt
@@ -38,25 +39,34 @@ class Answer:
         """Memory of the probabilities."""
         return 0 if self.piece is None else self.piece[1].nbytes
 
+    @cached_property
+    def tumour(self) -> Piece | None:
+        """The part of the piece that every voxel above THRESHOLD lies well inside; None if there is none."""
+        return None if self.piece is None else around_tumour(self.piece)
+
     def reach(self, scan: Grid) -> Slices:
-        """The box of the scan outside which the answer is 0."""
-        if self.piece is None:
+        """The box of the scan outside which the answer's mask is empty."""
+        if self.tumour is None:
             return NOWHERE
-        reached = paste_box(self.piece[0], scan)
+        reached = paste_box(self.tumour[0], scan)
         return reached if self.box is None else intersection(reached, self.box)
 
     def on_scan(self, scan: Grid) -> Pasted:
         """The box that the answer reaches, and the probabilities in it; computed when first asked for."""
         if "pasted" not in self.__dict__:
-            self.__dict__["pasted"] = self._paste(scan)
+            self.__dict__["pasted"] = self._paste(self.tumour, scan)
         return self.__dict__["pasted"]
 
-    def _paste(self, scan: Grid) -> Pasted:
-        if self.piece is None:
+    def probabilities(self, scan: Grid) -> Pasted:
+        """The box of the scan outside which the answer knows nothing but 0, and the probabilities in it."""
+        return self._paste(self.piece, scan)
+
+    def _paste(self, piece: Piece | None, scan: Grid) -> Pasted:
+        if piece is None:
             return NOWHERE, np.zeros((0, 0, 0), dtype=np.float32)
-        window, probability = self.piece
+        window, probability = piece
         pasted, values = paste(probability, window, scan)
-        reached = self.reach(scan)
+        reached = pasted if self.box is None else intersection(pasted, self.box)
         return reached, values[within(reached, pasted)]
 
     def forget_pasted(self) -> None:
@@ -94,6 +104,16 @@ class History:
         self.changed = NOWHERE
         self._past: list[State] = []
         self._future: list[State] = []
+
+    @property
+    def can_undo(self) -> bool:
+        """Whether there is a step back."""
+        return bool(self._past)
+
+    @property
+    def can_redo(self) -> bool:
+        """Whether there is a step forth again."""
+        return bool(self._future)
 
     def enter(self, state: State) -> None:
         """Make a new step; what was taken back is forgotten."""

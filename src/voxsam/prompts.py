@@ -51,6 +51,7 @@ class Box:
 
     corner_mm: World
     opposite_mm: World
+    click_mm: World | None = None  # where in it the tumour surely is; None: in its middle
 
     @classmethod
     def at_index(cls, grid: Grid, low: Sequence[float], high: Sequence[float]) -> Box:
@@ -64,9 +65,11 @@ class Box:
         return corners.min(0), corners.max(0)
 
     def points(self, scan: Grid) -> list[Point]:
-        """One click, in the middle. Raises PromptError if a corner lies outside the scan."""
+        """One click: `click_mm`, or in the middle. Raises PromptError if it or a corner lies outside the scan."""
         for corner in (self.corner_mm, self.opposite_mm):
             _require_inside(scan, corner, "box corner")
+        if self.click_mm is not None:
+            return Point(self.click_mm).points(scan)
         middle = (np.array(self.corner_mm) + np.array(self.opposite_mm)) / 2
         return [Point(tuple(middle.tolist()))]
 
@@ -201,7 +204,8 @@ def _part_on_scan(volume: Volume, scan: Grid, what: str) -> NDArray:
 
     Resampling them to the scan would lose strokes between its voxels.
     """
-    if volume.grid.close_to(scan):
+    ends = np.stack(np.meshgrid(*((0, n - 1) for n in volume.grid.shape), indexing="ij"), -1)
+    if scan.contains(volume.grid.index_in(scan, ends)).all():  # then all between them, too
         return volume.array
     labelled = np.argwhere(volume.array != 0)
     inside = labelled[scan.contains(volume.grid.index_in(scan, labelled))]

@@ -12,6 +12,7 @@ from voxsam.geometry import Grid
 from voxsam.volume import Volume
 
 SKEW_TOLERANCE = 1e-4  # voxels per voxel: below it, the axes of two grids count as parallel
+BLOCK = 32  # places along an axis that are interpolated together
 
 Method = Literal["linear", "area", "nearest"]
 
@@ -61,12 +62,12 @@ def _along_axes(
         taps[source_axis] = _taps(at, array.shape[source_axis], abs(step), method)
     starts = [int(index.min()) for index, _ in taps]
     covered = tuple(slice(s, int(index.max()) + 1) for s, (index, _) in zip(starts, taps, strict=True))
-    part = array[covered].astype(np.float32)
+    part = array[covered].transpose(partner)
     # Shrinking axes first keeps the intermediate arrays small.
-    for axis in sorted(range(3), key=lambda a: len(taps[a][0]) / part.shape[a]):
-        index, weight = taps[axis]
-        part = _along_one(part, axis, index - starts[axis], weight)
-    return np.ascontiguousarray(part.transpose(partner))
+    for axis in sorted(range(3), key=lambda a: shape[a] / part.shape[a]):
+        index, weight = taps[partner[axis]]
+        part = _along_one(part, axis, index - starts[partner[axis]], weight)
+    return np.ascontiguousarray(part, dtype=np.float32)
 
 
 def _taps(
@@ -84,13 +85,33 @@ def _taps(
     return index[:, used].clip(0, length - 1), weight[:, used].astype(np.float32)
 
 
-def _along_one(
-    part: NDArray[np.float32], axis: int, index: NDArray[np.intp], weight: NDArray[np.float32]
-) -> NDArray[np.float32]:
+def _along_one(part: NDArray, axis: int, index: NDArray[np.intp], weight: NDArray[np.float32]) -> NDArray:
+    """One axis of an array of any type and layout: what its places read, as float32; as stored where that is one voxel.
+
+    BLOCK places are made at a time, by the product of a small dense matrix with the voxels that they read together: no
+    more of the source than that is float32 at any time.
+    """
     if weight.shape[1] == 1:
         return part.take(index[:, 0], axis)
-    broadcast = [-1 if a == axis else 1 for a in range(3)]
-    out = part.take(index[:, 0], axis) * weight[:, 0].reshape(broadcast)
-    for tap in range(1, weight.shape[1]):
-        out += part.take(index[:, tap], axis) * weight[:, tap].reshape(broadcast)
+    out = np.empty([len(index) if a == axis else n for a, n in enumerate(part.shape)], dtype=np.float32)
+    for start in range(0, len(index), BLOCK):
+        block = slice(start, start + BLOCK)
+        low, high = int(index[block].min()), int(index[block].max()) + 1
+        matrix = np.zeros((len(index[block]), high - low), dtype=np.float32)
+        np.add.at(matrix, (np.arange(len(matrix))[:, None], index[block] - low), weight[block])
+        _multiply(matrix, part[_along(axis, slice(low, high))], axis, out[_along(axis, block)])
     return out
+
+
+def _along(axis: int, box: slice) -> tuple[slice, ...]:
+    """The box of an array that is `box` on one axis, and all of the others."""
+    return tuple(box if a == axis else slice(None) for a in range(3))
+
+
+def _multiply(matrix: NDArray[np.float32], part: NDArray, axis: int, out: NDArray[np.float32]) -> None:
+    """Fill `out` with the matrix applied along one axis of a part, plane by plane, as BLAS likes it."""
+    part = np.ascontiguousarray(part, dtype=np.float32)
+    if axis == 2:
+        np.matmul(part, matrix.T, out=out)
+    else:
+        np.matmul(matrix, np.moveaxis(part, axis, 1), out=np.moveaxis(out, axis, 1))

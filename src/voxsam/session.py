@@ -8,14 +8,16 @@ history (the answers and the steps), label_map (the mask).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from voxsam.boxes import hull
 from voxsam.crops import THRESHOLD, Piece, choose_windows, connected, cut, is_new, merge, next_windows
 from voxsam.encoded import EncodedCrops, Progress
 from voxsam.errors import PromptError, UnsupportedError
@@ -106,6 +108,10 @@ class Session:
         self._history.enter(self._history.state.with_answer(Answer(), number))
         return number
 
+    def forget_features(self) -> None:
+        """Free the encoded crops, to save memory; answers stay, and what is needed again is encoded again."""
+        self._encoded.forget()
+
     def select(self, number: int) -> None:
         """Make an object current again. Raises PromptError if there is none of that number."""
         if number not in self.objects:
@@ -125,6 +131,26 @@ class Session:
         return self._history.state.current
 
     @property
+    def answers(self) -> Mapping[int, Answer]:
+        """What is known of every object, by its number: its prompts, their clicks, its messages."""
+        return self._history.state.answers
+
+    @property
+    def can_undo(self) -> bool:
+        """Whether there is a step to take back."""
+        return self._history.can_undo
+
+    @property
+    def can_redo(self) -> bool:
+        """Whether there is a step that undo took back."""
+        return self._history.can_redo
+
+    @property
+    def features_bytes(self) -> int:
+        """Memory of the encoded crops that are kept."""
+        return self._encoded.nbytes
+
+    @property
     def prompts(self) -> tuple[Prompt, ...]:
         """The current object's prompts so far."""
         return self._history.state.answer.prompts
@@ -141,11 +167,16 @@ class Session:
 
     @property
     def changed(self) -> Slices:
-        """The box of the scan that the last step (prompt, undo, redo, reset) may have changed; outside it nothing did.
+        """The box of the mask that the last step (prompt, undo, redo, reset) may have changed; outside it nothing did.
 
-        It holds what the changed objects reached before and reach now, and is empty if there is no such object.
+        It holds where the changed objects were before and are now, and is empty if there is no such object.
         """
         return self._history.changed
+
+    @property
+    def extent(self) -> Slices:
+        """The box of the scan outside which the mask is 0; empty without an answer."""
+        return hull(answer.reach(self.volume.grid) for answer in self.answers.values())
 
     @property
     def mask(self) -> Volume:
@@ -160,9 +191,29 @@ class Session:
     def probabilities(self) -> Volume:
         """float32 0..1 on the scan's grid: the current object's probability of being tumour."""
         out = np.zeros(self.volume.grid.shape, dtype=np.float32)
-        box, values = self._history.state.answer.on_scan(self.volume.grid)
+        box, values = self._history.state.answer.probabilities(self.volume.grid)
         out[box] = values
         return Volume(out, self.volume.grid, "", self.volume.header)
+
+    def show(
+        self,
+        *,
+        centre: Sequence[float] | None = None,
+        window: tuple[float, float] | Literal["auto"] = "auto",
+        interactive: bool = False,
+    ) -> Any:
+        """What a notebook shows as the last line of a cell: three planes with the mask and every object's clicks.
+
+        They go through the first click in the mask, or through `centre`, an index (i, j, k). `window`: level and width.
+        With `interactive` it is NiiVue's viewer, to scroll and to turn. Raises UnsupportedError if it is not installed.
+        """
+        from voxsam.drawing import notebook  # matplotlib: a second to import
+
+        if interactive:
+            return notebook.viewer(self.volume, self.mask, window)
+        clicks = [click for answer in self._history.state.answers.values() for click in answer.clicks]
+        places = [(self.volume.grid.world_to_index(click.world_mm).tolist(), click.positive) for click in clicks]
+        return notebook.picture(self.volume, self.mask, places, centre=centre, window=window)
 
     # How an answer is made
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from voxsam.boxes import crop_to_objects, labels_of
 from voxsam.errors import GeometryError
-from voxsam.evaluation.metrics import crop_to_objects, dice, labels_of, longest_axial_diameter, volume_ml
+from voxsam.evaluation.metrics import dice, longest_axial_diameter, volume_ml
 from voxsam.geometry import Grid
 from voxsam.volume import Volume
 

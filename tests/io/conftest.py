@@ -11,7 +11,9 @@ import pydicom
 import pytest
 from io_phantoms import COLUMN, GRIDS, NORMAL, ORIGIN, PIXEL_SPACING, ROW, SHAPE, SLICE_STEP
 from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+from pydicom.encaps import encapsulate
+from pydicom.sequence import Sequence
+from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from voxsam.geometry import Grid
 
@@ -88,3 +90,80 @@ def write_series(scan_array: np.ndarray) -> Callable[..., Path]:
         return folder
 
     return write
+
+
+STUDY = {
+    "StudyInstanceUID": "1.2.3.9",
+    "FrameOfReferenceUID": "1.2.3.8",
+    "PatientName": "Phantom^Anna",
+    "PatientID": "P-7",
+    "PatientSex": "F",
+    "StudyDate": "20240229",
+    "SpecificCharacterSet": "ISO_IR 100",
+}
+
+
+@pytest.fixture
+def write_study(write_series: Callable[..., Path]) -> Callable[..., Path]:
+    """As write_series, with what a mask needs to refer to the series: study, frame of reference, patient."""
+
+    def write(folder: Path, *args: Any, **extra: Any) -> Path:
+        return write_series(folder, *args, **(STUDY | extra))
+
+    return write
+
+
+def _items(**elements: Any) -> Sequence:
+    item = pydicom.Dataset()
+    for keyword, value in elements.items():
+        setattr(item, keyword, value)
+    return Sequence([item])
+
+
+@pytest.fixture
+def write_enhanced(scan_array: np.ndarray) -> Callable[..., Path]:
+    """A function that writes `scan_array` as one multi-frame file whose frames run in an order of their own.
+
+    `edit(frame_item, k)` changes the functional groups of slice k, `pack(pixels)` compresses a frame for `syntax`.
+    """
+
+    def write(
+        path: Path,
+        order: tuple[int, ...] = (4, 0, 8, 1, 7, 2, 6, 3, 5),
+        edit: Callable[[pydicom.Dataset, int], Any] = lambda item, k: None,
+        pack: Callable[[np.ndarray], bytes] | None = None,
+        syntax: str = ExplicitVRLittleEndian,
+        array: np.ndarray = scan_array,
+        **extra: Any,
+    ) -> Path:
+        kind = {"SOPClassUID": EnhancedCTImageStorage, "NumberOfFrames": len(order), "PixelData": None}
+        places = {"ImagePositionPatient": None, "ImageOrientationPatient": None, "PixelSpacing": None}
+        dataset = _dataset(array[:, :, 0], ORIGIN, 1, "1.2.3.4", STUDY | kind | places | extra)
+        shared = pydicom.Dataset()
+        shared.PlaneOrientationSequence = _items(ImageOrientationPatient=[*ROW, *COLUMN])
+        shared.PixelMeasuresSequence = _items(PixelSpacing=list(PIXEL_SPACING), SliceThickness=SLICE_STEP)
+        frames = []
+        for k in order:
+            frame = pydicom.Dataset()
+            position = [float(f"{x:.6f}") for x in ORIGIN + k * SLICE_STEP * NORMAL]
+            frame.PlanePositionSequence = _items(ImagePositionPatient=position)
+            edit(frame, k)
+            frames.append(frame)
+        dataset.SharedFunctionalGroupsSequence = Sequence([shared])
+        dataset.PerFrameFunctionalGroupsSequence = Sequence(frames)
+        pixels = [array[:, :, k].T for k in order]
+        dataset.file_meta.MediaStorageSOPClassUID, dataset.file_meta.TransferSyntaxUID = EnhancedCTImageStorage, syntax
+        packed = pack is not None
+        dataset.PixelData = encapsulate([pack(p) for p in pixels]) if pack else b"".join(p.tobytes() for p in pixels)
+        dataset["PixelData"].VR = "OB" if packed else "OW"
+        dataset["PixelData"].is_undefined_length = packed
+        dataset.save_as(path, enforce_file_format=True)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def scaling_of() -> Callable[[float, float], Sequence]:
+    """A function that makes the functional group which scales a frame."""
+    return lambda slope, intercept: _items(RescaleSlope=slope, RescaleIntercept=intercept, RescaleType="HU")

@@ -280,5 +280,5 @@ def test_labels_must_be_whole_numbers(tmp_path, bad):
 
 
 def test_labels_do_not_come_from_dicom(tmp_path):
-    with pytest.raises(FileError, match=r"as labels; expected a mask in one of \.nii, \.nii\.gz, \.nrrd, \.mha"):
+    with pytest.raises(FileError, match=r"as labels; expected a DICOM-SEG or RTSTRUCT file, or \.nii\.gz"):
         read_volume(tmp_path, labels=True)

@@ -10,6 +10,7 @@ import pytest
 import SimpleITK as sitk
 from io_phantoms import COLUMN, NORMAL, ORIGIN, PIXEL_SPACING, ROW, SLICE_STEP
 from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
     JPEG2000Lossless,
     JPEGLosslessSV1,
     JPEGLSLossless,
@@ -19,7 +20,7 @@ from pydicom.uid import (
 )
 
 from voxsam.errors import FileError, GeometryError, ImageError, UnsupportedError
-from voxsam.io import dicom_files, read_volume
+from voxsam.io import dicom_files, dicom_zip, read_volume
 
 RAS = np.diag([-1.0, -1, 1])
 
@@ -199,10 +200,41 @@ def test_refuses_a_zip_bomb_before_unpacking(tmp_path):
         read_volume(tmp_path / "bomb.zip")
 
 
+def test_refuses_a_zip_that_shrank_too_well(tmp_path, write_series):
+    archive = zipped(write_series(tmp_path / "ct"), tmp_path / "ct.zip")
+    with zipfile.ZipFile(archive, "a", zipfile.ZIP_DEFLATED) as more:
+        more.writestr("zeros.dcm", bytes(80 * 2**20))
+    words = r"ct\.zip would unpack to \d{3,4} times its size; expected at most 50 times"
+    with pytest.raises(FileError, match=words):
+        read_volume(archive)
+
+
+def test_refuses_a_zip_whose_directory_would_fill_the_memory(tmp_path, monkeypatch):
+    with zipfile.ZipFile(tmp_path / "many.zip", "w") as archive:
+        for n in range(500):
+            archive.writestr(f"{n}.dcm", b"")
+    monkeypatch.setattr(dicom_zip, "MAX_DIRECTORY_BYTES", 20_000)
+    with pytest.raises(
+        FileError, match=r"many\.zip holds a directory of 2\d,\d{3} bytes; expected at most 20,000 files"
+    ):
+        read_volume(tmp_path / "many.zip")
+
+
+def test_members_that_are_no_dicom_are_not_unpacked(tmp_path, write_series, monkeypatch, scan_array):
+    folder = write_series(tmp_path / "ct")
+    (folder / "movie.avi").write_bytes(b"RIFF" * 1000)
+    archive, unpacked = zipped(folder, tmp_path / "ct.zip"), []
+    copy = dicom_zip.shutil.copyfileobj
+    monkeypatch.setattr(dicom_zip.shutil, "copyfileobj", lambda a, b: (unpacked.append(a.name), copy(a, b)))
+    assert np.array_equal(read_volume(archive).array, scan_array)
+    assert len(unpacked) == 9 and "movie.avi" not in unpacked
+
+
 def test_refuses_too_many_files(tmp_path, write_series, monkeypatch):
     folder = write_series(tmp_path / "ct")
     archive = zipped(folder, tmp_path / "ct.zip")
     monkeypatch.setattr(dicom_files, "MAX_FILES", 8)
+    monkeypatch.setattr(dicom_zip, "MAX_FILES", 8)
     with pytest.raises(FileError, match="ct holds over 8 files; expected one series"):
         read_volume(folder)
     with pytest.raises(FileError, match=r"ct\.zip holds 9 files; expected at most 8"):
@@ -359,12 +391,12 @@ def test_refuses_a_single_dicom_file(tmp_path, write_series):
         read_volume(folder / "IM00.dcm")
 
 
-def test_refuses_multi_frame(tmp_path, write_series, scan_array):
+def test_refuses_multi_frame_of_the_old_kind(tmp_path, write_series, scan_array):
     def frames(dataset, k):
         dataset.NumberOfFrames, dataset.PixelData = 9, scan_array.T.tobytes()
         return k == 0
 
-    words = r"IM00\.dcm is a multi-frame DICOM file of 9 frames; expected one file per slice; convert it to NIfTI"
+    words = r"IM00\.dcm is a multi-frame DICOM file of 9 frames without their positions; expected an enhanced CT"
     with pytest.raises(UnsupportedError, match=words):
         read_volume(write_series(tmp_path / "ct", frames))
 
@@ -417,3 +449,42 @@ def test_refuses_huge_declared_dimensions_before_allocating(tmp_path, write_seri
 
     with pytest.raises(ImageError, match="rle declares 60000 x 60000 x 9 voxels; expected at most"):
         read_volume(write_series(tmp_path / "rle", packed))
+
+
+@pytest.mark.parametrize(("compressor", "start", "size_at"), [("JPEG", b"\xff\xc3", 5), ("JPEG2000", b"\xff\x51", 6)])
+def test_refuses_a_codestream_of_another_size_before_decoding_it(tmp_path, write_series, compressor, start, size_at):
+    """A few hundred bytes that declare 30000 x 30000 pixels would take gigabytes."""
+
+    def swell(dataset, k):
+        writer = sitk.ImageFileWriter()
+        writer.SetImageIO("GDCMImageIO")
+        writer.SetFileName(str(tmp_path / "packed.dcm"))
+        writer.UseCompressionOn()
+        writer.SetCompressor(compressor)
+        writer.Execute(sitk.GetImageFromArray(smooth_array()[None, :, :, k].transpose(0, 2, 1)))
+        packed = pydicom.dcmread(tmp_path / "packed.dcm")
+        pixels = bytearray(packed.PixelData)
+        at = pixels.find(start) + size_at
+        size = b"\x75\x30" * 2 if compressor == "JPEG" else b"\x00\x00\x75\x30" * 2
+        pixels[at : at + len(size)] = size
+        dataset.PixelData = bytes(pixels)
+        dataset.file_meta.TransferSyntaxUID = packed.file_meta.TransferSyntaxUID
+
+    words = r"is truncated or damaged \(its compressed pixels are 30000 x 30000, its header says 20 x 24\)"
+    with pytest.raises(FileError, match=words):
+        read_volume(write_series(tmp_path / "ct", swell, array=smooth_array()))
+
+
+def test_deflated_files_are_read_and_bombs_among_them_refused(tmp_path, write_series, scan_array, monkeypatch):
+    def deflate(dataset, k):
+        dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+        dataset.add_new(0x00091010, "OB", bytes(3 * 2**20) if k == 4 else b"")
+        dataset.add_new(0x00090010, "LO", "phantom")
+
+    folder = write_series(tmp_path / "ct", deflate)
+    assert np.array_equal(read_volume(folder).array, scan_array)
+    monkeypatch.setattr(dicom_files, "MAX_INFLATED_BYTES", 2**21)
+    with pytest.raises(
+        FileError, match=r"IM\d\d.dcm unpacks to more than .* GiB; expected a DICOM file of common size"
+    ):
+        read_volume(folder)

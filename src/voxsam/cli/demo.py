@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from voxsam.data.phantoms import Phantom
     from voxsam.volume import Volume
 
-SHAPE, SPACING_MM = (160, 160, 80), (1.5, 1.5, 3.0)
-
 
 def command(
     output: Annotated[Path, typer.Option("-o", "--output", help="The folder for the files.")] = Path("demo"),
@@ -25,7 +23,7 @@ def command(
 ) -> None:
     """Make a phantom CT, click its tumour once, and write scan, truth, mask, picture and report."""
     import voxsam.systems  # noqa: F401, their model files are known, too
-    from voxsam.data.phantoms import make_phantom
+    from voxsam.data.demo_scan import demo_phantom
     from voxsam.evaluation.report import report_dict
     from voxsam.model import load_model
     from voxsam.session import Session
@@ -33,7 +31,7 @@ def command(
     make_folder(output)
     with Progress() as progress:
         progress("making a phantom scan")
-        phantom = make_phantom(seed, SHAPE, SPACING_MM)
+        phantom = demo_phantom(seed)
         network = load_model(model)
         start = time.perf_counter()
         session = Session(network, phantom.scan, progress=progress)

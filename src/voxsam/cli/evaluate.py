@@ -48,6 +48,7 @@ def command(
     seed: Annotated[int, typer.Option(help="Of the clicks; the same seed gives the same numbers.")] = 0,
     no_follow: Annotated[bool, typer.Option("--no-follow", help="Keep to one crop, as released.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    precision: Annotated[str, typer.Option(help="float32, or bf16 or int8: faster, with a small error.")] = "float32",
     threads: Annotated[int | None, typer.Option(help="CPU threads; default: all.")] = None,
     card: Annotated[
         Path | None, typer.Option(help=f"A Markdown file: its table between <!-- {MARKER} --> markers is replaced.")
@@ -82,7 +83,7 @@ def command(
         set_threads(threads)
     with Progress(quiet) as progress:
         progress("loading the model")
-        system = _system(model, device, auto, not no_follow)
+        system = _system((model, device, precision), auto, not no_follow)
         evaluation = evaluate(system, chosen, settings, folder.resolve().name, progress)
         progress("writing tables and figures")
         write_evaluation(evaluation, system, {case.name: case for case in chosen}, output)
@@ -102,12 +103,12 @@ def _finish(evaluation: Evaluation, output: Path, card: Path | None, quiet: bool
         typer.echo(f"Report {output / 'report.html'}")
 
 
-def _system(model: str, device: str, auto: bool, follow: bool) -> System:
+def _system(model: tuple[str, str, str], auto: bool, follow: bool) -> System:
     import voxsam.systems  # noqa: F401, their model files can be evaluated, too
     from voxsam.evaluation.systems import AutomaticSystem, SessionSystem
     from voxsam.model import load_model
 
-    network = load_model(model, device)
+    network = load_model(*model)  # type: ignore[arg-type]  # its words are checked there
     return AutomaticSystem(network) if auto else SessionSystem(network, follow)
 
 

@@ -14,6 +14,7 @@ from voxsam.errors import FileError, PromptError
 if TYPE_CHECKING:
     from voxsam.geometry import Grid
     from voxsam.prompts import Prompt
+    from voxsam.volume import Volume
 
 Numbers = tuple[float, ...]
 # What int() and float() read beyond these, a person mistyped: 1_0, digits of other scripts, nan.
@@ -54,7 +55,6 @@ class PromptWords:
 
     def on(self, grid: Grid) -> list[Prompt]:
         """The prompts on a scan's grid; reads the scribbles and hints. Raises PromptError if one lies outside it."""
-        from voxsam.io import read_volume
         from voxsam.prompts import Box, MaskHint, Point, Scribble
 
         found: list[Prompt] = [Point.at_index(grid, index, positive) for index, positive in self.clicks]
@@ -64,7 +64,7 @@ class PromptWords:
             prompt.points(grid)  # refuse what lies outside before a model is loaded
         for kind, paths in ((Scribble, self.scribbles), (MaskHint, self.hints)):
             for path in paths:
-                found.append(kind(read_volume(path, labels=True)))
+                found.append(kind(_labels(path, grid)))
                 try:
                     found[-1].points(grid)
                 except PromptError as error:
@@ -103,6 +103,16 @@ def given_path(word: str) -> Path:
     if not word.strip():
         raise FileError("an empty path", "a file or folder", "name it; the current folder is `.`")
     return Path(word)
+
+
+def _labels(path: Path, grid: Grid) -> Volume:
+    """The label file of a prompt for a scan on `grid`; `FILE.dcm#3` is segment 3 of a DICOM-SEG or RTSTRUCT."""
+    from voxsam.io import read_volume
+
+    file, _, segment = path.name.rpartition("#")
+    if file and WHOLE.fullmatch(segment) and not path.exists():
+        return read_volume(path.with_name(file), labels=True, grid=grid, segment=int(segment))
+    return read_volume(path, labels=True, grid=grid)
 
 
 def _matched(word: str, pattern: re.Pattern[str]) -> str:

@@ -34,12 +34,15 @@ def command(
     click_mm: Annotated[list[str] | None, typer.Option(help="X,Y,Z in RAS+ mm.")] = None,
     negative_mm: Annotated[list[str] | None, typer.Option(help="X,Y,Z in RAS+ mm.")] = None,
     box: Annotated[list[str] | None, typer.Option(help="I0,J0,K0,I1,J1,K1: the tumour is inside.")] = None,
-    scribble: Annotated[list[Path] | None, typer.Option(help="Label file: 1 tumour, 2 not.")] = None,
-    hint: Annotated[list[Path] | None, typer.Option(help="A rough mask.")] = None,
+    scribble: Annotated[
+        list[Path] | None, typer.Option(help="Label file: 1 tumour, 2 not; FILE#N: segment N of a DICOM one.")
+    ] = None,
+    hint: Annotated[list[Path] | None, typer.Option(help="A rough mask; FILE#N: segment N of a DICOM one.")] = None,
     auto: Annotated[bool, typer.Option("--auto", help="No prompts: for models trained without.")] = False,
     no_follow: Annotated[bool, typer.Option("--no-follow", help="Keep to one crop, as released.")] = False,
     model: Annotated[str, typer.Option(help="A name or a .safetensors file.")] = "voxsam-tiny",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    precision: Annotated[str, typer.Option(help="float32, or bf16 or int8: faster, with a small error.")] = "float32",
     threads: Annotated[int | None, typer.Option(help="CPU threads; default: all.")] = None,
     output: Annotated[
         Path | None,
@@ -58,25 +61,27 @@ def command(
         given = "both --auto and prompts" if auto else "no prompt"
         raise PromptError(given, "prompts, or --auto alone", "click the tumour, for example --click 120,88,45")
     from voxsam.evaluation.report import report_dict, write_report_json
-    from voxsam.io import SUFFIXES, read_channels, write_mask, write_volume
+    from voxsam.io import MASK_SUFFIXES, SUFFIXES, check_mask_output, read_channels, write_mask, write_volume
 
     target = output or Path(_stem(scan) + "_mask.nii.gz")
     outputs = Outputs(
         {"-o": target, "--probabilities": probabilities, "--preview": preview, "--report": report},
-        {"-o": SUFFIXES, "--probabilities": SUFFIXES, "--preview": (".png",), "--report": (".json",)},
+        {"-o": MASK_SUFFIXES, "--probabilities": SUFFIXES, "--preview": (".png",), "--report": (".json",)},
         inputs=[scan, *(channel or []), *(scribble or []), *(hint or []), Path(model)],
     )
     if threads is not None:
         set_threads(threads)
     start = time.perf_counter()
     with Progress(quiet) as progress:
-        _check_model(model, auto)
+        name = _check_model(model, auto)
+        _check_precision(precision, device)
         progress("reading")
         images = tuple(image for path in (scan, *(channel or [])) for image in read_channels(path))
         volume = images[0]
+        check_mask_output(volume, target)
         prompts = words.on(volume.grid)
         read = time.perf_counter()
-        mask, soft, messages = _segment(images, prompts, model, device, not no_follow, progress)
+        mask, soft, messages = _segment(images, prompts, (model, device, precision), not no_follow, progress)
         seconds = {"reading": read - start, "segmenting": time.perf_counter() - read}
         clicks = _clicks(volume, prompts)
         messages = (*messages, *_missed(mask, clicks))
@@ -84,7 +89,7 @@ def command(
             scan=volume, scan_name=scan.name, mask=mask, model=model, clicks=clicks, seconds=seconds, messages=messages
         )
         progress("writing")
-        outputs.write("-o", lambda path: write_mask(mask, path))
+        outputs.write("-o", lambda path: write_mask(mask, path, model=name))
         outputs.write("--probabilities", lambda path: write_volume(soft(), path))
         outputs.write("--report", lambda path: write_report_json(path, facts))
         outputs.write("--preview", lambda path: _draw(volume, mask, clicks, path, progress))
@@ -103,8 +108,8 @@ def set_threads(count: int) -> None:
     torch.set_num_threads(count)
 
 
-def _check_model(model: str, auto: bool) -> None:
-    """Refuse, before the scan is read, a model that works the other way; only the head of its file is read."""
+def _check_model(model: str, auto: bool) -> str:
+    """The model's name. Refuses, before the scan is read, one that works the other way; reads the head of its file."""
     from voxsam.model.model_file import read_card
     from voxsam.model.registry import find_model
 
@@ -121,6 +126,16 @@ def _check_model(model: str, auto: bool) -> None:
             "--auto: this model was trained without clicks",
             "leave the prompts out, or choose another model with --model",
         )
+    return card.name
+
+
+def _check_precision(precision: str, device: str) -> None:
+    """Refuse, before the scan is read, what the machine has no instructions for."""
+    if precision != "float32":
+        from voxsam.model.device import choose_device
+        from voxsam.model.linear import require_precision
+
+        require_precision(precision, choose_device(device))
 
 
 def _draw(volume: Volume, mask: Volume, clicks: list[Click], path: Path, progress: Progress) -> None:
@@ -147,14 +162,18 @@ def _missed(mask: Volume, clicks: list[Click]) -> list[str]:
 
 
 def _segment(
-    images: tuple[Volume, ...], prompts: list[Prompt], model: str, device: str, follow: bool, progress: Progress
+    images: tuple[Volume, ...],
+    prompts: list[Prompt],
+    model: tuple[str, str, str],
+    follow: bool,
+    progress: Progress,
 ) -> tuple[Volume, Callable[[], Volume], tuple[str, ...]]:
     """The mask, the probabilities (a float for every voxel, so made only when asked for), and the messages."""
     import voxsam.systems  # noqa: F401, their model files are known, too
     from voxsam.model import load_model
 
     progress("loading the model")
-    network = load_model(model, device)
+    network = load_model(*model)  # type: ignore[arg-type]  # its words are checked there
     if not prompts:
         from voxsam.automatic import mask_of, segment_automatically
 

@@ -36,23 +36,6 @@ def dice(a: ArrayLike, b: ArrayLike) -> float:
     return 2 * np.count_nonzero(first & second) / total if total else 1.0
 
 
-def crop_to_objects(mask: Volume) -> Volume:
-    """The part of a mask that holds all its voxels that are not zero; one voxel of background if it is empty.
-
-    Most of a scan is background: what is asked of the part costs as much as the objects, not as the scan.
-    """
-    spans = [np.flatnonzero(mask.array.any(axis=tuple(a for a in range(3) if a != axis))) for axis in range(3)]
-    start = [int(span[0]) if len(span) else 0 for span in spans]
-    stop = [int(span[-1]) + 1 if len(span) else 1 for span in spans]
-    box = tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
-    return Volume(mask.array[box], mask.grid.crop(start, [b - a for a, b in zip(start, stop, strict=True)]), "SEG")
-
-
-def labels_of(mask: Volume) -> list[int]:
-    """The labels of a mask's objects, ascending, without the background 0."""
-    return [int(label) for label in np.unique(mask.array) if label]
-
-
 def volume_ml(mask: Volume, label: int | None = None) -> float:
     """Millilitres of the voxels that are `label`, or of all that are not zero."""
     inside = mask.array != 0 if label is None else mask.array == label
@@ -78,13 +61,14 @@ def longest_axial_diameter(mask: Volume, label: int | None = None) -> Diameter |
 
 def _slice_outlines(inside: NDArray[np.bool_], axial_axis: int) -> Iterator[NDArray[np.float64]]:
     """For each axial slice that is not empty: (n, 3) indices of the convex hull of its voxels' face centres."""
-    plane_axes = [axis for axis in range(3) if axis != axial_axis]
-    for number in np.flatnonzero(inside.any(axis=tuple(plane_axes))):
-        voxels = np.argwhere(inside.take(number, axis=axial_axis))
+    for number, plane in enumerate(np.ascontiguousarray(np.moveaxis(inside, axial_axis, 0))):
+        rows = np.flatnonzero(plane.any(axis=1))
+        if not len(rows):
+            continue
         # Only voxels at the ends of their row can touch the hull.
-        rows, first = np.unique(voxels[:, 0], return_index=True)
-        last = np.append(first[1:], len(voxels)) - 1
-        ends = voxels[np.union1d(first, last)] if len(rows) else voxels
+        filled = plane[rows]
+        first, last = filled.argmax(axis=1), plane.shape[1] - 1 - filled[:, ::-1].argmax(axis=1)
+        ends = np.concatenate([np.stack([rows, first], 1), np.stack([rows, last], 1)])
         faces = np.concatenate([ends + step for step in ((0.5, 0), (-0.5, 0), (0, 0.5), (0, -0.5))])
         hull = faces[ConvexHull(faces).vertices]
         yield np.insert(hull, axial_axis, float(number), axis=1).astype(np.float64)

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import voxsam
-from voxsam.evaluation.metrics import crop_to_objects, dice, labels_of, longest_axial_diameter, volume_ml
+from voxsam.boxes import crop_to_objects, labels_of
+from voxsam.evaluation.metrics import dice, longest_axial_diameter, volume_ml
 from voxsam.evaluation.page import bullets, image, write_page
 from voxsam.io.atomic import atomic_path
 from voxsam.volume import Volume

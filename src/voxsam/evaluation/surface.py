@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from skimage.measure import marching_cubes
 
-from voxsam.evaluation.metrics import crop_to_objects
+from voxsam.boxes import crop_to_objects
 from voxsam.geometry import Grid
 from voxsam.resample import resample
 from voxsam.volume import Volume

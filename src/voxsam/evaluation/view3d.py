@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.colors import to_rgb
 
-from voxsam.evaluation.metrics import labels_of
+from voxsam.boxes import labels_of
 from voxsam.evaluation.render import Camera, Layer, View, compose, glass, solid
 from voxsam.evaluation.surface import Mesh, object_mesh, tissue_mesh
 from voxsam.volume import Volume

@@ -1,41 +1,59 @@
 """Files in and out: read_volume gives any supported scan as a Volume, write_mask gives a mask back on the scan's grid.
 
-The format modules (nifti, itk, dicom) each know one library and are imported when the first file of their kind
-comes, so that `import voxsam` stays light. What they share: checks, lps, atomic.
+The format modules (nifti, itk, dicom, dicom_mask) are imported when the first file of their kind comes, so that
+`import voxsam` stays light. What they share: checks, lps, atomic.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import TypeVar
 
 import numpy as np
 
 from voxsam.errors import FileError, GeometryError, ImageError
+from voxsam.geometry import Grid
 from voxsam.io.atomic import atomic_path
 from voxsam.io.checks import as_labels, check_scan, check_spacing, guess_modality
 from voxsam.volume import Volume
 
-__all__ = ["SUFFIXES", "read_channels", "read_volume", "write_mask", "write_volume"]
+__all__ = [
+    "MASK_SUFFIXES",
+    "SUFFIXES",
+    "check_mask_output",
+    "read_channels",
+    "read_volume",
+    "write_mask",
+    "write_volume",
+]
 
-SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".mha")
+NIFTI_SUFFIXES = (".nii", ".nii.gz")
+SUFFIXES = (*NIFTI_SUFFIXES, ".nrrd", ".mha")
+MASK_SUFFIXES = (*SUFFIXES, ".seg.dcm", ".rtstruct.dcm", ".dcm")  # the last one is a DICOM-SEG, too
 INTEGERS = ("uint8", "int8", "int16", "uint16", "int32", "uint32")  # what every format here can hold
 
+T = TypeVar("T")
 
-def read_volume(path: str | os.PathLike[str], *, labels: bool = False) -> Volume:
-    """Read a scan: .nii, .nii.gz, .nrrd, .mha, or a folder or .zip of one DICOM series.
+
+def read_volume(
+    path: str | os.PathLike[str], *, labels: bool = False, grid: Grid | None = None, segment: int | None = None
+) -> Volume:
+    """Read a scan: .nii, .nii.gz, .nrrd, .mha, or a folder, a .zip or a multi-frame file of one DICOM series.
 
     The array is in the file's own (i, j, k) order (DICOM: column, row, slice): integers as stored, or float32 where
     the file scales them or holds floats. The modality is the DICOM tag, or "CT" or "" as guess_modality says.
 
-    With `labels=True` read a mask or label map instead (not from DICOM): integers, modality "SEG", constant allowed.
+    With `labels=True` read a mask or label map instead, also a DICOM-SEG or RTSTRUCT file: integers, modality "SEG",
+    constant allowed. Of these two, `grid` is the scan's, on which they are laid (an RTSTRUCT needs it), and `segment`
+    chooses one of several segments, as 0/1; other formats ignore both.
     Raises FileError, ImageError or GeometryError, each in one line.
     """
     path = Path(path)
-    (volume,) = _read(path, _reader(path, labels), lambda reader: (reader.read(path),))
+    volume = _told(path, lambda: _read(path, labels, grid, segment))
     if labels:
         return volume.with_array(as_labels(path.name, volume.array), modality="SEG")
     return _as_scan(path.name, volume)
@@ -47,19 +65,22 @@ def read_channels(path: str | os.PathLike[str]) -> tuple[Volume, ...]:
     Each is as `read_volume` gives it, all are on one grid. Raises as `read_volume`.
     """
     path = Path(path)
-    reader = _reader(path, False)
-    if not hasattr(reader, "read_channels"):
+    if _suffix(path) not in NIFTI_SUFFIXES:
         return (read_volume(path),)
-    volumes = _read(path, reader, lambda reader: reader.read_channels(path))
+    volumes = _told(path, lambda: _format(_suffix(path)).read_channels(path))
     several = len(volumes) > 1
     names = (f"{path.name} (channel {n})" if several else path.name for n in range(len(volumes)))
     return tuple(_as_scan(name, volume) for name, volume in zip(names, volumes, strict=True))
 
 
-def _read(path: Path, reader: ModuleType, read: Callable[[ModuleType], tuple[Volume, ...]]) -> tuple[Volume, ...]:
-    """What `read` reads; the errors of the operating system and of grids name the file."""
+def _told(path: Path, read: Callable[[], T]) -> T:
+    """What `read` reads of a file that there is; the errors of the operating system and of grids name the file."""
+    if not path.exists():
+        raise FileError(f"{path} does not exist", f"a scan ({_allowed()})", "check the path")
+    if path.is_file() and path.stat().st_size == 0:
+        raise FileError(f"{path.name} is empty (0 bytes)", "an image", "copy or export it again")
     try:
-        return read(reader)
+        return read()
     except GeometryError as error:
         if path.name in error.given:
             raise
@@ -78,18 +99,46 @@ def _as_scan(name: str, volume: Volume) -> Volume:
     return replace(volume, modality=volume.modality or guess_modality(volume.array))
 
 
-def write_mask(mask: Volume, path: str | os.PathLike[str]) -> None:
-    """Write a uint8 mask (0/1, or labels 1..n) with its grid to .nii, .nii.gz, .nrrd or .mha.
+def write_mask(
+    mask: Volume,
+    path: str | os.PathLike[str],
+    *,
+    source: Volume | str | os.PathLike[str] | None = None,
+    names: Sequence[str] = (),
+    model: str = "",
+    labelmap: bool = False,
+) -> None:
+    """Write a uint8 mask (0/1, or labels 1..n) with its grid to .nii, .nii.gz, .nrrd, .mha, .seg.dcm or .rtstruct.dcm.
 
-    The file appears whole or not at all; an existing one is replaced. Raises ImageError for another dtype, FileError
-    for another suffix or a folder that is missing or does not take it.
+    The file appears whole or not at all; an existing one is replaced. The rest is for DICOM alone: `source` is the
+    series that the mask belongs to, a Volume or a path, by default the one that its scan was read from; `names` are
+    those of the labels 1..n; `model` is noted; `labelmap` writes the newer kind of DICOM-SEG.
+    Raises ImageError for another dtype; FileError for another suffix, a folder that is missing or does not take it, or
+    a scan without DICOM; GeometryError for a mask on another grid than the series; UnsupportedError without highdicom.
     """
+    path = Path(path)
     if mask.array.dtype != np.uint8:
         given = f"a mask of {mask.array.dtype} voxels"
         raise ImageError(
             given, "uint8 (0 background, 1..n objects)", "convert it, or use write_volume for probabilities"
         )
-    _write(mask, Path(path))
+    if path.suffix.lower() != ".dcm":
+        _write(mask, path, MASK_SUFFIXES)
+        return
+    from voxsam.io import dicom_mask
+
+    scan = mask if source is None else source if isinstance(source, Volume) else read_volume(source)
+    series = dicom_mask.series_of(scan, path)
+    with atomic_path(path) as temporary:
+        dicom_mask.write(mask, temporary, series, names=names, model=model, labelmap=labelmap)
+
+
+def check_mask_output(scan: Volume, path: str | os.PathLike[str]) -> None:
+    """Raises what write_mask would raise for a mask of `scan` written to `path`, before there is one."""
+    if Path(path).suffix.lower() == ".dcm":
+        from voxsam.io import dicom_mask
+
+        dicom_mask.series_of(scan, Path(path))
 
 
 def write_volume(volume: Volume, path: str | os.PathLike[str]) -> None:
@@ -102,39 +151,37 @@ def write_volume(volume: Volume, path: str | os.PathLike[str]) -> None:
     _write(volume, Path(path))
 
 
-def _write(volume: Volume, path: Path) -> None:
+def _write(volume: Volume, path: Path, suffixes: Sequence[str] = SUFFIXES) -> None:
     suffix = _suffix(path)
     if not suffix:
         raise FileError(
-            f"the output {path} has an unknown suffix", f"one of {', '.join(SUFFIXES)}", "rename the output"
+            f"the output {path} has an unknown suffix", f"one of {', '.join(suffixes)}", "rename the output"
         )
     with atomic_path(path) as temporary:
         _format(suffix).write(volume, temporary)
 
 
-def _reader(path: Path, labels: bool) -> ModuleType:
-    """The format module that reads `path`."""
-    if not path.exists():
-        raise FileError(f"{path} does not exist", f"a scan ({_allowed()})", "check the path")
+def _read(path: Path, labels: bool, grid: Grid | None, segment: int | None) -> Volume:
+    """The file as its format module reads it."""
     if path.is_dir() or path.suffix.lower() == ".zip":
         if labels:
             given = f"{path.name} as labels"
-            raise FileError(given, f"a mask in one of {', '.join(SUFFIXES)}", "convert the DICOM segmentation first")
+            raise FileError(given, "a DICOM-SEG or RTSTRUCT file, or .nii.gz", "give the file itself")
         from voxsam.io import dicom
 
-        return dicom
+        return dicom.read(path)
     suffix = _suffix(path)
-    if not suffix and path.suffix.lower() in (".dcm", ".ima"):
-        raise FileError(f"{path.name} is a single DICOM file", "the folder or .zip of its series", "give that folder")
-    if not suffix:
+    if suffix:
+        return _format(suffix).read(path)
+    from voxsam.io import dicom, dicom_mask
+
+    if path.suffix.lower() not in (".dcm", ".ima") and not dicom_mask.is_dicom(path):
         raise FileError(f"{path.name} is of an unsupported kind", _allowed(), "convert it to .nii.gz")
-    if path.stat().st_size == 0:
-        raise FileError(f"{path.name} is empty (0 bytes)", "an image", "copy or export it again")
-    return _format(suffix)
+    return dicom_mask.read(path, grid, segment) if labels else dicom.read(path)
 
 
 def _format(suffix: str) -> ModuleType:
-    if suffix in (".nii", ".nii.gz"):
+    if suffix in NIFTI_SUFFIXES:
         from voxsam.io import nifti
 
         return nifti

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from voxsam.geometry import Grid
 
 MAX_VOXELS = 2**31  # 8 GiB as float32: four times a whole-body CT of 512 x 512 x 2000
 MAX_DEFLATE_RATIO = 1032  # no zlib stream unpacks to more than this times its size (zlib technical details)
+_most_voxels = ContextVar("most_voxels", default=MAX_VOXELS)
 SPACINGS_MM = 1e-4, 200.0  # from nano-CT to the thickest localiser
 LABEL_PLATEAU, HIGHEST_LABEL = 0.6, 255  # share of equal neighbours that makes whole numbers labels: scans are noisy
 LABEL_LIMIT = 16  # an image of nothing but the whole numbers 0..15 is a label map
@@ -46,16 +49,26 @@ def check_channels(name: str, shape: Sequence[int]) -> tuple[int, int, int, int]
     return *check_shape(name, axes), 1
 
 
+@contextmanager
+def at_most(voxels: int) -> Iterator[None]:
+    """Within it, in this thread, files that declare more voxels are refused: for servers, whose memory is shared."""
+    token = _most_voxels.set(min(voxels, MAX_VOXELS))
+    try:
+        yield
+    finally:
+        _most_voxels.reset(token)
+
+
 def check_size(name: str, shape: Sequence[int], voxel_bytes: int, file_bytes: int, compressed: bool) -> None:
     """Compare what a header declares with the size of its file, before any memory is taken.
 
-    Raises ImageError for more than MAX_VOXELS, FileError if `file_bytes` cannot hold the voxels.
+    Raises ImageError for more than MAX_VOXELS (or what `at_most` says), FileError if `file_bytes` cannot hold the voxels.
     """
-    voxels = math.prod(shape)
-    if voxels > MAX_VOXELS:
+    voxels, most = math.prod(shape), _most_voxels.get()
+    if voxels > most:
         raise ImageError(
             f"{name} declares {_by(shape)} voxels",
-            f"at most {MAX_VOXELS:,} voxels",
+            f"at most {most:,} voxels",
             "repair its header or crop the scan",
         )
     if voxels * voxel_bytes > file_bytes * (MAX_DEFLATE_RATIO if compressed else 1):

@@ -1,4 +1,4 @@
-"""Finding DICOM images in a folder or zip, and reading their headers without their pixels.
+"""Finding DICOM images in a folder, and reading their headers without their pixels.
 
 Headers come through pydicom, which reads single elements without touching the pixels, keeps positions in double
 precision, and tells an image from the SEG, RTSTRUCT or junk beside it; pixels come through GDCM (dicom.py).
@@ -7,14 +7,10 @@ precision, and tells an image from the SEG, RTSTRUCT or junk beside it; pixels c
 from __future__ import annotations
 
 import os
-import shutil
 import struct
-import tempfile
 import warnings
-import zipfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -22,33 +18,55 @@ from typing import IO
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
+from pydicom.encaps import generate_frames
 from pydicom.errors import InvalidDicomError
+from pydicom.filereader import read_file_meta_info
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from voxsam.errors import FileError, GeometryError
 from voxsam.io.checks import truncated
+from voxsam.io.codestream import declared_size
 
 MAX_FILES = 20_000
-MAX_UNZIPPED_BYTES = 4 * 2**30  # eight times a CT of 512 x 512 x 1000
+HEAD_BYTES = 132
+MAX_INFLATED_BYTES = 2**30  # of a file in the deflated transfer syntax
 # Modalities of the objects that lie beside a series: segmentations, radiotherapy, presentation states, reports, ...
 NOT_IMAGES = frozenset(
     [*("SEG", "RTSTRUCT", "RTDOSE", "RTPLAN", "RTRECORD", "RTIMAGE", "PLAN"), *("PR", "KO", "SR", "REG", "FID", "DOC")]
 )
 SEQUENCE_END = b"\xfe\xff\xdd\xe0"  # the last item of compressed pixel data (PS3.5 A.4)
 TAGS = (
-    *("SOPClassUID", "Modality", "SeriesInstanceUID", "SeriesNumber", "SeriesDescription", "Rows", "Columns"),
-    *("NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "PixelRepresentation"),
+    *("SOPClassUID", "SOPInstanceUID", "Modality", "SeriesInstanceUID", "SeriesNumber", "SeriesDescription"),
+    *(
+        "Rows",
+        "Columns",
+        "NumberOfFrames",
+        "SamplesPerPixel",
+        "PhotometricInterpretation",
+        "BitsAllocated",
+        "PixelRepresentation",
+    ),
     *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "RescaleSlope", "RescaleIntercept"),
 )
 
 
 @dataclass(frozen=True, eq=False)
 class Slice:
-    """One DICOM image: where it lies, what the user calls it, and its header without the pixels."""
+    """One DICOM image: the file of its pixels, what the user calls it, and its header without the pixels.
+
+    `frame` counts from 1 in a multi-frame file (`whole`), out of which `file` was taken; 0: the file has one frame.
+    """
 
     file: Path
     name: str
     header: pydicom.Dataset
+    frame: int = 0
+    whole: Path | None = None
+
+    @property
+    def origin(self) -> Path:
+        """The file that came in."""
+        return self.whole or self.file
 
     @property
     def series(self) -> str:
@@ -92,57 +110,27 @@ def read_slices(path: Path) -> Iterator[Slice]:
                 yield image
 
 
-@contextmanager
-def unzipped_slices(path: Path) -> Iterator[Iterator[Slice]]:
-    """The images of a zip, unpacked for as long as the block lasts; the name of a member never becomes a path.
-
-    Raises FileError if the zip is broken, encrypted, or declares more than MAX_FILES or MAX_UNZIPPED_BYTES.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive, tempfile.TemporaryDirectory(prefix="voxsam-") as folder:
-            members = [m for m in archive.infolist() if not m.is_dir()]
-            _check_zip(path.name, members)
-            yield _unpacked(archive, members, Path(folder))
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
-        raise truncated(path.name, f"it cannot be unzipped: {error}") from error
+def is_marked(head: bytes) -> bool:
+    """Whether the first HEAD_BYTES of a file have the mark of DICOM (PS3.10 7.1)."""
+    return head[128:HEAD_BYTES] == b"DICM"
 
 
-def _unpacked(archive: zipfile.ZipFile, members: list[zipfile.ZipInfo], folder: Path) -> Iterator[Slice]:
-    for number, member in enumerate(members):
-        file = folder / f"{number}.dcm"
-        # zipfile gives no more bytes than the directory declares, so the sum that was checked holds
-        with archive.open(member) as source, open(file, "wb") as target:
-            shutil.copyfileobj(source, target)
-        image = read_slice(file, Path(member.filename).name)
-        if image is None:
-            file.unlink()
-        else:
-            yield image
-
-
-def _check_zip(name: str, members: list[zipfile.ZipInfo]) -> None:
-    total = sum(m.file_size for m in members)
-    if total > MAX_UNZIPPED_BYTES:
-        given = f"{name} would unpack to {total / 2**30:.1f} GiB"
-        raise FileError(
-            given, f"at most {MAX_UNZIPPED_BYTES / 2**30:.0f} GiB", "zip one series alone, or give its folder"
-        )
-    if len(members) > MAX_FILES:
-        raise FileError(f"{name} holds {len(members):,} files", f"at most {MAX_FILES:,}", "zip one series alone")
-    if any(m.flag_bits & 1 for m in members):
-        raise FileError(f"{name} is encrypted", "a zip without a password", "unpack it and give the folder")
+def may_be_dicom(head: bytes) -> bool:
+    """Also old files, which lack the mark and begin with an element of group 0002 or 0008."""
+    return is_marked(head) or head[:2] in (b"\x02\x00", b"\x08\x00")
 
 
 def read_slice(file: Path, name: str) -> Slice | None:
     """The header of a DICOM image, or None if the file is something else. Raises FileError if it is cut off."""
     with open(file, "rb") as stream:
-        start = stream.read(132)
-        marked = start[128:] == b"DICM"
-        # Old files lack the mark and begin with an element of group 0002 or 0008.
-        if not marked and start[:2] not in (b"\x02\x00", b"\x08\x00"):
+        start = stream.read(HEAD_BYTES)
+        marked = is_marked(start)
+        if not may_be_dicom(start):
             return None
         stream.seek(0)
         try:
+            if marked:
+                check_deflated(file, name)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # odd values in elements that the image does not hang on
                 header = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=list(TAGS), force=True)
@@ -155,6 +143,7 @@ def read_slice(file: Path, name: str) -> Slice | None:
             ValueError,
             NotImplementedError,
             struct.error,
+            zlib.error,
         ) as error:
             if marked:
                 raise truncated(name, "its DICOM header cannot be read") from error
@@ -182,8 +171,11 @@ def _check_pixels(header: pydicom.Dataset, stream: IO[bytes], name: str) -> None
     if syntax == DeflatedExplicitVRLittleEndian:
         return  # its pixels are packed with its header; the decoder finds out whether they are whole
     if syntax is not None and syntax.is_compressed:
-        if SEQUENCE_END not in stream.read():
+        pixels = stream.read()
+        if SEQUENCE_END not in pixels:
             raise truncated(name, "its compressed pixels end too early")
+        if int(header.get("NumberOfFrames") or 1) == 1:
+            check_codestream(_first_frame(pixels, name), header, name)
         return
     frames, samples = int(header.get("NumberOfFrames") or 1), int(header.get("SamplesPerPixel") or 1)
     needed = header.Rows * header.Columns * frames * samples * int(header.get("BitsAllocated") or 16) // 8
@@ -191,3 +183,40 @@ def _check_pixels(header: pydicom.Dataset, stream: IO[bytes], name: str) -> None
     there = max(0, os.fstat(stream.fileno()).st_size - stream.tell() - element_start)
     if there < needed:
         raise truncated(name, f"{needed} bytes of pixels are declared, {there} are there")
+
+
+def check_codestream(frame: bytes, header: pydicom.Dataset, name: str) -> None:
+    """Raises FileError for a compressed frame that declares another size than its header: it could fill the memory."""
+    declared = declared_size(frame)
+    expected = (header.Rows, header.Columns, int(header.get("SamplesPerPixel") or 1))
+    if declared is not None and declared != expected:
+        given = (
+            f"its compressed pixels are {declared[1]} x {declared[0]}, its header says {expected[1]} x {expected[0]}"
+        )
+        raise truncated(name, given)
+
+
+def _first_frame(element: bytes, name: str) -> bytes:
+    """The one frame of encapsulated pixel data, which begins with tag, VR and an undefined length: 12 bytes."""
+    try:
+        return next(generate_frames(element[12:], number_of_frames=1))
+    except (ValueError, StopIteration, struct.error) as error:
+        raise truncated(name, "its compressed pixels cannot be told apart") from error
+
+
+def check_deflated(file: Path, name: str) -> None:
+    """Raises FileError for a file in the deflated transfer syntax that unpacks to more than MAX_INFLATED_BYTES.
+
+    pydicom and GDCM unpack all of it at once; here it is done piece by piece, and thrown away.
+    """
+    meta = read_file_meta_info(file)
+    if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
+        return
+    inflate, total = zlib.decompressobj(-zlib.MAX_WBITS), 0
+    with open(file, "rb") as stream:
+        stream.seek(HEAD_BYTES + 12 + int(meta.get("FileMetaInformationGroupLength") or 0))
+        while not inflate.eof and (piece := inflate.unconsumed_tail or stream.read(2**16)):
+            total += len(inflate.decompress(piece, 2**20))
+            if total > MAX_INFLATED_BYTES:
+                given = f"{name} unpacks to more than {MAX_INFLATED_BYTES / 2**30:g} GiB"
+                raise FileError(given, "a DICOM file of common size", "export it uncompressed")

@@ -25,3 +25,8 @@ def lps_from_grid(grid: Grid) -> tuple[NDArray[np.float64], NDArray[np.float64],
     """(3,) origin in LPS mm, (3,) spacing in mm, (3, 3) direction (unit columns, LPS), as ITK wants them."""
     direction = _RAS_FROM_LPS @ grid.affine[:3, :3] / grid.spacing_mm
     return _RAS_FROM_LPS @ grid.affine[:3, 3], grid.spacing_mm, direction
+
+
+def flip_lps(points_mm: ArrayLike) -> NDArray[np.float64]:
+    """(..., 3) points in RAS+ mm as LPS, or in LPS as RAS+: the same flip."""
+    return np.asarray(points_mm, dtype=np.float64) @ _RAS_FROM_LPS

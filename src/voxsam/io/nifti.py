@@ -35,6 +35,7 @@ from numpy.typing import NDArray
 from voxsam.errors import FileError, GeometryError
 from voxsam.geometry import Grid
 from voxsam.io.checks import as_stored, check_channels, check_dtype, check_shape, check_size, truncated
+from voxsam.io.gunzip import GunzipReader
 from voxsam.volume import Volume
 
 GEOMETRY_FIELDS = (
@@ -44,6 +45,7 @@ GEOMETRY_FIELDS = (
 UNIT_MM = {1: 1000.0, 3: 1e-3}  # xyzt_units & 7: metre, micrometre; all others count as mm
 LONGEST_NIFTI1_AXIS = 32767  # NIfTI-1 counts voxels in 16 bits
 COMPRESSION_LEVEL = 3  # a mask is small at any level; higher ones take several times as long for probabilities
+LARGEST_OFFSET = 2**31 - 1  # where voxels may begin: behind the header and its extensions
 SHEAR_TOLERANCE = 1e-4  # cosine between axes that a float32 quaternion still holds
 
 _QUIET = logging.Logger("voxsam.nifti")  # nibabel reports the small repairs it makes here, not on the user's terminal
@@ -85,8 +87,11 @@ def _read(path: Path, check: Callable[[str, Sequence[int]], tuple[int, ...]]) ->
     return tuple(Volume(as_stored(stored[..., n], *scaling), grid, header=kept) for n in range(stored.shape[3]))
 
 
-def write(volume: Volume, path: Path) -> None:
-    """Write the array with its own dtype and no scaling to `path` (.nii or .nii.gz). Raises OSError."""
+def write(volume: Volume, path: Path, level: int = COMPRESSION_LEVEL) -> None:
+    """Write the array with its own dtype and no scaling to `path` (.nii or .nii.gz). Raises OSError.
+
+    `level`: how hard .nii.gz is compressed, 1 (fast) to 9 (small).
+    """
     header = _header_for(volume)
     header.set_data_dtype(volume.array.dtype)
     kind = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
@@ -94,7 +99,7 @@ def write(volume: Volume, path: Path) -> None:
     with open(path, "wb") as file:
         if _is_gzip(path):
             # no name and no time inside: the same mask gives the same file
-            with gzip.GzipFile("", "wb", COMPRESSION_LEVEL, file, mtime=0) as stream:
+            with gzip.GzipFile("", "wb", level, file, mtime=0) as stream:
                 image.to_stream(stream)  # type: ignore[arg-type]
         else:
             image.to_stream(file)
@@ -106,7 +111,7 @@ def _is_gzip(path: Path) -> bool:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[IO[bytes]]:
-    with gzip.open(path, "rb") if _is_gzip(path) else open(path, "rb") as stream:
+    with GunzipReader(path) if _is_gzip(path) else open(path, "rb") as stream:
         yield stream  # type: ignore[misc]
 
 
@@ -130,7 +135,7 @@ def _read_header(stream: IO[bytes], name: str) -> nib.Nifti1Header:
             f"{name} is the header of a .hdr/.img pair", "a single NIfTI file", "convert the pair to .nii.gz"
         )
     _check_spacing(header, name)
-    if not np.isfinite(header["vox_offset"]):
+    if not 0 <= header["vox_offset"] <= LARGEST_OFFSET:
         raise FileError(f"{name} has a broken NIfTI header (vox_offset)", "a valid header", "export it again")
     try:
         header.check_fix(logger=_QUIET, error_level=40)

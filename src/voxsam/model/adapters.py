@@ -8,6 +8,9 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from voxsam.model.convolution import convolve
+from voxsam.model.linear import Precision, product
+
 
 class SpatialAdapter(nn.Module):
     """x + up(relu(conv(relu(down(x))))), with one more ReLU around `up` in the released profile."""
@@ -19,9 +22,11 @@ class SpatialAdapter(nn.Module):
         self.conv = nn.Conv3d(bottleneck, bottleneck, 3, padding=1, groups=bottleneck)
         self.up = nn.Linear(bottleneck, width)
 
-    def forward(self, x_BDHWc: Tensor) -> Tensor:
-        """(B, D, H, W, c) -> the same shape."""
-        hidden = F.relu(self.down(x_BDHWc)).permute(0, 4, 1, 2, 3)
-        hidden = F.relu(self.conv(hidden)).permute(0, 2, 3, 4, 1)
-        change = self.up(hidden)
-        return x_BDHWc + (F.relu(change) if self.outer_relu else change)
+    def forward(self, x_BDHWc: Tensor, precision: Precision = "float32") -> Tensor:
+        """(B, D, H, W, c) -> the same shape. `precision` of the products: see `product`."""
+        rows = x_BDHWc.numel() // x_BDHWc.shape[-1]
+        down, up = (product(linear, rows, x_BDHWc, precision) for linear in (self.down, self.up))
+        hidden = down(x_BDHWc, "relu").permute(0, 4, 1, 2, 3)
+        hidden = convolve(hidden, self.conv.weight, self.conv.bias, self.conv.groups)
+        hidden = F.relu(hidden).permute(0, 2, 3, 4, 1)
+        return x_BDHWc + up(hidden, "relu") if self.outer_relu else up.plus(hidden, x_BDHWc)

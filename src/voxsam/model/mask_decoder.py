@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from voxsam.model.convolution import convolve
+from voxsam.model.resized_convolution import resized_convolution
 from voxsam.model.sizes import LEVELS, ModelConfig
 
 CLASSES = 2  # background, tumour
@@ -30,15 +32,16 @@ class Head(nn.Module):
 
     def forward(self, x_BCDHW: Tensor) -> Tensor:
         """(B, C, G, G, G) -> (B, m, G, G, G)."""
-        x = F.relu(F.instance_norm(self.conv1(x_BCDHW)))
-        return F.relu(F.instance_norm(self.conv2(x)))
+        x = F.relu(F.instance_norm(convolve(x_BCDHW, self.conv1.weight)))
+        return F.relu(F.instance_norm(convolve(x, self.conv2.weight)))
 
 
 class MaskDecoder(nn.Module):
     """Four heads, upsampled and concatenated with the crop, fused by a 3x3x3 convolution, then two logits per voxel.
 
     The fusing convolution is a sum over its input groups, and a click changes level 4 only. `static` computes the share
-    of levels 1-3 and of the crop once; `fused` adds the share of level 4. No concatenation is ever made.
+    of levels 1-3 and of the crop once; `fused` adds the share of level 4. No concatenation is ever made, and no level
+    is enlarged before the convolution has mixed its channels.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -55,14 +58,15 @@ class MaskDecoder(nn.Module):
     def _share(self, level: int, features_BCDHW: Tensor, size: tuple[int, ...]) -> Tensor:
         """(B, m, F, F, F): what one level (0..3) adds to the fusing convolution."""
         m = self.fuse.out_channels
-        x = _resize(self.heads[level](features_BCDHW), size, align_corners=True)
-        return F.conv3d(x, self.fuse.weight[:, level * m : (level + 1) * m], padding=1)
+        return resized_convolution(
+            self.heads[level](features_BCDHW), self.fuse.weight[:, level * m : (level + 1) * m], size
+        )
 
     def static(self, features: tuple[Tensor, ...], crops_B1DHW: Tensor) -> Tensor:
         """(B, m, F, F, F): the share of the first three levels and of the crop; holds while the crop holds."""
         size = self._fusion_grid(features[0].shape[2:], crops_B1DHW.shape[2:])
         image = _resize(crops_B1DHW, size, align_corners=False)
-        total = F.conv3d(image, self.fuse.weight[:, LEVELS * self.fuse.out_channels :], padding=1)
+        total = convolve(image, self.fuse.weight[:, LEVELS * self.fuse.out_channels :])
         for level in range(LEVELS - 1):
             total = total + self._share(level, features[level], size)
         return total
@@ -74,4 +78,4 @@ class MaskDecoder(nn.Module):
 
     def forward(self, fused_BmFFF: Tensor, crop_shape: tuple[int, ...]) -> Tensor:
         """Mask features -> (B, 2, D, H, W) logits on the crop."""
-        return _resize(self.classify(fused_BmFFF), crop_shape, align_corners=True)
+        return _resize(convolve(fused_BmFFF, self.classify.weight), crop_shape, align_corners=True)

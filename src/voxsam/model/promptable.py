@@ -7,8 +7,10 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from voxsam.errors import UnsupportedError
 from voxsam.model.card import Card
 from voxsam.model.conditioning import Conditioning
+from voxsam.model.linear import Precision
 from voxsam.model.sizes import ModelConfig
 
 Features = tuple[Tensor, ...]
@@ -36,6 +38,11 @@ class Promptable(nn.Module, ABC):
         A network that takes its time calls `progress` now and then. It belongs to this call alone: threads that share a
         network each hear of their own crops.
         """
+
+    def use_precision(self, precision: Precision) -> None:
+        """Encode in another precision from now on. Raises UnsupportedError for one that network or machine lacks."""
+        if precision != "float32":
+            raise UnsupportedError(f"{precision} for the model {self.card.name}", "float32", "leave --precision out")
 
     @abstractmethod
     def sample(self, features: Features, points_BN3: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from voxsam.evaluation.planes import Plane, three_planes
+from voxsam.drawing.planes import Plane, three_planes
 from voxsam.geometry import Grid
 from voxsam.volume import Volume
 

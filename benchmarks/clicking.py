@@ -1,0 +1,94 @@
+"""What a person at a session waits for: the first click, the next ones, one that moves the crop, undo."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from voxsam.data.phantoms import Phantom
+from voxsam.model.promptable import Promptable
+from voxsam.session import Session
+from voxsam.volume import Volume
+
+SAMPLED = np.arange(-8, 8, 2)  # voxels about the click, on each axis, whose probabilities are compared
+CLICKS = 10
+MOVES = 0.45  # of the crop's side: so far from the first click, another one no longer lies well inside its crop
+
+
+class Clicked:
+    """A session whose encodings are counted, and the seconds of what is done with it."""
+
+    def __init__(self, network: Promptable, scan: Volume) -> None:
+        self.encodings = 0
+        self.session = Session(network, scan, follow=False, progress=self._count)
+
+    def _count(self, stage: str, share: float) -> None:
+        self.encodings += share == 0
+
+    def timed(self, work: Callable[[], object], encodings: int) -> float:
+        """Seconds of a piece of work. Raises RuntimeError unless it took this many encodings."""
+        before, start = self.encodings, time.perf_counter()
+        work()
+        seconds = time.perf_counter() - start
+        if self.encodings - before != encodings:
+            raise RuntimeError(f"{self.encodings - before} encodings, expected {encodings}")
+        return seconds
+
+
+def two_clicks(network: Promptable, phantom: Phantom) -> dict[str, object]:
+    """Seconds from a click to the mask on the scan: the first click, and the next one, a voxel beside it.
+
+    With them 512 probabilities about the click, so that two forms can be compared.
+    """
+    clicked = Clicked(network, phantom.scan)
+    numbers = _first_and_next(clicked, phantom)
+    return {**numbers, "sample": _sample(clicked.session, phantom)}
+
+
+def all_clicks(network: Promptable, phantom: Phantom) -> dict[str, object]:
+    """As two_clicks; then clicks up to CLICKS in the same crop, an undo, and a click that moves the crop."""
+    clicked = Clicked(network, phantom.scan)
+    numbers = _first_and_next(clicked, phantom)
+    sample, session = _sample(clicked.session, phantom), clicked.session
+    more = [clicked.timed(lambda n=n: session.click(_beside(phantom, n)), 0) for n in range(2, CLICKS)]
+    undo = clicked.timed(session.undo, 0)
+    away = _far_from(session, phantom)
+    return {
+        **numbers,
+        "each_click_s": [*numbers.values(), *more],
+        "ten_clicks_s": sum([*numbers.values(), *more]),
+        "undo_s": undo,
+        "moving_click_s": clicked.timed(lambda: session.click(away), 1),
+        "sample": sample,
+    }
+
+
+def _first_and_next(clicked: Clicked, phantom: Phantom) -> dict[str, float]:
+    return {
+        "first_click_s": clicked.timed(lambda: clicked.session.click(phantom.click), 1),
+        "next_click_s": clicked.timed(lambda: clicked.session.click(_beside(phantom, 1)), 0),
+    }
+
+
+def _beside(phantom: Phantom, n: int) -> tuple[int, int, int]:
+    """The n-th voxel beside the click."""
+    i, j, k = phantom.click
+    return i + n % 3, j + n // 3 % 3, k + n // 9
+
+
+def _sample(session: Session, phantom: Phantom) -> list[float]:
+    shape = phantom.scan.grid.shape
+    around = np.ix_(*[np.clip(at + SAMPLED, 0, n - 1) for at, n in zip(phantom.click, shape, strict=True)])
+    return session.probabilities.array[around].ravel().tolist()
+
+
+def _far_from(session: Session, phantom: Phantom) -> list[float]:
+    """A voxel of the scan for which the crop must move, on the axis and to the side where there is most room."""
+    lattice, grid = session.lattice, phantom.scan.grid
+    at = grid.index_in(lattice, phantom.click)
+    room = np.stack([at, np.array(lattice.shape) - 1 - at])
+    side, axis = np.unravel_index(room.argmax(), room.shape)
+    at[axis] += (1 if side else -1) * MOVES * session.model.config.crop
+    return lattice.index_in(grid, at).round().clip(0, np.array(grid.shape) - 1).tolist()

@@ -1,0 +1,150 @@
+"""`voxsam serve`: the page in the browser, and the HTTP server behind it."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import threading
+import webbrowser
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+from urllib.parse import quote
+
+import typer
+
+from voxsam.errors import InputError, UnsupportedError
+
+if TYPE_CHECKING:
+    from voxsam.server.settings import Settings
+
+GIB = 1 << 30
+ENDING_S = 5  # that open requests get when the server is stopped
+EXTRA = ("fastapi", "uvicorn", "prometheus_client", "blosc2")
+
+
+def command(
+    folders: Annotated[
+        list[Path] | None, typer.Argument(metavar="[FOLDER]...", help="Scans in these folders may be opened.")
+    ] = None,
+    host: Annotated[str, typer.Option(help="The address to listen on; 0.0.0.0: every one.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 8000,
+    key: Annotated[str | None, typer.Option(envvar="VOXSAM_KEY", help="What clients must show.")] = None,
+    model: Annotated[str, typer.Option(help="A name or a .safetensors file.")] = "voxsam-tiny",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    threads: Annotated[int | None, typer.Option(help="CPU threads; default: all.")] = None,
+    state: Annotated[
+        Path | None, typer.Option(help="Where uploads and the work are kept; default: the user's folder for state.")
+    ] = None,
+    upload_limit: Annotated[float, typer.Option(min=1e-6, help="GiB of one upload.")] = 2.0,
+    memory: Annotated[float, typer.Option(min=1e-3, help="GiB of open scans and their features together.")] = 4.0,
+    sessions: Annotated[int, typer.Option(min=1, help="That may be open at once.")] = 16,
+    idle: Annotated[float, typer.Option(min=1, help="Seconds until an unused session is closed.")] = 1800.0,
+    alive: Annotated[float, typer.Option(min=1, help="Seconds without a sign of life until one is closed.")] = 60.0,
+    cors: Annotated[list[str] | None, typer.Option(metavar="ORIGIN", help="Let pages of another site call.")] = None,
+    demo: Annotated[bool, typer.Option(help="Offer the generated scan.")] = True,
+    browser: Annotated[bool, typer.Option(help="Open the page; only where this machine's user can see it.")] = False,
+) -> None:
+    """Serve the page and the API, until Ctrl+C."""
+    _check_extra()
+    from voxsam.server.settings import Settings
+
+    settings = Settings(
+        host=host,
+        port=port,
+        key=key or None,  # type: ignore[arg-type]  # pydantic wraps it
+        model=model,
+        device=device,
+        folders=tuple(folders or ()),
+        demo=demo,
+        state=state or state_folder(),
+        upload_bytes=int(upload_limit * GIB),
+        memory_bytes=int(memory * GIB),
+        capacity=sessions,
+        idle_s=idle,
+        alive_s=alive,
+        cors=tuple(cors or ()),
+    )
+    if threads is not None:
+        from voxsam.cli.segment import set_threads
+
+        set_threads(threads)
+    serve(settings, browser)
+
+
+def serve(settings: Settings, browser: bool) -> None:
+    """Run the server until it is interrupted. Raises InputError if it cannot begin."""
+    import uvicorn
+
+    from voxsam.server.app import make_app
+    from voxsam.server.observe import log_to_stderr
+
+    listener = _listen(settings.host, settings.port)
+    with listener:
+        address = _address(settings.host, listener.getsockname()[1])
+        app = make_app(settings)
+        log_to_stderr()
+        config = uvicorn.Config(
+            app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=ENDING_S
+        )
+        _tell(settings, address)
+        if browser:
+            threading.Timer(0.5, webbrowser.open, [_first_page(settings, address)]).start()
+        uvicorn.Server(config).run(sockets=[listener])
+
+
+def state_folder() -> Path:
+    """Where the work is kept by default: in $VOXSAM_HOME, or the platform's folder for state."""
+    home = os.environ.get("VOXSAM_HOME")
+    if home:
+        return Path(home).expanduser() / "server"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Application Support" / "voxsam" / "server"
+    if os.name == "nt":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "voxsam" / "server"
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "voxsam" / "server"
+
+
+def _check_extra() -> None:
+    from importlib.util import find_spec
+
+    missing = [name for name in EXTRA if find_spec(name) is None]
+    if missing:
+        given, expected = f"an installation without {', '.join(missing)}", "what the server needs"
+        raise UnsupportedError(given, expected, "run: pip install 'voxsam[serve]'")
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A socket on the address, so that a port that is taken is told before the model is loaded."""
+    try:
+        family, kind, protocol, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+        if os.name != "nt":
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(place)
+        listener.listen(128)
+    except OSError as error:
+        given = f"--host {host} --port {port} ({error.strerror})"
+        raise InputError(given, "an address of this machine and a free port", "choose another --port") from error
+    return listener
+
+
+def _address(host: str, port: int) -> str:
+    shown = "localhost" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
+    return f"http://{shown}:{port}/"
+
+
+def _first_page(settings: Settings, address: str) -> str:
+    """What the browser opens: the key goes in the part of an address that is never sent; without folders, the demo."""
+    key = "" if settings.key is None else f"key={quote(settings.key.get_secret_value(), safe='')}&"
+    start = "demo" if settings.demo and not settings.folders else ""
+    return f"{address}#{key}{start}" if key or start else address
+
+
+def _tell(settings: Settings, address: str) -> None:
+    if settings.key is None and not settings.is_local:
+        warning = f"anyone who reaches {settings.host} can open the served folders and every session"
+        typer.echo(f"voxsam: warning: no key; {warning}; give --key or VOXSAM_KEY", err=True)
+    if not settings.is_local:
+        typer.echo("voxsam: the connection is not encrypted: put a TLS proxy in front of it", err=True)
+    typer.echo(f"VoxSAM with {settings.model} at {address} (Ctrl+C ends it; the work is kept in {settings.state})")

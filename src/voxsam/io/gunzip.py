@@ -1,0 +1,104 @@
+"""Gzip files read straight into the caller's memory, in pieces that stay in cache; by ISA-L where it is installed."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import zlib
+from pathlib import Path
+from typing import Any
+
+try:  # the same interface as zlib, decompression in less than half the time; the extra "speed"
+    from isal import isal_zlib as inflate
+except ImportError:
+    inflate: Any = zlib
+
+PIECE = 1 << 18  # bytes, read and unpacked at once: a quarter of a core's cache
+GZIP_FORMAT = 16 + zlib.MAX_WBITS  # header and checksum are read and compared, not only the stream between them
+MAGIC = b"\x1f\x8b"
+
+
+class GunzipReader(io.RawIOBase):
+    """The unpacked bytes of a file of one or more gzip members (RFC 1952).
+
+    `gzip.open` gives the same bytes and takes longer: it copies them three times. Reading raises BadGzipFile
+    for a file that does not begin as gzip, EOFError if it ends too early, zlib.error for damage, a wrong checksum
+    included: the last one when the end is read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = open(path, "rb", buffering=0)  # noqa: SIM115, closed by `close`
+        self._restart()
+
+    def _restart(self) -> None:
+        self._file.seek(0)
+        self._member: Any = None
+        self._members = 0  # begun so far
+        self._packed = b""  # read from the file, not yet unpacked
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Go to a byte counted from the beginning or from here; backwards everything is unpacked again."""
+        target = offset + (self._at if whence == io.SEEK_CUR else 0)
+        if whence == io.SEEK_END:
+            raise io.UnsupportedOperation("the length is known when all is unpacked")
+        if target < self._at:
+            self._restart()
+        while self._at < target and self.read(min(PIECE, target - self._at)):
+            pass
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill the buffer, less only at the end of the file; returns the count of bytes."""
+        view = memoryview(buffer).cast("B")
+        done = 0
+        while done < len(view) and (piece := self._unpack(min(PIECE, len(view) - done))):
+            view[done : done + len(piece)] = piece
+            done += len(piece)
+        self._at += done
+        return done
+
+    def _unpack(self, most: int) -> bytes:
+        """The next bytes, at most so many; none at the end."""
+        while self._member is not None or self._begins():
+            self._packed = self._packed or self._file.read(PIECE)
+            try:
+                piece = self._member.decompress(self._packed, most)
+            except inflate.error as error:
+                raise zlib.error(str(error)) from error
+            ends, ended = not self._packed, self._member.eof
+            self._packed = self._member.unused_data if ended else self._member.unconsumed_tail
+            if ended:
+                self._member = None
+            if piece:
+                return piece
+            if ends and not ended:
+                raise EOFError("the file ends within its gzip stream")
+        return b""
+
+    def _begins(self) -> bool:
+        """Begin the next member, if there is one; zeros after a member are padding."""
+        padding = b"\0" if self._members else b""
+        self._packed = self._packed.lstrip(padding)
+        while len(self._packed) < len(MAGIC) and (more := self._file.read(PIECE)):
+            self._packed = (self._packed + more).lstrip(padding)
+        if not self._packed:
+            return False
+        if not self._packed.startswith(MAGIC):
+            raise gzip.BadGzipFile("not a gzip file")
+        self._member = inflate.decompressobj(GZIP_FORMAT)
+        self._members += 1
+        return True
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()

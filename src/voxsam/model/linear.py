@@ -1,0 +1,154 @@
+"""How a block's linear layers are multiplied: plainly, or on a CPU by oneDNN with packed weights, in bf16 and int8 too.
+
+A `Product` stands for one layer while a block runs, and then is gone: packing takes less than a hundredth of the block,
+and the weights are in memory once. Rows of x are tokens, k channels in, m channels out.
+"""
+
+from __future__ import annotations
+
+import platform
+from typing import Literal, Protocol, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from voxsam.errors import UnsupportedError
+
+Precision = Literal["float32", "bf16", "int8"]
+Activation = Literal["none", "relu", "gelu"]
+
+X86 = ("x86_64", "AMD64")  # where packed products were measured to be faster
+UNSIGNED_PEAK, SIGNED_PEAK = 255, 127  # of bytes; VNNI multiplies unsigned ones (activations) by signed (weights)
+
+
+class Product(Protocol):
+    """One linear layer, ready to be multiplied."""
+
+    def __call__(self, x: Tensor, activation: Activation = "none") -> Tensor:
+        """(..., k) -> (..., m): activation(x W^T + b)."""
+        ...
+
+    def plus(self, x: Tensor, residual: Tensor) -> Tensor:
+        """(..., k), (..., m) -> (..., m): residual + x W^T + b, in the residual's precision."""
+        ...
+
+
+def product(linear: nn.Linear, rows: int, x: Tensor, precision: Precision = "float32") -> Product:
+    """The fastest way to multiply `linear` by tensors like `x`, about `rows` tokens at a time.
+
+    Plain where gradients are kept, for float64, and off the CPU (a GPU model is cast as a whole): there `precision` is
+    not looked at.
+    """
+    if torch.is_grad_enabled() or x.dtype != torch.float32 or not packs(x.device):
+        return PlainProduct(linear)
+    if precision == "int8":
+        return Int8Product(linear, rows)
+    return PackedProduct(linear, rows, torch.bfloat16 if precision == "bf16" else torch.float32)
+
+
+def packs(device: torch.device) -> bool:
+    """Whether this machine has the packed products."""
+    return device.type == "cpu" and platform.machine() in X86 and torch.backends.mkldnn.is_available()
+
+
+def precisions(device: torch.device) -> tuple[Precision, ...]:
+    """Those that `device` has instructions for: the lower ones are then faster, not only smaller."""
+    found: list[Precision] = ["float32"]
+    if device.type != "cpu":
+        found += ["bf16"]
+    elif packs(device):
+        found += ["bf16"] if torch.cpu._is_avx512_bf16_supported() else []
+        found += ["int8"] if torch.cpu._is_vnni_supported() else []
+    return tuple(found)
+
+
+def require_precision(precision: str, device: torch.device) -> None:
+    """Raises UnsupportedError for a word that is no precision, and for one that `device` lacks."""
+    known = precisions(device)
+    if precision not in get_args(Precision):
+        raise UnsupportedError(f"precision {precision!r}", ", ".join(get_args(Precision)), "choose one of them")
+    if precision not in known:
+        raise UnsupportedError(
+            f"precision {precision} on this {device.type.upper()}, which has no instructions for it",
+            f"one of {', '.join(known)}",
+            "leave --precision out",
+        )
+
+
+class PlainProduct:
+    """torch's own linear; gradients flow."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        self.linear = linear
+
+    def __call__(self, x: Tensor, activation: Activation = "none") -> Tensor:
+        out = self.linear(x)
+        if activation == "none":
+            return out
+        return F.gelu(out) if activation == "gelu" else F.relu(out)
+
+    def plus(self, x: Tensor, residual: Tensor) -> Tensor:
+        return residual + self.linear(x)
+
+
+class PackedProduct:
+    """oneDNN's product with its blocked layout of the weights; activation and residual are added while still in cache.
+
+    In bf16 the operands have 8 bits of mantissa and the sums 24.
+    """
+
+    def __init__(self, linear: nn.Linear, rows: int, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach().to(dtype), rows)
+        self.bias = None if linear.bias is None else linear.bias.detach().to(dtype)
+
+    def __call__(self, x: Tensor, activation: Activation = "none") -> Tensor:
+        kind = "none" if activation == "gelu" else ""  # of gelu: the exact one
+        return torch.ops.mkldnn._linear_pointwise(x.to(self.dtype), self.weight, self.bias, activation, [], kind)
+
+    def plus(self, x: Tensor, residual: Tensor) -> Tensor:
+        if residual.dtype != self.dtype:
+            return residual + self(x)
+        return torch.ops.mkldnn._linear_pointwise.binary(x, residual, self.weight, self.bias, "add")
+
+
+class Int8Product:
+    """8-bit operands, 32-bit sums: weights scaled by their largest in each row, activations by their range just now.
+
+    What comes out is bf16.
+    """
+
+    def __init__(self, linear: nn.Linear, rows: int) -> None:
+        weight = linear.weight.detach()
+        self.scale = (weight.abs().amax(1) / SIGNED_PEAK).clamp(min=torch.finfo(torch.float32).tiny)
+        rounded = (weight / self.scale[:, None]).round().to(torch.int8)
+        self.weight = torch.ops.onednn.qlinear_prepack(rounded, [rows, weight.shape[1]])
+        self.zeros = torch.zeros(len(weight), dtype=torch.int32)
+        self.bias = None if linear.bias is None else linear.bias.detach()
+
+    def __call__(self, x: Tensor, activation: Activation = "none") -> Tensor:
+        low, high = (float(end) for end in torch.aminmax(x))
+        low, high = min(low, 0.0), max(high, 0.0)  # 0 is one of the 256 steps
+        step = max(high - low, torch.finfo(torch.float32).tiny) / UNSIGNED_PEAK
+        zero = round(-low / step)
+        bytes_ = (x / step).add_(zero + 0.5).clamp_(0, UNSIGNED_PEAK).to(torch.uint8)
+        kind = "none" if activation == "gelu" else ""
+        return torch.ops.onednn.qlinear_pointwise(
+            bytes_,
+            step,
+            zero,
+            self.weight,
+            self.scale,
+            self.zeros,
+            self.bias,
+            1.0,
+            0,
+            torch.bfloat16,
+            activation,
+            [],
+            kind,
+        )
+
+    def plus(self, x: Tensor, residual: Tensor) -> Tensor:
+        return residual + self(x)

@@ -1,0 +1,114 @@
+"""Device: the one model, and the one thread that works with it, for every owner in turn.
+
+All that touches a session runs on this thread, so that the steps of a session are serial without a lock, and
+the model's memory is used by one request at a time. It knows nothing of HTTP.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from voxsam.model.promptable import Promptable
+from voxsam.server.errors import Dropped, TooMany
+
+MOST_WAITING = 64  # requests of one owner
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, eq=False)
+class _Job:
+    work: Callable[[], Any]
+    done: Future[Any] = field(default_factory=Future)
+
+    def do(self) -> None:
+        """Work, and tell who asked; whatever it raises belongs to them, and the thread goes on."""
+        try:
+            result = self.work()
+        except BaseException as error:
+            self.done.set_exception(error)
+        else:
+            self.done.set_result(result)
+
+
+class Device:
+    """Runs what it is given, one at a time: owners in turn (round robin), each owner's own in the order given."""
+
+    def __init__(self, model: Promptable) -> None:
+        self.model = model
+        self._waiting: OrderedDict[str, deque[_Job]] = OrderedDict()
+        self._news = threading.Condition()
+        self._open = True
+        self._thread = threading.Thread(target=self._run, name="voxsam-device", daemon=True)
+        self._thread.start()
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait, of all owners."""
+        with self._news:
+            return sum(map(len, self._waiting.values()))
+
+    def submit(self, owner: str, work: Callable[[], T]) -> Future[T]:
+        """Let the thread call `work` when it is the owner's turn; the future holds what it returns or raises.
+
+        A future may be cancelled as long as it waits. Raises TooMany if the owner has too many waiting, Dropped if the
+        device is closed.
+        """
+        job = _Job(work)
+        with self._news:
+            if not self._open:
+                raise _dropped()
+            queue = self._waiting.setdefault(owner, deque())
+            if len(queue) >= MOST_WAITING:
+                raise TooMany(
+                    f"{len(queue)} requests that wait already", f"at most {MOST_WAITING}", "wait for the answers"
+                )
+            queue.append(job)
+            self._news.notify()
+        return job.done
+
+    def drop(self, owner: str) -> None:
+        """Forget what waits for an owner (its futures raise Dropped); what runs already runs to its end."""
+        with self._news:
+            jobs = self._waiting.pop(owner, ())
+        for job in jobs:
+            if job.done.set_running_or_notify_cancel():
+                job.done.set_exception(_dropped())
+
+    def close(self) -> None:
+        """Drop everyone, and wait for the thread to end what it does."""
+        with self._news:
+            self._open = False
+            owners = list(self._waiting)
+            self._news.notify()
+        for owner in owners:
+            self.drop(owner)
+        self._thread.join()
+
+    def _run(self) -> None:
+        while (job := self._next()) is not None:
+            if job.done.set_running_or_notify_cancel():
+                job.do()
+            del job  # while it waits for the next one, the thread holds no arrays of the last one
+
+    def _next(self) -> _Job | None:
+        """The first job of the owner whose turn it is, who then goes to the end of the row; None: closed."""
+        with self._news:
+            while not self._waiting:
+                if not self._open:
+                    return None
+                self._news.wait()
+            owner, jobs = self._waiting.popitem(last=False)
+            job = jobs.popleft()
+            if jobs:
+                self._waiting[owner] = jobs
+            return job
+
+
+def _dropped() -> Dropped:
+    return Dropped("a request of a session that was closed", "an open session", "open the scan again")

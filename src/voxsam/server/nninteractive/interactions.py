@@ -1,0 +1,127 @@
+"""The protocol's interactions, checked, as VoxSAM's prompts. Indices are those of the image's own array (X, Y, Z).
+
+    point              Point
+    3D box             Box: the mask stays in it
+    2D box             Box without end along the axis on which it is one voxel thick; the click is in the drawn slice
+    negative box       a negative Point in its middle
+    scribble           Scribble: clicks spread over the stroke
+    lasso              clicks spread over the inner part of the area that its contour holds
+
+An initial mask becomes a MaskHint (segment.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import scipy.ndimage
+from numpy.typing import NDArray
+from pydantic import BaseModel
+
+from voxsam.errors import PromptError
+from voxsam.geometry import Grid
+from voxsam.preprocess import Slices
+from voxsam.prompts import SCRIBBLE_NEGATIVE, SCRIBBLE_POSITIVE, Box, Point, Prompt, Scribble, spread
+from voxsam.server.nninteractive.wire import Packed
+from voxsam.volume import Volume
+
+FAR_MM = 1e6  # to the border of a flat area, seen out of its plane: it has none there
+
+Range = tuple[float, float]
+
+
+class Interaction(BaseModel):
+    """What all interactions say. `override_capability_checks` does nothing: no model can be forced."""
+
+    include_interaction: bool
+    run_prediction: bool = True
+    override_capability_checks: bool = False
+
+
+class PointInteraction(Interaction):
+    """A click on a voxel."""
+
+    coordinates: tuple[float, float, float]
+
+    def prompts(self, grid: Grid) -> list[Prompt]:
+        """The click. Raises PromptError if it lies outside the image."""
+        return [Point.at_index(grid, self.coordinates, self.include_interaction)]
+
+
+class BoxInteraction(Interaction):
+    """A box, [first, last + 1] on each axis; 2D if it is one voxel thick on one."""
+
+    bbox_coords: tuple[Range, Range, Range]
+
+    def prompts(self, grid: Grid) -> list[Prompt]:
+        """The box, cut to the image. Raises PromptError for one without voxels in it."""
+        ends = np.array(self.bbox_coords)
+        if not np.isfinite(ends).all() or (ends[:, 0] >= ends[:, 1]).any():
+            raise PromptError(f"a box {ends.tolist()}", "first < last + 1 on each axis", "draw a box with an inside")
+        low = np.floor(ends[:, 0] + 0.5)
+        high = np.maximum(np.floor(ends[:, 1] + 0.5) - 1, low)  # included
+        last = np.array(grid.shape) - 1
+        if (low > last).any() or (high < 0).any():
+            raise PromptError(f"a box {ends.tolist()}", f"one on the image, up to {last + 1}", "draw it on the image")
+        flat = low == high
+        low, high = low.clip(0), high.clip(max=last)
+        middle = Point.at_index(grid, ((low + high) / 2).tolist(), self.include_interaction)
+        if not self.include_interaction:
+            return [middle]
+        box = Box.at_index(grid, np.where(flat, 0, low), np.where(flat, last, high))  # type: ignore[arg-type]
+        return [Box(box.corner_mm, box.opposite_mm, middle.world_mm) if flat.any() else box]
+
+
+class MaskInteraction(Interaction):
+    """What comes with a scribble or a lasso: the part of the image that its array is; None: all of it."""
+
+    interaction_bbox: tuple[tuple[int, int], tuple[int, int], tuple[int, int]] | None = None
+
+    def place(self, shape: Sequence[int]) -> Slices:
+        """The part of an image of `shape`. Raises PromptError for one that is empty or not all on the image."""
+        ends = self.interaction_bbox or tuple((0, n) for n in shape)
+        if any(not 0 <= low < high <= n for (low, high), n in zip(ends, shape, strict=True)):
+            raise PromptError(f"interaction_bbox {ends}", f"a part of the image {tuple(shape)}", "cut it to the image")
+        i, j, k = (slice(low, high) for low, high in ends)
+        return i, j, k
+
+    def scribble(self, mask: NDArray[np.bool_], grid: Grid) -> list[Prompt]:
+        """A stroke (the part's shape), as it was drawn. Raises PromptError if it is empty."""
+        stroke, start = trimmed(mask, "a scribble")
+        value = SCRIBBLE_POSITIVE if self.include_interaction else SCRIBBLE_NEGATIVE
+        labels = (stroke * value).astype(np.uint8)
+        return [Scribble(Volume(labels, self._grid(grid, start, labels.shape), "SEG"))]
+
+    def lasso(self, mask: NDArray[np.bool_], grid: Grid) -> list[Prompt]:
+        """A closed contour or the area in it (the part's shape). Raises PromptError if it is empty."""
+        contour, start = trimmed(mask, "a lasso")
+        area = np.asarray(scipy.ndimage.binary_fill_holes(np.squeeze(contour)), dtype=bool).reshape(contour.shape)
+        spacing_mm = np.where(np.array(contour.shape) == 1, FAR_MM, grid.spacing_mm)
+        here = self._grid(grid, start, contour.shape)
+        return [Point.at_index(here, index, self.include_interaction) for index in spread(area, spacing_mm)]
+
+    def _grid(self, grid: Grid, start: NDArray[np.int_], shape: Sequence[int]) -> Grid:
+        first = [part.start for part in self.place(grid.shape)]
+        return grid.crop(first + start, shape)  # type: ignore[arg-type]
+
+
+class SeedInteraction(BaseModel):
+    """What comes with an initial mask."""
+
+    run_prediction: bool = False
+    override_capability_checks: bool = False
+
+
+def trimmed(mask: NDArray[np.bool_], what: str) -> tuple[NDArray[np.bool_], NDArray[np.int_]]:
+    """A mask cut to the voxels that are set, and where that part begins. Raises PromptError if none is."""
+    boxes = scipy.ndimage.find_objects(mask.view(np.uint8))
+    if not boxes:
+        raise PromptError(f"{what} without voxels", "voxels that are not 0", "draw one")
+    return mask[boxes[0]], np.array([part.start for part in boxes[0]])
+
+
+def check_mask_shape(packed: Packed, shape: Sequence[int], what: str) -> None:
+    """Compare what an array claims to be with the part of the image that it is for. Raises PromptError."""
+    if packed.shape != tuple(shape):
+        raise PromptError(f"{what} of shape {packed.shape}", f"shape {tuple(shape)}", "send it on the image's grid")

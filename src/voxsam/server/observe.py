@@ -1,0 +1,133 @@
+"""What the operator sees of each request: Prometheus metrics, and one JSON line in the log.
+
+Neither holds patient data: the route's template instead of the path, no query, no names, no headers, no messages.
+prometheus_client does the counting: it is the format's own library, has no dependencies, and its text is right about
+escaping and histograms.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import secrets
+import sys
+import time
+from datetime import UTC, datetime
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from voxsam.server.store import Store
+
+LOG = logging.getLogger("voxsam.server")
+BUCKETS_S = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
+UNKNOWN = "unmatched"
+
+
+class Metrics:
+    """The numbers of one server, in a registry of its own."""
+
+    def __init__(self, store: Store) -> None:
+        self.registry = CollectorRegistry()
+        labels = ("method", "route", "status")
+        self.requests = Counter("voxsam_requests", "Requests answered.", labels, registry=self.registry)
+        self.seconds = Histogram(
+            "voxsam_request_seconds", "From request to answer.", ("route",), registry=self.registry, buckets=BUCKETS_S
+        )
+        self.bytes = Counter("voxsam_bytes", "Bytes of bodies.", ("direction",), registry=self.registry)
+        self.steps = Histogram(
+            "voxsam_step_seconds", "Of a step on the device.", ("step",), registry=self.registry, buckets=BUCKETS_S
+        )
+        self.registry.register(_StoreNumbers(store))
+
+    def step(self, name: str, seconds: float) -> None:
+        """Take in a step that the device did."""
+        self.steps.labels(name).observe(seconds)
+
+
+class _StoreNumbers(Collector):
+    """Read from the store when asked for."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    def collect(self):
+        store = self.store
+        numbers = (
+            ("voxsam_sessions", "Open sessions.", len(store.slots)),
+            ("voxsam_sessions_most", "Sessions that may be open.", store.limits.capacity),
+            ("voxsam_memory_bytes", "Of open scans and their features.", store.nbytes),
+            ("voxsam_memory_bytes_most", "That they may take.", store.limits.memory_bytes),
+            ("voxsam_waiting", "Requests that wait for the device.", store.device.waiting),
+            ("voxsam_expired_total", "Sessions that ended by a time-out.", store.expired),
+            ("voxsam_features_forgotten_total", "Times that a session's features made room.", store.forgotten),
+        )
+        for name, text, value in numbers:
+            family = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
+            yield family(name, text, value)
+
+
+class Observe:
+    """Wraps the application: counts, times and logs every request."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self.app, self.metrics = app, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        start, status, came, went = time.perf_counter(), 500, 0, 0
+        number = secrets.token_hex(8)
+
+        async def take() -> Message:
+            nonlocal came
+            message = await receive()
+            came += len(message.get("body", b""))
+            return message
+
+        async def give(message: Message) -> None:
+            nonlocal status, went
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", number.encode())]
+            went += len(message.get("body", b""))
+            await send(message)
+
+        try:
+            await self.app(scope, take, give)
+        finally:
+            seconds = time.perf_counter() - start
+            route = getattr(scope.get("route"), "path", UNKNOWN)
+            self._count(scope["method"], route, status, seconds, came, went)
+            facts = {"request": number, "method": scope["method"], "route": route, "status": status}
+            LOG.info("request", extra={"facts": {**facts, "seconds": round(seconds, 4), "in": came, "out": went}})
+
+    def _count(self, method: str, route: str, status: int, seconds: float, came: int, went: int) -> None:
+        known = method if method in ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH") else "other"
+        self.metrics.requests.labels(known, route, str(status)).inc()
+        self.metrics.seconds.labels(route).observe(seconds)
+        self.metrics.bytes.labels("in").inc(came)
+        self.metrics.bytes.labels("out").inc(went)
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object a line: time, level, what happened, and its facts."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        time_utc = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        facts = getattr(record, "facts", {})
+        return json.dumps(
+            {"time": time_utc, "level": record.levelname.lower(), "event": str(record.msg).strip(), **facts}
+        )
+
+
+def log_to_stderr(level: str = "INFO") -> None:
+    """Let the server's log go to stderr as JSON lines; uvicorn's complaints too, without arguments and tracebacks."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines())
+    for log, least in ((LOG, level), (logging.getLogger("uvicorn.error"), "WARNING")):
+        log.handlers[:], log.propagate = [handler], False
+        log.setLevel(least)

@@ -1,0 +1,185 @@
+"""RTSTRUCT: masks come back exactly, with holes and islands; contours of others by hand; the file; refusals."""
+
+from __future__ import annotations
+
+import numpy as np
+import pydicom
+import pytest
+
+from voxsam.errors import FileError, GeometryError, ImageError
+from voxsam.geometry import Grid
+from voxsam.io import read_volume, write_mask
+from voxsam.io.rtstruct import DECIMALS
+
+RAS = np.diag([-1.0, -1, 1])
+
+
+@pytest.fixture
+def scan(tmp_path, write_study):
+    return read_volume(write_study(tmp_path / "ct"))
+
+
+def ring_and_speck(scan):
+    """Label 1 a ring with an island and a block that reaches the border, label 3 one voxel; 2 is left out."""
+    array = np.zeros(scan.grid.shape, np.uint8)
+    array[0:5, 1:7, 4] = 1
+    array[1:4, 2:6, 4] = 0
+    array[2, 3:5, 4] = 1
+    array[3:, :4, 7:] = 1
+    array[1, 5, 0] = 3
+    return scan.with_array(array, "SEG")
+
+
+def changed(path, edit):
+    dataset = pydicom.dcmread(path)
+    edit(dataset)
+    dataset.save_as(path)
+    return path
+
+
+def test_masks_come_back_exactly(tmp_path, scan):
+    mask = ring_and_speck(scan)
+    before = mask.array.copy()
+    write_mask(mask, tmp_path / "m.rtstruct.dcm")
+    back = read_volume(tmp_path / "m.rtstruct.dcm", labels=True, grid=scan.grid)
+    assert back.grid is scan.grid and back.modality == "SEG"
+    assert np.array_equal(back.array, before) and np.array_equal(mask.array, before)
+    assert back.header["segments"] == {1: "Tumour 1", 2: "Tumour 2", 3: "Tumour 3"}
+    third = read_volume(tmp_path / "m.rtstruct.dcm", labels=True, grid=scan.grid, segment=3)
+    assert np.array_equal(third.array, before == 3)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_noise_comes_back_exactly(tmp_path, scan, share):
+    array = (np.random.default_rng(3).random(scan.grid.shape) < share).astype(np.uint8)
+    write_mask(scan.with_array(array), tmp_path / "m.rtstruct.dcm")
+    assert np.array_equal(read_volume(tmp_path / "m.rtstruct.dcm", labels=True, grid=scan.grid).array, array)
+
+
+def test_contours_lie_round_their_voxel_on_its_own_image(tmp_path, scan):
+    mask = scan.with_array(np.zeros((6, 7, 9), np.uint8))
+    mask.array[4, 2, 6] = 1
+    write_mask(mask, tmp_path / "m.rtstruct.dcm", names=["speck"])
+    dataset = pydicom.dcmread(tmp_path / "m.rtstruct.dcm")
+    (contour,) = dataset.ROIContourSequence[0].ContourSequence
+    points = np.array(contour.ContourData, float).reshape(-1, 3) @ RAS
+    assert contour.NumberOfContourPoints == 4
+    assert points.mean(0) == pytest.approx(scan.grid.index_to_world((4, 2, 6)), abs=10**-DECIMALS)
+    at = scan.grid.world_to_index(points)
+    assert sorted(np.round(at, 3).tolist()) == [[3.5, 2, 6], [4, 1.5, 6], [4, 2.5, 6], [4.5, 2, 6]]
+    image = contour.ContourImageSequence[0]
+    assert image.ReferencedSOPInstanceUID == scan.header["dicom"].frames[6].sop_instance
+    for value in contour.ContourData:
+        assert len(str(value)) <= 16 and str(value) != "-0"
+
+
+def test_an_empty_mask_is_a_roi_without_contours(tmp_path, scan):
+    write_mask(scan.with_array(np.zeros((6, 7, 9), np.uint8)), tmp_path / "m.rtstruct.dcm")
+    dataset = pydicom.dcmread(tmp_path / "m.rtstruct.dcm")
+    assert len(dataset.StructureSetROISequence) == 1 and "ContourSequence" not in dataset.ROIContourSequence[0]
+    assert not read_volume(tmp_path / "m.rtstruct.dcm", labels=True, grid=scan.grid).array.any()
+
+
+def test_it_refers_to_every_instance_and_repeats_the_patient(tmp_path, scan):
+    write_mask(ring_and_speck(scan), tmp_path / "m.rtstruct.dcm", names=["A", "B", "Ç"], model="voxsam-tiny")
+    dataset = pydicom.dcmread(tmp_path / "m.rtstruct.dcm")
+    frame = dataset.ReferencedFrameOfReferenceSequence[0]
+    series = frame.RTReferencedStudySequence[0].RTReferencedSeriesSequence[0]
+    assert frame.FrameOfReferenceUID == "1.2.3.8" and series.SeriesInstanceUID == "1.2.3.4"
+    assert frame.RTReferencedStudySequence[0].ReferencedSOPInstanceUID == "1.2.3.9"
+    assert [image.ReferencedSOPInstanceUID for image in series.ContourImageSequence] == [
+        frame.sop_instance for frame in scan.header["dicom"].frames
+    ]
+    assert [roi.ROIName for roi in dataset.StructureSetROISequence] == ["A", "B", "Ç"]
+    assert [roi.ROINumber for roi in dataset.StructureSetROISequence] == [1, 2, 3]
+    assert {roi.ROIGenerationAlgorithm for roi in dataset.StructureSetROISequence} == {"SEMIAUTOMATIC"}
+    assert (dataset.PatientName, dataset.PatientID, dataset.ApprovalStatus) == ("Phantom^Anna", "P-7", "UNAPPROVED")
+    assert dataset.PatientBirthDate is None or dataset.PatientBirthDate == ""
+    assert dataset.SoftwareVersions[1] == "voxsam-tiny" and dataset.Modality == "RTSTRUCT"
+
+
+def test_contours_of_others_by_hand(tmp_path, scan):
+    """Two rectangles one inside the other, as separate contours: a ring; a ROI number of 0; points do not count."""
+    write_mask(scan.with_array(np.zeros((6, 7, 9), np.uint8)), tmp_path / "m.rtstruct.dcm")
+
+    def rectangle(i0, i1, j0, j1, kind):
+        corners = [(i0, j0, 3), (i1, j0, 3), (i1, j1, 3), (i0, j1, 3)]
+        item = pydicom.Dataset()
+        item.ContourGeometricType = kind
+        item.ContourData = [f"{x:.3f}" for x in (scan.grid.index_to_world(corners) @ RAS).ravel()]
+        return item
+
+    def draw(dataset):
+        dataset.StructureSetROISequence[0].ROINumber = dataset.ROIContourSequence[0].ReferencedROINumber = 0
+        kinds = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR", "OPEN_PLANAR")
+        rectangles = ((0.6, 5.4, 0.6, 6.4), (1.6, 3.4, 2.6, 4.4), (0, 1, 0, 1))
+        contours = [rectangle(*ends, kind) for ends, kind in zip(rectangles, kinds, strict=True)]
+        dataset.ROIContourSequence[0].ContourSequence = contours
+
+    changed(tmp_path / "m.rtstruct.dcm", draw)
+    expected = np.zeros((6, 7, 9), np.uint8)
+    expected[1:6, 1:7, 3] = 1
+    expected[2:4, 3:5, 3] = 0
+    assert np.array_equal(read_volume(tmp_path / "m.rtstruct.dcm", labels=True, grid=scan.grid).array, expected)
+
+
+def test_only_the_part_on_a_cropped_scan_is_drawn(tmp_path, scan):
+    mask = ring_and_speck(scan)
+    write_mask(mask, tmp_path / "m.rtstruct.dcm")
+    back = read_volume(tmp_path / "m.rtstruct.dcm", labels=True, grid=scan.grid.crop((1, 2, 3), (4, 4, 5)))
+    assert np.array_equal(back.array, mask.array[1:5, 2:6, 3:8])
+
+
+@pytest.mark.parametrize("axes", ["RSA", "SAR", "ILP"])
+def test_a_scan_with_other_axes(tmp_path, scan, axes):
+    mask = ring_and_speck(scan)
+    write_mask(mask, tmp_path / "m.rtstruct.dcm")
+    grid = scan.grid.reorient(axes)
+    back = read_volume(tmp_path / "m.rtstruct.dcm", labels=True, grid=grid)
+    there = np.rint(grid.index_in(scan.grid, np.moveaxis(np.indices(grid.shape), 0, -1))).astype(int)
+    assert np.array_equal(back.array, mask.array[tuple(np.moveaxis(there, -1, 0))])
+
+
+# Refusals
+
+
+def test_refuses_to_read_without_a_scan(tmp_path, scan):
+    write_mask(ring_and_speck(scan), tmp_path / "m.rtstruct.dcm")
+    words = r"m\.rtstruct\.dcm is an RTSTRUCT, contours without voxels; expected the scan that they lie on; give grid="
+    with pytest.raises(GeometryError, match=words):
+        read_volume(tmp_path / "m.rtstruct.dcm", labels=True)
+
+
+def test_refuses_contours_beside_the_slices(tmp_path, scan):
+    write_mask(ring_and_speck(scan), tmp_path / "m.rtstruct.dcm")
+    tilted = np.array(scan.grid.affine)
+    tilted[:3, 1] += 0.4 * tilted[:3, 2]
+    for grid in (scan.grid.respace((0.5, 0.7, 1.9)), Grid(scan.grid.shape, tilted)):
+        with pytest.raises(GeometryError, match="has contours between the slices of the scan, or not parallel to them"):
+            read_volume(tmp_path / "m.rtstruct.dcm", labels=True, grid=grid)
+
+
+def test_refuses_overlapping_rois_and_unknown_ones(tmp_path, scan):
+    write_mask(ring_and_speck(scan), tmp_path / "m.rtstruct.dcm")
+
+    def double(dataset):
+        dataset.ROIContourSequence[1].ContourSequence = dataset.ROIContourSequence[0].ContourSequence
+
+    path = changed(tmp_path / "m.rtstruct.dcm", double)
+    words = r"ROIs 1 and 2 of m\.rtstruct\.dcm overlap; .* choose one: segment=N, or m\.rtstruct\.dcm#N as a prompt"
+    with pytest.raises(ImageError, match=words):
+        read_volume(path, labels=True, grid=scan.grid)
+    assert read_volume(path, labels=True, grid=scan.grid, segment=2).array.any()
+    with pytest.raises(ImageError, match=r"ROI 4 of .*; expected one of 1 Tumour 1, 2 Tumour 2, 3 Tumour 3"):
+        read_volume(path, labels=True, grid=scan.grid, segment=4)
+
+
+@pytest.mark.parametrize("data", [["1", "2"], ["1", "2", "3"], None])
+def test_refuses_contours_that_are_not_points(tmp_path, scan, data):
+    write_mask(ring_and_speck(scan), tmp_path / "m.rtstruct.dcm")
+
+    def spoil(dataset):
+        dataset.ROIContourSequence[0].ContourSequence[0].ContourData = data
+
+    with pytest.raises(FileError, match=r"m\.rtstruct\.dcm is truncated or damaged"):
+        read_volume(changed(tmp_path / "m.rtstruct.dcm", spoil), labels=True, grid=scan.grid)

@@ -1,0 +1,188 @@
+"""A server with the page, and a browser to look at it with; for the tests of the page and its pictures."""
+
+from __future__ import annotations
+
+import base64
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+STATIC = Path(__file__).resolve().parents[2] / "src" / "voxsam" / "server" / "static"
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+# WebGL2 without a graphics card; and no traffic of the browser's own.
+CHROMIUM_ARGUMENTS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--use-gl=angle",
+    "--use-angle=swiftshader",
+    "--enable-unsafe-swiftshader",
+]
+VIEW = {"width": 1280, "height": 720}
+START_S, STOP_S = 90.0, 10.0
+QUIET_MS = 30_000  # the longest that anything on the page may take
+
+
+class Server:
+    """`voxsam serve` in a process of its own; `start` after `stop` is the same server once more."""
+
+    def __init__(self, state: Path, *folders: Path) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.address = f"http://127.0.0.1:{self.port}/"
+        options = ["--port", str(self.port), "--state", str(state), "--threads", "2"]
+        self._command = [sys.executable, "-m", "voxsam.cli", "serve", *map(str, folders), *options]
+        self._log = (state.parent / "server.log").open("ab")
+        self._process: subprocess.Popen | None = None
+
+    def start(self) -> None:
+        self._process = subprocess.Popen(self._command, stdout=self._log, stderr=self._log)
+        deadline = time.monotonic() + START_S
+        while True:
+            try:
+                urllib.request.urlopen(f"{self.address}healthz", timeout=5).close()
+                return
+            except OSError:
+                assert self._process.poll() is None, Path(self._log.name).read_text()
+                assert time.monotonic() < deadline, "the server does not answer"
+                time.sleep(0.1)
+
+    def stop(self) -> None:
+        """At once, as when the machine goes down: nothing is said to clients."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait(STOP_S)
+        self._process = None
+
+    def close(self) -> None:
+        self.stop()
+        self._log.close()
+
+    def ask(self, path: str) -> dict[str, Any]:
+        with urllib.request.urlopen(f"{self.address}api/{path}", timeout=30) as answer:
+            return json.load(answer)
+
+    def labels(self, session: str) -> NDArray[np.uint8]:
+        """All labels of a session, in the order of the scan's own array."""
+        answer = self.ask(f"sessions/{session}/labels?box=full")
+        return np.frombuffer(zlib.decompress(base64.b64decode(answer["labels"])), np.uint8).reshape(
+            answer["shape"], order="F"
+        )
+
+
+@contextmanager
+def chromium() -> Iterator[Any]:
+    """The system's Chromium, run by Playwright, with an empty profile."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_ARGUMENTS)
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+def _is_answer(response: Any) -> bool:
+    return "/api/sessions/" in response.url and response.request.method == "POST"
+
+
+class Viewer:
+    """The page in a tab, with what tests do to it. It notes what must not happen: errors, and requests elsewhere."""
+
+    def __init__(self, browser: Any, address: str, view: dict[str, int] = VIEW) -> None:
+        self.address = address
+        self.context = browser.new_context(viewport=view, accept_downloads=True)
+        self.context.set_default_timeout(QUIET_MS)
+        self.page = self.context.new_page()
+        self.faults: list[str] = []
+        self.page.on("pageerror", lambda error: self.faults.append(f"error: {error}"))
+        self.page.on("console", self._hear)
+        self.page.on("request", self._see)
+
+    def _hear(self, message: Any) -> None:
+        is_network = "Failed to load resource" in message.text or "ERR_" in message.text  # refusals, restarts
+        if message.type == "error" and not is_network:
+            self.faults.append(f"console: {message.text}")
+
+    def _see(self, request: Any) -> None:
+        if not request.url.startswith((self.address, "blob:", "data:")):
+            self.faults.append(f"request: {request.url}")
+
+    def go(self) -> Viewer:
+        self.page.goto(self.address)
+        self.page.wait_for_selector("#welcome:not([hidden])")
+        return self
+
+    @property
+    def session(self) -> str:
+        return self.page.evaluate("location.hash").removeprefix("#session=")
+
+    def opened(self) -> None:
+        """Wait until a scan is shown."""
+        self.page.wait_for_selector("#panel:not([hidden])")
+        self.page.wait_for_selector("#welcome", state="hidden")
+        self.drawn()
+
+    def upload(self, *files: Path) -> None:
+        self.page.set_input_files("#choose-files", files)
+        self.opened()
+
+    def answered(self, act: Any) -> None:
+        """Do something, and wait for the server's answer and for its drawing."""
+        with self.page.expect_response(
+            lambda response: "/api/sessions/" in response.url and response.request.method == "POST"
+        ):
+            act()
+        self.page.wait_for_selector("#busy", state="hidden")
+        self.drawn()
+
+    def drawn(self) -> None:
+        """Wait for the planes to be drawn."""
+        self.page.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+
+    def look_at(self, index: tuple[int, int, int]) -> None:
+        self.page.evaluate("index => voxsam.viewer.moveTo(index)", list(index))
+        self.drawn()
+
+    def place(self, index: tuple[float, float, float], plane: str = "axial") -> tuple[float, float]:
+        """Where a voxel is on the screen, once its slice is shown."""
+        script = """([index, plane]) => {
+            const {x, y} = voxsam.viewer.tiles.projector(plane)(index);
+            const {left, top} = document.getElementById("planes").getBoundingClientRect();
+            return [left + x, top + y]; }"""
+        return tuple(self.page.evaluate(script, [list(index), plane]))
+
+    def labels(self) -> NDArray[np.uint8]:
+        """What is drawn, in the order of the scan's own array: read voxel by voxel, as the read-out does."""
+        script = """() => {
+            const {viewer} = voxsam, [ni, nj, nk] = viewer.orientation.shape, out = [];
+            for (let k = 0; k < nk; k++) for (let j = 0; j < nj; j++) for (let i = 0; i < ni; i++)
+                if (viewer.labelAt([i, j, k])) out.push(i, j, k, viewer.labelAt([i, j, k]));
+            return [[ni, nj, nk], out]; }"""
+        shape, found = self.page.evaluate(script)
+        labels = np.zeros(shape, np.uint8)
+        i, j, k, values = np.array(found, int).reshape(-1, 4).T
+        labels[i, j, k] = values
+        return labels
+
+    def close(self) -> None:
+        self.context.close()

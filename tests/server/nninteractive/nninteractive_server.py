@@ -1,0 +1,63 @@
+"""A running server with a model that is known, and real clients of the nnInteractive protocol for it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import httpx
+import numpy as np
+import serving
+from known_model import KnownModel
+from nnInteractive.inference.remote import nnInteractiveRemoteInferenceSession as RemoteSession
+
+from voxsam.geometry import Grid
+from voxsam.server.settings import Settings
+from voxsam.session import Session
+from voxsam.volume import Volume
+
+
+class Running:
+    """A server; its clock may be set ahead."""
+
+    def __init__(self, http: httpx.Client) -> None:
+        self.url, self.store, self.ahead_s = str(http.base_url).rstrip("/"), http.service.store, 0.0
+        self.store.clock = lambda: time.monotonic() + self.ahead_s
+
+    @contextmanager
+    def client(self, image: np.ndarray | None = None, key: str | None = None, **properties) -> Iterator[RemoteSession]:
+        """A client; with an image (X, Y, Z) it is sent, and a buffer of zeros is set."""
+        with RemoteSession(self.url, api_key=key) as client:
+            if image is not None:
+                client.set_image(image[None], properties)
+                client.set_target_buffer(np.zeros(image.shape, np.uint8))
+            yield client
+
+
+@contextmanager
+def running(model, **settings) -> Iterator[Running]:
+    with serving.running(Settings(**settings), model) as http:
+        yield Running(http)
+
+
+class CardedModel(KnownModel):
+    """A KnownModel with all of a card that a server reads."""
+
+    def __init__(self, **options) -> None:
+        super().__init__(**options)
+        polarity = ("negative",) if self.config.polarity else ()
+        prompts = ("positive", *polarity, "box", "scribble", "hint")
+        known = {**vars(self.card), "config": self.config, "prompts": prompts, "description": {"licence": "CC0-1.0"}}
+        self.card = SimpleNamespace(**known)
+
+
+def own_session(model, image: np.ndarray, spacing_mm=(1.0, 1.0, 1.0)) -> Session:
+    """VoxSAM's own session on a client's image: axis 0 is slices upwards, 1 rows to the back, 2 columns to the left.
+
+    Written out here, not taken from the server.
+    """
+    s, p, lt = spacing_mm
+    affine = np.array([[0, 0, -lt, 0], [0, -p, 0, 0], [s, 0, 0, 0], [0, 0, 0, 1.0]])
+    return Session(model, Volume(image, Grid(image.shape, affine), "CT"))

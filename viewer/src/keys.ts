@@ -1,0 +1,56 @@
+// The keys: one table that the page obeys and that the help shows.
+
+/** What a key does. `canvas`: only while the planes have the focus, where other keys would disturb buttons. */
+export interface Command {
+  keys: string[]; // as in KeyboardEvent.key; "Ctrl+" and "Shift+" before it where they matter
+  shown: string;
+  text: string;
+  group: "Look" | "Mark" | "Correct" | "Page";
+  canvas?: boolean;
+  run: (event: KeyboardEvent) => void;
+}
+
+/** The name of a key press, as the table writes it. Command counts as Ctrl. */
+export function nameOf({ key, ctrlKey, metaKey, shiftKey }: KeyboardEvent): string {
+  const name = key.length === 1 ? key.toLowerCase() : key;
+  const isLetter = name.length > 1 || (name >= "a" && name <= "z");
+  return `${ctrlKey || metaKey ? "Ctrl+" : ""}${shiftKey && isLetter ? "Shift+" : ""}${name}`;
+}
+
+const TYPING = "input:not([type=range]):not([type=radio]):not([type=checkbox]), select, textarea, dialog[open]";
+
+/** Obey the table. Keys that are typed into a field, or that belong to a dialog, are left to it. */
+export function obey(commands: Command[], canvas: HTMLElement): void {
+  const table = new Map(commands.flatMap((command) => command.keys.map((key) => [key, command] as const)));
+  document.addEventListener("keydown", (event) => {
+    const target = event.target instanceof Element ? event.target : document.body;
+    const command = table.get(nameOf(event));
+    if (!command || event.altKey || target.closest(TYPING)) return;
+    if (command.canvas && target !== canvas) return;
+    event.preventDefault();
+    command.run(event);
+  });
+}
+
+/** The help: a table of keys for each group. */
+export function describe(commands: Command[], place: HTMLElement): void {
+  for (const group of ["Mark", "Correct", "Look", "Page"] as const) {
+    const section = document.createElement("section");
+    const heading = document.createElement("h3");
+    heading.textContent = group;
+    const list = document.createElement("dl");
+    for (const { shown, text } of commands.filter((command) => command.group === group && command.shown)) {
+      const keys = document.createElement("dt");
+      for (const key of shown.split(" ")) {
+        const cap = document.createElement("kbd");
+        cap.textContent = key;
+        keys.append(cap, " ");
+      }
+      const meaning = document.createElement("dd");
+      meaning.textContent = text;
+      list.append(keys, meaning);
+    }
+    section.append(heading, list);
+    place.append(section);
+  }
+}

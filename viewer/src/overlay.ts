@@ -1,0 +1,197 @@
+// What is drawn over the planes: prompts, drafts, the keyboard's plane, and the last picture of the 3D view.
+import { colourOf } from "./colours";
+import { normalAxis, type Plane, PLANES } from "./geometry";
+import type { Draft } from "./prompts";
+import type { Place, Rect } from "./tiles";
+import type { Index, Prompt } from "./types";
+import type { Viewer } from "./viewer";
+
+const ADD = "#7ee0a1";
+const REMOVE = "#ff9b8c";
+const FOCUS = "#ffd166";
+const RADIUS = 7;
+const CURSOR_GAP = 12;
+// The patient's sides at the left, right, top and bottom of each plane.
+const LETTERS: Record<Plane, [string, string, string, string]> = {
+  axial: ["R", "L", "A", "P"],
+  coronal: ["R", "L", "S", "I"],
+  sagittal: ["A", "P", "S", "I"],
+};
+
+export interface Scene {
+  objects: { number: number; prompts: Prompt[] }[];
+  current: number;
+  sent: Prompt[]; // that wait for their answer
+  draft: Draft | null;
+  plane: Plane;
+  focused: boolean;
+}
+
+export class Overlay {
+  private readonly pen: CanvasRenderingContext2D;
+  private readonly picture = document.createElement("canvas"); // of the 3D view
+  private rect: Rect | null = null; // where it belongs
+
+  constructor(
+    private readonly canvas: HTMLCanvasElement,
+    private readonly viewer: Viewer,
+  ) {
+    this.pen = canvas.getContext("2d")!;
+  }
+
+  /** Keep what the 3D view shows now, so that the planes can be drawn again without it. */
+  keep(gl: HTMLCanvasElement, { x, y, width, height }: Rect): void {
+    const scale = gl.width / gl.clientWidth;
+    this.picture.width = Math.round(width * scale);
+    this.picture.height = Math.round(height * scale);
+    this.picture.getContext("2d", { willReadFrequently: true })!.drawImage(gl, -Math.round(x * scale), -Math.round(y * scale));
+    this.rect = { x, y, width, height };
+  }
+
+  forget(): void {
+    this.rect = null;
+  }
+
+  draw(scene: Scene): void {
+    const { canvas, pen } = this;
+    const scale = window.devicePixelRatio || 1;
+    const [width, height] = [Math.round(canvas.clientWidth * scale), Math.round(canvas.clientHeight * scale)];
+    if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
+    pen.setTransform(scale, 0, 0, scale, 0, 0);
+    pen.clearRect(0, 0, canvas.clientWidth, canvas.clientHeight);
+    if (!this.viewer.isOpen) return;
+    if (this.rect && this.viewer.layout === "all" && !this.viewer.tiles.rect("render")) {
+      const { x, y, width: w, height: h } = this.rect;
+      pen.drawImage(this.picture, x, y, w, h);
+    }
+    for (const plane of PLANES) this.drawPlane(plane, scene);
+  }
+
+  private drawPlane(plane: Plane, scene: Scene): void {
+    const rect = this.viewer.tiles.rect(plane);
+    const place = this.viewer.tiles.projector(plane);
+    if (!rect || !place) return;
+    const { pen } = this;
+    pen.save();
+    pen.beginPath();
+    pen.rect(rect.x, rect.y, rect.width, rect.height);
+    pen.clip();
+    const axis = normalAxis(this.viewer.orientation, plane);
+    const depth = this.viewer.cursor[axis] as number;
+    for (const { number, prompts } of scene.objects) {
+      pen.globalAlpha = number === scene.current ? 1 : 0.45;
+      for (const prompt of prompts) this.drawPrompt(prompt, axis, depth, place, colourOf(number));
+    }
+    pen.globalAlpha = 0.7;
+    for (const prompt of scene.sent) this.drawPrompt(prompt, axis, depth, place, FOCUS);
+    pen.globalAlpha = 1;
+    if (scene.draft) this.drawDraft(scene.draft, axis, depth, place);
+    this.drawCursor(rect, place(this.viewer.cursor));
+    pen.restore();
+    const active = plane === scene.plane;
+    this.drawFrame(plane, rect, active, active && scene.focused);
+  }
+
+  // Lines with a gap, so that what is under the cursor can be seen.
+  private drawCursor(rect: Rect, at: Place): void {
+    const { pen } = this;
+    const [x, y] = [Math.round(at.x) + 0.5, Math.round(at.y) + 0.5];
+    pen.strokeStyle = "#4fc3c7a0";
+    pen.lineWidth = 1;
+    pen.beginPath();
+    pen.moveTo(rect.x, y);
+    pen.lineTo(x - CURSOR_GAP, y);
+    pen.moveTo(x + CURSOR_GAP, y);
+    pen.lineTo(rect.x + rect.width, y);
+    pen.moveTo(x, rect.y);
+    pen.lineTo(x, y - CURSOR_GAP);
+    pen.moveTo(x, y + CURSOR_GAP);
+    pen.lineTo(x, rect.y + rect.height);
+    pen.stroke();
+  }
+
+  private drawFrame(plane: Plane, rect: Rect, active: boolean, focused: boolean): void {
+    const { pen } = this;
+    pen.strokeStyle = focused ? FOCUS : active ? "#4fc3c780" : "#ffffff1c";
+    pen.lineWidth = focused ? 2 : 1;
+    pen.strokeRect(rect.x + 1, rect.y + 1, rect.width - 2, rect.height - 2);
+    const [left, right, top, bottom] = LETTERS[plane];
+    const [x, y] = [rect.x + rect.width / 2, rect.y + rect.height / 2];
+    pen.font = "600 12px system-ui, sans-serif";
+    pen.textBaseline = "middle";
+    this.write(left, rect.x + 8, y, "left");
+    this.write(right, rect.x + rect.width - 8, y, "right");
+    this.write(top, x, rect.y + 13, "center");
+    this.write(bottom, x, rect.y + rect.height - 13, "center");
+    this.write(plane, rect.x + 8, rect.y + 13, "left");
+  }
+
+  private write(text: string, x: number, y: number, align: CanvasTextAlign): void {
+    const { pen } = this;
+    pen.textAlign = align;
+    pen.lineWidth = 3;
+    pen.strokeStyle = "#000000b0";
+    pen.strokeText(text, x, y);
+    pen.fillStyle = "#b9c7d2";
+    pen.fillText(text, x, y);
+  }
+
+  private drawPrompt(prompt: Prompt, axis: number, depth: number, place: Projector, colour: string): void {
+    if (prompt.kind === "point") {
+      if (Math.round(prompt.index[axis]!) === depth) this.drawPoint(place(prompt.index), prompt.positive);
+    } else if (prompt.kind === "box") {
+      if (within(prompt.low, prompt.high, axis, depth)) this.drawBox(prompt.low, prompt.high, place, colour, []);
+    } else this.drawStroke(prompt.voxels, axis, depth, place, prompt.positive);
+  }
+
+  private drawDraft(draft: Draft, axis: number, depth: number, place: Projector): void {
+    if (draft.kind === "scribble") return this.drawStroke(draft.voxels, axis, depth, place, draft.positive);
+    const low = draft.from.map((v, n) => Math.min(v, draft.to[n] as number)) as Index;
+    const high = draft.from.map((v, n) => Math.max(v, draft.to[n] as number)) as Index;
+    if (within(low, high, axis, depth)) this.drawBox(low, high, place, FOCUS, [6, 4]);
+  }
+
+  private drawPoint({ x, y }: Place, positive: boolean): void {
+    const { pen } = this;
+    for (const [colour, width] of [["#000000c0", 4], [positive ? ADD : REMOVE, 2]] as const) {
+      pen.strokeStyle = colour;
+      pen.lineWidth = width;
+      pen.beginPath();
+      pen.arc(x, y, RADIUS, 0, 2 * Math.PI);
+      pen.moveTo(x - 3, y);
+      pen.lineTo(x + 3, y);
+      if (positive) {
+        pen.moveTo(x, y - 3);
+        pen.lineTo(x, y + 3);
+      }
+      pen.stroke();
+    }
+  }
+
+  private drawBox(low: Index, high: Index, place: Projector, colour: string, dash: number[]): void {
+    const a = place(low.map((v) => v - 0.5));
+    const b = place(high.map((v) => v + 0.5));
+    this.pen.strokeStyle = colour;
+    this.pen.lineWidth = 1.5;
+    this.pen.setLineDash(dash);
+    this.pen.strokeRect(Math.min(a.x, b.x), Math.min(a.y, b.y), Math.abs(a.x - b.x), Math.abs(a.y - b.y));
+    this.pen.setLineDash([]);
+  }
+
+  private drawStroke(voxels: Index[], axis: number, depth: number, place: Projector, positive: boolean): void {
+    this.pen.fillStyle = positive ? ADD : REMOVE;
+    for (const voxel of voxels) {
+      if (voxel[axis] !== depth) continue;
+      const { x, y } = place(voxel);
+      this.pen.beginPath();
+      this.pen.arc(x, y, 2.5, 0, 2 * Math.PI);
+      this.pen.fill();
+    }
+  }
+}
+
+type Projector = (index: readonly number[]) => Place;
+
+function within(low: Index, high: Index, axis: number, depth: number): boolean {
+  return low[axis]! <= depth && depth <= high[axis]!;
+}

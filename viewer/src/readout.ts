@@ -1,0 +1,24 @@
+// The cursor in words: which voxel, where in the patient, how dense, in which object.
+import { toWorld } from "./geometry";
+import type { State } from "./types";
+import type { Viewer } from "./viewer";
+
+const SIDES = [["R", "L"], ["A", "P"], ["S", "I"]] as const;
+
+/** Millimetres with the letters of the patient's sides: right, anterior, superior, and their opposites. */
+export function describePlace(world: readonly number[]): string {
+  return world.map((mm, axis) => `${SIDES[axis]![mm >= 0 ? 0 : 1]} ${Math.abs(mm).toFixed(0)}`).join("  ");
+}
+
+export function describeVoxel(viewer: Viewer, state: State): string {
+  const { cursor } = viewer;
+  const value = viewer.intensity(cursor);
+  const unit = state.modality === "CT" ? " HU" : ""; // of a NIfTI nobody knows
+  const label = viewer.labelAt(cursor);
+  const parts = [
+    `voxel ${cursor.join(", ")}`,
+    `${describePlace(toWorld(state.affine, cursor))} mm`,
+    `${Number.isInteger(value) ? value : value.toPrecision(4)}${unit}`,
+  ];
+  return label ? [...parts, `object ${label}`].join("   ·   ") : parts.join("   ·   ");
+}

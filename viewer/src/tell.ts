@@ -1,0 +1,81 @@
+// What the page tells: results and errors, what is being done, how the connection is; also read aloud.
+import { ApiError } from "./api";
+import { element } from "./dom";
+import type { Answer, Busy, Problem, State } from "./types";
+import { millilitres, millimetres, seconds, sentence } from "./words";
+import type { Connection } from "./work";
+
+const [BACK, BACK_MS] = ["Connected again; your work is back", 8000];
+const CONNECTIONS: Record<Connection, string> = {
+  none: "",
+  connected: "",
+  lost: "Connection lost; trying again …",
+  asleep: "Asleep after a long rest; your next step goes on",
+};
+
+/** Say something that is also read aloud; it replaces what was said before. */
+export function say(text: string): void {
+  element("live").textContent = text;
+}
+
+/** Show what went wrong until it is closed or something else goes wrong. */
+export function showProblem(error: unknown): void {
+  const { message, given, expected, remedy } = problemOf(error);
+  element("problem-message").textContent = sentence(given || message); // the message is all three in one line
+  const details = element("problem-details");
+  details.replaceChildren();
+  for (const [name, text] of [["Expected", given && expected], ["What to do", remedy]] as const) {
+    if (!text) continue;
+    const row = document.createElement("p");
+    const label = document.createElement("strong");
+    label.textContent = `${name}: `;
+    row.append(label, text);
+    details.append(row);
+  }
+  element("problem").hidden = false;
+}
+
+export function hideProblem(): void {
+  element("problem").hidden = true;
+}
+
+/** Show which scan is open. */
+export function showScan(state: State): void {
+  const size = `${state.shape.join(" × ")} voxels of ${state.spacing_mm.map((mm) => mm.toFixed(2)).join(" × ")} mm`;
+  const name = Object.assign(document.createElement("strong"), { textContent: state.name });
+  element("scan").replaceChildren(name, ` · ${[state.modality, size].filter(Boolean).join(" · ")}`);
+}
+
+/** Say what the current object is now. */
+export function showResult(answer: Answer): void {
+  const object = answer.objects.find(({ number }) => number === answer.current);
+  if (!object) return;
+  const time = seconds(answer.seconds);
+  element("took").textContent = `Answered in ${time}.`;
+  const measures = `${millilitres(object.volume_ml)}, longest diameter ${millimetres(object.longest_diameter_mm)}`;
+  say(`Object ${object.number}: ${measures}, in ${time}. ${object.messages.join(". ")}`);
+}
+
+/** Show what is being done, with its share where that is known; null when nothing is. */
+export function showBusy(busy: Busy | null): void {
+  element("busy").hidden = !busy;
+  if (!busy) return;
+  element("busy-stage").textContent = sentence(busy.stage);
+  const bar = element<HTMLProgressElement>("busy-share");
+  if (busy.share === null) bar.removeAttribute("value");
+  else bar.value = busy.share;
+}
+
+export function showConnection(connection: Connection): void {
+  const place = element("connection");
+  const isBack = place.classList.contains("lost") && connection === "connected";
+  place.classList.toggle("lost", connection === "lost");
+  place.textContent = isBack ? BACK : CONNECTIONS[connection];
+  if (isBack) setTimeout(() => (place.textContent = place.textContent === BACK ? "" : place.textContent), BACK_MS);
+}
+
+function problemOf(error: unknown): Problem {
+  if (error instanceof ApiError) return error.problem;
+  const text = error instanceof Error ? error.message : String(error);
+  return { message: `The page met an error: ${text}`, remedy: "reload it; your work is kept on the server" };
+}

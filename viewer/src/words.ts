@@ -1,0 +1,25 @@
+// Numbers and sentences as people read them.
+
+/** With a capital, unless it begins with the name of a file. */
+export function sentence(text: string): string {
+  if (/^\S*[./\\]\S/.test(text)) return text;
+  return text.charAt(0).toUpperCase() + text.slice(1);
+}
+
+export function millilitres(volume: number): string {
+  return `${volume >= 100 ? volume.toFixed(0) : volume >= 10 ? volume.toFixed(1) : volume.toFixed(2)} mL`;
+}
+
+export function millimetres(length: number): string {
+  return `${length.toFixed(0)} mm`;
+}
+
+export function seconds(duration: number): string {
+  return duration < 10 ? `${duration.toFixed(2)} s` : `${duration.toFixed(0)} s`;
+}
+
+export function bytes(count: number): string {
+  const units = ["B", "kB", "MB", "GB"];
+  const power = Math.min(Math.floor(Math.log10(Math.max(count, 1)) / 3), units.length - 1);
+  return `${(count / 1000 ** power).toFixed(power ? 1 : 0)} ${units[power]}`;
+}
