@@ -66,8 +66,8 @@ def _thin_parts(label: NDArray[np.bool_], touched: NDArray[np.bool_]) -> NDArray
 
     A rim is at most a voxel wide: what lies further from the label is thin, and so is what joins it to the label.
     """
-    apart = touched & ~np.asarray(scipy.ndimage.binary_dilation(label, TOUCHING))
-    return touched & np.asarray(scipy.ndimage.binary_dilation(apart, TOUCHING)) if apart.any() else apart
+    apart = touched & ~np.asarray(scipy.ndimage.binary_dilation(label, TOUCHING), dtype=bool)
+    return touched & np.asarray(scipy.ndimage.binary_dilation(apart, TOUCHING), dtype=bool) if apart.any() else apart
 
 
 def _touched(mask: Volume, target: Grid) -> NDArray[np.bool_]:
