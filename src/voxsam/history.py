@@ -115,6 +115,13 @@ class History:
         """Whether there is a step forth again."""
         return bool(self._future)
 
+    @property
+    def nbytes(self) -> int:
+        """Memory of the probabilities of all states, each counted once."""
+        states = (*self._past, self.state, *self._future)
+        answers = {id(answer): answer for state in states for answer in state.answers.values()}
+        return sum(answer.nbytes for answer in answers.values())
+
     def enter(self, state: State) -> None:
         """Make a new step; what was taken back is forgotten."""
         self._past = _affordable([*self._past, self.state][-UNDO_STEPS:], state)

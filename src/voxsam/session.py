@@ -151,6 +151,11 @@ class Session:
         return self._encoded.nbytes
 
     @property
+    def answers_bytes(self) -> int:
+        """Memory of the probabilities of all answers, those of steps back and forth included."""
+        return self._history.nbytes
+
+    @property
     def prompts(self) -> tuple[Prompt, ...]:
         """The current object's prompts so far."""
         return self._history.state.answer.prompts

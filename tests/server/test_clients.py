@@ -52,7 +52,9 @@ def places(number: int) -> list[tuple[int, int, int]]:
 def test_eight_clients_at_once_get_what_each_would_get_alone(eight, network, tmp_path):
     """With so little memory that they throw each other's features out; undo in between."""
     folder, scans = eight
-    settings = Settings(folders=(folder,), state=tmp_path, memory_bytes=CLIENTS * scans[0].array.nbytes + 400_000)
+    settings = Settings(
+        folders=(folder,), state=tmp_path, memory_bytes=CLIENTS * (scans[0].array.nbytes + 100_000) + 400_000
+    )
     got: dict[int, list[np.ndarray]] = {}
     start = threading.Barrier(CLIENTS)
 

@@ -150,9 +150,9 @@ def test_features_that_were_used_least_recently_make_room(make_store, clock, pha
         slot.open(phantom.scan)
         clock.now += 1
         before = click(slot, phantom.click).array
-    features = old.features_bytes
-    assert features > 0 and new.features_bytes == features and store.forgotten == 0
-    tight = make_store(Limits(2, 2 * phantom.scan.array.nbytes + features + features // 2, 100, 10))
+    features, answers = old.features_bytes, old.answers_bytes
+    assert answers > 0 and features > 0 and new.features_bytes == features and store.forgotten == 0
+    tight = make_store(Limits(2, 2 * (phantom.scan.array.nbytes + answers) + features + features // 2, 100, 10))
     old, new = tight.claim(), tight.claim()
     for slot in (old, new):
         slot.open(phantom.scan)

@@ -57,7 +57,11 @@ def _wrap(app: FastAPI, service: Service) -> None:
     app.add_middleware(Guard, settings=settings, body_limit=_body_limit(settings))
     if settings.cors:
         app.add_middleware(
-            CORSMiddleware, allow_origins=settings.cors, allow_methods=["*"], allow_headers=["Authorization", "*"]
+            CORSMiddleware,
+            allow_origins=settings.cors,
+            allow_methods=["*"],
+            allow_headers=["Authorization", "*"],
+            expose_headers=["X-Meta"],  # where nnInteractive's clients read the changed box
         )
     app.add_middleware(SecureHeaders)
     app.add_middleware(Observe, metrics=service.metrics)

@@ -148,7 +148,8 @@ class Desk:
 
     async def leave(self, name: str) -> None:
         """Release a session and forget its work. Raises NotThere."""
-        was_open = self.store.release(name)
+        slot = self.store.find(name)
+        was_open = slot is not None and sitting_of(slot) is not None and self.store.release(name)
         try:
             await asyncio.to_thread(self.archive.delete, name)
         except NotThere:

@@ -62,7 +62,7 @@ class Slot:
         self.notes: dict[str, Any] = {}
         self.released = False
         self.pending = 0  # steps that wait or run: such a slot does not expire
-        self.volume_bytes = self.features_bytes = 0
+        self.volume_bytes = self.features_bytes = self.answers_bytes = 0
         self._store = store
         self._listeners: set[Listener] = set()
         self.seen = self.used = store.clock()
@@ -135,8 +135,8 @@ class Store:
 
     @property
     def nbytes(self) -> int:
-        """Memory of the open scans and of the features that are kept."""
-        return sum(slot.volume_bytes + slot.features_bytes for slot in self.slots)
+        """Memory of the open scans, of their answers with the steps back, and of the features that are kept."""
+        return sum(slot.volume_bytes + slot.answers_bytes + slot.features_bytes for slot in self.slots)
 
     def claim(self, name: str | None = None) -> Slot:
         """A new slot, named at random unless a `name` is given (to take up earlier work). Raises Full."""
@@ -173,7 +173,7 @@ class Store:
                 return False
             slot.released = True
         self.device.drop(slot.owner)
-        slot.session, slot.volume_bytes, slot.features_bytes = None, 0, 0
+        slot.session, slot.volume_bytes, slot.answers_bytes, slot.features_bytes = None, 0, 0, 0
         slot._tell(None)
         return True
 
@@ -206,7 +206,7 @@ class Store:
                 )
             self.device.drop(slot.owner)
             slot.session = Session(self.device.model, volume, progress=slot.report)
-            slot.volume_bytes, slot.features_bytes = volume.array.nbytes, 0
+            slot.volume_bytes, slot.answers_bytes, slot.features_bytes = volume.array.nbytes, 0, 0
             slot.seen = slot.used = self.clock()
 
     def _run(self, slot: Slot, work: Callable[[Session], T]) -> Future[T]:
@@ -230,7 +230,7 @@ class Store:
             return work(session)
         finally:
             if slot.session is session:
-                slot.features_bytes = session.features_bytes
+                slot.features_bytes, slot.answers_bytes = session.features_bytes, session.answers_bytes
                 self._make_room(slot)
             slot._tell(None)
 
