@@ -37,7 +37,7 @@ CHROMIUM_ARGUMENTS = [
 ]
 VIEW = {"width": 1280, "height": 720}
 START_S, STOP_S = 90.0, 10.0
-QUIET_MS = 30_000  # the longest that anything on the page may take
+QUIET_MS = 60_000  # the longest that anything on the page may take
 
 
 class Server:

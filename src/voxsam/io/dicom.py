@@ -12,7 +12,7 @@ applies the rescale slope and intercept of each slice in double precision.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from voxsam.errors import FileError, GeometryError, ImageError
 from voxsam.io.checks import check_size, colour, truncated
-from voxsam.io.dicom_files import Slice, read_slice, read_slices
+from voxsam.io.dicom_files import BROKEN, Slice, read_slice, read_slices
 from voxsam.io.dicom_frames import frame_count, split
 from voxsam.io.dicom_source import DicomSource
 from voxsam.io.dicom_stack import stacked
@@ -55,12 +55,22 @@ def _volume(images: Iterable[Slice], name: str) -> Volume:
     files = _only_series(images, name)
     _check_kind(files)
     with TemporaryDirectory(prefix="voxsam-") as folder:
-        slices = [s for f in files for s in (split(f, Path(folder)) if frame_count(f.header) > 1 else [f])]
+        slices = [part for file in files for part in _parts(file, Path(folder))]
         _check_sizes(slices, name)
         slices, grid = stacked(slices, name)
         array = _pixels(slices, grid.shape, name)
         source = DicomSource.of(slices, grid)
     return Volume(array, grid, str(slices[0].header.get("Modality", "")), {"dicom": source})
+
+
+def _parts(file: Slice, folder: Path) -> Sequence[Slice]:
+    """The frames of a multi-frame file; else the file itself."""
+    if frame_count(file.header) == 1:
+        return [file]
+    try:
+        return list(split(file, folder))
+    except BROKEN as error:
+        raise truncated(file.name, f"its frames cannot be read: {error}") from error
 
 
 def _only_series(images: Iterable[Slice], name: str) -> list[Slice]:

@@ -19,9 +19,9 @@ import numpy as np
 import pydicom
 from numpy.typing import NDArray
 from pydicom.encaps import generate_frames
-from pydicom.errors import InvalidDicomError
+from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.filereader import read_file_meta_info
-from pydicom.uid import DeflatedExplicitVRLittleEndian
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
 from voxsam.errors import FileError, GeometryError
 from voxsam.io.checks import truncated
@@ -35,6 +35,12 @@ NOT_IMAGES = frozenset(
     [*("SEG", "RTSTRUCT", "RTDOSE", "RTPLAN", "RTRECORD", "RTIMAGE", "PLAN"), *("PR", "KO", "SR", "REG", "FID", "DOC")]
 )
 SEQUENCE_END = b"\xfe\xff\xdd\xe0"  # the last item of compressed pixel data (PS3.5 A.4)
+# What pydicom raises where a file is damaged, often only when an element is looked at.
+BROKEN = (
+    *(InvalidDicomError, BytesLengthException, EOFError, OSError, struct.error, zlib.error),
+    *(AttributeError, KeyError, IndexError, NotImplementedError, OverflowError, RecursionError, TypeError, ValueError),
+)
+COUNTS = ("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "BitsAllocated")
 TAGS = (
     *("SOPClassUID", "SOPInstanceUID", "Modality", "SeriesInstanceUID", "SeriesNumber", "SeriesDescription"),
     *(
@@ -135,33 +141,26 @@ def read_slice(file: Path, name: str) -> Slice | None:
                 warnings.simplefilter("ignore")  # odd values in elements that the image does not hang on
                 header = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=list(TAGS), force=True)
                 _ = list(header.file_meta), list(header)  # decodes every element now: a malformed one is found here
-        except (
-            InvalidDicomError,
-            EOFError,
-            OSError,
-            TypeError,
-            ValueError,
-            NotImplementedError,
-            struct.error,
-            zlib.error,
-        ) as error:
+                if not _is_image(header, name, marked):
+                    return None
+                _check_pixels(header, stream, name)
+        except BROKEN as error:
             if marked:
                 raise truncated(name, "its DICOM header cannot be read") from error
             return None
-        if not _is_image(header, name, marked):
-            return None
-        _check_pixels(header, stream, name)
     return Slice(file, name, header)
 
 
 def _is_image(header: pydicom.Dataset, name: str, marked: bool) -> bool:
     """False for a DICOM object without an image of its own. Raises FileError for an image whose header is cut off."""
     kind = header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID")
-    if header.get("Modality") in NOT_IMAGES:
+    if str(header.get("Modality")) in NOT_IMAGES:
         return False
     has_size = "Rows" in header and "Columns" in header
-    if not has_size and marked and (kind is None or kind.name.endswith("Image Storage")):
+    if not has_size and marked and (kind is None or UID(kind).name.endswith("Image Storage")):
         raise truncated(name, "its DICOM header ends too early")
+    if has_size and min(int(header.get(tag) or 1) for tag in COUNTS) < 1:
+        raise truncated(name, "its DICOM header declares negative counts")
     return has_size
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import struct
 import warnings
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,18 +13,13 @@ from pydicom.uid import RTStructureSetStorage, SegmentationStorage
 from voxsam.errors import FileError, UnsupportedError
 from voxsam.geometry import Grid
 from voxsam.io.checks import check_size, truncated
-from voxsam.io.dicom_files import HEAD_BYTES, check_deflated, is_marked
+from voxsam.io.dicom_files import BROKEN, HEAD_BYTES, check_deflated, is_marked
 from voxsam.io.dicom_frames import check_frames, frame_count
 from voxsam.io.dicom_seg_read import LABELMAP_STORAGE
 from voxsam.io.dicom_source import DicomSource
 from voxsam.volume import Volume
 
 RTSTRUCT_SUFFIX = ".rtstruct.dcm"
-# What pydicom raises, one element at a time, where a file is damaged.
-BROKEN = (
-    *(AttributeError, EOFError, KeyError, IndexError, NotImplementedError, OverflowError, TypeError),
-    *(ValueError, struct.error, zlib.error),
-)
 
 
 def is_dicom(path: Path) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import shutil
+import struct
 import tempfile
 import zipfile
 import zlib
@@ -18,6 +19,7 @@ from voxsam.io.dicom_files import HEAD_BYTES, MAX_FILES, Slice, may_be_dicom, re
 MAX_UNZIPPED_BYTES = 4 * 2**30  # eight times a CT of 512 x 512 x 1000
 MAX_RATIO = 50  # of a zip's unpacked size to its own: scans are noisy, none shrinks to a fiftieth ...
 RATIO_COUNTS_BYTES = 64 * 2**20  # ... and a small zip may
+METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # LZMA takes as much memory as its header asks for
 MAX_DIRECTORY_BYTES = MAX_FILES * 1024  # an entry has 46 bytes and the names of a path
 
 
@@ -33,10 +35,10 @@ def unzipped_slices(path: Path) -> Iterator[Iterator[Slice]]:
             zipfile.ZipFile(file) as archive,
             tempfile.TemporaryDirectory(prefix="voxsam-") as folder,
         ):
-            members = [m for m in archive.infolist() if not m.is_dir()]
+            members = [m for m in archive.infolist() if not m.filename.endswith("/")]
             _check(path, members)
             yield _unpacked(archive, members, Path(folder))
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplementedError) as error:
         raise truncated(path.name, f"it cannot be unzipped: {error}") from error
 
 
@@ -82,6 +84,8 @@ def _check(path: Path, members: list[zipfile.ZipInfo]) -> None:
         raise _too_many(name, f"{len(members):,} files")
     if any(m.flag_bits & 1 for m in members):
         raise FileError(f"{name} is encrypted", "a zip without a password", "unpack it and give the folder")
+    if any(m.compress_type not in METHODS for m in members):
+        raise FileError(f"{name} is packed with LZMA or bzip2", "a common zip (deflate)", "pack it anew")
 
 
 def _too_many(name: str, what: str) -> FileError:
