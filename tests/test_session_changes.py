@@ -135,8 +135,8 @@ def test_only_the_answers_that_changed_and_those_under_them_are_drawn(monkeypatc
     session.new_object()
     session.click((46, 10, 10))
     asked: list[Answer] = []
-    draw = Answer.in_mask_box
-    monkeypatch.setattr(Answer, "in_mask_box", lambda self, scan: (asked.append(self), draw(self, scan))[1])
+    draw = Answer.on_scan
+    monkeypatch.setattr(Answer, "on_scan", lambda self, scan: (asked.append(self), draw(self, scan))[1])
     mask = session.click((45, 10, 10))
     assert far not in asked and session._history.state.answer in asked
     assert ((mask.array == 1).sum(), (mask.array == 2).sum()) == (64, 64)
@@ -185,7 +185,7 @@ def test_what_is_drawn_of_the_core_is_what_the_whole_answer_gives(seed: int, tur
     box, values = answer.on_scan(scan)
     whole[box] = values
     drawn = np.zeros(scan.shape, np.float32)
-    box, values = answer.in_mask_box(scan)
+    box, values = answer.on_scan(scan)
     drawn[box] = values
     np.testing.assert_array_equal(drawn > 0.5, whole > 0.5)
     np.testing.assert_allclose(drawn[drawn > 0.5], whole[whole > 0.5], atol=1e-5)

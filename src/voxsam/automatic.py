@@ -27,7 +27,8 @@ def segment_automatically(
 ) -> Volume:
     """float32 probabilities of being tumour on the scan's grid; above 0.5 is the mask.
 
-    Several volumes are the channels of a model of several (as for a Session). The windows have the side of the model's crop. Raises UnsupportedError for a model that was trained with clicks.
+    Several volumes are the channels of a model of several (as for a Session). The windows have the side of the model's
+    crop. Raises UnsupportedError for a model that was trained with clicks.
     """
     if not model.card.automatic:
         raise UnsupportedError(

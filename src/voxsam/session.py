@@ -37,9 +37,9 @@ class Session:
     """One scan, one model, any number of objects.
 
     A model of several channels (MR sequences) takes a sequence of volumes of one patient, which may lie on different
-    grids; the first is the scan that is clicked. `follow=False` keeps to one crop, as released. `progress` is called with a stage's name and a share from 0 to 1.
-    Raises GeometryError or PromptError for prompts that cannot be used, UnsupportedError for what the model cannot do;
-    the session is then as it was before.
+    grids; the first is the scan that is clicked. `follow=False` keeps to one crop, as released. `progress` is called
+    with a stage's name and a share from 0 to 1. Raises GeometryError or PromptError for prompts that cannot be used,
+    UnsupportedError for what the model cannot do; the session is then as it was before.
     """
 
     def __init__(

@@ -233,7 +233,8 @@ def test_refuses_a_zip_of_lzma_and_members_without_a_name(tmp_path, write_series
 
 
 @pytest.mark.parametrize(
-    ("tag", "value"), [("NumberOfFrames", -3), ("NumberOfFrames", [1, 2]), ("BitsAllocated", [16, 16]), ("Rows", [7, 7])]
+    ("tag", "value"),
+    [("NumberOfFrames", -3), ("NumberOfFrames", [1, 2]), ("BitsAllocated", [16, 16]), ("Rows", [7, 7])],
 )
 def test_refuses_counts_that_are_none(tmp_path, write_series, tag, value):
     def spoil(dataset, k):

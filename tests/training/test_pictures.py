@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.training.minuscule import recipe, rows
-from voxsam.evaluation.planes import three_planes
+from voxsam.drawing.planes import three_planes
 from voxsam.preprocess import Preprocessing
 from voxsam.training.pictures import crop_grid, draw
 from voxsam.training.run import train

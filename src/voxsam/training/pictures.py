@@ -18,9 +18,9 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from voxsam.data.sampling import Sample
-from voxsam.evaluation.figures import BACKGROUND, FAINT, INK, OBJECT_COLOURS, POSITIVE, TRUTH
+from voxsam.drawing.panels import BACKGROUND, FAINT, INK, OBJECT_COLOURS, POSITIVE, TRUTH
+from voxsam.drawing.planes import PLANE_AXES, Plane, three_planes
 from voxsam.evaluation.metrics import dice
-from voxsam.evaluation.planes import PLANE_AXES, Plane, three_planes
 from voxsam.geometry import Grid
 from voxsam.io.atomic import atomic_path, make_folder
 from voxsam.preprocess import Preprocessing

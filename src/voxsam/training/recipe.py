@@ -140,7 +140,7 @@ def with_names(fields: Mapping[str, Any]) -> dict[str, Any]:
         profile = own.pop("profile", None)
         size = SIZES.get(own.get("size", ""))
         if size is not None:
-            own = {**size.model_dump(), **PROFILES.get(profile, {}), **own}
+            own = {**size.model_dump(), **PROFILES.get(str(profile), {}), **own}
         fields["model"] = own if profile in (None, *PROFILES) else {**own, "profile": profile}  # refused by its name
     if isinstance(augmentation, str) and augmentation in AUGMENTATIONS:
         fields["augmentation"] = AUGMENTATIONS[augmentation].model_dump()
