@@ -44,6 +44,7 @@ class Settings(BaseModel):
     threads: int = 1
     seed: int = 0
     quick: bool = False
+    enlarged: int = 4  # the large scan is 128 x 128 x 75 voxels times this on each axis
 
     @property
     def config(self) -> ModelConfig:
@@ -110,6 +111,12 @@ def voxsam(settings: Settings) -> Numbers:
     return all_clicks(network, _scan_around(settings))
 
 
+def short(settings: Settings) -> Numbers:
+    """VoxSAM's first click and the next one, as the plain form is measured."""
+    network = build(VoxSAMNetwork, settings.config, RELEASED["colon"], settings.seed)
+    return two_clicks(network, _scan_around(settings))
+
+
 def plain(settings: Settings) -> Numbers:
     """The plain form's first click, and the next one with the encoder's features kept."""
     network = build(PlainNetwork, settings.config, RELEASED["colon"], settings.seed)
@@ -135,7 +142,7 @@ def _scan_around(settings: Settings) -> Phantom:
 def tiny(settings: Settings) -> Numbers:
     """The packaged voxsam-tiny on a scan of 512 x 512 x 300 voxels that is already in memory."""
     network, weights = _packaged(settings)
-    phantom = big_scan(settings.seed, 1 if settings.quick else 4)
+    phantom = big_scan(settings.seed, 1 if settings.quick else settings.enlarged)
     return {**all_clicks(network, phantom), "scan_shape": list(phantom.scan.array.shape), "weights": weights}
 
 
@@ -155,6 +162,7 @@ def _packaged(settings: Settings) -> tuple[Promptable, str]:
 CASES: dict[str, Callable[[Settings], Numbers]] = {
     "encoder": encoder,
     "voxsam": voxsam,
+    "short": short,
     "plain": plain,
     "precision": precision,
     "tiny": tiny,
