@@ -62,12 +62,8 @@ def at_most(voxels: int) -> Iterator[None]:
 def check_size(name: str, shape: Sequence[int], voxel_bytes: int, file_bytes: int, compressed: bool) -> None:
     """Compare what a header declares with the size of its file, before any memory is taken.
 
-    <<<<<<< HEAD
-        Raises ImageError for more than MAX_VOXELS or what `at_most` says, FileError if `file_bytes` cannot hold the voxels.
-    =======
         Raises ImageError for more than MAX_VOXELS (or what `at_most` says), FileError if `file_bytes` cannot hold the
-        voxels.
-    >>>>>>> train
+    voxels.
     """
     voxels, most = math.prod(shape), _most_voxels.get()
     if voxels > most:
