@@ -182,12 +182,12 @@ def test_what_is_drawn_of_the_core_is_what_the_whole_answer_gives(seed: int, tur
         ]
     answer = Answer(piece=(window, probability))
     whole = np.zeros(scan.shape, np.float32)
-    box, values = answer.on_scan(scan)
-    whole[box] = values
+    reached, values = answer.probabilities(scan)
+    whole[reached] = values
     drawn = np.zeros(scan.shape, np.float32)
     box, values = answer.on_scan(scan)
     drawn[box] = values
     np.testing.assert_array_equal(drawn > 0.5, whole > 0.5)
     np.testing.assert_allclose(drawn[drawn > 0.5], whole[whole > 0.5], atol=1e-5)
     assert (whole > 0.5).any() == (seed not in (0, 3))  # of seed 3 the blob lies outside the scan
-    assert np.prod([b.stop - b.start for b in box]) < 0.6 * np.prod([b.stop - b.start for b in answer.reach(scan)])
+    assert np.prod([b.stop - b.start for b in box]) < 0.6 * np.prod([b.stop - b.start for b in reached])

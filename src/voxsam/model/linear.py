@@ -55,11 +55,10 @@ def packs(device: torch.device) -> bool:
 def precisions(device: torch.device) -> tuple[Precision, ...]:
     """Those that `device` has instructions for: the lower ones are then faster, not only smaller."""
     found: list[Precision] = ["float32"]
-    if device.type != "cpu":
-        found += ["bf16"]
-    elif packs(device):
-        found += ["bf16"] if torch.cpu._is_avx512_bf16_supported() else []
-        found += ["int8"] if torch.cpu._is_vnni_supported() else []
+    if device.type != "cpu" or (packs(device) and torch.cpu._is_avx512_bf16_supported()):
+        found.append("bf16")
+    if packs(device) and torch.cpu._is_vnni_supported():
+        found.append("int8")
     return tuple(found)
 
 
