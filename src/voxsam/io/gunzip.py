@@ -69,14 +69,14 @@ class GunzipReader(io.RawIOBase):
 
     def _unpack(self, most: int) -> bytes:
         """The next bytes, at most so many; none at the end."""
-        while self._member is not None or self._begins():
+        while (member := self._member or self._begins()) is not None:
             self._packed = self._packed or self._file.read(PIECE)
             try:
-                piece = self._member.decompress(self._packed, most)
+                piece = member.decompress(self._packed, most)
             except inflate.error as error:
                 raise zlib.error(str(error)) from error
-            ends, ended = not self._packed, self._member.eof
-            self._packed = self._member.unused_data if ended else self._member.unconsumed_tail
+            ends, ended = not self._packed, member.eof
+            self._packed = member.unused_data if ended else member.unconsumed_tail
             if ended:
                 self._member = None
             if piece:
@@ -85,19 +85,19 @@ class GunzipReader(io.RawIOBase):
                 raise EOFError("the file ends within its gzip stream")
         return b""
 
-    def _begins(self) -> bool:
-        """Begin the next member, if there is one; zeros after a member are padding."""
+    def _begins(self) -> Any:
+        """Begin the next member, None if there is none; zeros after a member are padding."""
         padding = b"\0" if self._members else b""
         self._packed = self._packed.lstrip(padding)
         while len(self._packed) < len(MAGIC) and (more := self._file.read(PIECE)):
             self._packed = (self._packed + more).lstrip(padding)
         if not self._packed:
-            return False
+            return None
         if not self._packed.startswith(MAGIC):
             raise gzip.BadGzipFile("not a gzip file")
         self._member = inflate.decompressobj(GZIP_FORMAT)
         self._members += 1
-        return True
+        return self._member
 
     def close(self) -> None:
         self._file.close()
