@@ -37,16 +37,23 @@ class Session:
     """One scan, one model, any number of objects.
 
     `follow=False` keeps to one crop, as released. `progress` is called with a stage's name and a share from 0 to 1.
+    `undo_bytes` is what the answers of past steps may take, 256 MB unless given.
     Raises GeometryError or PromptError for prompts that cannot be used, UnsupportedError for what the model cannot do;
     the session is then as it was before.
     """
 
     def __init__(
-        self, model: Promptable, volume: Volume, *, follow: bool = True, progress: Progress | None = None
+        self,
+        model: Promptable,
+        volume: Volume,
+        *,
+        follow: bool = True,
+        progress: Progress | None = None,
+        undo_bytes: int | None = None,
     ) -> None:
         self.model, self.volume, self.follow = model, volume, follow
         self._encoded = EncodedCrops(model, volume, progress or (lambda stage, share: None))
-        self._history = History(volume.grid)
+        self._history = History(volume.grid, undo_bytes)
         self._labels = LabelMap(volume.grid)
 
     @cached_property
@@ -69,7 +76,7 @@ class Session:
     def undo(self) -> Volume:
         """Take back the last step of any object, not only of the current one; the object of that time is current again.
 
-        Nothing happens when there is no step. Up to 100 steps are kept, fewer if their answers take more than 256 MB.
+        Nothing happens when there is no step. Up to 100 steps are kept, fewer if their answers take more than `undo_bytes`.
         Returns the mask.
         """
         self._history.undo()
