@@ -76,7 +76,7 @@ class Session:
     def undo(self) -> Volume:
         """Take back the last step of any object, not only of the current one; the object of that time is current again.
 
-        Nothing happens when there is no step. Up to 100 steps are kept, fewer if their answers take more than `undo_bytes`.
+        Nothing happens when there is no step. Up to 100 steps are kept, fewer if they take more than `undo_bytes`.
         Returns the mask.
         """
         self._history.undo()
