@@ -133,6 +133,15 @@ def test_past_steps_are_bounded_in_bytes_and_the_oldest_go_first(monkeypatch) ->
     assert len(session.prompts) == 6
 
 
+def test_each_session_may_have_its_own_bound() -> None:
+    volume = block_scan(upright(40, 40, 40), ((10, 13),) * 3)
+    tight, loose = Session(KnownModel(), volume, undo_bytes=4 * CROP**3), Session(KnownModel(), volume)
+    for session in (tight, loose):
+        for k in (10, 11, 12, 11):
+            session.click((11, 11, k))
+    assert loose.answers_bytes == 4 * 4 * CROP**3 and tight.answers_bytes == 2 * 4 * CROP**3
+
+
 def test_the_last_step_can_be_undone_however_large_it_is(monkeypatch) -> None:
     monkeypatch.setattr(history_module, "UNDO_BYTES", 1)
     _, session = two_blocks()

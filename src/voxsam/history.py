@@ -98,8 +98,8 @@ class History:
     A step is of the whole document: it may be of any object. States share the answers that did not change.
     """
 
-    def __init__(self, scan: Grid) -> None:
-        self.scan = scan
+    def __init__(self, scan: Grid, undo_bytes: int | None = None) -> None:
+        self.scan, self.undo_bytes = scan, UNDO_BYTES if undo_bytes is None else undo_bytes
         self.state = State()
         self.changed = NOWHERE
         self._past: list[State] = []
@@ -124,7 +124,7 @@ class History:
 
     def enter(self, state: State) -> None:
         """Make a new step; what was taken back is forgotten."""
-        self._past = _affordable([*self._past, self.state][-UNDO_STEPS:], state)
+        self._past = _affordable([*self._past, self.state][-UNDO_STEPS:], state, self.undo_bytes)
         self._future.clear()
         self._show(state)
 
@@ -160,8 +160,8 @@ def _not_in(state: State, other: State) -> list[Answer]:
     return [answer for number, answer in state.answers.items() if other.answers.get(number) is not answer]
 
 
-def _affordable(past: list[State], seen: State) -> list[State]:
-    """The latest past states, one at least, as far as UNDO_BYTES suffice for what the state that is seen lacks.
+def _affordable(past: list[State], seen: State, most_bytes: int) -> list[State]:
+    """The latest past states, one at least, as far as `most_bytes` suffice for what the state that is seen lacks.
 
     States that add nothing to those after them, as the empty one, cost nothing and stay with them.
     """
@@ -171,7 +171,7 @@ def _affordable(past: list[State], seen: State) -> list[State]:
         added = sum(answer.nbytes for answer in state.answers.values() if id(answer) not in counted)
         counted.update(map(id, state.answers.values()))
         total += added
-        if kept and added and total > UNDO_BYTES:
+        if kept and added and total > most_bytes:
             break
         kept += 1
     return past[len(past) - kept :]

@@ -38,8 +38,9 @@ class Session:
 
     A model of several channels (MR sequences) takes a sequence of volumes of one patient, which may lie on different
     grids; the first is the scan that is clicked. `follow=False` keeps to one crop, as released. `progress` is called
-    with a stage's name and a share from 0 to 1. Raises GeometryError or PromptError for prompts that cannot be used,
-    UnsupportedError for what the model cannot do; the session is then as it was before.
+    with a stage's name and a share from 0 to 1. `undo_bytes` is what the answers of past steps may take, 256 MB unless
+    given. Raises GeometryError or PromptError for prompts that cannot be used, UnsupportedError for what the model
+    cannot do; the session is then as it was before.
     """
 
     def __init__(
@@ -49,11 +50,12 @@ class Session:
         *,
         follow: bool = True,
         progress: Progress | None = None,
+        undo_bytes: int | None = None,
     ) -> None:
         images = images_of(volume, model.card.preprocessing, model.card.name)
         self.model, self.volume, self.follow = model, images[0], follow
         self._encoded = EncodedCrops(model, images, progress or (lambda stage, share: None))
-        self._history = History(self.volume.grid)
+        self._history = History(self.volume.grid, undo_bytes)
         self._labels = LabelMap(self.volume.grid)
 
     @cached_property
@@ -81,7 +83,7 @@ class Session:
     def undo(self) -> Volume:
         """Take back the last step of any object, not only of the current one; the object of that time is current again.
 
-        Nothing happens when there is no step. Up to 100 steps are kept, fewer if their answers take more than 256 MB.
+        Nothing happens when there is no step. Up to 100 steps are kept, fewer if they take more than `undo_bytes`.
         Returns the mask.
         """
         self._history.undo()

@@ -169,13 +169,8 @@ export class Page {
     this.redraw();
   }
 
-  clear(): void {
-    this.viewer.clearLabels();
-  }
-
-  labels(box: Box, values: Uint8Array): void {
-    this.viewer.paste(reorder(this.viewer.orientation, box, values));
-  }
+  clear = () => this.viewer.clearLabels();
+  labels = (box: Box, values: Uint8Array) => this.viewer.paste(reorder(this.viewer.orientation, box, values));
 
   result(answer: Answer): void {
     showResult(answer);

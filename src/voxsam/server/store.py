@@ -33,6 +33,7 @@ class Limits:
     memory_bytes: int = 4 << 30
     idle_s: float = 1800.0
     alive_s: float = 60.0
+    undo_bytes: int = 64 << 20  # of each session's past steps
 
 
 @dataclass(frozen=True)
@@ -205,7 +206,7 @@ class Store:
                     "close a session, or start the server with more --memory",
                 )
             self.device.drop(slot.owner)
-            slot.session = Session(self.device.model, volume, progress=slot.report)
+            slot.session = Session(self.device.model, volume, progress=slot.report, undo_bytes=self.limits.undo_bytes)
             slot.volume_bytes, slot.answers_bytes, slot.features_bytes = volume.array.nbytes, 0, 0
             slot.seen = slot.used = self.clock()
 
