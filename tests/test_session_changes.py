@@ -191,3 +191,19 @@ def test_what_is_drawn_of_the_core_is_what_the_whole_answer_gives(seed: int, tur
     np.testing.assert_allclose(drawn[drawn > 0.5], whole[whole > 0.5], atol=1e-5)
     assert (whole > 0.5).any() == (seed not in (0, 3))  # of seed 3 the blob lies outside the scan
     assert np.prod([b.stop - b.start for b in box]) < 0.6 * np.prod([b.stop - b.start for b in reached])
+
+
+def test_a_tumour_that_the_network_sees_in_the_padding_alone_is_no_mask() -> None:
+    scan = Grid.from_spacing((20, 20, 20), (1, 1, 1)).reorient("SAR")
+    window = Window(scan, (-6, 2, 2), (12, 12, 12))
+    probability = np.full(window.shape, 0.1, dtype=np.float32)
+    probability[:4] = 0.9  # lattice voxels -6 .. -3
+    answer = Answer(piece=(window, probability))
+    assert answer.reach(scan) == NOWHERE
+    assert answer.on_scan(scan)[1].size == 0
+    box, values = answer.probabilities(scan)
+    assert values.size > 0 and values.max() < 0.5
+    probability[6] = 0.8  # lattice voxel 0: at the scan's border
+    (d, h, w), values = Answer(piece=(window, probability)).on_scan(scan)
+    assert (d.start, h.start, w.start) == (0, 1, 1)
+    assert (values[0, 1:-1, 1:-1] > 0.5).all()

@@ -124,10 +124,13 @@ def cut(piece: Piece, window: Window) -> NDArray[np.float32]:
 def around_tumour(piece: Piece) -> Piece | None:
     """The part of a piece that holds its voxels above THRESHOLD and their neighbours; None if there is no such voxel.
 
-    Interpolated linearly, no place beyond it comes above THRESHOLD.
+    Only voxels in the scan count: a network may see a tumour in the padding, too. Interpolated linearly, no place
+    beyond the part comes above THRESHOLD.
     """
     window, probability = piece
-    inside = probability > THRESHOLD
+    inside = np.zeros(window.shape, dtype=bool)
+    in_scan = window.inside()
+    inside[in_scan] = probability[in_scan] > THRESHOLD
     found = [np.flatnonzero(inside.any(axis=tuple(a for a in range(3) if a != axis))) for axis in range(3)]
     if not len(found[0]):
         return None
