@@ -13,6 +13,7 @@ export default defineConfig({
     target: "es2022",
     assetsInlineLimit: 0, // no data: addresses, so that a strict Content-Security-Policy holds
     modulePreload: { polyfill: false },
+    license: { fileName: "licences.md" }, // of what is bundled, as those licences ask
     chunkSizeWarningLimit: 4000, // NiiVue is one large module
   },
   // `npm run dev` beside a running `voxsam serve`

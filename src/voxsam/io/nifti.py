@@ -135,7 +135,8 @@ def _read_header(stream: IO[bytes], name: str) -> nib.Nifti1Header:
             f"{name} is the header of a .hdr/.img pair", "a single NIfTI file", "convert the pair to .nii.gz"
         )
     _check_spacing(header, name)
-    if not 0 <= float(np.asarray(header["vox_offset"])) <= LARGEST_OFFSET:
+    offset: Any = header["vox_offset"]
+    if not 0 <= offset <= LARGEST_OFFSET:
         raise FileError(f"{name} has a broken NIfTI header (vox_offset)", "a valid header", "export it again")
     try:
         header.check_fix(logger=_QUIET, error_level=40)
