@@ -100,7 +100,7 @@ def dials(footprint: Footprint, recipe: Recipe) -> str:
     if len(options) == 2:
         both = {**options[0][1], **options[1][1]}
         found.append(f"both ({_gb(footprint.step(recipe.model_copy(update=both)))})")
-    if recipe.precision == "32-true":
+    if recipe.precision == "32-true" and not recipe.recompute:  # recomputed, its casts take what it saves
         found.append("--precision bf16-mixed (about two thirds)")
     if recipe.corrections:
         found.append("fewer --corrections")
