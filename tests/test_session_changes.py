@@ -201,7 +201,7 @@ def test_a_tumour_that_the_network_sees_in_the_padding_alone_is_no_mask() -> Non
     answer = Answer(piece=(window, probability))
     assert answer.reach(scan) == NOWHERE
     assert answer.on_scan(scan)[1].size == 0
-    box, values = answer.probabilities(scan)
+    _, values = answer.probabilities(scan)
     assert values.size > 0 and values.max() < 0.5
     probability[6] = 0.8  # lattice voxel 0: at the scan's border
     (d, h, w), values = Answer(piece=(window, probability)).on_scan(scan)
