@@ -15,6 +15,7 @@ from voxsam.cli.progress import Progress
 from voxsam.errors import InputError, PromptError, UnsupportedError
 
 if TYPE_CHECKING:
+    from voxsam.model.card import Card
     from voxsam.prompts import Prompt
     from voxsam.volume import Volume
 
@@ -61,7 +62,7 @@ def command(
         given = "both --auto and prompts" if auto else "no prompt"
         raise PromptError(given, "prompts, or --auto alone", "click the tumour, for example --click 120,88,45")
     from voxsam.evaluation.report import report_dict, write_report_json
-    from voxsam.io import MASK_SUFFIXES, SUFFIXES, check_mask_output, read_channels, write_mask, write_volume
+    from voxsam.io import MASK_SUFFIXES, SUFFIXES, check_mask_output, write_mask, write_volume
 
     target = output or Path(_stem(scan) + "_mask.nii.gz")
     outputs = Outputs(
@@ -73,10 +74,10 @@ def command(
         set_threads(threads)
     start = time.perf_counter()
     with Progress(quiet) as progress:
-        name = _check_model(model, auto)
+        card = _check_model(model, auto)
         _check_precision(precision, device)
         progress("reading")
-        images = tuple(image for path in (scan, *(channel or [])) for image in read_channels(path))
+        images = _read([scan, *(channel or [])], card.config.channels)
         volume = images[0]
         check_mask_output(volume, target)
         prompts = words.on(volume.grid)
@@ -89,7 +90,7 @@ def command(
             scan=volume, scan_name=scan.name, mask=mask, model=model, clicks=clicks, seconds=seconds, messages=messages
         )
         progress("writing")
-        outputs.write("-o", lambda path: write_mask(mask, path, model=name))
+        outputs.write("-o", lambda path: write_mask(mask, path, model=card.name))
         outputs.write("--probabilities", lambda path: write_volume(soft(), path))
         outputs.write("--report", lambda path: write_report_json(path, facts))
         outputs.write("--preview", lambda path: _draw(volume, mask, clicks, path, progress))
@@ -108,8 +109,8 @@ def set_threads(count: int) -> None:
     torch.set_num_threads(count)
 
 
-def _check_model(model: str, auto: bool) -> str:
-    """The model's name. Refuses, before the scan is read, one that works the other way; reads the head of its file."""
+def _check_model(model: str, auto: bool) -> Card:
+    """The model's card. Refuses, before the scan is read, one that works the other way; reads the head of its file."""
     from voxsam.model.model_file import read_card
     from voxsam.model.registry import find_model
 
@@ -126,7 +127,16 @@ def _check_model(model: str, auto: bool) -> str:
             "--auto: this model was trained without clicks",
             "leave the prompts out, or choose another model with --model",
         )
-    return card.name
+    return card
+
+
+def _read(paths: list[Path], channels: int) -> tuple[Volume, ...]:
+    """All images of the files; a file of several volumes only for a model that takes several."""
+    from voxsam.io import read_channels, read_volume
+
+    if channels == 1:
+        return tuple(read_volume(path) for path in paths)
+    return tuple(image for path in paths for image in read_channels(path))
 
 
 def _check_precision(precision: str, device: str) -> None:
