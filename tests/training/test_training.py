@@ -75,6 +75,20 @@ def test_three_steps_write_a_model_that_loads_and_segments(tmp_path: Path, every
     assert Session(model, given.scan).click(given.click).grid == given.scan.grid
 
 
+def test_a_blended_model_lies_between_its_start_and_the_end_also_after_a_restart(tmp_path: Path, every_step) -> None:
+    start = train(recipe(), None, tmp_path / "start")
+    on = recipe(start_from=str(start), seed=2)
+    train(on.model_copy(update={"steps": 1}), None, tmp_path / "cut")
+    blended = on.model_copy(update={"blend": 0.25})
+    first, end, mixed = (
+        load_model(path, "cpu").state_dict()
+        for path in (start, train(on, None, tmp_path / "end"), train(blended, None, tmp_path / "cut"))
+    )
+    assert any(not torch.equal(first[name], tensor) for name, tensor in end.items())
+    for name, tensor in mixed.items():
+        torch.testing.assert_close(tensor, 0.25 * first[name] + 0.75 * end[name], atol=1e-6, rtol=1e-5, msg=name)
+
+
 def test_a_run_goes_on_from_its_last_checkpoint(tmp_path: Path, every_step, drawn: list[int], monkeypatch) -> None:
     """Cut off in the fourth of six steps: the second start sees the samples that come next, and ends as if not cut."""
     wanted = train(recipe(steps=6), None, tmp_path / "whole")

@@ -94,23 +94,36 @@ def _rows_before(path: Path, step: int) -> list[dict[str, Any]]:
 class WriteModels(Callback):
     """At the end of training: OUT/model.safetensors, and OUT/best.safetensors from the best checkpoint, if any.
 
-    Both hold the averaged weights, where a recipe averages. Stands after the callback that averages.
+    Both hold the averaged weights, where a recipe averages. Stands after the callback that averages. `blend` is the
+    share of the weights that training began with: their mean keeps what the start was good at (Wortsman et al., Robust
+    Fine-Tuning of Zero-Shot Models, CVPR 2022).
     """
 
-    def __init__(self, out: Path) -> None:
-        self.out = out
+    def __init__(self, out: Path, blend: float = 0.0) -> None:
+        self.out, self.blend = out, blend
+        self._start: dict[str, Tensor] = {}
+
+    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        """Called by Lightning before a checkpoint is taken up: the tensors are those that the recipe begins with."""
+        if self.blend:
+            self._start = {name: tensor.detach().clone() for name, tensor in pl_module.state_dict().items()}
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Called by Lightning after the averaging callback has put the averaged weights in place."""
         assert isinstance(pl_module, SegmentationTask)
         state = trainer.strategy.lightning_module_state_dict()  # of sharded tensors: whole, and on the first process
         if trainer.is_global_zero:
-            write_model(pl_module.network.card, state, self.out / "model.safetensors")
+            write_model(pl_module.network.card, self._blended(state), self.out / "model.safetensors")
             best = self.out / f"{BEST}.ckpt"
             if best.is_file():
                 state = torch.load(best, map_location="cpu", weights_only=False, mmap=True)["state_dict"]
-                write_model(pl_module.network.card, state, self.out / "best.safetensors")
+                write_model(pl_module.network.card, self._blended(state), self.out / "best.safetensors")
         trainer.strategy.barrier()  # whoever returns from training finds the files
+
+    def _blended(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        if not self.blend:
+            return state
+        return {name: torch.lerp(tensor.cpu(), self._start[name].cpu(), self.blend) for name, tensor in state.items()}
 
 
 def write_model(card: Card, state: Mapping[str, Tensor], path: Path) -> None:

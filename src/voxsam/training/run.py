@@ -115,7 +115,7 @@ def _callbacks(recipe: Recipe, out: Path, pictures: list[Callback]) -> list[Call
         *pictures,
         *averaging(recipe),
         last,
-        WriteModels(out),
+        WriteModels(out, recipe.blend),
         StopOnSignal(out / f"{LAST}.ckpt"),
     ]
     if recipe.validation:
