@@ -16,7 +16,13 @@ from voxsam.cli.serve import state_folder
 from voxsam.model.checkpoint import save_model
 from voxsam.testing import stub_network
 
-PROGRAM = "import sys; from voxsam.cli import main; sys.exit(main())"
+# A shell that starts this test in the background lets SIGINT be ignored; Ctrl-C at a terminal does not.
+PROGRAM = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from voxsam.cli import main
+sys.exit(main())
+"""
 
 
 @pytest.fixture
