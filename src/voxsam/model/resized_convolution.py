@@ -23,7 +23,8 @@ def resized_convolution(x_nCdhw: Tensor, weight: Tensor, size: tuple[int, ...]) 
     places instead of D H W. Slices of the map go through one at a time, which keeps them in the processor's cache.
     """
     device = x_nCdhw.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_nCdhw.dtype
+    cast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    dtype = torch.get_autocast_dtype(device) if cast else x_nCdhw.dtype
     return _ResizedConvolution.apply(x_nCdhw.to(dtype), weight.to(dtype), tuple(size))  # type: ignore[return-value]
 
 
