@@ -26,6 +26,7 @@ class Card(BaseModel):
     format_version: int = FORMAT_VERSION
     name: str
     system: str = "voxsam"  # which kind of network: others are those of voxsam.systems
+    options: dict[str, JsonValue] = {}  # what such a network is built with beyond `config`
     config: ModelConfig
     preprocessing: Preprocessing
     description: dict[str, str] = {}

@@ -12,6 +12,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    JsonValue,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
@@ -47,6 +48,7 @@ class Recipe(BaseModel):
 
     name: str
     system: str = "voxsam"  # which network: another is one of voxsam.systems, and reads of `model` its crop only
+    options: dict[str, JsonValue] = {}  # what such a network is built with: widths, say
     model: ModelConfig
     preprocessing: Preprocessing
     augmentation: Augmentation = Augmentation()

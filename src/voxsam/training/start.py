@@ -31,6 +31,7 @@ def make_network(recipe: Recipe) -> Promptable:
     card = Card(
         name=recipe.name,
         system=recipe.system,
+        options=recipe.options,
         config=recipe.model,
         preprocessing=recipe.preprocessing,
         description=recipe.description,

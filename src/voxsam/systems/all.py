@@ -1,0 +1,3 @@
+"""Registers every compared system: one line for each file of them. Heavy libraries are imported by their methods."""
+
+import voxsam.systems.common_loop  # noqa: F401

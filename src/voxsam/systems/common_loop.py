@@ -1,0 +1,89 @@
+"""Systems that are trained by VoxSAM's own loop from a recipe: VoxSAM and its variants, and every plain network.
+
+So they see the same scans, crops, augmentation and loss, for as many steps.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from voxsam.data.store import open_store
+from voxsam.evaluation.systems import AutomaticSystem, SessionSystem, System
+from voxsam.systems.compared import About, ComparedSystem, Job, Tell, register
+from voxsam.training.recipe import Recipe, with_names
+
+
+class CommonLoop(ComparedSystem):
+    """A recipe's `system`, trained by voxsam.training.run; `fixed` are keys that make the row what it is."""
+
+    def __init__(self, name: str, about: About, fixed: dict[str, Any], options: dict[str, str] | None = None) -> None:
+        self.name, self.about, self.fixed = name, about, fixed
+        self.options = options or {}
+
+    def recipe(self, job: Job) -> Recipe:
+        """The recipe that the job trains: the plan's keys, then this row's own, then those of the data set."""
+        store = open_store(job.data)
+        fields = merged({"model": "tiny", **job.recipe}, self.fixed)
+        fields = {
+            "name": self.name,
+            "preprocessing": store.preprocessing.model_dump(),
+            "validation": store.split["validation"],
+            **fields,
+            "seed": job.seed,
+        }
+        if job.options:
+            fields["options"] = {**fields.get("options", {}), **job.options}
+        return Recipe.model_validate(with_names(fields))
+
+    def check(self, job: Job) -> None:
+        """As for every system, and that the keys make a recipe."""
+        super().check(job)
+        self.recipe(job)
+
+    def train(self, job: Job, tell: Tell) -> None:
+        """Run the recipe in job.out/run; a finished run is left as it is."""
+        from voxsam.training.run import train
+
+        if not self._model(job).is_file():
+            train(self.recipe(job), job.data, job.out / "run", tell=tell)
+
+    def load(self, job: Job) -> System:
+        """The model as a person uses it: clicked in a session, or by sliding window if it was trained without."""
+        import voxsam.systems  # noqa: F401, which makes the networks of model files known
+        from voxsam.model import load_model
+
+        model = load_model(self._model(job), job.device)
+        return AutomaticSystem(model) if model.card.automatic else SessionSystem(model)
+
+    def tuned_parameters(self, job: Job) -> int | None:
+        """The parameters that have gradients when the run begins."""
+        from voxsam.training.start import make_network
+
+        return sum(p.numel() for p in make_network(self.recipe(job)).parameters() if p.requires_grad)
+
+    def _model(self, job: Job) -> Path:
+        return job.out / "run" / "model.safetensors"
+
+
+def merged(fields: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+    """`fields` with those of `more`, key by key in nested ones; a model's name counts as {"size": name}."""
+    out = dict(fields)
+    for key, value in more.items():
+        before = {"size": out[key]} if key == "model" and isinstance(out.get(key), str) else out.get(key)
+        out[key] = merged(before, value) if isinstance(before, dict) and isinstance(value, dict) else value
+    return json.loads(json.dumps(out))
+
+
+@register("voxsam")
+def _voxsam() -> ComparedSystem:
+    about = About(
+        title="VoxSAM",
+        paper="Gong et al., 3DSAM-adapter, Medical Image Analysis 2024",
+        source="https://github.com/med-air/3DSAM-adapter",
+        licence="none stated",
+        library="VoxSAM",
+        differences="prompts with polarity and marks where the model configuration has them (docs/released.md)",
+    )
+    return CommonLoop("voxsam", about, {})
