@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import scipy.stats
 
-from voxsam.compare.order import Outcome
+from voxsam.compare.order import Outcome, import_modules
 from voxsam.compare.plan import Plan
 from voxsam.compare.runner import Task
 from voxsam.evaluation.protocol import Evaluation
@@ -66,6 +66,7 @@ def collect(plan: Plan, tasks: Sequence[Task]) -> list[RowResult]:
 
 def _row(plan: Plan, number: int, tasks: Sequence[Task]) -> RowResult:
     spec = plan.systems[number]
+    import_modules(plan.modules)
     about = compared_system(spec.system).about
     found, failed = {}, {}
     for data in plan.data:
