@@ -78,8 +78,8 @@ def test_three_steps_write_a_model_that_loads_and_segments(tmp_path: Path, every
 def test_a_blended_model_lies_between_its_start_and_the_end_also_after_a_restart(tmp_path: Path, every_step) -> None:
     start = train(recipe(), None, tmp_path / "start")
     on = recipe(start_from=str(start), seed=2)
-    train(on.model_copy(update={"steps": 1}), None, tmp_path / "cut")
     blended = on.model_copy(update={"blend": 0.25})
+    train(blended.model_copy(update={"steps": 1}), None, tmp_path / "cut")
     first, end, mixed = (
         load_model(path, "cpu").state_dict()
         for path in (start, train(on, None, tmp_path / "end"), train(blended, None, tmp_path / "cut"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -34,6 +35,20 @@ def load_cases(folder: Path, *, leave_out: Collection[str] = (), only: Collectio
         )
     chosen = names - test - set(leave_out) if only is None else only
     return [load(name) for name in sorted(chosen)]
+
+
+def fingerprint(folder: Path) -> str:
+    """16 digits that tell a data set from another one, without reading its voxels; where it lies does not count.
+
+    Of a prepared store: its cases, what each was made of, and the split. Else: the names and sizes of its files.
+    """
+    if read_description(folder / "dataset.json") is not None:
+        found = open_store(folder).description
+        parts = [*((name, case.key) for name, case in sorted(found.cases.items())), *sorted(found.split.items())]
+    else:
+        files = sorted({path for case in find_cases(folder) for path in (*case.images, case.label)})
+        parts = [(path.name, path.stat().st_size) for path in files]
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
 def _source(folder: Path) -> tuple[Callable[[str], Labelled], set[str], set[str]]:

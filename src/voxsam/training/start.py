@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from voxsam.errors import CheckpointError, UnsupportedError
+from voxsam.errors import CheckpointError, InputError, UnsupportedError
 from voxsam.model.assemble import BUILDERS
 from voxsam.model.card import Card
 from voxsam.model.checkpoint import load_model
@@ -43,7 +43,13 @@ def make_network(recipe: Recipe) -> Promptable:
         automatic=recipe.automatic,
         recipe=recipe.model_dump(mode="json", exclude={"description"}),
     )
-    network = BUILDERS[recipe.system](card)
+    try:
+        network = BUILDERS[recipe.system](card)
+    except (RuntimeError, ValueError, ArithmeticError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"no network has the recipe's sizes ({reason})", "sizes that fit together", "mend `model`"
+        ) from error
     if not (network.clicks or recipe.automatic):
         given = f"prompts: {recipe.prompts} for the system {recipe.system}, which takes no clicks"
         raise UnsupportedError(given, "prompts: none", "change `prompts` in the recipe")
