@@ -111,6 +111,8 @@ class Recipe(BaseModel):
     def _consistent(self) -> Recipe:
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("steps or epochs: one of them, not both")
+        if self.model.crop < 1:
+            raise ValueError("model.crop must be 1 or more")
         if self.preprocessing.channels != self.model.channels:
             raise ValueError(
                 f"model.channels is {self.model.channels}, and preprocessing is for {self.preprocessing.channels}"
@@ -161,10 +163,10 @@ def read_recipe(
         return _validated(with_names(fields), options)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise InputError(
-            f"{path}: {where}: {first['msg']}", "the keys of voxsam.training.recipe.Recipe", "mend it"
-        ) from error
+        where = ": ".join([str(path), *([".".join(map(str, first["loc"]))] if first["loc"] else []), first["msg"]])
+        raise InputError(where, "the keys of voxsam.training.recipe.Recipe", "mend it") from error
+    except ArithmeticError as error:  # of sizes that divide by one another
+        raise InputError(f"{path}: model: {error}", "sizes above 0", "mend it") from error
     except SettingsError as error:
         what = str(error).removeprefix("error parsing CLI: ")
         raise InputError(
