@@ -26,7 +26,10 @@ def command(
         typer.Option(help="A folder of `voxsam prepare`, or in MSD / nnU-Net raw layout; without it, phantoms only."),
     ] = None,
     preset: Annotated[
-        str | None, typer.Option(help="laptop, gpu24, gpu80, or a YAML file: keys that this machine wants otherwise.")
+        list[str] | None,
+        typer.Option(
+            help="laptop, gpu24, gpu80: this machine's keys; auto: without clicks; or a YAML file. Repeatable."
+        ),
     ] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads; default: all.")] = None,
     anyway: Annotated[bool, typer.Option("--anyway", help="Begin though memory seems too little.")] = False,
@@ -46,7 +49,7 @@ def command(
     if data is not None and read_description(data / "dataset.json") is not None:
         store = open_store(data)
         defaults = {"preprocessing": store.preprocessing.model_dump(), "validation": store.split["validation"]}
-    chosen = read_recipe(recipe, context.args, defaults, read_preset(preset) if preset else {})
+    chosen = read_recipe(recipe, context.args, defaults, [read_preset(name) for name in preset or []])
     make_folder(output)
     if threads is not None:
         set_threads(threads)
