@@ -60,8 +60,13 @@ class BlockHook(nn.Module):
 
 
 def multiply(linear: nn.Linear, x: Tensor, precision: Precision, activation: Activation = "none") -> Tensor:
-    """(..., k) -> (..., m): activation(linear(x)), in the way that is fastest for all the rows of x together."""
-    return product(linear, x.numel() // x.shape[-1], x, precision)(x, activation)
+    """(..., k) -> (..., m), in the type of x: activation(linear(x)), the fastest way for all the rows of x together."""
+    return product(linear, x.numel() // x.shape[-1], x, precision)(x, activation).to(x.dtype)
+
+
+def convolve_tokens(convolution: nn.Conv3d, x_BDHWm: Tensor) -> Tensor:
+    """A convolution over the grid of tokens, which keeps its shape."""
+    return convolution(x_BDHWm.permute(0, 4, 1, 2, 3)).permute(0, 2, 3, 4, 1)
 
 
 class SpatialAdapter(BlockHook):
