@@ -64,10 +64,10 @@ def import_sam(
             "licence": "Apache-2.0 (SAM's weights)",
         },
     )
-    return start_from_sam(card, encoder, seed, str(path))
+    return startfrom_sam(card, encoder, seed, str(path))
 
 
-def start_from_sam(card: Card, encoder: Mapping[str, Tensor], seed: int, origin: str) -> VoxSAMNetwork:
+def startfrom_sam(card: Card, encoder: Mapping[str, Tensor], seed: int, origin: str) -> VoxSAMNetwork:
     """The network of `card` with the tensors `encoder` of SAM's image encoder (Meta's names, without prefix).
 
     The global random state is left alone.
@@ -93,9 +93,16 @@ def load_sam(network: VoxSAMNetwork, encoder: Mapping[str, Tensor], origin: str)
         stem = f"image_encoder.blocks.{block}.attention.rel_pos_"
         if f"{stem}h" in state and f"{stem}w" in state:
             state[f"{stem}d"] = (state[f"{stem}h"] + state[f"{stem}w"]) / 2
-    fresh = {name: tensor for name, tensor in network.state_dict().items() if not _from_sam(name, slices)}
+    fresh = {name: tensor for name, tensor in network.state_dict().items() if not from_sam(name, slices)}
     check_tensors(network, {**fresh, **state}, origin)
     network.load_state_dict(state, strict=False, assign=True)
+
+
+def is_sam(path: Path) -> bool:
+    """Whether a file is no VoxSAM model, and so may be SAM's. Raises FileError if it cannot be read."""
+    if not is_safetensors(first_bytes(path, 16, WANTED)):
+        return True
+    return METADATA_KEY not in open_safetensors(path)[0]
 
 
 def read_sam(path: Path) -> dict[str, Tensor]:
@@ -156,7 +163,7 @@ def _new_name(name: str, origin: str) -> str | None:
         ) from error
 
 
-def _from_sam(name: str, slices: bool) -> bool:
+def from_sam(name: str, slices: bool) -> bool:
     """Whether a tensor must come from the SAM file: the encoder's, but for what VoxSAM adds to it."""
     added = r"patch_embedding\.slice_|depth_positions|.*\.adapter\.|shared_adapter\.|.*\.rel_pos_gain"
     added += "" if slices else r"|necks\."

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from voxsam.model.adapters import BlockHook, multiply
 from voxsam.model.linear import Precision
-from voxsam.model.sizes import ModelConfig
+from voxsam.model.sizes import LEVELS, ModelConfig
 
 
 class MedAdapter(BlockHook):
@@ -32,7 +32,7 @@ class MedAdapter(BlockHook):
         self.frequency_bias = nn.Parameter(torch.ones(config.token_grid))
         self.mix = nn.Conv3d(m, m, 1)
         self.up = nn.Linear(m, config.width)
-        ends_a_stage = block + 1 in config.level_blocks
+        ends_a_stage = (block + 1) % (config.depth // LEVELS) == 0
         self.earlier = nn.Conv3d(m, m, 1) if ends_a_stage else None
         self.join = nn.Conv3d(2 * m, m, 1) if ends_a_stage else None
 
