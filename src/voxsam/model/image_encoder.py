@@ -18,7 +18,7 @@ from voxsam.model.convolution import convolve
 from voxsam.model.linear import Precision, Product, product
 from voxsam.model.patch_embedding import PatchEmbedding
 from voxsam.model.promptable import BlockProgress
-from voxsam.model.sizes import LEVELS, ModelConfig
+from voxsam.model.sizes import ModelConfig
 from voxsam.model.windows import Windows, windows
 
 LAYER_NORM_EPS = 1e-6  # SAM's
@@ -135,7 +135,7 @@ class ImageEncoder(nn.Module):
         start = torch.ones if config.depth_start == "ones" else torch.zeros
         self.depth_positions = nn.Parameter(start(config.token_grid, c))
         self.blocks = nn.ModuleList(Block(config, i) for i in range(config.depth))
-        self.necks = nn.ModuleList(Neck(c, config.feature_width) for _ in range(LEVELS))
+        self.necks = nn.ModuleList(Neck(c, config.feature_width) for _ in config.levels)
 
     def positions(self, grid: tuple[int, int, int]) -> Tensor:
         """(D, H, W, c): SAM's plane table pooled to (H, W), plus the depth table, stretched if D is another."""
