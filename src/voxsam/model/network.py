@@ -25,7 +25,7 @@ class VoxSAMNetwork(Promptable):
 
     `card` says what the network is and how it wants its crops; `config` are its sizes. Where clicks change several
     levels (`config.prompt_levels`), each has a prompt encoder: `prompt_encoder` is that of level 4, `prompt_encoder_1`
-    that of level 1.
+    that of level 1. That of a card that is `automatic` has none, and takes no clicks (paper, Sec. 4.3).
     """
 
     def __init__(self, card: Card) -> None:
@@ -35,7 +35,7 @@ class VoxSAMNetwork(Promptable):
         self.far_clicks = config.prompt_kind == "sampler"
         self.image_encoder = ImageEncoder(config)
         for level in config.prompt_levels:
-            self.add_module(_prompt_encoder(level), encoder(config))
+            self.add_module(_prompt_encoder(level), None if card.automatic else encoder(config))
         self.mask_decoder = MaskDecoder(config)
 
     def encode(self, crops_B1DHW: Tensor, progress: BlockProgress | None = None) -> Features:
@@ -110,6 +110,7 @@ class VoxSAMNetwork(Promptable):
 
     def _prompt(self, levels: Features, looks: Tensor, labels: Tensor | None, points: Tensor | None) -> Features:
         """The prompted levels, each changed by its own prompt encoder and the clicks' looks at it."""
+        assert not self.card.automatic, "clicks for a network without a prompt encoder"
         if points is None and not self.far_clicks:
             raise UnsupportedError(
                 f"looks without points for the model {self.card.name}",
