@@ -1,4 +1,4 @@
-"""Positional prompts: the places by hand, SAM's own two-way transformer with the same weights, and what a click does."""
+"""Positional prompts: places by hand, SAM's own two-way transformer with the same weights, what a click does."""
 
 from __future__ import annotations
 

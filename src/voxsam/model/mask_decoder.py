@@ -39,10 +39,10 @@ class Head(nn.Module):
 class MaskDecoder(nn.Module):
     """Four heads, upsampled and concatenated with the crop, fused by a 3x3x3 convolution, then two logits per voxel.
 
-    The fusing convolution is a sum over its input groups, and a click changes `config.prompt_levels` only: level 4,
-    unless said otherwise. `static` computes the share of the other levels and of the crop once; `fused` adds that of the
-    prompted ones. No concatenation is ever made, and no level is enlarged before the convolution has mixed its channels.
-    Without `config.multi_layer` there is one head, for level 4.
+    The fusing convolution is a sum over its input groups, and a click changes `config.prompt_levels` only, most often
+    level 4 alone. `static` computes the share of the other levels and of the crop once; `fused` adds that of the
+    prompted ones. No concatenation is ever made, and no level is enlarged before the convolution has mixed its
+    channels. Without `config.multi_layer` there is one head, for level 4.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -67,7 +67,7 @@ class MaskDecoder(nn.Module):
         )
 
     def static(self, features: tuple[Tensor, ...], crops_B1DHW: Tensor) -> Tensor:
-        """(B, m, F, F, F): the share of the levels that no click changes and of the crop; holds while the crop holds."""
+        """(B, m, F, F, F): the share of the crop and of the levels that no click changes; holds while the crop does."""
         size = self._fusion_grid(features[0].shape[2:], crops_B1DHW.shape[2:])
         image = _resize(crops_B1DHW, size, align_corners=False)
         total = convolve(image, self.fuse.weight[:, len(self.heads) * self.fuse.out_channels :])

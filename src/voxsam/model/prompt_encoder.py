@@ -65,9 +65,7 @@ class Attention(nn.Module):
         self.q_proj, self.k_proj, self.v_proj = (nn.Linear(width, inner) for _ in range(3))
         self.out_proj = nn.Linear(inner, width)
 
-    def forward(
-        self, q_BMC: Tensor, k_BKC: Tensor, v_BKC: Tensor | None = None, mask: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, q_BMC: Tensor, k_BKC: Tensor, v_BKC: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """(B, M, C) queries, (B, K, C) keys and values -> (B, M, C); without values, the keys are the values.
 
         `mask` broadcasts to (B, heads, M, K), True attends.
@@ -123,7 +121,7 @@ class PromptEncoder(nn.Module):
             nn.init.zeros_(self.marks.weight)
 
     def mark(self, features_BCDHW: Tensor, points_BN3: Tensor, labels_BN: Tensor | None) -> Tensor:
-        """The feature map with the tokens about the points (crop voxels) marked; as it is if the model does not mark."""
+        """The feature map with the tokens about the points (crop voxels) marked; unchanged if the model does not mark."""
         if self.marks is None:
             return features_BCDHW
         if labels_BN is None:
