@@ -72,10 +72,13 @@ def counts(network: Promptable) -> Counts:
 def paper_accounting(network: VoxSAMNetwork) -> int:
     """The paper's count of tuned parameters (ViT-B: 25,462,400 = 25.46 M, Table 2).
 
-    The released code declares a token-to-image attention in each layer of the prompt encoder, counts it, and never
-    calls it; VoxSAM does not build it.
+    The released code declares a token-to-image attention in each layer of a prompt encoder, counts it, and never calls
+    it; VoxSAM does not build it. Positional prompts do call it: nothing is missing there.
     """
-    return counts(network).tuned + network.config.prompt_layers * _cross_attention_size(network.config)
+    config = network.config
+    if config.prompt_kind == "positional":
+        return counts(network).tuned
+    return counts(network).tuned + len(config.prompt_levels) * config.prompt_layers * _cross_attention_size(config)
 
 
 def _cross_attention_size(config: ModelConfig) -> int:

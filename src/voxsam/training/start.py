@@ -18,7 +18,7 @@ from voxsam.model.sizes import LEVELS
 from voxsam.model.tuning import freeze
 from voxsam.training.recipe import Recipe
 
-PROMPTS = "prompt_encoder."  # absent from an automatic model
+PROMPTS = "prompt_encoder"  # names begin so, of every level; absent from an automatic model
 NECKS = "image_encoder.necks."
 OPTIONAL = "prompt_encoder.marks."  # tensors of an extension: absent from a model that starts without it
 SLICES, DEPTH, FUSE = (
