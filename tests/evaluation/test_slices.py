@@ -1,4 +1,4 @@
-"""Systems that are clicked in every slice: which slices and voxels are clicked, how rows are called, what is refused."""
+"""Systems that are clicked in every slice: what is clicked, how rows are called, what is refused."""
 
 from __future__ import annotations
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
@@ -92,6 +94,6 @@ def _attention(name: str, inner: int) -> dict[str, tuple[int, ...]]:
 
 def _mlp(name: str, widths: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
     parts = {}
-    for layer, (into, out) in enumerate(zip(widths, widths[1:], strict=False)):
+    for layer, (into, out) in enumerate(pairwise(widths)):
         parts |= _linear(f"{name}.layers.{layer}", out, into)
     return parts

@@ -1,4 +1,4 @@
-"""SAM slice by slice: a stand-in for SAM whose masks are known, the real one with random weights, and what is refused."""
+"""SAM slice by slice: a stand-in whose masks are known, the real one with random weights, what is refused."""
 
 from __future__ import annotations
 
