@@ -1,5 +1,6 @@
 """Registers every compared system: one line for each file of them. Heavy libraries are imported by their methods."""
 
 import voxsam.systems.common_loop
+import voxsam.systems.nnunet.system
 import voxsam.systems.remote
 import voxsam.systems.sam_slices  # noqa: F401
