@@ -86,11 +86,20 @@ class Evaluation:
         return tuple(dict.fromkeys(row.case for row in self.rows))
 
 
+Watch = Callable[[Row, Volume], None]
+
+
 def evaluate(
-    system: System, cases: Sequence[Case], settings: Settings, dataset: str, progress: Progress | None = None
+    system: System,
+    cases: Sequence[Case],
+    settings: Settings,
+    dataset: str,
+    progress: Progress | None = None,
+    watch: Watch | None = None,
 ) -> Evaluation:
     """Run every trial on every case. A case whose label is empty is skipped, unless the system needs no clicks.
 
+    `watch` is shown each row with the mask that was scored, on the scan's grid, which is not kept.
     Raises what reading a case raises, GeometryError for a label or an answer on another grid, InputError without cases
     or if all are skipped, UnsupportedError for clicks or lesions asked of a system that takes none.
     """
@@ -108,7 +117,7 @@ def evaluate(
         if system.takes_clicks and not tumour.any():
             skipped[case.name] = "its label is empty: there is nothing to click on"
         else:
-            rows += evaluate_scan(system, case.name, images, tumour, settings)
+            rows += evaluate_scan(system, case.name, images, tumour, settings, watch)
     _require(bool(rows), f"{len(cases)} cases with empty labels", "tumours to click on")
     return Evaluation(system.name, dataset, settings, tuple(rows), skipped, system.parameters)
 
@@ -128,10 +137,16 @@ def read_case(case: Case, labels: Sequence[int] = ()) -> tuple[tuple[Volume, ...
 
 
 def evaluate_scan(
-    system: System, name: str, images: Sequence[Volume], tumour: Mask, settings: Settings
+    system: System,
+    name: str,
+    images: Sequence[Volume],
+    tumour: Mask,
+    settings: Settings,
+    watch: Watch | None = None,
 ) -> Iterator[Row]:
     """The rows of one scan of one or more channels; `tumour` (i, j, k) is not empty for a system that takes clicks."""
-    run = _Run(name, images[0], open_images(system, images, tumour), settings, system.takes_negative)
+    opened = open_images(system, images, tumour)
+    run = _Run(name, images[0], opened, settings, system.takes_negative, watch)
     if not system.takes_clicks:
         yield run.row(AUTOMATIC, 0, 0, tumour, tumour, ())[0]
     elif isinstance(run.opened, OpenedPerSlice):
@@ -165,6 +180,7 @@ class _Run:
     opened: Opened
     settings: Settings
     negative: bool
+    watch: Watch | None
 
     @property
     def spacing_mm(self) -> NDArray[np.float64]:
@@ -189,7 +205,7 @@ class _Run:
             drawn = clicks_in_slices(tumour, self.scan.grid, settings.clicks[-1], settings.seed, self.name, 0, trial)
             for count in settings.clicks:
                 clicks = tuple(click for in_slice in drawn for click in in_slice[:count])
-                yield replace(self.row(PER_SLICE, 0, trial, tumour, tumour, clicks)[0], clicks=count)
+                yield self.row(PER_SLICE, 0, trial, tumour, tumour, clicks, count)[0]
 
     def corrected(self, lesion: int, trial: int, target: Mask, tumour: Mask, first: Click) -> Iterator[Row]:
         """Rows of 1, 2, ... clicks, each placed on the worst fault; when none is left the scores stay as they are."""
@@ -206,9 +222,19 @@ class _Run:
             yield row
 
     def row(
-        self, kind: str, lesion: int, trial: int, target: Mask, tumour: Mask, clicks: tuple[Click, ...]
+        self,
+        kind: str,
+        lesion: int,
+        trial: int,
+        target: Mask,
+        tumour: Mask,
+        clicks: tuple[Click, ...],
+        count: int | None = None,
     ) -> tuple[Row, Mask]:
-        """The row of one answer, and the mask that was scored: without what lies in other lesions than the target."""
+        """The row of one answer, and the mask that was scored: without what lies in other lesions than the target.
+
+        `count` is what tables call the number of clicks, where it is not all of them.
+        """
         start = time.perf_counter()
         answer = self.opened.segment([Point.at_index(self.scan.grid, at, positive) for at, positive in clicks])
         seconds = time.perf_counter() - start
@@ -218,7 +244,10 @@ class _Run:
         if lesion:
             mask &= target | ~tumour
         scores = score(mask, target, self.spacing_mm, self.settings.tolerance_mm)
-        return Row(self.name, lesion, kind, trial, len(clicks), scores, clicks, seconds), mask
+        row = Row(self.name, lesion, kind, trial, count or len(clicks), scores, clicks, seconds)
+        if self.watch is not None:
+            self.watch(row, answer.with_array(mask.astype(np.uint8), "SEG"))
+        return row, mask
 
 
 def _require(holds: bool, given: str, expected: str) -> None:

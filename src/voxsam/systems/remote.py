@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -36,15 +36,15 @@ class Remote(ComparedSystem):
         source="https://github.com/MIC-DKFZ/nnInteractive",
         licence="Apache-2.0 (client)",
         library="nninteractive-client",
-        differences="what model answers, and what it was trained on, is the server's affair: it may have seen the test "
-        "cases; seconds include the network",
+        differences="what model answers is the server's affair; seconds include the network",
         trained=False,
         extra="compare",
+        note="nobody here knows what its model was trained on: it may have seen the test cases",
     )
     options: Mapping[str, str] = {
         "address": "of the server: http://HOST:PORT",
         "api_key": "if the server wants one; default: what NN_INTERACTIVE_API_KEY holds",
-        "title": "what tables call it; default: nnInteractive server",
+        "title": "what tables call it: its model's name, say; default: nnInteractive server",
         "negative": "false: its model takes no negative clicks; default: true",
     }
 
@@ -65,10 +65,11 @@ class Remote(ComparedSystem):
     def load(self, job: Job) -> System:
         """The server, asked once whether it is there and takes clicks. Raises InputError if not."""
         options = job.options
+        self.about = replace(Remote.about, title=str(options.get("title", Remote.about.title)))
         system = RemoteSystem(
             str(options["address"]),
             options.get("api_key"),
-            str(options.get("title", self.about.title)),
+            self.about.title,
             bool(options.get("negative", True)),
         )
         with answered(system.address), system.client() as client:

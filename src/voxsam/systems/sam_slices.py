@@ -7,7 +7,7 @@ each is an option.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -34,6 +34,10 @@ if TYPE_CHECKING:
 Selection = Literal["pred_iou", "first", "oracle"]
 SELECTIONS: tuple[Selection, ...] = get_args(Selection)
 UPRIGHT = "LPS"  # of a slice the columns run to the patient's left, the rows to the back: as a radiologist sees it
+NOTE = (
+    "it is clicked so often in every axial slice that holds tumour, so it is told where the tumour begins and ends, and "
+    "gets tens of clicks for a volume where others get one"
+)
 
 
 @register("sam_slices")
@@ -47,11 +51,11 @@ class SamSlices(ComparedSystem):
         source="https://github.com/facebookresearch/segment-anything",
         licence="Apache-2.0",
         library="transformers (SamModel)",
-        differences="it is clicked n times in every axial slice that holds tumour, so it is told where the tumour "
-        "begins and ends and gets tens of clicks for a volume; nobody published the code of the paper's rows, so "
-        "window, points and choice of the mask are our reading",
+        differences="nobody published the code of the paper's rows: window, points and choice of the mask are our "
+        "reading",
         trained=False,
         extra="compare",
+        note=NOTE,
     )
     options: Mapping[str, str] = {
         "weights": "SAM's file in Meta's layout (sam_vit_b_01ec64.pth), or a folder of transformers' SamModel",
@@ -63,6 +67,7 @@ class SamSlices(ComparedSystem):
     def check(self, job: Job) -> None:
         """As for every system; and transformers, the weights and the words."""
         super().check(job)
+        self._admit(job)
         if find_spec("transformers") is None:
             raise UnsupportedError("SAM without transformers", "the package", "pip install 'voxsam[compare]'")
         if ("weights" in job.options) == ("random" in job.options):
@@ -81,15 +86,21 @@ class SamSlices(ComparedSystem):
 
     def load(self, job: Job) -> System:
         """SAM, ready to be clicked; its name says so if its weights are random."""
+        self._admit(job)
         random = job.options.get("random")
         model = load_sam(Path(str(job.options["weights"]))) if random is None else random_sam(**random)
-        name = self.about.title if random is None else f"{self.about.title}, random weights"
         selection = job.options.get("selection", "pred_iou")
-        return SliceSystem(model.to(choose_device(job.device)), _window(job), selection, name)  # type: ignore[arg-type]
+        return SliceSystem(model.to(choose_device(job.device)), _window(job), selection, self.about.title)  # type: ignore[arg-type]
 
     def tuned_parameters(self, job: Job) -> int | None:
         """None of them are tuned."""
         return 0
+
+    def _admit(self, job: Job) -> None:
+        """Random weights are in the title, and in the note under every table."""
+        if "random" in job.options:
+            note = f"{NOTE}; its weights are random, so its numbers mean nothing"
+            self.about = replace(SamSlices.about, title=f"{SamSlices.about.title}, random weights", note=note)
 
 
 @dataclass(frozen=True)

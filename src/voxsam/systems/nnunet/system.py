@@ -110,7 +110,11 @@ def _run(stage: str, folders: Folders, settings: NnUNetSettings) -> None:
     with open(path, "a", encoding="utf-8") as log:
         command = [sys.executable, "-m", "voxsam.systems.nnunet.stages", stage, str(folders.out)]
         done = subprocess.run(
-            command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=folders.environment(stage, settings)
+            command,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env=folders.environment(stage, settings),
         )
     if done.returncode:
         lines = [line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
