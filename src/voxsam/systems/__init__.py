@@ -3,6 +3,7 @@
 from voxsam.model.assemble import BUILDERS
 from voxsam.model.card import Card
 from voxsam.model.promptable import Promptable
+from voxsam.systems import peft as peft  # makes its adapters known
 
 
 def _click_unet(card: Card) -> Promptable:

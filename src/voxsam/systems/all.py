@@ -2,5 +2,6 @@
 
 import voxsam.systems.common_loop
 import voxsam.systems.nnunet.system
+import voxsam.systems.peft.rows
 import voxsam.systems.remote
 import voxsam.systems.sam_slices  # noqa: F401

@@ -35,7 +35,7 @@ Selection = Literal["pred_iou", "first", "oracle"]
 SELECTIONS: tuple[Selection, ...] = get_args(Selection)
 UPRIGHT = "LPS"  # of a slice the columns run to the patient's left, the rows to the back: as a radiologist sees it
 NOTE = (
-    "it is clicked so often in every axial slice that holds tumour, so it is told where the tumour begins and ends, and "
+    "it is clicked so often in every axial slice that holds tumour, so it is told where the tumour begins and ends and "
     "gets tens of clicks for a volume where others get one"
 )
 
