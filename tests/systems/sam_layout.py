@@ -12,17 +12,17 @@ GLOBAL = (1, 3)
 DECODER_MLP, IOU_HIDDEN = 48, 40
 
 
-def sam_tensors(seed: int = 0) -> dict[str, Tensor]:
+def sam_tensors(seed: int = 0, grid: int = GRID, window: int = WINDOW) -> dict[str, Tensor]:
     """The state dict; all tensors differ."""
     generator = torch.Generator().manual_seed(seed)
-    shapes = {**_encoder(), **_prompts(), **_decoder()}
+    shapes = {**_encoder(grid, window), **_prompts(), **_decoder()}
     return {name: torch.randn(shape, generator=generator) * 0.15 for name, shape in shapes.items()}
 
 
-def _encoder() -> dict[str, tuple[int, ...]]:
-    out = {"pos_embed": (1, GRID, GRID, WIDTH), **_linear("patch_embed.proj", WIDTH, 3, PATCH, PATCH)}
+def _encoder(grid: int, window: int) -> dict[str, tuple[int, ...]]:
+    out = {"pos_embed": (1, grid, grid, WIDTH), **_linear("patch_embed.proj", WIDTH, 3, PATCH, PATCH)}
     for block in range(DEPTH):
-        rows = 2 * (GRID if block in GLOBAL else WINDOW) - 1
+        rows = 2 * (grid if block in GLOBAL else window) - 1
         own = {
             **_norm("norm1", WIDTH),
             **_norm("norm2", WIDTH),

@@ -13,8 +13,24 @@ pytest.importorskip("transformers")
 
 from safetensors.torch import save_file
 
-from tests.systems.sam_layout import DEPTH, GLOBAL, GRID, HEADS, IOU_HIDDEN, PATCH, WIDTH, WINDOW, sam_tensors
+from tests.systems.sam_layout import (
+    DEPTH,
+    GLOBAL,
+    GRID,
+    HEADS,
+    IOU_HIDDEN,
+    MLP,
+    OUT,
+    PATCH,
+    WIDTH,
+    WINDOW,
+    sam_tensors,
+)
 from voxsam.errors import CheckpointError, FileError, InputError
+from voxsam.model.card import Card
+from voxsam.model.import_sam import encoder_tensors, start_from_sam
+from voxsam.model.sizes import SAM_WINDOW, TINY
+from voxsam.preprocess import RELEASED
 from voxsam.systems.sam_weights import config_of, load_sam, random_sam, sam_from_tensors, transformers_name
 
 TOLERANCE = 1e-4  # of the issue; measured here: 5e-7
@@ -48,6 +64,22 @@ def test_the_embedding_is_that_of_the_encoder_written_out():
     torch.testing.assert_close(found, wanted, atol=TOLERANCE, rtol=0)
     swapped = {k: v.transpose(1, 2) if k == "image_encoder.pos_embed" else v for k, v in tensors.items()}
     assert (sam_from_tensors(swapped, "here").get_image_embeddings(pixels) - wanted).abs().max() > 100 * TOLERANCE
+
+
+def test_the_embedding_is_that_of_voxsams_own_encoder_of_slices():
+    """One file of SAM, imported both ways: one slice of 18 x 18 tokens, windows of 14."""
+    tensors = sam_tensors(grid=18, window=SAM_WINDOW)
+    plane = torch.randn(1, 1, 18 * PATCH, 18 * PATCH, generator=torch.Generator().manual_seed(1))
+    sizes = {"width": WIDTH, "depth": DEPTH, "heads": HEADS, "mlp_ratio": MLP // WIDTH, "global_blocks": GLOBAL}
+    slices = {"tokens": "slices", "adapter": "none", "crop": 18 * PATCH, "stride": PATCH, "position_grid": 18}
+    config = TINY.model_copy(update={**sizes, **slices, "patch": PATCH, "feature_width": OUT, "marks": False})
+    card = Card(name="sam", config=config, preprocessing=RELEASED["kits"])
+    network = start_from_sam(card, encoder_tensors(tensors, "here"), 0, "here")
+    with torch.no_grad():
+        found = network.encode(plane.expand(PATCH, -1, -1, -1).transpose(0, 1)[None])[-1][:, :, 0]
+    wanted = sam_from_tensors(tensors, "here").get_image_embeddings(plane.expand(-1, 3, -1, -1))
+    assert wanted.std() > 0.1
+    torch.testing.assert_close(found, wanted, atol=TOLERANCE, rtol=0)
 
 
 def encode(t: dict[str, Tensor], pixels: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """SAM slice by slice: the 2D model, clicked in every axial slice that holds tumour (paper, Table 1: "n pts/slice").
 
-The authors publish no code for these rows. The choices here are those that papers of the time share (docs/compare.md);
-each is an option.
+The authors publish no code for these rows. What is open (window, points, which of three masks) is chosen as most papers
+of the time do, and is an option.
 """
 
 from __future__ import annotations

@@ -1,20 +1,18 @@
-"""What a comparison may choose of nnU-Net, where its files lie, and the environment that it reads them from."""
+"""What a comparison may choose of nnU-Net, and how little of it a laptop can bear."""
 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, ValidationError, field_validator
+from pydantic import ValidationError
 
 from voxsam.data.parallel import available_cores
 from voxsam.errors import InputError
 from voxsam.systems.compared import Job
+from voxsam.systems.nnunet.run import NnUNetSettings
 
-DATASET = "Dataset001_voxsam"
 TINY: dict[str, Any] = {  # a run that shows all stages in a minute and a half on one core
     "patch": (32, 32, 32),
     "batch": 2,
@@ -39,32 +37,6 @@ OPTIONS: Mapping[str, str] = {
 }
 
 
-class NnUNetSettings(BaseModel):
-    """One run of nnU-Net; the keys are those of OPTIONS."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    configuration: str = "3d_fullres"
-    planner: str = "ExperimentPlanner"
-    epochs: PositiveInt = 1000
-    iterations: PositiveInt = 250
-    spacing_mm: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
-    patch: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
-    batch: PositiveInt | None = None
-    features: PositiveInt | None = None
-    processes: int = 0
-    mirroring: bool = True
-    seed: int = 0
-    device: str = "cpu"
-
-    @field_validator("configuration")
-    @classmethod
-    def _known(cls, configuration: str) -> str:
-        if configuration not in ("2d", "3d_fullres", "3d_lowres"):
-            raise ValueError("one of 3d_fullres, 2d, 3d_lowres")
-        return configuration
-
-
 def settings_of(job: Job, device: str = "cpu") -> NnUNetSettings:
     """The settings of a job: its options over those of `tiny`, over what its recipe says of the budget.
 
@@ -82,39 +54,3 @@ def settings_of(job: Job, device: str = "cpu") -> NnUNetSettings:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise InputError(f"{where} of nnunet: {first['msg']}", "one of its options", "change the plan") from error
-
-
-class Folders:
-    """Where a run's files lie, all in the job's own folder."""
-
-    def __init__(self, out: Path) -> None:
-        self.out = out.absolute()
-        self.raw, self.preprocessed, self.results = (self.out / part for part in ("raw", "preprocessed", "results"))
-        self.settings = self.out / "settings.json"
-        self.planned = self.out / "planned"  # holds the name of the plans once all is preprocessed
-
-    @property
-    def plans(self) -> str | None:
-        """The name of the finished plans, e.g. nnUNetPlans; None before."""
-        return self.planned.read_text(encoding="utf-8").strip() if self.planned.is_file() else None
-
-    def model(self, settings: NnUNetSettings) -> Path:
-        """The folder of the trained model, as nnU-Net names it."""
-        return self.results / DATASET / f"nnUNetTrainer__{self.plans}__{settings.configuration}"
-
-    def checkpoint(self, settings: NnUNetSettings, name: str = "checkpoint_final.pth") -> Path:
-        """A checkpoint of the only fold."""
-        return self.model(settings) / "fold_0" / name
-
-    def environment(self, stage: str, settings: NnUNetSettings) -> dict[str, str]:
-        """This process's environment, and what a stage of nnU-Net reads of it."""
-        processes = max(1, settings.processes)  # the planner takes no 0
-        return {
-            **os.environ,
-            "nnUNet_raw": str(self.raw),
-            "nnUNet_preprocessed": str(self.preprocessed),
-            "nnUNet_results": str(self.results),
-            "nnUNet_n_proc_DA": str(settings.processes if stage == "train" else processes),
-            "nnUNet_def_n_proc": str(processes),
-            "MPLBACKEND": "Agg",
-        }

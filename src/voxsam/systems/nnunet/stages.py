@@ -1,7 +1,7 @@
-"""nnU-Net's stages, each run in a process of its own: python -m voxsam.systems.nnunet.stages prepare|train FOLDER.
+"""nnU-Net's stages, each in a process of its own: python -P stages.py prepare|train FOLDER.
 
 The folder holds settings.json and the raw data set; the environment says where nnU-Net's folders are. What is printed
-is the log.
+is the log. Everything is imported by the functions: nnU-Net starts many processes, and each of them reads this file.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ import json
 import random
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from voxsam.io.atomic import atomic_path
-from voxsam.systems.nnunet.settings import DATASET, Folders, NnUNetSettings
+if TYPE_CHECKING:
+    from voxsam.systems.nnunet.run import Folders, NnUNetSettings
 
-NUMBER = int(DATASET[7:10])  # how nnU-Net's functions call the data set
+NUMBER = 1  # of the data set, as nnU-Net's functions call it
 SMALLEST = 4  # voxels a side that nnU-Net leaves at the bottom of its network
 WIDEST_2D, WIDEST_3D = 512, 320  # features that it gives a stage at most
 
@@ -27,6 +27,9 @@ def prepare(folders: Folders, settings: NnUNetSettings) -> None:
         plan_experiments,
         preprocess,
     )
+
+    from voxsam.io.atomic import atomic_path
+    from voxsam.systems.nnunet.run import DATASET
 
     processes = max(1, settings.processes)
     extract_fingerprints([NUMBER], num_processes=processes, clean=False, show_progress_bar=False)
@@ -78,6 +81,8 @@ def train(folders: Folders, settings: NnUNetSettings) -> None:
     import torch
     from nnunetv2.run.run_training import get_trainer_from_args, maybe_load_checkpoint
 
+    from voxsam.systems.nnunet.run import DATASET
+
     random.seed(settings.seed)
     np.random.seed(settings.seed)
     torch.manual_seed(settings.seed)
@@ -95,6 +100,8 @@ def train(folders: Folders, settings: NnUNetSettings) -> None:
 
 def main(stage: str, folder: str) -> None:
     """Run one stage."""
+    from voxsam.systems.nnunet.run import Folders, NnUNetSettings
+
     folders = Folders(Path(folder))
     settings = NnUNetSettings.model_validate_json(folders.settings.read_text(encoding="utf-8"))
     {"prepare": prepare, "train": train}[stage](folders, settings)

@@ -13,9 +13,18 @@ from voxsam.evaluation.systems import System
 from voxsam.io.atomic import atomic_path, make_folder
 from voxsam.model.device import choose_device
 from voxsam.systems.compared import About, ComparedSystem, Job, Tell, register
-from voxsam.systems.nnunet.settings import DATASET, OPTIONS, Folders, NnUNetSettings, settings_of
+from voxsam.systems.nnunet import stages
+from voxsam.systems.nnunet.run import DATASET, Folders, NnUNetSettings
+from voxsam.systems.nnunet.settings import OPTIONS, settings_of
 
-INSTALL = "pip install 'voxsam[compare]', then pip install --no-deps nnunetv2 dynamic-network-architectures"
+PACKAGES = {  # of nnU-Net: names to import, and to install without their dependencies, which end in torchvision
+    "nnunetv2": "nnunetv2",
+    "dynamic_network_architectures": "dynamic-network-architectures",
+    "acvl_utils": "acvl-utils",
+    "batchgenerators": "batchgenerators",
+    "batchgeneratorsv2": "batchgeneratorsv2",
+}
+INSTALL = f"pip install 'voxsam[compare]', then pip install --no-deps {' '.join(PACKAGES.values())}"
 
 
 @register("nnunet")
@@ -40,9 +49,9 @@ class NnUNet(ComparedSystem):
     def check(self, job: Job) -> None:
         """As for every system; and nnunetv2 and the options."""
         super().check(job)
-        for package in ("nnunetv2", "dynamic_network_architectures"):
-            if find_spec(package) is None:
-                raise UnsupportedError("nnU-Net without nnunetv2", f"the package {package}", INSTALL)
+        for module, package in PACKAGES.items():
+            if find_spec(module) is None:
+                raise UnsupportedError(f"nnU-Net without {package}", "all of its packages", INSTALL)
         settings_of(job)
 
     def train(self, job: Job, tell: Tell) -> None:
@@ -108,7 +117,7 @@ def _run(stage: str, folders: Folders, settings: NnUNetSettings) -> None:
     """One stage in a process of its own; what it prints goes to its log, after that of earlier attempts."""
     path = folders.out / f"{stage}.log"
     with open(path, "a", encoding="utf-8") as log:
-        command = [sys.executable, "-m", "voxsam.systems.nnunet.stages", stage, str(folders.out)]
+        command = [sys.executable, "-P", stages.__file__, stage, str(folders.out)]
         done = subprocess.run(
             command,
             stdout=log,
