@@ -2,4 +2,7 @@
 
 import voxsam.systems.ablations
 import voxsam.systems.common_loop
-import voxsam.systems.peft.rows  # noqa: F401
+import voxsam.systems.nnunet.system
+import voxsam.systems.peft.rows
+import voxsam.systems.remote
+import voxsam.systems.sam_slices  # noqa: F401
