@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-Prompts = Literal["clicks", "paper", "released"]
+Prompts = Literal["clicks", "paper", "released", "none"]
 Points = tuple[NDArray[np.float32], NDArray[np.int64]]  # (N, 3) crop voxels; (N,) 1, or -1 for padding
 
 IN_TUMOUR, IN_BACKGROUND = 40, 10  # points of a step (paper, Sec. 3.3)
@@ -24,8 +24,10 @@ def draw_points(
     "clicks": one click in the tumour, or where there is none in a crop `beside` it, at times up to ten; the first in
     the middle, as in a session's first crop, where the crop is `centred` on it. "paper": 40 points in the tumour, or 10
     in the background of a crop that has none (Sec. 3.3). "released": 10 in the tumour, if there is any, and 20 anywhere
-    (docs/released.md, "Training").
+    (docs/released.md, "Training"). "none": no points at all.
     """
+    if prompts == "none":
+        return np.zeros((0, 3), np.float32), np.zeros(0, np.int64)
     if prompts == "clicks":
         return _clicks(label, beside, centred, rng)
     if prompts == "paper":

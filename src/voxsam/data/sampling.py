@@ -24,7 +24,8 @@ TUMOUR, SEEN = 1, 2  # bits of the array that goes through the transforms as the
 class Sampler:
     """Draws samples for one model: crops of `side` voxels, and their first points (voxsam.data.points).
 
-    In the "clicks" way, what the model then gets wrong is clicked during the training step.
+    In the "clicks" way, what the model then gets wrong is clicked during the training step. With "none" a model is to
+    find every tumour by itself: the label of a crop is all of it, wherever the crop was drawn.
     """
 
     def __init__(

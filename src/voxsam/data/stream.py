@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
@@ -107,9 +108,18 @@ class SampleStream(Dataset[Sample]):
 
 
 def validation_samples(sampler: Sampler, cases: Sequence[Labelled], seed: int) -> list[Sample]:
-    """One crop of each case, centred on a voxel of its tumour, as it is; always the same for the same seed."""
+    """One crop of each case, its intensities as they are; always the same for the same seed.
+
+    As the model will be used, whatever it is trained with: one click on a voxel of the tumour, which is the crop's
+    middle. For a sampler without clicks the tumour lies anywhere in the crop: a middle would give it away.
+    """
+    clicks = sampler.prompts != "none"
     plain = Augmentation(
-        zoom=(1, 1), rotate=0, flip=0, turn=0, shift=0, scale=0, noise=0, margin_mm=None, off_centre=0, background=0
+        **{"zoom": (1, 1), "rotate": 0, "flip": 0, "turn": 0, "shift": 0, "scale": 0, "noise": 0, "margin_mm": None},
+        off_centre=0 if clicks else 1,
+        off_centre_mm=0 if clicks else math.inf,
+        background=0,
     )
-    still = Sampler(sampler.preprocessing, sampler.side, plain, sampler.prompts)
-    return [still.draw(case, np.random.default_rng([seed, n])) for n, case in enumerate(cases)]
+    still = Sampler(sampler.preprocessing, sampler.side, plain, "clicks" if clicks else "none")
+    samples = (still.draw(case, np.random.default_rng([seed, n])) for n, case in enumerate(cases))
+    return [{**sample, "points": sample["points"][:1], "labels": sample["labels"][:1]} for sample in samples]

@@ -20,14 +20,15 @@ from voxsam.model.promptable import BlockProgress, Features, Promptable
 class VoxSAMNetwork(Promptable):
     """One crop and clicks in, two logits per voxel out. Encode once, prompt many.
 
-    `card` says what the network is and how it wants its crops; `config` are its sizes.
+    `card` says what the network is and how it wants its crops; `config` are its sizes. That of a card that is
+    `automatic` has no prompt encoder, and takes no clicks (paper, Sec. 4.3).
     """
 
     def __init__(self, card: Card) -> None:
         super().__init__(card)
         config = card.config
         self.image_encoder = ImageEncoder(config)
-        self.prompt_encoder = PromptEncoder(config)
+        self.prompt_encoder = None if card.automatic else PromptEncoder(config)
         self.mask_decoder = MaskDecoder(config)
 
     def encode(self, crops_B1DHW: Tensor, progress: BlockProgress | None = None) -> Features:
@@ -75,6 +76,8 @@ class VoxSAMNetwork(Promptable):
         padding; left out, all are positive. With `conditioning` the answer is then made to agree with the points.
         """
         deepest = features[-1]
+        if points is not None or looks is not None:
+            assert self.prompt_encoder is not None, "clicks for a network without a prompt encoder"
         if points is not None:
             if looks is None:
                 looks = self.sample(features, points)

@@ -24,6 +24,7 @@ class Promptable(nn.Module, ABC):
     B batch, D H W crop, N points, C width of a feature map.
     """
 
+    clicks = True  # whether it can be clicked at all; one that cannot is trained without: `prompts: none` in its recipe
     far_clicks = True  # whether clicks outside a crop tell it, by their looks, what to find in it
 
     def __init__(self, card: Card) -> None:

@@ -102,7 +102,7 @@ def dials(footprint: Footprint, recipe: Recipe) -> str:
         found.append(f"both ({_gb(footprint.step(recipe.model_copy(update=both)))})")
     if recipe.precision == "32-true" and not recipe.recompute:  # recomputed, its casts take what it saves
         found.append("--precision bf16-mixed (about two thirds)")
-    if recipe.corrections:
+    if recipe.corrections and not recipe.automatic:
         found.append("fewer --corrections")
     smaller = recipe.model.crop // 2
     return ", ".join([*found, f"--model.crop {smaller} (an eighth for each crop, and less context)"])
@@ -197,6 +197,9 @@ def _forward(network: Promptable, recipe: Recipe, shape: tuple[int, int, int], t
     with autocast, torch.autograd.graph.saved_tensors_hooks(tally.pack, lambda kept: kept):
         features = network.encode(crop)
         static = network.static(features, crop)
+        if recipe.automatic:
+            criterion(network.decode(features, crop, static=static), truth)
+            return
         for _ in range(1 + recipe.corrections):
             looks = network.sample(features, points)
             logits = network.decode(features, crop, points, looks=looks, labels=labels, static=static)

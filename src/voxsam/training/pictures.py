@@ -1,6 +1,7 @@
 """What the model answers while it learns: a picture of some examples, drawn at each validation.
 
-A row is an example: three planes through its first click, the model's mask, the truth.
+A row is an example: three planes through its first click, or the middle of its tumour where none is clicked, the
+model's mask, the truth.
 """
 
 from __future__ import annotations
@@ -84,28 +85,41 @@ def answer(task: SegmentationTask, sample: Sample) -> NDArray[np.uint8]:
 
 
 def _first_click(sample: Sample) -> int:
-    """The number of the first point that is no padding; 0 where all are."""
-    return int((sample["labels"] >= 0).argmax())
+    """The number of the first point that is no padding; 0 where all are, or where there is none."""
+    return int((sample["labels"] >= 0).argmax()) if len(sample["labels"]) else 0
+
+
+def _middle(truth: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """(3,): the voxel of the tumour nearest to its centre, or the middle of a crop that has none."""
+    voxels = np.argwhere(truth)
+    if not len(voxels):
+        return np.array(truth.shape) // 2
+    return voxels[((voxels - voxels.mean(0)) ** 2).sum(1).argmin()]
 
 
 def draw(
     samples: Sequence[Sample], answers: Sequence[NDArray[np.uint8]], preprocessing: Preprocessing, title: str
 ) -> Figure:
-    """A row for each sample: axial, coronal, sagittal plane through the click (circle); truth dashed, answer solid."""
+    """A row for each sample: axial, coronal, sagittal plane through the click (circle); truth dashed, answer solid.
+
+    Without clicks the planes are those through the middle of the tumour.
+    """
     rows = len(samples)
     figure = Figure(figsize=(3 * PANEL_INCHES, rows * PANEL_INCHES + 0.5), dpi=DPI, facecolor=BACKGROUND)
     FigureCanvasAgg(figure)
     panels = figure.subplots(rows, len(PLANE_AXES), squeeze=False)
     top = 1 - 0.45 / (rows * PANEL_INCHES + 0.5)
     figure.subplots_adjust(left=0.01, right=0.99, bottom=0.01, top=top, wspace=0.02, hspace=0.12)
-    figure.suptitle(f"{title}; dashed: the truth, solid: the answer to the click", color=INK, fontsize=10, y=0.995)
+    answered = "the answer to the click" if any(len(sample["points"]) for sample in samples) else "the answer"
+    figure.suptitle(f"{title}; dashed: the truth, solid: {answered}", color=INK, fontsize=10, y=0.995)
     for row, sample, mask in zip(panels, samples, answers, strict=True):
         grid = crop_grid(preprocessing, mask.shape)
         truth = sample["label"][0].astype(np.uint8)
-        click = sample["points"][_first_click(sample)]
+        click = sample["points"][_first_click(sample)] if len(sample["points"]) else None
+        centre = _middle(truth) if click is None else click
         volumes = [Volume(array, grid) for array in (sample["crop"][0], truth, mask)]
         limits = [(bound - preprocessing.mean) / preprocessing.sd for bound in preprocessing.clip]
-        for axes, plane in zip(row, three_planes(grid, click), strict=True):
+        for axes, plane in zip(row, three_planes(grid, centre), strict=True):
             _panel(axes, plane, volumes, limits, click)
         score = f"Dice {dice(mask > 0, truth > 0):.2f}" if truth.any() else f"no tumour; {int(mask.sum())} voxels"
         row[0].set_title(score, color=FAINT, fontsize=8, loc="left", pad=2)
@@ -120,7 +134,7 @@ def crop_grid(preprocessing: Preprocessing, shape: Sequence[int]) -> Grid:
     return Grid((int(shape[0]), int(shape[1]), int(shape[2])), affine)
 
 
-def _panel(axes, plane: Plane, volumes: Sequence[Volume], limits: Sequence[float], click: NDArray) -> None:  # noqa: ANN001
+def _panel(axes, plane: Plane, volumes: Sequence[Volume], limits: Sequence[float], click: NDArray | None) -> None:  # noqa: ANN001
     width, height = plane.size_mm
     image, truth, mask = (plane.read(volume) for volume in volumes)
     box = (0.0, width, height, 0.0)
@@ -130,6 +144,7 @@ def _panel(axes, plane: Plane, volumes: Sequence[Volume], limits: Sequence[float
     for shown, colour, style in ((mask, OBJECT_COLOURS[0], "solid"), (truth, TRUTH, "dashed")):
         if 0 < shown.sum() < shown.size:
             axes.contour(x, y, shown, levels=[0.5], colors=[colour], linewidths=1.2, linestyles=style)
-    place, _ = plane.place_mm(volumes[0].grid, click)
-    axes.plot(*place, "o", markersize=6, markerfacecolor="none", markeredgecolor=POSITIVE, markeredgewidth=1.5)
+    if click is not None:
+        place, _ = plane.place_mm(volumes[0].grid, click)
+        axes.plot(*place, "o", markersize=6, markerfacecolor="none", markeredgecolor=POSITIVE, markeredgewidth=1.5)
     axes.set_axis_off()

@@ -65,7 +65,7 @@ class Recipe(BaseModel):
     phantom_shape: tuple[PositiveInt, PositiveInt, PositiveInt] = (72, 72, 72)
     phantom_wide: Share = 0.0  # of the phantoms: a body with all that lies around it, for shapes of 300 mm and more
     phantom_small: Share = 0.0  # of the phantoms: a lesion of 1 to 60 mL
-    # prompts
+    # prompts; with "none" the model is automatic: it has no prompt encoder, and what follows of clicks does not count
     prompts: Prompts = "clicks"
     corrections: NonNegativeInt = 4  # most simulated clicks after the first ones, in one step
     corrected: Share = 0.6  # of the steps, in which there are any
@@ -114,6 +114,11 @@ class Recipe(BaseModel):
                 f"model.channels is {self.model.channels}, and preprocessing is for {self.preprocessing.channels}"
             )
         return self
+
+    @property
+    def automatic(self) -> bool:
+        """Whether the model is trained without clicks, and will take none."""
+        return self.prompts == "none"
 
     @property
     def crops_per_step(self) -> int:

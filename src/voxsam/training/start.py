@@ -16,6 +16,7 @@ from voxsam.model.sizes import LEVELS
 from voxsam.model.tuning import freeze
 from voxsam.training.recipe import Recipe
 
+PROMPTS = "prompt_encoder."  # absent from an automatic model
 OPTIONAL = "prompt_encoder.marks."  # tensors of an extension: absent from a model that starts without it
 SLICES, DEPTH, FUSE = (
     "image_encoder.patch_embedding.slice_weight",
@@ -25,7 +26,10 @@ SLICES, DEPTH, FUSE = (
 
 
 def make_network(recipe: Recipe) -> Promptable:
-    """The network that the recipe begins with. Raises UnsupportedError for an unknown system, or its adapters alone."""
+    """The network that the recipe begins with.
+
+    Raises UnsupportedError for an unknown system, its adapters alone, or clicks for one that takes none.
+    """
     if recipe.system not in BUILDERS:
         raise UnsupportedError(f"system {recipe.system}", f"one of {', '.join(BUILDERS)}", "change it in the recipe")
     card = Card(
@@ -35,10 +39,14 @@ def make_network(recipe: Recipe) -> Promptable:
         config=recipe.model,
         preprocessing=recipe.preprocessing,
         description=recipe.description,
-        conditioning=recipe.conditioning,
+        conditioning=None if recipe.automatic else recipe.conditioning,
+        automatic=recipe.automatic,
         recipe=recipe.model_dump(mode="json", exclude={"description"}),
     )
     network = BUILDERS[recipe.system](card)
+    if not (network.clicks or recipe.automatic):
+        given = f"prompts: {recipe.prompts} for the system {recipe.system}, which takes no clicks"
+        raise UnsupportedError(given, "prompts: none", "change `prompts` in the recipe")
     if recipe.start_from is not None:
         start(network, recipe.start_from)
     if isinstance(network, VoxSAMNetwork):
@@ -53,15 +61,18 @@ def start(network: Promptable, model: str) -> None:
     """Take over the tensors of a trained model; what an extension adds keeps its own beginning.
 
     Another crop stretches the table of depth positions. Further image channels begin as the one that the model has: all
-    together answer as it does when they show the same. Raises CheckpointError for a model of other sizes.
+    together answer as it does when they show the same. An automatic network leaves the prompt encoder behind; another
+    one that starts from an automatic model has a new one. Raises CheckpointError for a model of other sizes.
     """
-    own = network.state_dict()
+    own, before = network.state_dict(), load_model(model, "cpu")
     tensors = {
         name: _fitted(name, tensor, own[name].shape, network.config.channels) if name in own else tensor
-        for name, tensor in load_model(model, "cpu").state_dict().items()
+        for name, tensor in before.state_dict().items()
+        if not (network.card.automatic and name.startswith(PROMPTS))
     }
     unfit = [name for name, tensor in tensors.items() if name not in own or own[name].shape != tensor.shape]
-    missing = [name for name in own if name not in tensors and not name.startswith(OPTIONAL)]
+    optional = PROMPTS if before.card.automatic else OPTIONAL
+    missing = [name for name in own if name not in tensors and not name.startswith(optional)]
     if unfit or missing:
         raise CheckpointError(
             f"{model} does not fit the recipe's network ({(unfit + missing)[0]})",

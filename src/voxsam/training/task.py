@@ -1,7 +1,8 @@
-"""The Lightning task: one crop with clicks in, the paper's loss out."""
+"""The Lightning task: one crop with clicks, or without, in, the paper's loss out."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import lightning
@@ -35,7 +36,7 @@ class SegmentationTask(lightning.LightningModule):
     """Loss 0.5 Dice + 0.5 cross-entropy over softmax, background left out of Dice (docs/released.md, "Training").
 
     The crop is encoded once. In a share of the steps the model's mask is then corrected by simulated clicks, one after
-    the other; the loss is the mean over the clicks.
+    the other; the loss is the mean over the clicks. With `prompts: none` nothing is ever clicked.
     """
 
     def __init__(self, recipe: Recipe, network: Promptable) -> None:
@@ -45,36 +46,51 @@ class SegmentationTask(lightning.LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
         """One batch of samples (voxsam.data.sampling.Sampler.draw, stacked) -> the loss."""
+        losses, scores, truth = [], [], batch["label"]
+        for logits in self._automatic(batch) if self.recipe.automatic else self._clicked(batch):
+            losses.append(self.loss(logits, truth))
+            scores.append(_dice(logits.detach().argmax(1), truth[:, 0]))
+        loss = torch.stack(losses).mean()
+        self.log_dict({"loss": loss.detach(), "dice": scores[0]}, prog_bar=True, sync_dist=True)
+        if len(scores) > 1:
+            self.log("dice corrected", scores[-1], sync_dist=True)
+        return loss
+
+    def _automatic(self, batch: dict[str, Tensor]) -> Iterator[Tensor]:
+        """The logits, of the image alone."""
+        features = self.network.encode(batch["crop"])
+        yield self.network.decode(features, batch["crop"], static=self.network.static(features, batch["crop"]))
+
+    def _clicked(self, batch: dict[str, Tensor]) -> Iterator[Tensor]:
+        """The logits after the first clicks, and in some steps after each further one, where the last were wrong."""
         rng = np.random.default_rng([self.recipe.seed, self.global_step])  # the same in every process
         users = [np.random.default_rng([self.recipe.seed, 1, int(number)]) for number in batch["number"]]
-        network, truth = self.network, batch["label"]
+        network, truth = self.network, batch["label"][:, 0]
         features = network.encode(batch["crop"])
         static = network.static(features, batch["crop"])
         points, labels = batch["points"], batch["labels"]
         corrected = self.recipe.corrections > 0 and rng.random() < self.recipe.corrected
-        rounds = 1 + (int(rng.integers(1, self.recipe.corrections + 1)) if corrected else 0)
+        more = int(rng.integers(1, self.recipe.corrections + 1)) if corrected else 0
         marked = rng.random() >= self.recipe.unmarked
-        losses, scores = [], []
-        for number in range(rounds):
+        for number in range(1 + more):
             looks = network.sample(features, points)
             places = points if marked else points - OUTSIDE  # all parameters take part in every step, as DDP wants
             logits = network.decode(features, batch["crop"], places, looks=looks, labels=labels, static=static)
-            losses.append(self.loss(logits, truth))
-            mask = logits.detach().argmax(1)
-            scores.append(_dice(mask, truth[:, 0]))
-            if number + 1 < rounds:
-                more = corrections(mask, truth[:, 0], users, network.config.polarity)
-                points, labels = torch.cat([points, more[0]], 1), torch.cat([labels, more[1]], 1)
-        loss = torch.stack(losses).mean()
-        self.log_dict({"loss": loss.detach(), "dice": scores[0]}, prog_bar=True, sync_dist=True)
-        if rounds > 1:
-            self.log("dice corrected", scores[-1], sync_dist=True)
-        return loss
+            yield logits
+            if number < more:
+                new = corrections(logits.detach().argmax(1), truth, users, network.config.polarity)
+                points, labels = torch.cat([points, new[0]], 1), torch.cat([labels, new[1]], 1)
 
     def answer(self, crops: Tensor, points: Tensor, labels: Tensor) -> Tensor:
-        """The network's logits, step by step: a sharded one gathers its tensors for one step at a time."""
+        """The network's logits, step by step: a sharded one gathers its tensors for one step at a time.
+
+        An automatic network does not look at the clicks.
+        """
         features = self.network.encode(crops)
-        static, looks = self.network.static(features, crops), self.network.sample(features, points)
+        static = self.network.static(features, crops)
+        if self.recipe.automatic:
+            return self.network.decode(features, crops, static=static)
+        looks = self.network.sample(features, points)
         return self.network.decode(features, crops, points, looks=looks, labels=labels, static=static)
 
     def validation_step(self, batch: dict[str, Tensor], _: int) -> None:
