@@ -2,6 +2,7 @@
 
 import voxsam.systems.ablations
 import voxsam.systems.common_loop
+import voxsam.systems.networks.rows
 import voxsam.systems.nnunet.system
 import voxsam.systems.peft.rows
 import voxsam.systems.remote

@@ -98,3 +98,16 @@ def _voxsam() -> ComparedSystem:
         differences="prompts with polarity and marks where the model configuration has them (docs/released.md)",
     )
     return CommonLoop("voxsam", about, {})
+
+
+@register("click-unet")
+def _click_unet() -> ComparedSystem:
+    about = About(
+        title="U-Net with click channels",
+        paper="Xu et al., Deep Interactive Object Selection, CVPR 2016; Isensee et al., nnU-Net, Nature Methods 2021",
+        source="https://github.com/Project-MONAI/MONAI",
+        licence="Apache-2.0",
+        library="MONAI (DynUNet)",
+        differences="not in the paper: the usual design of interactive segmentation, clicks as two image channels",
+    )
+    return CommonLoop("click-unet", about, {"system": "click-unet", "unmarked": 0.0})
