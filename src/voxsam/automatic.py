@@ -111,7 +111,7 @@ def probabilities_on_scan(prepared: Prepared, probability: NDArray[np.float32]) 
 
 
 def mask_on_scan(prepared: Prepared, probability: NDArray[np.float32]) -> Volume:
-    """uint8 0/1 on the scan's grid: `mask_of` the probabilities, of which only the box of the tumour is interpolated."""
+    """uint8 0/1 on the scan's grid: `mask_of` the probabilities; only the box of the tumour is interpolated."""
     tumour = around_tumour((prepared.whole, probability))
     out = np.zeros(prepared.scan.shape, dtype=np.uint8)
     if tumour is not None:

@@ -23,7 +23,6 @@ from voxsam.cohort.worker import Row, Settings, Worker
 from voxsam.errors import PromptError, UnsupportedError
 from voxsam.io import read_volume, write_volume
 from voxsam.model.checkpoint import save_model
-from voxsam.prompts import Point
 from voxsam.session import Session
 from voxsam.testing import stub_network, stub_scan
 

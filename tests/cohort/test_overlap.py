@@ -14,9 +14,7 @@ WAIT_S = 10  # for another thread, before a test fails
 
 @pytest.mark.parametrize("ahead", [0, 1, 3])
 def test_every_item_passes_the_steps_in_order(ahead: int) -> None:
-    found = list(
-        overlapped(range(7), lambda n: n * 10, lambda n, r: (n, r + 1), lambda n, w: (n, *w), ahead)
-    )
+    found = list(overlapped(range(7), lambda n: n * 10, lambda n, r: (n, r + 1), lambda n, w: (n, *w), ahead))
     assert found == [(n, (n, n, n * 10 + 1)) for n in range(7)]
 
 

@@ -36,7 +36,7 @@ class Ledger:
             writer.writerows(asdict(row) for row in kept)
 
     def __enter__(self) -> Ledger:
-        self._file: TextIO = open(self.path, "a", newline="", encoding="utf-8")  # noqa: SIM115, closed by __exit__
+        self._file: TextIO = open(self.path, "a", newline="", encoding="utf-8")
         return self
 
     def __exit__(

@@ -142,7 +142,9 @@ def check_mode(model: Promptable, settings: Settings) -> None:
         return
     if settings.automatic:
         given, expected = f"--auto with the model {model.card.name}", "a model trained without clicks"
-        raise UnsupportedError(given, expected, "leave --auto out and give a table with clicks, or choose another model")
+        raise UnsupportedError(
+            given, expected, "leave --auto out and give a table with clicks, or choose another model"
+        )
     given, expected = f"clicks for the model {model.card.name}", "--auto: this model was trained without clicks"
     raise UnsupportedError(given, expected, "add --auto, or choose another model with --model")
 

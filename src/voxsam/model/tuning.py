@@ -80,7 +80,7 @@ def frozen_sha256(tensors: Mapping[str, Tensor]) -> str:
 
 
 def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
-    """The SHA-256 of tensors in order of name: a line "name float32 shape", then the values as little-endian float32."""
+    """The SHA-256 of tensors in order of name: a line "name float32 shape", then the values, little-endian float32."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         tensor = tensor.detach().to("cpu", torch.float32).contiguous()
