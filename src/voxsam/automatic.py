@@ -71,6 +71,8 @@ def prepare(model: Promptable, volume: Volume | Sequence[Volume]) -> Prepared:
     lattice = preprocessing.lattice(images[0].grid)
     whole = Window(lattice, (0, 0, 0), lattice.shape)
     array = torch.from_numpy(read_crops(images, whole, preprocessing))[None]
+    if next(model.parameters()).device.type == "cuda":
+        array = array.pin_memory()  # here, where a cohort reads ahead: the way to the GPU is then waited for by nobody
     return Prepared(images[0].grid, whole, array, images[0].header)
 
 
@@ -94,8 +96,11 @@ def predict(
         return found
 
     together = WINDOWS_ON_GPU if answer.device.type == "cuda" else 1
+    images = prepared.images.to(answer.device, non_blocking=True)  # windows are cut where they are needed
     with torch.inference_mode():
-        found = sliding_window_inference(prepared.images, (side,) * 3, together, answered, overlap, mode="constant")
+        found = sliding_window_inference(
+            images, (side,) * 3, together, answered, overlap, mode="constant", device=torch.device("cpu")
+        )
     assert isinstance(found, Tensor)
     probability = found[0, 0].numpy()
     require_numbers(probability, model.card.name)
