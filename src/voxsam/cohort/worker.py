@@ -20,6 +20,7 @@ from voxsam.model import load_model
 from voxsam.model.linear import Precision
 from voxsam.model.promptable import Promptable
 from voxsam.model.tuning import tensors_sha256
+from voxsam.model.warm_up import warm_up
 from voxsam.prompts import Point
 from voxsam.session import Session
 from voxsam.volume import Volume
@@ -82,6 +83,8 @@ class Worker:
         self.settings = settings
         self.model = load_model(settings.model, settings.device, settings.precision)
         check_mode(self.model, settings)
+        if not settings.automatic:
+            warm_up(self.model)
 
     @property
     def fingerprint(self) -> str:

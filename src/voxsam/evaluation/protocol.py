@@ -84,11 +84,20 @@ class Evaluation:
         return tuple(dict.fromkeys(row.case for row in self.rows))
 
 
+Watch = Callable[[Row, Volume], None]
+
+
 def evaluate(
-    system: System, cases: Sequence[Case], settings: Settings, dataset: str, progress: Progress | None = None
+    system: System,
+    cases: Sequence[Case],
+    settings: Settings,
+    dataset: str,
+    progress: Progress | None = None,
+    watch: Watch | None = None,
 ) -> Evaluation:
     """Run every trial on every case. A case whose label is empty is skipped, unless the system needs no clicks.
 
+    `watch` is shown each row with the mask that was scored, on the scan's grid, which is not kept.
     Raises what reading a case raises, GeometryError for a label or an answer on another grid, InputError without cases
     or if all are skipped, UnsupportedError for clicks or lesions asked of a system that takes none.
     """
@@ -106,7 +115,7 @@ def evaluate(
         if system.takes_clicks and not tumour.any():
             skipped[case.name] = "its label is empty: there is nothing to click on"
         else:
-            rows += evaluate_scan(system, case.name, images, tumour, settings)
+            rows += evaluate_scan(system, case.name, images, tumour, settings, watch)
     _require(bool(rows), f"{len(cases)} cases with empty labels", "tumours to click on")
     return Evaluation(system.name, dataset, settings, tuple(rows), skipped, system.parameters)
 
@@ -126,10 +135,15 @@ def read_case(case: Case, labels: Sequence[int] = ()) -> tuple[tuple[Volume, ...
 
 
 def evaluate_scan(
-    system: System, name: str, images: Sequence[Volume], tumour: Mask, settings: Settings
+    system: System,
+    name: str,
+    images: Sequence[Volume],
+    tumour: Mask,
+    settings: Settings,
+    watch: Watch | None = None,
 ) -> Iterator[Row]:
     """The rows of one scan of one or more channels; `tumour` (i, j, k) is not empty for a system that takes clicks."""
-    run = _Run(name, images[0], open_images(system, images), settings, system.takes_negative)
+    run = _Run(name, images[0], open_images(system, images), settings, system.takes_negative, watch)
     if not system.takes_clicks:
         yield run.row(AUTOMATIC, 0, 0, tumour, tumour, ())[0]
     elif settings.per_lesion:
@@ -154,6 +168,7 @@ class _Run:
     opened: Opened
     settings: Settings
     negative: bool
+    watch: Watch | None
 
     @property
     def spacing_mm(self) -> NDArray[np.float64]:
@@ -198,7 +213,10 @@ class _Run:
         if lesion:
             mask &= target | ~tumour
         scores = score(mask, target, self.spacing_mm, self.settings.tolerance_mm)
-        return Row(self.name, lesion, kind, trial, len(clicks), scores, clicks, seconds), mask
+        row = Row(self.name, lesion, kind, trial, len(clicks), scores, clicks, seconds)
+        if self.watch is not None:
+            self.watch(row, answer.with_array(mask.astype(np.uint8), "SEG"))
+        return row, mask
 
 
 def _require(holds: bool, given: str, expected: str) -> None:

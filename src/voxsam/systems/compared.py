@@ -26,6 +26,7 @@ class About:
     differences: str = ""  # what is known to differ from the original, or to be wrong with it
     trained: bool = True  # False: it is compared as it is
     extra: str = ""  # what has to be installed: "compare"
+    note: str = ""  # what stands under every table with it: what it is told that others are not
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,10 @@ class ComparedSystem(ABC):
 
     def tuned_parameters(self, job: Job) -> int | None:
         """How many numbers training changes; None where nobody can know (a server's model)."""
+        return None
+
+    def tuned_encoder_parameters(self, job: Job) -> int | None:
+        """Of these, those in the image encoder as the paper's Table 2 counts them; None where that has no meaning."""
         return None
 
 
