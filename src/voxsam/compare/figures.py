@@ -56,8 +56,7 @@ def _save(figure: Figure, path: Path, dpi: int, colour: str) -> None:
 
 def _overlays(tasks: Sequence[Task], titles: dict[str, str]) -> Figure:
     """Cases down, systems across; the axial plane through the deepest voxel of the truth (paper, Fig. 5)."""
-    cases, labels = test_cases(Path(tasks[0].order.prepared))
-    known = {case.name: case for case in cases}
+    known = {case.name: case for case in test_cases(Path(tasks[0].order.prepared))}
     names = tasks[0].order.examples
     width, height = len(tasks) * PANEL_INCHES, len(names) * (PANEL_INCHES + HEAD_INCHES)
     figure = Figure(figsize=(width, height), facecolor=BACKGROUND)
@@ -66,7 +65,7 @@ def _overlays(tasks: Sequence[Task], titles: dict[str, str]) -> Figure:
     head = HEAD_INCHES / height
     figure.subplots_adjust(left=0.002, right=0.998, bottom=0.002, top=1 - head)
     for down, name in enumerate(names):
-        images, tumour = read_case(known[name], labels)
+        images, tumour = read_case(known[name])
         scan, truth = images[0], images[0].with_array(tumour.astype(np.uint8), "SEG")
         reach = max(LEAST_MM, SHOWN * _longest_mm(truth))
         plane = Plane.through("axial", scan.grid, deepest_voxel(tumour, scan.grid.spacing_mm), reach)

@@ -42,7 +42,7 @@ def fingerprint(folder: Path) -> str:
 
     Of a prepared store: its cases, what each was made of, and the split. Else: the names and sizes of its files.
     """
-    if read_description(folder / "dataset.json") is not None:
+    if find_description(folder) is not None:
         found = open_store(folder).description
         parts = [*((name, case.key) for name, case in sorted(found.cases.items())), *sorted(found.split.items())]
     else:
