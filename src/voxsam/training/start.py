@@ -102,7 +102,10 @@ def start_sam(network: Promptable, source: str) -> None:
         return
     slices, own = network.config.tokens == "slices", network.state_dict()
     wanted = {name: tensor.shape for name, tensor in own.items() if from_sam(name, slices)}
-    given = load_model(path, "cpu").state_dict()
+    before = load_model(path, "cpu")
+    given = before.state_dict()
+    if before.config.tokens != network.config.tokens:  # other necks, some of whose tensors have the same names
+        given = {name: tensor for name, tensor in given.items() if not name.startswith(NECKS)}
     tensors = {name: given[name] for name, shape in wanted.items() if name in given and given[name].shape == shape}
     missing = [name for name in wanted if name not in tensors and not name.startswith(NECKS)]
     if missing:
