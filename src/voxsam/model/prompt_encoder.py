@@ -121,7 +121,7 @@ class PromptEncoder(nn.Module):
             nn.init.zeros_(self.marks.weight)
 
     def mark(self, features_BCDHW: Tensor, points_BN3: Tensor, labels_BN: Tensor | None) -> Tensor:
-        """The feature map with the tokens about the points (crop voxels) marked; unchanged if the model does not mark."""
+        """The features with the tokens about the points (crop voxels) marked; unchanged if the model does not mark."""
         if self.marks is None:
             return features_BCDHW
         if labels_BN is None:

@@ -38,8 +38,8 @@ _row(
     "Positional prompt",
     "Sec. 4.4 and Fig. 7b",
     {"model": {"prompt_kind": "positional", "marks": False}, "unmarked": 0.0},
-    "of positional prompts the original's code holds unused parts only: made here after SAM's prompt encoder and two-way"
-    " transformer, in 3D and without output tokens; a click is known in its own crop only, so masks are not followed",
+    "the original's code holds unused parts of positional prompts only: made here after SAM's prompt encoder and its"
+    " two-way transformer, in 3D, without output tokens; a click is known in its own crop only: masks are not followed",
 )
 for _levels in LEVEL_SETS:
     _row(
