@@ -24,7 +24,7 @@ from voxsam.training.recipe import Recipe
 
 PROGRAM = 0.65e9  # bytes: Python, torch, Lightning and the weights of convolutions in another order
 WORKING = 1.5  # times what is kept: gradients on their way back, and the work space of convolutions
-ERROR = 0.25  # largest share by which a measured peak differed (docs/training.md)
+ERROR = 0.25  # largest share by which a measured peak may differ; the last ones differed by 4 % (docs/training.md)
 SMALL = 32  # voxels, side of the crop that is measured
 POINTS = 10
 CGROUP = Path("/sys/fs/cgroup")
@@ -100,7 +100,7 @@ def dials(footprint: Footprint, recipe: Recipe) -> str:
     if len(options) == 2:
         both = {**options[0][1], **options[1][1]}
         found.append(f"both ({_gb(footprint.step(recipe.model_copy(update=both)))})")
-    if recipe.precision == "32-true" and not recipe.recompute:  # recomputed, its casts take what it saves
+    if recipe.precision == "32-true" and not recipe.recompute:  # recomputed, it saves a seventh only
         found.append("--precision bf16-mixed (about two thirds)")
     if recipe.corrections and not recipe.automatic:
         found.append("fewer --corrections")
