@@ -40,7 +40,7 @@ Crop = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 
 def make_raw(folder: Path, shape: Sequence[int]) -> Path:
-    """A data set of one scan of `shape` in nnU-Net raw layout: a phantom, repeated, with its tumour in the first tile."""
+    """A data set of one scan of `shape`, in nnU-Net raw layout: a phantom, repeated, its tumour in the first tile."""
     phantom = make_phantom(0, TILE, tuple(4 * s for s in SPACING_MM), axes="RAS")
     tiles = [-(-n // t) for n, t in zip(shape, TILE, strict=True)]
     box = tuple(slice(n) for n in shape)
@@ -94,8 +94,9 @@ def measure(shape: Sequence[int], side: int, crops: int) -> list[dict[str, objec
         rng = np.random.default_rng(0)
         clicks = [case.foreground[rng.integers(len(case.foreground))] for _ in range(crops)]
         few = clicks[: max(1, crops // 20)]
+        ours = f"the store (prepared once in {seconds:.0f} s)"
         ways: dict[str, tuple[Callable[[NDArray], Crop], Sequence[NDArray]]] = {
-            f"the store (prepared once in {seconds:.0f} s)": (
+            ours: (
                 lambda c: from_store(case, preprocessing, c, side),
                 clicks,
             ),
