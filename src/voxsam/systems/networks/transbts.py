@@ -5,9 +5,11 @@ B batch, C channels, D H W crop, N tokens (D/8 * H/8 * W/8), E width of the tran
 
 from __future__ import annotations
 
+from typing import Self
+
 import torch
 import torch.nn.functional as F
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from voxsam.systems.networks.parts import CLASSES, Options, Residual, Size, divided, require_crop, volume
@@ -26,6 +28,12 @@ class TransBTSOptions(Options):
     layers: PositiveInt = Field(4, description="layers of the transformer")
     deep_blocks: NonNegativeInt = Field(4, description="residual blocks of the encoder at an eighth of the resolution")
     dropout: float = Field(0.1, ge=0, lt=1, description="dropout of the transformer")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.embedding % self.heads:
+            raise ValueError("heads must divide embedding")
+        return self
 
 
 class TransBTS(nn.Module):
