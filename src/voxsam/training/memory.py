@@ -3,8 +3,8 @@
 What a step keeps for its backward pass grows with the voxels of its crops. So it is measured: the network takes a
 small crop forward, and one twice as long, while every tensor that autograd keeps is counted; the difference is scaled
 to the recipe's crop and batch. (A network for crops of one size takes one of these, on torch's meta device, where
-tensors have sizes and no numbers.) To it come the weights, their gradients, the optimiser's two moments, and the averages.
-docs/training.md says how far the estimate was from measured peaks.
+tensors have sizes and no numbers.) To it come the weights, their gradients, the optimiser's two moments, and the
+averages. docs/training.md says how far the estimate was from measured peaks.
 """
 
 from __future__ import annotations

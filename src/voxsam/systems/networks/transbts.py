@@ -5,6 +5,7 @@ B batch, C channels, D H W crop, N tokens (D/8 * H/8 * W/8), E width of the tran
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Self
 
 import torch
@@ -51,10 +52,7 @@ class TransBTS(nn.Module):
         self.levels = nn.ModuleList(
             nn.Sequential(*(_pre_activated(width) for _ in range(n))) for width, n in zip(widths, blocks, strict=True)
         )
-        self.downs = nn.ModuleList(
-            nn.Conv3d(fine, coarse, 3, stride=2, padding=1)
-            for fine, coarse in zip(widths[:-1], widths[1:], strict=True)
-        )
+        self.downs = nn.ModuleList(nn.Conv3d(fine, coarse, 3, stride=2, padding=1) for fine, coarse in pairwise(widths))
         self.embed = nn.Sequential(
             nn.BatchNorm3d(widths[3]), nn.ReLU(inplace=True), nn.Conv3d(widths[3], options.embedding, 3, padding=1)
         )
@@ -113,7 +111,9 @@ class SelfAttention(nn.Module):
         """(B, N, E) -> (B, N, E)."""
         queries, keys, values = self.qkv(x_BNE).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         drop = self.dropout if self.training else 0.0
-        return self.proj(F.scaled_dot_product_attention(queries, keys, values, dropout_p=drop).transpose(1, 2).flatten(2))
+        return self.proj(
+            F.scaled_dot_product_attention(queries, keys, values, dropout_p=drop).transpose(1, 2).flatten(2)
+        )
 
 
 class UpBlock(nn.Module):

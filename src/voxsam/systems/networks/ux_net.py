@@ -5,6 +5,8 @@ B batch, C channels, D H W crop.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from monai.networks.blocks import UnetOutBlock, UnetrBasicBlock, UnetrUpBlock
 from pydantic import Field, PositiveInt
@@ -41,7 +43,7 @@ class UXNet(nn.Module):
         require_crop(size, (STEP,) * 3, "ux-net", least=2)
         widths = options.widths
         self.downs = nn.ModuleList([_stem(channels, widths[0])])
-        self.downs.extend(_down(fine, coarse) for fine, coarse in zip(widths[:-1], widths[1:], strict=True))
+        self.downs.extend(_down(fine, coarse) for fine, coarse in pairwise(widths))
         self.stages = nn.ModuleList(
             nn.Sequential(*(LargeKernelBlock(width) for _ in range(depth)))
             for width, depth in zip(widths, options.depths, strict=True)
