@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.systems.networks.tiny import CROP, TINY, card, network
+from tests.systems.networks.tiny import TINY, card, network
 from tests.training.minuscule import recipe
 from voxsam.errors import InputError, UnsupportedError
 from voxsam.evaluation.systems import AutomaticSystem
@@ -36,7 +36,7 @@ def test_it_answers_each_voxel_of_a_crop_that_is_no_cube(system: str) -> None:
 @pytest.mark.parametrize("system", ALL)
 def test_all_that_is_trained_has_a_gradient_and_its_file_gives_the_same_answer(system: str, tmp_path: Path) -> None:
     plain = network(system).train()
-    crop = torch.randn(1, 1, CROP, CROP, CROP)
+    crop = torch.randn(1, 1, *(plain.config.crop,) * 3)
     plain(crop).square().mean().backward()
     idle = [name for name, p in plain.named_parameters() if p.requires_grad != (p.grad is not None)]
     assert idle == []
@@ -76,10 +76,11 @@ def test_options_that_it_cannot_have_are_refused(system: str, options: dict, wor
         ("transbts", 36, "a crop of 36 x 36 x 36 voxels for transbts; expected multiples of 8 x 8 x 8"),
         ("nnformer", 48, "multiples of 32 x 32 x 32"),
         ("swin-unetr", 48, "multiples of 32 x 32 x 32"),
+        ("swin-unetr", 32, "multiples of 32 x 32 x 32 and more than that"),
         ("unetrpp", 48, "multiples of 32 x 32 x 32"),
         ("unetr", 40, "multiples of 16 x 16 x 16"),
-        ("ux-net", 16, "multiples of 16 x 16 x 16, 2 times or more"),
-        ("mednext", 16, "multiples of 16 x 16 x 16, 2 times or more"),
+        ("ux-net", 16, "multiples of 16 x 16 x 16 and more than that"),
+        ("mednext", 16, "multiples of 16 x 16 x 16 and more than that"),
         ("segresnet", 36, "multiples of 8 x 8 x 8"),
     ],
 )

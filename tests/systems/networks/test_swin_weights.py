@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.systems.networks.tiny import CROP, network
+from tests.systems.networks.tiny import network
 from voxsam.errors import CheckpointError, FileError
 from voxsam.model.checkpoint import load_model, save_model
 
@@ -40,7 +40,7 @@ def test_training_begins_with_them_and_its_model_file_does_not_ask_for_them_agai
     weights.unlink()
     loaded = load_model(tmp_path / "m.safetensors", "cpu")
     assert "weights" not in loaded.card.options
-    crop = torch.randn(1, 1, CROP, CROP, CROP)
+    crop = torch.randn(1, 1, 64, 64, 64)
     with torch.inference_mode():
         torch.testing.assert_close(loaded(crop), plain.eval()(crop))
 

@@ -13,10 +13,12 @@ from voxsam.data.phantoms import make_phantom
 from voxsam.data.sampling import Sampler
 from voxsam.model.card import Card
 from voxsam.preprocess import Preprocessing
+from voxsam.systems.networks.parts import Size
 from voxsam.systems.plain_network import PlainNetwork
 from voxsam.testing import stub_network
 
 CROP = 32
+SIDES = {"swin-unetr": 64}  # of the crop, where 32 is too small
 USE = Preprocessing(spacing_mm=(4, 5, 6), clip=(-120, 200), mean=35, sd=40, interpolation="area")
 TINY: dict[str, dict] = {
     "nnunet-network": {"width": 8, "widest": 64},
@@ -32,22 +34,23 @@ TINY: dict[str, dict] = {
 }
 
 
-def card(system: str, crop: int = CROP, **options: object) -> Card:
+def card(system: str, crop: int | None = None, **options: object) -> Card:
     """A card of that system, automatic, with the small options changed by `options`."""
-    config = stub_network().config.model_copy(update={"crop": crop})
+    config = stub_network().config.model_copy(update={"crop": crop or SIDES.get(system, CROP)})
     options = {**TINY[system], **options}
     return Card(name=system, system=system, options=options, config=config, preprocessing=USE, automatic=True)
 
 
-def network(system: str, crop: int = CROP, **options: object) -> PlainNetwork:
+def network(system: str, crop: int | None = None, size: Size | None = None, **options: object) -> PlainNetwork:
     """The small network of that system, always with the same weights."""
     torch.manual_seed(0)
-    return PlainNetwork(card(system, crop, **options))
+    return PlainNetwork(card(system, crop, **options), size)
 
 
-def phantom_crop(seed: int = 1) -> tuple[Tensor, Tensor]:
-    """(1, 1, 32, 32, 32) normalised crop on a tumour of a phantom, and its mask."""
+def phantom_crop(size: Size, seed: int = 1) -> tuple[Tensor, Tensor]:
+    """(1, 1, D, H, W) normalised crop on a tumour of a phantom, and its mask."""
     phantom = make_phantom(seed, (40, 34, 30), (4, 5, 6), "PLS")
     case = Labelled.make(phantom.scan, phantom.label)
-    sample = Sampler(USE, CROP, Augmentation(), "none").draw(case, np.random.default_rng(0))
-    return torch.as_tensor(sample["crop"])[None], torch.as_tensor(sample["label"])[None]
+    sample = Sampler(USE, max(size), Augmentation(), "none").draw(case, np.random.default_rng(0))
+    middle = (slice(None), *(slice((max(size) - n) // 2, (max(size) + n) // 2) for n in size))
+    return torch.as_tensor(sample["crop"][middle])[None], torch.as_tensor(sample["label"][middle])[None]
