@@ -6,9 +6,9 @@
     python -m benchmarks.originals nnformer-first ~/nnFormer    # github.com/282857341/nnFormer
     python -m benchmarks.originals ux-net ~/3DUX-Net
 
-The clone's code is imported and run: look at it first. The original gets random weights, none of them at its beginning's
-zeros; they are renamed by the tables below, and both see the same crop in evaluation mode. Where a fault of the original
-is mended here, the difference is told with the option that keeps the fault, and with the fault mended.
+The clone's code is imported and run: look at it first. The original gets random weights, none of them at the zeros that
+it begins with; they are renamed by the tables below, and both see the same crop in evaluation mode. Where a fault of
+the original is mended here, the difference is told with the option that keeps the fault, and with the fault mended.
 """
 
 from __future__ import annotations

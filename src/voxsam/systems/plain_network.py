@@ -24,7 +24,7 @@ class PlainNetwork(Promptable):
 
     clicks = False
     far_clicks = False
-    sizes_fixed = True  # crops of another size are refused: tables of positions belong to the training crop
+    any_crop = False  # tables of positions belong to the crop of training
 
     def __init__(self, card: Card, size: Size | None = None) -> None:
         file = file_of(card.system)

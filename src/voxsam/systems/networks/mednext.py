@@ -29,7 +29,7 @@ def build(size: Size, channels: int, options: MedNeXtOptions) -> nn.Module:
     """MedNeXt without deep supervision. Raises UnsupportedError for a crop whose sides are no multiples of 16."""
     from monai.networks.nets import MedNeXt
 
-    require_crop(size, (STEP,) * 3, "mednext", least=2)
+    require_crop(size, (STEP,) * 3, "mednext", several=True)
     ratios, blocks = EXPANSION[options.variant], BLOCKS[options.variant]
     return MedNeXt(
         in_channels=channels,

@@ -1,4 +1,4 @@
-"""nnU-Net's own network (Isensee et al., Nature Methods 2021), from dynamic-network-architectures, its authors' library.
+"""nnU-Net's own network (Isensee et al., Nature Methods 2021), from its authors' dynamic-network-architectures.
 
 Its plan, how often each axis is halved and with which kernels, follows from the crop as in nnU-Net, or is given.
 """

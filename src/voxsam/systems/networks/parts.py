@@ -49,11 +49,14 @@ def read_options(kind: type[OptionsKind], given: Mapping[str, Any], system: str)
         raise InputError(f"the option {name} of {system}: {first['input']}", message, "change `options`") from error
 
 
-def require_crop(size: Size, multiples: Size, system: str, least: int = 1) -> None:
-    """Raises UnsupportedError unless each side is so many times its multiple, `least` times or more."""
-    if any(side % multiple or side < least * multiple for side, multiple in zip(size, multiples, strict=True)):
+def require_crop(size: Size, multiples: Size, system: str, several: bool = False) -> None:
+    """Raises UnsupportedError unless `multiples` divide the sides; with `several`, more than once.
+
+    Networks want that which normalise their deepest map over its voxels: of one voxel alone, nothing would be left.
+    """
+    if any(side % multiple for side, multiple in zip(size, multiples, strict=True)) or (several and size == multiples):
         given, unit = (" x ".join(map(str, sides)) for sides in (size, multiples))
-        more = f", {least} times or more" if least > 1 else ""
+        more = " and more than that" if several else ""
         raise UnsupportedError(f"a crop of {given} voxels for {system}", f"multiples of {unit}{more}", "change it")
 
 

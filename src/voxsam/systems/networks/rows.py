@@ -75,8 +75,8 @@ ABOUT = {
         source="https://github.com/Amshaker/unetr_plus_plus",
         licence="Apache-2.0",
         library="VoxSAM, with MONAI's residual blocks",
-        differences="the spatial attention's answer keeps its tokens apart (the original mixes tokens and channels when "
-        "it joins the heads; original_order keeps that); without deep supervision; for any crop of eight patches",
+        differences="the spatial attention's answer keeps its tokens apart (the original mixes tokens and channels "
+        "as it joins the heads; original_order keeps that); without deep supervision; for any crop",
     ),
     "ux-net": About(
         title="3D UX-Net",

@@ -34,12 +34,12 @@ class SwinUNETROptions(Options):
 
 
 def build(size: Size, channels: int, options: SwinUNETROptions) -> nn.Module:
-    """Swin-UNETR. Raises UnsupportedError for a crop whose sides are no multiples of 32, or without einops; FileError
-    or CheckpointError for weights that are not of its transformer.
+    """Swin-UNETR. Raises UnsupportedError for a crop whose sides are no multiples of 32, or all 32, or without einops;
+    FileError or CheckpointError for weights that are not of its transformer.
     """
     from monai.networks.nets import SwinUNETR
 
-    require_crop(size, (STEP,) * 3, "swin-unetr")
+    require_crop(size, (STEP,) * 3, "swin-unetr", several=True)
     require_library("einops", "swin-unetr", "pip install einops")
     network = SwinUNETR(
         in_channels=channels,

@@ -5,9 +5,12 @@ B batch, C channels, D H W crop, N tokens (D/8 * H/8 * W/8), E width of the tran
 
 from __future__ import annotations
 
+from itertools import pairwise
+from typing import Self
+
 import torch
 import torch.nn.functional as F
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from voxsam.systems.networks.parts import CLASSES, Options, Residual, Size, divided, require_crop, volume
@@ -27,6 +30,12 @@ class TransBTSOptions(Options):
     deep_blocks: NonNegativeInt = Field(4, description="residual blocks of the encoder at an eighth of the resolution")
     dropout: float = Field(0.1, ge=0, lt=1, description="dropout of the transformer")
 
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.embedding % self.heads:
+            raise ValueError("heads must divide embedding")
+        return self
+
 
 class TransBTS(nn.Module):
     """Of the original it lacks the tensors that nothing used (`linear_encoding`, `pre_head_ln`), and its softmax.
@@ -43,10 +52,7 @@ class TransBTS(nn.Module):
         self.levels = nn.ModuleList(
             nn.Sequential(*(_pre_activated(width) for _ in range(n))) for width, n in zip(widths, blocks, strict=True)
         )
-        self.downs = nn.ModuleList(
-            nn.Conv3d(fine, coarse, 3, stride=2, padding=1)
-            for fine, coarse in zip(widths[:-1], widths[1:], strict=True)
-        )
+        self.downs = nn.ModuleList(nn.Conv3d(fine, coarse, 3, stride=2, padding=1) for fine, coarse in pairwise(widths))
         self.embed = nn.Sequential(
             nn.BatchNorm3d(widths[3]), nn.ReLU(inplace=True), nn.Conv3d(widths[3], options.embedding, 3, padding=1)
         )

@@ -1,10 +1,11 @@
 """UNETR++ (Shaker et al., IEEE TMI 2024): efficient paired attention, over channels and over space, at four levels.
 
-B batch, C channels, D H W crop, N tokens of a level, h heads, c channels of a head, P tokens that space is projected to.
+B batch, C channels, D H W crop, N tokens of a level, h heads, c channels of a head, P tokens that N are projected to.
 """
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Self
 
 import torch
@@ -39,7 +40,7 @@ class UNETRPPOptions(Options):
     def _consistent(self) -> Self:
         if any(width % self.heads or width % 2 for width in self.widths):
             raise ValueError("heads, and 2, must divide all widths")
-        if any(coarse % fine for fine, coarse in zip(self.widths[:-1], self.widths[1:], strict=True)):
+        if any(coarse % fine for fine, coarse in pairwise(self.widths)):
             raise ValueError("each of the widths must divide the next")
         return self
 

@@ -5,6 +5,8 @@ B batch, C channels, D H W crop.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from monai.networks.blocks import UnetOutBlock, UnetrBasicBlock, UnetrUpBlock
 from pydantic import Field, PositiveInt
@@ -33,15 +35,15 @@ class UXNetOptions(Options):
 class UXNet(nn.Module):
     """The encoder here, the rest of MONAI's blocks for UNETR, with instance normalisation.
 
-    Raises UnsupportedError for a crop whose sides are no multiples of 16, or below 32.
+    Raises UnsupportedError for a crop whose sides are no multiples of 16, or all 16.
     """
 
     def __init__(self, size: Size, channels: int, options: UXNetOptions) -> None:
         super().__init__()
-        require_crop(size, (STEP,) * 3, "ux-net", least=2)
+        require_crop(size, (STEP,) * 3, "ux-net", several=True)
         widths = options.widths
         self.downs = nn.ModuleList([_stem(channels, widths[0])])
-        self.downs.extend(_down(fine, coarse) for fine, coarse in zip(widths[:-1], widths[1:], strict=True))
+        self.downs.extend(_down(fine, coarse) for fine, coarse in pairwise(widths))
         self.stages = nn.ModuleList(
             nn.Sequential(*(LargeKernelBlock(width) for _ in range(depth)))
             for width, depth in zip(widths, options.depths, strict=True)

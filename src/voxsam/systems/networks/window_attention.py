@@ -122,7 +122,7 @@ def partition(x_BDHWC: Tensor, side: int) -> Tensor:
 
 
 def shift_regions(size: Size, side: int, shift: int) -> Tensor:
-    """(windows, N): in which region each token of a shifted window lies; those of one region are neighbours in the scan.
+    """(windows, N): in which region each token of a shifted window lies; regions are parted in the scan.
 
     On each axis, what the roll brought to the end from the beginning is a region of its own, in the last window.
     """
