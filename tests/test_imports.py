@@ -34,7 +34,7 @@ LAYERS = (
     ("session", "automatic"),
     ("__init__",),
     ("data", "evaluation", "training", "systems"),
-    ("compare",),
+    ("cohort", "compare"),
     ("server",),
     ("cli", "testing"),
 )

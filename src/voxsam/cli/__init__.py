@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from voxsam.cli import compare, demo, evaluate, info, phantoms, prepare, segment, serve, train, weights
+from voxsam.cli import batch, compare, demo, evaluate, info, phantoms, prepare, segment, serve, train, weights
 from voxsam.errors import InputError
 
 DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -32,6 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("segment")(segment.command)
+app.command("batch")(batch.command)
 app.command("serve")(serve.command)
 app.command("prepare")(prepare.command)
 app.command("train", context_settings=train.CONTEXT)(train.command)

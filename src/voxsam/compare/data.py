@@ -33,10 +33,9 @@ def prepare_data(spec: DataSpec, folder: Path, progress: Progress) -> Store:
     return store
 
 
-def test_cases(prepared: Path) -> tuple[list[Case], tuple[int, ...]]:
-    """The cases that no system is trained on, as files on their own grids, and which of their labels are tumour."""
-    found, labels = find_labelled(prepared)
-    return choose_cases(found, open_store(prepared).split["test"]), labels
+def test_cases(prepared: Path) -> list[Case]:
+    """The cases that no system is trained on, as files on their own grids; they know which labels are tumour."""
+    return choose_cases(find_labelled(prepared)[0], open_store(prepared).split["test"])
 
 
 def example_names(store: Store, count: int) -> list[str]:

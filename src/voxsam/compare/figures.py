@@ -26,7 +26,7 @@ from voxsam.io.atomic import atomic_path
 from voxsam.volume import Volume
 
 DPI, BAR_DPI = 100, 150
-PANEL_INCHES, HEAD_INCHES = 2.3, 0.34
+PANEL_INCHES, HEAD_INCHES = 2.0, 0.34
 SHOWN = 1.8  # the panels show so many times the tumour's longest side
 LEAST_MM = 90.0
 SERIES = ("#0072b2", "#56b4e9", "#009e73", "#e69f00", "#cc79a7")  # told apart by the colour-blind
@@ -56,8 +56,7 @@ def _save(figure: Figure, path: Path, dpi: int, colour: str) -> None:
 
 def _overlays(tasks: Sequence[Task], titles: dict[str, str]) -> Figure:
     """Cases down, systems across; the axial plane through the deepest voxel of the truth (paper, Fig. 5)."""
-    cases, labels = test_cases(Path(tasks[0].order.prepared))
-    known = {case.name: case for case in cases}
+    known = {case.name: case for case in test_cases(Path(tasks[0].order.prepared))}
     names = tasks[0].order.examples
     width, height = len(tasks) * PANEL_INCHES, len(names) * (PANEL_INCHES + HEAD_INCHES)
     figure = Figure(figsize=(width, height), facecolor=BACKGROUND)
@@ -66,7 +65,7 @@ def _overlays(tasks: Sequence[Task], titles: dict[str, str]) -> Figure:
     head = HEAD_INCHES / height
     figure.subplots_adjust(left=0.002, right=0.998, bottom=0.002, top=1 - head)
     for down, name in enumerate(names):
-        images, tumour = read_case(known[name], labels)
+        images, tumour = read_case(known[name])
         scan, truth = images[0], images[0].with_array(tumour.astype(np.uint8), "SEG")
         reach = max(LEAST_MM, SHOWN * _longest_mm(truth))
         plane = Plane.through("axial", scan.grid, deepest_voxel(tumour, scan.grid.spacing_mm), reach)
@@ -112,9 +111,10 @@ def _bars(plan: Plan, rows: Sequence[RowResult], data: DataSpec) -> Figure:
             axes.barh(place, estimate.value, height=0.68, color=colour)
             reach = np.nan_to_num([[estimate.value - estimate.low], [estimate.high - estimate.value]])
             axes.errorbar(estimate.value, place, xerr=reach, color=DARK, capsize=2.5, linewidth=1.1)
-            axes.text(0.01, place, f"{estimate.value:.2f}", color="white", va="center", fontsize=8, fontweight="bold")
+            end = np.nanmax([estimate.value, estimate.high]) + 0.012
+            axes.text(end, place, f"{estimate.value:.2f}", color=DARK, va="center", fontsize=8)
         axes.set_yticks(range(len(shown)), [method.title for method in shown], fontsize=9, parse_math=False)
-        axes.set_xlim(0, 1)
+        axes.set_xlim(0, 1.06)
         axes.set_title(name, loc="left", fontsize=11, fontweight="bold", color=DARK)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="x", color="#e4e7eb", linewidth=0.8)

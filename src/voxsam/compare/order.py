@@ -11,7 +11,10 @@ JOB/order.json      a WorkOrder; the folder's name ends in a digest of what the 
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from voxsam.compare.plan import DataSpec, Plan, RowSpec, settings
 from voxsam.data.store import Store
+from voxsam.errors import InputError
 from voxsam.evaluation.protocol import Settings
 from voxsam.io.atomic import atomic_path
 from voxsam.systems.common_loop import merged
@@ -58,6 +62,7 @@ class WorkOrder(Record):
     options: dict[str, Any]
     evaluation: dict[str, Any]
     examples: tuple[str, ...]  # cases whose masks are kept
+    modules: tuple[str, ...]  # that register further systems
     device: str
     training_digest: str
     evaluation_digest: str
@@ -72,7 +77,8 @@ class WorkOrder(Record):
         return Job(Path(self.prepared), folder, self.seed, self.recipe, self.options, self.device)
 
     def compared(self) -> ComparedSystem:
-        """The system."""
+        """The system. Raises InputError for one that is not known, or a module that cannot be imported."""
+        import_modules(self.modules)
         return compared_system(self.system)
 
 
@@ -121,6 +127,7 @@ def make_order(plan: Plan, row: RowSpec, data: DataSpec, seed: int, store: Store
         options=trained.options,
         evaluation=evaluation,
         examples=tuple(examples),
+        modules=plan.modules,
         device="auto",
         training_digest=training,
         evaluation_digest=_digest([training, evaluation, examples, row.row]),
@@ -130,6 +137,18 @@ def make_order(plan: Plan, row: RowSpec, data: DataSpec, seed: int, store: Store
 def job_folder(out: Path, order: WorkOrder, trained: RowSpec, data: DataSpec) -> Path:
     """Where a job keeps its training; rows that share one share the folder."""
     return out / "jobs" / data.name / f"{trained.row}-{order.seed}-{order.training_digest}"
+
+
+def import_modules(names: Sequence[str]) -> None:
+    """Import the modules of a plan, from the current folder or from where Python finds them; each once."""
+    if names and "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            remedy = "install it, or run where its file lies"
+            raise InputError(f"the module {name} ({error})", "one that can be imported", remedy) from error
 
 
 def _digest(what: Any) -> str:

@@ -89,6 +89,7 @@ class Plan(_Strict):
     recipe: dict[str, Any] = {}
     evaluation: dict[str, Any] = {}
     systems: tuple[RowSpec, ...] = Field(min_length=1)
+    modules: tuple[str, ...] = ()  # Python modules that register further systems (voxsam.systems.compared.register)
     examples: NonNegativeInt = 4  # cases of each data set that are drawn with the masks of all systems
     job_cores: PositiveInt = 2
     job_gb: PositiveFloat = 6

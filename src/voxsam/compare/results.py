@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import scipy.stats
 
-from voxsam.compare.order import Outcome
+from voxsam.compare.order import Outcome, import_modules
 from voxsam.compare.plan import Plan
 from voxsam.compare.runner import Task
 from voxsam.evaluation.protocol import Evaluation
@@ -66,6 +66,7 @@ def collect(plan: Plan, tasks: Sequence[Task]) -> list[RowResult]:
 
 def _row(plan: Plan, number: int, tasks: Sequence[Task]) -> RowResult:
     spec = plan.systems[number]
+    import_modules(plan.modules)
     about = compared_system(spec.system).about
     found, failed = {}, {}
     for data in plan.data:
@@ -78,8 +79,10 @@ def _row(plan: Plan, number: int, tasks: Sequence[Task]) -> RowResult:
         if lost:
             seeds = "" if len(plan.seeds) == 1 else f" (seed {', '.join(str(task.order.seed) for task in lost)})"
             failed[data.name] = f"{lost[0].failure}{seeds}"
-    title = about.title if spec.row == spec.system else f"{about.title}, {spec.row}"
-    return RowResult(spec.row, spec.title or title, about.note, found, failed)
+    first = next((outcome for one in found.values() for outcome in one.outcomes), None)
+    title, note = (about.title, about.note) if first is None else (first.title, first.note)  # with its options
+    title = title if spec.row == spec.system else f"{title}, {spec.row}"
+    return RowResult(spec.row, spec.title or title, note, found, failed)
 
 
 def _together(evaluations: Sequence[Evaluation]) -> Evaluation:

@@ -20,11 +20,12 @@ from queue import SimpleQueue
 import psutil
 
 from voxsam.compare.data import example_names, prepare_data
-from voxsam.compare.order import Failure, Outcome, WorkOrder, job_folder, make_order
+from voxsam.compare.order import Failure, Outcome, WorkOrder, import_modules, job_folder, make_order
 from voxsam.compare.plan import DataSpec, Plan, RowSpec
 from voxsam.data.store import Store
 from voxsam.errors import InputError, UnsupportedError
 from voxsam.io.atomic import make_folder
+from voxsam.systems.compared import compared_system
 
 Progress = Callable[[str, float | None], None]
 KILL_AFTER_S = 20.0  # that a process has to write a checkpoint when it is asked to stop
@@ -83,6 +84,10 @@ class Room:
 
 def make_tasks(plan: Plan, out: Path, progress: Progress = lambda stage, share: None) -> list[Task]:
     """Every job of a plan, its data sets prepared. Raises InputError for a system, key or option that cannot be."""
+    import_modules(plan.modules)
+    for row in plan.systems:
+        with _naming(plan, row):
+            compared_system(row.system).check_options(row.options)
     tasks = []
     for data in plan.data:
         progress(f"data set {data.name}", None)
@@ -99,13 +104,20 @@ def _tasks_of(plan: Plan, out: Path, data: DataSpec, store: Store) -> Iterator[T
         for row in plan.systems:
             order = make_order(plan, row, data, seed, store, examples)
             task = Task(row, data, order, job_folder(out, order, plan.trained(row), data))
-            try:
+            with _naming(plan, row):
                 order.compared().check(order.job(task.folder))
-            except UnsupportedError:
-                pass  # a library is missing here, say: it costs this row, and its process will say so
-            except (InputError, ValueError) as error:
-                raise InputError(f"{plan.name}: {row.row}: {error}", "a row that can run", "change the plan") from error
             yield task
+
+
+@contextmanager
+def _naming(plan: Plan, row: RowSpec) -> Iterator[None]:
+    """Say which row is wrong. One whose library is missing is not: its process will say so, and it alone fails."""
+    try:
+        yield
+    except UnsupportedError:
+        pass
+    except InputError as error:
+        raise InputError(f"{plan.name}: {row.row}: {error.given}", error.expected, error.remedy) from error
 
 
 def run(plan: Plan, tasks: Sequence[Task], room: Room, progress: Progress = lambda stage, share: None) -> None:

@@ -14,7 +14,6 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -37,10 +36,7 @@ def work(folder: Path, digest: str) -> None:
     job, system = order.job(folder), order.compared()
     system.check(job)
     training = _train(system, job, folder / "training.json")
-    cases, labels = test_cases(job.data)
-    settings = order.settings
-    if not settings.labels:
-        settings = replace(settings, labels=labels)
+    cases, settings = test_cases(job.data), order.settings
     tell(f"evaluating {len(cases)} cases")
     evaluation = evaluate(system.load(job), cases, settings, order.dataset, _progress, _keep_masks(order, results))
     save_evaluation(evaluation, results / "evaluation.json")

@@ -125,7 +125,8 @@ def evaluate(
 def read_case(case: Case, labels: Sequence[int] = ()) -> tuple[tuple[Volume, ...], Mask]:
     """The image channels, and where the tumour is: (i, j, k) on the first one's grid.
 
-    Raises GeometryError for a channel or a label on another grid.
+    `labels` are the values that are tumour; none: those of the case. Raises GeometryError for a channel or a label on
+    another grid.
     """
     images = tuple(channel for path in case.images for channel in read_channels(path))
     label = read_volume(case.label, labels=True)
@@ -133,7 +134,7 @@ def read_case(case: Case, labels: Sequence[int] = ()) -> tuple[tuple[Volume, ...
         if not other.grid.close_to(images[0].grid):
             given, expected = f"{case.name}: {what} on {other.grid}", f"the scan's {images[0].grid}"
             raise GeometryError(given, expected, f"resample the {what[2:]}")
-    return images, np.isin(label.array, list(labels)) if labels else label.array > 0
+    return images, case.choice.of(labels)(label.array)
 
 
 def evaluate_scan(

@@ -84,7 +84,7 @@ def load_sam(network: VoxSAMNetwork, encoder: Mapping[str, Tensor], origin: str)
     2D neck has no place; for tokens of slices it is the neck. Raises CheckpointError if names or shapes do not fit.
     """
     slices = network.config.tokens == "slices"
-    state = {new: translate_tensor(new, encoder[name]).float() for name in encoder if (new := _new_name(name, origin))}
+    state = {new: translate_tensor(new, encoder[name]).float() for name in encoder if (new := sam_name(name, origin))}
     if not slices:
         state = {name: tensor for name, tensor in state.items() if not name.startswith(f"{ENCODER}necks.")}
     for block in range(0 if slices else network.config.depth):
@@ -149,7 +149,8 @@ def _read(path: Path) -> Mapping[Any, Any]:
     return tensors
 
 
-def _new_name(name: str, origin: str) -> str | None:
+def sam_name(name: str, origin: str) -> str | None:
+    """VoxSAM's name of a tensor of SAM's encoder. Raises CheckpointError for one that SAM's encoder does not have."""
     neck = re.fullmatch(r"neck\.([0-3])\.(weight|bias)", name)
     if neck:
         return f"{ENCODER}necks.0.{_NECK[neck[1]]}.{neck[2]}"

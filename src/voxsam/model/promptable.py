@@ -53,6 +53,10 @@ class Promptable(nn.Module, ABC):
     def static(self, features: Features, crops_B1DHW: Tensor) -> Tensor:
         """The part of decoding that no click changes; pass it to `decode` to click again in the same crop."""
 
+    def prompted(self, features: Features) -> Features:
+        """The features that `sample` and `decode` need when there is a static part; they do with these alone."""
+        return features[-1:]
+
     @abstractmethod
     def decode(
         self,

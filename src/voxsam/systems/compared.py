@@ -58,8 +58,15 @@ class ComparedSystem(ABC):
     options: Mapping[str, str] = {}
 
     def check(self, job: Job) -> None:
-        """Raises InputError for what can be known to be wrong before anything runs: options, a missing library."""
-        unknown = sorted(set(job.options) - set(self.options))
+        """Raises InputError for what is wrong with a job, and UnsupportedError for a library that is missing.
+
+        It is called before anything runs; the latter costs the row, the former the plan.
+        """
+        self.check_options(job.options)
+
+    def check_options(self, options: Mapping[str, Any]) -> None:
+        """Raises InputError for options that the system does not have."""
+        unknown = sorted(set(options) - set(self.options))
         if unknown:
             known = ", ".join(self.options) or "none"
             raise InputError(f"the option {unknown[0]} of {self.name}", f"one of: {known}", "change the plan")

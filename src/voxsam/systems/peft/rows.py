@@ -10,7 +10,7 @@ from typing import Any
 
 from voxsam.systems.common_loop import CommonLoop
 from voxsam.systems.compared import About, ComparedSystem, Job, register
-from voxsam.systems.peft.accounting import Tuned, tuned
+from voxsam.systems.peft.accounting import tuned
 
 OF_SLICES = "2D: each slice through SAM's own encoder, a slice being the mean of `stride` slices of the crop"
 ALONG_DEPTH = "2D with depth in the adapter; a slice is the mean of `stride` slices of the crop"
@@ -18,15 +18,15 @@ NECK = "SAM's 2D neck serves all four levels and is trained, which the paper doe
 
 
 class TunedEncoder(CommonLoop):
-    """A way of tuning the encoder. `tuned` gives the paper's number beside that of all parameters that are trained."""
-
-    def tuned(self, job: Job) -> Tuned:
-        """For the job's recipe."""
-        return tuned(self.recipe(job))
+    """A way of tuning the encoder: the paper's number of its tuned parameters, and that of all that are trained."""
 
     def tuned_parameters(self, job: Job) -> int:
         """All that is trained, the decoder included."""
-        return self.tuned(job).trained
+        return tuned(self.recipe(job)).trained
+
+    def tuned_encoder_parameters(self, job: Job) -> int:
+        """In the image encoder, as Table 2 counts them."""
+        return tuned(self.recipe(job)).paper
 
 
 def _row(name: str, adapter: str, tokens: str, tune: str, about: About) -> None:
