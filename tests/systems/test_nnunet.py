@@ -108,6 +108,7 @@ def test_the_budget_of_a_recipe_and_what_options_change(easy, tmp_path: Path):
     assert budget({}) == (1000, 250)
     assert budget({"steps": 4000}) == (16, 250)
     assert budget({"steps": 100}) == (1, 100)
+    assert budget({"epochs": 900, "batch": 1}) == (4, 250)  # one training case
     assert budget({"steps": 100}, iterations=30) == (4, 30)
     assert budget({"steps": 4000}, epochs=3) == (3, 250)
     assert budget({"steps": 4000}, tiny=True, iterations=7) == (4, 7)
