@@ -27,8 +27,9 @@ from tests.systems.sam_layout import (
     sam_tensors,
 )
 from voxsam.errors import CheckpointError, FileError, InputError
+from voxsam.model import import_sam
 from voxsam.model.card import Card
-from voxsam.model.import_sam import encoder_tensors, start_from_sam
+from voxsam.model.network import VoxSAMNetwork
 from voxsam.model.sizes import SAM_WINDOW, TINY
 from voxsam.preprocess import RELEASED
 from voxsam.systems.sam_weights import config_of, load_sam, random_sam, sam_from_tensors, transformers_name
@@ -74,7 +75,8 @@ def test_the_embedding_is_that_of_voxsams_own_encoder_of_slices():
     slices = {"tokens": "slices", "adapter": "none", "crop": 18 * PATCH, "stride": PATCH, "position_grid": 18}
     config = TINY.model_copy(update={**sizes, **slices, "patch": PATCH, "feature_width": OUT, "marks": False})
     card = Card(name="sam", config=config, preprocessing=RELEASED["kits"])
-    network = start_from_sam(card, encoder_tensors(tensors, "here"), 0, "here")
+    network = VoxSAMNetwork(card).eval()
+    import_sam.load_sam(network, import_sam.encoder_tensors(tensors, "here"), "here")
     with torch.no_grad():
         found = network.encode(plane.expand(PATCH, -1, -1, -1).transpose(0, 1)[None])[-1][:, :, 0]
     wanted = sam_from_tensors(tensors, "here").get_image_embeddings(plane.expand(-1, 3, -1, -1))

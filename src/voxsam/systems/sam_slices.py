@@ -124,7 +124,8 @@ class SliceSystem:
 
         self.model, self.window, self.selection, self.name = model, window, selection, name
         self.parameters: int | None = sum(p.numel() for p in model.parameters())
-        side: Any = model.config.vision_config.image_size
+        vision: Any = model.config.vision_config
+        side = vision.image_size
         self.processor: Any = SamImageProcessorPil(
             size={"longest_edge": side}, pad_size={"height": side, "width": side}
         )

@@ -38,6 +38,7 @@ def prepare(folders: Folders, settings: NnUNetSettings) -> None:
         settings.planner,
         overwrite_target_spacing=settings.spacing_mm,
     )
+    assert name is not None
     path = folders.preprocessed / DATASET / f"{name}.json"
     plans = capped(json.loads(path.read_text(encoding="utf-8")), settings)
     with atomic_path(path) as temporary:
