@@ -44,7 +44,9 @@ class BlockHook(nn.Module):
         """What the mlp adds to x."""
         return y_BDHWc
 
-    def after_block(self, x_BDHWc: Tensor, carried: Tensor | None, precision: Precision) -> tuple[Tensor, Tensor | None]:
+    def after_block(
+        self, x_BDHWc: Tensor, carried: Tensor | None, precision: Precision
+    ) -> tuple[Tensor, Tensor | None]:
         """What the block ends with; `carried` comes from the block before, None in the first, and goes to the next."""
         return x_BDHWc, carried
 

@@ -82,9 +82,7 @@ class WindowAttention(nn.Module):
 def _key_code(window: tuple[int, int, int], axes: str, device: torch.device) -> Tensor:
     """(t, r): for each token of a window the one-hot codes of its position on the axes, side by side."""
     position = torch.stack(torch.meshgrid(*(torch.arange(side) for side in window), indexing="ij")).flatten(1)
-    codes = [
-        F.one_hot(place, side) for place, side, axis in zip(position, window, "dhw", strict=True) if axis in axes
-    ]
+    codes = [F.one_hot(place, side) for place, side, axis in zip(position, window, "dhw", strict=True) if axis in axes]
     return torch.cat(codes, 1).float().to(device)
 
 

@@ -41,9 +41,7 @@ _HUGGING_FACE = [  # names under vision_encoder. -> names under image_encoder.
 _NECK = {"0": "reduce", "1": "norm1", "2": "conv", "3": "norm2"}  # SAM's 2D neck, used where tokens are slices'
 
 
-def import_sam(
-    path: Path, profile: str, variant: Variant = "released", seed: int = 0, **changes: Any
-) -> VoxSAMNetwork:
+def import_sam(path: Path, profile: str, variant: Variant = "released", seed: int = 0, **changes: Any) -> VoxSAMNetwork:
     """A network to fine-tune: SAM's encoder from `path`, the rest fresh (from `seed`), on the CPU, in eval mode.
 
     `profile` (kits, lits, pancreas, colon) decides axes and intensities, `variant` the arithmetic; `changes` are other

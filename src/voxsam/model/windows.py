@@ -44,9 +44,7 @@ def _axis(length: int, window: int, shift: int) -> tuple[Tensor, Tensor]:
 
 @lru_cache(maxsize=32)
 @torch.inference_mode(False)  # a table made while clicking must also serve training
-def windows(
-    grid: tuple[int, int, int], window: tuple[int, int, int], shifted: bool, device: torch.device
-) -> Windows:
+def windows(grid: tuple[int, int, int], window: tuple[int, int, int], shifted: bool, device: torch.device) -> Windows:
     """The windows of a token grid (D, H, W); `shifted` moves them by half a window (Swin's cyclic roll)."""
     axes = [_axis(length, side, side // 2 if shifted else 0) for length, side in zip(grid, window, strict=True)]
     (pos_d, side_d), (pos_h, side_h), (pos_w, side_w) = axes

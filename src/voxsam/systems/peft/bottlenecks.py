@@ -63,14 +63,16 @@ class ProTuning(BlockHook):
         nn.init.zeros_(self.up.weight)
         nn.init.zeros_(self.up.bias)
 
-    def after_block(self, x_BDHWc: Tensor, carried: Tensor | None, precision: Precision) -> tuple[Tensor, Tensor | None]:
+    def after_block(
+        self, x_BDHWc: Tensor, carried: Tensor | None, precision: Precision
+    ) -> tuple[Tensor, Tensor | None]:
         """The block's answer and the prompt for the next one."""
         hidden = F.relu(convolve_tokens(self.conv, multiply(self.down, x_BDHWc, precision, "relu")))
         return x_BDHWc + multiply(self.up, hidden, precision), carried
 
 
 class DepthBottleneck(nn.Module):
-    """x + up(conv(down(x))) without any nonlinearity; the convolution is depth-wise, 3 tokens along depth, 0 at first."""
+    """x + up(conv(down(x))), all linear; the convolution is depth-wise, 3 tokens along depth, 0 at first."""
 
     def __init__(self, width: int, bottleneck: int) -> None:
         super().__init__()

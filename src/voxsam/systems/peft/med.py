@@ -36,7 +36,9 @@ class MedAdapter(BlockHook):
         self.earlier = nn.Conv3d(m, m, 1) if ends_a_stage else None
         self.join = nn.Conv3d(2 * m, m, 1) if ends_a_stage else None
 
-    def after_block(self, x_BDHWc: Tensor, carried: Tensor | None, precision: Precision) -> tuple[Tensor, Tensor | None]:
+    def after_block(
+        self, x_BDHWc: Tensor, carried: Tensor | None, precision: Precision
+    ) -> tuple[Tensor, Tensor | None]:
         """The tokens, and the mix of the last finished stage (B, m, D, H, W)."""
         hidden = multiply(self.down, x_BDHWc, precision, "gelu").permute(0, 4, 1, 2, 3)
         mixed = self.mix(self.near(hidden) + self.wide(hidden) + self._filtered(hidden))
