@@ -29,8 +29,8 @@ from torch import Tensor, nn
 import voxsam.systems  # noqa: F401
 from voxsam.model.adapters import ADAPTERS, BlockHook
 from voxsam.model.image_encoder import ImageEncoder
-from voxsam.model.import_sam import encoder_tensors, sam_name
 from voxsam.model.import_released import translate_tensor
+from voxsam.model.import_sam import encoder_tensors, sam_name
 from voxsam.model.sizes import ModelConfig
 
 TOLERANCE = 1e-5  # of the largest value, in float32

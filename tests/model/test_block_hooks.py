@@ -1,4 +1,4 @@
-"""The hooks of a block: each sees the whole grid at its place, on every path through a block, and changes what it says."""
+"""The hooks of a block: each sees the whole grid at its place, on every path through a block."""
 
 from __future__ import annotations
 

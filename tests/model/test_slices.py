@@ -1,4 +1,4 @@
-"""Tokens of slices are SAM's own encoder, slice by slice: transformers' SamModel with the same weights gives the same."""
+"""Tokens of slices are SAM's own encoder, slice by slice, as transformers' SamModel with the same weights shows."""
 
 from __future__ import annotations
 

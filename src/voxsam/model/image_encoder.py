@@ -1,4 +1,4 @@
-"""The image encoder: SAM's ViT with an adapter in each block, for a volume's tokens or slice by slice (paper, Sec. 3.2).
+"""The image encoder: SAM's ViT with an adapter in each block, on a volume's tokens or slices (paper, Sec. 3.2).
 
 B batch, D H W token grid, c width of a token, C width of a feature map.
 """

@@ -72,7 +72,7 @@ class ProTuning(BlockHook):
 
 
 class DepthBottleneck(nn.Module):
-    """x + up(conv(down(x))) without any nonlinearity; the convolution is depth-wise, 3 tokens along depth, 0 at first."""
+    """x + up(conv(down(x))), all linear; the convolution is depth-wise, 3 tokens along depth, 0 at first."""
 
     def __init__(self, width: int, bottleneck: int) -> None:
         super().__init__()

@@ -110,8 +110,9 @@ _row(
         source="https://github.com/jessie-chen99/Med-Tuning-Official",
         licence="Apache-2.0",
         library="VoxSAM",
-        differences=f"{ALONG_DEPTH}; ratio 2 where the original's default is 6, for it gives 10.91 M for ViT-B; the "
-        f"paper's 11.10 M is unexplained, and older than the authors' code; on SAM instead of a ViT of ImageNet; {NECK}",
+        differences=f"{ALONG_DEPTH}; ratio 2 where the original's default is 6, for it gives 10.91 M for ViT-B; "
+        "the paper's 11.10 M is unexplained, and older than the authors' code; on SAM, not on a ViT of ImageNet; "
+        f"{NECK}",
     ),
 )
 _row(
@@ -125,8 +126,8 @@ _row(
         source="https://github.com/med-air/3DSAM-adapter",
         licence="none stated",
         library="VoxSAM",
-        differences="3D tokens; 15,209,984 for ViT-B, as in the paper, of which 7,868,416 are its four 3D necks; the other "
-        "rows' necks are not counted there",
+        differences="3D tokens; 15,209,984 for ViT-B, as in the paper, of which 7,868,416 are its four 3D necks; "
+        "the other rows' necks are not counted there",
     ),
 )
 _row(
@@ -140,8 +141,8 @@ _row(
         source="https://github.com/microsoft/LoRA",
         licence="MIT",
         library="VoxSAM",
-        differences="not in the paper: VoxSAM's 3D tokens and necks, with rank 8 (`model.adapter_rank`) on query and value "
-        "in the place of its adapter, the LayerNorms frozen",
+        differences="not in the paper: VoxSAM's 3D tokens and necks, with rank 8 (`model.adapter_rank`) on query "
+        "and value in the place of its adapter, the LayerNorms frozen",
     ),
 )
 _row(
@@ -155,8 +156,8 @@ _row(
         source="https://github.com/hitachinsk/SAMed",
         licence="MIT",
         library="VoxSAM",
-        differences=f"not in the paper; {OF_SLICES}; rank 4 on query and value, 147,456 for ViT-B; VoxSAM's decoder in the "
-        f"place of SAM's; {NECK}",
+        differences=f"not in the paper; {OF_SLICES}; rank 4 on query and value, 147,456 for ViT-B; VoxSAM's decoder in "
+        f"the place of SAM's; {NECK}",
     ),
 )
 _row(
@@ -170,7 +171,7 @@ _row(
         source="https://github.com/cchen-cc/MA-SAM",
         licence="Apache-2.0",
         library="VoxSAM",
-        differences=f"not in the paper; {ALONG_DEPTH}; factors of rank 32 and two convolutions along depth in each block, "
-        f"24,892,416 for ViT-B where the original takes ViT-H; VoxSAM's decoder in the place of SAM's; {NECK}",
+        differences=f"not in the paper; {ALONG_DEPTH}; factors of rank 32 and two convolutions along depth in each "
+        f"block, 24,892,416 for ViT-B where the original takes ViT-H; VoxSAM's decoder in the place of SAM's; {NECK}",
     ),
 )
