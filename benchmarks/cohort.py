@@ -43,7 +43,7 @@ MARKER = "cohort"
 SLICES = 150
 WAYS = {"one after the other": 0, "at once": AHEAD}
 STEPS = ("reading_s", "segmenting_s", "writing_s")
-REPEATS = 2  # of each way, in turn; the faster counts
+REPEATS = 2
 
 Results = dict[str, Any]
 
@@ -71,6 +71,7 @@ def measure_ways(jobs: Sequence[Job], output: Path, settings: Settings, repeats:
             start = time.perf_counter()
             outcome = run_cohort(jobs, output, replace(settings, ahead=ahead), again=True)
             seconds = time.perf_counter() - start
+            print(f"  {way}: {seconds:.1f} s", file=sys.stderr, flush=True)
             if outcome.failed:
                 raise RuntimeError(outcome.failed[0].error)
             if ahead == 0 and seconds < found[way]:
@@ -110,7 +111,7 @@ def _parts(middle: tuple[slice, ...]) -> dict[str, tuple[slice, ...]]:
     return {"all": (slice(None),), "middle": middle}
 
 
-def measure(scans: int, auto_scans: int, device: str, quick: bool) -> Results:
+def measure(scans: int, auto_scans: int, device: str, quick: bool, repeats: int = REPEATS) -> Results:
     """Both modes, and what windows could share."""
     results: Results = {}
     with tempfile.TemporaryDirectory() as name:
@@ -120,7 +121,7 @@ def measure(scans: int, auto_scans: int, device: str, quick: bool) -> Results:
         clicked = Settings(device=device)
         run_cohort(jobs[:1], folder / "warm", clicked)
         print("clicks ...", file=sys.stderr, flush=True)
-        results["clicks"] = measure_ways(jobs[:scans], folder / "clicks", clicked, 1 if quick else REPEATS)
+        results["clicks"] = measure_ways(jobs[:scans], folder / "clicks", clicked, repeats)
         if auto_scans:
             print("automatic ...", file=sys.stderr, flush=True)
             automatic = _automatic(folder / "auto.safetensors", device)
@@ -167,6 +168,7 @@ def main(arguments: list[str] | None = None) -> None:
     """The command line of this module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scans", type=int, default=8)
+    parser.add_argument("--repeats", type=int, default=REPEATS, help="of each way, in turn; the faster counts")
     parser.add_argument("--auto-scans", type=int, default=2, help="in automatic mode; 0 leaves it out")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or mps")
     parser.add_argument("--threads", type=int, default=available_cores())
@@ -175,7 +177,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--write", type=Path, help=f"Markdown file with the markers <!-- {MARKER} -->")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
-    results = measure(options.scans, options.auto_scans, options.device, options.quick)
+    repeats = 1 if options.quick else options.repeats
+    results = measure(options.scans, options.auto_scans, options.device, options.quick, repeats)
     results |= {"machine": describe_machine(options.threads), "device": options.device}
     text = report(results)
     print(text)

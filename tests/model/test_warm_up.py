@@ -122,6 +122,25 @@ def test_clicks_that_are_filled_up_change_nothing(polarity: bool, count: int) ->
     torch.testing.assert_close(found, expected, atol=TOLERANCE, rtol=TOLERANCE)
 
 
+@pytest.mark.parametrize("changes", [{"prompt_kind": "positional"}, {"prompt_levels": (3, 4)}])
+def test_the_papers_other_prompts_are_filled_up_and_replayed_too(
+    changes: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = stub_network().card
+    torch.manual_seed(4)
+    network = VoxSAMNetwork(card.model_copy(update={"config": card.config.model_copy(update=changes)})).eval()
+    crop, points = torch.randn(1, 1, 16, 16, 16), torch.tensor([[[3.0, 4, 5], [9, 2, 11], [8, 8, 8]]])
+    labels = torch.tensor([[1, 0, 1]])
+    with torch.inference_mode():
+        features = network.encode(crop)
+        expected = network.decode(features, crop, points, labels=labels)
+        monkeypatch.setattr(module, "fastest", _always("graph"))
+        assert module.choose_ways(network, fake_record)["click"] == "graph"
+        for _ in range(2):
+            found = network.decode(features, crop, points, labels=labels)
+            torch.testing.assert_close(found, expected, atol=TOLERANCE, rtol=TOLERANCE)
+
+
 def _always(name: str) -> object:
     """Instead of `fastest`: every way runs, the named one is taken where there is one of that name."""
 

@@ -28,7 +28,7 @@ def ray_runner(settings: Settings) -> Runner:
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no reports about hospitals' machines to anybody
     try:
-        import ray.data  # noqa: F401, wanted below
+        import ray.data  # noqa: F401  # type: ignore[import-not-found]
     except ImportError as error:
         given, remedy = "--ray", "pip install 'voxsam[ray]', or leave it out"
         raise UnsupportedError(given, "the package ray, which is not installed", remedy) from error
@@ -37,14 +37,14 @@ def ray_runner(settings: Settings) -> Runner:
 
 def _rows(jobs: Sequence[Job], output: Path, settings: Settings) -> Iterator[Row]:
     """The rows in the order in which they become ready."""
-    import ray
-    import ray.data
+    import ray  # type: ignore[import-not-found]
+    import ray.data  # type: ignore[import-not-found]
 
     if not jobs:
         return
     started = not ray.is_initialized()
     if started:
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level="error")
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
     absolute = [replace(job, images=tuple(path.absolute() for path in job.images)) for job in jobs]
@@ -64,7 +64,7 @@ def _rows(jobs: Sequence[Job], output: Path, settings: Settings) -> Iterator[Row
 
 def _shares(nodes: Sequence[dict[str, Any]], device: str) -> dict[str, Any]:
     """How many workers there may be, and what each takes: a GPU, or a machine's processors where there is none."""
-    from ray.data import ActorPoolStrategy
+    from ray.data import ActorPoolStrategy  # type: ignore[import-not-found]
 
     alive = [node["Resources"] for node in nodes if node["Alive"]]
     gpus = int(sum(resources.get("GPU", 0) for resources in alive))

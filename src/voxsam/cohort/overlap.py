@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
-from typing import TypeVar
+from typing import Any, TypeVar
 
 Item = TypeVar("Item")
 Read = TypeVar("Read")
@@ -76,8 +76,8 @@ def _passed_on(
         return _failed(error)
 
 
-def _failed(error: Exception) -> Future[Written]:
-    future: Future[Written] = Future()
+def _failed(error: Exception) -> Future[Any]:
+    future: Future[Any] = Future()
     future.set_exception(error)
     return future
 

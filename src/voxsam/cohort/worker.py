@@ -153,7 +153,7 @@ def check_mode(model: Promptable, settings: Settings) -> None:
 
 
 def _open_clicked(model: Promptable, images: tuple[Volume, ...], job: Job, settings: Settings) -> Segment:
-    session = Session(model, images if len(images) > 1 else images[0], follow=settings.follow)
+    session = Session(model, images, follow=settings.follow)
     points = [click.on(images[0].grid) for click in job.clicks]
 
     def segment() -> Finish:
