@@ -75,15 +75,14 @@ class VoxSAMNetwork(Promptable):
         model with `config.marks` marks them (outside the crop: nowhere). `labels` (B, N): 1 positive, 0 negative, -1
         padding; left out, all are positive. With `conditioning` the answer is then made to agree with the points.
         """
-        deepest = features[-1]
-        if points is not None or looks is not None:
-            assert self.prompt_encoder is not None, "clicks for a network without a prompt encoder"
-        if points is not None:
+        deepest, prompts = features[-1], self.prompt_encoder
+        assert prompts is not None or (points is None and looks is None), "clicks for a network without prompt encoder"
+        if points is not None and prompts is not None:
             if looks is None:
                 looks = self.sample(features, points)
-            deepest = self.prompt_encoder.mark(deepest, points, labels, tuple(crops_B1DHW.shape[2:]))
-        if looks is not None:
-            deepest = self.prompt_encoder(deepest, looks, labels)
+            deepest = prompts.mark(deepest, points, labels, tuple(crops_B1DHW.shape[2:]))
+        if looks is not None and prompts is not None:
+            deepest = prompts(deepest, looks, labels)
         if static is None:
             static = self.static(features, crops_B1DHW)
         fused = self.mask_decoder.fused(static, deepest)
