@@ -18,7 +18,8 @@ from torch import Tensor
 
 from voxsam.model.adapters import SpatialAdapter
 from voxsam.model.attention import WindowAttention
-from voxsam.model.image_encoder import Block, ImageEncoder, Neck
+from voxsam.model.block import Block
+from voxsam.model.image_encoder import ImageEncoder, Neck
 from voxsam.model.mask_decoder import Head, MaskDecoder
 from voxsam.model.network import VoxSAMNetwork
 from voxsam.model.patch_embedding import PatchEmbedding
@@ -131,7 +132,7 @@ def encode_block(block: Block, x_BDHWc: Tensor, shifted: bool) -> Tensor:
     """adapter; x + attention(norm1(x)) in shifted or unshifted windows; x + mlp(norm2(x))."""
     x = adapt(block.adapter, x_BDHWc)
     normed = layer_norm(x, block.norm1.weight, block.norm1.bias, TOKEN_NORM_EPS)
-    x = x + attend_in_windows(block.attention, normed, block.window // 2 if shifted else 0)
+    x = x + attend_in_windows(block.attention, normed, block.config.window, shifted)
     hidden = layer_norm(x, block.norm2.weight, block.norm2.bias, TOKEN_NORM_EPS)
     hidden = F.gelu(F.linear(hidden, block.mlp[0].weight, block.mlp[0].bias))
     return x + F.linear(hidden, block.mlp[2].weight, block.mlp[2].bias)
@@ -145,9 +146,9 @@ def adapt(adapter: SpatialAdapter, x_BDHWc: Tensor) -> Tensor:
     return x_BDHWc + (torch.relu(change) if adapter.outer_relu else change)
 
 
-def attend_in_windows(attention: WindowAttention, x_BDHWc: Tensor, shift: int) -> Tensor:
-    """Zero-pad to whole windows, roll by -shift, partition, attend with the mask, and all of it back."""
-    w, shape = attention.window, x_BDHWc.shape
+def attend_in_windows(attention: WindowAttention, x_BDHWc: Tensor, w: int, shifted: bool) -> Tensor:
+    """Zero-pad to whole windows, roll by half a window, partition, attend with the mask, and all of it back."""
+    shift, shape = w // 2 if shifted else 0, x_BDHWc.shape
     padding = [n for length in reversed(shape[1:4]) for n in (0, -length % w)]
     x = F.pad(x_BDHWc, (0, 0, *padding))
     padded = x.shape[1:4]
@@ -200,8 +201,8 @@ def window_attention(attention: WindowAttention, x_ntc: Tensor, mask_ntt: Tensor
 
 def relative_bias(attention: WindowAttention, q_mte: Tensor) -> Tensor:
     """(m, t, t) for m = n h: gain * (q.Rd[dd] + q.Rh[dh] + q.Rw[dw]) of every query and key, with the unscaled q."""
-    w = attention.window
     m, t, e = q_mte.shape
+    w = round(t ** (1 / 3))
     q = q_mte.view(m, w, w, w, e)
     in_depth, in_height, in_width = (
         relative_table(table, w) for table in (attention.rel_pos_d, attention.rel_pos_h, attention.rel_pos_w)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from benchmarks import plain
 from benchmarks.plain import PlainNetwork
-from voxsam.model import image_encoder
+from voxsam.model import block
 from voxsam.model.card import Card
 from voxsam.model.network import VoxSAMNetwork
 from voxsam.model.prompt_encoder import PADDING
@@ -124,7 +124,7 @@ def test_features_prompted_features_and_logits_agree(case, profile, monkeypatch)
     change, shape = CASES[case]
     network, oracle = pair(SMALL.model_copy(update=change).in_profile(profile))
     crops, points = crops_and_points(shape)
-    monkeypatch.setattr(image_encoder, "CHUNK_TOKENS", 3 * network.config.window**3)  # the last chunk is not full
+    monkeypatch.setattr(block, "CHUNK_TOKENS", 3 * network.config.window**3)  # the last chunk is not full
     with torch.inference_mode():
         features, expected = network.encode(crops), oracle.encode(crops)
         for level, expected_level in zip(features, expected, strict=True):

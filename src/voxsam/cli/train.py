@@ -39,14 +39,14 @@ def command(
     Ctrl-C ends the step, writes a checkpoint and stops; the same command goes on from there.
     """
     import voxsam.systems  # noqa: F401, its networks can be trained, too
-    from voxsam.data.store import open_store, read_description
+    from voxsam.data.store import find_description, open_store
     from voxsam.training.memory import is_out_of_memory
     from voxsam.training.recipe import read_preset, read_recipe
     from voxsam.training.run import train
     from voxsam.training.stop import Stopped
 
     defaults = {}
-    if data is not None and read_description(data / "dataset.json") is not None:
+    if data is not None and find_description(data) is not None:
         store = open_store(data)
         defaults = {"preprocessing": store.preprocessing.model_dump(), "validation": store.split["validation"]}
     chosen = read_recipe(recipe, context.args, defaults, [read_preset(name) for name in preset or []])

@@ -1,9 +1,11 @@
 """Window attention with decomposed relative positions in 3D, without a bias tensor.
 
-n windows, t = w^3 tokens of a window, c width, h heads, e width of a head.
+n windows, t tokens of a window (a box of d, h, w), c width, h heads, e width of a head.
 """
 
 from __future__ import annotations
+
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -16,50 +18,48 @@ OPEN_TOKENS = 256  # from so many tokens of a window on, plain products beat a C
 
 
 class WindowAttention(nn.Module):
-    """SAM's multi-head attention inside windows of w^3 tokens (docs/released.md, "Image encoder", 4).
+    """SAM's multi-head attention inside windows of tokens (docs/released.md, "Image encoder", 4).
 
     logit(q, k) = scale q.k + gain (q.Rd[dd] + q.Rh[dh] + q.Rw[dw]), with an unscaled q in the second part and
-    d = position of q - position of k. For one query the second part takes only 3 w different values, so they are
-    appended to the query as 3 w channels, and the key gets the one-hot code of its position: any fused attention kernel
-    serves and no t x t bias is kept. The mask of shifted windows is 3 channels more: the side of the wrap, +-8 each.
+    d = position of q - position of k. For one query the second part takes only as many different values as the window
+    has places along d, h and w, so they are appended to the query as so many channels, and the key gets the one-hot
+    codes of its position: any fused attention kernel serves and no t x t bias is kept. The mask of shifted windows is 3
+    channels more: the side of the wrap, +-8 each.
+
+    With `axes` "hw" it is SAM's own: no table along depth, no gain.
     """
 
-    key_code: Tensor
-
-    def __init__(self, width: int, heads: int, window: int, relative_rows: int) -> None:
+    def __init__(self, width: int, heads: int, relative_rows: int, axes: str = "dhw") -> None:
         super().__init__()
-        self.heads, self.window = heads, window
+        self.heads, self.axes = heads, axes
         head = width // heads
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
-        self.rel_pos_d = nn.Parameter(torch.zeros(relative_rows, head))
+        self.rel_pos_d = nn.Parameter(torch.zeros(relative_rows, head)) if "d" in axes else None
         self.rel_pos_h = nn.Parameter(torch.zeros(relative_rows, head))
         self.rel_pos_w = nn.Parameter(torch.zeros(relative_rows, head))
-        self.rel_pos_gain = nn.Parameter(torch.ones(()))
-        position = torch.stack(torch.meshgrid(*[torch.arange(window)] * 3, indexing="ij"), -1).reshape(-1, 3)
-        self.register_buffer("position", position, persistent=False)
-        self.register_buffer("key_code", F.one_hot(position, window).flatten(1).float(), persistent=False)
+        self.rel_pos_gain = nn.Parameter(torch.ones(())) if "d" in axes else None
 
-    def relative_tables(self) -> Tensor:
-        """(3, w, w, e): the table row for query position (dim 1) and key position (dim 2) on axes d, h, w."""
-        w = self.window
-        tables = torch.stack([self.rel_pos_d, self.rel_pos_h, self.rel_pos_w])
-        rows = F.interpolate(tables.transpose(1, 2), size=2 * w - 1, mode="linear").transpose(1, 2)
-        offset = torch.arange(w, device=rows.device)
-        return self.rel_pos_gain * rows[:, offset[:, None] - offset[None, :] + w - 1]
+    def relative_table(self, axis: str, places: int) -> Tensor:
+        """(places, places, e): the table row for query position (dim 0) and key position (dim 1) on an axis."""
+        table = getattr(self, f"rel_pos_{axis}")
+        rows = F.interpolate(table.T[None], size=2 * places - 1, mode="linear")[0].T
+        offset = torch.arange(places, device=rows.device)
+        rows = rows[offset[:, None] - offset[None, :] + places - 1]
+        return rows if self.rel_pos_gain is None else self.rel_pos_gain * rows
 
-    def _relative_logits(self, q_nhte: Tensor) -> Tensor:
-        """(n, h, t, 3 w): for each query and axis, its logit towards each of the w key positions."""
-        n, h, _, e = q_nhte.shape
-        w = self.window
-        q = q_nhte.reshape(n, h, w, w, w, e)
-        table = self.relative_tables().to(q.dtype)
-        r_d = torch.einsum("nhxyze,xje->nhxyzj", q, table[0])
-        r_h = torch.einsum("nhxyze,yje->nhxyzj", q, table[1])
-        r_w = torch.einsum("nhxyze,zje->nhxyzj", q, table[2])
-        return torch.cat([r_d, r_h, r_w], -1).reshape(n, h, w**3, 3 * w)
+    def _relative_logits(self, q_nhte: Tensor, window: tuple[int, int, int]) -> Tensor:
+        """(n, h, t, r): for each query and axis, its logit towards each of the key positions, r in all."""
+        n, h, t, e = q_nhte.shape
+        q = q_nhte.reshape(n, h, *window, e)
+        found = []
+        for axis, places in zip("dhw", window, strict=True):
+            if axis in self.axes:
+                table = self.relative_table(axis, places).to(q.dtype)
+                found.append(torch.einsum(f"nodhwe,{axis}je->nodhwj", q, table))
+        return torch.cat(found, -1).reshape(n, h, t, -1)
 
-    def forward(self, qkv_ntc: Tensor, sides_nt3: Tensor | None) -> Tensor:
+    def forward(self, qkv_ntc: Tensor, sides_nt3: Tensor | None, window: tuple[int, int, int]) -> Tensor:
         """(n, t, 3 c) query, key and value of n windows -> (n, t, c) what each token takes from the others.
 
         `sides_nt3` from Windows.sides, None if all are 0. What comes before and after, `qkv` and `proj`, is multiplied
@@ -67,13 +67,23 @@ class WindowAttention(nn.Module):
         """
         n, t, c = qkv_ntc.shape[0], qkv_ntc.shape[1], qkv_ntc.shape[2] // 3
         q, k, v = qkv_ntc.reshape(n, t, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
-        relative, code = self._relative_logits(q), self.key_code.to(k.dtype).expand(n, -1, -1)
+        relative = self._relative_logits(q, window)
+        code = _key_code(window, self.axes, k.device).to(k.dtype).expand(n, -1, -1)
         if sides_nt3 is not None:
             sides = (sides_nt3 * SIDE_LOGIT**0.5).to(q.dtype)
             relative = torch.cat([relative, sides[:, None].expand(-1, self.heads, -1, -1)], -1)
             code = torch.cat([code, sides], -1)
         in_the_open = t >= OPEN_TOKENS and q.device.type == "cpu" and not torch.is_grad_enabled()
         return (_open if in_the_open else _fused)(q, k, v, relative, code).flatten(2)
+
+
+@lru_cache(maxsize=32)
+@torch.inference_mode(False)  # a table made while clicking must also serve training
+def _key_code(window: tuple[int, int, int], axes: str, device: torch.device) -> Tensor:
+    """(t, r): for each token of a window the one-hot codes of its position on the axes, side by side."""
+    position = torch.stack(torch.meshgrid(*(torch.arange(side) for side in window), indexing="ij")).flatten(1)
+    codes = [F.one_hot(place, side) for place, side, axis in zip(position, window, "dhw", strict=True) if axis in axes]
+    return torch.cat(codes, 1).float().to(device)
 
 
 def _fused(q_nhte: Tensor, k_nhte: Tensor, v_nhte: Tensor, relative_nhtr: Tensor, code_ntr: Tensor) -> Tensor:

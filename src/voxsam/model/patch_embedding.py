@@ -64,3 +64,30 @@ class PatchEmbedding(nn.Module):
         for axis in (2, 3, 4):
             padded = padded.unfold(axis, self.stride + 2, self.stride)
         return F.linear(padded.movedim(1, 4).flatten(4), *self.composed())
+
+
+class SlicePatchEmbedding(nn.Module):
+    """SAM's patch convolution alone: each token sees a square patch of the mean of T slices.
+
+    The slices are upsampled in their plane to `patch / stride` times their side; as above that is composed with the
+    convolution.
+    """
+
+    taps: Tensor
+
+    def __init__(self, width: int, patch: int, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.patch_weight = nn.Parameter(torch.randn(width, 3, patch, patch) / (3 * patch))
+        self.patch_bias = nn.Parameter(torch.zeros(width))
+        self.register_buffer("taps", upsampling_taps(patch, stride), persistent=False)
+
+    def forward(self, crops_B1DHW: Tensor) -> Tensor:
+        """(B, 1, D, H, W) normalised crops -> (B, D/T, H/T, W/T, c) tokens."""
+        taps = self.taps.to(self.patch_weight.dtype)
+        weight = torch.einsum("cpq,pa,qb->cab", self.patch_weight.sum(1), taps, taps).flatten(1)
+        slices = crops_B1DHW[:, 0].unflatten(1, (-1, self.stride)).mean(2)
+        padded = F.pad(slices, (1, 1, 1, 1), mode="replicate")
+        for axis in (2, 3):
+            padded = padded.unfold(axis, self.stride + 2, self.stride)
+        return F.linear(padded.flatten(4), weight, self.patch_bias)

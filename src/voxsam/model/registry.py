@@ -117,6 +117,15 @@ def _file_of(model: NamedModel) -> Path:
     )
 
 
+def sam_file(name: str) -> Path | None:
+    """Where SAM's own file of that name lies, if it has been fetched; None for any other name."""
+    model = MODELS.get(name)
+    if model is None or model.kind != "sam":
+        return None
+    path = models_folder() / model.file
+    return path if path.is_file() else None
+
+
 def list_models(folder: Path | None = None) -> list[ModelRow]:
     """Every named model and where it is; `folder` stands for the models folder."""
     folder = models_folder() if folder is None else folder

@@ -56,6 +56,7 @@ class Recipe(BaseModel):
     augmentation: Augmentation = Augmentation()
     conditioning: Conditioning | None = None  # of the finished model; training goes on without
     start_from: str | None = None  # a model whose tensors the training starts with: a name or a .safetensors file
+    start_part: Literal["all", "sam"] = "all"  # "sam": of the start, or of SAM's own file, only what is SAM's
     blend: Share = 0.0  # of the start's weights in the finished model, which then keeps what the start was good at
     tune: Literal["all", "adapters"] = "all"  # "adapters": what the paper tunes; SAM's tensors stay as they are
     # data

@@ -10,13 +10,16 @@ from voxsam.errors import CheckpointError, InputError, UnsupportedError
 from voxsam.model.assemble import BUILDERS
 from voxsam.model.card import Card
 from voxsam.model.checkpoint import load_model
+from voxsam.model.import_sam import from_sam, is_sam, load_sam, read_sam
 from voxsam.model.network import VoxSAMNetwork
 from voxsam.model.promptable import Promptable
+from voxsam.model.registry import find_model, sam_file
 from voxsam.model.sizes import LEVELS
 from voxsam.model.tuning import freeze
 from voxsam.training.recipe import Recipe
 
-PROMPTS = "prompt_encoder."  # absent from an automatic model
+PROMPTS = "prompt_encoder"  # names begin so, of every level; absent from an automatic model
+NECKS = "image_encoder.necks."
 OPTIONAL = "prompt_encoder.marks."  # tensors of an extension: absent from a model that starts without it
 SLICES, DEPTH, FUSE = (
     "image_encoder.patch_embedding.slice_weight",
@@ -53,7 +56,9 @@ def make_network(recipe: Recipe) -> Promptable:
     if not (network.clicks or recipe.automatic):
         given = f"prompts: {recipe.prompts} for the system {recipe.system}, which takes no clicks"
         raise UnsupportedError(given, "prompts: none", "change `prompts` in the recipe")
-    if recipe.start_from is not None:
+    if recipe.start_from is not None and recipe.start_part == "sam":
+        start_sam(network, recipe.start_from)
+    elif recipe.start_from is not None:
         start(network, recipe.start_from)
     if isinstance(network, VoxSAMNetwork):
         network.image_encoder.recompute = recipe.recompute
@@ -83,6 +88,36 @@ def start(network: Promptable, model: str) -> None:
         raise CheckpointError(
             f"{model} does not fit the recipe's network ({(unfit + missing)[0]})",
             "a model of the same sizes",
+            "change `model` or `start_from` in the recipe",
+        )
+    network.load_state_dict(tensors, strict=False)
+
+
+def start_sam(network: Promptable, source: str) -> None:
+    """Take over what is SAM's, from SAM's own file or from a model made of one; all that is added begins afresh.
+
+    So networks with other adapters begin alike, and those of slices with what a volume's were made of; a model that has
+    no 2D neck leaves that to be fresh. Raises CheckpointError for a network of other sizes, UnsupportedError for one
+    that has nothing of SAM's.
+    """
+    if not isinstance(network, VoxSAMNetwork):
+        raise UnsupportedError(f"start_part: sam for the system {network.card.system}", "all", "leave it out")
+    path = sam_file(source) or find_model(source)
+    if is_sam(path):
+        load_sam(network, read_sam(path), str(path))
+        return
+    slices, own = network.config.tokens == "slices", network.state_dict()
+    wanted = {name: tensor.shape for name, tensor in own.items() if from_sam(name, slices)}
+    before = load_model(path, "cpu")
+    given = before.state_dict()
+    if before.config.tokens != network.config.tokens:  # other necks, some of whose tensors have the same names
+        given = {name: tensor for name, tensor in given.items() if not name.startswith(NECKS)}
+    tensors = {name: given[name] for name, shape in wanted.items() if name in given and given[name].shape == shape}
+    missing = [name for name in wanted if name not in tensors and not name.startswith(NECKS)]
+    if missing:
+        raise CheckpointError(
+            f"{source} does not fit the recipe's network ({missing[0]})",
+            "SAM's file, or a model of the same sizes",
             "change `model` or `start_from` in the recipe",
         )
     network.load_state_dict(tensors, strict=False)
