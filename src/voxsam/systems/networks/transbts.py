@@ -40,12 +40,12 @@ class TransBTSOptions(Options):
 class TransBTS(nn.Module):
     """Of the original it lacks the tensors that nothing used (`linear_encoding`, `pre_head_ln`), and its softmax.
 
-    Raises UnsupportedError for a crop whose sides are no multiples of 8.
+    Raises UnsupportedError for a crop whose sides are no multiples of 8, or all 8.
     """
 
     def __init__(self, size: Size, channels: int, options: TransBTSOptions) -> None:
         super().__init__()
-        require_crop(size, (STEP,) * 3, "transbts")
+        require_crop(size, (STEP,) * 3, "transbts", several=True)
         widths = [options.width * factor for factor in (1, 2, 4, 8)]
         blocks = (1, 2, 2, options.deep_blocks)
         self.stem = nn.Sequential(nn.Conv3d(channels, widths[0], 3, padding=1), nn.Dropout3d(FIRST_DROPOUT))
