@@ -11,7 +11,7 @@ from voxsam.model.card import Card
 from voxsam.model.conditioning import Conditioning
 from voxsam.model.promptable import BlockProgress, Features, Promptable
 from voxsam.systems.networks import file_of
-from voxsam.systems.networks.parts import Size, read_options, storable
+from voxsam.systems.networks.parts import Size, cube, read_options, storable
 
 
 class PlainNetwork(Promptable):
@@ -31,7 +31,7 @@ class PlainNetwork(Promptable):
         options = read_options(file.OPTIONS, card.options, card.system)
         kept = {name: value for name, value in card.options.items() if name not in options.once}
         super().__init__(card.model_copy(update={"options": kept}))
-        self.network = storable(file.build(size or (self.config.crop,) * 3, self.config.channels, options))
+        self.network = storable(file.build(size or cube(self.config.crop), self.config.channels, options))
 
     def encode(self, crops_B1DHW: Tensor, progress: BlockProgress | None = None) -> Features:
         """The crops themselves: all is done when decoding."""

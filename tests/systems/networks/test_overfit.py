@@ -19,7 +19,8 @@ SIZES = {"swin-unetr": (32, 32, 64)}  # the deepest map of 32^3 would be one vox
 def test_it_overfits_a_phantom(system: str) -> None:
     size = SIZES.get(system, (CROP, CROP, CROP))
     crop, truth = phantom_crop(size)
-    assert 0.005 < truth.mean() < 0.3
+    share = float(truth.mean())
+    assert 0.01 < share < 0.3
     plain = network(system, size=size)
     optimiser = torch.optim.AdamW([p for p in plain.parameters() if p.requires_grad], lr=3e-3)
     loss = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True)

@@ -73,11 +73,11 @@ def test_options_that_it_cannot_have_are_refused(system: str, options: dict, wor
 @pytest.mark.parametrize(
     ("system", "crop", "words"),
     [
-        ("transbts", 36, "a crop of 36 x 36 x 36 voxels for transbts; expected multiples of 8 x 8 x 8"),
+        ("transbts", 36, "a crop of 36 x 36 x 36 voxels for transbts; expected multiples of 8 x 8 x 8 and more"),
         ("nnformer", 48, "multiples of 32 x 32 x 32"),
         ("swin-unetr", 48, "multiples of 32 x 32 x 32"),
         ("swin-unetr", 32, "multiples of 32 x 32 x 32 and more than that"),
-        ("unetrpp", 48, "multiples of 32 x 32 x 32"),
+        ("unetrpp", 48, "multiples of 16 x 32 x 32 and more than that"),
         ("unetr", 40, "multiples of 16 x 16 x 16"),
         ("ux-net", 16, "multiples of 16 x 16 x 16 and more than that"),
         ("mednext", 16, "multiples of 16 x 16 x 16 and more than that"),

@@ -27,7 +27,7 @@ TINY: dict[str, dict] = {
     "nnformer": {"width": 24, "heads": [2, 4, 8, 16], "windows": [4, 4, 4, 2], "patch": [4, 4, 4]},
     "swin-unetr": {"width": 12, "window": 4, "depths": [1, 1, 1, 1]},
     "unetr": {"width": 8, "hidden": 96, "mlp": 192, "heads": 4},
-    "unetrpp": {"widths": [16, 32, 64, 128], "depths": [1] * 4, "projected": [32] * 4, "width": 8, "patch": [4, 4, 4]},
+    "unetrpp": {"widths": [16, 32, 64, 128], "depths": [1] * 4, "projected": [32] * 4, "width": 8},
     "ux-net": {"widths": [8, 16, 32, 64], "hidden": 128, "depths": [1, 1, 1, 1]},
     "segresnet": {"width": 8, "blocks_down": [1, 1, 1, 2]},
     "mednext": {"width": 8},
@@ -47,10 +47,11 @@ def network(system: str, crop: int | None = None, size: Size | None = None, **op
     return PlainNetwork(card(system, crop, **options), size)
 
 
-def phantom_crop(size: Size, seed: int = 1) -> tuple[Tensor, Tensor]:
+def phantom_crop(size: Size, seed: int = 0) -> tuple[Tensor, Tensor]:
     """(1, 1, D, H, W) normalised crop on a tumour of a phantom, and its mask."""
     phantom = make_phantom(seed, (40, 34, 30), (4, 5, 6), "PLS")
     case = Labelled.make(phantom.scan, phantom.label)
-    sample = Sampler(USE, max(size), Augmentation(), "none").draw(case, np.random.default_rng(0))
+    fine = USE.model_copy(update={"spacing_mm": (2.0, 2.5, 3.0)})
+    sample = Sampler(fine, max(size), Augmentation(), "none").draw(case, np.random.default_rng(0))
     middle = (slice(None), *(slice((max(size) - n) // 2, (max(size) + n) // 2) for n in size))
     return torch.as_tensor(sample["crop"][middle])[None], torch.as_tensor(sample["label"][middle])[None]

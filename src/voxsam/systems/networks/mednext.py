@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, PositiveInt
 from torch import nn
 
-from voxsam.systems.networks.parts import CLASSES, Options, Size, require_crop
+from voxsam.systems.networks.parts import CLASSES, Options, Size, cube, require_crop
 
 STEP = 16  # voxels of the crop for each voxel of the deepest map
 
@@ -29,7 +29,7 @@ def build(size: Size, channels: int, options: MedNeXtOptions) -> nn.Module:
     """MedNeXt without deep supervision. Raises UnsupportedError for a crop whose sides are no multiples of 16."""
     from monai.networks.nets import MedNeXt
 
-    require_crop(size, (STEP,) * 3, "mednext", several=True)
+    require_crop(size, cube(STEP), "mednext", several=True)
     ratios, blocks = EXPANSION[options.variant], BLOCKS[options.variant]
     return MedNeXt(
         in_channels=channels,

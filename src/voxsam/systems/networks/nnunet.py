@@ -87,10 +87,19 @@ def plan(size: Size, channels: int, options: PlanOptions, system: str) -> dict[s
     }
 
 
-def without_idle_heads(network: nn.Module) -> nn.Module:
-    """The same network, the heads of all levels but the finest fixed: only deep supervision would train them."""
+def prepared(network: nn.Module) -> nn.Module:
+    """The same network for the common loop and a model file.
+
+    The heads of all levels but the finest are fixed: only deep supervision would train them. Of modules that have
+    several names one is kept, as a model file wants.
+    """
     for head in network.decoder.seg_layers[:-1]:  # type: ignore[union-attr, index]
         head.requires_grad_(False)
+    del network.decoder.encoder  # type: ignore[union-attr]
+    for block in network.modules():
+        if "all_modules" in block._modules:
+            for alias in [name for name in block._modules if name != "all_modules"]:
+                delattr(block, alias)
     return network
 
 
@@ -101,7 +110,7 @@ def build(size: Size, channels: int, options: NnUNetOptions) -> nn.Module:
 
     count = options.convolutions
     network = PlainConvUNet(**fields, n_conv_per_stage=count, n_conv_per_stage_decoder=count)
-    return without_idle_heads(network)
+    return prepared(network)
 
 
 OPTIONS = NnUNetOptions

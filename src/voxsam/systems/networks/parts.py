@@ -71,6 +71,11 @@ def divided(size: Size, by: Size) -> Size:
     return size[0] // by[0], size[1] // by[1], size[2] // by[2]
 
 
+def cube(side: int) -> Size:
+    """The size of a cube."""
+    return side, side, side
+
+
 def halved(size: Size) -> Size:
     """The grid after a convolution of stride 2: odd sides are rounded up."""
     return (size[0] + 1) // 2, (size[1] + 1) // 2, (size[2] + 1) // 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field, PositiveInt
 from torch import nn
 
-from voxsam.systems.networks.nnunet import PlanOptions, plan, without_idle_heads
+from voxsam.systems.networks.nnunet import PlanOptions, plan, prepared
 from voxsam.systems.networks.parts import Options, Size
 
 
@@ -26,7 +26,7 @@ def build(size: Size, channels: int, options: ResEncOptions) -> nn.Module:
     network = ResidualEncoderUNet(
         **fields, n_blocks_per_stage=blocks, n_conv_per_stage_decoder=[options.convolutions] * (levels - 1)
     )
-    return without_idle_heads(network)
+    return prepared(network)
 
 
 OPTIONS: type[Options] = ResEncOptions

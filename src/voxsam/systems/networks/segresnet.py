@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import nn
 
-from voxsam.systems.networks.parts import CLASSES, Options, Size, require_crop
+from voxsam.systems.networks.parts import CLASSES, Options, Size, cube, require_crop
 
 
 class SegResNetOptions(Options):
@@ -23,7 +23,7 @@ def build(size: Size, channels: int, options: SegResNetOptions) -> nn.Module:
     from monai.networks.nets import SegResNet
 
     step = 2 ** (len(options.blocks_down) - 1)
-    require_crop(size, (step,) * 3, "segresnet")
+    require_crop(size, cube(step), "segresnet")
     return SegResNet(
         in_channels=channels,
         out_channels=CLASSES,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from voxsam.errors import CheckpointError
 from voxsam.model.pickles import read_pickle
-from voxsam.systems.networks.parts import CLASSES, Options, Size, require_crop, require_library
+from voxsam.systems.networks.parts import CLASSES, Options, Size, cube, require_crop, require_library
 
 STEP = 32  # voxels of the crop for each token of the deepest map
 EXPECTED = "MONAI's model_swinvit.pt: a self-supervised Swin transformer"
@@ -39,7 +39,7 @@ def build(size: Size, channels: int, options: SwinUNETROptions) -> nn.Module:
     """
     from monai.networks.nets import SwinUNETR
 
-    require_crop(size, (STEP,) * 3, "swin-unetr", several=True)
+    require_crop(size, cube(STEP), "swin-unetr", several=True)
     require_library("einops", "swin-unetr", "pip install einops")
     network = SwinUNETR(
         in_channels=channels,

@@ -7,7 +7,7 @@ from typing import Self
 from pydantic import Field, PositiveInt, model_validator
 from torch import nn
 
-from voxsam.systems.networks.parts import CLASSES, Options, Size, require_crop, require_library
+from voxsam.systems.networks.parts import CLASSES, Options, Size, cube, require_crop, require_library
 
 PATCH = 16  # side of the cube of voxels that one token sees
 
@@ -31,7 +31,7 @@ def build(size: Size, channels: int, options: UNETROptions) -> nn.Module:
     """UNETR. Raises UnsupportedError for a crop whose sides are no multiples of 16, or without einops."""
     from monai.networks.nets import UNETR
 
-    require_crop(size, (PATCH,) * 3, "unetr")
+    require_crop(size, cube(PATCH), "unetr")
     require_library("einops", "unetr", "pip install einops")
     network = UNETR(
         in_channels=channels,

@@ -48,13 +48,13 @@ class UNETRPPOptions(Options):
 class UNETRPP(nn.Module):
     """The version for CT organs, for any crop, without deep supervision.
 
-    Raises UnsupportedError for a crop whose sides are no multiples of eight patches.
+    Raises UnsupportedError for a crop whose sides are no multiples of eight patches, or all eight patches.
     """
 
     def __init__(self, size: Size, channels: int, options: UNETRPPOptions) -> None:
         super().__init__()
         d, h, w = options.patch
-        require_crop(size, (8 * d, 8 * h, 8 * w), "unetrpp")
+        require_crop(size, (8 * d, 8 * h, 8 * w), "unetrpp", several=True)
         widths, patch = options.widths, options.patch
         tokens = [volume(divided(size, (d * 2**i, h * 2**i, w * 2**i))) for i in range(LEVELS)]
         self.downs = nn.ModuleList([_down(channels, widths[0], patch, groups=channels)])

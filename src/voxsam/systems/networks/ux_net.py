@@ -12,7 +12,7 @@ from monai.networks.blocks import UnetOutBlock, UnetrBasicBlock, UnetrUpBlock
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
-from voxsam.systems.networks.parts import CLASSES, ChannelNorm, Options, Size, require_crop
+from voxsam.systems.networks.parts import CLASSES, ChannelNorm, Options, Size, cube, require_crop
 
 KERNEL = 7
 EXPANSION = 4  # hidden channels of a block, times its own
@@ -40,7 +40,7 @@ class UXNet(nn.Module):
 
     def __init__(self, size: Size, channels: int, options: UXNetOptions) -> None:
         super().__init__()
-        require_crop(size, (STEP,) * 3, "ux-net", several=True)
+        require_crop(size, cube(STEP), "ux-net", several=True)
         widths = options.widths
         self.downs = nn.ModuleList([_stem(channels, widths[0])])
         self.downs.extend(_down(fine, coarse) for fine, coarse in pairwise(widths))

@@ -21,7 +21,7 @@ class RelativePositions(nn.Module):
 
     def __init__(self, side: int, heads: int, original_index: bool) -> None:
         super().__init__()
-        self.table = nn.Parameter(nn.init.trunc_normal_(torch.empty((2 * side - 1) ** 3, heads), std=0.02))
+        self.table = nn.Parameter(nn.init.normal_(torch.empty((2 * side - 1) ** 3, heads), std=0.02))
         self.register_buffer("rows", relative_rows(side, original_index), persistent=False)
 
     def forward(self) -> Tensor:
