@@ -33,9 +33,9 @@ def export(store: Store, folder: Path) -> None:
     for part in ("imagesTr", "labelsTr"):
         make_folder(folder / part)
     train, validation = store.split["train"], store.split["validation"]
-    found, labels = find_labelled(store.folder)
+    found, _ = find_labelled(store.folder)
     for case in choose_cases(found, [*train, *validation]):
-        images, tumour = read_case(case, labels)
+        images, tumour = read_case(case)
         for number, image in enumerate(images):
             target = folder / "imagesTr" / f"{case.name}_{number:04d}.nii.gz"
             if len(case.images) != len(images) or not _linked(case.images[number], image, target):
