@@ -10,6 +10,9 @@ ARGS ?=
 # What train-demo trains on: a folder in MSD / nnU-Net layout; generated scans where there is none.
 DATA ?= $(firstword $(wildcard ../shared/data/sarcoma_ct) train-demo/phantoms)
 
+# nnU-Net without its dependencies, which end in torchvision; the extra `compare` holds those that it imports.
+NNUNET := nnunetv2 dynamic-network-architectures acvl-utils batchgenerators batchgeneratorsv2
+
 # The page is built where Node.js is; everything else works without it.
 PAGE := src/voxsam/server/static/index.html
 PAGE_SOURCES := $(shell find viewer -path viewer/node_modules -prune -o -type f -print 2>/dev/null)
@@ -65,6 +68,7 @@ $(PAGE): $(PAGE_SOURCES)
 $(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing VoxSAM into .venv: this happens once and takes a few minutes."
 	@$(BIN)/python -m pip install --disable-pip-version-check $(if $(CI),--quiet) -c constraints.txt -e ".[dev]"
+	@$(BIN)/python -m pip install --disable-pip-version-check $(if $(CI),--quiet) -c constraints.txt --no-deps $(NNUNET)
 	@touch $@
 
 $(BIN)/python:

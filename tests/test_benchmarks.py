@@ -10,7 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import cases, plain, run
+from benchmarks import cases, plain, run, sampling
 from benchmarks.machine import available_cores, describe_machine, matrix_product_rates, peak_memory_bytes
 from benchmarks.operations import encoder_operations
 from voxsam.errors import FileError
@@ -299,3 +299,16 @@ def test_a_file_without_markers_or_without_file_is_refused(tmp_path):
     with pytest.raises(FileError, match="without markers; expected <!-- bench --> and <!-- /bench -->"):
         write_between_markers(file, "bench", "x")
     assert file.read_text(encoding="utf-8") == "<!-- bench -->\n"
+
+
+# Training crops
+
+
+@pytest.mark.slow
+def test_crops_from_the_store_and_from_files(capsys, monkeypatch):
+    monkeypatch.setattr(sampling.gunzip, "inflate", sampling.gunzip.inflate)  # what --zlib changes comes back
+    sampling.main(["--zlib", "--shape", "64,64,40", "--crop", "32", "--crops", "3"])
+    printed = capsys.readouterr().out
+    assert "scan of 64 x 64 x 40, crops of 32³" in printed
+    assert ".nii.gz unpacked by zlib." in printed
+    assert printed.count("\n| ") == 5  # a head of two lines, three ways

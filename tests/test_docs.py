@@ -87,15 +87,19 @@ def test_every_block_of_the_training_page_runs(tmp_path: Path, monkeypatch: pyte
     monkeypatch.chdir(tmp_path)
     kept = recipe(phantoms=0, validate_every=2).model_dump(mode="json", exclude_none=True)
     Path("recipe.yaml").write_text(yaml.safe_dump({k: v for k, v in kept.items() if k not in DATA_SAYS}))
-    commands = [line for _, text in BLOCKS.findall(TRAINING.read_text(encoding="utf-8")) for line in text.splitlines()]
-    assert len(commands) == 5
+    blocks = BLOCKS.findall(TRAINING.read_text(encoding="utf-8"))
+    commands = [line for _, text in blocks for line in text.splitlines() if line]
+    assert len(commands) == 11
+    shutil.copytree(DOCS.parent / "recipes", "recipes")
     for line in commands:
         words = shlex.split(line, comments=True)
         assert words[0] == "voxsam", line
         assert main(words[1:]) == 0, line
         if words[1] == "phantoms":
             shutil.copy(next(Path("raw/imagesTr").iterdir()), "scan.nii.gz")
-    assert {"tumour.nii.gz", "prepared", "run", "other"} <= {path.name for path in Path().iterdir()}
+    assert {"tumour.nii.gz", "prepared", "run", "other", "tuned", "found.nii.gz"} <= {
+        path.name for path in Path().iterdir()
+    }
 
 
 DATA_SAYS = ("preprocessing", "validation", "held_out")

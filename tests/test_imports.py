@@ -34,6 +34,7 @@ LAYERS = (
     ("session", "automatic"),
     ("__init__",),
     ("data", "evaluation", "training", "systems"),
+    ("cohort", "compare"),
     ("server",),
     ("cli", "testing"),
 )

@@ -254,6 +254,20 @@ def test_a_small_target_on_an_impossibly_large_scan() -> None:
         np.testing.assert_array_equal(resample(Volume(array, source), target, method), 5)
 
 
+@pytest.mark.parametrize("axes", ["RAS", "SAR"])
+@pytest.mark.parametrize("dtype", [np.float32, np.int16])
+def test_a_part_of_the_same_lattice_is_copied(axes: str, dtype) -> None:
+    """Whole voxels apart nothing is interpolated, and the caller may write into what comes back."""
+    grid = Grid.from_spacing((9, 8, 7), (1, 2, 3))
+    array = np.arange(9 * 8 * 7, dtype=dtype).reshape(grid.shape)
+    got = resample(Volume(array, grid), grid.crop((2, 3, 1), (4, 3, 5)).reorient(axes))
+    part = array[2:6, 3:6, 1:6]
+    np.testing.assert_array_equal(got, part if axes == "RAS" else part.transpose(2, 1, 0))
+    assert got.dtype == np.float32 and got.flags.c_contiguous
+    got[...] = -1
+    assert array.min() == 0
+
+
 def test_only_the_covered_voxels_are_taken() -> None:
     source = Grid.from_spacing((50, 60, 70), (1, 1, 1))
     array = noise(source).array.view(Watched)

@@ -24,7 +24,7 @@ Progress = Callable[[str, float], None]
 
 @dataclass(frozen=True)
 class Encoded:
-    """What is kept of an encoded crop: the deepest features, and the part of decoding that no click changes."""
+    """What is kept of an encoded crop: the features that clicks change, and the part of decoding that they do not."""
 
     features: Features
     static: Tensor
@@ -101,7 +101,7 @@ class EncodedCrops:
         crop = torch.from_numpy(read_crops(self.images, window, self.model.card.preprocessing))
         crop = crop[None].to(parameter.device, parameter.dtype)
         features = self.model.encode(crop, self._report_block)
-        return Encoded(features[-1:], self.model.static(features, crop), crop)
+        return Encoded(self.model.prompted(features), self.model.static(features, crop), crop)
 
     def _report_block(self, done: int, blocks: int) -> None:
         self.progress("encoding", done / (blocks + AFTER_BLOCKS))

@@ -41,7 +41,10 @@ class Intensity(BaseModel):
 
     def normalise(self, array: NDArray) -> NDArray[np.float32]:
         """Clip, subtract the mean, divide by the s.d. (of the foreground voxels of the training set)."""
-        return ((np.clip(array, *self.clip) - self.mean) / self.sd).astype(np.float32, copy=False)
+        values = np.clip(array, *self.clip)  # a new array: in it, the rest takes no memory
+        values -= self.mean
+        values /= self.sd
+        return values.astype(np.float32, copy=False)
 
 
 class Preprocessing(Intensity):

@@ -67,7 +67,8 @@ def _along_axes(
     for axis in sorted(range(3), key=lambda a: shape[a] / part.shape[a]):
         index, weight = taps[partner[axis]]
         part = _along_one(part, axis, index - starts[partner[axis]], weight)
-    return np.ascontiguousarray(part, dtype=np.float32)
+    values = np.ascontiguousarray(part, dtype=np.float32)
+    return values if values.base is None else values.copy()  # never a view of the scan
 
 
 def _taps(
@@ -86,13 +87,16 @@ def _taps(
 
 
 def _along_one(part: NDArray, axis: int, index: NDArray[np.intp], weight: NDArray[np.float32]) -> NDArray:
-    """One axis of an array of any type and layout: what its places read, as float32; as stored where that is one voxel.
+    """One axis of an array of any type and layout: what its places read, as float32; as stored where that is one voxel,
+    and a view where those are neighbours.
 
     BLOCK places are made at a time, by the product of a small dense matrix with the voxels that they read together: no
     more of the source than that is float32 at any time.
     """
     if weight.shape[1] == 1:
-        return part.take(index[:, 0], axis)
+        first, last = int(index[0, 0]), int(index[-1, 0])
+        neighbours = np.array_equal(index[:, 0], np.arange(first, last + 1))
+        return part[_along(axis, slice(first, last + 1))] if neighbours else part.take(index[:, 0], axis)
     out = np.empty([len(index) if a == axis else n for a, n in enumerate(part.shape)], dtype=np.float32)
     for start in range(0, len(index), BLOCK):
         block = slice(start, start + BLOCK)

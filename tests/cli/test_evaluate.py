@@ -11,7 +11,7 @@ import pytest
 
 from voxsam.cli import main
 from voxsam.evaluation.selection import find_labelled
-from voxsam.io import write_mask, write_volume
+from voxsam.io import read_volume, write_mask, write_volume
 from voxsam.model.checkpoint import save_model
 from voxsam.testing import stub_network, stub_scan
 
@@ -115,6 +115,34 @@ def test_the_tumour_labels_of_a_prepared_folder_are_taken(tmp_path: Path):
     assert labels == (2,)
     assert [case.image.name for case in cases] == ["p_0_0000.nii.gz"]
     assert find_labelled(tmp_path / "raw")[1] == ()
+
+
+@pytest.mark.parametrize(
+    ("named", "labels", "words"),
+    [
+        ({}, "1,9", "--labels 1,9: no label has the value 9; expected some of 1, 3; correct it"),
+        ({}, "9,-1", "the label -1, which no tumour has; expected whole numbers above 0; choose with --labels"),
+        ({"organ": 3, "tumour": 1}, "1,9", "--labels 1,9: no label has the value 9; expected some of 1, 3; correct it"),
+        ({"tumour": 1, "ignore": 3}, "3", "the label 3, which the data set says to ignore; expected some of 1; cho"),
+        ({"tumour": 1, "of others": 9}, "1,9", ""),  # named, though no case has it
+        ({"tumour": 1}, "1,3", ""),  # not named, but there
+    ],
+)
+def test_labels_that_are_nowhere(
+    named: dict[str, int], labels: str, words: str, folder: Path, undrawn: None, tmp_path: Path, capsys
+):
+    raw = tmp_path / "raw"
+    shutil.copytree(folder, raw)
+    (raw / "dataset.json").write_text(json.dumps({"labels": named}), encoding="utf-8")
+    label = read_volume(raw / "labelsTr" / "p_1.nii.gz", labels=True)
+    array = label.array.copy()
+    array[:3, :3, :3] = 3
+    write_mask(label.with_array(array), raw / "labelsTr" / "p_1.nii.gz")
+    quick = ("--clicks", "1", "--trials", "1", "--quiet", "--labels", labels)
+    status = main(_words(raw, tmp_path / "out", *quick))
+    errors = capsys.readouterr().err
+    assert (status, words in errors, len(errors.splitlines())) == ((2, True, 1) if words else (0, True, 0))
+    assert (tmp_path / "out").exists() == (not words)
 
 
 def test_automatic(folder: Path, tmp_path: Path):

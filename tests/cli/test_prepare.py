@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.data.raw_cases import block, decathlon, save
+from tests.data.raw_cases import block, decathlon, forget_orientation, save
 from voxsam.cli import main
 from voxsam.data.store import open_store
 
@@ -38,6 +38,21 @@ def test_faults_are_a_table_and_status_2(tmp_path, capsys, monkeypatch):
     printed = capsys.readouterr().out
     assert "Left out for their faults: 2 (" in printed
     assert "2 cases (1 train, 0 validation, 1 test)" in printed
+
+
+def test_a_remark_on_files_of_unknown_orientation(tmp_path, capsys):
+    raw = decathlon(tmp_path / "raw")
+    words = ["prepare", str(raw), "-o", str(tmp_path / "out"), "--workers", "1"]
+    assert main(words) == 0
+    assert "orientation" not in capsys.readouterr().out
+    for path in (raw / "imagesTr" / "b_0000.nii.gz", raw / "labelsTr" / "b.nii.gz"):
+        forget_orientation(path)
+    for _ in range(2):
+        assert main(words) == 0
+        line = (
+            "Remark: the orientation of 1 case (b) is unknown (sform and qform code 0); the axes are taken as R, A, S."
+        )
+        assert line in capsys.readouterr().out.splitlines()
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
@@ -31,6 +32,13 @@ def save(array: NDArray, path: Path, affine: NDArray = AFFINE) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     nib.save(nib.Nifti1Image(array, affine), path)
     return path
+
+
+def forget_orientation(path: Path) -> None:
+    """Set the qform and sform codes of a .nii.gz, from byte 252 of its header on, to 0."""
+    data = bytearray(gzip.decompress(path.read_bytes()))
+    data[252:256] = bytes(4)
+    path.write_bytes(gzip.compress(bytes(data)))
 
 
 def decathlon(folder: Path, names: str = "abc", channels: int = 1, **description: object) -> Path:

@@ -11,7 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from tests.data.raw_cases import AFFINE, KITS_AFFINE, SHAPE, block, decathlon, noise, save
+from tests.data.raw_cases import AFFINE, KITS_AFFINE, SHAPE, block, decathlon, forget_orientation, noise, save
 from voxsam.data import passes
 from voxsam.data.augmentation import Augmentation
 from voxsam.data.cases import find_cases
@@ -22,6 +22,8 @@ from voxsam.data.sampling import Sampler
 from voxsam.data.store import open_store
 from voxsam.data.stream import load_cases
 from voxsam.errors import FileError, ImageError, InputError
+from voxsam.evaluation.protocol import read_case
+from voxsam.evaluation.selection import find_labelled
 from voxsam.io import read_volume
 from voxsam.preprocess import RELEASED
 from voxsam.resample import resample
@@ -297,7 +299,25 @@ def test_the_ignored_label_of_nnunet_is_no_tumour(tmp_path):
     label = block()
     label[15:18] = 2
     save(label, raw / "labelsTr" / "a.nii.gz")
-    assert prepare(raw, tmp_path / "out", ONE).store.description.cases["a"].voxels == 64
+    store = prepare(raw, tmp_path / "out", ONE).store
+    assert store.description.cases["a"].voxels == 64
+    assert (store.description.labels, store.description.ignored_labels) == (None, (2,))
+    (from_files,) = load_cases(raw, only="a")
+    assert (len(from_files.foreground), from_files.label.array.sum()) == (64, 64)
+    for folder in (raw, tmp_path / "out"):
+        cases, labels = find_labelled(folder)
+        assert (cases[0].name, labels) == ("a", ())
+        np.testing.assert_array_equal(read_case(cases[0], labels)[1], block() > 0)
+    with pytest.raises(InputError, match="the label 2, which the data set says to ignore; expected some of 1; choose"):
+        prepare(raw, tmp_path / "out", Options(labels=(1, 2), workers=1))
+
+
+def test_a_scan_of_unknown_orientation_is_noted(tmp_path):
+    raw = decathlon(tmp_path / "raw")
+    for path in (raw / "imagesTr" / "b_0000.nii.gz", raw / "labelsTr" / "b.nii.gz"):
+        forget_orientation(path)
+    assert prepare(raw, tmp_path / "out", ONE).store.description.unoriented == ("b",)
+    assert prepare(raw, tmp_path / "out", ONE).store.description.unoriented == ("b",)  # read from what was kept
 
 
 def test_real_scans(tmp_path, shared_data):

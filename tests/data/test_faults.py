@@ -6,12 +6,14 @@ import csv
 import gzip
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 
-from tests.data.raw_cases import AFFINE, KITS_AFFINE, SHAPE, block, noise, save
+from tests.data.raw_cases import AFFINE, KITS_AFFINE, SHAPE, block, forget_orientation, noise, save
 from voxsam.data.cases import Case, Fault
-from voxsam.data.faults import Check, LabelChoice, check_case, find_doubles, label_values, write_faults
+from voxsam.data.faults import Check, check_case, find_doubles, write_faults
+from voxsam.data.labels import LabelChoice
 
 CHOICE = LabelChoice(known=frozenset({0, 1, 2}))
 
@@ -165,14 +167,44 @@ def test_the_same_voxels_under_two_names(tmp_path):
     assert fault.given == "the image has the same voxels as that of a"
 
 
-@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int32])
-def test_label_values(dtype):
-    labels = np.zeros((300, 200, 100), dtype)
-    labels[-1, -1, -1], labels[0, 0, 0] = 5, 100
-    assert label_values(labels) == {0, 5, 100}
-    if dtype == np.int32:
-        labels[3, 3, 3], labels[4, 4, 4] = -2, 10**6
-        assert label_values(labels) == {-2, 0, 5, 100, 10**6}
+def test_the_same_values_in_another_type(tmp_path):
+    """Stored as int16, int32, float64 and scaled; other values, the same in another shape."""
+    values = noise()
+    scaled = nib.Nifti1Image(values // 2, AFFINE)
+    scaled.header.set_slope_inter(2, 1)
+    images = {
+        "int16": values,
+        "int32": values.astype(np.int32),
+        "float64": values.astype(np.float64),
+        "odd": (values // 2).astype(np.float32) * 2 + 1,
+        "scaled": None,
+        "other": values + np.int16(1),
+        "turned": values.reshape(SHAPE[::-1]),
+        "bytes": np.ascontiguousarray(values).view(np.uint16).reshape(SHAPE),
+    }
+    checks = {}
+    for name, array in images.items():
+        path = tmp_path / f"{name}.nii"
+        nib.save(scaled, path) if array is None else save(array, path)
+        shape = SHAPE if array is None else array.shape
+        checks[name] = check_case(Case(name, (path,), save(block(shape), tmp_path / f"{name}_label.nii")), CHOICE)
+    assert not any(check.faults for check in checks.values())
+    faults = find_doubles((name, check.measures) for name, check in checks.items())
+    assert [(fault.case, fault.given.split()[-1]) for fault in faults] == [
+        ("int32", "int16"),
+        ("float64", "int16"),
+        ("scaled", "odd"),
+    ]
+
+
+def test_whether_a_file_says_how_the_patient_lies(case):
+    assert check_case(case, CHOICE).measures.oriented
+    for path in (*case.images, case.label):
+        forget_orientation(path)
+    check = check_case(case, CHOICE)
+    assert check.faults == ()
+    assert not check.measures.oriented
+    assert check.measures.grid.axes == "RAS"
 
 
 def test_the_table(tmp_path):

@@ -49,7 +49,7 @@ def test_two_names_for_one_image_are_a_duplicate(tmp_path):
 )
 def test_label_values_of_both_kinds_of_description(tmp_path, labels, known, ignored):
     raw = read_decathlon(decathlon(tmp_path, labels=labels))
-    assert (raw.known_labels, raw.ignored_labels) == (known, ignored)
+    assert (raw.choice.known, raw.choice.ignored) == (known, ignored)
 
 
 @pytest.mark.parametrize("place", ["", "data", "kits21/data"])
@@ -100,6 +100,28 @@ def test_a_name_given_twice_in_a_csv(tmp_path):
     table = tmp_path / "pairs.csv"
     table.write_text("image,label\na.nii,l.nii\nb.nii,l.nii\n")
     assert kinds(read_csv(table)) == [("l", "duplicate case")]
+
+
+@pytest.mark.parametrize(
+    ("rows", "names"),
+    [
+        (["p1/seg.nii", "p2/seg.nii", "other.nii"], ["p1", "p2", "other"]),
+        (["x/a b/seg.nii.gz", "y/a b/seg.NII.gz"], ["x_a_b_seg", "y_a_b_seg"]),
+        (["x/p1/seg.nii", "y/p1/seg.nii", "y/p2/seg.nii"], ["x_p1_seg", "y_p1_seg", "p2"]),
+        (["p1/a.nii", "p1/b.nii", "p2/a.nii", "p2/b.nii"], ["p1_a", "p1_b", "p2_a", "p2_b"]),
+        (["p1/seg.nii", "p2/seg.nii", "p1.nii"], ["p1_seg", "p2", "p1"]),
+    ],
+)
+def test_names_of_a_csv_without_names(tmp_path, rows, names):
+    table = tmp_path / "pairs.csv"
+    table.write_text("image,label\n" + "".join(f"i{n}.nii,{row}\n" for n, row in enumerate(rows)))
+    raw = read_csv(table)
+    assert [case.name for case in raw.cases] == names
+    assert raw.faults == ()
+    table.write_text("image,label\n" + "".join(f"i{n}.nii,{tmp_path / row}\n" for n, row in enumerate(rows)))
+    assert [case.name for case in read_csv(table).cases] == names
+    table.write_text("image,label\ni.nii,/x/p1/seg.nii\nj.nii,../p2/seg.nii\n")
+    assert [case.name for case in read_csv(table).cases] == ["p1", "p2"]
 
 
 @pytest.mark.parametrize(

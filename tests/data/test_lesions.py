@@ -7,7 +7,7 @@ import pytest
 from scipy import ndimage
 
 from voxsam.data import lesions
-from voxsam.data.lesions import deepest_points, resample_label, resample_scan, select
+from voxsam.data.lesions import deepest_points, resample_label, resample_scan
 from voxsam.geometry import Grid
 from voxsam.resample import resample
 from voxsam.volume import Volume
@@ -15,14 +15,6 @@ from voxsam.volume import Volume
 SPACING = np.array([0.7, 0.8, 5.0])
 GRID = Grid.from_spacing((30, 24, 6), SPACING, (3, -4, 9))
 TOLERANCE = 2e-3  # float32 sums of values up to a few thousand
-
-
-def test_select():
-    labels = np.arange(5)
-    assert select(labels, (2,)).tolist() == [False, False, True, False, False]
-    assert select(labels, (1, 3)).tolist() == [False, True, False, True, False]
-    assert select(labels, None).tolist() == [False, True, True, True, True]
-    assert select(labels, None, frozenset({4})).tolist() == [False, True, True, True, False]
 
 
 def test_the_deepest_point_of_each_lesion():

@@ -19,11 +19,14 @@ from voxsam.data.store import (
     case_folder,
     check_output,
     open_store,
+    read_description,
     read_record,
     sample_positions,
     write_case,
 )
+from voxsam.data.stream import load_cases
 from voxsam.errors import FileError, InputError
+from voxsam.evaluation.selection import find_labelled
 from voxsam.geometry import Grid
 from voxsam.preprocess import Preprocessing, Window, read_crop
 from voxsam.volume import Volume
@@ -122,8 +125,8 @@ def test_the_sampler_draws_the_same_from_the_store(folder, arrays):
 def test_a_slice_reads_its_chunks_only(folder, monkeypatch):
     array = open_store(folder).load("a").scan.array
     assert isinstance(array, zarr.Array)
-    assert array.chunks == (48, 48, 48)
-    assert array.shards == (96, 144, 144)
+    assert array.chunks == (64, 64, 64)
+    assert array.shards == (64, 128, 128)
     assert len(list((case_folder(folder, "a") / "channel_0" / "c").rglob("*"))) == 3  # one file in two folders
     reads = []
     get = zarr.storage.LocalStore.get
@@ -137,7 +140,7 @@ def test_a_slice_reads_its_chunks_only(folder, monkeypatch):
     array[2:20, 2:20, 2:20]
     one = sum(reads)
     array[...]
-    assert 0 < one < (sum(reads) - one) / 4
+    assert 0 < one < (sum(reads) - one) / 2  # of four chunks one, the largest
 
 
 def test_a_case_appears_whole_or_not_at_all(tmp_path, arrays, monkeypatch):
@@ -179,10 +182,21 @@ def test_what_is_no_store(tmp_path, folder):
     with pytest.raises(FileError, match="no dataset.json; expected a folder made by voxsam prepare; run `vox"):
         open_store(tmp_path / "none")
     description = json.loads((folder / "dataset.json").read_text())
-    for text in ("{", json.dumps({"labels": {"0": "liver"}}), json.dumps({**description, "format": 99})):
+    for text in ("{", "[]", json.dumps({"labels": {"0": "liver"}}), json.dumps({**description, "cases": 7})):
         (folder / "dataset.json").write_text(text)
-        with pytest.raises(FileError, match=r"dataset.json is not that of a prepared data set of format 2; exp"):
+        with pytest.raises(FileError, match=r"dataset.json is not that of a prepared data set; expected one of form"):
             open_store(folder)
+
+
+@pytest.mark.parametrize("changes", [{"format": 2}, {"format": 99, "of_later": 1}])
+def test_a_store_of_another_format_is_prepared_again(folder, changes):
+    description = json.loads((folder / "dataset.json").read_text())
+    (folder / "dataset.json").write_text(json.dumps({**description, **changes}))
+    assert read_description(folder / "dataset.json") is None
+    for read in (open_store, load_cases, find_labelled):
+        words = rf"prepared as format {changes['format']} by another VoxSAM; expected format 3; prepare it again: run `"
+        with pytest.raises(FileError, match=words):
+            read(folder)
 
 
 def test_what_a_store_does_not_have(folder):

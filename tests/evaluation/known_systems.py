@@ -63,7 +63,7 @@ def write_cases(folder: Path, **labels: Sequence[tuple[slice, ...]]) -> list[Cas
     (folder / "labelsTr").mkdir(exist_ok=True)
     (folder / "dataset.json").write_text(json.dumps({"split": {"test": list(labels)[-1:]}}))
     for name, boxes in labels.items():
-        voxels = np.random.default_rng(0).integers(-100, 100, GRID.shape).astype(np.int16)
+        voxels = np.random.default_rng(list(name.encode())).integers(-100, 100, GRID.shape).astype(np.int16)
         label = np.zeros(GRID.shape, np.uint8)
         for value, place in enumerate(boxes, 1):
             voxels[place], label[place] = 1000, value

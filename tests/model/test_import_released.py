@@ -140,6 +140,26 @@ def test_the_generators_whole_file_is_imported(tmp_path, shared_reference):
                 assert state[new].double().sum().item() == pytest.approx(tensor.double().sum().item(), abs=1e-9)
 
 
+def test_a_checkpoint_of_automatic_mode_has_no_prompt_encoder_and_sees_wider_crops(tmp_path, small, monkeypatch):
+    """The released crop is 256 with voxels of two in one: stride 8; here 40, for the table of five tokens in depth."""
+    assert VIT_B.model_copy(update=module.AUTOMATIC).token_grid == VIT_B.token_grid == 32
+    monkeypatch.setattr(module, "AUTOMATIC", {"crop": 40, "stride": 8})
+    network = import_released(written(tmp_path, feature_dict=None), "colon")
+    assert network.card.automatic and network.card.prompts == ()
+    assert (network.card.name, network.config.crop) == ("3dsam-adapter-colon-auto", 40)
+    assert not [name for name in network.state_dict() if name.startswith("prompt_encoder.")]
+    save_model(network, tmp_path / "auto.safetensors")
+    loaded = load_model(tmp_path / "auto.safetensors", "cpu")
+    monkeypatch.setattr(module, "VIT_B", network.config)
+    (tmp_path / "clicked").mkdir()
+    clicked = import_released(written(tmp_path / "clicked"), "colon")
+    crop = torch.sin(torch.arange(40.0**3)).reshape(1, 1, 40, 40, 40)
+    with torch.no_grad():
+        logits = loaded(crop)
+        assert logits.shape == (1, 2, 40, 40, 40)
+        assert torch.equal(logits, clicked(crop))  # the same encoder and decoder, asked without a click
+
+
 # Refusals
 
 
@@ -151,12 +171,6 @@ def test_an_unknown_profile(tmp_path):
 def test_a_missing_file_and_a_folder(tmp_path):
     assert "no such file; expected a checkpoint of the released" in refusal(tmp_path / "last.pth.tar", FileError)
     assert "is a folder; expected a checkpoint of the released" in refusal(tmp_path, FileError)
-
-
-def test_a_checkpoint_of_automatic_mode(tmp_path):
-    message = refusal(written(tmp_path, feature_dict=None))
-    assert "has no feature_dict; expected a checkpoint of the released 3DSAM-adapter code" in message
-    assert message.endswith("checkpoints of its automatic mode have no prompt encoder")
 
 
 def test_a_checkpoint_without_two_parts(tmp_path):

@@ -82,6 +82,25 @@ def test_tidying_removes_what_nobody_needs_and_nothing_else(tmp_path):
     assert not list(archive.scratch.iterdir())
 
 
+def test_tidying_goes_on_when_a_file_vanishes_meanwhile(tmp_path):
+    archive = Archive(tmp_path)
+    archive.save(work())
+    age(archive.works / f"{NAME}.json", 31)
+    for folder in (archive.works, archive.uploads, archive.scratch):
+        (folder / "gone.json").symlink_to(tmp_path / "nowhere")  # is listed, and cannot be looked at
+    archive.tidy()
+    assert not (archive.works / f"{NAME}.json").exists()
+
+
+def test_a_work_that_was_opened_stays(tmp_path):
+    archive = Archive(tmp_path)
+    archive.save(work())
+    age(archive.works / f"{NAME}.json", 31)
+    archive.load(NAME)
+    archive.tidy()
+    assert archive.load(NAME) == work()
+
+
 def test_without_a_folder_nothing_outlives_the_server():
     archive = Archive(None)
     archive.save(work())

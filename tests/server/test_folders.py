@@ -61,6 +61,15 @@ def test_what_is_not_there_is_not_found(tree, path):
         Folders((tree,)).find("0", path)
 
 
+def test_a_folder_that_may_not_be_read_is_refused_in_words(tree, monkeypatch):
+    def refuse(self):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(NotThere, match="^a folder that cannot be read; expected one that the server may read; choose"):
+        Folders((tree,)).entries("0", "b")
+
+
 def test_a_folder_that_is_not_served_is_not_found(tree):
     for number in ("1", "", "in", "-1"):
         with pytest.raises(NotThere, match="a folder that is not served"):

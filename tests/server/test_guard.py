@@ -75,6 +75,8 @@ def test_the_servers_own_page_and_a_named_site_are_taken(guarded):
     assert guarded.get("/api/info", headers=authorised(origin=own)).status_code == 200
     answer = guarded.get("/api/info", headers=authorised(origin="https://pacs.example"))
     assert answer.status_code == 200 and answer.headers["access-control-allow-origin"] == "https://pacs.example"
+    exposed = answer.headers["access-control-expose-headers"]
+    assert {name.strip() for name in exposed.split(",")} == {"X-Meta", "Content-Disposition", "Retry-After"}
     asked = {"origin": "https://pacs.example", "access-control-request-method": "POST"}
     asked["access-control-request-headers"] = "authorization, content-type"
     assert guarded.options("/api/sessions", headers=asked).status_code == 200

@@ -11,7 +11,7 @@ import pytest
 
 from voxsam.server.device import Device
 from voxsam.server.errors import Dropped, Full, NotThere
-from voxsam.server.store import Busy, Limits, Store
+from voxsam.server.store import Busy, Limits, Slot, Store
 from voxsam.session import Session
 
 LIMITS = Limits(capacity=2, memory_bytes=1 << 30, idle_s=100.0, alive_s=10.0)
@@ -167,6 +167,23 @@ def test_features_that_were_used_least_recently_make_room(make_store, clock, pha
     alone.click(phantom.click)
     np.testing.assert_array_equal(again, alone.click((i + 1, j, k)).array)
     assert new.features_bytes == 0
+
+
+def test_a_session_that_is_released_while_room_is_made_harms_no_other(make_store, network, phantom):
+    class Vanishing(Slot):
+        """Its session can be looked at once more, then another thread has released it."""
+
+        session = property(lambda self: vars(self).pop("session", None))
+
+    store = make_store(Limits(capacity=2, memory_bytes=phantom.scan.array.nbytes * 2))
+    old, new = store.claim(), store.claim()
+    for slot in (old, new):
+        slot.open(phantom.scan)
+    click(old, phantom.click)
+    assert old.features_bytes
+    old.__class__ = Vanishing
+    assert click(new, phantom.click).array.any()
+    assert store.forgotten == 1
 
 
 def test_a_scan_that_does_not_fit_beside_the_others_is_refused(make_store, phantom):

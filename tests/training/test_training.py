@@ -78,8 +78,8 @@ def test_three_steps_write_a_model_that_loads_and_segments(tmp_path: Path, every
 def test_a_blended_model_lies_between_its_start_and_the_end_also_after_a_restart(tmp_path: Path, every_step) -> None:
     start = train(recipe(), None, tmp_path / "start")
     on = recipe(start_from=str(start), seed=2)
-    train(on.model_copy(update={"steps": 1}), None, tmp_path / "cut")
     blended = on.model_copy(update={"blend": 0.25})
+    train(blended.model_copy(update={"steps": 1}), None, tmp_path / "cut")
     first, end, mixed = (
         load_model(path, "cpu").state_dict()
         for path in (start, train(on, None, tmp_path / "end"), train(blended, None, tmp_path / "cut"))
@@ -276,6 +276,9 @@ def test_the_command_line_trains_and_refuses(tmp_path: Path, capsys: pytest.Capt
     for words, expected in (
         (["--stepz", "1"], "unrecognized arguments: --stepz 1"),
         (["--data", str(tmp_path / "nowhere")], "no dataset.json"),
+        (["--strategy", "ring"], "devices 1, nodes 1, strategy ring; expected what this machine has ("),
+        (["--model.stride", "0"], "model: integer modulo by zero; expected sizes above 0"),
+        (["--model.width", "-16"], "no network has the recipe's sizes ("),
     ):
         assert main(["train", str(path), "-o", str(tmp_path / "no"), *words]) == 2
         assert expected in capsys.readouterr().err

@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from voxsam.cli import demo, evaluate, info, phantoms, prepare, segment, serve, train, weights
+from voxsam.cli import batch, compare, demo, evaluate, info, phantoms, prepare, segment, serve, train, weights
 from voxsam.errors import InputError
 
 DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -32,10 +32,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("segment")(segment.command)
+app.command("batch")(batch.command)
 app.command("serve")(serve.command)
 app.command("prepare")(prepare.command)
 app.command("train", context_settings=train.CONTEXT)(train.command)
 app.command("evaluate")(evaluate.command)
+app.command("compare")(compare.command)
 app.command("demo")(demo.command)
 app.command("phantoms")(phantoms.command)
 app.command("info")(info.command)

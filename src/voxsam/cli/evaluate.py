@@ -43,7 +43,9 @@ def command(
     corrective: Annotated[int, typer.Option(help="Also: up to N clicks, each on the worst fault so far.")] = 0,
     per_lesion: Annotated[bool, typer.Option("--per-lesion", help="Click and score each lesion by itself.")] = False,
     auto: Annotated[bool, typer.Option("--auto", help="No clicks: for models trained without.")] = False,
-    labels: Annotated[str | None, typer.Option(help="Label values that are the tumour; default: all above 0.")] = None,
+    labels: Annotated[
+        str | None, typer.Option(help="Label values that are the tumour; default: all above 0 (less nnU-Net's ignore).")
+    ] = None,
     tolerance_mm: Annotated[float, typer.Option(help="Of the NSD.")] = 5.0,
     seed: Annotated[int, typer.Option(help="Of the clicks; the same seed gives the same numbers.")] = 0,
     no_follow: Annotated[bool, typer.Option("--no-follow", help="Keep to one crop, as released.")] = False,
@@ -60,7 +62,7 @@ def command(
     from voxsam.evaluation.markdown import require_markers
     from voxsam.evaluation.output import check_output, write_evaluation
     from voxsam.evaluation.protocol import Settings, evaluate
-    from voxsam.evaluation.selection import find_labelled
+    from voxsam.evaluation.selection import check_labels, find_labelled
 
     settings = Settings(
         clicks=_whole_numbers("--clicks", clicks),
@@ -79,6 +81,7 @@ def command(
     found, tumour_labels = find_labelled(folder)
     settings = replace(settings, labels=settings.labels or tumour_labels)
     chosen = _chosen(found, folder, cases, held_out, split)
+    check_labels(chosen, settings.labels if labels else ())
     if threads is not None:
         set_threads(threads)
     with Progress(quiet) as progress:

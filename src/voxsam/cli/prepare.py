@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from voxsam.data.cases import Fault
     from voxsam.data.prepare import Outcome
 
+SHOWN_NAMES = 5  # of the cases in a remark
+
 
 def command(
     raw: Annotated[
@@ -102,6 +104,14 @@ def _show_faults(faults: Sequence[Fault]) -> None:
     console.print(table)
 
 
+def _remark_unoriented(names: Sequence[str]) -> None:
+    shown = ", ".join(names[:SHOWN_NAMES]) + (" ..." if len(names) > SHOWN_NAMES else "")
+    where = f"{len(names)} case{'s' if len(names) > 1 else ''} ({shown})"
+    typer.echo(
+        f"Remark: the orientation of {where} is unknown (sform and qform code 0); the axes are taken as R, A, S."
+    )
+
+
 def _show(outcome: Outcome, output: Path, seconds: float) -> None:
     """What the store holds, in a few lines."""
     description = outcome.store.description
@@ -114,6 +124,8 @@ def _show(outcome: Outcome, output: Path, seconds: float) -> None:
     )
     if description.without_tumour:
         typer.echo(f"Without tumour, left out: {len(description.without_tumour)}.")
+    if description.unoriented:
+        _remark_unoriented(description.unoriented)
     for name, kind in zip(description.channels, description.preprocessing, strict=True):
         low, high = kind.clip
         typer.echo(f"{name}: clip {low:.4g} to {high:.4g}, mean {kind.mean:.4g}, s.d. {kind.sd:.4g}.")

@@ -26,7 +26,10 @@ def command(
         typer.Option(help="A folder of `voxsam prepare`, or in MSD / nnU-Net raw layout; without it, phantoms only."),
     ] = None,
     preset: Annotated[
-        str | None, typer.Option(help="laptop, gpu24, gpu80, or a YAML file: keys that this machine wants otherwise.")
+        list[str] | None,
+        typer.Option(
+            help="laptop, gpu24, gpu80: this machine's keys; auto: without clicks; or a YAML file. Repeatable."
+        ),
     ] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads; default: all.")] = None,
     anyway: Annotated[bool, typer.Option("--anyway", help="Begin though memory seems too little.")] = False,
@@ -36,17 +39,17 @@ def command(
     Ctrl-C ends the step, writes a checkpoint and stops; the same command goes on from there.
     """
     import voxsam.systems  # noqa: F401, its networks can be trained, too
-    from voxsam.data.store import open_store, read_description
+    from voxsam.data.store import find_description, open_store
     from voxsam.training.memory import is_out_of_memory
     from voxsam.training.recipe import read_preset, read_recipe
     from voxsam.training.run import train
     from voxsam.training.stop import Stopped
 
     defaults = {}
-    if data is not None and read_description(data / "dataset.json") is not None:
+    if data is not None and find_description(data) is not None:
         store = open_store(data)
         defaults = {"preprocessing": store.preprocessing.model_dump(), "validation": store.split["validation"]}
-    chosen = read_recipe(recipe, context.args, defaults, read_preset(preset) if preset else {})
+    chosen = read_recipe(recipe, context.args, defaults, [read_preset(name) for name in preset or []])
     make_folder(output)
     if threads is not None:
         set_threads(threads)

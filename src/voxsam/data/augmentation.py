@@ -19,9 +19,18 @@ from monai.transforms import (  # type: ignore[attr-defined]
     RandZoomd,
 )
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat
+
+
+def _ordered(ends: tuple[float, float]) -> tuple[float, float]:
+    if ends[0] > ends[1]:
+        raise ValueError(f"{ends[0]:g} to {ends[1]:g} is no range")
+    return ends
+
 
 Share = Annotated[float, Field(ge=0, le=1)]
+Factors = Annotated[tuple[PositiveFloat, PositiveFloat], AfterValidator(_ordered)]
+Lengths = Annotated[tuple[NonNegativeFloat, NonNegativeFloat], AfterValidator(_ordered)]
 
 KEYS = ("image", "label")
 MODES = ("bilinear", "nearest")
@@ -36,9 +45,9 @@ class Augmentation(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    zoom: tuple[float, float] = (0.8, 1.25)  # of the extent that is seen, on each axis
+    zoom: Factors = (0.8, 1.25)  # of the extent that is seen, on each axis
     zoom_probability: Share = 0.8
-    magnify: tuple[PositiveFloat, PositiveFloat] | None = None  # instead of zoom: the size of things, on all axes alike
+    magnify: Factors | None = None  # instead of zoom: the size of things, on all axes alike
     rotate: NonNegativeFloat = 15.0  # degrees about each axis, drawn together with the zoom
     flip: Share = 0.5  # on each axis
     turn: Share = 0.5  # by quarter turns in the plane of the last two axes
@@ -47,7 +56,7 @@ class Augmentation(BaseModel):
     offset: NonNegativeFloat = 0.0  # of normalised intensities, either way, with `shift_probability`
     scale: NonNegativeFloat = 0.15  # of contrast about the data set's mean, either way
     noise: NonNegativeFloat = 10.0  # largest s.d. of added noise
-    margin_mm: tuple[float, float] | None = (5.0, 60.0)  # left of a scan around its tumour, drawn for each side
+    margin_mm: Lengths | None = (5.0, 60.0)  # left of a scan around its tumour, drawn for each side
     uncut: Share = 0.0  # probability that a scan is seen without such margins
     body: bool = False  # scans are cut to the body's box, and crops moved into it where they fit
     surroundings: Share = 0.0  # probability that beyond a scan's borders the tissue of another one is seen

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from voxsam.data.labels import ABOVE_0, LabelChoice
 from voxsam.errors import FileError
 
 FaultKind = Literal[
@@ -33,11 +34,15 @@ CHANNEL = re.compile(r"(.+)_(\d{4})")  # nnU-Net: CASE_0000 is the first image c
 
 @dataclass(frozen=True)
 class Case:
-    """One patient's images, all on one grid, and the label; an image is a channel, or a 4D file with all of them."""
+    """One patient's images, all on one grid, and the label; an image is a channel, or a 4D file with all of them.
+
+    `choice`: where the label is tumour, as far as the data set says.
+    """
 
     name: str
     images: tuple[Path, ...]
     label: Path
+    choice: LabelChoice = ABOVE_0
 
     @property
     def image(self) -> Path:
@@ -60,15 +65,13 @@ class Fault:
 class RawData:
     """A data set as it lies on disk.
 
-    `known_labels` are the values that its labels may have, or None if nothing says so; `ignored_labels` of them are
-    never tumour. `channels` names the image channels as far as the data set does.
+    `choice` is what it says of the values in its labels. `channels` names the image channels as far as it does.
     """
 
     root: Path
     cases: tuple[Case, ...]
     faults: tuple[Fault, ...] = ()
-    known_labels: frozenset[int] | None = None
-    ignored_labels: frozenset[int] = frozenset()
+    choice: LabelChoice = ABOVE_0
     channels: tuple[str, ...] = ()
 
 
@@ -93,6 +96,8 @@ def read_decathlon(folder: Path) -> RawData:
     description = _description(folder)
     ending = str(description.get("file_ending", ".nii.gz"))
     channels = _channel_names(description)
+    known, ignored = _label_values(description)
+    choice = LabelChoice(known=known, ignored=ignored)
     labels = sorted((folder / "labelsTr").glob(f"[!.]*{ending}"))
     if not labels:
         raise FileError(f"{folder}: no labels in labelsTr", f"at least one *{ending}", "check the path")
@@ -103,11 +108,10 @@ def read_decathlon(folder: Path) -> RawData:
         if isinstance(found, Fault):
             faults.append(found)
         else:
-            cases.append(found)
+            cases.append(replace(found, choice=choice))
     names = {label.name.removesuffix(ending) for label in labels}
     faults += _without_label(files, names, ending)
-    known, ignored = _label_values(description)
-    return RawData(folder, tuple(cases), tuple(faults), known, ignored, channels)
+    return RawData(folder, tuple(cases), tuple(faults), choice, channels)
 
 
 def _description(folder: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import csv
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, fields
 from pathlib import Path
 from typing import Literal
 
@@ -16,36 +16,21 @@ from pydantic import BaseModel, ConfigDict
 
 from voxsam.data.cases import Case, Fault, FaultKind
 from voxsam.data.fingerprint import Sketch
-from voxsam.data.lesions import select
+from voxsam.data.labels import LabelChoice, label_values, listed
 from voxsam.errors import FileError, GeometryError, ImageError, InputError
 from voxsam.geometry import Grid
-from voxsam.io import read_channels, read_volume
+from voxsam.io import is_oriented, read_channels, read_volume
 from voxsam.io.atomic import atomic_path
 from voxsam.volume import Volume
 
-AT_ONCE = 2**22  # voxels of a label that are counted at once
-LARGEST_COUNTED = 2**16
-SHOWN_VALUES = 5
-
-
-@dataclass(frozen=True)
-class LabelChoice:
-    """Which values are tumour (None: all above 0 but the ignored), and which values a label may have at all."""
-
-    targets: tuple[int, ...] | None = None
-    known: frozenset[int] | None = None
-    ignored: frozenset[int] = frozenset()
-    healthy: bool = False  # a case without tumour is no fault
-
-    def __call__(self, labels: NDArray) -> NDArray[np.bool_]:
-        """Where a label map is tumour."""
-        return select(labels, self.targets, self.ignored)
+SLICES = 16  # of a scan that are put into the digest at once
 
 
 class Measures(BaseModel):
     """What is known of a sound case: its grid as stored, its tumour, its intensities there.
 
-    `volume_ml` 0: a case without tumour, which has no `channels`. `digest` is the same for the same voxels.
+    `volume_ml` 0: a case without tumour, which has no `channels`. `digest` is the same for the same voxels. `oriented`:
+    the first file says how the patient lies in it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -56,6 +41,7 @@ class Measures(BaseModel):
     volume_ml: float
     channels: tuple[Sketch, ...]
     digest: str
+    oriented: bool
 
     @property
     def grid(self) -> Grid:
@@ -145,41 +131,41 @@ def _check_label(
     values = label_values(labels)
     unknown = sorted(v for v in values if v < 0 or (choice.known is not None and v not in choice.known))
     if unknown:
-        shown = ", ".join(map(str, unknown[:SHOWN_VALUES])) + (" ..." if len(unknown) > SHOWN_VALUES else "")
         known = "0, 1, 2 ..." if choice.known is None else ", ".join(map(str, sorted(choice.known)))
-        report("unknown label value", f"{path.name} has the values {shown}", f"only {known}", "correct the label")
+        report(
+            "unknown label value", f"{path.name} has the values {listed(unknown)}", f"only {known}", "correct the label"
+        )
     tumour = choice(labels)
     if not tumour.any() and not choice.healthy:
-        wanted = "a value above 0" if choice.targets is None else " or ".join(map(str, choice.targets))
-        report("empty label", f"{path.name} has no tumour", f"a voxel of {wanted}", "leave the case out")
+        report("empty label", f"{path.name} has no tumour", f"a voxel of {choice.wanted}", "leave the case out")
         return None
     return tumour
-
-
-def label_values(labels: NDArray) -> set[int]:
-    """The whole numbers that a label map holds."""
-    flat = labels.ravel(order="K")
-    small = labels.min() >= 0 and labels.max() < LARGEST_COUNTED
-    found: set[int] = set()
-    for start in range(0, flat.size, AT_ONCE):
-        part = flat[start : start + AT_ONCE]
-        found.update((np.flatnonzero(np.bincount(part)) if small else np.unique(part)).tolist())
-    return found
 
 
 def _measure(first: Volume, values: Sequence[NDArray]) -> Measures:
     some = len(values[0]) > 0
     a, b, c = first.grid.shape
     rows = tuple(tuple(row) for row in first.grid.affine.tolist())
-    stored = np.ascontiguousarray(first.array.T)  # NIfTI arrays are in Fortran order: no copy
     return Measures(
         shape=(a, b, c),
         affine=rows,
         modality=first.modality,
         volume_ml=len(values[0]) * first.grid.voxel_volume_ml,
         channels=tuple(Sketch.of(v) for v in values) if some else (),
-        digest=hashlib.blake2b(stored.data, digest_size=16).hexdigest(),
+        digest=_digest(first.array),
+        oriented=is_oriented(first),
     )
+
+
+def _digest(array: NDArray) -> str:
+    """The same for the same values in the same shape, whatever type they are stored in: hashed as float32."""
+    found = hashlib.blake2b(repr(array.shape).encode(), digest_size=16)
+    turned = array.T  # the arrays of files are in Fortran order
+    for start in range(0, len(turned), SLICES):
+        values = turned[start : start + SLICES].astype("<f4", order="C")
+        values += 0  # -0 becomes 0
+        found.update(values.data)
+    return found.hexdigest()
 
 
 def find_doubles(measured: Iterable[tuple[str, Measures]]) -> list[Fault]:

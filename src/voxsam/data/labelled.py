@@ -9,6 +9,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from voxsam.data.labels import ABOVE_0, LabelChoice
 from voxsam.errors import GeometryError, ImageError
 from voxsam.volume import Volume
 
@@ -30,18 +31,20 @@ class Labelled:
     known_body: NDArray[np.int64] | None = None  # what `body` gives, where it has been found before
 
     @classmethod
-    def make(cls, scan: Volume, label: Volume, further: Sequence[Volume] = ()) -> Labelled:
-        """Whatever is above 0 in `label` is foreground. Raises GeometryError for another grid, ImageError for none."""
+    def make(
+        cls, scan: Volume, label: Volume, further: Sequence[Volume] = (), choice: LabelChoice = ABOVE_0
+    ) -> Labelled:
+        """What `choice` takes of `label` is foreground. Raises GeometryError for another grid, ImageError for none."""
         for other, what in ((label, "a label"), *((image, "a further image") for image in further)):
             if not other.grid.close_to(scan.grid):
                 given, expected = f"{what} on {other.grid}", f"the scan's grid, {scan.grid}"
                 raise GeometryError(given, expected, f"resample {what.replace('a ', 'the ')} to its scan")
-        foreground = np.argwhere(label.array > 0).astype(np.int32)
+        tumour = choice(label.array)
+        foreground = np.argwhere(tumour).astype(np.int32)
         if not len(foreground):
-            raise ImageError(
-                "a label without tumour", "at least one voxel above 0", "leave the case out (held_out in the recipe)"
-            )
-        return cls(scan, Volume((label.array > 0).astype(np.uint8), scan.grid, "SEG"), foreground, tuple(further))
+            remedy = "leave the case out (held_out in the recipe)"
+            raise ImageError("a label without tumour", f"at least one voxel of {choice.wanted}", remedy)
+        return cls(scan, Volume(tumour.astype(np.uint8), scan.grid, "SEG"), foreground, tuple(further))
 
     @property
     def images(self) -> tuple[Volume, ...]:

@@ -1,18 +1,18 @@
-"""Data sets in their original layout: which there are, and the reader of each (MSD / nnU-Net, KiTS21, LiTS17, CSV)."""
+"""Data sets in their original layout: which there are, and the readers of KiTS21 and LiTS17."""
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from voxsam.data.cases import Case, Fault, RawData, read_decathlon
+from voxsam.data.labels import LabelChoice
+from voxsam.data.pairs import read_csv
 from voxsam.errors import FileError, InputError
 from voxsam.preprocess import RELEASED, Preprocessing
 
-CASE_NAME = re.compile(r"\w[\w.-]*")  # becomes the name of a folder
 KITS_IMAGES = ("imaging.nii.gz", "imaging.nii")
 KITS_SEGMENTATIONS = ("aggregated_MAJ_seg.nii.gz", "segmentation.nii.gz", "aggregated_MAJ_seg.nii", "segmentation.nii")
 KITS_LABELS = frozenset(range(4))  # background, kidney, tumour, cyst
@@ -49,7 +49,7 @@ def read_kits(folder: Path) -> RawData:
         Case(path.name, (_first_of(path, KITS_IMAGES),), _first_of(path, KITS_SEGMENTATIONS))
         for path in sorted(place.glob("case_*/"))
     )
-    return RawData(folder, cases, known_labels=KITS_LABELS, channels=("CT",))
+    return RawData(folder, cases, choice=LabelChoice(known=KITS_LABELS), channels=("CT",))
 
 
 def _kits_folder(folder: Path) -> Path | None:
@@ -87,47 +87,7 @@ def read_lits(folder: Path) -> RawData:
         absent = folder / f"volume-{number}.nii", folder / f"segmentation-{number}.nii"
         image, label = (paths[0] if paths else path for paths, path in zip(pair, absent, strict=True))
         cases.append(Case(name, (image,), label))
-    return RawData(folder, tuple(cases), tuple(faults), LITS_LABELS, channels=("CT",))
-
-
-def read_csv(path: Path) -> RawData:
-    """A table with a header: `image` (further channels `image_1`, `image_2`, ...), `label`, and if wanted `name`.
-
-    Paths are relative to the table's folder. Without `name` a case is called as its label file.
-    Raises FileError for a file that is no such table.
-    """
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
-            columns = list(rows[0]) if rows else []
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise FileError(f"{path} could not be read ({error})", "a CSV table in UTF-8", "export it again") from error
-    channels = [c for c in columns if re.fullmatch(r"image(_\d+)?", c or "")]
-    if "image" not in channels or "label" not in columns:
-        given = f"{path} with the columns {', '.join(map(str, columns)) or 'of an empty table'}"
-        raise FileError(given, "the columns image and label, and rows below them", "name them in the first line")
-    channels.sort(key=lambda c: int(c.partition("_")[2] or 0))
-    cases: dict[str, Case] = {}
-    faults = []
-    for line, row in enumerate(rows, start=2):
-        case = _csv_case(path, line, row, channels)
-        if case.name in cases:
-            given = f"line {line}: a second case {case.name}"
-            faults.append(Fault(case.name, "duplicate case", given, "each name once", "rename or remove one"))
-        cases.setdefault(case.name, case)
-    return RawData(path.parent, tuple(cases.values()), tuple(faults))
-
-
-def _csv_case(path: Path, line: int, row: dict[str, str | None], channels: list[str]) -> Case:
-    cells = [(row.get(column) or "").strip() for column in (*channels, "label")]
-    if not all(cells):
-        raise FileError(f"{path}, line {line}: an empty cell", "an image and a label in each line", "fill it in")
-    *images, label = (path.parent / cell for cell in cells)
-    name = (row.get("name") or "").strip() or re.sub(r"\.(nii\.gz|nii|nrrd|mha)$", "", label.name, flags=re.IGNORECASE)
-    if not CASE_NAME.fullmatch(name):
-        given = f"{path}, line {line}: the name {name!r}"
-        raise FileError(given, "letters, digits, '_', '-' and '.'", "rename the case")
-    return Case(name, tuple(images), label)
+    return RawData(folder, tuple(cases), tuple(faults), LabelChoice(known=LITS_LABELS), channels=("CT",))
 
 
 DATA_SETS = {

@@ -15,17 +15,6 @@ PLANES = 64  # of a mask whose voxels are listed at once
 TOUCHING = np.ones((3, 3, 3), dtype=bool)  # voxels that share a corner belong to one lesion
 
 
-def select(
-    labels: NDArray, targets: tuple[int, ...] | None, ignored: frozenset[int] = frozenset()
-) -> NDArray[np.bool_]:
-    """Where a label map has one of the values `targets`; for None, where it is above 0 and not ignored."""
-    if targets is not None and len(targets) == 1:
-        return labels == targets[0]
-    if targets is not None:
-        return np.isin(labels, targets)
-    return (labels > 0) & ~np.isin(labels, list(ignored)) if ignored else labels > 0
-
-
 def deepest_points(mask: NDArray[np.bool_], spacing_mm: NDArray) -> NDArray[np.int64]:
     """(lesions, 3) for each connected lesion the index of its voxel farthest from the border.
 

@@ -18,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from voxsam.data.cases import Case, Fault, RawData
-from voxsam.data.faults import Check, LabelChoice, Measures, check_case, find_doubles, find_odd_channels
+from voxsam.data.faults import Check, Measures, check_case, find_doubles, find_odd_channels
 from voxsam.data.labelled import body_box
+from voxsam.data.labels import LabelChoice
 from voxsam.data.lesions import deepest_points, resample_label, resample_scan
 from voxsam.data.parallel import ReportProgress, each
 from voxsam.data.store import (

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from voxsam.data.cases import RawData
-from voxsam.data.faults import FaultyCasesError, LabelChoice, Measures, write_faults
+from voxsam.data.faults import FaultyCasesError, Measures, write_faults
 from voxsam.data.fingerprint import Fingerprint, Intensities, Triple, choose_spacing
+from voxsam.data.labels import LabelChoice
 from voxsam.data.layouts import DataSet, choose_data_set
 from voxsam.data.parallel import ReportProgress, available_cores
 from voxsam.data.passes import case_jobs, check_all, make_cases
@@ -79,6 +80,7 @@ def prepare(raw: Path, output: Path, options: Options, progress: ReportProgress 
         data_set=data_set.name,
         root=str(data.root.resolve()),
         labels=choice.targets,
+        ignored_labels=tuple(sorted(choice.ignored)),
         seed=options.seed,
         channels=_channel_names(data, len(preprocessing)),
         preprocessing=preprocessing,
@@ -86,6 +88,7 @@ def prepare(raw: Path, output: Path, options: Options, progress: ReportProgress 
         split=split,
         cases=records,
         without_tumour=tuple(sorted(measures.keys() - sound.keys())),
+        unoriented=tuple(sorted(name for name, m in sound.items() if not m.oriented)),
         faults=tuple(faults),
     )
     _finish(output, description)
@@ -93,13 +96,11 @@ def prepare(raw: Path, output: Path, options: Options, progress: ReportProgress 
 
 
 def _label_choice(data_set: DataSet, data: RawData, labels: tuple[int, ...] | None) -> LabelChoice:
-    targets = tuple(sorted(set(labels))) if labels else data_set.labels
-    known = data.known_labels
-    wrong = [v for v in targets or () if v < 1 or (known is not None and v not in known)]
-    if wrong:
-        allowed = "whole numbers above 0" if known is None else f"some of {', '.join(map(str, sorted(known - {0})))}"
-        raise InputError(f"the label {wrong[0]}", allowed, "choose with --labels")
-    return LabelChoice(targets, known, data.ignored_labels, data_set.healthy)
+    choice = data.choice.of(labels or data_set.labels)
+    unknown = () if choice.known is None else sorted(set(choice.targets or ()) - choice.known)
+    if unknown:
+        raise InputError(f"the label {unknown[0]}", data.choice.allowed, "choose with --labels")
+    return replace(choice, healthy=data_set.healthy)
 
 
 # Spacing and statistics

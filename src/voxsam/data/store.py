@@ -11,6 +11,7 @@ PREPARED/
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import shutil
@@ -34,11 +35,11 @@ from voxsam.io.atomic import make_folder
 from voxsam.preprocess import Preprocessing
 from voxsam.volume import Volume
 
-FORMAT = 2  # 1 lost tumours thinner than its voxels
-CHUNK = 48  # voxels a side: a crop of 128 reads at most 64 chunks
-SHARD = 480  # at most, voxels a side: most scans are one file for each array
+FORMAT = 3  # 2: smaller chunks, slower to unpack, and nnU-Net's ignored label not noted; 1: lost thin tumours
+CHUNK = 64  # voxels a side: a crop of 128 reads at most 27 chunks
+SHARD = 448  # at most, voxels a side: most scans are a few files for each array
 MOST_POSITIONS = 200_000
-
+REMEDY = "run `voxsam prepare RAW -o PREPARED`, to its end"
 
 Index = tuple[int, int, int]
 
@@ -84,7 +85,8 @@ class Description(BaseModel):
     format: int = FORMAT
     data_set: str
     root: str = ""  # the folder that the sources' paths begin at; "": written before it was recorded
-    labels: tuple[int, ...] | None  # the tumour's values in the source labels; None: all above 0
+    labels: tuple[int, ...] | None  # the tumour's values in the source labels; None: all above 0 but the ignored
+    ignored_labels: tuple[int, ...] = ()
     seed: int
     channels: tuple[str, ...]
     preprocessing: tuple[Preprocessing, ...]
@@ -92,6 +94,7 @@ class Description(BaseModel):
     split: dict[str, tuple[str, ...]]
     cases: dict[str, CaseRecord]
     without_tumour: tuple[str, ...] = ()
+    unoriented: tuple[str, ...] = ()  # cases whose files do not say how the patient lies
     faults: tuple[Fault, ...] = ()
 
 
@@ -153,15 +156,37 @@ class Store:
 
 
 def open_store(folder: str | os.PathLike[str]) -> Store:
-    """The store that `voxsam prepare` made in `folder`. Raises FileError if it is none, not finished, or newer."""
+    """The store that `voxsam prepare` made in `folder`. Raises FileError if it is none, not finished, or of another
+    format.
+    """
     path = Path(folder) / "dataset.json"
-    remedy = "run `voxsam prepare RAW -o PREPARED`, to its end"
     if not path.is_file():
-        raise FileError(f"{folder}: no dataset.json", "a folder made by voxsam prepare", remedy)
-    description = read_description(path)
+        raise FileError(f"{folder}: no dataset.json", "a folder made by voxsam prepare", REMEDY)
+    description = find_description(Path(folder))
     if description is None:
-        raise FileError(f"{path} is not that of a prepared data set of format {FORMAT}", "one that is", remedy)
+        raise FileError(f"{path} is not that of a prepared data set", f"one of format {FORMAT}", REMEDY)
     return Store(Path(folder), description)
+
+
+def find_description(folder: Path) -> Description | None:
+    """What a store says of itself; None for a folder of another kind. Raises FileError for one of another format."""
+    path = folder / "dataset.json"
+    description = read_description(path)
+    found = None if description else _format_of(path)
+    if found is not None:
+        given = f"{folder}: prepared as format {found} by another VoxSAM"
+        raise FileError(given, f"format {FORMAT}", "prepare it again: run `voxsam prepare RAW -o PREPARED`")
+    return description
+
+
+def _format_of(path: Path) -> int | None:
+    """The format of a store that cannot be read; None if it is no store, or only damaged."""
+    try:
+        found = dict(json.loads(path.read_bytes()))
+    except (OSError, ValueError, TypeError):
+        return None
+    number = found.get("format") if {"preprocessing", "fingerprint"} <= found.keys() else None
+    return number if isinstance(number, int) and number != FORMAT else None
 
 
 def read_description(path: Path) -> Description | None:
@@ -207,7 +232,7 @@ def write_case(
 
 def _write_array(group: zarr.Group, name: str, array: NDArray[Any]) -> None:
     shards = tuple(min(SHARD, -(-n // CHUNK) * CHUNK) for n in array.shape)
-    compressor = BloscCodec(cname="zstd", clevel=5, shuffle="bitshuffle")
+    compressor = BloscCodec(cname="lz4", clevel=5, shuffle="shuffle")  # larger than zstd, unpacked twice as fast
     stored = group.create_array(
         name, shape=array.shape, dtype=array.dtype, chunks=(CHUNK,) * 3, shards=shards, compressors=compressor
     )

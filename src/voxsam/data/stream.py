@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from voxsam.data.cases import Case, find_cases
 from voxsam.data.labelled import Labelled
 from voxsam.data.phantoms import CLOSE, Scene, make_phantom
 from voxsam.data.sampling import Sample, Sampler
-from voxsam.data.store import open_store, read_description
+from voxsam.data.store import find_description, open_store
 from voxsam.errors import FileError, InputError
 from voxsam.io import read_channels, read_volume
 
@@ -36,9 +37,23 @@ def load_cases(folder: Path, *, leave_out: Collection[str] = (), only: Collectio
     return [load(name) for name in sorted(chosen)]
 
 
+def fingerprint(folder: Path) -> str:
+    """16 digits that tell a data set from another one, without reading its voxels; where it lies does not count.
+
+    Of a prepared store: its cases, what each was made of, and the split. Else: the names and sizes of its files.
+    """
+    if find_description(folder) is not None:
+        found = open_store(folder).description
+        parts = [*((name, case.key) for name, case in sorted(found.cases.items())), *sorted(found.split.items())]
+    else:
+        files = sorted({path for case in find_cases(folder) for path in (*case.images, case.label)})
+        parts = [(path.name, path.stat().st_size) for path in files]
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
 def _source(folder: Path) -> tuple[Callable[[str], Labelled], set[str], set[str]]:
     """How a case is loaded by its name, which cases there are, and which of them are for testing."""
-    if read_description(folder / "dataset.json") is not None:
+    if find_description(folder) is not None:
         store = open_store(folder)
         return store.load, set(store.names), set(store.split["test"])
     cases = {case.name: case for case in find_cases(folder)}
@@ -49,7 +64,7 @@ def _load(case: Case) -> Labelled:
     scan, *further = (channel for path in case.images for channel in read_channels(path))
     label = read_volume(case.label, labels=True)
     try:
-        return Labelled.make(scan, label, further)
+        return Labelled.make(scan, label, further, case.choice)
     except InputError as error:
         raise type(error)(f"{case.name}: {error.given}", error.expected, error.remedy) from error
 

@@ -17,7 +17,12 @@ from voxsam.evaluation.protocol import Evaluation
 from voxsam.evaluation.summary import Estimate, Line, by_case, grouped, rows_of, summarise
 from voxsam.io.atomic import atomic_path
 
-COLOURS = {"random": "#0072b2", "corrective": "#d55e00", "automatic": "#0072b2"}  # told apart by the colour-blind
+COLOURS = {  # told apart by the colour-blind
+    "random": "#0072b2",
+    "corrective": "#d55e00",
+    "automatic": "#0072b2",
+    "per slice": "#009e73",
+}
 CASE_LINE, INK, FAINT = "#9aa5b1", "#1f2933", "#52606d"
 DPI = 150
 HALO = [withStroke(linewidth=2.5, foreground="white")]  # names stay readable where a line crosses

@@ -40,7 +40,7 @@ def write_examples(evaluation: Evaluation, system: System, cases: Mapping[str, C
         images, tumour = read_case(cases[row.case], evaluation.settings.labels)
         scan = images[0]
         points = [Point.at_index(scan.grid, at, positive) for at, positive in row.points]
-        mask = open_images(system, images).segment(points)
+        mask = open_images(system, images, tumour).segment(points)
         if row.lesion:
             tumour = components(tumour)[0] == row.lesion
         lesion = f", lesion {row.lesion}" if row.lesion else ""

@@ -2,6 +2,7 @@
 
 It knows systems (`systems.System`) and case folders, not VoxSAM's networks. A trial of 3 clicks begins with the click
 of the trial of 1: numbers are paired. Every draw depends on the seed, the case's name, the lesion and the trial only.
+A 2D system (`systems.OpenedPerSlice`) is clicked so often in every axial slice that holds tumour (`slices`).
 """
 
 from __future__ import annotations
@@ -17,12 +18,13 @@ from voxsam.data.cases import Case
 from voxsam.errors import GeometryError, InputError, UnsupportedError
 from voxsam.evaluation.clicks import REGIONS, Click, ClickMaker, Region, correction
 from voxsam.evaluation.scores import TOLERANCE_MM, Mask, Scores, components, score
-from voxsam.evaluation.systems import Opened, System
+from voxsam.evaluation.slices import clicks_in_slices, require_plain
+from voxsam.evaluation.systems import Opened, OpenedPerSlice, System
 from voxsam.io import read_channels, read_volume
 from voxsam.prompts import Point
 from voxsam.volume import Volume
 
-RANDOM, CORRECTIVE, AUTOMATIC = "random", "corrective", "automatic"
+RANDOM, CORRECTIVE, AUTOMATIC, PER_SLICE = "random", "corrective", "automatic", "per slice"
 
 Progress = Callable[[str, float | None], None]
 
@@ -59,9 +61,9 @@ class Row:
 
     case: str
     lesion: int
-    kind: str  # random, corrective or automatic
+    kind: str  # random, corrective, automatic or per slice
     trial: int
-    clicks: int
+    clicks: int  # in each slice, where the kind is per slice
     scores: Scores
     points: tuple[Click, ...]  # that were given
     seconds: float = field(compare=False)
@@ -84,11 +86,20 @@ class Evaluation:
         return tuple(dict.fromkeys(row.case for row in self.rows))
 
 
+Watch = Callable[[Row, Volume], None]
+
+
 def evaluate(
-    system: System, cases: Sequence[Case], settings: Settings, dataset: str, progress: Progress | None = None
+    system: System,
+    cases: Sequence[Case],
+    settings: Settings,
+    dataset: str,
+    progress: Progress | None = None,
+    watch: Watch | None = None,
 ) -> Evaluation:
     """Run every trial on every case. A case whose label is empty is skipped, unless the system needs no clicks.
 
+    `watch` is shown each row with the mask that was scored, on the scan's grid, which is not kept.
     Raises what reading a case raises, GeometryError for a label or an answer on another grid, InputError without cases
     or if all are skipped, UnsupportedError for clicks or lesions asked of a system that takes none.
     """
@@ -106,7 +117,7 @@ def evaluate(
         if system.takes_clicks and not tumour.any():
             skipped[case.name] = "its label is empty: there is nothing to click on"
         else:
-            rows += evaluate_scan(system, case.name, images, tumour, settings)
+            rows += evaluate_scan(system, case.name, images, tumour, settings, watch)
     _require(bool(rows), f"{len(cases)} cases with empty labels", "tumours to click on")
     return Evaluation(system.name, dataset, settings, tuple(rows), skipped, system.parameters)
 
@@ -114,7 +125,8 @@ def evaluate(
 def read_case(case: Case, labels: Sequence[int] = ()) -> tuple[tuple[Volume, ...], Mask]:
     """The image channels, and where the tumour is: (i, j, k) on the first one's grid.
 
-    Raises GeometryError for a channel or a label on another grid.
+    `labels` are the values that are tumour; none: those of the case. Raises GeometryError for a channel or a label on
+    another grid.
     """
     images = tuple(channel for path in case.images for channel in read_channels(path))
     label = read_volume(case.label, labels=True)
@@ -122,16 +134,25 @@ def read_case(case: Case, labels: Sequence[int] = ()) -> tuple[tuple[Volume, ...
         if not other.grid.close_to(images[0].grid):
             given, expected = f"{case.name}: {what} on {other.grid}", f"the scan's {images[0].grid}"
             raise GeometryError(given, expected, f"resample the {what[2:]}")
-    return images, np.isin(label.array, list(labels)) if labels else label.array > 0
+    return images, case.choice.of(labels)(label.array)
 
 
 def evaluate_scan(
-    system: System, name: str, images: Sequence[Volume], tumour: Mask, settings: Settings
+    system: System,
+    name: str,
+    images: Sequence[Volume],
+    tumour: Mask,
+    settings: Settings,
+    watch: Watch | None = None,
 ) -> Iterator[Row]:
     """The rows of one scan of one or more channels; `tumour` (i, j, k) is not empty for a system that takes clicks."""
-    run = _Run(name, images[0], open_images(system, images), settings, system.takes_negative)
+    opened = open_images(system, images, tumour)
+    run = _Run(name, images[0], opened, settings, system.takes_negative, watch)
     if not system.takes_clicks:
         yield run.row(AUTOMATIC, 0, 0, tumour, tumour, ())[0]
+    elif isinstance(run.opened, OpenedPerSlice):
+        require_plain(settings, system.name)
+        yield from run.slices(tumour)
     elif settings.per_lesion:
         numbered, count = components(tumour)
         for lesion in range(1, count + 1):
@@ -140,9 +161,15 @@ def evaluate_scan(
         yield from run.trials(tumour, tumour, 0)
 
 
-def open_images(system: System, images: Sequence[Volume]) -> Opened:
-    """A scan opened with a system: one volume where there is but one, else all channels."""
-    return system.open(images[0] if len(images) == 1 else tuple(images))
+def open_images(system: System, images: Sequence[Volume], tumour: Mask) -> Opened:
+    """A scan opened with a system: one volume where there is but one, else all channels.
+
+    `tumour` (i, j, k) is shown to a system per slice alone, which may have to choose as an oracle does.
+    """
+    opened = system.open(images[0] if len(images) == 1 else tuple(images))
+    if isinstance(opened, OpenedPerSlice):
+        opened.show_truth(images[0].with_array(tumour.astype(np.uint8), "SEG"))
+    return opened
 
 
 @dataclass(frozen=True)
@@ -154,6 +181,7 @@ class _Run:
     opened: Opened
     settings: Settings
     negative: bool
+    watch: Watch | None
 
     @property
     def spacing_mm(self) -> NDArray[np.float64]:
@@ -171,6 +199,15 @@ class _Run:
             if settings.corrective:
                 yield from self.corrected(lesion, trial, target, tumour, clicks[0])
 
+    def slices(self, tumour: Mask) -> Iterator[Row]:
+        """All trials of a system that is clicked in every slice of the tumour."""
+        settings = self.settings
+        for trial in range(settings.trials):
+            drawn = clicks_in_slices(tumour, self.scan.grid, settings.clicks[-1], settings.seed, self.name, 0, trial)
+            for count in settings.clicks:
+                clicks = tuple(click for in_slice in drawn for click in in_slice[:count])
+                yield self.row(PER_SLICE, 0, trial, tumour, tumour, clicks, count)[0]
+
     def corrected(self, lesion: int, trial: int, target: Mask, tumour: Mask, first: Click) -> Iterator[Row]:
         """Rows of 1, 2, ... clicks, each placed on the worst fault; when none is left the scores stay as they are."""
         points = (first,)
@@ -186,9 +223,19 @@ class _Run:
             yield row
 
     def row(
-        self, kind: str, lesion: int, trial: int, target: Mask, tumour: Mask, clicks: tuple[Click, ...]
+        self,
+        kind: str,
+        lesion: int,
+        trial: int,
+        target: Mask,
+        tumour: Mask,
+        clicks: tuple[Click, ...],
+        count: int | None = None,
     ) -> tuple[Row, Mask]:
-        """The row of one answer, and the mask that was scored: without what lies in other lesions than the target."""
+        """The row of one answer, and the mask that was scored: without what lies in other lesions than the target.
+
+        `count` is what tables call the number of clicks, where it is not all of them.
+        """
         start = time.perf_counter()
         answer = self.opened.segment([Point.at_index(self.scan.grid, at, positive) for at, positive in clicks])
         seconds = time.perf_counter() - start
@@ -198,7 +245,10 @@ class _Run:
         if lesion:
             mask &= target | ~tumour
         scores = score(mask, target, self.spacing_mm, self.settings.tolerance_mm)
-        return Row(self.name, lesion, kind, trial, len(clicks), scores, clicks, seconds), mask
+        row = Row(self.name, lesion, kind, trial, count or len(clicks), scores, clicks, seconds)
+        if self.watch is not None:
+            self.watch(row, answer.with_array(mask.astype(np.uint8), "SEG"))
+        return row, mask
 
 
 def _require(holds: bool, given: str, expected: str) -> None:

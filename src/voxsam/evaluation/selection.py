@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from voxsam.data.cases import Case, find_cases
-from voxsam.data.store import Description, read_description
+from voxsam.data.labels import LabelChoice, label_values, listed
+from voxsam.data.store import Description, find_description
 from voxsam.errors import FileError, InputError
+from voxsam.io import read_volume
 
 
 def find_labelled(folder: Path) -> tuple[list[Case], tuple[int, ...]]:
-    """The labelled cases of a folder, and the label values that are the tumour; no values: all above 0.
+    """The labelled cases of a folder, and the label values that are the tumour; no values: all above 0 not ignored.
 
     Of a folder of `voxsam prepare` they are the files that it was made of, for masks are scored on the scan's own grid.
     Raises FileError for a folder of another kind, and for sources that are not where they were.
     """
-    description = read_description(folder / "dataset.json")
+    description = find_description(folder)
     if description is None:
         return find_cases(folder), ()
     return [_source_of(name, description, folder) for name in sorted(description.cases)], description.labels or ()
@@ -32,7 +34,25 @@ def _source_of(name: str, description: Description, folder: Path) -> Case:
     if gone:
         given, expected = f"{gone[0]}, of which {folder} was prepared, is gone", "the data set where it was"
         raise FileError(given, expected, "put it back, or give the data set's new folder")
-    return Case(name, tuple(images), label)
+    choice = LabelChoice(description.labels, ignored=frozenset(description.ignored_labels))
+    return Case(name, tuple(images), label, choice)
+
+
+def check_labels(cases: Sequence[Case], labels: Collection[int]) -> None:
+    """Raises InputError for a value that is in no label of the cases and that their data set does not name either.
+
+    Labels are read only for values that it does not name, and only until all are found.
+    """
+    missing = set(labels).difference(*(case.choice.known or () for case in cases))
+    present: set[int] = set()
+    for case in cases:
+        case.choice.of(labels)
+        if missing - present:
+            present |= label_values(read_volume(case.label, labels=True).array)
+    if missing - present:
+        there = present.union(*(case.choice.known or () for case in cases)) - {0}
+        given = f"--labels {','.join(map(str, labels))}: no label has the value {listed(missing - present)}"
+        raise InputError(given, f"some of {listed(there)}" if there else "labels that are not empty", "correct it")
 
 
 def choose_cases(cases: Sequence[Case], names: Sequence[str] | None) -> list[Case]:

@@ -13,7 +13,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from voxsam.evaluation.protocol import AUTOMATIC, RANDOM, Evaluation, Row
+from voxsam.evaluation.protocol import AUTOMATIC, PER_SLICE, RANDOM, Evaluation, Row
 
 RESAMPLES, LEVEL = 2000, 0.95
 MEANS = ("dice", "nsd", "volume_error", "volume_error_abs", "found", "false_lesions")
@@ -42,18 +42,20 @@ class Line:
 
     @property
     def label(self) -> str:
-        """How the paper's Table 1 calls it: "3 pts/volume"."""
-        return self._named(f"{self.clicks} pt{'s' * (self.clicks != 1)}/volume")
+        """How the paper's Table 1 calls it: "3 pts/volume", "3 pts/slice"."""
+        per = "slice" if self.kind == PER_SLICE else "volume"
+        return self._named(f"{self.clicks} pt{'s' * (self.clicks != 1)}/{per}")
 
     @property
     def title(self) -> str:
-        """How other tables and figures call it: "3 clicks"."""
-        return self._named(f"{self.clicks} click{'s' * (self.clicks != 1)}")
+        """How other tables and figures call it: "3 clicks", "3 clicks per slice"."""
+        per = " per slice" if self.kind == PER_SLICE else ""
+        return self._named(f"{self.clicks} click{'s' * (self.clicks != 1)}{per}")
 
     def _named(self, clicks: str) -> str:
         if self.kind == AUTOMATIC:
             return self.kind
-        return clicks if self.kind == RANDOM else f"{clicks}, {self.kind}"
+        return clicks if self.kind in (RANDOM, PER_SLICE) else f"{clicks}, {self.kind}"
 
 
 def summarise(evaluation: Evaluation) -> list[Line]:

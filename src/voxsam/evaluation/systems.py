@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from voxsam.automatic import mask_of, segment_automatically
 from voxsam.errors import PromptError, UnsupportedError
@@ -21,6 +21,18 @@ class Opened(Protocol):
 
     def segment(self, points: Sequence[Point]) -> Volume:
         """The mask on the scan's grid for these clicks and no others: all clicks so far are given each time."""
+        ...
+
+
+@runtime_checkable
+class OpenedPerSlice(Opened, Protocol):
+    """A scan opened with a 2D system, which is clicked in every axial slice that holds tumour, and so told which do.
+
+    `segment` answers in the slices that have clicks; all others stay empty.
+    """
+
+    def show_truth(self, truth: Volume) -> None:
+        """Where the tumour is, on the scan's grid, before the first click: for one that chooses as an oracle does."""
         ...
 
 

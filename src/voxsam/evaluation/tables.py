@@ -7,10 +7,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from voxsam.evaluation.markdown import NOTHING, markdown_table
-from voxsam.evaluation.protocol import Evaluation
+from voxsam.evaluation.protocol import PER_SLICE, Evaluation
 from voxsam.evaluation.summary import Estimate, Line, by_case, grouped, rows_of, summarise
 
 INFINITE = "∞"
+TOLD = (
+    "The clicks are made in every axial slice that holds tumour, so the system is told where along the patient the "
+    "tumour begins and ends; all other slices stay empty."
+)
 
 Cells = dict[str, Any]
 
@@ -78,6 +82,8 @@ def describe(evaluation: Evaluation) -> str:
     where = "the whole tumour" if settings.region == "any" else f"the region '{settings.region}' of the largest lesion"
     where = "each lesion by itself" if settings.per_lesion and settings.region == "any" else where
     text += f" {settings.trials} trial{'s' * (settings.trials != 1)} for each number of clicks, drawn from {where}."
+    if any(row.kind == PER_SLICE for row in evaluation.rows):
+        text += f" {TOLD}"
     if settings.noise:
         text += f" {settings.noise:.0%} of the clicks miss the tumour."
     if settings.corrective:

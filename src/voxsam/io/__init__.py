@@ -25,6 +25,7 @@ __all__ = [
     "MASK_SUFFIXES",
     "SUFFIXES",
     "check_mask_output",
+    "is_oriented",
     "read_channels",
     "read_volume",
     "write_mask",
@@ -97,6 +98,12 @@ def _as_scan(name: str, volume: Volume) -> Volume:
     check_spacing(name, volume.grid)
     check_scan(name, volume.array)
     return replace(volume, modality=volume.modality or guess_modality(volume.array))
+
+
+def is_oriented(volume: Volume) -> bool:
+    """Whether a volume's file says how the patient lies in it; a NIfTI file without sform and qform does not."""
+    header = volume.header.get("nifti")
+    return header is None or int(header["sform_code"]) > 0 or int(header["qform_code"]) > 0
 
 
 def write_mask(

@@ -16,7 +16,7 @@ from voxsam.model.convolution import convolve
 from voxsam.model.linear import Precision, product
 from voxsam.model.patch_embedding import PatchEmbedding, SlicePatchEmbedding
 from voxsam.model.promptable import BlockProgress
-from voxsam.model.sizes import LEVELS, ModelConfig
+from voxsam.model.sizes import ModelConfig
 
 
 class Neck(nn.Module):
@@ -80,7 +80,7 @@ class ImageEncoder(nn.Module):
         kind = adapter_kind(config.adapter)
         shared = kind.shared(config) if kind.shared else None
         self.blocks = nn.ModuleList(Block(config, i, kind.make(config, i, shared)) for i in range(config.depth))
-        necks = 1 if slices else LEVELS
+        necks = 1 if slices else len(config.levels)
         self.necks = nn.ModuleList(Neck(c, config.feature_width, slices) for _ in range(necks))
         self.shared_adapter = shared
 

@@ -26,6 +26,7 @@ from voxsam.preprocess import PAPER, RELEASED, Preprocessing
 USED_PROMPT_ENCODER = 3  # of four in feature_dict
 Variant = Literal["released", "paper"]
 
+AUTOMATIC = {"crop": 256, "stride": 8}  # of its automatic mode, which upsamples by 2; the file does not say
 WANTED = "a checkpoint of the released 3DSAM-adapter code (encoder_dict, feature_dict, decoder_dict)"
 DATA_SETS = {"kits": "KiTS21", "lits": "LiTS17", "pancreas": "MSD-Pancreas", "colon": "MSD-Colon"}
 
@@ -119,13 +120,16 @@ def import_released(path: Path, profile: str, variant: Variant = "released") -> 
 
     `profile` (kits, lits, pancreas, colon) is the data set it was trained on, which decides axes and intensities; the
     file does not say. `variant` "paper" takes the arithmetic and intensities of the paper's text, not the released
-    code's. Nothing in the file is executed. Raises FileError or CheckpointError.
+    code's. One without a prompt encoder is of its automatic mode. Nothing in the file is executed. Raises FileError or
+    CheckpointError.
     """
     preprocessing = preprocessing_of(profile, variant)
     path = Path(path)
     contents = read_pickle(path, WANTED)
+    parts = _parts(path, contents)
+    automatic = "prompt" not in parts
     try:
-        state = translate(_parts(path, contents))
+        state = translate(parts)
     except KeyError as error:
         raise CheckpointError(
             f"{path} has a tensor that the released code does not have, {error.args[0]}",
@@ -133,9 +137,10 @@ def import_released(path: Path, profile: str, variant: Variant = "released") -> 
             "import the original file",
         ) from error
     card = Card(
-        name=f"3dsam-adapter-{profile}",
-        config=VIT_B.in_profile(variant),
+        name=f"3dsam-adapter-{profile}{'-auto' * automatic}",
+        config=VIT_B.in_profile(variant).model_copy(update=AUTOMATIC if automatic else {}),
         preprocessing=preprocessing,
+        automatic=automatic,
         description={
             "source": f"imported from {path.name}, a checkpoint of the released 3DSAM-adapter code",
             "data": DATA_SETS[profile],
@@ -167,23 +172,18 @@ def looks_released(contents: Mapping[Any, Any]) -> bool:
 
 
 def _parts(path: Path, contents: Mapping[Any, Any]) -> dict[str, Mapping[str, Tensor]]:
-    """The three parts that are used, checked to be dictionaries of tensors."""
+    """The parts that are used, checked to be dictionaries of tensors; no "prompt" in a checkpoint of automatic mode."""
     if looks_like_sam(contents):
         raise CheckpointError(f"{path} is a SAM file", WANTED, "import it with --kind sam")
     missing = [key for key in ("encoder_dict", "feature_dict", "decoder_dict") if key not in contents]
-    if missing:
-        note = "checkpoints of its automatic mode have no prompt encoder" if missing == ["feature_dict"] else ""
-        raise CheckpointError(
-            f"{path} has no {', '.join(missing)}", WANTED, note or "give last.pth.tar or best.pth.tar"
-        )
-    prompts = contents["feature_dict"]
-    if not isinstance(prompts, list) or len(prompts) <= USED_PROMPT_ENCODER:
-        raise CheckpointError(f"{path}: feature_dict is no list of four prompt encoders", WANTED, "check the file")
-    parts = {
-        "encoder": contents["encoder_dict"],
-        "prompt": prompts[USED_PROMPT_ENCODER],
-        "decoder": contents["decoder_dict"],
-    }
+    if missing not in ([], ["feature_dict"]):
+        raise CheckpointError(f"{path} has no {', '.join(missing)}", WANTED, "give last.pth.tar or best.pth.tar")
+    parts = {"encoder": contents["encoder_dict"], "decoder": contents["decoder_dict"]}
+    if not missing:
+        prompts = contents["feature_dict"]
+        if not isinstance(prompts, list) or len(prompts) <= USED_PROMPT_ENCODER:
+            raise CheckpointError(f"{path}: feature_dict is no list of four prompt encoders", WANTED, "check the file")
+        parts["prompt"] = prompts[USED_PROMPT_ENCODER]
     for part, tensors in parts.items():
         if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
             raise CheckpointError(f"the {part} part of {path} is no dictionary of tensors", WANTED, "check the file")

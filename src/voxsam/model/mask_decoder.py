@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from voxsam.model.convolution import convolve
 from voxsam.model.resized_convolution import resized_convolution
-from voxsam.model.sizes import LEVELS, ModelConfig
+from voxsam.model.sizes import ModelConfig
 
 CLASSES = 2  # background, tumour
 
@@ -39,42 +39,47 @@ class Head(nn.Module):
 class MaskDecoder(nn.Module):
     """Four heads, upsampled and concatenated with the crop, fused by a 3x3x3 convolution, then two logits per voxel.
 
-    The fusing convolution is a sum over its input groups, and a click changes level 4 only. `static` computes the share
-    of levels 1-3 and of the crop once; `fused` adds the share of level 4. No concatenation is ever made, and no level
-    is enlarged before the convolution has mixed its channels.
+    The fusing convolution is a sum over its input groups, and a click changes `config.prompt_levels` only, most often
+    level 4 alone. `static` computes the share of the other levels and of the crop once; `fused` adds that of the
+    prompted ones. No concatenation is ever made, and no level is enlarged before the convolution has mixed its
+    channels. Without `config.multi_layer` there is one head, for level 4.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         m = config.head_width
         self.full_resolution = config.fusion == "crop"
-        self.heads = nn.ModuleList(Head(config.feature_width, m) for _ in range(LEVELS))
-        self.fuse = nn.Conv3d(LEVELS * m + config.channels, m, 3, padding=1, bias=False)
+        levels = config.levels
+        self.prompted = [levels.index(level) for level in config.prompt_levels]  # heads
+        self.unprompted = [n for n in range(len(levels)) if n not in self.prompted]
+        self.heads = nn.ModuleList(Head(config.feature_width, m) for _ in levels)
+        self.fuse = nn.Conv3d(len(levels) * m + config.channels, m, 3, padding=1, bias=False)
         self.classify = nn.Conv3d(m, CLASSES, 3, padding=1, bias=False)
 
     def _fusion_grid(self, token_grid: torch.Size, crop_shape: torch.Size) -> tuple[int, ...]:
         return tuple(crop_shape) if self.full_resolution else tuple(2 * n for n in token_grid)
 
-    def _share(self, level: int, features_BCDHW: Tensor, size: tuple[int, ...]) -> Tensor:
-        """(B, m, F, F, F): what one level (0..3) adds to the fusing convolution."""
+    def _share(self, head: int, features_BCDHW: Tensor, size: tuple[int, ...]) -> Tensor:
+        """(B, m, F, F, F): what the level of one head (from 0) adds to the fusing convolution."""
         m = self.fuse.out_channels
         return resized_convolution(
-            self.heads[level](features_BCDHW), self.fuse.weight[:, level * m : (level + 1) * m], size
+            self.heads[head](features_BCDHW), self.fuse.weight[:, head * m : (head + 1) * m], size
         )
 
     def static(self, features: tuple[Tensor, ...], crops_B1DHW: Tensor) -> Tensor:
-        """(B, m, F, F, F): the share of the first three levels and of the crop; holds while the crop holds."""
+        """(B, m, F, F, F): the share of the crop and of the levels that no click changes; holds while the crop does."""
         size = self._fusion_grid(features[0].shape[2:], crops_B1DHW.shape[2:])
         image = _resize(crops_B1DHW, size, align_corners=False)
-        total = convolve(image, self.fuse.weight[:, LEVELS * self.fuse.out_channels :])
-        for level in range(LEVELS - 1):
-            total = total + self._share(level, features[level], size)
+        total = convolve(image, self.fuse.weight[:, len(self.heads) * self.fuse.out_channels :])
+        for head in self.unprompted:
+            total = total + self._share(head, features[head], size)
         return total
 
-    def fused(self, static: Tensor, deepest_BCDHW: Tensor) -> Tensor:
-        """The static share and level 4 after the prompt encoder -> (B, m, F, F, F) mask features."""
-        x = static + self._share(LEVELS - 1, deepest_BCDHW, tuple(static.shape[2:]))
-        return F.relu(F.instance_norm(x))
+    def fused(self, static: Tensor, prompted: tuple[Tensor, ...]) -> Tensor:
+        """The static share and the prompted levels, after the prompt encoder -> (B, m, F, F, F) mask features."""
+        for head, features_BCDHW in zip(self.prompted, prompted, strict=True):
+            static = static + self._share(head, features_BCDHW, tuple(static.shape[2:]))
+        return F.relu(F.instance_norm(static))
 
     def forward(self, fused_BmFFF: Tensor, crop_shape: tuple[int, ...]) -> Tensor:
         """Mask features -> (B, 2, D, H, W) logits on the crop."""

@@ -28,6 +28,12 @@ def sample_features(features_BCDHW: Tensor, points_BN3: Tensor, crop_shape: tupl
     return sampled[..., 0, 0].transpose(1, 2).to(features_BCDHW.dtype)
 
 
+def in_crop(points_BN3: Tensor, crop_shape: tuple[int, ...]) -> Tensor:
+    """(B, N) bool: which points (crop voxels) lie in one of the crop's voxels."""
+    size = torch.tensor(crop_shape, dtype=torch.float32, device=points_BN3.device)
+    return ((points_BN3 >= -0.5) & (points_BN3 <= size - 0.5)).all(-1)
+
+
 def mark_tokens(values_BNC: Tensor, points_BN3: Tensor, crop_shape: tuple[int, ...], grid: tuple[int, ...]) -> Tensor:
     """(B, C, *grid): each point's value spread over the eight tokens about it, by the weights of trilinear sampling.
 
@@ -36,7 +42,7 @@ def mark_tokens(values_BNC: Tensor, points_BN3: Tensor, crop_shape: tuple[int, .
     b, _, c = values_BNC.shape
     crop = torch.tensor(crop_shape, dtype=torch.float32, device=points_BN3.device)
     size = torch.tensor(grid, device=points_BN3.device)
-    inside = ((points_BN3 >= -0.5) & (points_BN3 <= crop - 0.5)).all(-1, keepdim=True)
+    inside = in_crop(points_BN3, crop_shape)[..., None]
     at = ((points_BN3 + 0.5) * size / crop - 0.5).clamp(min=0).minimum(size - 1.0)
     first = at.floor().long().minimum(size - 1)
     part = at - first
@@ -59,13 +65,17 @@ class Attention(nn.Module):
         self.q_proj, self.k_proj, self.v_proj = (nn.Linear(width, inner) for _ in range(3))
         self.out_proj = nn.Linear(inner, width)
 
-    def forward(self, q_BMC: Tensor, kv_BKC: Tensor, mask: Tensor | None = None) -> Tensor:
-        """(B, M, C) queries, (B, K, C) keys -> (B, M, C); `mask` broadcasts to (B, 1, M, K), True attends."""
+    def forward(self, q_BMC: Tensor, k_BKC: Tensor, v_BKC: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """(B, M, C) queries, (B, K, C) keys and values -> (B, M, C); without values, the keys are the values.
+
+        `mask` broadcasts to (B, heads, M, K), True attends.
+        """
 
         def split(x: Tensor) -> Tensor:
             return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
-        q, k, v = split(self.q_proj(q_BMC)), split(self.k_proj(kv_BKC)), split(self.v_proj(kv_BKC))
+        v_BKC = k_BKC if v_BKC is None else v_BKC
+        q, k, v = split(self.q_proj(q_BMC)), split(self.k_proj(k_BKC)), split(self.v_proj(v_BKC))
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.out_proj(out.transpose(1, 2).flatten(2))
 
@@ -86,7 +96,7 @@ class PromptLayer(nn.Module):
         """Image tokens and points -> both, changed."""
         count = len(self.global_queries)
         q = torch.cat([self.global_queries.expand(len(image_BTC), -1, -1), points_BNC], 1)
-        q = self.norm2(q + self.norm1(self.self_attention(q, q, mask)))
+        q = self.norm2(q + self.norm1(self.self_attention(q, q, mask=mask)))
         queries, points = q[:, :count], q[:, count:]
         queries = self.norm3(queries + self.mlp(queries))
         image = self.norm4(image_BTC + self.image_to_query(image_BTC, queries))
@@ -94,7 +104,7 @@ class PromptLayer(nn.Module):
 
 
 class PromptEncoder(nn.Module):
-    """Changes the deepest feature map by what the clicks look like.
+    """Changes a feature map, by default the deepest, by what the clicks look like there.
 
     With `config.polarity` a learned vector is added to the look of a positive and of a negative click; released
     checkpoints have none, and take positive clicks only. With `config.marks` another one is added to the tokens about
@@ -103,26 +113,36 @@ class PromptEncoder(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.queries = config.queries
+        self.queries, self.stride = config.queries, config.stride
         self.layers = nn.ModuleList(PromptLayer(config) for _ in range(config.prompt_layers))
         self.polarity = nn.Embedding(2, config.feature_width) if config.polarity else None
         self.marks = nn.Embedding(2, config.feature_width) if config.marks else None
         if self.marks is not None:
             nn.init.zeros_(self.marks.weight)
 
-    def mark(
-        self, features_BCDHW: Tensor, points_BN3: Tensor, labels_BN: Tensor | None, crop_shape: tuple[int, ...]
-    ) -> Tensor:
-        """Level 4 with the tokens about the points (crop voxels) marked; unchanged if the model does not mark."""
+    def mark(self, features_BCDHW: Tensor, points_BN3: Tensor, labels_BN: Tensor | None) -> Tensor:
+        """The features with the tokens about the points (crop voxels) marked; unchanged if the model does not mark."""
         if self.marks is None:
             return features_BCDHW
         if labels_BN is None:
             labels_BN = torch.ones(points_BN3.shape[:2], dtype=torch.long, device=points_BN3.device)
         values = self.marks(labels_BN.clamp(min=0)) * (labels_BN != PADDING)[..., None]
-        return features_BCDHW + mark_tokens(values, points_BN3, crop_shape, tuple(features_BCDHW.shape[2:]))
+        grid = tuple(features_BCDHW.shape[2:])
+        return features_BCDHW + mark_tokens(values, points_BN3, tuple(n * self.stride for n in grid), grid)
 
-    def forward(self, features_BCDHW: Tensor, looks_BNC: Tensor, labels_BN: Tensor | None = None) -> Tensor:
-        """(B, C, D, H, W) level 4, (B, N, C) looks, (B, N) labels (1 positive, 0 negative, -1 padding) -> level 4."""
+    def forward(
+        self,
+        features_BCDHW: Tensor,
+        looks_BNC: Tensor,
+        labels_BN: Tensor | None = None,
+        points_BN3: Tensor | None = None,
+    ) -> Tensor:
+        """(B, C, D, H, W) features, (B, N, C) looks, (B, N) labels (1 positive, 0 negative, -1 padding) -> features.
+
+        `points_BN3` (crop voxels) are where the clicks leave their marks; left out, they leave none.
+        """
+        if points_BN3 is not None:
+            features_BCDHW = self.mark(features_BCDHW, points_BN3, labels_BN)
         points, mask = looks_BNC, None
         if labels_BN is not None:
             if self.polarity is not None:

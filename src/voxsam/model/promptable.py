@@ -26,6 +26,7 @@ class Promptable(nn.Module, ABC):
 
     clicks = True  # whether it can be clicked at all; one that cannot is trained without: `prompts: none` in its recipe
     far_clicks = True  # whether clicks outside a crop tell it, by their looks, what to find in it
+    any_crop = True  # whether crops may have other sizes than the configuration's, if they fit its steps
 
     def __init__(self, card: Card) -> None:
         super().__init__()
@@ -52,6 +53,10 @@ class Promptable(nn.Module, ABC):
     @abstractmethod
     def static(self, features: Features, crops_B1DHW: Tensor) -> Tensor:
         """The part of decoding that no click changes; pass it to `decode` to click again in the same crop."""
+
+    def prompted(self, features: Features) -> Features:
+        """The features that `sample` and `decode` need when there is a static part; they do with these alone."""
+        return features[-1:]
 
     @abstractmethod
     def decode(

@@ -43,7 +43,15 @@ def _resize_taps(length: int, size: int) -> Tensor:
 
 def _tables(x_nCdhw: Tensor, size: tuple[int, ...]) -> tuple[Tensor, ...]:
     """_resize_taps of the three axes, as x is."""
-    return tuple(_resize_taps(n, side).to(x_nCdhw) for n, side in zip(x_nCdhw.shape[2:], size, strict=True))
+    like = x_nCdhw.dtype, x_nCdhw.device
+    return tuple(_resize_taps_as(n, side, *like) for n, side in zip(x_nCdhw.shape[2:], size, strict=True))
+
+
+@lru_cache(maxsize=32)
+@torch.inference_mode(False)
+def _resize_taps_as(length: int, size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """_resize_taps kept on the device: a CUDA graph cannot hold a copy from the processor's memory."""
+    return _resize_taps(length, size).to(device, dtype)
 
 
 def _mixing(weight: Tensor) -> Tensor:

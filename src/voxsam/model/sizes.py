@@ -57,6 +57,10 @@ class ModelConfig(BaseModel):
     fusion: Literal["double", "crop"] = "double"
     polarity: bool = False  # learned embeddings for positive and negative clicks (an extension)
     marks: bool = False  # a click also marks the tokens about it, in its own crop (an extension; needs polarity)
+    # The paper's ablations (Sec. 4.4); what they are compared with is the default.
+    prompt_kind: Literal["sampler", "positional"] = "sampler"  # a click is what lies under it, or where it lies
+    prompt_levels: tuple[int, ...] = (LEVELS,)  # feature maps that clicks change; each has a prompt encoder of its own
+    multi_layer: bool = True  # False: of the feature maps the decoder is given the deepest alone
 
     @model_validator(mode="after")
     def _consistent(self) -> ModelConfig:
@@ -70,7 +74,16 @@ class ModelConfig(BaseModel):
             raise ValueError("tokens of slices are made of one channel")
         if self.marks and not self.polarity:
             raise ValueError("marks need polarity")
+        self._check_prompts()
         return self
+
+    def _check_prompts(self) -> None:
+        levels = self.prompt_levels
+        if list(levels) != sorted(set(levels) & set(self.levels)) or levels[-1:] != (LEVELS,):
+            given = "1 to 4" if self.multi_layer else "4 alone, for the decoder is given no other (multi_layer)"
+            raise ValueError(f"prompt_levels must rise and end with {LEVELS}; they may be {given}")
+        if self.marks and self.prompt_kind == "positional":
+            raise ValueError("marks are of the sampler: a positional prompt says by itself where it lies")
 
     def in_profile(self, profile: Literal["released", "paper"]) -> ModelConfig:
         """The same sizes with the arithmetic of the released code or of the paper's text."""
@@ -87,9 +100,14 @@ class ModelConfig(BaseModel):
         return self.crop // self.stride
 
     @property
+    def levels(self) -> tuple[int, ...]:
+        """The feature maps that the encoder makes and the decoder takes, the deepest (4) last."""
+        return tuple(range(1, LEVELS + 1)) if self.multi_layer else (LEVELS,)
+
+    @property
     def level_blocks(self) -> tuple[int, ...]:
         """The blocks (from 1) after which a feature map is taken: 3, 6, 9, 12 of twelve."""
-        return tuple(self.depth * (i + 1) // LEVELS for i in range(LEVELS))
+        return tuple(self.depth * level // LEVELS for level in self.levels)
 
     def window_of(self, block: int, grid: tuple[int, int, int]) -> tuple[int, int, int]:
         """Tokens (d, h, w) of a block's attention windows on a token grid; of slices SAM's: whole, or of 14."""

@@ -72,10 +72,13 @@ def counts(network: Promptable) -> Counts:
 def paper_accounting(network: VoxSAMNetwork) -> int:
     """The paper's count of tuned parameters (ViT-B: 25,462,400 = 25.46 M, Table 2).
 
-    The released code declares a token-to-image attention in each layer of the prompt encoder, counts it, and never
-    calls it; VoxSAM does not build it.
+    The released code declares a token-to-image attention in each layer of a prompt encoder, counts it, and never calls
+    it; VoxSAM does not build it. Positional prompts do call it: nothing is missing there.
     """
-    return counts(network).tuned + network.config.prompt_layers * _cross_attention_size(network.config)
+    config = network.config
+    if config.prompt_kind == "positional":
+        return counts(network).tuned
+    return counts(network).tuned + len(config.prompt_levels) * config.prompt_layers * _cross_attention_size(config)
 
 
 def _cross_attention_size(config: ModelConfig) -> int:
@@ -87,12 +90,16 @@ def _cross_attention_size(config: ModelConfig) -> int:
 def frozen_sha256(tensors: Mapping[str, Tensor]) -> str:
     """The SHA-256 of the frozen tensors among `tensors`; tuned ones do not count.
 
-    In order of name: a line "name float32 shape", then the values as little-endian float32. So every model made from
-    the same SAM weights has the same hash, whatever its tuning, file or precision of storage.
+    So every model made from the same SAM weights has the same hash, whatever its tuning, file or precision of storage.
     """
+    return tensors_sha256({name: tensor for name, tensor in tensors.items() if not is_tuned(name)})
+
+
+def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
+    """The SHA-256 of tensors in order of name: a line "name float32 shape", then the values, little-endian float32."""
     digest = hashlib.sha256()
-    for name in sorted(name for name in tensors if not is_tuned(name)):
-        tensor = tensors[name].detach().to("cpu", torch.float32).contiguous()
+    for name, tensor in sorted(tensors.items()):
+        tensor = tensor.detach().to("cpu", torch.float32).contiguous()
         digest.update(f"{name} float32 {list(tensor.shape)}\n".encode())
         digest.update(tensor.reshape(-1).numpy().astype("<f4", copy=False).data)
     return digest.hexdigest()

@@ -17,7 +17,7 @@ from voxsam.server.failures import add_handlers
 from voxsam.server.guard import JSON_BYTES, Guard
 from voxsam.server.nninteractive.image_routes import IMAGE_PATH
 from voxsam.server.nninteractive.router import router as nninteractive
-from voxsam.server.observe import Observe
+from voxsam.server.observe import LOG, Observe
 from voxsam.server.page import SecureHeaders, add_page
 from voxsam.server.service import Service
 from voxsam.server.settings import Settings
@@ -61,7 +61,8 @@ def _wrap(app: FastAPI, service: Service) -> None:
             allow_origins=settings.cors,
             allow_methods=["*"],
             allow_headers=["Authorization", "*"],
-            expose_headers=["X-Meta"],  # where nnInteractive's clients read the changed box
+            # X-Meta: where nnInteractive's clients read the changed box; the name of a download; when to try again
+            expose_headers=["X-Meta", "Content-Disposition", "Retry-After"],
         )
     app.add_middleware(SecureHeaders)
     app.add_middleware(Observe, metrics=service.metrics)
@@ -92,8 +93,11 @@ async def _sweep(service: Service) -> None:
     pause = min(SWEEP_S, service.settings.alive_s / 4)
     next_tidying = 0.0
     while True:
-        await asyncio.to_thread(service.store.expire)
-        if time.monotonic() >= next_tidying:
-            await asyncio.to_thread(service.archive.tidy)
-            next_tidying = time.monotonic() + TIDY_S
+        try:
+            await asyncio.to_thread(service.store.expire)
+            if time.monotonic() >= next_tidying:
+                next_tidying = time.monotonic() + TIDY_S
+                await asyncio.to_thread(service.archive.tidy)
+        except Exception as error:  # a disk that fails now and then must not keep all sessions open for ever
+            LOG.error("sweeping failed", extra={"facts": {"error": type(error).__name__}})
         await asyncio.sleep(pause)

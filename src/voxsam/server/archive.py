@@ -9,11 +9,13 @@ The folder is for its owner alone: it may hold patients' scans.
 
 from __future__ import annotations
 
+import os
 import re
 import secrets
 import shutil
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -68,13 +70,16 @@ class Archive:
             temporary.write_text(work.model_dump_json(), encoding="utf-8")
 
     def load(self, name: str) -> Work:
-        """The work of a name. Raises NotThere if there is none, FileError if its file is damaged."""
+        """The work of a name, which then counts as opened today. Raises NotThere, FileError if its file is damaged."""
         try:
-            return Work.model_validate_json(self._file(name).read_bytes())
+            work = Work.model_validate_json(self._file(name).read_bytes())
         except FileNotFoundError:
             raise _no_work() from None
         except (ValidationError, OSError) as error:
             raise FileError("a work whose file is damaged", "a work of this server", "open the scan again") from error
+        with suppress(OSError):
+            os.utime(self._file(name))
+        return work
 
     def delete(self, name: str) -> None:
         """Forget a work, and its upload unless another work needs it. Raises NotThere if there is none."""
@@ -98,14 +103,13 @@ class Archive:
 
     def tidy(self, kept_days: float = KEPT_DAYS, orphan_s: float = ORPHAN_S) -> None:
         """Remove works that nobody opened for long, uploads that no work needs, and files cut off by a crash."""
-        now = time.time()
         for file in self.works.iterdir():
             limit = kept_days * DAY_S if file.suffix == ".json" and not file.name.startswith(".") else orphan_s
-            if now - file.stat().st_mtime > limit:
+            if _age_s(file) > limit:
                 file.unlink(missing_ok=True)
         needed = self._needed()
         for folder in (*self.uploads.iterdir(), *self.scratch.iterdir()):
-            if folder.name not in needed and now - folder.stat().st_mtime > orphan_s:
+            if folder.name not in needed and _age_s(folder) > orphan_s:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def scratch_folder(self) -> Path:
@@ -133,6 +137,14 @@ class Archive:
             if isinstance(source, UploadSource):
                 needed.add(source.upload)
         return needed
+
+
+def _age_s(path: Path) -> float:
+    """Seconds since it was changed; 0 for what went away meanwhile."""
+    try:
+        return time.time() - path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def _no_work() -> NotThere:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from voxsam.boxes import NOWHERE
+from voxsam.errors import FileError
 from voxsam.preprocess import Slices
 from voxsam.server.answers import (
     Answer,
@@ -31,6 +32,7 @@ from voxsam.server.archive import Archive, Work
 from voxsam.server.device import MOST_WAITING
 from voxsam.server.downloads import report_facts
 from voxsam.server.errors import Dropped, NotThere, TooMany
+from voxsam.server.observe import LOG
 from voxsam.server.reading import Reader
 from voxsam.server.sources import Source
 from voxsam.server.steps import Script
@@ -39,6 +41,8 @@ from voxsam.session import Session
 from voxsam.volume import Volume
 
 SITTING = "sitting"  # where a slot keeps it
+MOST_READING = 2  # scans at once: each is large
+NOT_SAVED = "the work could not be saved: it would not outlive the server"
 
 Play = Callable[[Script, Session], None]
 
@@ -53,6 +57,8 @@ class Sitting:
     notes: list[str] = field(default_factory=list)
     waiting: int = 0
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    left: bool = False  # for good: its work is not saved any more
+    saving: asyncio.Lock = field(default_factory=asyncio.Lock)  # while its work is saved, or deleted
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
@@ -75,6 +81,7 @@ class Desk:
     ) -> None:
         self.store, self.reader, self.archive = store, reader, archive
         self.on_step = on_step or (lambda name, seconds: None)
+        self._reading = asyncio.Semaphore(MOST_READING)
 
     @property
     def model(self) -> str:
@@ -86,8 +93,9 @@ class Desk:
         name = name or await asyncio.to_thread(self.reader.name, source)
         slot = self.store.claim()
         work = Work(id=slot.id, name=name, model=self.model, source=source)
-        await self._begin(slot, Sitting(work))
-        await asyncio.to_thread(self.archive.save, work)
+        sitting = Sitting(work)
+        await self._begin(slot, sitting)
+        await self._save(sitting)
         return slot
 
     async def find(self, name: str, *, wait: bool = True) -> Slot:
@@ -118,7 +126,7 @@ class Desk:
         async with sitting.turn():
             seen, seconds = await asyncio.wrap_future(slot.run(work))
             self.on_step(name, seconds)
-            await asyncio.to_thread(self.archive.save, sitting.work)
+            await self._save(sitting)
             return await asyncio.to_thread(_answer, slot, sitting, seen, seconds)
 
     async def state(self, slot: Slot) -> State:
@@ -147,20 +155,38 @@ class Desk:
         return mask, await asyncio.to_thread(report_facts, name, self.model, scan, mask, answers)
 
     async def leave(self, name: str) -> None:
-        """Release a session and forget its work. Raises NotThere."""
+        """Release a session and forget its work. Raises NotThere, also for a slot of another protocol."""
         slot = self.store.find(name)
-        was_open = slot is not None and sitting_of(slot) is not None and self.store.release(name)
-        try:
+        if slot is None:
             await asyncio.to_thread(self.archive.delete, name)
-        except NotThere:
-            if not was_open:
-                raise
+            return
+        sitting = sitting_of(slot)
+        sitting.left = True
+        try:
+            async with sitting.saving:
+                with suppress(NotThere):
+                    await asyncio.to_thread(self.archive.delete, name)
+        finally:
+            self.store.release(name)
+
+    async def _save(self, sitting: Sitting) -> None:
+        """Keep the work, unless its client has left. A disk that is full is no reason to lose a step: it is noted."""
+        async with sitting.saving:
+            if sitting.left:  # saved now, the work that was forgotten would be back
+                raise _closed()
+            sitting.notes[:] = [note for note in sitting.notes if note != NOT_SAVED]
+            try:
+                await asyncio.to_thread(self.archive.save, sitting.work)
+            except FileError as error:
+                LOG.error("not saved", extra={"facts": {"error": type(error.__cause__).__name__}})
+                sitting.notes.append(NOT_SAVED)
 
     async def _begin(self, slot: Slot, sitting: Sitting) -> None:
         slot.notes[SITTING] = sitting
         try:
             with slot.held():
-                volume = await asyncio.to_thread(self.reader.read, sitting.work.source)
+                async with self._reading:  # not a lock of threads: those who wait would keep others from theirs
+                    volume = await asyncio.to_thread(self.reader.read, sitting.work.source)
                 slot.open(volume)
         except BaseException:
             self.store.release(slot.id)
@@ -203,8 +229,12 @@ def volume_of(slot: Slot) -> Volume:
     """The scan of a slot. Raises Dropped if it was released."""
     session = slot.session
     if session is None:
-        raise Dropped("a session that was closed", "an open session", "open the scan again")
+        raise _closed()
     return session.volume
+
+
+def _closed() -> Dropped:
+    return Dropped("a session that was closed", "an open session", "open the scan again")
 
 
 def _answer(slot: Slot, sitting: Sitting, seen: Seen, seconds: float) -> Answer:

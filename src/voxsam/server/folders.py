@@ -85,7 +85,11 @@ class Folders:
         folder, root = self.find(number, relative), self._roots[number]
         if not folder.is_dir():
             raise NotThere("a file", "a folder", "open it as a scan")
-        found = [self._entry(path, root, Path(relative)) for path in islice(folder.iterdir(), MOST_ENTRIES)]
+        try:
+            paths = list(islice(folder.iterdir(), MOST_ENTRIES))
+        except OSError as error:  # may not be looked into, or has just gone
+            raise NotThere("a folder that cannot be read", "one that the server may read", "choose another") from error
+        found = [self._entry(path, root, Path(relative)) for path in paths]
         return sorted((entry for entry in found if entry), key=lambda e: (e.kind == "scan", e.name.lower()))
 
     def _entry(self, path: Path, root: Path, relative: Path) -> Entry | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,15 +21,14 @@ DEMO_NAME, SENT_SERIES = "generated scan", "DICOM series"
 
 
 class Reader:
-    """Reads scans of every kind of source; at most two at a time, for a scan is large."""
+    """Reads scans of every kind of source."""
 
     def __init__(self, settings: Settings, folders: Folders, archive: Archive) -> None:
         self.settings, self.folders, self.archive = settings, folders, archive
-        self._turns = threading.BoundedSemaphore(2)
 
     def read(self, source: Source) -> Volume:
         """The scan. Raises InputError: for what is no scan, is not there, lies outside, or is too large."""
-        with self._turns, at_most(self.settings.most_voxels):
+        with at_most(self.settings.most_voxels):
             if isinstance(source, DemoSource):
                 return self._demo
             path = self._path(source)
@@ -61,6 +59,6 @@ class Reader:
         if isinstance(source, FolderSource):
             return self.folders.find_scan(source.folder, source.path)
         folder = self.archive.upload_folder(source.upload)
-        files = list(folder.iterdir())
+        files = [file for file in folder.iterdir() if not file.name.startswith(".")]  # not what is still coming
         alone = len(files) == 1 and files[0].name.lower().endswith(SCAN_SUFFIXES)
         return files[0] if alone else folder

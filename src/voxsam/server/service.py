@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from voxsam.model import load_model
 from voxsam.model.promptable import Promptable
+from voxsam.model.warm_up import warm_up
 from voxsam.server.archive import Archive
 from voxsam.server.desk import Desk
 from voxsam.server.device import Device
@@ -36,7 +37,9 @@ class Service:
         import voxsam.systems  # noqa: F401, their model files are known, too
 
         folders, archive = Folders(settings.folders), Archive(settings.state)
-        device = Device(model or load_model(settings.model, settings.device))
+        model = model or load_model(settings.model, settings.device)
+        warm_up(model)
+        device = Device(model)
         store = Store(device, Limits(settings.capacity, settings.memory_bytes, settings.idle_s, settings.alive_s))
         metrics = Metrics(store)
         desk = Desk(store, Reader(settings, folders, archive), archive, metrics.step)

@@ -245,8 +245,9 @@ class Store:
         for slot in sorted(self.slots, key=lambda slot: slot.used):
             if self.nbytes <= self.limits.memory_bytes:
                 return
-            if slot is not latest and slot.features_bytes and slot.session is not None:
-                slot.session.forget_features()
+            session = slot.session  # once: another thread may release the slot now
+            if slot is not latest and slot.features_bytes and session is not None:
+                session.forget_features()
                 slot.features_bytes = 0
                 self.forgotten += 1
 

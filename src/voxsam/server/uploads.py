@@ -40,8 +40,6 @@ class Uploads:
 
         Raises TooLarge beyond the limit, Full if the disk is, NotThere for an unknown id; then nothing is left of it.
         """
-        if shutil.disk_usage(self.archive.uploads).free < SPARE_BYTES:
-            raise Full("an upload beyond the free disk space", "a disk with room", "delete sessions, then try again")
         key = upload or self.archive.new_upload()
         folder = self.archive.upload_folder(key)
         tally = self._tallies.get(key) or await asyncio.to_thread(_count, folder)
@@ -66,6 +64,14 @@ class Uploads:
     async def _write(self, body: AsyncIterator[bytes], file: Path, tally: Tally, own: Tally) -> None:
         """Write the body, counting it in the upload's tally and in its own."""
         waiting = bytearray()
+
+        def flush() -> None:
+            if shutil.disk_usage(self.archive.uploads).free < SPARE_BYTES + len(waiting):
+                given, expected = "an upload beyond the free disk space", "a disk with room"
+                raise Full(given, expected, "delete sessions, then try again")
+            stream.write(bytes(waiting))
+            waiting.clear()
+
         with open(file, "xb", buffering=0) as stream:
             async for piece in body:
                 own.bytes += len(piece)
@@ -75,9 +81,8 @@ class Uploads:
                     raise TooLarge(given, expected, "send less, or start the server with more --upload-limit")
                 waiting += piece
                 if len(waiting) >= PIECE_BYTES:
-                    await asyncio.to_thread(stream.write, bytes(waiting))
-                    waiting.clear()
-            await asyncio.to_thread(stream.write, bytes(waiting))
+                    await asyncio.to_thread(flush)
+            await asyncio.to_thread(flush)
 
 
 def sent_name(path: Path) -> str:

@@ -4,6 +4,7 @@ from voxsam.model.assemble import BUILDERS
 from voxsam.model.card import Card
 from voxsam.model.promptable import Promptable
 from voxsam.systems import peft as peft  # makes its adapters known
+from voxsam.systems.networks import BUILT_BY
 
 
 def _click_unet(card: Card) -> Promptable:
@@ -13,3 +14,12 @@ def _click_unet(card: Card) -> Promptable:
 
 
 BUILDERS["click-unet"] = _click_unet
+
+
+def _plain_network(card: Card) -> Promptable:
+    from voxsam.systems.plain_network import PlainNetwork
+
+    return PlainNetwork(card)
+
+
+BUILDERS.update(dict.fromkeys(BUILT_BY, _plain_network))

@@ -9,7 +9,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from voxsam.data.store import open_store
+from voxsam.errors import InputError
 from voxsam.evaluation.systems import AutomaticSystem, SessionSystem, System
 from voxsam.systems.compared import About, ComparedSystem, Job, Tell, register
 from voxsam.training.recipe import Recipe, with_names
@@ -23,7 +26,10 @@ class CommonLoop(ComparedSystem):
         self.options = options or {}
 
     def recipe(self, job: Job) -> Recipe:
-        """The recipe that the job trains: the plan's keys, then this row's own, then those of the data set."""
+        """The recipe that the job trains: the plan's keys, then this row's own, then those of the data set.
+
+        Raises InputError for keys that make no recipe.
+        """
         store = open_store(job.data)
         fields = merged({"model": "tiny", **job.recipe}, self.fixed)
         fields = {
@@ -35,7 +41,12 @@ class CommonLoop(ComparedSystem):
         }
         if job.options:
             fields["options"] = {**fields.get("options", {}), **job.options}
-        return Recipe.model_validate(with_names(fields))
+        try:
+            return Recipe.model_validate(with_names(fields))
+        except ValidationError as error:
+            first = error.errors()[0]
+            given = f"recipe: {'.'.join(map(str, first['loc']))}: {first['msg'].removeprefix('Value error, ')}"
+            raise InputError(given, "the keys of voxsam.training.recipe.Recipe", "change the plan") from error
 
     def check(self, job: Job) -> None:
         """As for every system, and that the keys make a recipe."""
@@ -87,3 +98,16 @@ def _voxsam() -> ComparedSystem:
         differences="prompts with polarity and marks where the model configuration has them (docs/released.md)",
     )
     return CommonLoop("voxsam", about, {})
+
+
+@register("click-unet")
+def _click_unet() -> ComparedSystem:
+    about = About(
+        title="U-Net with click channels",
+        paper="Xu et al., Deep Interactive Object Selection, CVPR 2016; Isensee et al., nnU-Net, Nature Methods 2021",
+        source="https://github.com/Project-MONAI/MONAI",
+        licence="Apache-2.0",
+        library="MONAI (DynUNet)",
+        differences="not in the paper: the usual design of interactive segmentation, clicks as two image channels",
+    )
+    return CommonLoop("click-unet", about, {"system": "click-unet", "unmarked": 0.0})

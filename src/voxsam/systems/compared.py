@@ -26,6 +26,7 @@ class About:
     differences: str = ""  # what is known to differ from the original, or to be wrong with it
     trained: bool = True  # False: it is compared as it is
     extra: str = ""  # what has to be installed: "compare"
+    note: str = ""  # what stands under every table with it: what it is told that others are not
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,15 @@ class ComparedSystem(ABC):
     options: Mapping[str, str] = {}
 
     def check(self, job: Job) -> None:
-        """Raises InputError for what can be known to be wrong before anything runs: options, a missing library."""
-        unknown = sorted(set(job.options) - set(self.options))
+        """Raises InputError for what is wrong with a job, and UnsupportedError for a library that is missing.
+
+        It is called before anything runs; the latter costs the row, the former the plan.
+        """
+        self.check_options(job.options)
+
+    def check_options(self, options: Mapping[str, Any]) -> None:
+        """Raises InputError for options that the system does not have."""
+        unknown = sorted(set(options) - set(self.options))
         if unknown:
             known = ", ".join(self.options) or "none"
             raise InputError(f"the option {unknown[0]} of {self.name}", f"one of: {known}", "change the plan")
@@ -73,6 +81,10 @@ class ComparedSystem(ABC):
 
     def tuned_parameters(self, job: Job) -> int | None:
         """How many numbers training changes; None where nobody can know (a server's model)."""
+        return None
+
+    def tuned_encoder_parameters(self, job: Job) -> int | None:
+        """Of these, those in the image encoder as the paper's Table 2 counts them; None where that has no meaning."""
         return None
 
 

@@ -2,12 +2,15 @@
 
 What a step keeps for its backward pass grows with the voxels of its crops. So it is measured: the network takes a
 small crop forward, and one twice as long, while every tensor that autograd keeps is counted; the difference is scaled
-to the recipe's crop and batch. To it come the weights, their gradients, the optimiser's two moments, and the averages.
-docs/training.md says how far the estimate was from measured peaks.
+to the recipe's crop and batch. (A network for crops of one size takes one of these, on torch's meta device, where
+tensors have sizes and no numbers.) To it come the weights, their gradients, the optimiser's two moments, and the
+averages. docs/training.md says how far the estimate was from measured peaks.
 """
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +18,7 @@ import psutil
 import torch
 from monai.losses import DiceCELoss
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.hooks import RemovableHandle
 
 from voxsam.errors import InputError
@@ -24,7 +28,8 @@ from voxsam.training.recipe import Recipe
 
 PROGRAM = 0.65e9  # bytes: Python, torch, Lightning and the weights of convolutions in another order
 WORKING = 1.5  # times what is kept: gradients on their way back, and the work space of convolutions
-ERROR = 0.25  # largest share by which a measured peak differed (docs/training.md)
+ERROR = 0.25  # largest share by which a measured peak may differ; the last ones differed by 4 % (docs/training.md)
+MIXED = 2 / 3  # of what is kept in float32, where most operations are computed in 16 bits
 SMALL = 32  # voxels, side of the crop that is measured
 POINTS = 10
 CGROUP = Path("/sys/fs/cgroup")
@@ -47,6 +52,13 @@ class Footprint:
     @classmethod
     def of(cls, network: Promptable, recipe: Recipe) -> Footprint:
         """Measured with the recipe's prompts and precision; takes some seconds for ViT-B."""
+        parameters = list(network.parameters())
+        sizes = sum(p.nbytes for p in parameters), sum(p.nbytes for p in parameters if p.requires_grad)
+        if not network.any_crop:
+            plain = recipe.model_copy(update={"precision": "32-true"})  # no other on the meta device
+            kept = _measure(deepcopy(network).to("meta"), plain, (recipe.model.crop,) * 3).total
+            kept *= 1 if recipe.precision == "32-true" else MIXED
+            return cls(*sizes, once=0, kept=kept, again=kept)
         small = min(recipe.model.crop, max(SMALL, recipe.model.stride * recipe.model.window))
         one, two = (_measure(network, recipe, (times * small, small, small)) for times in (1, 2))
         scale = (recipe.model.crop / small) ** 3
@@ -54,14 +66,7 @@ class Footprint:
         kept, inputs = two.total - one.total, two.inputs - one.inputs
         outside = kept - sum(inside)  # given back before the last block is computed again
         again = inputs + max(outside, max(inside, default=0))
-        parameters = list(network.parameters())
-        return cls(
-            sum(p.nbytes for p in parameters),
-            sum(p.nbytes for p in parameters if p.requires_grad),
-            max(0, one.total - kept),
-            kept * scale,
-            again * scale,
-        )
+        return cls(*sizes, max(0, one.total - kept), kept * scale, again * scale)
 
     def step(self, recipe: Recipe) -> float:
         """Bytes at the peak of a step, on each device, without the program itself."""
@@ -100,7 +105,7 @@ def dials(footprint: Footprint, recipe: Recipe) -> str:
     if len(options) == 2:
         both = {**options[0][1], **options[1][1]}
         found.append(f"both ({_gb(footprint.step(recipe.model_copy(update=both)))})")
-    if recipe.precision == "32-true" and not recipe.recompute:  # recomputed, its casts take what it saves
+    if recipe.precision == "32-true" and not recipe.recompute:  # recomputed, it saves a seventh only
         found.append("--precision bf16-mixed (about two thirds)")
     if recipe.corrections and not recipe.automatic:
         found.append("fewer --corrections")
@@ -142,15 +147,14 @@ class _Tally:
     def __init__(self, network: nn.Module) -> None:
         self.total = self.inputs = 0
         self.inside: list[int] = []  # what each block of the encoder keeps; `inputs`: what goes into all of them
-        self._seen = {p.untyped_storage().data_ptr() for p in network.parameters()}
-        self._held: list[Tensor] = []  # a storage that is gone would leave its address to another
+        self._seen = {StorageWeakRef(p.untyped_storage()) for p in network.parameters()}
 
     def pack(self, tensor: Tensor) -> None:
         """Keeps nothing for a backward pass, which will not come: the graph would hold the tensors in a ring."""
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in self._seen:
-            self._seen.add(storage.data_ptr())
-            self._held.append(tensor.detach())
+        seen = StorageWeakRef(storage)  # which keeps another from getting its identity, and not its memory
+        if seen not in self._seen:
+            self._seen.add(seen)
             self.total += storage.nbytes()
 
     def enter(self, block: nn.Module, given: tuple[Tensor, ...]) -> None:
@@ -193,7 +197,8 @@ def _forward(network: Promptable, recipe: Recipe, shape: tuple[int, int, int], t
     truth, points = (crop[:, :1] > 1).float(), torch.full((1, POINTS, 3), shape[1] / 2, device=device)
     labels = torch.ones(1, POINTS, dtype=torch.long, device=device)
     criterion = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True)
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision != "32-true")
+    mixed = recipe.precision != "32-true"
+    autocast = torch.autocast(device.type, torch.bfloat16) if mixed else nullcontext()
     with autocast, torch.autograd.graph.saved_tensors_hooks(tally.pack, lambda kept: kept):
         features = network.encode(crop)
         static = network.static(features, crop)

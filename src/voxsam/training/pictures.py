@@ -89,7 +89,7 @@ def _first_click(sample: Sample) -> int:
     return int((sample["labels"] >= 0).argmax()) if len(sample["labels"]) else 0
 
 
-def _middle(truth: NDArray[np.uint8]) -> NDArray[np.float64]:
+def _middle(truth: NDArray[np.uint8]) -> NDArray[np.int_]:
     """(3,): the voxel of the tumour nearest to its centre, or the middle of a crop that has none."""
     voxels = np.argwhere(truth)
     if not len(voxels):

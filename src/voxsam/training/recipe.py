@@ -22,14 +22,16 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, CliSettingsSource, PydanticBaseSettingsSource, SettingsError
 
-from voxsam.data.augmentation import AUGMENTATIONS, Augmentation
+from voxsam.data.augmentation import Augmentation
 from voxsam.data.sampling import Prompts
 from voxsam.errors import FileError, InputError
 from voxsam.model.conditioning import Conditioning
-from voxsam.model.sizes import PROFILES, SIZES, ModelConfig
+from voxsam.model.sizes import ModelConfig
 from voxsam.preprocess import Preprocessing
+from voxsam.training.names import laid_over, named_options, with_names
 
 Share = Annotated[float, Field(ge=0, le=1)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 PRESETS = Path(__file__).parent / "presets"
 CHECKPOINT_EVERY, VALIDATE_EVERY = 100, 200  # steps
 
@@ -80,13 +82,13 @@ class Recipe(BaseModel):
     warmup: NonNegativeInt = 100  # steps
     decay: Share = 0.3  # last share of the steps, in which the learning rate falls linearly
     final_factor: Share = 0.0  # of the learning rate, to which it falls
-    betas: tuple[Share, Share] = (0.9, 0.999)  # AdamW's
-    weight_decay: float = 0.05
+    betas: tuple[Beta, Beta] = (0.9, 0.999)  # AdamW's
+    weight_decay: NonNegativeFloat = 0.05
     decay_vectors: bool = False  # whether biases and norms are decayed, too
     gradient_clip: NonNegativeFloat = 1.0  # largest norm; 0: none
     clip: Literal["whole", "parts"] = "whole"  # of all gradients, or of encoder, prompt encoder and decoder each
     ema: Share = 0.95  # decay of the averaged weights, which are the ones kept; 0: no averages
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     # the run
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     recompute: bool = False  # keep the inputs of blocks only: a third of the memory, a third more time
@@ -110,6 +112,8 @@ class Recipe(BaseModel):
     def _consistent(self) -> Recipe:
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("steps or epochs: one of them, not both")
+        if self.model.crop < 1:
+            raise ValueError("model.crop must be 1 or more")
         if self.preprocessing.channels != self.model.channels:
             raise ValueError(
                 f"model.channels is {self.model.channels}, and preprocessing is for {self.preprocessing.channels}"
@@ -138,47 +142,32 @@ class Recipe(BaseModel):
         return self.model_copy(update=update)
 
 
-def with_names(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a recipe with the names of sizes and profiles replaced by what they stand for."""
-    fields = dict(fields)
-    model, augmentation = fields.get("model"), fields.get("augmentation")
-    if isinstance(model, str):
-        model = {"size": model}
-    if isinstance(model, dict):
-        own = dict(model)
-        profile = own.pop("profile", None)
-        size = SIZES.get(own.get("size", ""))
-        if size is not None:
-            own = {**size.model_dump(), **PROFILES.get(str(profile), {}), **own}
-        fields["model"] = own if profile in (None, *PROFILES) else {**own, "profile": profile}  # refused by its name
-    if isinstance(augmentation, str) and augmentation in AUGMENTATIONS:
-        fields["augmentation"] = AUGMENTATIONS[augmentation].model_dump()
-    return fields
-
-
 def read_recipe(
     path: Path,
     options: Sequence[str] = (),
     defaults: Mapping[str, Any] | None = None,
-    preset: Mapping[str, Any] | None = None,
+    presets: Sequence[Mapping[str, Any]] = (),
 ) -> Recipe:
-    """The recipe in a YAML file, its keys changed by a `preset`, then by `options` such as "--augmentation.flip=0".
+    """The recipe in a YAML file, its keys changed by `presets`, then by `options` such as "--augmentation.flip=0".
 
     `defaults` are the keys that the file may leave out: what a prepared data set says of itself. Raises FileError or
     InputError with the first fault in one line.
     """
-    fields = {**_read_keys(path), **(preset or {})}
+    fields = {**(defaults or {}), **_read_keys(path)}
+    for preset in presets:
+        fields = laid_over(fields, preset)
     named = {"steps", "epochs"} & {option.lstrip("-").partition("=")[0] for option in options}
     if len(named) == 1:  # the one that is asked for takes the place of the other
         fields = {key: value for key, value in fields.items() if key not in {"steps", "epochs"} - named}
+    fields, options = named_options(fields, options)
     try:
-        return _validated(with_names({**(defaults or {}), **fields}), options)
+        return _validated(with_names(fields), options)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise InputError(
-            f"{path}: {where}: {first['msg']}", "the keys of voxsam.training.recipe.Recipe", "mend it"
-        ) from error
+        where = ": ".join([str(path), *([".".join(map(str, first["loc"]))] if first["loc"] else []), first["msg"]])
+        raise InputError(where, "the keys of voxsam.training.recipe.Recipe", "mend it") from error
+    except ArithmeticError as error:  # of sizes that divide by one another
+        raise InputError(f"{path}: model: {error}", "sizes above 0", "mend it") from error
     except SettingsError as error:
         what = str(error).removeprefix("error parsing CLI: ")
         raise InputError(

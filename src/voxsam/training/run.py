@@ -1,8 +1,8 @@
 """Train a model from a recipe, with Lightning; a run that was cut off goes on where it stopped.
 
-OUT/last.ckpt is written every `checkpoint_every` steps and when the run is asked to stop, OUT/best.ckpt when a
-validation is the best so far, OUT/log/metrics.csv and TensorBoard's files all the time, OUT/pictures at each
-validation, and OUT/model.safetensors (with validation also best.safetensors) at the end.
+OUT/run.json says whose run it is, OUT/last.ckpt is written every `checkpoint_every` steps and when the run is asked to
+stop, OUT/best.ckpt when a validation is the best so far, OUT/log/metrics.csv and TensorBoard's files all the time,
+OUT/pictures at each validation, and OUT/model.safetensors (with validation also best.safetensors) at the end.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ from typing import Any
 import lightning
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader
 
 from voxsam.errors import UnsupportedError
+from voxsam.training.identity import check_identity, identity, write_identity
 from voxsam.training.keep import BEST, LAST, ContinuedLog, KeepValidation, WholeCheckpoints, WriteModels, steps_done
 from voxsam.training.memory import check_memory
 from voxsam.training.pictures import DrawExamples
@@ -41,9 +43,11 @@ def train(
     """Run the recipe; returns the path of the model file. `trainer_options` are Lightning's, for Trainer.
 
     `tell` hears in one line what memory a step will take; `strict` refuses to begin where there is too little. Raises
-    InputError for data or a start that do not fit, for too little memory, and for what this machine cannot do; Stopped
-    when a signal asked it to stop.
+    InputError for data or a start that do not fit, for a folder that holds another run, for too little memory, and for
+    what this machine cannot do; Stopped when a signal asked it to stop.
     """
+    mine = identity(recipe, data)
+    check_identity(mine, out)
     lightning.seed_everything(recipe.seed, verbose=False)
     stream = make_stream(recipe, data)
     recipe = recipe.planned(len(stream.scans) or recipe.phantoms)
@@ -59,6 +63,8 @@ def train(
     if recipe.precision == "16-mixed" and device.type == "cpu":
         raise UnsupportedError("precision 16-mixed on a CPU", "bf16-mixed or 32-true", "change `precision`")
     tell(check_memory(network, recipe, device, strict))
+    if trainer.is_global_zero:
+        write_identity(mine, out)
     done = recipe.batch * recipe.accumulate
     order = Onwards(
         len(stream),
@@ -104,7 +110,12 @@ def _trainer(recipe: Recipe, out: Path, pictures: list[Callback], **options: Any
     if recipe.validation:
         assert recipe.validate_every is not None
         settings |= {"val_check_interval": recipe.validate_every * recipe.accumulate, "check_val_every_n_epoch": None}
-    return lightning.Trainer(**{**settings, **options})
+    try:
+        return lightning.Trainer(**{**settings, **options})
+    except (ValueError, MisconfigurationException) as error:
+        given = f"devices {recipe.devices}, nodes {recipe.nodes}, strategy {recipe.strategy}"
+        reason = str(error).splitlines()[0]
+        raise UnsupportedError(given, f"what this machine has ({reason})", "change them") from error
 
 
 def _callbacks(recipe: Recipe, out: Path, pictures: list[Callback]) -> list[Callback]:

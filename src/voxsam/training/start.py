@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from voxsam.errors import CheckpointError, UnsupportedError
+from voxsam.errors import CheckpointError, InputError, UnsupportedError
 from voxsam.model.assemble import BUILDERS
 from voxsam.model.card import Card
 from voxsam.model.checkpoint import load_model
@@ -18,7 +18,7 @@ from voxsam.model.sizes import LEVELS
 from voxsam.model.tuning import freeze
 from voxsam.training.recipe import Recipe
 
-PROMPTS = "prompt_encoder."  # absent from an automatic model
+PROMPTS = "prompt_encoder"  # names begin so, of every level; absent from an automatic model
 NECKS = "image_encoder.necks."
 OPTIONAL = "prompt_encoder.marks."  # tensors of an extension: absent from a model that starts without it
 SLICES, DEPTH, FUSE = (
@@ -46,7 +46,13 @@ def make_network(recipe: Recipe) -> Promptable:
         automatic=recipe.automatic,
         recipe=recipe.model_dump(mode="json", exclude={"description"}),
     )
-    network = BUILDERS[recipe.system](card)
+    try:
+        network = BUILDERS[recipe.system](card)
+    except (RuntimeError, ValueError, ArithmeticError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"no network has the recipe's sizes ({reason})", "sizes that fit together", "mend `model`"
+        ) from error
     if not (network.clicks or recipe.automatic):
         given = f"prompts: {recipe.prompts} for the system {recipe.system}, which takes no clicks"
         raise UnsupportedError(given, "prompts: none", "change `prompts` in the recipe")

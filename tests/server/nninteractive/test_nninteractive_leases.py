@@ -155,6 +155,7 @@ PLACED = '{"include_interaction": true, "interaction_bbox": [[0, 1], [0, 2], [0,
         ("/set_target_buffer", b'{"shape": [1, 2, -3], "dtype": "uint8"}', "", 422, "shape.2"),
         ("/set_target_buffer", b'{"shape": [1, 2, 3], "dtype": "O"}', "", 400, "bool or an integer type"),
         ("/set_target_buffer", b'{"shape": [1, 2, 3], "dtype": "({"}', "", 400, "bool or an integer type"),
+        ("/set_target_buffer", b'{"shape": [1, 2, 3], "dtype": ","}', "", 400, "bool or an integer type"),
     ],
 )
 def test_malformed_requests_are_answered_in_one_line_and_the_work_goes_on(

@@ -76,5 +76,5 @@ async def set_do_autozoom(slot: Held, autozoom: Autozoom) -> dict[str, Any]:
 def _is_whole(dtype: str) -> bool:
     try:
         return np.dtype(dtype).kind in "biu"
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, SyntaxError):  # the last one of numpy's little language with commas
         return False

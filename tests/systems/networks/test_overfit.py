@@ -1,0 +1,38 @@
+"""Each network learns one crop of a phantom by heart: it can represent a tumour, and its gradients lead there."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from monai.losses import DiceCELoss
+
+from tests.systems.networks.tiny import CROP, network, phantom_crop
+from voxsam.systems.networks import BUILT_BY
+
+ENOUGH = 0.9  # Dice in evaluation mode
+STEPS, EVERY = 150, 5
+SIZES = {"swin-unetr": (32, 32, 64)}  # the deepest map of 32^3 would be one voxel
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("system", sorted(BUILT_BY))
+def test_it_overfits_a_phantom(system: str) -> None:
+    size = SIZES.get(system, (CROP, CROP, CROP))
+    crop, truth = phantom_crop(size)
+    assert 0.005 < truth.mean() < 0.3
+    plain = network(system, size=size)
+    optimiser = torch.optim.AdamW([p for p in plain.parameters() if p.requires_grad], lr=3e-3)
+    loss = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True)
+    best = 0.0
+    for step in range(1, STEPS + 1):
+        plain.train()
+        optimiser.zero_grad()
+        loss(plain(crop), truth).backward()
+        optimiser.step()
+        if step % EVERY == 0:
+            with torch.inference_mode():
+                mask = plain.eval()(crop).argmax(1, keepdim=True)
+            best = max(best, float(2 * (mask * truth).sum() / (mask.sum() + truth.sum())))
+            if best > ENOUGH:
+                return
+    raise AssertionError(f"{system}: Dice {best:.2f} after {STEPS} steps")
