@@ -112,7 +112,7 @@ class ModelConfig(BaseModel):
     def window_of(self, block: int, grid: tuple[int, int, int]) -> tuple[int, int, int]:
         """Tokens (d, h, w) of a block's attention windows on a token grid; of slices SAM's: whole, or of 14."""
         if self.tokens == "volume":
-            return (self.window,) * 3
+            return self.window, self.window, self.window
         return (1, *grid[1:]) if block in self.global_blocks else (1, SAM_WINDOW, SAM_WINDOW)
 
     def relative_rows(self, block: int) -> int:
