@@ -106,7 +106,7 @@ def p_value(own: dict[str, float], reference: dict[str, float]) -> float | None:
     differences = np.array([own[case] - reference[case] for case in both])
     if not differences.any():
         return 1.0
-    return float(scipy.stats.wilcoxon(differences).pvalue)
+    return float(scipy.stats.wilcoxon(differences).pvalue)  # type: ignore[attr-defined]
 
 
 def counterpart(line: Line, reference: Found) -> Line:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -155,7 +155,7 @@ def best_of(plan: Plan, rows: Sequence[RowResult]) -> dict[str, int]:
     return best
 
 
-def _parameters(row: RowResult, rows: Sequence[RowResult]) -> Mapping[str, str]:
+def _parameters(row: RowResult, rows: Sequence[RowResult]) -> dict[str, str]:
     cells = {"#Tuned params": _millions([o.tuned for o in row.outcomes])}
     if any(outcome.tuned_encoder is not None for other in rows for outcome in other.outcomes):
         cells["in the image encoder"] = _millions([o.tuned_encoder for o in row.outcomes])

@@ -70,7 +70,7 @@ def peak_gb() -> float:
     except ImportError:  # Windows
         import psutil
 
-        return psutil.Process().memory_info().peak_wset / 1e9
+        return psutil.Process().memory_info().peak_wset / 1e9  # type: ignore[attr-defined]
     unit = 1 if sys.platform == "darwin" else 1024
     return (
         max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) * unit / 1e9

@@ -113,7 +113,7 @@ class ModelConfig(BaseModel):
         """Tokens (d, h, w) of a block's attention windows on a token grid; of slices SAM's: whole, or of 14."""
         if self.tokens == "volume":
             return self.window, self.window, self.window
-        return (1, *grid[1:]) if block in self.global_blocks else (1, SAM_WINDOW, SAM_WINDOW)
+        return (1, grid[1], grid[2]) if block in self.global_blocks else (1, SAM_WINDOW, SAM_WINDOW)
 
     def relative_rows(self, block: int) -> int:
         """Rows of the relative-position tables of a block (from 0): SAM's own number, before interpolation."""
