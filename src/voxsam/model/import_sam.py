@@ -62,10 +62,10 @@ def import_sam(path: Path, profile: str, variant: Variant = "released", seed: in
             "licence": "Apache-2.0 (SAM's weights)",
         },
     )
-    return startfrom_sam(card, encoder, seed, str(path))
+    return start_from_sam(card, encoder, seed, str(path))
 
 
-def startfrom_sam(card: Card, encoder: Mapping[str, Tensor], seed: int, origin: str) -> VoxSAMNetwork:
+def start_from_sam(card: Card, encoder: Mapping[str, Tensor], seed: int, origin: str) -> VoxSAMNetwork:
     """The network of `card` with the tensors `encoder` of SAM's image encoder (Meta's names, without prefix).
 
     The global random state is left alone.
