@@ -80,7 +80,9 @@ def _row(plan: Plan, number: int, tasks: Sequence[Task]) -> RowResult:
             seeds = "" if len(plan.seeds) == 1 else f" (seed {', '.join(str(task.order.seed) for task in lost)})"
             failed[data.name] = f"{lost[0].failure}{seeds}"
     first = next((outcome for one in found.values() for outcome in one.outcomes), None)
-    title, note = (about.title, about.note) if first is None else (first.title, first.note)  # as it was with its options
+    title, note = (
+        (about.title, about.note) if first is None else (first.title, first.note)
+    )  # as it was with its options
     title = title if spec.row == spec.system else f"{title}, {spec.row}"
     return RowResult(spec.row, spec.title or title, note, found, failed)
 

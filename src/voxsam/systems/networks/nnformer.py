@@ -141,9 +141,7 @@ class UpStage(nn.Module):
 
 def _block(options: NnFormerOptions, level: int, size: Size, path: float, **kind: bool) -> WindowBlock:
     channels, heads, side = options.width * 2**level, options.heads[level], options.windows[level]
-    return WindowBlock(
-        channels, heads, size, side, drop_path=path, original_index=options.original_index, **kind
-    )
+    return WindowBlock(channels, heads, size, side, drop_path=path, original_index=options.original_index, **kind)
 
 
 def _spread(last: float, depths: tuple[int, ...]) -> list[list[float]]:

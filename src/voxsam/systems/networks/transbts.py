@@ -105,7 +105,9 @@ class SelfAttention(nn.Module):
         """(B, N, E) -> (B, N, E)."""
         queries, keys, values = self.qkv(x_BNE).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         drop = self.dropout if self.training else 0.0
-        return self.proj(F.scaled_dot_product_attention(queries, keys, values, dropout_p=drop).transpose(1, 2).flatten(2))
+        return self.proj(
+            F.scaled_dot_product_attention(queries, keys, values, dropout_p=drop).transpose(1, 2).flatten(2)
+        )
 
 
 class UpBlock(nn.Module):
