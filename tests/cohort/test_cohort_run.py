@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from voxsam.automatic import mask_of, segment_automatically
 from voxsam.cli import main
@@ -19,7 +20,7 @@ from voxsam.cohort.ledger import TABLE, read_table
 from voxsam.cohort.listing import Job, list_cohort
 from voxsam.cohort.overlap import AHEAD
 from voxsam.cohort.run import Outcome, run_cohort
-from voxsam.cohort.worker import Row, Settings, Worker
+from voxsam.cohort.worker import Row, Settings, Worker, threads_beside
 from voxsam.errors import PromptError, UnsupportedError
 from voxsam.io import read_volume, write_volume
 from voxsam.model.checkpoint import save_model
@@ -124,6 +125,23 @@ def test_an_interrupted_run_leaves_whole_files_and_goes_on(
         assert read_volume(tmp_path / name, labels=True).array.any()
     outcome = _run(folder, tmp_path)
     assert 1 <= outcome.made <= 3 and not outcome.failed
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [((0.2, 0.5, 0.2), 3), ((0.2, 45.0, 0.2), 4), ((1.0, 40.0, 0.5), 4), ((None, None, None), 4)],
+)
+def test_files_get_a_core_of_their_own_where_they_take_long_beside_the_network(seconds: tuple, expected: int) -> None:
+    reading, segmenting, writing = seconds
+    row = Row("a", "a.nii", "done", reading_s=reading, segmenting_s=segmenting, writing_s=writing)
+    assert threads_beside(row, 4) == expected
+    assert threads_beside(row, 1) == 1
+
+
+def test_the_threads_are_as_before_when_a_run_ends(folder: Path, tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    _run(folder, tmp_path)
+    assert torch.get_num_threads() == before
 
 
 def test_one_broken_scan_costs_its_own_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -147,7 +147,7 @@ def test_the_real_sam_in_the_protocol(prepared):
     """Random weights: the masks mean nothing, but depend on the clicks, and are the same again."""
     folder, cases = prepared
     job = Job(folder, folder, options={"random": {"seed": 3, "image": 64}}, device="cpu")
-    compared = compared_system("sam_slices")
+    compared = compared_system("sam-slices")
     compared.check(job)
     compared.train(job, lambda line: None)
     system = compared.load(job)
@@ -162,8 +162,8 @@ def test_the_real_sam_in_the_protocol(prepared):
 def test_a_checkpoint_by_its_path(prepared, tmp_path: Path):
     torch.save(sam_tensors(), tmp_path / "sam.pth")
     job = Job(prepared[0], tmp_path, options={"weights": str(tmp_path / "sam.pth"), "window": [-100, 300]})
-    compared_system("sam_slices").check(job)
-    system = compared_system("sam_slices").load(job)
+    compared_system("sam-slices").check(job)
+    system = compared_system("sam-slices").load(job)
     assert system.name == "SAM per slice" and system.window == (-100, 300)
 
 
@@ -176,9 +176,9 @@ def test_a_checkpoint_by_its_path(prepared, tmp_path: Path):
         ({"random": {}, "selection": "best"}, "selection 'best'; expected one of pred_iou, first, oracle"),
         ({"random": {}, "window": [3, 3]}, r"window \[3, 3\]"),
         ({"random": {"breadth": 3}}, "the size breadth of a random SAM"),
-        ({"random": {}, "points": 3}, "the option points of sam_slices"),
+        ({"random": {}, "points": 3}, "the option points of sam-slices"),
     ],
 )
 def test_options_that_make_no_sense(prepared, options: dict, words: str):
     with pytest.raises(InputError, match=words):
-        compared_system("sam_slices").check(Job(prepared[0], prepared[0], options=options))
+        compared_system("sam-slices").check(Job(prepared[0], prepared[0], options=options))

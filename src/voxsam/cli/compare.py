@@ -86,7 +86,7 @@ def _list() -> None:
         facts = {"paper": about.paper, "original": f"{about.source} ({about.licence})", "here": about.library}
         facts["differs"] = about.differences
         facts["told"] = about.note
-        facts["install"] = f"pip install 'voxsam[{about.extra}]'" if about.extra else ""
+        facts["install"] = about.install
         for key, fact in facts.items():
             if fact:
                 typer.echo(f"    {key}: {fact}")

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import torch
+
 from voxsam.automatic import OVERLAP, mask_on_scan, predict, prepare
 from voxsam.boxes import crop_to_objects
 from voxsam.cohort.listing import Job
@@ -24,6 +26,8 @@ from voxsam.model.warm_up import warm_up
 from voxsam.prompts import Point
 from voxsam.session import Session
 from voxsam.volume import Volume
+
+FILES_MATTER = 0.5  # reading and writing that take this share of the network's time, or more, get a core of their own
 
 Found = tuple[Volume, tuple[str, ...]]  # a mask, and what the user should know of it
 Finish = Callable[[], Found]  # what is left when the network is done
@@ -93,9 +97,16 @@ class Worker:
 
     def run(self, jobs: Iterable[Job], output: Path) -> Iterator[Row]:
         """A row for each scan, in order, as soon as its mask lies below the folder `output`, or as it failed."""
-        read, segment = self._open, self._segment
-        for job, row in overlapped(jobs, read, segment, lambda j, s: self._finish(j, s, output), self.settings.ahead):
-            yield row if isinstance(row, Row) else _failed(job, row)
+        read, segment, ahead = self._open, self._segment, self.settings.ahead
+        threads = torch.get_num_threads()
+        try:
+            for job, row in overlapped(jobs, read, segment, lambda j, s: self._finish(j, s, output), ahead):
+                row = row if isinstance(row, Row) else _failed(job, row)
+                if ahead and next(self.model.parameters()).device.type == "cpu":
+                    torch.set_num_threads(threads_beside(row, threads))
+                yield row
+        finally:
+            torch.set_num_threads(threads)
 
     def _open(self, job: Job) -> _Opened:
         start = time.perf_counter()
@@ -132,6 +143,18 @@ class Worker:
             round(time.perf_counter() - start, 3),
             "; ".join(messages),
         )
+
+
+def threads_beside(row: Row, threads: int) -> int:
+    """The network's threads from here on, given how long the steps of a scan took: all `threads`, or one fewer.
+
+    A network's threads wait for one another all the time. Where files keep a core busy, the thread there holds up
+    the rest, and working at once gains nothing (docs/performance.md, "Whole scans and cohorts").
+    """
+    if row.reading_s is None or row.segmenting_s is None or row.writing_s is None:
+        return threads
+    files_matter = row.reading_s + row.writing_s > FILES_MATTER * row.segmenting_s
+    return max(1, threads - 1) if files_matter else threads
 
 
 def mask_path(output: Path, job: Job, settings: Settings) -> Path:

@@ -25,8 +25,8 @@ from voxsam.data.store import Store
 from voxsam.errors import InputError
 from voxsam.evaluation.protocol import Settings
 from voxsam.io.atomic import atomic_path
-from voxsam.systems.common_loop import merged
 from voxsam.systems.compared import ComparedSystem, Job, compared_system
+from voxsam.training.names import laid_over
 
 DIGITS = 10  # of a digest, in names of folders
 
@@ -113,7 +113,7 @@ class Failure(Record):
 def make_order(plan: Plan, row: RowSpec, data: DataSpec, seed: int, store: Store, examples: list[str]) -> WorkOrder:
     """The order for one row, data set and seed; `store` is the prepared data set."""
     trained = plan.trained(row)
-    recipe = merged(plan.recipe, trained.recipe)
+    recipe = laid_over(plan.recipe, trained.recipe)
     content = hashlib.sha256((store.folder / "dataset.json").read_bytes()).hexdigest()
     training = _digest([trained.system, seed, recipe, trained.options, content])
     evaluation = {**plan.evaluation, **row.evaluation}

@@ -168,7 +168,13 @@ def _millions(counts: Sequence[int | None]) -> str:
     if not known:
         return NOTHING
     ends = known if len(known) < 2 else (known[0], known[-1])
-    return "–".join(f"{count / 1e6:.2f}M" if count >= 1e5 else f"{count / 1e3:.1f}k" for count in ends)
+    return "–".join(map(_count, ends))
+
+
+def _count(count: int) -> str:
+    if count < 1000:
+        return str(count)
+    return f"{count / 1e6:.2f}M" if count >= 1e5 else f"{count / 1e3:.1f}k"
 
 
 def _mean(values: Sequence[float], decimals: int) -> str:

@@ -73,10 +73,10 @@ def paper_accounting(network: VoxSAMNetwork) -> int:
     """The paper's count of tuned parameters (ViT-B: 25,462,400 = 25.46 M, Table 2).
 
     The released code declares a token-to-image attention in each layer of a prompt encoder, counts it, and never calls
-    it; VoxSAM does not build it. Positional prompts do call it: nothing is missing there.
+    it; VoxSAM does not build it. Positional prompts do call it, automatic networks have none: nothing is missing there.
     """
     config = network.config
-    if config.prompt_kind == "positional":
+    if config.prompt_kind == "positional" or network.card.automatic:
         return counts(network).tuned
     return counts(network).tuned + len(config.prompt_levels) * config.prompt_layers * _cross_attention_size(config)
 

@@ -5,7 +5,6 @@ So they see the same scans, crops, augmentation and loss, for as many steps.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,8 @@ from voxsam.data.store import open_store
 from voxsam.errors import InputError
 from voxsam.evaluation.systems import AutomaticSystem, SessionSystem, System
 from voxsam.systems.compared import About, ComparedSystem, Job, Tell, register
-from voxsam.training.recipe import Recipe, with_names
+from voxsam.training.names import laid_over, with_names
+from voxsam.training.recipe import Recipe
 
 
 class CommonLoop(ComparedSystem):
@@ -31,7 +31,7 @@ class CommonLoop(ComparedSystem):
         Raises InputError for keys that make no recipe.
         """
         store = open_store(job.data)
-        fields = merged({"model": "tiny", **job.recipe}, self.fixed)
+        fields = laid_over({"model": "tiny", **job.recipe}, self.fixed)
         fields = {
             "name": self.name,
             "preprocessing": store.preprocessing.model_dump(),
@@ -76,15 +76,6 @@ class CommonLoop(ComparedSystem):
 
     def _model(self, job: Job) -> Path:
         return job.out / "run" / "model.safetensors"
-
-
-def merged(fields: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
-    """`fields` with those of `more`, key by key in nested ones; a model's name counts as {"size": name}."""
-    out = dict(fields)
-    for key, value in more.items():
-        before = {"size": out[key]} if key == "model" and isinstance(out.get(key), str) else out.get(key)
-        out[key] = merged(before, value) if isinstance(before, dict) and isinstance(value, dict) else value
-    return json.loads(json.dumps(out))
 
 
 @register("voxsam")

@@ -12,6 +12,7 @@ from voxsam.errors import InputError
 from voxsam.evaluation.systems import System
 
 Tell = Callable[[str], None]
+EXTRA = "pip install 'voxsam[compare]'"
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class About:
     library: str  # what provides it here: "MONAI", "nnunetv2", or "VoxSAM" for one written here from the description
     differences: str = ""  # what is known to differ from the original, or to be wrong with it
     trained: bool = True  # False: it is compared as it is
-    extra: str = ""  # what has to be installed: "compare"
+    install: str = ""  # the commands that install what it needs, where VoxSAM itself does not bring it
     note: str = ""  # what stands under every table with it: what it is told that others are not
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from voxsam.errors import InputError, UnsupportedError
 from voxsam.evaluation.systems import Images, System
 from voxsam.prompts import Point
-from voxsam.systems.compared import About, ComparedSystem, Job, Tell, register
+from voxsam.systems.compared import EXTRA, About, ComparedSystem, Job, Tell, register
 from voxsam.systems.turned import turned, turned_back
 from voxsam.volume import Volume
 
@@ -38,7 +38,7 @@ class Remote(ComparedSystem):
         library="nninteractive-client",
         differences="what model answers is the server's affair; seconds include the network",
         trained=False,
-        extra="compare",
+        install=EXTRA,
         note="nobody here knows what its model was trained on: it may have seen the test cases",
     )
     options: Mapping[str, str] = {
@@ -52,7 +52,7 @@ class Remote(ComparedSystem):
         """As for every system; and the address and the client."""
         super().check(job)
         if find_spec("nnInteractive") is None:
-            given, remedy = "a remote system without nnInteractive's client", "pip install 'voxsam[compare]'"
+            given, remedy = "a remote system without nnInteractive's client", EXTRA
             raise UnsupportedError(given, "the package nninteractive-client", remedy)
         address = str(job.options.get("address", ""))
         if not address.startswith(("http://", "https://")):

@@ -23,7 +23,7 @@ from voxsam.evaluation.metrics import dice
 from voxsam.evaluation.systems import Images, System
 from voxsam.model.device import choose_device
 from voxsam.prompts import Point
-from voxsam.systems.compared import About, ComparedSystem, Job, Tell, register
+from voxsam.systems.compared import EXTRA, About, ComparedSystem, Job, Tell, register
 from voxsam.systems.sam_weights import load_sam, random_sam, random_sizes
 from voxsam.systems.turned import turned, turned_back
 from voxsam.volume import Volume
@@ -40,11 +40,11 @@ NOTE = (
 )
 
 
-@register("sam_slices")
+@register("sam-slices")
 class SamSlices(ComparedSystem):
     """SAM as it was published, or with random weights that only show the protocol."""
 
-    name = "sam_slices"
+    name = "sam-slices"
     about = About(
         title="SAM per slice",
         paper="Kirillov et al., Segment Anything, ICCV 2023",
@@ -54,7 +54,7 @@ class SamSlices(ComparedSystem):
         differences="nobody published the code of the paper's rows: window, points and choice of the mask are our "
         "reading",
         trained=False,
-        extra="compare",
+        install=EXTRA,
         note=NOTE,
     )
     options: Mapping[str, str] = {
@@ -69,10 +69,10 @@ class SamSlices(ComparedSystem):
         super().check(job)
         self._admit(job)
         if find_spec("transformers") is None:
-            raise UnsupportedError("SAM without transformers", "the package", "pip install 'voxsam[compare]'")
+            raise UnsupportedError("SAM without transformers", "the package", EXTRA)
         if ("weights" in job.options) == ("random" in job.options):
             expected = "either `weights: FILE` or `random: {seed: 0}`"
-            raise InputError("sam_slices with both or neither of weights and random", expected, "change the plan")
+            raise InputError("sam-slices with both or neither of weights and random", expected, "change the plan")
         if "weights" in job.options and not Path(str(job.options["weights"])).exists():
             raise InputError(f"the weights {job.options['weights']}", "a file that there is", "check the path")
         if job.options.get("selection", "pred_iou") not in SELECTIONS:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from voxsam.systems.common_loop import CommonLoop
-from voxsam.systems.compared import About, ComparedSystem, Job, register
+from voxsam.systems.compared import EXTRA, About, ComparedSystem, Job, register
 from voxsam.systems.networks import file_of
 
 RESEARCH = "https://github.com/Project-MONAI/research-contributions"
@@ -21,7 +21,7 @@ ABOUT = {
         licence="Apache-2.0",
         library=LIBRARY,
         differences=NNUNET,
-        extra=LIBRARY,
+        install=f"pip install --no-deps {LIBRARY}",
     ),
     "resenc-unet": About(
         title="ResEnc U-Net",
@@ -30,7 +30,7 @@ ABOUT = {
         licence="Apache-2.0",
         library=LIBRARY,
         differences=NNUNET,
-        extra=LIBRARY,
+        install=f"pip install --no-deps {LIBRARY}",
     ),
     "transbts": About(
         title="TransBTS",
@@ -59,7 +59,7 @@ ABOUT = {
         library="MONAI",
         differences="begins with random weights unless `weights` names MONAI's model_swinvit.pt; the paper's row began "
         "with those self-supervised weights, unlike its other rows",
-        extra="einops",
+        install=EXTRA,
     ),
     "unetr": About(
         title="UNETR",
@@ -67,7 +67,7 @@ ABOUT = {
         source=f"{RESEARCH}/tree/main/UNETR",
         licence="Apache-2.0",
         library="MONAI",
-        extra="einops",
+        install=EXTRA,
     ),
     "unetrpp": About(
         title="UNETR++",

@@ -12,7 +12,7 @@ from voxsam.errors import UnsupportedError, VoxSAMError
 from voxsam.evaluation.systems import System
 from voxsam.io.atomic import atomic_path, make_folder
 from voxsam.model.device import choose_device
-from voxsam.systems.compared import About, ComparedSystem, Job, Tell, register
+from voxsam.systems.compared import EXTRA, About, ComparedSystem, Job, Tell, register
 from voxsam.systems.nnunet import stages
 from voxsam.systems.nnunet.run import DATASET, Folders, NnUNetSettings
 from voxsam.systems.nnunet.settings import OPTIONS, settings_of
@@ -24,7 +24,7 @@ PACKAGES = {  # of nnU-Net: names to import, and to install without their depend
     "batchgenerators": "batchgenerators",
     "batchgeneratorsv2": "batchgeneratorsv2",
 }
-INSTALL = f"pip install 'voxsam[compare]', then pip install --no-deps {' '.join(PACKAGES.values())}"
+INSTALL = f"{EXTRA}, then pip install --no-deps {' '.join(PACKAGES.values())}"
 
 
 @register("nnunet")
@@ -42,7 +42,7 @@ class NnUNet(ComparedSystem):
         "augmentation and schedule; of a common recipe it takes the number of steps and the seed; it is trained on one "
         "fold, VoxSAM's split, where its authors train five and average them; it reads all scans turned to RAS; its "
         "closing validation and post-processing are left out",
-        extra="compare",
+        install=INSTALL,
     )
     options = OPTIONS
 
