@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,6 +15,7 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    TypeAdapter,
     ValidationError,
     model_validator,
 )
@@ -21,6 +23,7 @@ from pydantic import (
 from voxsam.errors import FileError, InputError
 from voxsam.evaluation.protocol import Settings
 
+_SETTINGS = TypeAdapter(Settings)
 Key = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]  # part of a folder's name
 
 
@@ -140,10 +143,15 @@ def settings(*fields: Mapping[str, Any]) -> Settings:
     keys: dict[str, Any] = {}
     for more in fields:
         keys |= more
+    known = [field.name for field in dataclasses.fields(Settings)]
+    unknown = sorted(set(keys) - set(known))
+    if unknown:
+        raise ValueError(f"evaluation: {unknown[0]} is no key; there are {', '.join(known)}")
     try:
-        return Settings(**{key: tuple(value) if isinstance(value, list) else value for key, value in keys.items()})
-    except TypeError as error:
-        raise ValueError(f"evaluation: {str(error).removeprefix('Settings.__init__() ')}") from error
+        return _SETTINGS.validate_python(keys)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"evaluation: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
     except InputError as error:
         raise ValueError(f"evaluation: {error}") from error
 
