@@ -11,6 +11,7 @@ import numpy as np
 from voxsam.compare.plan import DataSpec, Phantoms
 from voxsam.data.cases import Case
 from voxsam.data.phantom_set import write_phantoms
+from voxsam.data.phantoms import CLOSE
 from voxsam.data.prepare import Options, prepare
 from voxsam.data.store import Store, open_store
 from voxsam.errors import InputError
@@ -48,9 +49,9 @@ def example_names(store: Store, count: int) -> list[str]:
 def _phantoms(spec: Phantoms, folder: Path, progress: Progress) -> Path:
     """Scans of these seeds on this grid, generated anew unless they are there already."""
     shape, spacing = ("x".join(map(str, numbers)) for numbers in (spec.shape, spec.spacing_mm))
-    raw = folder / f"phantoms-{spec.count}-{spec.seed}-{shape}-{spacing}"
+    raw = folder / f"phantoms-{spec.count}-{spec.seed}-{shape}-{spacing}-{spec.brighter_hu}"
     if not (raw / "dataset.json").is_file():  # which is written last
         shutil.rmtree(raw, ignore_errors=True)
         seeds = range(spec.seed, spec.seed + spec.count)
-        write_phantoms(raw, seeds, (spec.shape, spec.spacing_mm), progress=progress)
+        write_phantoms(raw, seeds, (spec.shape, spec.spacing_mm), CLOSE, progress, spec.brighter_hu)
     return raw

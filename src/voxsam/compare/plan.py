@@ -38,6 +38,7 @@ class Phantoms(_Strict):
     seed: NonNegativeInt = 0
     shape: tuple[PositiveInt, PositiveInt, PositiveInt] = (108, 108, 72)  # voxels (i, j, k)
     spacing_mm: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (2, 2, 3)
+    brighter_hu: NonNegativeInt = 0  # so much brighter than a real sarcoma: learned in minutes
 
 
 class DataSpec(_Strict):
