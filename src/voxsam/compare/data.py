@@ -34,7 +34,7 @@ def prepare_data(spec: DataSpec, folder: Path, progress: Progress) -> Store:
     return store
 
 
-def test_cases(prepared: Path) -> list[Case]:
+def cases_to_test(prepared: Path) -> list[Case]:
     """The cases that no system is trained on, as files on their own grids; they know which labels are tumour."""
     return choose_cases(find_labelled(prepared)[0], open_store(prepared).split["test"])
 

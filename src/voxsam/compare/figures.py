@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from voxsam.compare.data import test_cases
+from voxsam.compare.data import cases_to_test
 from voxsam.compare.plan import DataSpec, Plan
 from voxsam.compare.results import RowResult
 from voxsam.compare.runner import Task
@@ -56,7 +56,7 @@ def _save(figure: Figure, path: Path, dpi: int, colour: str) -> None:
 
 def _overlays(tasks: Sequence[Task], titles: dict[str, str]) -> Figure:
     """Cases down, systems across; the axial plane through the deepest voxel of the truth (paper, Fig. 5)."""
-    known = {case.name: case for case in test_cases(Path(tasks[0].order.prepared))}
+    known = {case.name: case for case in cases_to_test(Path(tasks[0].order.prepared))}
     names = tasks[0].order.examples
     width, height = len(tasks) * PANEL_INCHES, len(names) * (PANEL_INCHES + HEAD_INCHES)
     figure = Figure(figsize=(width, height), facecolor=BACKGROUND)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from voxsam.compare.data import test_cases
+from voxsam.compare.data import cases_to_test
 from voxsam.compare.order import Failure, Outcome, Training, WorkOrder
 from voxsam.errors import InputError
 from voxsam.evaluation.protocol import Evaluation, Row, Watch, evaluate
@@ -36,7 +36,7 @@ def work(folder: Path, digest: str) -> None:
     job, system = order.job(folder), order.compared()
     system.check(job)
     training = _train(system, job, folder / "training.json")
-    cases, settings = test_cases(job.data), order.settings
+    cases, settings = cases_to_test(job.data), order.settings
     tell(f"evaluating {len(cases)} cases")
     evaluation = evaluate(system.load(job), cases, settings, order.dataset, _progress, _keep_masks(order, results))
     save_evaluation(evaluation, results / "evaluation.json")
