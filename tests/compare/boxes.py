@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from typing import ClassVar
@@ -56,6 +58,9 @@ class BoxSystem(ComparedSystem):
         if fault == "crash":
             raise RuntimeError("the box\nfell")
         if fault == "memory":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if fault == "child":
+            subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", str(job.out)])
             os.kill(os.getpid(), signal.SIGKILL)
         if fault == "slow":
             time.sleep(600)

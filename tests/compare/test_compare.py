@@ -18,7 +18,10 @@ import yaml
 
 from tests.evaluation.known_systems import GRID, LESION, SMALL, write_cases
 from voxsam.cli import main
+from voxsam.compare.processes import alone_in
+from voxsam.compare.runner import visible_gpus
 from voxsam.data.store import open_store
+from voxsam.systems.compared import COMPARED
 
 DATA = {"name": "boxes", "title": "Boxes", "spacing_mm": [3, 3, 3]}
 ROWS: list[Any] = [
@@ -88,7 +91,7 @@ def test_a_whole_comparison(tmp_path: Path, compare: Callable[..., tuple[int, st
     for picture in re.findall(r"\((images/[^)]+)\)", document):
         assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "images" / "plan-overlays-boxes.png").is_file()
-    assert "Box: it knows nothing" in document
+    assert "Box: it knows nothing" in document and re.search(r"The whole plan: [0-9.]+ minutes", document)
     assert r"\multicolumn{3}{c}{Boxes}" in (out / "table.tex").read_text()
 
 
@@ -117,9 +120,24 @@ def test_failures_cost_their_own_rows(tmp_path: Path, compare: Callable[..., tup
 
 
 def test_a_failed_row_is_tried_again(tmp_path: Path, compare: Callable[..., tuple[int, str, str]]) -> None:
-    rows = ["box", {"system": "box", "row": "bad", "options": {"fault": "once"}}]
-    assert [compare(rows)[0], compare(rows)[0]] == [1, 0]
+    shared = {"system": "box", "row": "far", "trained_as": "box", "evaluation": {"region": "margin"}}
+    rows = [{"system": "box", "options": {"fault": "once"}}, shared]
+    status, shown, _ = compare(rows)
+    assert status == 1 and "Box, far failed on boxes: the row box, whose training serves it, failed" in shown
     assert attempts(tmp_path / "out", "box") == 1
+    assert compare(rows)[0] == 0 and attempts(tmp_path / "out", "box") == 2
+
+
+def test_what_a_job_leaves_behind_is_ended(tmp_path: Path, compare: Callable[..., tuple[int, str, str]]) -> None:
+    assert compare([{"system": "box", "options": {"fault": "child"}}])[0] == 1
+    assert not running(f"time.sleep.600. {tmp_path}")
+
+
+def test_two_commands_do_not_share_a_folder(tmp_path: Path, compare: Callable[..., tuple[int, str, str]]) -> None:
+    (tmp_path / "out").mkdir()
+    with alone_in(tmp_path / "out"):
+        status, _, errors = compare(["box"])
+    assert status == 2 and "another `voxsam compare` is running" in errors
 
 
 def test_a_job_may_take_too_long(compare: Callable[..., tuple[int, str, str]]) -> None:
@@ -146,29 +164,52 @@ def test_a_wrong_plan_runs_nothing(
     assert not (tmp_path / "out" / "jobs").exists()
 
 
-def test_an_interrupted_comparison_ends_its_jobs(
-    tmp_path: Path, scans: Path, compare: Callable[..., tuple[int, str, str]]
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_a_comparison_that_ends_early_ends_its_jobs(
+    tmp_path: Path, scans: Path, compare: Callable[..., tuple[int, str, str]], how: signal.Signals
 ) -> None:
-    compare(["box", {"system": "box", "row": "slow", "options": {"fault": "slow"}}], "--tables")
+    compare([{"system": "box", "options": {"fault": "slow"}}], "--tables")
     words = ["compare", str(tmp_path / "plan.yaml"), "-o", str(tmp_path / "out"), "--data", f"boxes={scans}"]
     handler = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
     script = f"{handler} import sys; from voxsam.cli import main; sys.exit(main({words!r}))"
     process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True)
-    end = time.monotonic() + 120
-    while not attempts(tmp_path / "out", "slow"):
-        assert time.monotonic() < end and process.poll() is None
+    try:
+        wait_until(lambda: attempts(tmp_path / "out", "box") > 0 or process.poll() is not None)
+        process.send_signal(how)
+        _, errors = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert how == signal.SIGKILL or (process.returncode == 130 and "interrupted" in errors)
+    wait_until(lambda: not running(f"voxsam.compare.work {tmp_path}"))
+    assert "failed" not in compare([{"system": "box", "options": {"fault": "slow"}}], "--tables")[1]
+
+
+def running(pattern: str) -> str:
+    return subprocess.run(["pgrep", "-f", pattern], capture_output=True, text=True).stdout
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    end = time.monotonic() + 300  # a busy machine takes long to import torch
+    while not holds():
+        assert time.monotonic() < end
         time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130 and "interrupted" in errors
-    running = subprocess.run(["pgrep", "-f", f"voxsam.compare.work {tmp_path}"], capture_output=True, text=True)
-    assert not running.stdout
+
+
+def test_gpus_are_those_that_the_user_left_visible(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert visible_gpus(2) == ("0", "1") and visible_gpus(0) == ()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
+    assert visible_gpus(2) == ("2", "3")
 
 
 def test_the_list_names_every_system(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", "--list"]) == 0
-    shown = capsys.readouterr().out
-    assert "voxsam: VoxSAM" in shown and "https://github.com/med-air/3DSAM-adapter" in shown
+    shown = capsys.readouterr().out.splitlines()
+    names = [line.partition(":")[0] for line in shown if not line.startswith(" ")]
+    assert names == sorted(COMPARED) and {"nnunet", "transbts", "sam-slices", "ma-sam", "remote"} <= set(names)
+    for name in names:
+        about = COMPARED[name]().about
+        assert about.title and about.paper and about.source.startswith("https://") and about.licence and about.library
 
 
 def test_a_plan_and_an_output_are_needed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -31,6 +31,12 @@ def test_wilcoxon_by_hand() -> None:
     assert p_value(mixed, base) == pytest.approx(4 / 32)
 
 
+def test_wilcoxon_of_cases_that_do_not_differ() -> None:
+    """Ten of fifteen cases without a difference say nothing: p is that of the five others, 2 / 2^5."""
+    base = {f"c{n}": 0.0 for n in range(15)}
+    assert p_value({**base, **{f"c{n}": 0.1 * (n + 1) for n in range(5)}}, base) == pytest.approx(2 / 32)
+
+
 def test_wilcoxon_without_enough() -> None:
     assert p_value({"a": 1.0}, {"a": 0.5}) is None
     assert p_value({"a": 1.0, "b": 1.0}, {"c": 0.5}) is None

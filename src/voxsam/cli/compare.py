@@ -39,6 +39,7 @@ def command(
         raise InputError("no plan or no output", "voxsam compare PLAN -o FOLDER", "add what is missing, or take --list")
     from voxsam.compare.output import write_output
     from voxsam.compare.plan import read_plan
+    from voxsam.compare.processes import alone_in
     from voxsam.compare.runner import Room, make_tasks, run
     from voxsam.evaluation.markdown import require_markers
     from voxsam.io.atomic import make_folder
@@ -49,10 +50,10 @@ def command(
     if write is not None:
         require_markers(write, chosen.name)
     make_folder(output)
-    with Progress() as progress:
+    with alone_in(output), Progress() as progress:
         tasks = make_tasks(chosen, output, progress)
         if not tables:
-            run(chosen, tasks, Room.for_plan(chosen, jobs), progress)
+            run(chosen, tasks, Room.for_plan(chosen, jobs), output, progress)
         progress("tables and figures")
         text = write_output(chosen, tasks, output, write)
     typer.echo(text)

@@ -13,7 +13,7 @@ import numpy as np
 
 from voxsam.compare.plan import Plan
 from voxsam.compare.results import RowResult
-from voxsam.compare.tables import NAMES, NUMBERS, Entry, best_of, main_rows, methods, notes, p_column, score_column
+from voxsam.compare.tables import NAMES, NUMBERS, Entry, best_of, main_rows, methods, p_column, score_column
 from voxsam.evaluation.markdown import NOTHING
 
 PARTS = ("", "_low", "_high", "_sd_over_seeds", "_p")  # of each score in the CSV
@@ -32,7 +32,7 @@ _SIGNS = {
 }
 
 
-def latex(plan: Plan, rows: Sequence[RowResult]) -> str:
+def latex(plan: Plan, rows: Sequence[RowResult], footnotes: Sequence[str] = ()) -> str:
     """The main table for a paper: booktabs, data sets above their columns, the best in bold; notes as comments."""
     table, best = main_rows(plan, rows), best_of(plan, rows)
     columns = list(dict.fromkeys(name for row in table for name in row))
@@ -45,7 +45,7 @@ def latex(plan: Plan, rows: Sequence[RowResult]) -> str:
         names += map(_tex, shown)
     rest = [_tex(column) for column in columns[len(names) :]]
     lines = [
-        *(f"% {note}" for note in notes(plan, rows)),
+        *(f"% {note}" for note in footnotes),
         rf"\begin{{tabular}}{{l{'r' * (len(columns) - 1)}}}",
         r"\toprule",
         " & ".join([*heads, *[""] * len(rest)]) + r" \\",

@@ -113,7 +113,7 @@ class Failure(Record):
 def make_order(plan: Plan, row: RowSpec, data: DataSpec, seed: int, store: Store, examples: list[str]) -> WorkOrder:
     """The order for one row, data set and seed; `store` is the prepared data set."""
     trained = plan.trained(row)
-    recipe = laid_over(plan.recipe, trained.recipe)
+    recipe = laid_over(laid_over(plan.recipe, data.recipe), trained.recipe)
     content = hashlib.sha256((store.folder / "dataset.json").read_bytes()).hexdigest()
     training = _digest([trained.system, seed, recipe, trained.options, content])
     evaluation = {**plan.evaluation, **row.evaluation}

@@ -9,11 +9,17 @@ from pathlib import Path
 from voxsam.compare.figures import write_figures
 from voxsam.compare.formats import latex, table_csv
 from voxsam.compare.plan import Plan
-from voxsam.compare.results import collect
-from voxsam.compare.runner import Task
-from voxsam.compare.tables import markdown
+from voxsam.compare.results import RowResult, collect
+from voxsam.compare.runner import Task, Timing
+from voxsam.compare.tables import markdown, notes
+from voxsam.errors import InputError
 from voxsam.evaluation.markdown import write_between_markers
 from voxsam.io.atomic import atomic_path, make_folder
+from voxsam.model.model_file import read_card
+from voxsam.model.registry import find_model
+from voxsam.systems.common_loop import CommonLoop
+from voxsam.systems.compared import compared_system
+from voxsam.training.names import laid_over
 
 
 def write_output(plan: Plan, tasks: Sequence[Task], out: Path, document: Path | None = None) -> str:
@@ -23,10 +29,11 @@ def write_output(plan: Plan, tasks: Sequence[Task], out: Path, document: Path | 
     are copied to the folder images/ beside it. Raises FileError if something cannot be written.
     """
     rows = collect(plan, tasks)
-    text = markdown(plan, rows)
+    footnotes = [*notes(plan, rows), *starts(plan, rows), *took(out)]
+    text = markdown(plan, rows, footnotes)
     contents = {
         "table.md": f"# {plan.title}\n\n{text}\n",
-        "table.tex": latex(plan, rows),
+        "table.tex": latex(plan, rows, footnotes),
         "table.csv": table_csv(plan, rows),
     }
     for name, content in contents.items():
@@ -37,6 +44,36 @@ def write_output(plan: Plan, tasks: Sequence[Task], out: Path, document: Path | 
     if document is not None:
         write_between_markers(document, plan.name, f"{text}\n\n{_linked(plan, figures, document)}")
     return text
+
+
+def starts(plan: Plan, rows: Sequence[RowResult]) -> list[str]:
+    """Which rows begin with the weights of a model, and what that was trained on."""
+    titles: dict[tuple[str, bool], list[str]] = {}
+    for row in rows:
+        recipe = laid_over(plan.recipe, plan.trained(plan.row(row.row)).recipe)
+        if recipe.get("start_from") and isinstance(compared_system(plan.row(row.row).system), CommonLoop):
+            titles.setdefault((recipe["start_from"], recipe.get("start_part") == "sam"), []).append(row.title)
+    return [
+        f"{', '.join(own)}: training begins with {'what is of SAM in ' if part else ''}{start}{_trained_on(start)}."
+        for (start, part), own in titles.items()
+    ]
+
+
+def _trained_on(start: str) -> str:
+    """What the card of a model says of its data; nothing for a file that is no model of VoxSAM, or not here."""
+    try:
+        data = read_card(find_model(start)).description.get("data", "")
+    except InputError:
+        return ""
+    return f", trained on {data.rstrip('.')}" if data else ""
+
+
+def took(out: Path) -> list[str]:
+    """How long the whole comparison has run."""
+    run: Timing | None = Timing.read(out / "timing.json")
+    if run is None:
+        return []
+    return [f"The whole plan: {run.seconds / 60:.1f} minutes, with room for {run.jobs} jobs of {run.threads} threads."]
 
 
 def _linked(plan: Plan, figures: Sequence[Path], document: Path) -> str:

@@ -52,6 +52,7 @@ class DataSpec(_Strict):
     labels: tuple[int, ...] | None = None
     spacing_mm: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | Literal["auto"] | None = None
     split_seed: NonNegativeInt = 0
+    recipe: dict[str, Any] = {}  # keys that are otherwise on this data set: its crop, its clip range
 
     @property
     def shown(self) -> str:
@@ -113,6 +114,8 @@ class Plan(_Strict):
                 other = next((other for other in self.systems if other.row == row.trained_as), None)
                 if other is None or other.trained_as is not None or other.system != row.system:
                     raise ValueError(f"trained_as of {row.row}: {row.trained_as} is no row with a {row.system} trained")
+                if row.recipe or row.options:
+                    raise ValueError(f"trained_as of {row.row}: leave out its recipe and options, {other.row}'s hold")
             settings(self.evaluation, row.evaluation)
         return self
 

@@ -52,6 +52,7 @@ class RowResult:
     note: str
     found: dict[str, Found] = field(default_factory=dict)  # by the data set's name
     failed: dict[str, str] = field(default_factory=dict)
+    waiting: dict[str, int] = field(default_factory=dict)  # how many seeds have not been run to an end
 
     @property
     def outcomes(self) -> list[Outcome]:
@@ -68,21 +69,24 @@ def _row(plan: Plan, number: int, tasks: Sequence[Task]) -> RowResult:
     spec = plan.systems[number]
     import_modules(plan.modules)
     about = compared_system(spec.system).about
-    found, failed = {}, {}
+    found, failed, waiting = {}, {}, {}
     for data in plan.data:
         own = [task for task in tasks if task.row.row == spec.row and task.data.name == data.name]
         done = [(outcome, task) for task in own if (outcome := task.outcome) is not None]
         if done:
             evaluations = tuple(read_evaluation(task.results / "evaluation.json") for _, task in done)
             found[data.name] = Found(_together(evaluations), tuple(outcome for outcome, _ in done), evaluations)
-        lost = [task for task in own if task.outcome is None]
-        if lost:
-            seeds = "" if len(plan.seeds) == 1 else f" (seed {', '.join(str(task.order.seed) for task in lost)})"
-            failed[data.name] = f"{lost[0].failure}{seeds}"
+        lost = [(task.order.seed, task.failure) for task in own if task.outcome is None]
+        reasons = {seed: reason for seed, reason in lost if reason}
+        if len(reasons) < len(lost):
+            waiting[data.name] = len(lost) - len(reasons)
+        if reasons:
+            seeds = "" if len(plan.seeds) == 1 else f" (seed {', '.join(map(str, reasons))})"
+            failed[data.name] = f"{next(iter(reasons.values()))}{seeds}"
     first = next((outcome for one in found.values() for outcome in one.outcomes), None)
     title, note = (about.title, about.note) if first is None else (first.title, first.note)  # with its options
     title = title if spec.row == spec.system else f"{title}, {spec.row}"
-    return RowResult(spec.row, spec.title or title, note, found, failed)
+    return RowResult(spec.row, spec.title or title, note, found, failed, waiting)
 
 
 def _together(evaluations: Sequence[Evaluation]) -> Evaluation:
@@ -104,7 +108,8 @@ def p_value(own: dict[str, float], reference: dict[str, float]) -> float | None:
     if len(both) < 2:
         return None
     differences = np.array([own[case] - reference[case] for case in both])
-    if not differences.any():
+    differences = differences[differences != 0]
+    if not len(differences):
         return 1.0
     return float(scipy.stats.wilcoxon(differences).pvalue)  # type: ignore[attr-defined]
 

@@ -10,25 +10,24 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
 
-import psutil
-
 from voxsam.compare.data import example_names, prepare_data
-from voxsam.compare.order import Failure, Outcome, WorkOrder, import_modules, job_folder, make_order
+from voxsam.compare.order import Failure, Outcome, Record, Training, WorkOrder, import_modules, job_folder, make_order
 from voxsam.compare.plan import DataSpec, Plan, RowSpec
+from voxsam.compare.processes import Processes, ended_together
 from voxsam.data.store import Store
 from voxsam.errors import InputError, UnsupportedError
 from voxsam.io.atomic import make_folder
 from voxsam.systems.compared import compared_system
 
 Progress = Callable[[str, float | None], None]
-KILL_AFTER_S = 20.0  # that a process has to write a checkpoint when it is asked to stop
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
@@ -52,13 +51,27 @@ class Task:
         return Outcome.read(self.results / "outcome.json")
 
     @property
+    def trained(self) -> bool:
+        """Whether its training came to its end."""
+        training = Training.read(self.folder / "training.json")
+        return training is not None and training.done
+
+    @property
     def failure(self) -> str:
-        """Why nothing came out; "not run" for a job that was never begun."""
+        """Why nothing came out; nothing for a job that did not run to an end."""
         failure = Failure.read(self.results / "failure.json")
-        return "not run" if failure is None else failure.reason
+        return "" if failure is None else failure.reason
 
     def __str__(self) -> str:
         return f"{self.row.row} on {self.data.name}, seed {self.order.seed}"
+
+
+class Timing(Record):
+    """How long a comparison has run, all attempts together, and with what room at last."""
+
+    seconds: float = 0.0
+    jobs: int = 1
+    threads: int = 1
 
 
 @dataclass(frozen=True)
@@ -74,12 +87,20 @@ class Room:
         """What this machine has room for; `jobs` is the user's own word for how many."""
         import torch
 
+        from voxsam.training.memory import available_bytes
+
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        gpus = tuple(map(str, range(torch.cuda.device_count()))) if torch.cuda.is_available() else ()
+        gpus = visible_gpus(torch.cuda.device_count() if torch.cuda.is_available() else 0)
         if jobs is None:
-            by_memory = int(psutil.virtual_memory().available / 1e9 / plan.job_gb)
+            by_memory = int(available_bytes(torch.device("cpu")) / 1e9 / plan.job_gb)
             jobs = len(gpus) or max(1, min(cores // plan.job_cores, by_memory))
         return cls(jobs, max(1, cores // jobs), gpus)
+
+
+def visible_gpus(count: int) -> tuple[str, ...]:
+    """The names by which CUDA_VISIBLE_DEVICES can give one GPU each to jobs: those that the user left visible."""
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    return tuple(name.strip() for name in shown.split(","))[:count] if shown else tuple(map(str, range(count)))
 
 
 def make_tasks(plan: Plan, out: Path, progress: Progress = lambda stage, share: None) -> list[Task]:
@@ -120,12 +141,26 @@ def _naming(plan: Plan, row: RowSpec) -> Iterator[None]:
         raise InputError(f"{plan.name}: {row.row}: {error.given}", error.expected, error.remedy) from error
 
 
-def run(plan: Plan, tasks: Sequence[Task], room: Room, progress: Progress = lambda stage, share: None) -> None:
+def run(
+    plan: Plan, tasks: Sequence[Task], room: Room, out: Path, progress: Progress = lambda stage, share: None
+) -> None:
     """Run the jobs without an outcome; rows that share a training follow the one that trains.
 
-    Ends every process when it is interrupted; what is done by then is kept.
+    Ends every process when it is interrupted; what is done by then is kept. OUT/timing.json says how long it took.
     """
     waiting = [task for task in tasks if task.outcome is None]
+    if not waiting:
+        return
+    start, path = time.perf_counter(), out / "timing.json"
+    before: Timing = Timing.read(path) or Timing()
+    try:
+        _run_all(plan, tasks, waiting, room, progress)
+    finally:
+        seconds = before.seconds + time.perf_counter() - start
+        Timing(seconds=seconds, jobs=room.jobs, threads=room.threads).save(path)
+
+
+def _run_all(plan: Plan, tasks: Sequence[Task], waiting: Sequence[Task], room: Room, progress: Progress) -> None:
     chains: dict[Path, list[Task]] = {}
     for task in sorted(waiting, key=lambda task: task.row.trained_as is not None):
         chains.setdefault(task.folder, []).append(task)
@@ -143,12 +178,16 @@ def run(plan: Plan, tasks: Sequence[Task], room: Room, progress: Progress = lamb
                 _run_one(task, processes, room.threads, device, plan.timeout_minutes)
                 with lock:
                     done += 1
-                if task.outcome is None:
-                    progress(f"{task} failed: {task.failure}", done / len(tasks))
+                if task.outcome is not None or processes.closed:
+                    continue
+                progress(f"{task} failed: {task.failure}", done / len(tasks))
+                if not task.trained:
+                    _fail_with(task, chain)
+                    break
         finally:
             devices.put(device)
 
-    with _ended_together() as processes, ThreadPoolExecutor(room.jobs) as pool:
+    with ended_together() as processes, ThreadPoolExecutor(room.jobs) as pool:
         futures = [pool.submit(follow, chain) for chain in chains.values()]
         try:
             for future in futures:
@@ -159,56 +198,17 @@ def run(plan: Plan, tasks: Sequence[Task], room: Room, progress: Progress = lamb
             raise
 
 
-class _Processes:
-    """The processes that run now; once closed, none begins any more."""
-
-    def __init__(self) -> None:
-        self.running: set[subprocess.Popen] = set()
-        self.lock, self.closed = threading.Lock(), False
-
-    def start(self, words: Sequence[str], log: Path, environment: dict[str, str]) -> subprocess.Popen | None:
-        with self.lock, log.open("ab") as file:
-            if self.closed:
-                return None
-            process = subprocess.Popen(
-                words, stdout=file, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+def _fail_with(failed: Task, chain: Sequence[Task]) -> None:
+    """The jobs that share a training that failed do not try it again."""
+    for task in chain:
+        if task is not failed and task.outcome is None:
+            make_folder(task.results)
+            Failure(reason=f"the row {failed.row.row}, whose training serves it, failed").save(
+                task.results / "failure.json"
             )
-            self.running.add(process)
-            return process
-
-    def close(self) -> None:
-        with self.lock:
-            self.closed = True
-            running = list(self.running)
-        for process in running:
-            stop(process)
 
 
-@contextmanager
-def _ended_together() -> Iterator[_Processes]:
-    processes = _Processes()
-    try:
-        yield processes
-    finally:
-        processes.close()
-
-
-def stop(process: subprocess.Popen) -> None:
-    """Ask a process to stop, then end it and its children."""
-    if process.poll() is not None:
-        return
-    process.terminate()
-    with suppress(subprocess.TimeoutExpired):
-        process.wait(KILL_AFTER_S)
-    if hasattr(os, "killpg"):
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)  # it leads a group of its own, with all its children
-    else:
-        process.kill()
-    process.wait()
-
-
-def _run_one(task: Task, processes: _Processes, threads: int, device: str, minutes: float | None) -> None:
+def _run_one(task: Task, processes: Processes, threads: int, device: str, minutes: float | None) -> None:
     make_folder(task.results)
     task.order.save(task.results / "order.json")
     failure = task.results / "failure.json"
@@ -217,22 +217,17 @@ def _run_one(task: Task, processes: _Processes, threads: int, device: str, minut
     if device:
         environment["CUDA_VISIBLE_DEVICES"] = device
     words = [sys.executable, "-m", "voxsam.compare.work", str(task.folder), task.order.evaluation_digest]
-    process = processes.start(words, task.folder / "log.txt", environment)
-    if process is None:
-        return
     try:
-        status = process.wait(None if minutes is None else 60 * minutes)
+        status = processes.run(words, task.folder / "log.txt", environment, None if minutes is None else 60 * minutes)
     except subprocess.TimeoutExpired:
-        stop(process)
         Failure(reason=f"stopped after {minutes:g} minutes, the plan's time for a job").save(failure)
         return
-    finally:
-        processes.running.discard(process)
-    if task.outcome is None and not failure.is_file() and not processes.closed:
-        Failure(reason=_of_status(status)).save(failure)
+    if status is not None and task.outcome is None and not failure.is_file() and not processes.closed:
+        Failure(reason=of_status(status)).save(failure)
 
 
-def _of_status(status: int) -> str:
+def of_status(status: int) -> str:
+    """Why a process ended, in words."""
     if status == -signal.SIGKILL:
         return "killed by the system, most likely for its memory"
     if status < 0:

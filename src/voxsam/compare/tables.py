@@ -118,16 +118,17 @@ def notes(plan: Plan, rows: Sequence[RowResult]) -> list[str]:
     lines += list(dict.fromkeys(f"{row.title}: {row.note}" for row in rows if row.note and row.found))
     for row in rows:
         lines += [f"{row.title} failed on {name}: {reason}" for name, reason in row.failed.items()]
+        lines += [f"{row.title} on {name}: {count} not run yet" for name, count in row.waiting.items()]
     return lines
 
 
-def markdown(plan: Plan, rows: Sequence[RowResult]) -> str:
-    """Both tables and the notes; the best mean of each column of scores is bold."""
+def markdown(plan: Plan, rows: Sequence[RowResult], footnotes: Sequence[str] = ()) -> str:
+    """Both tables and what stands under them; the best mean of each column of scores is bold."""
     table, best = main_rows(plan, rows), best_of(plan, rows)
     for column, number in best.items():
         table[number][column] = f"**{table[number][column]}**"
     parts = [markdown_table(table, right=True), markdown_table(cost_rows(plan, rows), right=True)]
-    return "\n\n".join([*parts, "\n".join(f"- {note}" for note in notes(plan, rows))])
+    return "\n\n".join([*parts, "\n".join(f"- {note}" for note in footnotes)])
 
 
 def score_column(data: DataSpec, number: str) -> str:

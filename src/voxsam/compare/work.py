@@ -14,18 +14,21 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from voxsam.compare.data import cases_to_test
 from voxsam.compare.order import Failure, Outcome, Training, WorkOrder
+from voxsam.compare.processes import end_with_parent
 from voxsam.errors import InputError
 from voxsam.evaluation.protocol import Evaluation, Row, Watch, evaluate
 from voxsam.evaluation.records import save_evaluation
 from voxsam.io import write_mask
 from voxsam.io.atomic import make_folder
 from voxsam.systems.compared import ComparedSystem, Job
+from voxsam.training.stop import Stopped
 from voxsam.volume import Volume
 
 
@@ -36,13 +39,15 @@ def work(folder: Path, digest: str) -> None:
     job, system = order.job(folder), order.compared()
     system.check(job)
     training = _train(system, job, folder / "training.json")
-    cases, settings = cases_to_test(job.data), order.settings
+    cases, settings, trained = cases_to_test(job.data), order.settings, system.load(job)
+    if not trained.takes_clicks:
+        settings = replace(settings, corrective=0, per_lesion=False)  # which say how one clicks
     tell(f"evaluating {len(cases)} cases")
-    evaluation = evaluate(system.load(job), cases, settings, order.dataset, _progress, _keep_masks(order, results))
+    evaluation = evaluate(trained, cases, settings, order.dataset, _progress, _keep_masks(order, results))
     save_evaluation(evaluation, results / "evaluation.json")
     outcome = Outcome(
         training=training,
-        peak_gb=peak_gb(),
+        peak_gb=max(training.peak_gb, peak_gb()),
         tuned=system.tuned_parameters(job),
         tuned_encoder=system.tuned_encoder_parameters(job),
         total=evaluation.parameters,
@@ -135,6 +140,8 @@ def _told(results: Path) -> Iterator[None]:
     """Write down why a job failed, in one line; the log has the whole story."""
     try:
         yield
+    except Stopped as stop:
+        raise SystemExit(str(stop)) from None  # asked to; the next run goes on
     except InputError as error:
         Failure(reason=str(error)).save(results / "failure.json")
         raise SystemExit(f"voxsam: {error}") from error
@@ -149,6 +156,7 @@ def main(arguments: list[str]) -> None:
     """The program."""
     folder, digest = Path(arguments[0]), arguments[1]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # so that the time of the attempt is kept
+    end_with_parent()
     with _told(folder / digest):
         work(folder, digest)
 

@@ -31,14 +31,9 @@ class CommonLoop(ComparedSystem):
         Raises InputError for keys that make no recipe.
         """
         store = open_store(job.data)
-        fields = laid_over({"model": "tiny", **job.recipe}, self.fixed)
-        fields = {
-            "name": self.name,
-            "preprocessing": store.preprocessing.model_dump(),
-            "validation": store.split["validation"],
-            **fields,
-            "seed": job.seed,
-        }
+        given = {"name": self.name, "model": "tiny", "validation": store.split["validation"]}
+        given["preprocessing"] = store.preprocessing.model_dump()
+        fields = {**laid_over(laid_over(given, job.recipe), self.fixed), "seed": job.seed}
         if job.options:
             fields["options"] = {**fields.get("options", {}), **job.options}
         try:

@@ -43,6 +43,7 @@ class NnUNet(ComparedSystem):
         "fold, VoxSAM's split, where its authors train five and average them; it reads all scans turned to RAS; its "
         "closing validation and post-processing are left out",
         install=INSTALL,
+        note="it plans, augments and trains in its own way, with its own batch, for as many steps",
     )
     options = OPTIONS
 
@@ -128,4 +129,6 @@ def _run(stage: str, folders: Folders, settings: NnUNetSettings) -> None:
     if done.returncode:
         lines = [line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
         last = lines[-1].strip() if lines else f"exit status {done.returncode}"
+        if done.returncode < 0:
+            last = f"ended by signal {-done.returncode}, most likely for its memory"
         raise VoxSAMError(f"nnU-Net's stage {stage} failed: {last} (log: {path})")
