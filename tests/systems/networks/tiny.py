@@ -48,10 +48,10 @@ def network(system: str, crop: int | None = None, size: Size | None = None, **op
 
 
 def phantom_crop(size: Size, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """(1, 1, D, H, W) normalised crop on a tumour of a phantom, and its mask."""
+    """(1, 1, D, H, W) normalised crop on a tumour of a phantom, side by side where it is no cube; and its mask."""
     phantom = make_phantom(seed, (40, 34, 30), (4, 5, 6), "PLS")
     case = Labelled.make(phantom.scan, phantom.label)
     fine = USE.model_copy(update={"spacing_mm": (2.0, 2.5, 3.0)})
-    sample = Sampler(fine, max(size), Augmentation(), "none").draw(case, np.random.default_rng(0))
-    middle = (slice(None), *(slice((max(size) - n) // 2, (max(size) + n) // 2) for n in size))
-    return torch.as_tensor(sample["crop"][middle])[None], torch.as_tensor(sample["label"][middle])[None]
+    sample = Sampler(fine, min(size), Augmentation(), "none").draw(case, np.random.default_rng(0))
+    times = [1, 1, *(n // min(size) for n in size)]
+    return torch.as_tensor(sample["crop"])[None].repeat(times), torch.as_tensor(sample["label"])[None].repeat(times)
