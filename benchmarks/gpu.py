@@ -8,7 +8,9 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import json
+import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +26,7 @@ from benchmarks.machine import describe_machine
 from voxsam.data.phantoms import Phantom, make_phantom
 from voxsam.evaluation.markdown import markdown_table
 from voxsam.model.attention import _fused
+from voxsam.model.device import keep_float32
 from voxsam.model.network import VoxSAMNetwork
 from voxsam.model.sizes import SIZES, ModelConfig
 from voxsam.model.warm_up import warm_up
@@ -108,8 +111,10 @@ def measure(size: str, crop: int, device: torch.device) -> Results:
     config = ModelConfig.model_validate({**SIZES[size].model_dump(), "crop": crop})
     side = max(crop, 96)
     phantom, found = make_phantom(0, (side,) * 3, (2.0,) * 3), {}
+    keep_float32(device)
     for name, dtype in (("float32", torch.float32), ("bf16", torch.bfloat16)):
         network = build(VoxSAMNetwork, config, RELEASED["colon"], 0).to(device, dtype)
+        forget_peak(device)
         rows = {"as it is": measure_clicks(network, phantom)}
         chosen = warm_up(network)
         rows["warmed up"] = measure_clicks(network, phantom)
@@ -122,6 +127,13 @@ def measure(size: str, crop: int, device: torch.device) -> Results:
             "block": measure_block(network, device),
         }
     return found
+
+
+def forget_peak(device: torch.device) -> None:
+    """From now on the peak of memory is that of the networks still in use."""
+    if device.type == "cuda":
+        gc.collect()  # a network that was warmed up refers to itself
+        torch.cuda.reset_peak_memory_stats(device)
 
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:
@@ -162,6 +174,7 @@ def main(arguments: list[str] | None = None) -> None:
     device = torch.device(options.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         parser.error("this machine has no NVIDIA GPU that PyTorch can use (--device cpu tries the program out)")
+    logging.basicConfig(level=logging.INFO)  # why the warm-up did not take a way
     results = measure(options.size, options.crop, device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     results |= {"machine": describe_machine(torch.get_num_threads()), "device": name}

@@ -7,7 +7,8 @@ import torch
 from checkpoint_cases import refusal, saved
 
 from voxsam.errors import UnsupportedError
-from voxsam.model.device import choose_device
+from voxsam.model import checkpoint, load_model
+from voxsam.model.device import choose_device, keep_float32
 
 
 def test_an_unknown_device(tmp_path):
@@ -46,3 +47,15 @@ def test_a_gpu_number_beyond_the_last(monkeypatch):
     assert str(choose_device("cuda:1")) == "cuda:1"
     with pytest.raises(UnsupportedError, match="has no GPU number 2: it has 2, counted from 0"):
         choose_device("cuda:2")
+
+
+def test_float32_on_an_nvidia_gpu_is_not_tf32(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    keep_float32(torch.device("cpu"))
+    assert torch.backends.cudnn.allow_tf32
+    keep_float32(torch.device("cuda:1"))
+    assert not torch.backends.cudnn.allow_tf32
+    asked = []
+    monkeypatch.setattr(checkpoint, "keep_float32", asked.append)
+    load_model(saved(tmp_path), "cpu")
+    assert asked == [torch.device("cpu")]

@@ -83,6 +83,20 @@ def test_int8_activations_of_one_sign_or_of_one_value(x, layer):
     assert float((found.float() - expected).abs().max()) < 0.02 * float(expected.abs().max())
 
 
+@needs["int8"]
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_int8_activations_are_rounded_to_the_nearest_byte(dtype):
+    """On average neither up nor down, which one product in bf16 on the way would change by half a step."""
+    identity = nn.Linear(40, 40, bias=False)
+    with torch.no_grad():
+        identity.weight.copy_(torch.eye(40))
+    x = (torch.randn(2000, 40, generator=torch.Generator().manual_seed(3)) + 0.5).to(dtype)
+    with torch.inference_mode():
+        found = Int8Product(identity, 2000)(x)
+    step = float(x.float().max() - x.float().min()) / 255
+    assert abs(float((found.float() - x.float()).mean())) < 0.05 * step
+
+
 def test_what_the_machine_lacks_is_refused_and_said(monkeypatch):
     monkeypatch.setattr(linear, "packs", lambda device: False)
     assert precisions(CPU) == ("float32",)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from voxsam.model.resized_convolution import resized_convolution
+from voxsam.model.resized_convolution import _resize_taps_as, resized_convolution
 
 TOLERANCE = 1e-11  # double precision: only rounding is left
 SIZES = [  # the map's own grid, and the one it is resized to
@@ -53,6 +53,13 @@ def test_what_inference_kept_serves_training() -> None:
         resized_convolution(x, weight, (4, 6, 14))
     resized_convolution(x, weight, (4, 6, 14)).sum().backward()
     assert weight.grad is not None
+
+
+def test_a_table_stays_where_it_is_for_a_recording_reads_it_there() -> None:
+    first = _resize_taps_as(3, 6, torch.float32, torch.device("cpu"))
+    for size in range(7, 50):
+        _resize_taps_as(3, size, torch.float32, torch.device("cpu"))
+    assert _resize_taps_as(3, 6, torch.float32, torch.device("cpu")) is first
 
 
 def test_gradients_under_autocast() -> None:

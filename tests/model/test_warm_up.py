@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 
 import pytest
@@ -46,11 +47,17 @@ def test_a_way_with_another_answer_is_never_chosen(wrong: list[float]) -> None:
     assert fastest(ways, 0.1) == ("wrong" if wrong == [1.0, -2.1] else "plain")
 
 
-def test_a_way_that_fails_is_never_chosen_and_the_first_may_not_fail() -> None:
+def test_a_way_that_fails_is_never_chosen_and_why_is_logged_and_the_first_may_not_fail(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     def fails() -> Tensor:
         raise RuntimeError("no such kernel")
 
     assert fastest({"plain": lambda: torch.ones(1), "broken": fails}, TOLERANCE) == "plain"
+    with caplog.at_level(logging.INFO, "voxsam.model"):
+        fastest({"plain": lambda: torch.ones(1), "broken": fails, "wrong": lambda: torch.zeros(1)}, TOLERANCE, "part")
+    assert "part: broken is not taken, it failed" in caplog.text and "no such kernel" in caplog.text
+    assert "part: wrong is not taken, its answer is another than that of plain" in caplog.text
     with pytest.raises(RuntimeError, match="no such kernel"):
         fastest({"broken": fails, "fine": lambda: torch.ones(1)}, TOLERANCE)
 
@@ -135,16 +142,61 @@ def test_the_papers_other_prompts_are_filled_up_and_replayed_too(
         features = network.encode(crop)
         expected = network.decode(features, crop, points, labels=labels)
         monkeypatch.setattr(module, "fastest", _always("graph"))
-        assert module.choose_ways(network, fake_record)["click"] == "graph"
+        chosen = module.choose_ways(network, fake_record)
+        assert chosen.pop("layout") in module.LAYOUTS
+        assert chosen.keys() == {"mask_decoder.fused", "mask_decoder.forward", *_prompt_encoders(network)}
+        assert set(chosen.values()) == {"graph"}
         for _ in range(2):
             found = network.decode(features, crop, points, labels=labels)
             torch.testing.assert_close(found, expected, atol=TOLERANCE, rtol=TOLERANCE)
 
 
+def _prompt_encoders(network: VoxSAMNetwork) -> list[str]:
+    return [f"{name}.forward" for name, _ in network.named_children() if name.startswith("prompt_encoder")]
+
+
+def test_a_part_that_cannot_be_recorded_stays_as_it_is_and_the_others_are_replayed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The prompt encoder fails as a GPU would: then clicks need not be filled up either."""
+    network = stub_network()
+
+    def record(work: Work) -> tuple[Replay, Tensor]:
+        refused.clear()
+        answer = fake_record(work)
+        if refused:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return answer
+
+    def first_that_works(ways: dict, tolerance: float, of: str) -> str:
+        try:
+            ways["graph" if "graph" in ways else "contiguous"]()
+        except RuntimeError:
+            return "plain"
+        return "graph" if "graph" in ways else "contiguous"
+
+    refused: list[int] = []
+    network.prompt_encoder.register_forward_pre_hook(lambda *_: None)
+    original = network.prompt_encoder.forward
+    monkeypatch.setattr(
+        type(network.prompt_encoder), "forward", lambda self, *inputs: refused.append(1) or original(*inputs)
+    )
+    monkeypatch.setattr(module, "fastest", first_that_works)
+    chosen = module.choose_ways(network, record)
+    assert chosen == {
+        "layout": "contiguous",
+        "mask_decoder.fused": "graph",
+        "mask_decoder.forward": "graph",
+        "prompt_encoder.forward": "plain",
+    }
+    assert "forward" in network.mask_decoder.__dict__
+    assert "forward" not in network.prompt_encoder.__dict__ and "decode" not in network.__dict__
+
+
 def _always(name: str) -> object:
     """Instead of `fastest`: every way runs, the named one is taken where there is one of that name."""
 
-    def choose(ways: dict, tolerance: float) -> str:
+    def choose(ways: dict, tolerance: float, of: str) -> str:
         answers = {way: run() for way, run in ways.items()}
         first = next(iter(answers.values()))
         for answer in answers.values():
@@ -191,7 +243,7 @@ def test_on_a_gpu_the_answer_is_that_of_the_cpu(dtype: torch.dtype) -> None:
     expected = Session(stub_network(), given.scan, follow=False)
     network = stub_network().to("cuda", dtype)
     chosen = module.warm_up(network)
-    assert chosen.keys() == {"layout", "click"}
+    assert chosen.keys() == {"layout", "mask_decoder.fused", "mask_decoder.forward", "prompt_encoder.forward"}
     found = Session(network, given.scan, follow=False)
     for session in (expected, found):
         session.click(given.click)

@@ -40,41 +40,52 @@ class WindowAttention(nn.Module):
         self.rel_pos_w = nn.Parameter(torch.zeros(relative_rows, head))
         self.rel_pos_gain = nn.Parameter(torch.ones(())) if "d" in axes else None
 
-    def relative_table(self, axis: str, places: int) -> Tensor:
-        """(places, places, e): the table row for query position (dim 0) and key position (dim 1) on an axis."""
-        table = getattr(self, f"rel_pos_{axis}")
+    def relative_tables(self, window: tuple[int, int, int]) -> tuple[Tensor, ...]:
+        """On each of `axes` (places, places, e): the table row for query position (dim 0) and key position (dim 1)."""
+        return tuple(
+            self._relative_table(getattr(self, f"rel_pos_{axis}"), places)
+            for axis, places in zip("dhw", window, strict=True)
+            if axis in self.axes
+        )
+
+    def _relative_table(self, table: Tensor, places: int) -> Tensor:
         rows = F.interpolate(table.T[None], size=2 * places - 1, mode="linear")[0].T
         offset = torch.arange(places, device=rows.device)
         rows = rows[offset[:, None] - offset[None, :] + places - 1]
         return rows if self.rel_pos_gain is None else self.rel_pos_gain * rows
 
-    def _relative_logits(self, q_nhte: Tensor, window: tuple[int, int, int]) -> Tensor:
+    def _relative_logits(self, q_nhte: Tensor, window: tuple[int, int, int], tables: tuple[Tensor, ...]) -> Tensor:
         """(n, h, t, r): for each query and axis, its logit towards each of the key positions, r in all."""
         n, h, t, e = q_nhte.shape
         q = q_nhte.reshape(n, h, *window, e)
-        found = []
-        for axis, places in zip("dhw", window, strict=True):
-            if axis in self.axes:
-                table = self.relative_table(axis, places).to(q.dtype)
-                found.append(torch.einsum(f"nodhwe,{axis}je->nodhwj", q, table))
+        found = [
+            torch.einsum(f"nodhwe,{axis}je->nodhwj", q, table.to(q.dtype))
+            for axis, table in zip(self.axes, tables, strict=True)
+        ]
         return torch.cat(found, -1).reshape(n, h, t, -1)
 
-    def forward(self, qkv_ntc: Tensor, sides_nt3: Tensor | None, window: tuple[int, int, int]) -> Tensor:
+    def forward(
+        self, qkv_ntc: Tensor, sides_nt3: Tensor | None, window: tuple[int, int, int], tables: tuple[Tensor, ...]
+    ) -> Tensor:
         """(n, t, 3 c) query, key and value of n windows -> (n, t, c) what each token takes from the others.
 
-        `sides_nt3` from Windows.sides, None if all are 0. What comes before and after, `qkv` and `proj`, is multiplied
-        by the block.
+        `sides_nt3` from Windows.sides, None if all are 0; `tables` from `relative_tables`. What comes before and after,
+        `qkv` and `proj`, is multiplied by the block.
         """
         n, t, c = qkv_ntc.shape[0], qkv_ntc.shape[1], qkv_ntc.shape[2] // 3
         q, k, v = qkv_ntc.reshape(n, t, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
-        relative = self._relative_logits(q, window)
+        relative = self._relative_logits(q, window, tables)
         code = _key_code(window, self.axes, k.device).to(k.dtype).expand(n, -1, -1)
         if sides_nt3 is not None:
             sides = (sides_nt3 * SIDE_LOGIT**0.5).to(q.dtype)
             relative = torch.cat([relative, sides[:, None].expand(-1, self.heads, -1, -1)], -1)
             code = torch.cat([code, sides], -1)
-        in_the_open = t >= OPEN_TOKENS and q.device.type == "cpu" and not torch.is_grad_enabled()
-        return (_open if in_the_open else _fused)(q, k, v, relative, code).flatten(2)
+        return (_open if t >= OPEN_TOKENS and _plain_cpu(q.device) else _fused)(q, k, v, relative, code).flatten(2)
+
+
+def _plain_cpu(device: torch.device) -> bool:
+    """Whether tensors may be written into on a CPU: no gradients, and no autocast, which changes types on the way."""
+    return device.type == "cpu" and not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
 
 
 @lru_cache(maxsize=32)

@@ -19,15 +19,17 @@ from voxsam.model.windows import Windows, windows
 
 LAYER_NORM_EPS = 1e-6  # SAM's
 CHUNK_TOKENS = 2048  # tokens of whole windows that go through a block together when no gradient is kept
+GPU_CHUNK_TOKENS = 65536  # the same on a GPU, which wants few and large kernels: two crops of 128^3 with a stride of 4
 
 
 class Products(NamedTuple):
-    """The four linear layers of a block within its windows, ready to be multiplied."""
+    """What tokens are multiplied by within their windows: four linear layers, and the tables of relative positions."""
 
     qkv: Product
     proj: Product
     widen: Product
     narrow: Product
+    tables: tuple[Tensor, ...]  # WindowAttention.relative_tables
 
 
 class Part(NamedTuple):
@@ -72,7 +74,7 @@ class Block(nn.Module):
         x = self.adapter.before_attention(x_BDHWc, precision)
         grid = (x.shape[1], x.shape[2], x.shape[3])
         plan = windows(grid, self.config.window_of(self.block, grid), self.shifted, x.device)
-        by = self._products(x, precision)
+        by = self._products(x, plan.window, precision)
         if self.adapter.inside or (self.slices and plan.padding is not None):
             x = self._on_the_grid(x, plan, by, precision)
         else:
@@ -82,10 +84,11 @@ class Block(nn.Module):
             x = _windowed(self._within_windows, tokens, plan, by, tokens).reshape(x.shape)
         return self.adapter.after_block(x, carried, precision)
 
-    def _products(self, x_BDHWc: Tensor, precision: Precision) -> Products:
+    def _products(self, x_BDHWc: Tensor, window: tuple[int, int, int], precision: Precision) -> Products:
         rows = min(CHUNK_TOKENS, x_BDHWc.numel() // (x_BDHWc.shape[0] * x_BDHWc.shape[-1]))
         linears = self.attention.qkv, self.attention.proj, self.mlp[0], self.mlp[2]
-        return Products(*(product(linear, rows, x_BDHWc, precision) for linear in linears))  # type: ignore[arg-type]
+        qkv, proj, widen, narrow = (product(linear, rows, x_BDHWc, precision) for linear in linears)  # type: ignore[arg-type]
+        return Products(qkv, proj, widen, narrow, self.attention.relative_tables(window))
 
     def _attend(self, x_ntc: Tensor, part: Part, by: Products) -> Tensor:
         """(n, t, c): what each token takes from its window, before `proj`."""
@@ -93,7 +96,7 @@ class Block(nn.Module):
         if part.padding is not None:
             normed = normed.masked_fill(part.padding[..., None], 0)
         qkv = self.adapter.change_qkv(normed, by.qkv(normed))
-        return self.attention(qkv, part.sides, part.window)
+        return self.attention(qkv, part.sides, part.window, by.tables)
 
     def _attention_alone(self, x_ntc: Tensor, part: Part, by: Products) -> Tensor:
         return by.proj(self._attend(x_ntc, part, by)).to(x_ntc.dtype)
@@ -113,16 +116,21 @@ class Block(nn.Module):
 
 
 def _windowed(inside: Inside, tokens_BNc: Tensor, plan: Windows, by: Products, into: Tensor) -> Tensor:
-    """`inside` for all windows -> (B, N, c). Without gradients it is written `into`, which may be the tokens."""
-    if torch.is_grad_enabled():
+    """`inside` for all windows -> (B, N, c). Without gradients it may be written `into`, which may be the tokens."""
+    few = len(tokens_BNc) * plan.index.numel() <= GPU_CHUNK_TOKENS
+    if torch.is_grad_enabled() or (few and _on_gpu(tokens_BNc.device)):
         return _all_at_once(inside, tokens_BNc, plan, by)
     for tokens, out in zip(tokens_BNc, into, strict=True):
         _in_chunks(inside, tokens, plan, by, out)
     return into
 
 
+def _on_gpu(device: torch.device) -> bool:
+    return device.type in ("cuda", "mps")
+
+
 def _all_at_once(inside: Inside, tokens_BNc: Tensor, plan: Windows, by: Products) -> Tensor:
-    """Every window of the batch together, for training: out of place, so that gradients flow."""
+    """Every window of the batch together, for training and on a GPU: out of place, so that gradients flow."""
     b, _, c = tokens_BNc.shape
     n, t = plan.index.shape
     gathered = tokens_BNc.index_select(1, plan.index.flatten()).reshape(b * n, t, c)
@@ -134,7 +142,7 @@ def _all_at_once(inside: Inside, tokens_BNc: Tensor, plan: Windows, by: Products
 
 def _in_chunks(inside: Inside, tokens_Nc: Tensor, plan: Windows, by: Products, into_Nc: Tensor) -> None:
     """A few windows at a time: activations stay small and in the cache."""
-    step = max(1, CHUNK_TOKENS // plan.index.shape[1])
+    step = max(1, (GPU_CHUNK_TOKENS if _on_gpu(tokens_Nc.device) else CHUNK_TOKENS) // plan.index.shape[1])
     for start in range(0, len(plan.index), step):
         some = slice(start, start + step)
         index = plan.index[some]

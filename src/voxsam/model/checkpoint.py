@@ -14,7 +14,7 @@ from torch import Tensor
 from voxsam.errors import CheckpointError, InputError
 from voxsam.model.assemble import assemble
 from voxsam.model.card import Card
-from voxsam.model.device import choose_device
+from voxsam.model.device import choose_device, keep_float32
 from voxsam.model.files import new_file
 from voxsam.model.linear import Precision, require_precision
 from voxsam.model.model_file import METADATA_KEY, read_card, read_model
@@ -45,12 +45,13 @@ def save_model(network: Promptable, path: Path, *, delta_base: Path | None = Non
 def load_model(source: str | Path, device: str = "auto", precision: Precision = "float32") -> Promptable:
     """The network of a model file, or of a model's name, in eval mode on `device` (auto, cpu, cuda or mps).
 
-    `precision` "bf16" or "int8" encodes faster, with a small error, where the machine has instructions for it. Of a
-    delta, the base is searched beside it, in the models folder and among the packaged models. Raises FileError,
-    CheckpointError or UnsupportedError with what to do.
+    `precision` "bf16" or "int8" encodes faster, with a small error, where the machine has instructions for it;
+    "float32" is no TF32 on a GPU (`keep_float32`). Of a delta, the base is searched beside it, in the models folder and
+    among the packaged models. Raises FileError, CheckpointError or UnsupportedError with what to do.
     """
     target = choose_device(device)
     require_precision(precision, target)
+    keep_float32(target)
     path = find_model(source)
     card, tensors = read_model(path)
     if card.delta_of is not None:

@@ -37,10 +37,11 @@ class Product(Protocol):
 def product(linear: nn.Linear, rows: int, x: Tensor, precision: Precision = "float32") -> Product:
     """The fastest way to multiply `linear` by tensors like `x`, about `rows` tokens at a time.
 
-    Plain where gradients are kept, for float64, and off the CPU (a GPU model is cast as a whole): there `precision` is
-    not looked at.
+    Plain where gradients are kept, under autocast, for float64, and off the CPU (a GPU model is cast as a whole): there
+    `precision` is not looked at.
     """
-    if torch.is_grad_enabled() or x.dtype != torch.float32 or not packs(x.device):
+    training = torch.is_grad_enabled() or torch.is_autocast_enabled("cpu")
+    if training or x.dtype != torch.float32 or not packs(x.device):
         return PlainProduct(linear)
     if precision == "int8":
         return Int8Product(linear, rows)
@@ -131,7 +132,8 @@ class Int8Product:
         low, high = min(low, 0.0), max(high, 0.0)  # 0 is one of the 256 steps
         step = max(high - low, torch.finfo(torch.float32).tiny) / UNSIGNED_PEAK
         zero = round(-low / step)
-        bytes_ = (x / step).add_(zero + 0.5).clamp_(0, UNSIGNED_PEAK).to(torch.uint8)
+        # in float32: from 128 on bf16 has no halves, and every byte would be rounded up
+        bytes_ = (x.float() / step).add_(zero + 0.5).clamp_(0, UNSIGNED_PEAK).to(torch.uint8)
         kind = "none" if activation == "gelu" else ""
         return torch.ops.onednn.qlinear_pointwise(
             bytes_,

@@ -107,7 +107,8 @@ class PositionalPromptEncoder(nn.Module):
 
     def _tokens(self, points_BN3: Tensor, labels_BN: Tensor, crop_shape: tuple[int, ...]) -> Tensor:
         """(B, M, C): the one that is no point, then each point's place and label."""
-        side = torch.tensor(crop_shape, dtype=torch.float32, device=points_BN3.device)
+        at = points_BN3.float() + 0.5
+        share = torch.stack([place / n for place, n in zip(at.unbind(-1), crop_shape, strict=True)], -1)
         kinds = labels_BN.clamp(min=0) if self.polar else torch.zeros_like(labels_BN)
-        points = self.places((points_BN3.float() + 0.5) / side) + self.labels(kinds)
+        points = self.places(share) + self.labels(kinds)
         return torch.cat([self.no_point.expand(len(points), 1, -1), points], 1)

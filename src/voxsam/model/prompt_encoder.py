@@ -6,6 +6,7 @@ B batch, N points, Q global queries, T image tokens (D * H * W), C width of a fe
 from __future__ import annotations
 
 import itertools
+import math
 
 import torch
 import torch.nn.functional as F
@@ -30,30 +31,33 @@ def sample_features(features_BCDHW: Tensor, points_BN3: Tensor, crop_shape: tupl
 
 def in_crop(points_BN3: Tensor, crop_shape: tuple[int, ...]) -> Tensor:
     """(B, N) bool: which points (crop voxels) lie in one of the crop's voxels."""
-    size = torch.tensor(crop_shape, dtype=torch.float32, device=points_BN3.device)
-    return ((points_BN3 >= -0.5) & (points_BN3 <= size - 0.5)).all(-1)
+    d, h, w = ((at >= -0.5) & (at <= n - 0.5) for at, n in zip(points_BN3.unbind(-1), crop_shape, strict=True))
+    return d & h & w
 
 
 def mark_tokens(values_BNC: Tensor, points_BN3: Tensor, crop_shape: tuple[int, ...], grid: tuple[int, ...]) -> Tensor:
     """(B, C, *grid): each point's value spread over the eight tokens about it, by the weights of trilinear sampling.
 
-    A point in the outermost half token counts for the tokens that there are; one outside the crop marks nothing.
+    A point in the outermost half token counts for the tokens that there are; one outside the crop marks nothing. No
+    number goes from the processor to a GPU or back: a CUDA graph can hold it.
     """
     b, _, c = values_BNC.shape
-    crop = torch.tensor(crop_shape, dtype=torch.float32, device=points_BN3.device)
-    size = torch.tensor(grid, device=points_BN3.device)
-    inside = in_crop(points_BN3, crop_shape)[..., None]
-    at = ((points_BN3 + 0.5) * size / crop - 0.5).clamp(min=0).minimum(size - 1.0)
-    first = at.floor().long().minimum(size - 1)
-    part = at - first
-    out = values_BNC.new_zeros(b, int(size.prod()), c)
-    for corner in itertools.product((0, 1), repeat=3):
-        step = torch.tensor(corner, device=at.device)
-        weight = torch.where(step > 0, part, 1 - part).prod(-1, keepdim=True) * inside
-        index = (first + step).minimum(size - 1)
-        flat = (index[..., 0] * size[1] + index[..., 1]) * size[2] + index[..., 2]
-        out = out.scatter_add(1, flat[..., None].expand(-1, -1, c), (weight * values_BNC).to(out.dtype))
+    inside = in_crop(points_BN3, crop_shape)
+    axes = [_neighbours(*axis) for axis in zip(points_BN3.unbind(-1), crop_shape, grid, strict=True)]
+    out = values_BNC.new_zeros(b, math.prod(grid), c)
+    for (d, share_d), (h, share_h), (w, share_w) in itertools.product(*axes):
+        weight = (share_d * share_h * share_w * inside)[..., None]
+        token = ((d * grid[1] + h) * grid[2] + w)[..., None]
+        out = out.scatter_add(1, token.expand(-1, -1, c), (weight * values_BNC).to(out.dtype))
     return out.transpose(1, 2).reshape(b, c, *grid)
+
+
+def _neighbours(at_BN: Tensor, side: int, count: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """The two of `count` tokens on an axis of `side` voxels that places lie between: (B, N) index and share of each."""
+    place = ((at_BN + 0.5) * count / side - 0.5).clamp(0, count - 1)
+    below = place.floor()
+    first, share = below.long(), place - below
+    return (first, 1 - share), ((first + 1).clamp(max=count - 1), share)
 
 
 class Attention(nn.Module):

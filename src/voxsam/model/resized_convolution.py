@@ -5,7 +5,7 @@ n batch, C channels in, O channels out, d h w the map's own grid, D H W the grid
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -28,7 +28,7 @@ def resized_convolution(x_nCdhw: Tensor, weight: Tensor, size: tuple[int, ...]) 
     return _ResizedConvolution.apply(x_nCdhw.to(dtype), weight.to(dtype), tuple(size))  # type: ignore[return-value]
 
 
-@lru_cache(maxsize=32)
+@cache
 @torch.inference_mode(False)  # a table made while clicking must also serve training
 def _resize_taps(length: int, size: int) -> Tensor:
     """(3, size, length) float64: tap a of row p weighs the map's own samples for the enlarged sample p + a - 1.
@@ -47,10 +47,10 @@ def _tables(x_nCdhw: Tensor, size: tuple[int, ...]) -> tuple[Tensor, ...]:
     return tuple(_resize_taps_as(n, side, *like) for n, side in zip(x_nCdhw.shape[2:], size, strict=True))
 
 
-@lru_cache(maxsize=32)
+@cache
 @torch.inference_mode(False)
 def _resize_taps_as(length: int, size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """_resize_taps kept on the device: a CUDA graph cannot hold a copy from the processor's memory."""
+    """_resize_taps kept on the device, for ever: a CUDA graph reads them where they lay when it was recorded."""
     return _resize_taps(length, size).to(device, dtype)
 
 

@@ -1,4 +1,4 @@
-"""What is done on a GPU before the first click: kernels are chosen, and the click's part of the network is recorded.
+"""What is done on a GPU before the first click: kernels are chosen, and the parts of a click are recorded.
 
 Each choice is measured on this machine, and a way is taken only if it gives the plain way's numbers (`fastest`).
 """
@@ -38,7 +38,7 @@ def warm_up(model: Promptable) -> dict[str, str]:
 
 
 def choose_ways(network: VoxSAMNetwork, record: Record) -> dict[str, str]:
-    """Lay the decoder's weights out, and let its clicks be replayed, each as far as it is faster."""
+    """Lay the decoder's weights out, and let the parts of a click be replayed, each as far as it is faster."""
     parameter = next(network.parameters())
     tolerance = TOLERANCE.get(parameter.dtype, TOLERANCE[torch.bfloat16])
     side = network.config.crop
@@ -53,9 +53,10 @@ def choose_ways(network: VoxSAMNetwork, record: Record) -> dict[str, str]:
         def click() -> Tensor:
             return network.decode(features, crop, points, labels=labels, static=static)
 
-        layout = fastest({name: lambda name=name: _laid_out(network, name, click) for name in LAYOUTS}, tolerance)
+        ways = {name: lambda name=name: _laid_out(network, name, click) for name in LAYOUTS}
+        layout = fastest(ways, tolerance, "layout")
         _laid_out(network, layout, click)
-        return {"layout": layout, "click": _choose_click(network, click, tolerance, record)}
+        return {"layout": layout, **_choose_parts(network, click, tolerance, record)}
 
 
 def _laid_out(network: VoxSAMNetwork, layout: str, click: Click) -> Tensor:
@@ -67,29 +68,33 @@ def _laid_out(network: VoxSAMNetwork, layout: str, click: Click) -> Tensor:
     return click()
 
 
-def _choose_click(network: VoxSAMNetwork, click: Click, tolerance: float, record: Record) -> str:
-    decoder = network.mask_decoder
-    prompting = [module for name, module in network.named_children() if name.startswith("prompt_encoder")]
-    parts: list[tuple[nn.Module, str]] = [(decoder, "fused"), (decoder, "forward")]
-    parts += [(module, "forward") for module in prompting]
-    graphed = [Graphed(module, getattr(module, name), record) for module, name in parts]
-
-    def replayed() -> Tensor:
-        for (module, name), part in zip(parts, graphed, strict=True):
-            setattr(module, name, part)
-        return click()
-
-    def plain() -> Tensor:
-        for module, name in parts:
-            module.__dict__.pop(name, None)  # the class's own method again
-        return click()
-
-    ways = {"plain": plain, "graph": replayed}
-    chosen = fastest(ways, tolerance)
-    ways[chosen]()
-    if chosen == "graph":
+def _choose_parts(network: VoxSAMNetwork, click: Click, tolerance: float, record: Record) -> dict[str, str]:
+    """Each part of a click recorded ("graph") or not ("plain"), one after the other; what was chosen, by name."""
+    prompting = [name for name, _ in network.named_children() if name.startswith("prompt_encoder")]
+    chosen = {}
+    for name, method in (("mask_decoder", "fused"), ("mask_decoder", "forward"), *((n, "forward") for n in prompting)):
+        part, whole = network.get_submodule(name), f"{name}.{method}"
+        ways = _ways(part, method, click, record)
+        chosen[whole] = fastest(ways, tolerance, whole)
+        ways[chosen[whole]]()
+    if any(chosen[f"{name}.forward"] == "graph" for name in prompting):
         network.decode = _filling_up(network.decode)  # type: ignore[method-assign]
     return chosen
+
+
+def _ways(part: nn.Module, method: str, click: Click, record: Record) -> dict[str, Click]:
+    """`click` with a part's own method, and with its recording; each leaves the part as it used it."""
+    graphed = Graphed(part, getattr(part, method), record)
+
+    def plain() -> Tensor:
+        part.__dict__.pop(method, None)  # the class's own method again
+        return click()
+
+    def replayed() -> Tensor:
+        setattr(part, method, graphed)
+        return click()
+
+    return {"plain": plain, "graph": replayed}
 
 
 def _filling_up(decode: Callable[..., Tensor]) -> Callable[..., Tensor]:
