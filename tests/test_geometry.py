@@ -131,6 +131,13 @@ def test_contains_the_voxels_with_their_outer_faces():
     assert bool(grid.contains((4.4, 3.4, 5.4))) is False  # axes swapped: 5 x 4 would hold it
 
 
+def test_a_place_on_an_outer_face_is_of_the_outermost_voxel():
+    grid = Grid.from_spacing((4, 5, 6), (1, 2, 3))
+    places = [(-0.5, -0.5, -0.5), (3.5, 4.5, 5.5), (3.4, 0.5, 4.6), (-0.5004, 4.5004, 2)]
+    expected = [[0, 0, 0], [3, 4, 5], [3, 1, 5], [0, 4, 2]]
+    assert grid.voxel_of(places).tolist() == expected
+
+
 # Crop and pad
 
 

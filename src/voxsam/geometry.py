@@ -116,6 +116,11 @@ class Grid:
         index = np.asarray(index, dtype=np.float64)
         return np.all((index >= -0.5) & (index <= np.array(self.shape) - 0.5), axis=-1)
 
+    def voxel_of(self, index: ArrayLike) -> NDArray[np.int_]:
+        """(..., 3) the voxel in which each of (..., 3) indices lies; on an outer face, or beyond it, the outermost."""
+        whole = np.floor(np.asarray(index, dtype=np.float64) + 0.5).astype(int)
+        return whole.clip(0, np.array(self.shape) - 1)
+
     # New grids
 
     def crop(self, start: Sequence[int], shape: Sequence[int]) -> Grid:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.known_model import KnownModel, block_scan, upright
 from voxsam.cli import main
 from voxsam.errors import FileError
 from voxsam.geometry import Grid
@@ -295,6 +296,20 @@ def test_no_output_replaces_an_input(files: tuple[Path, Path], stub: StubScan, c
         status = main(["segment", str(files[0]), "--hint", str(hint), "--model", str(files[1]), "-o", str(path)])
         assert status == 2 and f"{path} is an input itself" in capsys.readouterr().err
     assert hint.read_bytes() == before
+
+
+def test_a_click_on_the_scans_last_face_is_of_the_last_voxel(
+    files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    """The mask is known: the block of voxels that touches that face."""
+    scan = block_scan(upright(20, 18, 16), ((15, 20), (6, 11), (5, 10)))
+    write_volume(scan, files[0])
+    monkeypatch.setattr("voxsam.model.load_model", lambda *_: KnownModel())
+    place = ",".join(map(str, scan.grid.index_to_world((19.5, 8, 7))))
+    assert main(_words(files, "--click-mm", place)) == 0
+    mask = read_volume(files[0].parent / "mask.nii.gz", labels=True)
+    np.testing.assert_array_equal(mask.array != 0, scan.array > 0)
+    assert "not in the mask" not in capsys.readouterr().out
 
 
 def test_debug_shows_the_traceback(files: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
-import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,38 +12,21 @@ import numpy as np
 import pytest
 import torch
 
+from tests.known_model import KnownModel, block_scan, upright
 from voxsam.automatic import mask_of, segment_automatically
 from voxsam.cli import main
-from voxsam.cohort import on_ray
-from voxsam.cohort.ledger import TABLE, read_table
-from voxsam.cohort.listing import Job, list_cohort
+from voxsam.cohort.ledger import TABLE, Ledger, read_table
+from voxsam.cohort.listing import Click, Job, list_cohort
 from voxsam.cohort.overlap import AHEAD
-from voxsam.cohort.run import Outcome, run_cohort
-from voxsam.cohort.worker import Row, Settings, Worker, threads_beside
-from voxsam.errors import PromptError, UnsupportedError
+from voxsam.cohort.run import Outcome, Runner, run_cohort
+from voxsam.cohort.worker import Row, Settings, Worker, mask_path, threads_beside
+from voxsam.errors import FileError, PromptError, UnsupportedError
 from voxsam.io import read_volume, write_volume
 from voxsam.model.checkpoint import save_model
 from voxsam.session import Session
 from voxsam.testing import stub_network, stub_scan
 
-SEEDS = (0, 1, 2)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three scans, a table of a click in each (the second in mm), and two models."""
-    folder = tmp_path_factory.mktemp("cohort")
-    lines = ["scan,i,j,k,x_mm,y_mm,z_mm"]
-    for seed in SEEDS:
-        given = stub_scan(seed)
-        write_volume(given.scan, folder / f"s{seed}.nii.gz")
-        at = given.scan.grid.index_to_world(given.click) if seed == 1 else given.click
-        numbers = ",".join(f"{float(n):.4f}" if seed == 1 else str(n) for n in at)
-        lines.append(f"s{seed}.nii.gz,,,,{numbers}" if seed == 1 else f"s{seed}.nii.gz,{numbers},,,")
-    (folder / "clicks.csv").write_text("\n".join(lines) + "\n")
-    save_model(stub_network(), folder / "clicks.safetensors")
-    save_model(stub_network(automatic=True), folder / "auto.safetensors")
-    return folder
+SEEDS = (0, 1, 2)  # of the fixture's scans
 
 
 def _run(folder: Path, output: Path, **changes: object) -> Outcome:
@@ -92,6 +74,45 @@ def test_what_is_finished_is_kept_and_what_changed_is_made_again(folder: Path, t
     assert _run(folder, tmp_path).made == 0
     assert _run(folder, tmp_path, follow=False).made == 3  # made in another way
     assert _run(folder, tmp_path, follow=False, again=True).made == 3
+
+
+def test_a_mask_in_another_format_does_not_vouch_for_the_first(folder: Path, tmp_path: Path) -> None:
+    """Click 1 as .nii.gz, click 2 as .nrrd, click 2 as .nii.gz: the file of the first run is of click 1."""
+    for place, suffix in (((1, 1, 1), ".nii.gz"), ((2, 2, 2), ".nrrd"), ((2, 2, 2), ".nii.gz")):
+        settings = Settings(str(folder / "clicks.safetensors"), "cpu", suffix=suffix)
+
+        def make(jobs: Sequence[Job], output: Path, settings: Settings = settings) -> Iterator[Row]:
+            for job in jobs:
+                mask_path(output, job, settings).write_text(str(job.clicks[0].place))
+                yield Row(job.name, str(job.images[0]), "done")
+
+        job = Job("s0", (folder / "s0.nii.gz",), (Click(place),))
+        run_cohort([job], tmp_path, settings, runner=make)
+        assert mask_path(tmp_path, job, settings).read_text() == str(place)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_shorter_list_leaves_the_lines_of_the_other_scans(folder: Path, tmp_path: Path, again: bool) -> None:
+    jobs = list_cohort(folder / "clicks.csv", tmp_path, clicks=True)
+    settings = Settings(str(folder / "clicks.safetensors"), "cpu")
+
+    def make(volume_ml: float) -> Runner:
+        return lambda jobs, output: (Row(job.name, str(job.images[0]), "done", volume_ml) for job in jobs)
+
+    run_cohort(jobs, tmp_path, settings, runner=make(1.0))
+    before = read_table(tmp_path)
+    outcome = run_cohort(jobs[1:2], tmp_path, settings, again=again, runner=make(2.0))
+    assert [row.name for row in outcome.rows] == ["s1"]
+    assert read_table(tmp_path) == {**before, "s1": replace(before["s1"], volume_ml=2.0)}
+    assert before.keys() == {"s0", "s1", "s2"}
+
+
+def test_a_row_with_a_number_of_a_spreadsheet_is_as_if_not_there(tmp_path: Path) -> None:
+    with Ledger(tmp_path, [Row(name, f"{name}.nii", "done", 1.25, key="0") for name in ("s0", "s1")]) as ledger:
+        ledger.add(Row("s2", "s2.nii", "done", 2.5, key="0"))
+    table = tmp_path / TABLE
+    table.write_text(table.read_text().replace(",2.5,", ",2;5,"))
+    assert {name: row.volume_ml for name, row in read_table(tmp_path).items()} == {"s0": 1.25, "s1": 1.25}
 
 
 def test_a_row_that_a_crash_cut_off_is_made_again(folder: Path, tmp_path: Path) -> None:
@@ -209,28 +230,64 @@ def test_a_mask_can_be_a_segmentation_of_its_dicom_series(folder: Path, tmp_path
     assert len(outcome.failed) == 3 and "DICOM" in outcome.failed[0].error
 
 
-def test_without_ray_the_option_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(UnsupportedError, match=r"pip install 'voxsam\[ray\]'"):
-        on_ray.ray_runner(Settings())
+def _words(folder: Path, table: Path, output: Path, *more: str) -> list[str]:
+    model = ["--model", str(folder / "clicks.safetensors"), "--device", "cpu", "--quiet"]
+    return ["batch", str(table), "-o", str(output), *model, *more]
 
 
-def test_rays_worker_gives_the_rows_of_its_share(folder: Path, tmp_path: Path) -> None:
-    """What Ray calls on another machine, called here."""
-    jobs = list_cohort(folder / "clicks.csv", tmp_path, clicks=True)
-    worker = on_ray._RayWorker(Settings(str(folder / "clicks.safetensors"), "cpu"), jobs, tmp_path)
-    rows = [Row(**json.loads(text)) for text in worker({"id": np.array([2, 0])})["row"]]
-    assert [(row.name, row.status) for row in rows] == [("s2", "done"), ("s0", "done")]
+@pytest.mark.parametrize("link", [False, True])
+def test_no_mask_replaces_a_scan(folder: Path, tmp_path: Path, link: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    """The output folder is the scans' own, by its name or through a link."""
+    scans, output = tmp_path / "scans", tmp_path / "link" if link else tmp_path / "scans"
+    scans.mkdir()
+    if link:
+        output.symlink_to(scans, target_is_directory=True)
+    before = (folder / "s0.nii.gz").read_bytes()
+    (scans / "s0.nii.gz").write_bytes(before)
+    i, j, k = stub_scan(0).click
+    (scans / "t.csv").write_text(f"scan,name,i,j,k\ns0.nii.gz,other,{i},{j},{k}\ns0.nii.gz,,{i},{j},{k}\n")
+    assert main(_words(folder, scans / "t.csv", output)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{output / 's0.nii.gz'} is an input itself" in line and "choose another folder with -o" in line
+    assert (scans / "s0.nii.gz").read_bytes() == before
+    assert {path.name for path in scans.iterdir()} == {"s0.nii.gz", "t.csv"}
 
 
-@pytest.mark.slow
-def test_ray_makes_the_same_masks(folder: Path, tmp_path: Path) -> None:
-    pytest.importorskip("ray.data")
-    expected = _run(folder, tmp_path / "plain")
-    settings = Settings(str(folder / "clicks.safetensors"), "cpu")
-    jobs = list_cohort(folder / "clicks.csv", tmp_path / "ray", clicks=True)
-    outcome = run_cohort(jobs, tmp_path / "ray", settings, runner=on_ray.ray_runner(settings))
-    assert [row.volume_ml for row in outcome.rows] == [row.volume_ml for row in expected.rows]
-    for seed in SEEDS:
-        one, other = (read_volume(tmp_path / kind / f"s{seed}.nii.gz", labels=True) for kind in ("plain", "ray"))
-        np.testing.assert_array_equal(one.array, other.array)
+def test_no_mask_replaces_the_model_or_a_scan_that_is_still_to_come(folder: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model.nii.gz"
+    model.write_bytes((folder / "clicks.safetensors").read_bytes())
+    click = (Click(stub_scan(0).click),)
+    for job, words in (
+        (Job("model", (folder / "s0.nii.gz",), click), "model.nii.gz is an input itself"),
+        (Job("gone", (folder / "s0.nii.gz", tmp_path / "x" / ".." / "gone.nii.gz"), click), "gone.nii.gz is an input"),
+    ):
+        with pytest.raises(FileError, match=words):
+            run_cohort([job], tmp_path, Settings(str(model), "cpu"))
+    assert [path.name for path in tmp_path.iterdir()] == ["model.nii.gz"]
+
+
+def test_a_list_of_scans_that_is_named_as_the_table_is_not_replaced(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = f"scan,name,i,j,k\n{folder / 's0.nii.gz'},a,1,2,3\n"
+    (tmp_path / TABLE).write_text(text)
+    assert main(_words(folder, tmp_path / TABLE, tmp_path, "--again")) == 2
+    assert f"{tmp_path / TABLE} with other columns; expected the table of a cohort" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == [TABLE] and (tmp_path / TABLE).read_text() == text
+
+
+def test_a_click_on_the_scans_last_face_is_of_the_last_voxel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mask is known: the block of voxels that touches that face. A click beside the block is remarked."""
+    scan = block_scan(upright(20, 18, 16), ((15, 20), (6, 11), (5, 10)))
+    write_volume(scan, tmp_path / "scan.nii.gz")
+    known = KnownModel()
+    known.config.channels = 1
+    monkeypatch.setattr("voxsam.cohort.worker.load_model", lambda *_: known)
+    places = [[(19.5, 8, 7)], [(19.5, 8, 7), (19.5, 17.5, 15.5)]]
+    clicks = [tuple(Click(tuple(scan.grid.index_to_world(at)), in_mm=True) for at in some) for some in places]
+    jobs = [Job(f"n{len(some)}", (tmp_path / "scan.nii.gz",), some) for some in clicks]
+    one, two = Worker(Settings(device="cpu", ahead=0, follow=False)).run(jobs, tmp_path)
+    assert (one.status, one.messages, one.error) == ("done", "", "")
+    found = read_volume(tmp_path / "n1.nii.gz", labels=True)
+    np.testing.assert_array_equal(found.array != 0, scan.array > 0)
+    assert two.status == "done" and "1 of 2 clicked voxels are not in the mask" in two.messages

@@ -32,6 +32,15 @@ def test_lines_of_one_scan_are_its_clicks(tmp_path: Path) -> None:
     ]
 
 
+def test_two_names_of_one_scan_are_two_masks(tmp_path: Path) -> None:
+    path = _table(tmp_path, "scan,name,i,j,k", "a.nii,liver,1,2,3", "a.nii,kidney,4,5,6", "a.nii,liver,7,8,9")
+    images = (tmp_path / "a.nii",)
+    assert list_cohort(path, tmp_path / "out", clicks=True) == [
+        Job("liver", images, (Click((1, 2, 3)), Click((7, 8, 9)))),
+        Job("kidney", images, (Click((4, 5, 6)),)),
+    ]
+
+
 def test_millimetres_names_and_further_channels(tmp_path: Path) -> None:
     path = _table(tmp_path, "name,scan,scan_1,x_mm,y_mm,z_mm", "P7,t1.mha,t2.mha,-1.5,2,3e1")
     (job,) = read_table(path, clicks=True)

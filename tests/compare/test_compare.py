@@ -102,7 +102,8 @@ def test_what_is_done_is_not_done_again(tmp_path: Path, compare: Callable[..., t
     assert attempts(tmp_path / "out", "box") == 1  # other clicks need no other training
     compare([{"system": "box", "options": {"reach": 2}}])
     assert attempts(tmp_path / "out", "box") == 2
-    assert compare(["box"], "--tables")[1] == first[1]  # the plan changed back finds its results
+    shown = [re.sub("The whole plan: .*", "", text) for text in (compare(["box"], "--tables")[1], first[1])]
+    assert shown[0] == shown[1]  # the plan changed back finds its results
 
 
 def test_failures_cost_their_own_rows(tmp_path: Path, compare: Callable[..., tuple[int, str, str]]) -> None:

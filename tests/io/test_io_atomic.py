@@ -8,7 +8,7 @@ import stat
 import pytest
 
 from voxsam.errors import FileError
-from voxsam.io.atomic import atomic_path, check_writable, make_folder
+from voxsam.io.atomic import atomic_path, check_writable, make_folder, refuse_inputs
 
 
 def test_the_target_appears_when_the_block_ends(tmp_path):
@@ -106,3 +106,14 @@ def test_a_folder_is_made_with_those_above_it_or_refused(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(FileError, match=r"file \(File exists\); expected a folder that can be made; choose another"):
         make_folder(tmp_path / "file")
+
+
+def test_no_output_is_an_input_under_another_name(tmp_path):
+    scan, absent = tmp_path / "scan.mha", tmp_path / "absent.mha"
+    scan.touch()
+    (tmp_path / "link.mha").symlink_to(scan)
+    os.link(scan, tmp_path / "hard.mha")
+    for name in ("scan.mha", "link.mha", "hard.mha", "absent.mha"):
+        with pytest.raises(FileError, match=f"{name} is an input itself; expected another file for the output; rename"):
+            refuse_inputs([tmp_path / "free.mha", tmp_path / "." / name], [scan, absent], "rename it")
+    refuse_inputs([tmp_path / "free.mha"], [scan, absent], "rename it")

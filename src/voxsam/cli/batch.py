@@ -61,6 +61,7 @@ def command(
         follow=not no_follow,
         suffix=suffix,
         ahead=ahead,
+        threads=threads,
     )
     runner = None
     if ray:

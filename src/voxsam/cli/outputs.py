@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from voxsam.errors import FileError, InputError
-from voxsam.io.atomic import check_writable
+from voxsam.io.atomic import check_writable, refuse_inputs
 
 
 class Outputs:
@@ -31,8 +31,7 @@ class Outputs:
             if first != option:
                 raise FileError(f"{first} and {option} both name {path}", "a file for each", "rename one of them")
             check_writable(path)
-            if path.exists() and any(given.exists() and path.samefile(given) for given in inputs):
-                raise FileError(f"{path} is an input itself", "another file for the output", f"change {option}")
+            refuse_inputs([path], inputs, f"change {option}")
 
     def write(self, option: str, writer: Callable[[Path], None]) -> None:
         """Let `writer` write the option's file, if it was asked for.

@@ -164,7 +164,7 @@ def _clicks(volume: Volume, prompts: list[Prompt]) -> list[Click]:
 
 def _missed(mask: Volume, clicks: list[Click]) -> list[str]:
     """A remark if a positive click's voxel is not in the mask: the model saw no tumour there."""
-    missed = [index for index, positive in clicks if positive and not mask.array[tuple(int(i + 0.5) for i in index)]]
+    missed = [index for index, positive in clicks if positive and not mask.array[tuple(mask.grid.voxel_of(index))]]
     if not missed:
         return []
     places = "; ".join(",".join(f"{i:g}" for i in index) for index in missed)

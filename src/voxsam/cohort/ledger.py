@@ -23,7 +23,7 @@ KEY_DIGITS = 16
 
 
 class Ledger:
-    """The table in the folder `output`; a context. Rows of `done` that hold no more are left out of it when it opens.
+    """The table in the folder `output`; a context. When it opens, it holds the rows `kept` and no others.
 
     A line is added as soon as a scan is finished. A line that a crash cut off is as if it had not been.
     """
@@ -55,10 +55,16 @@ class Ledger:
 
 
 def read_table(output: Path) -> dict[str, Row]:
-    """The rows that the folder's table has, by name; of several of one name, the last."""
+    """The rows that the folder's table has, by name; of several of one name, the last.
+
+    Raises FileError for a file that is no such table: it may be a list of scans, and is not to be replaced.
+    """
     try:
         with open(output / TABLE, newline="", encoding="utf-8") as file:
-            return {row.name: row for row in _rows(csv.DictReader(file))}
+            reader = csv.DictReader(file)
+            if not set(COLUMNS) <= set(reader.fieldnames or COLUMNS):
+                raise FileError(f"{output / TABLE} with other columns", "the table of a cohort", "move it away")
+            return {row.name: row for row in _rows(reader)}
     except FileNotFoundError:
         return {}
     except (OSError, UnicodeDecodeError, csv.Error) as error:
@@ -67,9 +73,13 @@ def read_table(output: Path) -> dict[str, Row]:
 
 def _rows(reader: csv.DictReader[str]) -> Iterator[Row]:
     for cells in reader:
-        if cells.keys() >= set(COLUMNS) and cells["key"]:  # the last column: the line is whole
+        if not cells["key"]:  # the last column: the line is not whole
+            continue
+        try:
             numbers = {name: float(cells[name]) if cells[name] else None for name in NUMBERS}
-            yield replace(Row("", "", "done"), **{**{name: cells[name] for name in COLUMNS}, **numbers})
+        except ValueError:  # a spreadsheet has written it, with numbers of its own
+            continue
+        yield replace(Row("", "", "done"), **{**{name: cells[name] for name in COLUMNS}, **numbers})
 
 
 def key_of(job: Job, settings: Settings, model: str) -> str:
@@ -79,7 +89,7 @@ def key_of(job: Job, settings: Settings, model: str) -> str:
     made_from: dict[str, Any] = {
         "voxsam": __version__,
         "model": [model, settings.precision],
-        "how": [settings.automatic, settings.follow, settings.overlap],
+        "how": [settings.automatic, settings.follow, settings.overlap, settings.suffix],
         "images": [_stamp(path) for path in job.images],
         "clicks": [asdict(click) for click in job.clicks],
     }

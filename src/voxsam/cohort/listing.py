@@ -95,7 +95,7 @@ def _is_series(files: Sequence[Path]) -> bool:
 
 def read_table(path: Path, clicks: bool) -> list[Job]:
     """A table with a header: `scan` (further channels `scan_1`, ...), `i,j,k` or `x_mm,y_mm,z_mm`, and if wanted
-    `positive` (1 or 0) and `name`. Lines of one scan are its clicks; other columns are left alone.
+    `positive` (1 or 0) and `name`. Lines of one scan and one name are its clicks; other columns are left alone.
 
     Paths are relative to the table's folder. Raises FileError for a file that is no such table, PromptError for a
     click that is none.
@@ -108,15 +108,16 @@ def read_table(path: Path, clicks: bool) -> list[Job]:
         raise FileError(f"{path} with the columns {', '.join(rows[0][1])}", wanted, "name them in the first line")
     if places and not clicks:
         raise PromptError(f"clicks in {path} and --auto", "one of them", "take the columns of the clicks out")
-    jobs: dict[tuple[Path, ...], Job] = {}
+    jobs: dict[tuple[str, tuple[Path, ...]], Job] = {}  # two lesions of one scan have a name each
     for line, row in rows:
         images = tuple(path.parent / row[column] for column in channels if row[column])
         if not row["scan"]:
             raise FileError(f"{path}, line {line}: no scan", "a path in each line", "fill it in")
-        job = jobs.setdefault(images, Job(row.get("name") or _name(images[0], path.parent), images))
+        key = (row.get("name") or _name(images[0], path.parent), images)
+        job = jobs.setdefault(key, Job(*key))
         if clicks:
             click = _click(row, places, f"{path.name}, line {line}")
-            jobs[images] = replace(job, clicks=(*job.clicks, click))
+            jobs[key] = replace(job, clicks=(*job.clicks, click))
     for job in jobs.values():
         if clicks and not any(click.positive for click in job.clicks):
             given = f"negative clicks only for {job.name}"

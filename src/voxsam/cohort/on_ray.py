@@ -17,6 +17,7 @@ from voxsam.cohort.listing import Job
 from voxsam.cohort.run import Runner
 from voxsam.cohort.worker import Row, Settings, Worker
 from voxsam.errors import UnsupportedError
+from voxsam.model.registry import MODELS, find_model
 
 SCANS = 8  # handed out together: enough to overlap their steps, few enough to share the last ones fairly
 
@@ -32,7 +33,13 @@ def ray_runner(settings: Settings) -> Runner:
     except ImportError as error:
         given, remedy = "--ray", "pip install 'voxsam[ray]', or leave it out"
         raise UnsupportedError(given, "the package ray, which is not installed", remedy) from error
-    return lambda jobs, output: _rows(jobs, output, settings)
+    everywhere = replace(settings, model=_model_everywhere(settings.model))
+    return lambda jobs, output: _rows(jobs, output, everywhere)
+
+
+def _model_everywhere(model: str) -> str:
+    """What names the model in any folder: its name if it has one, otherwise its file's absolute path."""
+    return model if model in MODELS else str(find_model(model).absolute())
 
 
 def _rows(jobs: Sequence[Job], output: Path, settings: Settings) -> Iterator[Row]:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import get_args
+
+import torch
 
 from voxsam.cohort.ledger import Ledger, key_of, read_table
 from voxsam.cohort.listing import Job
 from voxsam.cohort.worker import Row, Settings, Worker, mask_path
 from voxsam.errors import PromptError, UnsupportedError
-from voxsam.io.atomic import make_folder
+from voxsam.io.atomic import make_folder, refuse_inputs
+from voxsam.model.device import require_device_name
+from voxsam.model.linear import Precision, precisions
 from voxsam.model.promptable import Promptable
+from voxsam.model.registry import find_model
 
 Progress = Callable[[str, float], None]
 Runner = Callable[[Sequence[Job], Path], Iterable[Row]]  # makes the masks, and a row for each
@@ -41,24 +47,25 @@ def run_cohort(
 ) -> Outcome:
     """Segment every scan into the folder `output`; what it holds already is not made again, unless `again`.
 
-    A scan that fails costs its own row. `runner` makes the masks in another way than this process's Worker (see
-    `on_ray`). Raises InputError for a model or settings that cannot serve any scan, before the first one.
+    A scan that fails costs its own row; rows of scans that are not asked for stay in the table. `runner` makes the
+    masks in another way than this process's Worker (see `on_ray`). Raises InputError for a model or settings that
+    cannot serve any scan, and FileError if a mask would replace a scan or the model: before the first one.
     """
-    worker = Worker(settings)
+    inputs = [find_model(settings.model), *(path for job in jobs for path in job.images)]
+    refuse_inputs((mask_path(output, job, settings) for job in jobs), inputs, "choose another folder with -o")
+    worker = Worker(settings if runner is None else _only_to_check(settings))
     _check_clicks(jobs, worker.model)
+    fingerprint = worker.fingerprint  # once: it hashes the whole model
+    keys = {job.name: key_of(job, settings, fingerprint) for job in jobs}
+    made: Runner = runner or worker.run
+    del worker  # where others make the masks, its model is not needed any more
     make_folder(output)
-    keys = {job.name: key_of(job, settings, worker.fingerprint) for job in jobs}
-    before = {} if again else read_table(output)
-    rows = {
-        job.name: before[job.name]
-        for job in jobs
-        if job.name in before
-        and (before[job.name].status, before[job.name].key) == ("done", keys[job.name])
-        and mask_path(output, job, settings).is_file()
-    }
+    before = read_table(output)
+    others = [row for name, row in before.items() if name not in keys]
+    rows = {} if again else _kept(jobs, before, keys, output, settings)
     left = [job for job in jobs if job.name not in rows]
-    with Ledger(output, rows.values()) as ledger:
-        for count, row in enumerate(_made(left, output, worker, runner), start=1):
+    with Ledger(output, [*others, *rows.values()]) as ledger:
+        for count, row in enumerate(made(left, output), start=1):
             row = replace(row, key=keys[row.name])
             ledger.add(row)
             rows[row.name] = row
@@ -66,8 +73,25 @@ def run_cohort(
     return Outcome(tuple(rows[job.name] for job in jobs), len(left))
 
 
-def _made(jobs: Sequence[Job], output: Path, worker: Worker, runner: Runner | None) -> Iterator[Row]:
-    yield from (runner or worker.run)(jobs, output)
+def _kept(
+    jobs: Sequence[Job], before: Mapping[str, Row], keys: Mapping[str, str], output: Path, settings: Settings
+) -> dict[str, Row]:
+    """The rows of masks that are there, and would be made from the same again."""
+    return {
+        job.name: before[job.name]
+        for job in jobs
+        if job.name in before
+        and (before[job.name].status, before[job.name].key) == ("done", keys[job.name])
+        and mask_path(output, job, settings).is_file()
+    }
+
+
+def _only_to_check(settings: Settings) -> Settings:
+    """For a process that checks and hashes the model, and leaves device and precision to the workers' machines."""
+    require_device_name(settings.device)
+    elsewhere = set(get_args(Precision)) - set(precisions(torch.device("cpu")))
+    precision = "float32" if settings.precision in elsewhere else settings.precision
+    return replace(settings, device="cpu", precision=precision)
 
 
 def _check_clicks(jobs: Sequence[Job], model: Promptable) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -36,7 +36,10 @@ Segment = Callable[[], Finish]  # the network's part
 
 @dataclass(frozen=True)
 class Settings:
-    """How every scan of a cohort is segmented. `suffix` chooses the masks' format; `ahead` see `overlapped`."""
+    """How every scan of a cohort is segmented. `suffix` chooses the masks' format; `ahead` see `overlapped`.
+
+    `threads` are the CPU threads of each worker's network; None: as many as torch takes.
+    """
 
     model: str = "voxsam-tiny"
     device: str = "auto"
@@ -46,6 +49,7 @@ class Settings:
     overlap: float = OVERLAP
     suffix: str = ".nii.gz"
     ahead: int = AHEAD
+    threads: int | None = None
 
 
 @dataclass(frozen=True)
@@ -87,26 +91,34 @@ class Worker:
         self.settings = settings
         self.model = load_model(settings.model, settings.device, settings.precision)
         check_mode(self.model, settings)
-        if not settings.automatic:
-            warm_up(self.model)
+        self._ready = settings.automatic  # nothing to warm up where nobody clicks
 
     @property
     def fingerprint(self) -> str:
         """What tells this model from others, wherever it came from: a hash of its tensors, and its card."""
         return tensors_sha256(self.model.state_dict()) + self.model.card.model_dump_json()
 
-    def run(self, jobs: Iterable[Job], output: Path) -> Iterator[Row]:
+    def run(self, jobs: Sequence[Job], output: Path) -> Iterator[Row]:
         """A row for each scan, in order, as soon as its mask lies below the folder `output`, or as it failed."""
         read, segment, ahead = self._open, self._segment, self.settings.ahead
-        threads = torch.get_num_threads()
+        before = torch.get_num_threads()
+        threads = self.settings.threads or before
         try:
+            torch.set_num_threads(threads)
+            self._warm_up(jobs)
             for job, row in overlapped(jobs, read, segment, lambda j, s: self._finish(j, s, output), ahead):
                 row = row if isinstance(row, Row) else _failed(job, row)
                 if ahead and next(self.model.parameters()).device.type == "cpu":
                     torch.set_num_threads(threads_beside(row, threads))
                 yield row
         finally:
-            torch.set_num_threads(threads)
+            torch.set_num_threads(before)
+
+    def _warm_up(self, jobs: Sequence[Job]) -> None:
+        """Once, and not for nothing: it takes seconds."""
+        if jobs and not self._ready:
+            warm_up(self.model)
+            self._ready = True
 
     def _open(self, job: Job) -> _Opened:
         start = time.perf_counter()
@@ -200,7 +212,7 @@ def _open_automatic(model: Promptable, images: tuple[Volume, ...], job: Job, set
 
 def _missed(mask: Volume, points: list[Point]) -> tuple[str, ...]:
     """A remark if the model saw no tumour where it was clicked."""
-    at = [(mask.grid.world_to_index(point.world_mm) + 0.5).astype(int) for point in points if point.positive]
+    at = [mask.grid.voxel_of(mask.grid.world_to_index(point.world_mm)) for point in points if point.positive]
     missed = sum(not mask.array[tuple(index)] for index in at)
     return (f"{missed} of {len(at)} clicked voxels are not in the mask: look at it with care",) if missed else ()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -39,6 +39,24 @@ def make_folder(folder: Path) -> None:
         raise FileError(
             f"{folder} ({error.strerror})", "a folder that can be made", "choose another with -o"
         ) from error
+
+
+def refuse_inputs(outputs: Iterable[Path], inputs: Iterable[Path], remedy: str) -> None:
+    """Raises FileError, with what to do, if an output would replace an input, under whatever name or link."""
+    taken = {identity for path in inputs for identity in _identities(path)}
+    for path in outputs:
+        if not taken.isdisjoint(_identities(path)):
+            raise FileError(f"{path} is an input itself", "another file for the output", remedy)
+
+
+def _identities(path: Path) -> list[object]:
+    """What the names of one file have in common: where links lead to, and its number if it is there."""
+    place = Path(os.path.realpath(path))
+    try:
+        stat = place.stat()
+    except OSError:
+        return [place]
+    return [place, (stat.st_dev, stat.st_ino)]
 
 
 @contextmanager

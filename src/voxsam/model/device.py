@@ -14,9 +14,8 @@ def choose_device(name: str) -> torch.device:
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    require_device_name(name)
     kind, _, number = name.partition(":")
-    if kind not in ("cpu", "cuda", "mps") or (number and not (kind == "cuda" and number.isdecimal())):
-        raise UnsupportedError(f"device {name!r}", "auto, cpu, cuda or mps", "choose one of them")
     if kind == "cuda" and not torch.cuda.is_available():
         raise _absent(name, "NVIDIA GPU that it can use")
     if kind == "cuda" and number and int(number) >= torch.cuda.device_count():
@@ -33,6 +32,13 @@ def keep_float32(device: torch.device) -> None:
     """
     if device.type == "cuda":
         torch.backends.cudnn.allow_tf32 = False
+
+
+def require_device_name(name: str) -> None:
+    """Raises UnsupportedError for a word that is no device, on whatever machine."""
+    kind, _, number = name.partition(":")
+    if kind not in ("auto", "cpu", "cuda", "mps") or (number and not (kind == "cuda" and number.isdecimal())):
+        raise UnsupportedError(f"device {name!r}", "auto, cpu, cuda or mps", "choose one of them")
 
 
 def _absent(name: str, what: str) -> UnsupportedError:
