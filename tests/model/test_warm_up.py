@@ -159,14 +159,19 @@ def test_a_part_that_cannot_be_recorded_stays_as_it_is_and_the_others_are_replay
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The prompt encoder fails as a GPU would: then clicks need not be filled up either."""
-    network = stub_network()
+    network, prompted = stub_network(), []
+    original = network.prompt_encoder.forward
+
+    def noting(_: object, *inputs: Tensor) -> Tensor:
+        prompted.append(1)
+        return original(*inputs)
 
     def record(work: Work) -> tuple[Replay, Tensor]:
-        refused.clear()
-        answer = fake_record(work)
-        if refused:
+        prompted.clear()
+        recording = fake_record(work)
+        if prompted:
             raise RuntimeError("operation not permitted when stream is capturing")
-        return answer
+        return recording
 
     def first_that_works(ways: dict, tolerance: float, of: str) -> str:
         try:
@@ -175,12 +180,7 @@ def test_a_part_that_cannot_be_recorded_stays_as_it_is_and_the_others_are_replay
             return "plain"
         return "graph" if "graph" in ways else "contiguous"
 
-    refused: list[int] = []
-    network.prompt_encoder.register_forward_pre_hook(lambda *_: None)
-    original = network.prompt_encoder.forward
-    monkeypatch.setattr(
-        type(network.prompt_encoder), "forward", lambda self, *inputs: refused.append(1) or original(*inputs)
-    )
+    monkeypatch.setattr(type(network.prompt_encoder), "forward", noting)
     monkeypatch.setattr(module, "fastest", first_that_works)
     chosen = module.choose_ways(network, record)
     assert chosen == {
