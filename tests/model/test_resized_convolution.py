@@ -15,6 +15,7 @@ SIZES = [  # the map's own grid, and the one it is resized to
     ((4, 3, 5), (16, 12, 20)),  # four times: the paper's fusion grid
     ((1, 3, 2), (2, 7, 4)),  # a single sample on an axis; no whole number
     ((3, 4, 5), (3, 4, 5)),  # nothing to enlarge
+    ((7, 4, 5), (2, 4, 3)),  # made smaller: some samples are never looked at
 ]
 
 
@@ -27,13 +28,16 @@ def test_values_and_gradients(grid: tuple[int, ...], size: tuple[int, ...]) -> N
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, 4, *grid, generator=generator, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(3, 4, 3, 3, 3, generator=generator, dtype=torch.float64, requires_grad=True)
-    found, expected = resized_convolution(x, weight, size), _plain(x, weight, size)
+    onto = torch.randn(2, 3, *size, generator=generator, dtype=torch.float64, requires_grad=True)
+    before = onto.detach().clone()
+    found, expected = resized_convolution(x, weight, onto), onto + _plain(x, weight, size)
+    assert torch.equal(onto, before)
     assert found.shape == expected.shape
     assert (found - expected).abs().max() < TOLERANCE
     towards = torch.randn(expected.shape, generator=generator, dtype=torch.float64)
     for got, wanted in zip(
-        torch.autograd.grad(found, (x, weight), towards),
-        torch.autograd.grad(expected, (x, weight), towards),
+        torch.autograd.grad(found, (x, weight, onto), towards),
+        torch.autograd.grad(expected, (x, weight, onto), towards),
         strict=True,
     ):
         assert (got - wanted).abs().max() < 10 * TOLERANCE
@@ -44,14 +48,15 @@ def test_one_tap_by_hand() -> None:
     x = torch.tensor([1.0, 3.0]).reshape(1, 1, 1, 1, 2)
     weight = torch.zeros(1, 1, 3, 3, 3)
     weight[0, 0, 1, 1, 2] = 1
-    assert resized_convolution(x, weight, (1, 1, 3)).flatten().tolist() == [2, 3, 0]
+    assert resized_convolution(x, weight, torch.zeros(1, 1, 1, 1, 3)).flatten().tolist() == [2, 3, 0]
 
 
 def test_what_inference_kept_serves_training() -> None:
     x, weight = torch.ones(1, 1, 2, 3, 7), torch.ones(1, 1, 3, 3, 3, requires_grad=True)
+    onto = torch.zeros(1, 1, 4, 6, 14)
     with torch.inference_mode():
-        resized_convolution(x, weight, (4, 6, 14))
-    resized_convolution(x, weight, (4, 6, 14)).sum().backward()
+        resized_convolution(x, weight, onto)
+    resized_convolution(x, weight, onto).sum().backward()
     assert weight.grad is not None
 
 
@@ -68,7 +73,7 @@ def test_gradients_under_autocast() -> None:
     x = torch.randn(1, 8, 4, 5, 3, generator=generator, requires_grad=True)
     weight = torch.randn(6, 8, 3, 3, 3, generator=generator, requires_grad=True)
     with torch.autocast("cpu", torch.bfloat16):
-        found = resized_convolution(x, weight, (8, 10, 6))
+        found = resized_convolution(x, weight, torch.zeros(1, 6, 8, 10, 6, dtype=torch.bfloat16))
     expected = _plain(x, weight, (8, 10, 6))
     assert found.dtype == torch.bfloat16
     for got, wanted in zip(

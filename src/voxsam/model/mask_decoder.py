@@ -32,8 +32,8 @@ class Head(nn.Module):
 
     def forward(self, x_BCDHW: Tensor) -> Tensor:
         """(B, C, G, G, G) -> (B, m, G, G, G)."""
-        x = F.relu(F.instance_norm(convolve(x_BCDHW, self.conv1.weight)))
-        return F.relu(F.instance_norm(convolve(x, self.conv2.weight)))
+        x = F.instance_norm(convolve(x_BCDHW, self.conv1.weight)).relu_()
+        return F.instance_norm(convolve(x, self.conv2.weight)).relu_()
 
 
 class MaskDecoder(nn.Module):
@@ -59,12 +59,11 @@ class MaskDecoder(nn.Module):
     def _fusion_grid(self, token_grid: torch.Size, crop_shape: torch.Size) -> tuple[int, ...]:
         return tuple(crop_shape) if self.full_resolution else tuple(2 * n for n in token_grid)
 
-    def _share(self, head: int, features_BCDHW: Tensor, size: tuple[int, ...]) -> Tensor:
-        """(B, m, F, F, F): what the level of one head (from 0) adds to the fusing convolution."""
+    def _with_share(self, total_BmFFF: Tensor, head: int, features_BCDHW: Tensor) -> Tensor:
+        """The sum so far, and what the level of one head (from 0) adds to the fusing convolution."""
         m = self.fuse.out_channels
-        return resized_convolution(
-            self.heads[head](features_BCDHW), self.fuse.weight[:, head * m : (head + 1) * m], size
-        )
+        weight = self.fuse.weight[:, head * m : (head + 1) * m]
+        return resized_convolution(self.heads[head](features_BCDHW), weight, total_BmFFF)
 
     def static(self, features: tuple[Tensor, ...], crops_B1DHW: Tensor) -> Tensor:
         """(B, m, F, F, F): the share of the crop and of the levels that no click changes; holds while the crop does."""
@@ -72,14 +71,14 @@ class MaskDecoder(nn.Module):
         image = _resize(crops_B1DHW, size, align_corners=False)
         total = convolve(image, self.fuse.weight[:, len(self.heads) * self.fuse.out_channels :])
         for head in self.unprompted:
-            total = total + self._share(head, features[head], size)
+            total = self._with_share(total, head, features[head])
         return total
 
     def fused(self, static: Tensor, prompted: tuple[Tensor, ...]) -> Tensor:
         """The static share and the prompted levels, after the prompt encoder -> (B, m, F, F, F) mask features."""
         for head, features_BCDHW in zip(self.prompted, prompted, strict=True):
-            static = static + self._share(head, features_BCDHW, tuple(static.shape[2:]))
-        return F.relu(F.instance_norm(static))
+            static = self._with_share(static, head, features_BCDHW)
+        return F.instance_norm(static).relu_()
 
     def forward(self, fused_BmFFF: Tensor, crop_shape: tuple[int, ...]) -> Tensor:
         """Mask features -> (B, 2, D, H, W) logits on the crop."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from voxsam.model.sizes import ModelConfig
 
 PADDING, NEGATIVE, POSITIVE = -1, 0, 1  # labels of points
+CHUNK_TOKENS = 2048  # image tokens that stay in a processor's cache
 
 
 def sample_features(features_BCDHW: Tensor, points_BN3: Tensor, crop_shape: tuple[int, int, int]) -> Tensor:
@@ -96,15 +97,17 @@ class PromptLayer(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(c, config.prompt_mlp), nn.ReLU(), nn.Linear(config.prompt_mlp, c))
         self.image_to_query = Attention(c, c // 2, config.prompt_heads)
 
-    def forward(self, image_BTC: Tensor, points_BNC: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Image tokens and points -> both, changed."""
+    def ask(self, points_BNC: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Points -> (B, Q, C) queries for the image, and the points, changed."""
         count = len(self.global_queries)
-        q = torch.cat([self.global_queries.expand(len(image_BTC), -1, -1), points_BNC], 1)
+        q = torch.cat([self.global_queries.expand(len(points_BNC), -1, -1), points_BNC], 1)
         q = self.norm2(q + self.norm1(self.self_attention(q, q, mask=mask)))
         queries, points = q[:, :count], q[:, count:]
-        queries = self.norm3(queries + self.mlp(queries))
-        image = self.norm4(image_BTC + self.image_to_query(image_BTC, queries))
-        return image, points
+        return self.norm3(queries + self.mlp(queries)), points
+
+    def forward(self, image_BTC: Tensor, queries_BQC: Tensor) -> Tensor:
+        """(B, T, C) image tokens, changed, each by itself."""
+        return self.norm4(image_BTC + self.image_to_query(image_BTC, queries_BQC))
 
 
 class PromptEncoder(nn.Module):
@@ -155,7 +158,22 @@ class PromptEncoder(nn.Module):
             mask = torch.cat([queries, labels_BN != PADDING], 1)[:, None, None]
         elif self.polarity is not None:
             points = points + self.polarity.weight[POSITIVE]
-        image = features_BCDHW.flatten(2).transpose(1, 2)
+        asked = []
         for layer in self.layers:
-            image, points = layer(image, points, mask)
-        return image.transpose(1, 2).reshape(features_BCDHW.shape)
+            queries, points = layer.ask(points, mask)
+            asked.append(queries)
+        parts = [self._look(part, asked) for part in features_BCDHW.flatten(2).split(self._chunk(features_BCDHW), 2)]
+        return torch.cat(parts, 2).reshape(features_BCDHW.shape)
+
+    def _look(self, image_BCT: Tensor, asked: list[Tensor]) -> Tensor:
+        """Image tokens through all layers: the queries do not depend on them, nor a token on another."""
+        image = image_BCT.transpose(1, 2)
+        for layer, queries in zip(self.layers, asked, strict=True):
+            image = layer(image, queries)
+        return image.transpose(1, 2)
+
+    @staticmethod
+    def _chunk(features_BCDHW: Tensor) -> int:
+        """How many tokens go through together: a cache full of them on a CPU where no gradient is kept."""
+        few = features_BCDHW.device.type == "cpu" and not torch.is_grad_enabled()
+        return CHUNK_TOKENS if few else features_BCDHW[0, 0].numel()

@@ -15,17 +15,18 @@ from torch import Tensor
 TAPS = 3  # of the kernel, on each axis
 
 
-def resized_convolution(x_nCdhw: Tensor, weight: Tensor, size: tuple[int, ...]) -> Tensor:
-    """conv3d(interpolate(x, size, "trilinear", align_corners=True), weight, padding=1) -> (n, O, D, H, W).
+def resized_convolution(x_nCdhw: Tensor, weight: Tensor, onto_nODHW: Tensor) -> Tensor:
+    """(n, O, D, H, W): onto + conv3d(interpolate(x, (D, H, W), "trilinear", align_corners=True), weight, padding=1).
 
     `weight` (O, C, 3, 3, 3). Resizing acts on each axis alone and the same on all channels; so does each tap of the
     kernel. The channels may therefore be mixed before d and h are enlarged: O C 27 products for each of the d h W
-    places instead of D H W. Slices of the map go through one at a time, which keeps them in the processor's cache.
+    places instead of D H W. Slices of the map go through one at a time, which keeps them in the processor's cache, and
+    each is added to the few slices of the answer that it touches.
     """
     device = x_nCdhw.device.type
     cast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
     dtype = torch.get_autocast_dtype(device) if cast else x_nCdhw.dtype
-    return _ResizedConvolution.apply(x_nCdhw.to(dtype), weight.to(dtype), tuple(size))  # type: ignore[return-value]
+    return _ResizedConvolution.apply(x_nCdhw.to(dtype), weight.to(dtype), onto_nODHW)  # type: ignore[return-value]
 
 
 @cache
@@ -54,9 +55,16 @@ def _resize_taps_as(length: int, size: int, dtype: torch.dtype, device: torch.de
     return _resize_taps(length, size).to(device, dtype)
 
 
+@cache
+def _touched(length: int, size: int) -> tuple[slice, ...]:
+    """For each sample of a map's axis, the enlarged samples that any tap of the kernel takes from it."""
+    rows = [taken.nonzero().flatten().tolist() for taken in _resize_taps(length, size).any(0).unbind(1)]
+    return tuple(slice(row[0], row[-1] + 1) if row else slice(0) for row in rows)
+
+
 def _mixing(weight: Tensor) -> Tensor:
-    """(9 O, 3 C): the kernel as a matrix, taps of d and h with the channels out, taps of w with those in."""
-    return weight.permute(2, 3, 0, 1, 4).reshape(TAPS * TAPS * weight.shape[0], -1)
+    """(O 9, 3 C): the kernel as a matrix, taps of d and h with the channels out, taps of w with those in."""
+    return weight.permute(0, 2, 3, 1, 4).reshape(weight.shape[0] * TAPS * TAPS, -1)
 
 
 def _enlarged(x_nChw: Tensor, on_w: Tensor) -> Tensor:
@@ -65,39 +73,36 @@ def _enlarged(x_nChw: Tensor, on_w: Tensor) -> Tensor:
 
 
 class _ResizedConvolution(torch.autograd.Function):
-    """Both ways slice by slice; for the way back nothing is kept but the map and the weight."""
+    """Both ways slice by slice; for the way back only the map and the weight are kept. Sums are float32 or more."""
 
     @staticmethod
-    def forward(ctx: Any, x_nCdhw: Tensor, weight: Tensor, size: tuple[int, ...]) -> Tensor:
+    def forward(ctx: Any, x_nCdhw: Tensor, weight: Tensor, onto_nODHW: Tensor) -> Tensor:
         ctx.save_for_backward(x_nCdhw, weight)
-        ctx.size = size
-        on_d, on_h, on_w = _tables(x_nCdhw, size)
-        n, _, depth, height, _ = x_nCdhw.shape
-        out, mix = weight.shape[0], _mixing(weight)
-        along_d = x_nCdhw.new_empty(n, out, TAPS, depth, *size[1:])
-        for k, x_nChw in enumerate(x_nCdhw.unbind(2)):
-            mixed = torch.matmul(mix, _enlarged(x_nChw, on_w)).reshape(n, TAPS, TAPS, out, height, size[2])
-            one = sum(torch.matmul(on_h[tap], mixed[:, :, tap]) for tap in range(TAPS))
-            along_d[:, :, :, k] = one.transpose(1, 2)  # type: ignore[union-attr]
-        rows = on_d.transpose(0, 1).flatten(1)
-        return torch.matmul(rows, along_d.reshape(n, out, TAPS * depth, -1)).reshape(n, out, *size)
+        ctx.size, ctx.onto = tuple(onto_nODHW.shape[2:]), onto_nODHW.dtype
+        on_d, on_h, on_w = _tables(x_nCdhw, ctx.size)
+        (n, _, depth, height, _), (*_, W) = x_nCdhw.shape, ctx.size
+        out, mix, rows_h = len(weight), _mixing(weight), on_h.transpose(0, 1).flatten(1)
+        total = onto_nODHW.to(torch.promote_types(x_nCdhw.dtype, torch.float32), copy=True)
+        for k, (x_nChw, at) in enumerate(zip(x_nCdhw.unbind(2), _touched(depth, ctx.size[0]), strict=True)):
+            mixed = torch.matmul(mix, _enlarged(x_nChw, on_w)).reshape(n, TAPS * out, TAPS * height, W)
+            one = torch.matmul(rows_h, mixed).reshape(n, out, TAPS, -1)
+            total[:, :, at] += torch.matmul(on_d[:, at, k].T, one).unflatten(3, ctx.size[1:])
+        return total.to(torch.promote_types(x_nCdhw.dtype, onto_nODHW.dtype))
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x_nCdhw, weight = ctx.saved_tensors
         on_d, on_h, on_w = _tables(x_nCdhw, ctx.size)
-        n, channels, depth, height, _ = x_nCdhw.shape
-        out, mix = weight.shape[0], _mixing(weight)
-        rows = on_d.transpose(0, 1).flatten(1)
-        along_d = torch.matmul(rows.T, gradients[0].reshape(n, out, ctx.size[0], -1))
-        along_d = along_d.reshape(n, out, TAPS, depth, *ctx.size[1:])
+        (n, channels, depth, height, _), (*_, W) = x_nCdhw.shape, ctx.size
+        out, mix, rows_h = len(weight), _mixing(weight), on_h.transpose(0, 1).flatten(1)
+        gradient = gradients[0].to(x_nCdhw.dtype)
         to_x = torch.empty_like(x_nCdhw)
         to_mix = torch.zeros_like(mix, dtype=torch.promote_types(mix.dtype, torch.float32))  # a sum over all slices
-        for k, x_nChw in enumerate(x_nCdhw.unbind(2)):
-            one = along_d[:, :, :, k].transpose(1, 2)  # (n, tap of d, O, H, W)
-            mixed = torch.stack([torch.matmul(on_h[tap].T, one) for tap in range(TAPS)], 2).flatten(4).flatten(1, 3)
+        for k, (x_nChw, at) in enumerate(zip(x_nCdhw.unbind(2), _touched(depth, ctx.size[0]), strict=True)):
+            one = torch.matmul(on_d[:, at, k], gradient[:, :, at].flatten(3)).reshape(n, TAPS * out, -1, W)
+            mixed = torch.matmul(rows_h.T, one).reshape(n, len(mix), height * W)
             to_mix += torch.einsum("nqp,nrp->qr", mixed, _enlarged(x_nChw, on_w))
-            enlarged = torch.matmul(mix.T, mixed).reshape(n, channels, TAPS, height, ctx.size[2])
+            enlarged = torch.matmul(mix.T, mixed).reshape(n, channels, TAPS, height, W)
             to_x[:, :, k] = torch.einsum("nCchW,cWw->nChw", enlarged, on_w)
-        to_weight = to_mix.reshape(TAPS, TAPS, out, channels, TAPS).permute(2, 3, 0, 1, 4)
-        return to_x, to_weight.to(weight.dtype), None
+        to_weight = to_mix.reshape(out, TAPS, TAPS, channels, TAPS).permute(0, 3, 1, 2, 4)
+        return to_x, to_weight.to(weight.dtype), gradients[0].to(ctx.onto)
