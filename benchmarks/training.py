@@ -1,10 +1,11 @@
-"""One training step: seconds and peak memory, blocks kept or computed again; on the CPU, and on a GPU where one is.
+"""Training steps: seconds and peak memory, blocks kept or computed again; on the CPU, and on a GPU where one is.
 
-    python -m benchmarks.training [--size vit_b] [--crop 128] [--threads N] [--keep] [--write docs/performance.md]
+    python -m benchmarks.training [--cases vit_b:128,vit_h:64:kept] [--threads N] [--write docs/performance.md]
 
 A step is what fine-tuning does: one crop with ten clicks forward, the paper's loss, backward into the tuned parameters,
-AdamW. Each case runs in a process of its own. `--keep` also measures a step that keeps every activation (ViT-B at
-128\u00b3: some 15 GB). The arithmetic is that of tests/model/test_golden.py, which holds its gradients.
+AdamW. Each case, a size and a crop's side, runs in a process of its own. Those that end in `:kept` keep every
+activation, the others only the inputs of the blocks; a GPU does all in both ways. The arithmetic is that of
+tests/model/test_golden.py, which holds its gradients.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ from voxsam.model.sizes import SIZES
 
 MARKER = "training"
 CLICKS = 10
+CASES = "tiny:64,tiny:64:kept,vit_b:64,vit_b:64:kept,vit_b:96,vit_b:128,vit_l:64,vit_h:64"
+Wanted = tuple[str, int, bool]  # size, side of the crop in voxels, whether blocks are computed again
+
 Results = dict[str, Any]
 
 
@@ -34,12 +38,14 @@ def measure_step(size: str, crop: int, recompute: bool, device: str, threads: in
 
     from voxsam.model.card import Card
     from voxsam.model.network import VoxSAMNetwork
+    from voxsam.model.sizes import ModelConfig
     from voxsam.model.tuning import freeze
     from voxsam.preprocess import RELEASED
 
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    network = freeze(VoxSAMNetwork(Card(name=size, config=SIZES[size], preprocessing=RELEASED["kits"])).to(device))
+    config = ModelConfig.model_validate({**SIZES[size].model_dump(), "crop": crop})
+    network = freeze(VoxSAMNetwork(Card(name=size, config=config, preprocessing=RELEASED["kits"])).to(device))
     network.image_encoder.recompute = recompute
     optimiser = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], lr=1e-5)
     image = torch.randn(1, 1, crop, crop, crop, device=device)
@@ -75,17 +81,16 @@ def in_child(case: Results) -> Results:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def measure(size: str, crop: int, threads: int, keep: bool) -> list[Results]:
-    """The cases of this machine, one after another."""
+def measure(wanted: list[Wanted], threads: int) -> list[Results]:
+    """The cases on every device of this machine, one after another."""
     import torch
 
-    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-    cases = [
-        {"size": size, "crop": crop, "recompute": recompute, "device": device, "threads": threads}
-        for device in devices
-        for recompute in ([True, False] if keep or device == "cuda" else [True])
-    ]
-    return [{**case, **in_child(case)} for case in cases]
+    cases = [("cpu", *case) for case in wanted]
+    if torch.cuda.is_available():
+        cases += [("cuda", size, crop, again) for size, crop, _ in wanted for again in (True, False)]
+    names = "device", "size", "crop", "recompute"
+    settings = [dict(zip(names, case, strict=True), threads=threads) for case in dict.fromkeys(cases)]
+    return [{**case, **in_child(case)} for case in settings]
 
 
 def report(cases: list[Results]) -> str:
@@ -95,33 +100,44 @@ def report(cases: list[Results]) -> str:
     machine = describe_machine(cases[0]["threads"])
     rows = [
         {
-            f"training step, {case['size']}, crop {case['crop']}\u00b3": "CPU, float32"
-            if case["device"] == "cpu"
-            else "GPU, bfloat16",
+            "one training step of": case["size"],
+            "crop": f"{case['crop']}\u00b3",
             "blocks": "computed again" if case["recompute"] else "kept",
+            "on": "CPU, float32" if case["device"] == "cpu" else "GPU, bfloat16",
             "s": case.get("seconds", case.get("failed")),
             "peak memory, GB": case["peak_memory_bytes"] / 1e9 if "peak_memory_bytes" in case else None,
         }
         for case in cases
     ]
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU: that row is missing"
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU: its rows are missing"
     return f"{machine['cpu']}, {machine['threads']} threads, torch {machine['torch']}; {gpu}.\n\n{markdown_table(rows)}"
+
+
+def _cases(text: str) -> list[Wanted]:
+    """vit_b:128,tiny:64:kept -> [("vit_b", 128, True), ("tiny", 64, False)]."""
+    wanted: list[Wanted] = []
+    for part in text.split(","):
+        size, _, rest = part.partition(":")
+        crop, _, kept = rest.partition(":")
+        if size not in SIZES or not crop.isdecimal() or kept not in ("", "kept"):
+            expected = f"SIZE:CROP or SIZE:CROP:kept, with a size of {', '.join(SIZES)}"
+            raise argparse.ArgumentTypeError(f"{part!r} (expected {expected})")
+        wanted.append((size, int(crop), not kept))
+    return wanted
 
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line of this module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=sorted(SIZES), default="vit_b")
-    parser.add_argument("--crop", type=int, default=128, help="side of the crop, voxels")
+    parser.add_argument("--cases", type=_cases, default=CASES, help=f"by default {CASES}")
     parser.add_argument("--threads", type=int, default=available_cores())
-    parser.add_argument("--keep", action="store_true", help="also a step that keeps every activation")
     parser.add_argument("--write", type=Path, help=f"Markdown file with the markers <!-- {MARKER} -->")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.case:
         print(json.dumps(measure_step(**json.loads(options.case))))
         return
-    text = report(measure(options.size, options.crop, options.threads, options.keep))
+    text = report(measure(options.cases, options.threads))
     print(text)
     if options.write is not None:
         write_between_markers(options.write, MARKER, text)
