@@ -106,6 +106,17 @@ def test_what_is_done_is_not_done_again(tmp_path: Path, compare: Callable[..., t
     assert shown[0] == shown[1]  # the plan changed back finds its results
 
 
+def test_another_file_of_the_same_name_is_other_work(
+    tmp_path: Path, compare: Callable[..., tuple[int, str, str]]
+) -> None:
+    weights = tmp_path / "weights"
+    rows = [{"system": "box", "options": {"fault": str(weights)}}]
+    for content, expected in (("a", 1), ("a", 1), ("b", 2), ("a", 2)):
+        weights.write_text(content)
+        assert compare(rows)[0] == 0
+        assert attempts(tmp_path / "out", "box") == expected
+
+
 def test_failures_cost_their_own_rows(tmp_path: Path, compare: Callable[..., tuple[int, str, str]]) -> None:
     reasons = {
         "crash": "RuntimeError: the box fell",

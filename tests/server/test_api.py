@@ -257,6 +257,14 @@ def test_the_log_and_the_metrics_hold_no_names(server, scans, phantom):
         assert name not in "".join(lines) + metrics
 
 
+@pytest.mark.parametrize(
+    ("logger", "event"), [("voxsam.model", "decoder: seconds 0.5"), ("uvicorn.error", "%s: seconds %s")]
+)
+def test_the_log_tells_what_the_warm_up_chose_and_nothing_a_client_sent(logger, event):
+    record = logging.LogRecord(logger, logging.INFO, "", 0, "%s: seconds %s", ("decoder", 0.5), None)
+    assert json.loads(JsonLines().format(record))["event"] == event
+
+
 def test_every_route_is_described(server):
     described = server.get("/openapi.json").json()
     assert len(described["paths"]) > 15

@@ -362,3 +362,13 @@ def test_exactly_the_paper_s_tensors_are_tuned() -> None:
     assert sum(p.numel() for group in groups for p in group["params"]) == sum(tuned.values()) == 25_198_976
     frozen = {name.split(".")[-2] for name, p in network.named_parameters() if not p.requires_grad}
     assert not frozen & {"norm1", "norm2", "conv", "down", "up", "reduce"}
+
+
+@pytest.mark.parametrize(("precision", "kept"), [("32-true", 1), ("bf16-mixed", 0)])
+def test_training_in_float32_is_not_tf32(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, kept: int
+) -> None:
+    asked: list[torch.device] = []
+    monkeypatch.setattr(run, "keep_float32", asked.append)
+    train(recipe(steps=1, precision=precision), None, tmp_path / "out", accelerator="cpu")
+    assert len(asked) == kept

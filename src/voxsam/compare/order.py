@@ -13,8 +13,9 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import os.path
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +116,7 @@ def make_order(plan: Plan, row: RowSpec, data: DataSpec, seed: int, store: Store
     trained = plan.trained(row)
     recipe = laid_over(laid_over(plan.recipe, data.recipe), trained.recipe)
     content = hashlib.sha256((store.folder / "dataset.json").read_bytes()).hexdigest()
-    training = _digest([trained.system, seed, recipe, trained.options, content])
+    training = _digest([trained.system, seed, recipe, trained.options, content, *_files(recipe, trained.options)])
     evaluation = {**plan.evaluation, **row.evaluation}
     return WorkOrder(
         row=row.row,
@@ -149,6 +150,18 @@ def import_modules(names: Sequence[str]) -> None:
         except ImportError as error:
             remedy = "install it, or run where its file lies"
             raise InputError(f"the module {name} ({error})", "one that can be imported", remedy) from error
+
+
+def _files(*given: Any) -> Iterator[str]:
+    """The SHA-256 of every file that a recipe or options name, weights say: another file of that name is other work."""
+    for value in given:
+        if isinstance(value, Mapping):
+            yield from _files(*value.values())
+        elif isinstance(value, (list, tuple)):
+            yield from _files(*value)
+        elif isinstance(value, (str, Path)) and os.path.isfile(value):
+            with Path(value).open("rb") as file:
+                yield hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _digest(what: Any) -> str:

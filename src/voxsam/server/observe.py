@@ -119,15 +119,18 @@ class JsonLines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         time_utc = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
         facts = getattr(record, "facts", {})
-        return json.dumps(
-            {"time": time_utc, "level": record.levelname.lower(), "event": str(record.msg).strip(), **facts}
-        )
+        event = record.getMessage() if record.name == "voxsam.model" else str(record.msg)
+        return json.dumps({"time": time_utc, "level": record.levelname.lower(), "event": event.strip(), **facts})
 
 
 def log_to_stderr(level: str = "INFO") -> None:
-    """Let the server's log go to stderr as JSON lines; uvicorn's complaints too, without arguments and tracebacks."""
+    """Let the server's log go to stderr as JSON lines, with what the warm-up chose on a GPU, and uvicorn's complaints.
+
+    Of uvicorn's neither arguments nor tracebacks: they may name what a client sent.
+    """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
-    for log, least in ((LOG, level), (logging.getLogger("uvicorn.error"), "WARNING")):
+    others = {"voxsam.model": level, "uvicorn.error": "WARNING"}
+    for log, least in ((LOG, level), *((logging.getLogger(name), least) for name, least in others.items())):
         log.handlers[:], log.propagate = [handler], False
         log.setLevel(least)

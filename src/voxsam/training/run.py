@@ -18,6 +18,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.data import DataLoader
 
 from voxsam.errors import UnsupportedError
+from voxsam.model.device import keep_float32
 from voxsam.training.identity import check_identity, identity, write_identity
 from voxsam.training.keep import BEST, LAST, ContinuedLog, KeepValidation, WholeCheckpoints, WriteModels, steps_done
 from voxsam.training.memory import check_memory
@@ -62,6 +63,8 @@ def train(
     device = trainer.strategy.root_device
     if recipe.precision == "16-mixed" and device.type == "cpu":
         raise UnsupportedError("precision 16-mixed on a CPU", "bf16-mixed or 32-true", "change `precision`")
+    if recipe.precision == "32-true":
+        keep_float32(device)
     tell(check_memory(network, recipe, device, strict))
     if trainer.is_global_zero:
         write_identity(mine, out)
