@@ -100,14 +100,14 @@ def _longest_mm(truth: Volume) -> float:
 def _bars(plan: Plan, rows: Sequence[RowResult], data: DataSpec) -> Figure:
     """Dice and NSD of every method, side by side, from the top in the plan's order, with their intervals."""
     shown = [method for method in methods(plan, rows) if data.name in method.entries]
-    labels = list(dict.fromkeys(method.entries[data.name].line.label for method in shown))
+    clicks = sorted({method.entries[data.name].line.clicks for method in shown})  # as many, the same colour
     figure = Figure(figsize=(9.6, 1.1 + 0.3 * len(shown)), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, (number, name) in zip(figure.subplots(1, 2, sharey=True), NAMES.items(), strict=True):
         for place, method in enumerate(shown):
             line = method.entries[data.name].line
             estimate = line.numbers[number]
-            colour = SERIES[labels.index(line.label) % len(SERIES)]
+            colour = SERIES[clicks.index(line.clicks) % len(SERIES)]
             axes.barh(place, estimate.value, height=0.68, color=colour)
             reach = np.nan_to_num([[estimate.value - estimate.low], [estimate.high - estimate.value]])
             axes.errorbar(estimate.value, place, xerr=reach, color=DARK, capsize=2.5, linewidth=1.1)
