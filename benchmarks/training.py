@@ -77,7 +77,10 @@ def in_child(case: Results) -> Results:
     if done.returncode == -9:
         return {"failed": "killed: most likely out of memory"}
     if done.returncode:
-        return {"failed": done.stderr.strip().splitlines()[-1]}
+        said = [
+            line.strip() for line in done.stderr.splitlines() if "For further information" not in line
+        ]  # pydantic's
+        return {"failed": [line for line in said if line][-1]}
     return json.loads(done.stdout.splitlines()[-1])
 
 

@@ -42,8 +42,21 @@ def started(monkeypatch):
         seen.append((self.config.app, sockets[0].getsockname()[0]))
 
     monkeypatch.setattr(uvicorn.Server, "run", run)
-    monkeypatch.setattr("voxsam.server.observe.log_to_stderr", lambda: None)
     return seen
+
+
+@pytest.fixture(autouse=True)
+def no_log(monkeypatch):
+    """A log to a stderr that ends with the test would fail in the tests after it."""
+    monkeypatch.setattr("voxsam.server.observe.log_to_stderr", lambda: None)
+
+
+def test_the_log_is_there_before_the_model_warms_up(tmp_path, model, started, monkeypatch):
+    order = []
+    monkeypatch.setattr("voxsam.server.observe.log_to_stderr", lambda: order.append("log"))
+    monkeypatch.setattr("voxsam.server.service.warm_up", lambda *_, **__: order.append("warm-up"))
+    assert main(["serve", "--port", "0", "--model", model, "--state", str(tmp_path / "state")]) == 0
+    assert order == ["log", "warm-up"]
 
 
 def test_it_serves_until_it_is_interrupted(tmp_path, model):

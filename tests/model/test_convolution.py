@@ -23,4 +23,7 @@ def test_equals_torch(channels: int, out: int, groups: int, biased: bool, grid: 
     expected = F.conv3d(x, weight, bias, padding=1, groups=groups)
     with torch.inference_mode():
         assert (convolve(x, weight, bias, groups) - expected).abs().max() < 1e-4
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        found = convolve(x, weight, bias, groups)
+    assert found.dtype == torch.float32 and (found - expected).abs().max() < 1e-4
     assert torch.equal(convolve(x, weight, bias, groups), expected)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from benchmarks import plain
 from benchmarks.plain import PlainNetwork
-from voxsam.model import block
+from voxsam.model import block, prompt_encoder
 from voxsam.model.card import Card
 from voxsam.model.network import VoxSAMNetwork
 from voxsam.model.prompt_encoder import PADDING
@@ -125,6 +125,7 @@ def test_features_prompted_features_and_logits_agree(case, profile, monkeypatch)
     network, oracle = pair(SMALL.model_copy(update=change).in_profile(profile))
     crops, points = crops_and_points(shape)
     monkeypatch.setattr(block, "CHUNK_TOKENS", 3 * network.config.window**3)  # the last chunk is not full
+    monkeypatch.setattr(prompt_encoder, "CHUNK_TOKENS", 25)
     with torch.inference_mode():
         features, expected = network.encode(crops), oracle.encode(crops)
         for level, expected_level in zip(features, expected, strict=True):

@@ -263,6 +263,9 @@ def test_the_log_and_the_metrics_hold_no_names(server, scans, phantom):
 def test_the_log_tells_what_the_warm_up_chose_and_nothing_a_client_sent(logger, event):
     record = logging.LogRecord(logger, logging.INFO, "", 0, "%s: seconds %s", ("decoder", 0.5), None)
     assert json.loads(JsonLines().format(record))["event"] == event
+    error = RuntimeError("a secret of a client's")
+    record.exc_info = (RuntimeError, error, None)
+    assert ("RuntimeError: a secret" in JsonLines().format(record)) == (logger == "voxsam.model")
 
 
 def test_every_route_is_described(server):

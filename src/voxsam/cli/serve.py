@@ -82,8 +82,8 @@ def serve(settings: Settings, browser: bool) -> None:
     listener = _listen(settings.host, settings.port)
     with listener:
         address = _address(settings.host, listener.getsockname()[1])
+        log_to_stderr()  # before the application, whose warm-up says what it chose
         app = make_app(settings)
-        log_to_stderr()
         config = uvicorn.Config(
             app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=ENDING_S
         )

@@ -18,7 +18,8 @@ def convolve(x_BCDHW: Tensor, weight: Tensor, bias: Tensor | None = None, groups
     weight, bias = weight.to(x_BCDHW.dtype), None if bias is None else bias.to(x_BCDHW.dtype)
     direct = x_BCDHW.device.type == "cpu" and x_BCDHW.dtype == torch.float32 and torch.backends.mkldnn.is_available()
     if direct and not torch.is_grad_enabled():
-        if bias is None and len(weight) <= FEW and weight.shape[1] >= MANY:
+        few = bias is None and len(weight) <= FEW and weight.shape[1] >= MANY
+        if few and not torch.is_autocast_enabled("cpu"):  # autocast would add the shares in bf16
             return _to_few_channels(x_BCDHW, weight)
         one = [1, 1, 1]
         return torch.mkldnn_convolution(x_BCDHW, weight, bias, one, one, one, groups)
@@ -27,12 +28,12 @@ def convolve(x_BCDHW: Tensor, weight: Tensor, bias: Tensor | None = None, groups
 
 def _to_few_channels(x_BCDHW: Tensor, weight: Tensor) -> Tensor:
     """The channels of each slice mixed for all 27 taps in one product; then each tap's share put where it belongs."""
-    (b, c, depth, *size), out = x_BCDHW.shape, len(weight)
+    (b, c, depth, height, width), out = x_BCDHW.shape, len(weight)
     taps = weight.flip(3, 4).permute(2, 0, 3, 4, 1).reshape(-1, c)  # (3 of d, O, 9 of h and w) x C
-    total = x_BCDHW.new_zeros(b, out, depth + 2, *size)
+    total = x_BCDHW.new_zeros(b, out, depth + 2, height, width)
     for d in range(depth):
         mixed = torch.matmul(taps, x_BCDHW[:, :, d].flatten(2))
-        shares = F.fold(mixed, size, 3, padding=1).unflatten(1, (3, out))
+        shares = F.fold(mixed, (height, width), 3, padding=1).unflatten(1, (3, out))
         for tap, share in enumerate(shares.unbind(1)):
             total[:, :, d + 2 - tap] += share
     return total[:, :, 1:-1]

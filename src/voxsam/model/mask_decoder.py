@@ -22,6 +22,11 @@ def _resize(x: Tensor, size: tuple[int, ...], align_corners: bool) -> Tensor:
     return F.interpolate(x, size=size, mode="trilinear", align_corners=align_corners)
 
 
+def _normed(x: Tensor) -> Tensor:
+    """InstanceNorm and ReLU."""
+    return F.relu(F.instance_norm(x), inplace=not torch.is_grad_enabled())
+
+
 class Head(nn.Module):
     """Two 3x3x3 convolutions, each with InstanceNorm and ReLU: one level's share of the mask features."""
 
@@ -32,8 +37,8 @@ class Head(nn.Module):
 
     def forward(self, x_BCDHW: Tensor) -> Tensor:
         """(B, C, G, G, G) -> (B, m, G, G, G)."""
-        x = F.instance_norm(convolve(x_BCDHW, self.conv1.weight)).relu_()
-        return F.instance_norm(convolve(x, self.conv2.weight)).relu_()
+        x = _normed(convolve(x_BCDHW, self.conv1.weight))
+        return _normed(convolve(x, self.conv2.weight))
 
 
 class MaskDecoder(nn.Module):
@@ -78,7 +83,7 @@ class MaskDecoder(nn.Module):
         """The static share and the prompted levels, after the prompt encoder -> (B, m, F, F, F) mask features."""
         for head, features_BCDHW in zip(self.prompted, prompted, strict=True):
             static = self._with_share(static, head, features_BCDHW)
-        return F.instance_norm(static).relu_()
+        return _normed(static)
 
     def forward(self, fused_BmFFF: Tensor, crop_shape: tuple[int, ...]) -> Tensor:
         """Mask features -> (B, 2, D, H, W) logits on the crop."""

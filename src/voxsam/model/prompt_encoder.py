@@ -160,10 +160,10 @@ class PromptEncoder(nn.Module):
             points = points + self.polarity.weight[POSITIVE]
         asked = []
         for layer in self.layers:
-            queries, points = layer.ask(points, mask)
+            queries, points = layer.ask(points, mask)  # type: ignore[operator]
             asked.append(queries)
         parts = [self._look(part, asked) for part in features_BCDHW.flatten(2).split(self._chunk(features_BCDHW), 2)]
-        return torch.cat(parts, 2).reshape(features_BCDHW.shape)
+        return (parts[0] if len(parts) == 1 else torch.cat(parts, 2)).reshape(features_BCDHW.shape)
 
     def _look(self, image_BCT: Tensor, asked: list[Tensor]) -> Tensor:
         """Image tokens through all layers: the queries do not depend on them, nor a token on another."""

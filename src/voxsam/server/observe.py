@@ -118,8 +118,11 @@ class JsonLines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         time_utc = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
-        facts = getattr(record, "facts", {})
-        event = record.getMessage() if record.name == "voxsam.model" else str(record.msg)
+        facts, event = getattr(record, "facts", {}), str(record.msg)
+        if record.name == "voxsam.model":
+            event = record.getMessage()
+            if record.exc_info and record.exc_info[1] is not None:
+                facts = {"why": f"{type(record.exc_info[1]).__name__}: {record.exc_info[1]}"}
         return json.dumps({"time": time_utc, "level": record.levelname.lower(), "event": event.strip(), **facts})
 
 
