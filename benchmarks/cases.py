@@ -17,15 +17,15 @@ from benchmarks.machine import PRODUCTS, SMALL_PRODUCTS, matrix_product_rates, p
 from benchmarks.operations import encoder_operations
 from benchmarks.plain import PlainNetwork
 from benchmarks.reading import big_scan, measure_reading
-from voxsam.data.phantoms import Phantom, make_phantom
 from voxsam.errors import InputError
-from voxsam.model import load_model
-from voxsam.model.card import Card
-from voxsam.model.linear import precisions
-from voxsam.model.network import VoxSAMNetwork
-from voxsam.model.promptable import Promptable
-from voxsam.model.sizes import SIZES, TINY, ModelConfig
+from voxsam.kernels.linear import precisions
+from voxsam.network.card import Card
+from voxsam.network.network import VoxSAMNetwork
+from voxsam.network.promptable import Promptable
+from voxsam.network.sizes import SIZES, TINY, ModelConfig
+from voxsam.phantoms.phantoms import Phantom, make_phantom
 from voxsam.preprocess import RELEASED, Preprocessing
+from voxsam.weights import load_model
 
 Numbers = dict[str, object]
 

@@ -25,19 +25,19 @@ import torch
 from benchmarks.cases import TINY_PREPROCESSING
 from benchmarks.machine import available_cores, describe_machine
 from benchmarks.reading import big_scan
-from voxsam.cohort.listing import Click, Job
-from voxsam.cohort.overlap import AHEAD
-from voxsam.cohort.run import run_cohort
-from voxsam.cohort.worker import Row, Settings
-from voxsam.evaluation.markdown import markdown_table, write_between_markers
+from voxsam.batch.listing import Click, Job
+from voxsam.batch.overlap import AHEAD
+from voxsam.batch.run import run_cohort
+from voxsam.batch.worker import Row, Settings
 from voxsam.io import write_volume
-from voxsam.model import load_model, save_model
-from voxsam.model.card import Card
-from voxsam.model.network import VoxSAMNetwork
-from voxsam.model.promptable import Promptable
-from voxsam.model.sizes import TINY
+from voxsam.lab.evaluation.markdown import markdown_table, write_between_markers
+from voxsam.network.card import Card
+from voxsam.network.network import VoxSAMNetwork
+from voxsam.network.promptable import Promptable
+from voxsam.network.sizes import TINY
 from voxsam.preprocess import Window, read_crop
 from voxsam.volume import Volume
+from voxsam.weights import load_model, save_model
 
 MARKER = "cohort"
 SLICES = 150

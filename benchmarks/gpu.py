@@ -23,13 +23,13 @@ from torch.nn.attention.flex_attention import flex_attention
 from benchmarks.cases import build
 from benchmarks.clicking import all_clicks
 from benchmarks.machine import describe_machine
-from voxsam.data.phantoms import Phantom, make_phantom
-from voxsam.evaluation.markdown import markdown_table
-from voxsam.model.attention import _fused
-from voxsam.model.device import keep_float32
-from voxsam.model.network import VoxSAMNetwork
-from voxsam.model.sizes import SIZES, ModelConfig
-from voxsam.model.warm_up import warm_up
+from voxsam.kernels.device import keep_float32
+from voxsam.kernels.warm_up import warm_up
+from voxsam.lab.evaluation.markdown import markdown_table
+from voxsam.network.attention import _fused
+from voxsam.network.network import VoxSAMNetwork
+from voxsam.network.sizes import SIZES, ModelConfig
+from voxsam.phantoms.phantoms import Phantom, make_phantom
 from voxsam.preprocess import RELEASED
 
 REPEATS = 5

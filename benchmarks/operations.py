@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
-from voxsam.model.sizes import LEVELS, ModelConfig
+from voxsam.network.sizes import LEVELS, ModelConfig
 
 
 @dataclass(frozen=True)

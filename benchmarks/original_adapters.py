@@ -26,12 +26,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import voxsam.systems  # noqa: F401
-from voxsam.model.adapters import ADAPTERS, BlockHook
-from voxsam.model.image_encoder import ImageEncoder
-from voxsam.model.import_released import translate_tensor
-from voxsam.model.import_sam import encoder_tensors, sam_name
-from voxsam.model.sizes import ModelConfig
+import voxsam.lab.systems  # noqa: F401
+from voxsam.network.adapters import ADAPTERS, BlockHook
+from voxsam.network.image_encoder import ImageEncoder
+from voxsam.network.sizes import ModelConfig
+from voxsam.weights.import_released import translate_tensor
+from voxsam.weights.import_sam import encoder_tensors, sam_name
 
 TOLERANCE = 1e-5  # of the largest value, in float32
 DEPTH, SIDE = 6, 18  # tokens; two of SAM's windows of 14, padded

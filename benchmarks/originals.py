@@ -28,8 +28,8 @@ import torch
 from monai.networks.layers import DropPath
 from torch import Tensor, nn
 
-from voxsam.systems.networks import file_of
-from voxsam.systems.networks.parts import Size, storable
+from voxsam.lab.systems.networks import file_of
+from voxsam.lab.systems.networks.parts import Size, storable
 
 TOLERANCE = 1e-4  # of logits, in float32
 

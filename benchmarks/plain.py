@@ -16,15 +16,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from voxsam.model.adapters import SpatialAdapter
-from voxsam.model.attention import WindowAttention
-from voxsam.model.block import Block
-from voxsam.model.image_encoder import ImageEncoder, Neck
-from voxsam.model.mask_decoder import Head, MaskDecoder
-from voxsam.model.network import VoxSAMNetwork
-from voxsam.model.patch_embedding import PatchEmbedding
-from voxsam.model.prompt_encoder import Attention, PromptEncoder, PromptLayer
-from voxsam.model.promptable import BlockProgress, Features
+from voxsam.network.adapters import SpatialAdapter
+from voxsam.network.attention import WindowAttention
+from voxsam.network.block import Block
+from voxsam.network.image_encoder import ImageEncoder, Neck
+from voxsam.network.mask_decoder import Head, MaskDecoder
+from voxsam.network.network import VoxSAMNetwork
+from voxsam.network.patch_embedding import PatchEmbedding
+from voxsam.network.prompt_encoder import Attention, PromptEncoder, PromptLayer
+from voxsam.network.promptable import BlockProgress, Features
 
 MASKED = -100.0  # added to the logit of two tokens from different sides of the wrap
 TOKEN_NORM_EPS = 1e-6

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import available_cores, describe_machine
-from voxsam.evaluation.markdown import markdown_table, three_digits, write_between_markers
-from voxsam.model.sizes import SIZES
+from voxsam.lab.evaluation.markdown import markdown_table, three_digits, write_between_markers
+from voxsam.network.sizes import SIZES
 
 MARKER = "bench"
 LOWER = ("bf16", "int8")  # precisions

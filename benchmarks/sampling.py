@@ -23,13 +23,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.machine import available_cores, describe_machine
-from voxsam.data.phantoms import make_phantom
-from voxsam.data.prepare import Options, prepare
-from voxsam.data.sampling import Labelled
-from voxsam.data.store import Store
-from voxsam.evaluation.markdown import markdown_table
 from voxsam.geometry import Grid
 from voxsam.io import gunzip, read_volume, write_mask, write_volume
+from voxsam.lab.data.prepare import Options, prepare
+from voxsam.lab.data.sampling import Labelled
+from voxsam.lab.data.store import Store
+from voxsam.lab.evaluation.markdown import markdown_table
+from voxsam.phantoms.phantoms import make_phantom
 from voxsam.preprocess import Preprocessing, Window, read_crop
 from voxsam.resample import resample
 from voxsam.volume import Volume

@@ -27,13 +27,13 @@ import httpx
 import numpy as np
 
 from benchmarks.machine import describe_machine
-from voxsam.data.phantoms import make_phantom
 from voxsam.geometry import Grid
+from voxsam.interactive.session import Session
 from voxsam.io import read_volume, write_volume
-from voxsam.model import load_model
+from voxsam.phantoms.phantoms import make_phantom
 from voxsam.resample import resample
-from voxsam.session import Session
 from voxsam.volume import Volume
+from voxsam.weights import load_model
 
 LARGE = (512, 512, 300)
 SMALL, SMALL_SPACING_MM = (96, 96, 48), (2.5, 2.5, 5.0)

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import available_cores, describe_machine, peak_memory_bytes
-from voxsam.evaluation.markdown import markdown_table, write_between_markers
-from voxsam.model.sizes import SIZES
+from voxsam.lab.evaluation.markdown import markdown_table, write_between_markers
+from voxsam.network.sizes import SIZES
 
 MARKER = "training"
 CLICKS = 10
@@ -36,10 +36,10 @@ def measure_step(size: str, crop: int, recompute: bool, device: str, threads: in
     import torch
     from monai.losses import DiceCELoss
 
-    from voxsam.model.card import Card
-    from voxsam.model.network import VoxSAMNetwork
-    from voxsam.model.sizes import ModelConfig
-    from voxsam.model.tuning import freeze
+    from voxsam.network.card import Card
+    from voxsam.network.network import VoxSAMNetwork
+    from voxsam.network.sizes import ModelConfig
+    from voxsam.network.tuning import freeze
     from voxsam.preprocess import RELEASED
 
     torch.set_num_threads(threads)

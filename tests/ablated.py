@@ -10,9 +10,9 @@ import torch
 from monai.losses import DiceCELoss
 from torch import Tensor
 
-from voxsam.model.card import Card
-from voxsam.model.network import VoxSAMNetwork
-from voxsam.model.sizes import ModelConfig
+from voxsam.network.card import Card
+from voxsam.network.network import VoxSAMNetwork
+from voxsam.network.sizes import ModelConfig
 from voxsam.preprocess import Window, read_crop
 from voxsam.resample import resample
 from voxsam.testing import StubScan, stub_network, stub_scan
@@ -61,7 +61,7 @@ def lesson() -> Lesson:
 
 
 def learn(network: VoxSAMNetwork, steps: int) -> list[float]:
-    """Train on the lesson alone, stepping as voxsam.training.task does; the losses."""
+    """Train on the lesson alone, stepping as voxsam.lab.training.task does; the losses."""
     one, loss = lesson(), DiceCELoss(include_background=False, to_onehot_y=True, softmax=True)
     optimiser = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], lr=1e-2)
     labels, losses = torch.ones(1, 1, dtype=torch.long), []

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from voxsam.geometry import Grid
+from voxsam.interactive.session import Session
 from voxsam.preprocess import Preprocessing
-from voxsam.session import Session
 from voxsam.volume import Volume
 
 CROP = 16

@@ -14,11 +14,11 @@ from benchmarks import cases, plain, run, sampling
 from benchmarks.machine import available_cores, describe_machine, matrix_product_rates, peak_memory_bytes
 from benchmarks.operations import encoder_operations
 from voxsam.errors import FileError
-from voxsam.evaluation.markdown import markdown_table, three_digits, write_between_markers
-from voxsam.model.card import Card
-from voxsam.model.linear import precisions
-from voxsam.model.network import VoxSAMNetwork
-from voxsam.model.sizes import TINY, VIT_B, ModelConfig
+from voxsam.kernels.linear import precisions
+from voxsam.lab.evaluation.markdown import markdown_table, three_digits, write_between_markers
+from voxsam.network.card import Card
+from voxsam.network.network import VoxSAMNetwork
+from voxsam.network.sizes import TINY, VIT_B, ModelConfig
 from voxsam.preprocess import RELEASED
 
 MEGABYTE = 2**20

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from benchmarks import gpu
-from voxsam.model.attention import _fused
-from voxsam.model.sizes import TINY
+from voxsam.network.attention import _fused
+from voxsam.network.sizes import TINY
 
 TOLERANCE = 1e-5
 

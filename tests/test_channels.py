@@ -8,19 +8,19 @@ import pytest
 import torch
 
 from tests.known_model import FAR, KnownModel, block_scan, upright
-from voxsam.automatic import segment_automatically
 from voxsam.cli import main
 from voxsam.errors import UnsupportedError
 from voxsam.geometry import Grid
+from voxsam.interactive.automatic import segment_automatically
+from voxsam.interactive.session import Session
 from voxsam.io import read_volume, write_volume
-from voxsam.model.card import Card
-from voxsam.model.checkpoint import load_model, save_model
-from voxsam.model.network import VoxSAMNetwork
-from voxsam.model.patch_embedding import PatchEmbedding
+from voxsam.network.card import Card
+from voxsam.network.network import VoxSAMNetwork
+from voxsam.network.patch_embedding import PatchEmbedding
 from voxsam.preprocess import Intensity, Preprocessing, Window, read_crops
-from voxsam.session import Session
 from voxsam.testing import stub_network, stub_scan
 from voxsam.volume import Volume
+from voxsam.weights.checkpoint import load_model, save_model
 
 T2 = Intensity(modality="MR", clip=(0, 900), mean=300, sd=150)
 

@@ -7,17 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 
-import voxsam.systems  # noqa: F401
+import voxsam.lab.systems  # noqa: F401
 from voxsam.errors import UnsupportedError
-from voxsam.evaluation.systems import SessionSystem
-from voxsam.model import assemble
-from voxsam.model.card import Card
-from voxsam.model.checkpoint import load_model, save_model
+from voxsam.lab.evaluation.systems import SessionSystem
+from voxsam.lab.systems.click_unet import BALL, ClickUNet, draw_clicks
+from voxsam.lab.training.recipe import Recipe
+from voxsam.lab.training.start import make_network
+from voxsam.network.card import Card
 from voxsam.prompts import Point
-from voxsam.systems.click_unet import BALL, ClickUNet, draw_clicks
 from voxsam.testing import stub_network, stub_scan
-from voxsam.training.recipe import Recipe
-from voxsam.training.start import make_network
+from voxsam.weights import assemble
+from voxsam.weights.checkpoint import load_model, save_model
 
 
 @pytest.fixture(scope="module")

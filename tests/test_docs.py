@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import SimpleITK as sitk
 import yaml
-
 from tests.training.minuscule import recipe
+
 from voxsam.cli import main
 from voxsam.io import read_volume, write_volume
-from voxsam.model.checkpoint import save_model
 from voxsam.testing import stub_network
+from voxsam.weights.checkpoint import save_model
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 USAGE, TRAINING = DOCS / "usage.md", DOCS / "training.md"

@@ -10,8 +10,8 @@ import pytest
 
 from voxsam.cli import main
 from voxsam.io import write_volume
-from voxsam.model.checkpoint import save_model
 from voxsam.testing import stub_network, stub_scan
+from voxsam.weights.checkpoint import save_model
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "cohorts.md"
 BLOCKS = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)

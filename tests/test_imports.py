@@ -208,11 +208,11 @@ def test_the_direction_check_finds_a_module_in_no_layer(tmp_path):
 
 def test_the_direction_check_passes_what_is_allowed(tmp_path):
     files = {
-        "__init__.py": "from voxsam.session import Session",
+        "__init__.py": "from voxsam.interactive.session import Session",
         "volume.py": "import torch\nfrom voxsam import __version__\nfrom voxsam.geometry import Grid",
-        "session.py": "from voxsam import io\nfrom voxsam.model.network import Network",
+        "session.py": "from voxsam import io\nfrom voxsam.network.network import Network",
         "model/network.py": "from . import sizes\nfrom .sizes import SIZES\nfrom voxsam.errors import InputError",
-        "training/run.py": "import voxsam\nfrom voxsam.data.store import Store",
+        "training/run.py": "import voxsam\nfrom voxsam.lab.data.store import Store",
         "cli/main.py": "from voxsam.server.app import app",
     }
     package = plant(tmp_path, files)
@@ -221,7 +221,7 @@ def test_the_direction_check_passes_what_is_allowed(tmp_path):
 
 
 def test_the_ring_check_finds_a_planted_ring(tmp_path):
-    files = {"data/store.py": "import voxsam.training.run", "training/run.py": "from voxsam.data import store"}
+    files = {"data/store.py": "import voxsam.lab.training.run", "training/run.py": "from voxsam.lab.data import store"}
     assert set(ring(plant(tmp_path, files))) == {"data", "training"}
 
 

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from voxsam.errors import InputError, VoxSAMError
     from voxsam.geometry import Grid
+    from voxsam.interactive.session import Session
     from voxsam.io import read_volume, write_mask
-    from voxsam.model.checkpoint import load_model
     from voxsam.prompts import Box, MaskHint, Point, Scribble
-    from voxsam.session import Session
     from voxsam.volume import Volume
+    from voxsam.weights.checkpoint import load_model
 
     __version__: str
 
@@ -39,10 +39,10 @@ _HOME = {
     "MaskHint": "prompts",
     "Point": "prompts",
     "Scribble": "prompts",
-    "Session": "session",
+    "Session": "interactive.session",
     "VoxSAMError": "errors",
     "Volume": "volume",
-    "load_model": "model.checkpoint",
+    "load_model": "weights.checkpoint",
     "read_volume": "io",
     "write_mask": "io",
 }

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from voxsam.data.phantoms import make_phantom
 from voxsam.geometry import Grid
+from voxsam.phantoms.phantoms import make_phantom
 from voxsam.volume import Volume
 
 if TYPE_CHECKING:
-    from voxsam.model.network import VoxSAMNetwork
+    from voxsam.network.network import VoxSAMNetwork
 
 STUB_SHAPE = (44, 36, 22)
 STUB_SPACING_MM = (3.0, 3.5, 6.0)
@@ -39,9 +39,9 @@ def stub_network(seed: int = 0, *, polarity: bool = True, automatic: bool = Fals
     """
     import torch
 
-    from voxsam.model.card import Card
-    from voxsam.model.network import VoxSAMNetwork
-    from voxsam.model.sizes import TINY
+    from voxsam.network.card import Card
+    from voxsam.network.network import VoxSAMNetwork
+    from voxsam.network.sizes import TINY
     from voxsam.preprocess import Preprocessing
 
     sizes = {"width": 16, "depth": 4, "heads": 2, "adapter_width": 8, "crop": 16, "position_grid": 4, "window": 2}

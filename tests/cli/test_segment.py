@@ -16,9 +16,9 @@ from voxsam.cli import main
 from voxsam.errors import FileError
 from voxsam.geometry import Grid
 from voxsam.io import read_volume, write_volume
-from voxsam.model.checkpoint import save_model
 from voxsam.testing import StubScan, stub_network, stub_scan
 from voxsam.volume import Volume
+from voxsam.weights.checkpoint import save_model
 
 
 @pytest.fixture(scope="module")
@@ -281,7 +281,7 @@ def test_when_a_later_output_fails_the_earlier_ones_are_named(
     def full(path: Path, *_: object) -> None:
         raise FileError(f"{path} could not be written (No space left on device)", "a disk with room", "make room")
 
-    monkeypatch.setattr("voxsam.evaluation.report.write_report_json", full)
+    monkeypatch.setattr("voxsam.report.report.write_report_json", full)
     folder = files[0].parent
     click, mask, report = ",".join(map(str, stub.click)), folder / "mask.nii.gz", folder / "report.json"
     line = _refusal(_words(files, "--click", click, "--report", str(report), "--quiet"), capsys)
@@ -304,7 +304,7 @@ def test_a_click_on_the_scans_last_face_is_of_the_last_voxel(
     """The mask is known: the block of voxels that touches that face."""
     scan = block_scan(upright(20, 18, 16), ((15, 20), (6, 11), (5, 10)))
     write_volume(scan, files[0])
-    monkeypatch.setattr("voxsam.model.load_model", lambda *_: KnownModel())
+    monkeypatch.setattr("voxsam.weights.load_model", lambda *_: KnownModel())
     place = ",".join(map(str, scan.grid.index_to_world((19.5, 8, 7))))
     assert main(_words(files, "--click-mm", place)) == 0
     mask = read_volume(files[0].parent / "mask.nii.gz", labels=True)
@@ -339,9 +339,9 @@ def test_info_of_nothing_names_scans_and_models(what: str, capsys: pytest.Captur
 
 
 def test_the_demo_passes_the_sessions_messages_on(tmp_path: Path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr("voxsam.session.MOST_CROPS", 1)
-    monkeypatch.setattr("voxsam.data.demo_scan.SHAPE", (40, 40, 24))
-    monkeypatch.setattr("voxsam.data.demo_scan.SPACING_MM", (6.0, 6.0, 10.0))
+    monkeypatch.setattr("voxsam.interactive.session.MOST_CROPS", 1)
+    monkeypatch.setattr("voxsam.phantoms.demo_scan.SHAPE", (40, 40, 24))
+    monkeypatch.setattr("voxsam.phantoms.demo_scan.SPACING_MM", (6.0, 6.0, 10.0))
     save_model(stub_network(), tmp_path / "model.safetensors")  # random weights: its mask reaches the crop's border
     assert main(["demo", "-o", str(tmp_path / "out"), "--model", str(tmp_path / "model.safetensors")]) == 0
     message = "the mask was not followed beyond 1 crops and may be incomplete"
@@ -361,8 +361,8 @@ def test_demo_writes_scan_mask_and_picture(tmp_path: Path, capsys: pytest.Captur
 
 def test_the_packaged_model_finds_a_sarcoma_it_never_saw(shared_data: Path) -> None:
     from voxsam import Session, load_model
-    from voxsam.evaluation.metrics import dice
     from voxsam.prompts import spread
+    from voxsam.report.metrics import dice
 
     scan = read_volume(shared_data / "sarcoma_ct" / "imagesTr" / "STS_047_0000.nii.gz")
     truth = read_volume(shared_data / "sarcoma_ct" / "labelsTr" / "STS_047.nii.gz", labels=True)

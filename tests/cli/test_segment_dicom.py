@@ -10,8 +10,8 @@ import pytest
 
 from voxsam.cli import main
 from voxsam.io import read_volume, write_volume
-from voxsam.model.checkpoint import save_model
 from voxsam.testing import stub_network, stub_scan
+from voxsam.weights.checkpoint import save_model
 
 CT, MR = "dicom/sts_003_ct_rtstruct", "dicom/prostate_adc_and_seg"
 

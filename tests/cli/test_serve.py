@@ -13,8 +13,8 @@ import pytest
 
 from voxsam.cli import main
 from voxsam.cli.serve import state_folder
-from voxsam.model.checkpoint import save_model
 from voxsam.testing import stub_network
+from voxsam.weights.checkpoint import save_model
 
 # A shell that starts this test in the background lets SIGINT be ignored; Ctrl-C at a terminal does not.
 PROGRAM = """

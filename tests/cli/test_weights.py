@@ -12,11 +12,11 @@ from typer.testing import CliRunner
 
 from voxsam.cli.weights import app
 from voxsam.errors import CheckpointError, FileError, InputError
-from voxsam.model import import_released, import_sam
-from voxsam.model.checkpoint import load_model
-from voxsam.model.registry import MODELS, NamedModel
-from voxsam.model.sizes import ModelConfig
+from voxsam.network.sizes import ModelConfig
 from voxsam.preprocess import RELEASED
+from voxsam.weights import import_released, import_sam
+from voxsam.weights.checkpoint import load_model
+from voxsam.weights.registry import MODELS, NamedModel
 
 SMALL = ModelConfig(
     size="vit_b",

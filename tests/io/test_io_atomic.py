@@ -7,8 +7,8 @@ import stat
 
 import pytest
 
+from voxsam.atomic import atomic_path, check_writable, make_folder, refuse_inputs
 from voxsam.errors import FileError
-from voxsam.io.atomic import atomic_path, check_writable, make_folder, refuse_inputs
 
 
 def test_the_target_appears_when_the_block_ends(tmp_path):

@@ -20,7 +20,9 @@ from pydicom.uid import (
 )
 
 from voxsam.errors import FileError, GeometryError, ImageError, UnsupportedError
-from voxsam.io import dicom_files, dicom_zip, read_volume
+from voxsam.io import read_volume
+from voxsam.io.dicom import archive as dicom_zip
+from voxsam.io.dicom import files as dicom_files
 
 RAS = np.diag([-1.0, -1, 1])
 

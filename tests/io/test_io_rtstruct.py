@@ -9,7 +9,7 @@ import pytest
 from voxsam.errors import FileError, GeometryError, ImageError
 from voxsam.geometry import Grid
 from voxsam.io import read_volume, write_mask
-from voxsam.io.rtstruct import DECIMALS
+from voxsam.io.dicom.rtstruct import DECIMALS
 
 RAS = np.diag([-1.0, -1, 1])
 

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from serving import box_of, error_of, labels_of, opened, paste, point, post, running, wait_until
 
-from voxsam.evaluation.metrics import longest_axial_diameter, volume_ml
+from voxsam.interactive.session import Session
 from voxsam.io import read_volume
+from voxsam.report.metrics import longest_axial_diameter, volume_ml
 from voxsam.server.observe import JsonLines
 from voxsam.server.settings import Settings
-from voxsam.session import Session
 
 
 def moved(phantom, *step):
@@ -258,14 +258,14 @@ def test_the_log_and_the_metrics_hold_no_names(server, scans, phantom):
 
 
 @pytest.mark.parametrize(
-    ("logger", "event"), [("voxsam.model", "decoder: seconds 0.5"), ("uvicorn.error", "%s: seconds %s")]
+    ("logger", "event"), [("voxsam.weights", "decoder: seconds 0.5"), ("uvicorn.error", "%s: seconds %s")]
 )
 def test_the_log_tells_what_the_warm_up_chose_and_nothing_a_client_sent(logger, event):
     record = logging.LogRecord(logger, logging.INFO, "", 0, "%s: seconds %s", ("decoder", 0.5), None)
     assert json.loads(JsonLines().format(record))["event"] == event
     error = RuntimeError("a secret of a client's")
     record.exc_info = (RuntimeError, error, None)
-    assert ("RuntimeError: a secret" in JsonLines().format(record)) == (logger == "voxsam.model")
+    assert ("RuntimeError: a secret" in JsonLines().format(record)) == (logger == "voxsam.weights")
 
 
 def test_every_route_is_described(server):

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from serving import opened, paste, point, post, running, wait_until
 
+from voxsam.interactive.session import Session
 from voxsam.io import read_volume, write_volume
 from voxsam.server.settings import Settings
-from voxsam.session import Session
 from voxsam.testing import stub_scan
 from voxsam.volume import Volume
 

@@ -9,10 +9,10 @@ import weakref
 import numpy as np
 import pytest
 
+from voxsam.interactive.session import Session
 from voxsam.server.device import Device
 from voxsam.server.errors import Dropped, Full, NotThere
 from voxsam.server.store import Busy, Limits, Slot, Store
-from voxsam.session import Session
 
 LIMITS = Limits(capacity=2, memory_bytes=1 << 30, idle_s=100.0, alive_s=10.0)
 

@@ -8,9 +8,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from voxsam.boxes import is_empty
 from voxsam.errors import PromptError
+from voxsam.interactive.session import Session
 from voxsam.prompts import Box, Scribble
 from voxsam.server.steps import AnyPrompt, Prompts, Script
-from voxsam.session import Session
 from voxsam.volume import Volume
 
 

@@ -15,8 +15,9 @@ from typing import Annotated
 
 import typer
 
-from voxsam.cli import batch, compare, demo, evaluate, info, phantoms, prepare, segment, serve, train, weights
+from voxsam.cli import batch, demo, info, segment, serve, weights
 from voxsam.errors import InputError
+from voxsam.lab.cli import compare, evaluate, phantoms, prepare, train
 
 DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
 

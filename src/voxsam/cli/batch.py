@@ -14,7 +14,7 @@ from voxsam.cli.segment import set_threads
 from voxsam.errors import FileError
 
 if TYPE_CHECKING:
-    from voxsam.cohort.run import Outcome
+    from voxsam.batch.run import Outcome
 
 SHOWN = 10  # failures
 
@@ -43,9 +43,9 @@ def command(
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing.")] = False,
 ) -> int:
     """Segment many scans. Run again after a stop: what is finished is kept."""
-    from voxsam.cohort.listing import list_cohort
-    from voxsam.cohort.run import run_cohort
-    from voxsam.cohort.worker import Settings
+    from voxsam.batch.listing import list_cohort
+    from voxsam.batch.run import run_cohort
+    from voxsam.batch.worker import Settings
     from voxsam.io import MASK_SUFFIXES
 
     if suffix not in MASK_SUFFIXES:
@@ -65,7 +65,7 @@ def command(
     )
     runner = None
     if ray:
-        from voxsam.cohort.on_ray import ray_runner
+        from voxsam.batch.on_ray import ray_runner
 
         runner = ray_runner(settings)
     start = time.perf_counter()
@@ -79,7 +79,7 @@ def command(
 
 def _show(outcome: Outcome, output: Path, seconds: float) -> None:
     """The failures, then one line about the run."""
-    from voxsam.cohort.ledger import TABLE
+    from voxsam.batch.ledger import TABLE
 
     for row in outcome.failed[:SHOWN]:
         typer.echo(f"{row.name} failed: {row.error}")

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from voxsam.atomic import make_folder
 from voxsam.cli.progress import Progress
-from voxsam.io.atomic import make_folder
 
 if TYPE_CHECKING:
-    from voxsam.data.phantoms import Phantom
+    from voxsam.phantoms.phantoms import Phantom
     from voxsam.volume import Volume
 
 
@@ -22,11 +22,11 @@ def command(
     model: Annotated[str, typer.Option(help="A name or a .safetensors file.")] = "voxsam-tiny",
 ) -> None:
     """Make a phantom CT, click its tumour once, and write scan, truth, mask, picture and report."""
-    import voxsam.systems  # noqa: F401, their model files are known, too
-    from voxsam.data.demo_scan import demo_phantom
-    from voxsam.evaluation.report import report_dict
-    from voxsam.model import load_model
-    from voxsam.session import Session
+    import voxsam.lab.systems  # noqa: F401, their model files are known, too
+    from voxsam.interactive.session import Session
+    from voxsam.phantoms.demo_scan import demo_phantom
+    from voxsam.report.report import report_dict
+    from voxsam.weights import load_model
 
     make_folder(output)
     with Progress() as progress:
@@ -54,9 +54,9 @@ def command(
 
 
 def _write(phantom: Phantom, mask: Volume, report: dict[str, Any], output: Path) -> None:
-    from voxsam.evaluation.figures import overview_figure
-    from voxsam.evaluation.report import facts_for_people, write_report_html, write_report_json
     from voxsam.io import write_mask, write_volume
+    from voxsam.report.figures import overview_figure
+    from voxsam.report.report import facts_for_people, write_report_html, write_report_json
 
     write_volume(phantom.scan, output / "scan.nii.gz")
     write_mask(phantom.label, output / "truth.nii.gz")

@@ -11,8 +11,8 @@ import typer
 from voxsam.errors import FileError
 
 if TYPE_CHECKING:
-    from voxsam.model.network import VoxSAMNetwork
-    from voxsam.model.promptable import Promptable
+    from voxsam.network.network import VoxSAMNetwork
+    from voxsam.network.promptable import Promptable
 
 SAM_ENCODER_VIT_B = 89_670_912  # the paper's share of tuned parameters is of SAM's 2D encoder (16.96 %)
 
@@ -32,8 +32,8 @@ def command(
 
 def _is_model(what: str) -> bool:
     """Whether `what` names a model, not a scan. Raises FileError for what is neither."""
-    from voxsam.model.registry import MODELS
-    from voxsam.model.sizes import SIZES
+    from voxsam.network.sizes import SIZES
+    from voxsam.weights.registry import MODELS
 
     if what in SIZES or what in MODELS or what.endswith(".safetensors"):
         return True
@@ -50,7 +50,7 @@ def _installation() -> dict[str, str]:
     import torch
 
     from voxsam import __version__
-    from voxsam.model.registry import models_folder
+    from voxsam.weights.registry import models_folder
 
     cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     return {
@@ -62,12 +62,12 @@ def _installation() -> dict[str, str]:
 
 
 def _model(what: str) -> dict[str, str]:
-    from voxsam.model.sizes import SIZES
+    from voxsam.network.sizes import SIZES
 
     if what in SIZES:
         return _counts(_without_weights(what))
-    import voxsam.systems  # noqa: F401, their model files are known, too
-    from voxsam.model import load_model
+    import voxsam.lab.systems  # noqa: F401, their model files are known, too
+    from voxsam.weights import load_model
 
     network = load_model(what, "cpu")
     card = network.card
@@ -87,9 +87,9 @@ def _without_weights(size: str) -> VoxSAMNetwork:
     """A network of a size's shapes, holding no numbers."""
     import torch
 
-    from voxsam.model.card import Card
-    from voxsam.model.network import VoxSAMNetwork
-    from voxsam.model.sizes import SIZES
+    from voxsam.network.card import Card
+    from voxsam.network.network import VoxSAMNetwork
+    from voxsam.network.sizes import SIZES
     from voxsam.preprocess import RELEASED
 
     with torch.device("meta"):
@@ -97,8 +97,8 @@ def _without_weights(size: str) -> VoxSAMNetwork:
 
 
 def _counts(network: Promptable) -> dict[str, str]:
-    from voxsam.model.network import VoxSAMNetwork
-    from voxsam.model.tuning import counts, paper_accounting
+    from voxsam.network.network import VoxSAMNetwork
+    from voxsam.network.tuning import counts, paper_accounting
 
     config, numbers = network.config, counts(network)
     if not isinstance(network, VoxSAMNetwork):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from voxsam.atomic import check_writable, refuse_inputs
 from voxsam.errors import FileError, InputError
-from voxsam.io.atomic import check_writable, refuse_inputs
 
 
 class Outputs:

@@ -15,7 +15,7 @@ from voxsam.cli.progress import Progress
 from voxsam.errors import InputError, PromptError, UnsupportedError
 
 if TYPE_CHECKING:
-    from voxsam.model.card import Card
+    from voxsam.network.card import Card
     from voxsam.prompts import Prompt
     from voxsam.volume import Volume
 
@@ -61,8 +61,8 @@ def command(
     if auto == bool(words):
         given = "both --auto and prompts" if auto else "no prompt"
         raise PromptError(given, "prompts, or --auto alone", "click the tumour, for example --click 120,88,45")
-    from voxsam.evaluation.report import report_dict, write_report_json
     from voxsam.io import MASK_SUFFIXES, SUFFIXES, check_mask_output, write_mask, write_volume
+    from voxsam.report.report import report_dict, write_report_json
 
     target = output or Path(_stem(scan) + "_mask.nii.gz")
     outputs = Outputs(
@@ -111,8 +111,8 @@ def set_threads(count: int) -> None:
 
 def _check_model(model: str, auto: bool) -> Card:
     """The model's card. Refuses, before the scan is read, one that works the other way; reads the head of its file."""
-    from voxsam.model.model_file import read_card
-    from voxsam.model.registry import find_model
+    from voxsam.weights.model_file import read_card
+    from voxsam.weights.registry import find_model
 
     card = read_card(find_model(model))
     if auto and not card.automatic:
@@ -142,14 +142,14 @@ def _read(paths: list[Path], channels: int) -> tuple[Volume, ...]:
 def _check_precision(precision: str, device: str) -> None:
     """Refuse, before the scan is read, what the machine has no instructions for."""
     if precision != "float32":
-        from voxsam.model.device import choose_device
-        from voxsam.model.linear import require_precision
+        from voxsam.kernels.device import choose_device
+        from voxsam.kernels.linear import require_precision
 
         require_precision(precision, choose_device(device))
 
 
 def _draw(volume: Volume, mask: Volume, clicks: list[Click], path: Path, progress: Progress) -> None:
-    from voxsam.evaluation.figures import overview_figure
+    from voxsam.report.figures import overview_figure
 
     progress("drawing")
     overview_figure(volume, mask, clicks, path)
@@ -179,17 +179,17 @@ def _segment(
     progress: Progress,
 ) -> tuple[Volume, Callable[[], Volume], tuple[str, ...]]:
     """The mask, the probabilities (a float for every voxel, so made only when asked for), and the messages."""
-    import voxsam.systems  # noqa: F401, their model files are known, too
-    from voxsam.model import load_model
+    import voxsam.lab.systems  # noqa: F401, their model files are known, too
+    from voxsam.weights import load_model
 
     progress("loading the model")
     network = load_model(*model)  # type: ignore[arg-type]  # its words are checked there
     if not prompts:
-        from voxsam.automatic import mask_of, segment_automatically
+        from voxsam.interactive.automatic import mask_of, segment_automatically
 
         soft = segment_automatically(network, images, progress=progress)
         return mask_of(soft), lambda: soft, ()
-    from voxsam.session import Session
+    from voxsam.interactive.session import Session
 
     session = Session(network, images, follow=follow, progress=progress)
     return session.prompt(*prompts), lambda: session.probabilities, session.messages

@@ -39,7 +39,7 @@ class Variant(StrEnum):
 @app.command("list")
 def list_() -> None:
     """List the named models: size, where they are, licence."""
-    from voxsam.model.registry import list_models, models_folder
+    from voxsam.weights.registry import list_models, models_folder
 
     rows = list_models()
     cells = [(r.name, _size(r.size_bytes), r.where, r.licence) for r in rows]
@@ -56,8 +56,8 @@ def fetch(name: Annotated[str, typer.Argument(help="A name of `voxsam weights li
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-    from voxsam.model.fetch import fetch as fetch_model
-    from voxsam.model.registry import named
+    from voxsam.weights.download import fetch as fetch_model
+    from voxsam.weights.registry import named
 
     model = named(name)
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
@@ -86,10 +86,10 @@ def import_(
         raise InputError("no --profile was given", wanted, "name the data set: the file does not say its intensities")
     if output.suffix != ".safetensors":
         raise InputError(f"the output {output}", "a name that ends in .safetensors", "change the name")
-    from voxsam.model.checkpoint import save_model
-    from voxsam.model.files import check_new
-    from voxsam.model.import_released import import_released
-    from voxsam.model.import_sam import UNTRAINED, import_sam
+    from voxsam.weights.checkpoint import save_model
+    from voxsam.weights.files import check_new
+    from voxsam.weights.import_released import import_released
+    from voxsam.weights.import_sam import UNTRAINED, import_sam
 
     check_new(output)
     convert = import_released if kind is Kind.released else import_sam

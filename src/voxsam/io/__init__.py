@@ -15,9 +15,9 @@ from typing import TypeVar
 
 import numpy as np
 
+from voxsam.atomic import atomic_path
 from voxsam.errors import FileError, GeometryError, ImageError
 from voxsam.geometry import Grid
-from voxsam.io.atomic import atomic_path
 from voxsam.io.checks import as_labels, check_scan, check_spacing, guess_modality
 from voxsam.volume import Volume
 
@@ -132,7 +132,7 @@ def write_mask(
     if path.suffix.lower() != ".dcm":
         _write(mask, path, MASK_SUFFIXES)
         return
-    from voxsam.io import dicom_mask
+    from voxsam.io.dicom import mask as dicom_mask
 
     scan = mask if source is None else source if isinstance(source, Volume) else read_volume(source)
     series = dicom_mask.series_of(scan, path)
@@ -143,7 +143,7 @@ def write_mask(
 def check_mask_output(scan: Volume, path: str | os.PathLike[str]) -> None:
     """Raises what write_mask would raise for a mask of `scan` written to `path`, before there is one."""
     if Path(path).suffix.lower() == ".dcm":
-        from voxsam.io import dicom_mask
+        from voxsam.io.dicom import mask as dicom_mask
 
         dicom_mask.series_of(scan, Path(path))
 
@@ -174,13 +174,14 @@ def _read(path: Path, labels: bool, grid: Grid | None, segment: int | None) -> V
         if labels:
             given = f"{path.name} as labels"
             raise FileError(given, "a DICOM-SEG or RTSTRUCT file, or .nii.gz", "give the file itself")
-        from voxsam.io import dicom
+        from voxsam.io.dicom import series as dicom
 
         return dicom.read(path)
     suffix = _suffix(path)
     if suffix:
         return _format(suffix).read(path)
-    from voxsam.io import dicom, dicom_mask
+    from voxsam.io.dicom import mask as dicom_mask
+    from voxsam.io.dicom import series as dicom
 
     if path.suffix.lower() not in (".dcm", ".ima") and not dicom_mask.is_dicom(path):
         raise FileError(f"{path.name} is of an unsupported kind", _allowed(), "convert it to .nii.gz")

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
 from voxsam.boxes import intersection, is_empty
-from voxsam.evaluation.metrics import longest_axial_diameter, volume_ml
 from voxsam.geometry import Grid
-from voxsam.history import Answer as ObjectAnswer
+from voxsam.interactive.history import Answer as ObjectAnswer
+from voxsam.interactive.session import Session
 from voxsam.preprocess import Slices
 from voxsam.prompts import SCRIBBLE_POSITIVE, Box, Point, Prompt, Scribble
-from voxsam.session import Session
+from voxsam.report.metrics import longest_axial_diameter, volume_ml
 from voxsam.volume import Volume
 
 DEFLATE_LEVEL = 6

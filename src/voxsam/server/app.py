@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 import voxsam
-from voxsam.model.promptable import Promptable
+from voxsam.network.promptable import Promptable
 from voxsam.server.api import about, downloads, files, sessions
 from voxsam.server.failures import add_handlers
 from voxsam.server.guard import JSON_BYTES, Guard

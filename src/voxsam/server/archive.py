@@ -20,8 +20,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from voxsam.atomic import atomic_path, make_folder
 from voxsam.errors import FileError
-from voxsam.io.atomic import atomic_path, make_folder
 from voxsam.server.errors import NotThere
 from voxsam.server.sources import Source, UploadSource
 from voxsam.server.steps import Script

@@ -15,6 +15,7 @@ from typing import Any
 
 from voxsam.boxes import NOWHERE
 from voxsam.errors import FileError
+from voxsam.interactive.session import Session
 from voxsam.preprocess import Slices
 from voxsam.server.answers import (
     Answer,
@@ -37,7 +38,6 @@ from voxsam.server.reading import Reader
 from voxsam.server.sources import Source
 from voxsam.server.steps import Script
 from voxsam.server.store import Slot, Store
-from voxsam.session import Session
 from voxsam.volume import Volume
 
 SITTING = "sitting"  # where a slot keeps it

@@ -13,7 +13,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from voxsam.model.promptable import Promptable
+from voxsam.network.promptable import Promptable
 from voxsam.server.errors import Dropped, TooMany
 
 MOST_WAITING = 64  # requests of one owner

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from voxsam.atomic import atomic_path
 from voxsam.errors import UnsupportedError
-from voxsam.history import Answer
+from voxsam.interactive.history import Answer
 from voxsam.io import nifti, write_mask
-from voxsam.io.atomic import atomic_path
 from voxsam.volume import Volume
 
 FAST = 1  # compression of the scan: it is sent once, and to wait for a smaller file takes longer
@@ -39,7 +39,7 @@ def write_scan(volume: Volume, path: Path) -> None:
 
 def report_facts(name: str, model: str, scan: Volume, mask: Volume, answers: Mapping[int, Answer]) -> dict[str, Any]:
     """The facts of evaluation.report for a session's mask and the answers of its objects."""
-    from voxsam.evaluation.report import report_dict
+    from voxsam.report.report import report_dict
 
     points = [point for answer in answers.values() for point in answer.clicks]
     clicks = [(scan.grid.world_to_index(point.world_mm).round(3).tolist(), point.positive) for point in points]
@@ -63,8 +63,8 @@ def write_download(kind: str, path: Path, scan: Volume, mask: Volume, facts: dic
 
 
 def _write_report(kind: str, path: Path, scan: Volume, mask: Volume, facts: dict[str, Any]) -> None:
-    from voxsam.evaluation.figures import overview_figure  # matplotlib: a second to import
-    from voxsam.evaluation.report import facts_for_people, write_report_html, write_report_json
+    from voxsam.report.figures import overview_figure  # matplotlib: a second to import
+    from voxsam.report.report import facts_for_people, write_report_html, write_report_json
 
     if kind == "report.json":
         write_report_json(path, facts)

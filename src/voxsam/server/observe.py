@@ -119,7 +119,7 @@ class JsonLines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         time_utc = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
         facts, event = getattr(record, "facts", {}), str(record.msg)
-        if record.name == "voxsam.model":
+        if record.name == "voxsam.weights":
             event = record.getMessage()
             if record.exc_info and record.exc_info[1] is not None:
                 facts = {"why": f"{type(record.exc_info[1]).__name__}: {record.exc_info[1]}"}
@@ -133,7 +133,7 @@ def log_to_stderr(level: str = "INFO") -> None:
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
-    others = {"voxsam.model": level, "uvicorn.error": "WARNING"}
+    others = {"voxsam.weights": level, "uvicorn.error": "WARNING"}
     for log, least in ((LOG, level), *((logging.getLogger(name), least) for name, least in others.items())):
         log.handlers[:], log.propagate = [handler], False
         log.setLevel(least)

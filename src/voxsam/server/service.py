@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from voxsam.model import load_model
-from voxsam.model.promptable import Promptable
-from voxsam.model.warm_up import warm_up
+from voxsam.kernels.warm_up import warm_up
+from voxsam.network.promptable import Promptable
 from voxsam.server.archive import Archive
 from voxsam.server.desk import Desk
 from voxsam.server.device import Device
@@ -16,6 +15,7 @@ from voxsam.server.reading import Reader
 from voxsam.server.settings import Settings
 from voxsam.server.store import Limits, Store
 from voxsam.server.uploads import Uploads
+from voxsam.weights import load_model
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Service:
     @classmethod
     def start(cls, settings: Settings, model: Promptable | None = None) -> Service:
         """Load the model (unless one is given) and begin. Raises InputError for what cannot be used."""
-        import voxsam.systems  # noqa: F401, their model files are known, too
+        import voxsam.lab.systems  # noqa: F401, their model files are known, too
 
         folders, archive = Folders(settings.folders), Archive(settings.state)
         model = model or load_model(settings.model, settings.device)

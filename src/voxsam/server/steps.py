@@ -13,8 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt
 
 from voxsam.errors import PromptError
 from voxsam.geometry import Grid
+from voxsam.interactive.session import Session
 from voxsam.prompts import SCRIBBLE_NEGATIVE, SCRIBBLE_POSITIVE, Box, Point, Prompt, Scribble
-from voxsam.session import Session
 from voxsam.volume import Volume
 
 MOST_PROMPTS = 256  # in one step

@@ -16,9 +16,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from voxsam.interactive.session import Session
 from voxsam.server.device import Device
 from voxsam.server.errors import Dropped, Full, NotThere
-from voxsam.session import Session
 from voxsam.volume import Volume
 
 T = TypeVar("T")

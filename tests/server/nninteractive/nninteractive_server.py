@@ -14,8 +14,8 @@ from known_model import KnownModel
 from nnInteractive.inference.remote import nnInteractiveRemoteInferenceSession as RemoteSession
 
 from voxsam.geometry import Grid
+from voxsam.interactive.session import Session
 from voxsam.server.settings import Settings
-from voxsam.session import Session
 from voxsam.volume import Volume
 
 

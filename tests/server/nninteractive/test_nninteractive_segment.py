@@ -8,9 +8,9 @@ from known_model import FAR, KnownModel, block_scan, upright
 
 from voxsam.boxes import is_empty
 from voxsam.errors import PromptError
+from voxsam.interactive.session import Session
 from voxsam.prompts import Box, Point
 from voxsam.server.nninteractive.segment import Segment, seed_of
-from voxsam.session import Session
 
 FIRST, SECOND = ((10, 13), (11, 15), (12, 14)), ((24, 28), (25, 27), (23, 29))  # blocks too far apart for one crop
 
@@ -173,7 +173,7 @@ def test_a_buffer_that_was_emptied_is_filled_by_the_next_prediction(buffer):
 
 
 def test_nothing_runs_where_the_session_has_forgotten(buffer, monkeypatch):
-    monkeypatch.setattr("voxsam.history.UNDO_STEPS", 2)
+    monkeypatch.setattr("voxsam.interactive.history.UNDO_STEPS", 2)
     for _ in range(4):
         buffer.click((11, 12, 13))
     assert [buffer.undo() for _ in range(4)] == [True, True, False, False]

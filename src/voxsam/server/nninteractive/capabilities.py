@@ -6,7 +6,7 @@ from typing import Any
 
 import voxsam
 from voxsam.errors import UnsupportedError
-from voxsam.model.card import Card
+from voxsam.network.card import Card
 
 PROTOCOL_VERSION = "2.6.0"  # of the nnInteractive package whose wire protocol this is
 PROMPTS = {"points": "positive", "bbox2d": "box", "bbox3d": "box", "lasso": "positive", "scribble": "scribble"}

@@ -10,13 +10,13 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Header, Request, Response
 from starlette.concurrency import run_in_threadpool
 
+from voxsam.interactive.session import Session
 from voxsam.server.errors import Dropped, NotThere, Refused
 from voxsam.server.guard import check_key
 from voxsam.server.nninteractive.answers import META, WireRoute, answer_change
 from voxsam.server.nninteractive.segment import Change, Segment
 from voxsam.server.service import Service
 from voxsam.server.store import Slot
-from voxsam.session import Session
 from voxsam.volume import Volume
 
 LEASE = "X-Lease-Token"

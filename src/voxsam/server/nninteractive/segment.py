@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 
 from voxsam.boxes import NOWHERE, hull, intersection, is_empty, within
 from voxsam.geometry import Grid
-from voxsam.history import UNDO_STEPS
+from voxsam.interactive.history import UNDO_STEPS
+from voxsam.interactive.session import Session
 from voxsam.preprocess import Slices
 from voxsam.prompts import SCRIBBLE_POSITIVE, MaskHint, Point, Prompt, Scribble
 from voxsam.server.nninteractive.interactions import trimmed
-from voxsam.session import Session
 from voxsam.volume import Volume
 
 

@@ -1,0 +1,222 @@
+"""Worker: one model, and the three steps of a scan: opened (read, resampled), segmented (network), finished (file)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from voxsam.atomic import make_folder
+from voxsam.batch.listing import Job
+from voxsam.batch.overlap import AHEAD, overlapped
+from voxsam.boxes import crop_to_objects
+from voxsam.errors import InputError, UnsupportedError
+from voxsam.interactive.automatic import OVERLAP, mask_on_scan, predict, prepare
+from voxsam.interactive.session import Session
+from voxsam.io import check_mask_output, read_channels, read_volume, write_mask
+from voxsam.kernels.linear import Precision
+from voxsam.kernels.warm_up import warm_up
+from voxsam.network.promptable import Promptable
+from voxsam.network.tuning import tensors_sha256
+from voxsam.prompts import Point
+from voxsam.report.metrics import longest_axial_diameter
+from voxsam.volume import Volume
+from voxsam.weights import load_model
+
+FILES_MATTER = 0.5  # reading and writing that take this share of the network's time, or more, get a core of their own
+
+Found = tuple[Volume, tuple[str, ...]]  # a mask, and what the user should know of it
+Finish = Callable[[], Found]  # what is left when the network is done
+Segment = Callable[[], Finish]  # the network's part
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How every scan of a cohort is segmented. `suffix` chooses the masks' format; `ahead` see `overlapped`.
+
+    `threads` are the CPU threads of each worker's network; None: as many as torch takes.
+    """
+
+    model: str = "voxsam-tiny"
+    device: str = "auto"
+    precision: Precision = "float32"
+    automatic: bool = False
+    follow: bool = True
+    overlap: float = OVERLAP
+    suffix: str = ".nii.gz"
+    ahead: int = AHEAD
+    threads: int | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """What became of one scan. Volume and diameter (RECIST 1.1, longest axial one) are of the whole mask."""
+
+    name: str
+    scan: str
+    status: Literal["done", "failed"]
+    volume_ml: float | None = None
+    diameter_mm: float | None = None
+    reading_s: float | None = None
+    segmenting_s: float | None = None
+    writing_s: float | None = None
+    messages: str = ""
+    error: str = ""
+    key: str = ""  # of what the mask was made from; see ledger
+
+
+@dataclass(frozen=True, eq=False)
+class _Opened:
+    segment: Segment
+    seconds: float
+
+
+@dataclass(frozen=True, eq=False)
+class _Segmented:
+    finish: Finish
+    reading_s: float
+    seconds: float
+
+
+class Worker:
+    """Raises InputError for a model that is not there, or works the other way than `settings.automatic` says."""
+
+    def __init__(self, settings: Settings) -> None:
+        import voxsam.lab.systems  # noqa: F401, their model files are known, too
+
+        self.settings = settings
+        self.model = load_model(settings.model, settings.device, settings.precision)
+        check_mode(self.model, settings)
+        self._ready = settings.automatic  # nothing to warm up where nobody clicks
+
+    @property
+    def fingerprint(self) -> str:
+        """What tells this model from others, wherever it came from: a hash of its tensors, and its card."""
+        return tensors_sha256(self.model.state_dict()) + self.model.card.model_dump_json()
+
+    def run(self, jobs: Sequence[Job], output: Path) -> Iterator[Row]:
+        """A row for each scan, in order, as soon as its mask lies below the folder `output`, or as it failed."""
+        read, segment, ahead = self._open, self._segment, self.settings.ahead
+        before = torch.get_num_threads()
+        threads = self.settings.threads or before
+        try:
+            torch.set_num_threads(threads)
+            self._warm_up(jobs)
+            for job, row in overlapped(jobs, read, segment, lambda j, s: self._finish(j, s, output), ahead):
+                row = row if isinstance(row, Row) else _failed(job, row)
+                if ahead and next(self.model.parameters()).device.type == "cpu":
+                    torch.set_num_threads(threads_beside(row, threads))
+                yield row
+        finally:
+            torch.set_num_threads(before)
+
+    def _warm_up(self, jobs: Sequence[Job]) -> None:
+        """Once, and not for nothing: it takes seconds."""
+        if jobs and not self._ready:
+            warm_up(self.model)
+            self._ready = True
+
+    def _open(self, job: Job) -> _Opened:
+        start = time.perf_counter()
+        if self.model.config.channels == 1:
+            images = tuple(read_volume(path) for path in job.images)
+        else:
+            images = tuple(image for path in job.images for image in read_channels(path))
+        check_mask_output(images[0], Path(f"{job.name}{self.settings.suffix}"))
+        open_ = _open_automatic if self.settings.automatic else _open_clicked
+        segment = open_(self.model, images, job, self.settings)
+        return _Opened(segment, time.perf_counter() - start)
+
+    def _segment(self, job: Job, opened: _Opened) -> _Segmented:
+        start = time.perf_counter()
+        finish = opened.segment()
+        return _Segmented(finish, opened.seconds, time.perf_counter() - start)
+
+    def _finish(self, job: Job, segmented: _Segmented, output: Path) -> Row:
+        start = time.perf_counter()
+        mask, messages = segmented.finish()
+        target = mask_path(output, job, self.settings)
+        make_folder(target.parent)
+        write_mask(mask, target, model=self.model.card.name)
+        tumour = crop_to_objects(mask)
+        diameter = longest_axial_diameter(tumour)
+        return Row(
+            job.name,
+            str(job.images[0]),
+            "done",
+            round(tumour.volume_ml, 4),
+            round(diameter.length_mm, 2) if diameter else 0.0,
+            round(segmented.reading_s, 3),
+            round(segmented.seconds, 3),
+            round(time.perf_counter() - start, 3),
+            "; ".join(messages),
+        )
+
+
+def threads_beside(row: Row, threads: int) -> int:
+    """The network's threads from here on, given how long the steps of a scan took: all `threads`, or one fewer.
+
+    A network's threads wait for one another all the time. Where files keep a core busy, the thread there holds up
+    the rest, and working at once gains nothing (docs/performance.md, "Whole scans and cohorts").
+    """
+    if row.reading_s is None or row.segmenting_s is None or row.writing_s is None:
+        return threads
+    files_matter = row.reading_s + row.writing_s > FILES_MATTER * row.segmenting_s
+    return max(1, threads - 1) if files_matter else threads
+
+
+def mask_path(output: Path, job: Job, settings: Settings) -> Path:
+    """Where the mask of a scan lies."""
+    return output / f"{job.name}{settings.suffix}"
+
+
+def check_mode(model: Promptable, settings: Settings) -> None:
+    """Raises UnsupportedError for an automatic model with clicks, and the other way round."""
+    if model.card.automatic == settings.automatic:
+        return
+    if settings.automatic:
+        given, expected = f"--auto with the model {model.card.name}", "a model trained without clicks"
+        raise UnsupportedError(
+            given, expected, "leave --auto out and give a table with clicks, or choose another model"
+        )
+    given, expected = f"clicks for the model {model.card.name}", "--auto: this model was trained without clicks"
+    raise UnsupportedError(given, expected, "add --auto, or choose another model with --model")
+
+
+def _open_clicked(model: Promptable, images: tuple[Volume, ...], job: Job, settings: Settings) -> Segment:
+    session = Session(model, images, follow=settings.follow)
+    points = [click.on(images[0].grid) for click in job.clicks]
+
+    def segment() -> Finish:
+        mask = session.prompt(*points)
+        session.forget_features()
+        messages = (*session.messages, *_missed(mask, points))
+        return lambda: (mask, messages)
+
+    return segment
+
+
+def _open_automatic(model: Promptable, images: tuple[Volume, ...], job: Job, settings: Settings) -> Segment:
+    prepared = prepare(model, images)
+
+    def segment() -> Finish:
+        probability = predict(model, prepared, overlap=settings.overlap)
+        return lambda: (mask_on_scan(prepared, probability), ())
+
+    return segment
+
+
+def _missed(mask: Volume, points: list[Point]) -> tuple[str, ...]:
+    """A remark if the model saw no tumour where it was clicked."""
+    at = [mask.grid.voxel_of(mask.grid.world_to_index(point.world_mm)) for point in points if point.positive]
+    missed = sum(not mask.array[tuple(index)] for index in at)
+    return (f"{missed} of {len(at)} clicked voxels are not in the mask: look at it with care",) if missed else ()
+
+
+def _failed(job: Job, error: Exception) -> Row:
+    what = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+    return Row(job.name, str(job.images[0]), "failed", error=" ".join(what.split()))

@@ -1,0 +1,1 @@
+"""DICOM: series and multi-frame images in; DICOM-SEG and RTSTRUCT in and out."""

@@ -1,0 +1,105 @@
+"""One DICOM file that holds a mask: which kind it is, and the module that reads or writes it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import pydicom
+from pydicom.errors import InvalidDicomError
+from pydicom.uid import RTStructureSetStorage, SegmentationStorage
+
+from voxsam.errors import FileError, UnsupportedError
+from voxsam.geometry import Grid
+from voxsam.io.checks import check_size, truncated
+from voxsam.io.dicom.files import BROKEN, HEAD_BYTES, check_deflated, is_marked
+from voxsam.io.dicom.frames import check_frames, frame_count
+from voxsam.io.dicom.seg_read import LABELMAP_STORAGE
+from voxsam.io.dicom.source import DicomSource
+from voxsam.volume import Volume
+
+RTSTRUCT_SUFFIX = ".rtstruct.dcm"
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether a file has the mark of DICOM, whatever its name."""
+    with open(path, "rb") as stream:
+        return is_marked(stream.read(HEAD_BYTES))
+
+
+def read(path: Path, grid: Grid | None = None, segment: int | None = None) -> Volume:
+    """The labels of a DICOM-SEG or RTSTRUCT; `grid` is the scan's, `segment` chooses one.
+
+    Raises FileError for another kind of file or a damaged one, otherwise as the modules of the two kinds do.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # odd values in elements that the mask does not hang on
+            check_deflated(path, path.name)
+            return _read(path, pydicom.dcmread(path), grid, segment)
+    except InvalidDicomError as error:
+        raise FileError(f"{path.name} is no DICOM file", "a DICOM-SEG or RTSTRUCT", "check the file") from error
+    except RuntimeError as error:  # pydicom names the packages that a transfer syntax needs
+        given = f"the compressed pixels of {path.name} ({error})"
+        raise UnsupportedError(given, "another transfer syntax", "pip install 'voxsam[dicom]', or export it") from error
+    except BROKEN as error:
+        raise truncated(path.name, f"it is not a valid DICOM mask: {error}") from error
+
+
+def _read(path: Path, dataset: pydicom.Dataset, grid: Grid | None, segment: int | None) -> Volume:
+    kind = dataset.get("SOPClassUID") or dataset.file_meta.get("MediaStorageSOPClassUID")
+    if kind is None:
+        raise truncated(path.name, "it ends before it says what it is")
+    if kind == RTStructureSetStorage:
+        from voxsam.io.dicom import rtstruct
+
+        return rtstruct.read(path, dataset, grid, segment)
+    if kind not in (SegmentationStorage, LABELMAP_STORAGE):
+        given = f"{path.name} is a DICOM file of another kind ({kind.name})"
+        raise FileError(given, "a DICOM-SEG or RTSTRUCT", "give the file of the mask")
+    from voxsam.io.dicom import seg_read as dicom_seg_read
+
+    shape = (int(dataset.Columns), int(dataset.Rows), frame_count(dataset))
+    # one bit a voxel at the least, packed or not
+    check_size(path.name, shape, 1, 8 * path.stat().st_size, compressed=True)
+    check_frames(dataset, path.name)
+    return dicom_seg_read.read(path, dataset, grid, segment)
+
+
+def write(
+    mask: Volume, path: Path, source: DicomSource, *, names: Sequence[str] = (), model: str = "", labelmap: bool = False
+) -> None:
+    """Write a mask as the kind that the name says: RTSTRUCT_SUFFIX, or any other `.dcm` for a DICOM-SEG."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # values of the series that are not quite DICOM are repeated as they are
+        if _is_rtstruct(path):
+            from voxsam.io.dicom import rtstruct
+
+            rtstruct.write(mask, path, source, names=names, model=model)
+        else:
+            from voxsam.io.dicom import seg as dicom_seg
+
+            dicom_seg.write(mask, path, source, names=names, model=model, labelmap=labelmap)
+
+
+def series_of(scan: Volume, path: Path) -> DicomSource:
+    """The series that a mask written to `path` refers to.
+
+    Raises FileError if the scan did not come from DICOM or cannot be referred to, UnsupportedError if a DICOM-SEG is
+    asked for and highdicom is not installed.
+    """
+    source = scan.header.get("dicom")
+    if not isinstance(source, DicomSource):
+        given = f"the DICOM output {path.name} for a scan that was not read from DICOM"
+        raise FileError(given, "a DICOM series", "give it as source=SERIES in Python, or write .nii.gz")
+    source.require()
+    if not _is_rtstruct(path):
+        from voxsam.io.dicom import seg as dicom_seg
+
+        dicom_seg.highdicom()
+    return source
+
+
+def _is_rtstruct(path: Path) -> bool:
+    return path.name.lower().endswith(RTSTRUCT_SUFFIX)

@@ -1,0 +1,130 @@
+"""DicomSource: what a mask needs of the series that its scan was read from, to become a DICOM object beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pydicom
+from numpy.typing import NDArray
+
+from voxsam.errors import FileError, GeometryError, ImageError, UnsupportedError
+from voxsam.geometry import Grid
+from voxsam.io.dicom.files import Slice
+from voxsam.resample import resample
+from voxsam.volume import Volume
+
+MANUFACTURER = "VoxSAM contributors"
+DESCRIPTION = "VoxSAM segmentation, not reviewed, research use only"
+SERIES_NUMBER = 9100  # far above those of scanners; a study may hold several series of one number
+LONGEST_NAME = 64  # characters of a segment's or ROI's name (VR LO)
+COLOURS = ((255, 90, 95), (62, 197, 255), (255, 194, 71), (126, 224, 129), (197, 139, 255), (255, 143, 210))  # RGB
+# Kept of the first header: identification, patient, acquisition, relations, image, study, procedure, per-frame groups.
+KEPT_GROUPS = (0x0008, 0x0010, 0x0012, 0x0018, 0x0020, 0x0028, 0x0032, 0x0040, 0x5200)
+NEEDED = ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")  # to refer to a series
+# Type 2 of the Patient and General Study modules (PS3.3 C.7.1.1, C.7.2.1): repeated, or empty if the series has none.
+PATIENT_AND_STUDY = (
+    *("PatientName", "PatientID", "PatientBirthDate", "PatientSex"),
+    *("StudyDate", "StudyTime", "ReferringPhysicianName", "StudyID", "AccessionNumber"),
+)
+# Repeated where the series has them: what else a PACS or a study of de-identified scans files a patient by.
+ALSO_REPEATED = (
+    *("TimezoneOffsetFromUTC", "StudyDescription", "IssuerOfPatientID", "PatientAge", "PatientSize", "PatientWeight"),
+    *("PatientIdentityRemoved", "DeidentificationMethod", "DeidentificationMethodCodeSequence"),
+    "LongitudinalTemporalInformationModified",
+    *("ClinicalTrialSponsorName", "ClinicalTrialProtocolID", "ClinicalTrialProtocolName", "ClinicalTrialSiteID"),
+    *("ClinicalTrialSiteName", "ClinicalTrialSubjectID", "ClinicalTrialSubjectReadingID", "ClinicalTrialTimePointID"),
+)
+
+
+@dataclass(frozen=True)
+class SourceFrame:
+    """One slice of a series: the instance that holds it, which of its frames (0: the only one), and where it lies."""
+
+    sop_class: str
+    sop_instance: str
+    number: int
+    position_lps_mm: tuple[str, ...]  # ImagePositionPatient as written
+
+
+@dataclass(frozen=True, eq=False)
+class DicomSource:
+    """A series without its pixels; Volume.header["dicom"] of a scan that was read from DICOM.
+
+    `common` is the first instance's header without private elements: patient data stays in it and in what is written
+    from it. `frames` are in the order of the volume's index k.
+    """
+
+    grid: Grid
+    common: pydicom.Dataset
+    frames: tuple[SourceFrame, ...]
+
+    @classmethod
+    def of(cls, slices: Sequence[Slice], grid: Grid) -> DicomSource:
+        """The source of sorted slices; reads one of their headers again, all of it."""
+        common = pydicom.dcmread(slices[0].origin, stop_before_pixels=True, force=True)
+        for tag in [tag for tag, _ in common.items() if tag.group not in KEPT_GROUPS]:
+            del common[tag]
+        return cls(grid, common, tuple(_frame(image) for image in slices))
+
+    @property
+    def is_multi_frame(self) -> bool:
+        """Whether the slices are the frames of one file or more."""
+        return any(frame.number for frame in self.frames)
+
+    def require(self) -> None:
+        """Raises FileError, UnsupportedError if no DICOM object can refer to the series."""
+        missing = [keyword for keyword in NEEDED if not self.common.get(keyword)]
+        if any(not frame.sop_instance for frame in self.frames):
+            missing.append("SOPInstanceUID")
+        if missing:
+            given = f"a mask of a DICOM series without {', '.join(missing)}"
+            raise FileError(given, "a series that can be referred to", "export it again, or write .nii.gz")
+        if self.is_multi_frame and len({frame.sop_instance for frame in self.frames}) > 1:
+            given = "a mask of a series of several multi-frame files"
+            raise UnsupportedError(given, "one multi-frame file or one file per slice", "write .nii.gz or .nrrd")
+
+    def voxels(self, mask: Volume) -> NDArray[np.uint8]:
+        """(k, j, i) the mask's voxels as the series has them: slice, row, column.
+
+        Its axes may be permuted or flipped (a mask of the same scan as NIfTI). Raises GeometryError for another grid.
+        """
+        if not mask.grid.close_to(self.grid):
+            if not mask.grid.reorient(self.grid.axes).close_to(self.grid):
+                given = f"a mask on {mask.grid} for a DICOM series on {self.grid}"
+                raise GeometryError(given, "the same voxels", "give the series that the scan was made from")
+            return resample(mask, self.grid, "nearest").astype(np.uint8).T
+        return mask.array.T
+
+    def repeat_in(self, dataset: pydicom.Dataset) -> None:
+        """Give a new object the patient and the study of the series, as written there; empty is what it leaves out.
+
+        In UTF-8, so that the names of segments may have any letters, whatever the character set of the series.
+        """
+        dataset.SpecificCharacterSet = "ISO_IR 192"
+        for keyword in PATIENT_AND_STUDY:
+            setattr(dataset, keyword, None)
+        for keyword in (*PATIENT_AND_STUDY, *ALSO_REPEATED):
+            if keyword in self.common:
+                dataset[keyword] = self.common[keyword]
+
+
+def segment_names(mask: NDArray[np.uint8], names: Sequence[str]) -> list[str]:
+    """A name for each label from 1 to the highest. Raises ImageError for names of another number or length."""
+    count = max(1, int(mask.max()))
+    if not names:
+        return ["Tumour"] if count == 1 else [f"Tumour {number}" for number in range(1, count + 1)]
+    if len(names) != count:
+        raise ImageError(f"{len(names)} names for a mask of {count} objects", "a name for each object", "add or remove")
+    wrong = [name for name in names if not 0 < len(name.strip()) <= LONGEST_NAME or "\\" in name]
+    if wrong:
+        given = f"the name {wrong[0][:80]!r}"
+        raise ImageError(given, f"1 to {LONGEST_NAME} characters without a backslash", "shorten it")
+    return list(names)
+
+
+def _frame(image: Slice) -> SourceFrame:
+    header = image.header
+    position = tuple(str(value) for value in header.ImagePositionPatient)
+    return SourceFrame(str(header.get("SOPClassUID", "")), str(header.get("SOPInstanceUID", "")), image.frame, position)

@@ -1,0 +1,1 @@
+"""Faster forms of parts of the network, each equal to the plain one."""

@@ -1,0 +1,1 @@
+"""The laboratory: data sets, training, evaluation, and the systems that VoxSAM is compared with."""

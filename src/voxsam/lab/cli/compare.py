@@ -1,0 +1,95 @@
+"""`voxsam compare`: a plan of systems, data sets and seeds; what is missing is run, tables and figures come out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from voxsam.cli.progress import Progress
+from voxsam.errors import InputError
+
+FAILED = 1
+
+
+def command(
+    plan: Annotated[Path | None, typer.Argument(metavar="PLAN", help="A plan in YAML; see the folder plans/.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="The folder of the comparison; one begun before goes on.")
+    ] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=FOLDER", help="Where a data set of the plan lies; may stand several times."),
+    ] = None,
+    only: Annotated[str | None, typer.Option(metavar="ROW[,ROW]", help="Only these rows of the plan.")] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Jobs at once; default: as many as fit.")] = None,
+    write: Annotated[
+        Path | None,
+        typer.Option(metavar="DOCUMENT", help="A Markdown file: the block between the plan's markers is replaced."),
+    ] = None,
+    tables: Annotated[bool, typer.Option("--tables", help="Run nothing: tables of what is there.")] = False,
+    listed: Annotated[bool, typer.Option("--list", help="All systems that a plan can name, and stop.")] = False,
+) -> None:
+    """Train and score every system of a plan on the same cases; a row that fails costs itself only."""
+    if listed:
+        _list()
+        return
+    if plan is None or output is None:
+        raise InputError("no plan or no output", "voxsam compare PLAN -o FOLDER", "add what is missing, or take --list")
+    from voxsam.atomic import make_folder
+    from voxsam.lab.compare.output import write_output
+    from voxsam.lab.compare.plan import read_plan
+    from voxsam.lab.compare.processes import alone_in
+    from voxsam.lab.compare.runner import Room, make_tasks, run
+    from voxsam.lab.evaluation.markdown import require_markers
+
+    chosen = read_plan(plan, _folders(data or []))
+    if only is not None:
+        chosen = chosen.only([name.strip() for name in only.split(",") if name.strip()])
+    if write is not None:
+        require_markers(write, chosen.name)
+    make_folder(output)
+    with alone_in(output), Progress() as progress:
+        tasks = make_tasks(chosen, output, progress)
+        if not tables:
+            run(chosen, tasks, Room.for_plan(chosen, jobs), output, progress)
+        progress("tables and figures")
+        text = write_output(chosen, tasks, output, write)
+    typer.echo(text)
+    failed = [task for task in tasks if task.outcome is None]
+    if failed and not tables:
+        for task in failed:
+            typer.echo(f"voxsam: {task} failed: {task.failure}; its log: {task.folder / 'log.txt'}", err=True)
+        raise typer.Exit(FAILED)
+
+
+def _folders(words: list[str]) -> dict[str, str]:
+    folders = {}
+    for word in words:
+        name, equals, folder = word.partition("=")
+        if not (name and equals and folder):
+            raise InputError(f"--data {word}", "NAME=FOLDER", "write for example --data kits=KiTS21/dataset")
+        if not Path(folder).exists():
+            raise InputError(f"--data {word}: no such folder", "a data set as it was unpacked", "check the path")
+        folders[name] = folder
+    return folders
+
+
+def _list() -> None:
+    from voxsam.lab.systems.compared import COMPARED, compared_system
+
+    compared_system("voxsam")  # registers them all
+    for name in sorted(COMPARED):
+        system = compared_system(name)
+        about = system.about
+        typer.echo(f"{name}: {about.title}")
+        facts = {"paper": about.paper, "original": f"{about.source} ({about.licence})", "here": about.library}
+        facts["differs"] = about.differences
+        facts["told"] = about.note
+        facts["install"] = about.install
+        for key, fact in facts.items():
+            if fact:
+                typer.echo(f"    {key}: {fact}")
+        for option, meaning in system.options.items():
+            typer.echo(f"    option {option}: {meaning}")

@@ -1,0 +1,145 @@
+"""`voxsam evaluate`: a model on labelled cases, with simulated clicks; tables, figures and a report out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from voxsam.cli.parse import given_path, whole_numbers
+from voxsam.cli.progress import Progress
+from voxsam.cli.segment import set_threads
+from voxsam.errors import InputError
+
+if TYPE_CHECKING:
+    from voxsam.lab.data.cases import Case
+    from voxsam.lab.evaluation.protocol import Evaluation
+    from voxsam.lab.evaluation.systems import System
+
+MARKER = "held-out"  # of the table of cases in a model card
+
+
+def command(
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            parser=given_path, metavar="FOLDER", help="Labelled cases in MSD or nnU-Net raw layout, or prepared ones."
+        ),
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The folder for the results.")],
+    model: Annotated[str, typer.Option(help="A name or a .safetensors file.")] = "voxsam-tiny",
+    cases: Annotated[str | None, typer.Option(help="Only these cases: a,b,c.")] = None,
+    held_out: Annotated[
+        Path | None,
+        typer.Option(help="Only the cases that this recipe holds out, or the test cases of this prepared folder."),
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Only this split of dataset.json, e.g. test.")] = None,
+    clicks: Annotated[str, typer.Option(help="Numbers of random clicks to score.")] = "1,3,10",
+    trials: Annotated[int, typer.Option(help="Trials for each number of clicks.")] = 10,
+    region: Annotated[str, typer.Option(help="any, centre, surround, margin or deepest.")] = "any",
+    noise: Annotated[float, typer.Option(help="Share of the random clicks that miss the tumour.")] = 0.0,
+    corrective: Annotated[int, typer.Option(help="Also: up to N clicks, each on the worst fault so far.")] = 0,
+    per_lesion: Annotated[bool, typer.Option("--per-lesion", help="Click and score each lesion by itself.")] = False,
+    auto: Annotated[bool, typer.Option("--auto", help="No clicks: for models trained without.")] = False,
+    labels: Annotated[
+        str | None, typer.Option(help="Label values that are the tumour; default: all above 0 (less nnU-Net's ignore).")
+    ] = None,
+    tolerance_mm: Annotated[float, typer.Option(help="Of the NSD.")] = 5.0,
+    seed: Annotated[int, typer.Option(help="Of the clicks; the same seed gives the same numbers.")] = 0,
+    no_follow: Annotated[bool, typer.Option("--no-follow", help="Keep to one crop, as released.")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    precision: Annotated[str, typer.Option(help="float32, or bf16 or int8: faster, with a small error.")] = "float32",
+    threads: Annotated[int | None, typer.Option(help="CPU threads; default: all.")] = None,
+    card: Annotated[
+        Path | None, typer.Option(help=f"A Markdown file: its table between <!-- {MARKER} --> markers is replaced.")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing.")] = False,
+) -> None:
+    """Score a model on labelled cases: Dice, NSD, HD95, volume, lesions, for 1, 3, 10 clicks."""
+    from voxsam.lab.evaluation.clicks import REGIONS
+    from voxsam.lab.evaluation.markdown import require_markers
+    from voxsam.lab.evaluation.output import check_output, write_evaluation
+    from voxsam.lab.evaluation.protocol import Settings, evaluate
+    from voxsam.lab.evaluation.selection import check_labels, find_labelled
+
+    settings = Settings(
+        clicks=_whole_numbers("--clicks", clicks),
+        trials=trials,
+        region=next((known for known in REGIONS if known == region), region),  # type: ignore[arg-type]
+        noise=noise,
+        corrective=corrective,
+        per_lesion=per_lesion,
+        labels=_whole_numbers("--labels", labels) if labels else (),
+        tolerance_mm=tolerance_mm,
+        seed=seed,
+    )
+    check_output(output)
+    if card is not None:
+        require_markers(card, MARKER)
+    found, tumour_labels = find_labelled(folder)
+    settings = replace(settings, labels=settings.labels or tumour_labels)
+    chosen = _chosen(found, folder, cases, held_out, split)
+    check_labels(chosen, settings.labels if labels else ())
+    if threads is not None:
+        set_threads(threads)
+    with Progress(quiet) as progress:
+        progress("loading the model")
+        system = _system((model, device, precision), auto, not no_follow)
+        evaluation = evaluate(system, chosen, settings, folder.resolve().name, progress)
+        progress("writing tables and figures")
+        write_evaluation(evaluation, system, {case.name: case for case in chosen}, output)
+    _finish(evaluation, output, card, quiet)
+
+
+def _finish(evaluation: Evaluation, output: Path, card: Path | None, quiet: bool) -> None:
+    from voxsam.lab.evaluation.markdown import markdown_table, write_between_markers
+    from voxsam.lab.evaluation.tables import case_rows, paper_rows
+
+    if card is not None:
+        write_between_markers(card, MARKER, markdown_table(case_rows(evaluation), right=True))
+    if not quiet:
+        for case, reason in evaluation.skipped.items():
+            typer.echo(f"{case} was skipped: {reason}")
+        typer.echo(markdown_table(paper_rows([evaluation]), right=True))
+        typer.echo(f"Report {output / 'report.html'}")
+
+
+def _system(model: tuple[str, str, str], auto: bool, follow: bool) -> System:
+    import voxsam.lab.systems  # noqa: F401, their model files can be evaluated, too
+    from voxsam.lab.evaluation.systems import AutomaticSystem, SessionSystem
+    from voxsam.weights import load_model
+
+    network = load_model(*model)  # type: ignore[arg-type]  # its words are checked there
+    return AutomaticSystem(network) if auto else SessionSystem(network, follow)
+
+
+def _chosen(found: list[Case], folder: Path, cases: str | None, held_out: Path | None, split: str | None) -> list[Case]:
+    from voxsam.lab.evaluation.selection import choose_cases, split_names
+
+    if sum(option is not None for option in (cases, held_out, split)) > 1:
+        raise InputError("two ways to choose cases", "one of --cases, --held-out, --split", "leave the others out")
+    names: list[str] | None = None
+    if cases is not None:
+        names = [name.strip() for name in cases.split(",") if name.strip()]
+    elif held_out is not None:
+        names = _held_out(held_out)
+    elif split is not None:
+        names = split_names(folder, split)
+    return choose_cases(found, names)
+
+
+def _held_out(source: Path) -> list[str]:
+    """The names of the cases that a recipe holds out, or that a prepared folder keeps for testing."""
+    from voxsam.lab.data.store import open_store
+    from voxsam.lab.training.recipe import read_recipe
+
+    return list(open_store(source).split["test"] if source.is_dir() else read_recipe(source).held_out)
+
+
+def _whole_numbers(option: str, words: str) -> tuple[int, ...]:
+    try:
+        return whole_numbers(words)
+    except ValueError as error:
+        raise InputError(f"{option} {words!r}", "whole numbers", f"write for example {option} 1,3,10") from error

@@ -1,0 +1,133 @@
+"""`voxsam prepare`: check a data set, and make the store that training reads."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from voxsam.cli.parse import decimals, given_path, whole_numbers
+from voxsam.cli.progress import Progress
+from voxsam.errors import InputError
+
+if TYPE_CHECKING:
+    from voxsam.lab.data.cases import Fault
+    from voxsam.lab.data.prepare import Outcome
+
+SHOWN_NAMES = 5  # of the cases in a remark
+
+
+def command(
+    raw: Annotated[
+        Path,
+        typer.Argument(
+            parser=given_path, metavar="RAW", help="The data set: its folder as downloaded, or a CSV table."
+        ),
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="PREPARED", help="The folder of the store.")],
+    dataset: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="msd (also nnU-Net), kits, lits, pancreas, colon or csv; else recognised."),
+    ] = None,
+    labels: Annotated[
+        str | None, typer.Option(metavar="N[,N]", help="The label values that are tumour; else all above 0.")
+    ] = None,
+    spacing: Annotated[
+        str | None, typer.Option(metavar="auto|A,B,C", help="mm along the model's axes; else 1 for a named data set.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Draws the split into training, validation and test.")] = 0,
+    workers: Annotated[int, typer.Option(min=0, help="Cases at once; 0: the cores, at most 8.")] = 0,
+    skip_faulty: Annotated[bool, typer.Option("--skip-faulty", help="Leave cases with faults out.")] = False,
+) -> None:
+    """Check every case, name all faults at once, and write the store that training reads. Again: only what changed."""
+    from voxsam.lab.data.faults import FaultyCasesError
+    from voxsam.lab.data.prepare import Options, prepare
+
+    options = Options(dataset, _labels(labels), _spacing(spacing), seed, workers, skip_faulty)
+    start = time.perf_counter()
+    try:
+        with Progress() as progress:
+            outcome = prepare(raw, output, options, progress)
+    except FaultyCasesError as error:
+        _show_faults(error.faults)
+        raise
+    description = outcome.store.description
+    if description.faults:
+        _show_faults(description.faults)
+        left_out = len({fault.case for fault in description.faults})
+        typer.echo(f"Left out for their faults: {left_out} ({output / 'faults.csv'}).")
+    _show(outcome, output, time.perf_counter() - start)
+
+
+def _labels(words: str | None) -> tuple[int, ...] | None:
+    if words is None:
+        return None
+    try:
+        return whole_numbers(words)
+    except ValueError as error:
+        remedy = "write for example --labels 2 or --labels 1,2"
+        raise InputError(f"--labels {words!r}", "whole numbers", remedy) from error
+
+
+def _spacing(words: str | None) -> tuple[float, float, float] | Literal["auto"] | None:
+    if words is None or words == "auto":
+        return words
+    return three_lengths("--spacing", words, "'auto', or ")
+
+
+def three_lengths(option: str, words: str, instead: str = "") -> tuple[float, float, float]:
+    """Three numbers above 0, written with commas. Raises InputError, which names the option, for anything else."""
+    try:
+        numbers = decimals(words)
+    except ValueError:
+        numbers = ()
+    if len(numbers) != 3 or not all(math.isfinite(n) and n > 0 for n in numbers):
+        remedy = f"write for example {option} 1,1,1"
+        raise InputError(f"{option} {words!r}", f"{instead}three lengths in mm above 0", remedy)
+    return numbers
+
+
+def _show_faults(faults: Sequence[Fault]) -> None:
+    """The table of all faults, on stdout."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("case", "fault", "given", "expected", "what to do", title=f"{len(faults)} faults")
+    for fault in faults:
+        table.add_row(*map(Text, (fault.case, fault.kind, fault.given, fault.expected, fault.remedy)))
+    console = Console()
+    console.print(table)
+
+
+def _remark_unoriented(names: Sequence[str]) -> None:
+    shown = ", ".join(names[:SHOWN_NAMES]) + (" ..." if len(names) > SHOWN_NAMES else "")
+    where = f"{len(names)} case{'s' if len(names) > 1 else ''} ({shown})"
+    typer.echo(
+        f"Remark: the orientation of {where} is unknown (sform and qform code 0); the axes are taken as R, A, S."
+    )
+
+
+def _show(outcome: Outcome, output: Path, seconds: float) -> None:
+    """What the store holds, in a few lines."""
+    description = outcome.store.description
+    size = sum(file.stat().st_size for file in (output / "cases").rglob("*") if file.is_file())
+    parts = ", ".join(f"{len(names)} {part}" for part, names in description.split.items())
+    spacing = " x ".join(f"{s:.4g}" for s in outcome.store.preprocessing.spacing_mm)
+    typer.echo(
+        f"{output}: {len(description.cases)} cases ({parts}) at {spacing} mm along"
+        f" {outcome.store.preprocessing.axes}, {size / 1e6:.1f} MB."
+    )
+    if description.without_tumour:
+        typer.echo(f"Without tumour, left out: {len(description.without_tumour)}.")
+    if description.unoriented:
+        _remark_unoriented(description.unoriented)
+    for name, kind in zip(description.channels, description.preprocessing, strict=True):
+        low, high = kind.clip
+        typer.echo(f"{name}: clip {low:.4g} to {high:.4g}, mean {kind.mean:.4g}, s.d. {kind.sd:.4g}.")
+    made = f"{outcome.made} cases made" if outcome.made else "Nothing had changed"
+    typer.echo(f"{made}, {seconds:.1f} s.")

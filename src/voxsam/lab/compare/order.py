@@ -1,0 +1,169 @@
+"""One job of a comparison as files in its own folder: what is to be done, and what came out.
+
+JOB/order.json      a WorkOrder; the folder's name ends in a digest of what the training depends on, so that a changed
+                    plan never meets the results of another, and one that is changed back finds its own again
+    log.txt         all that the job printed, attempt after attempt
+    training.json   seconds and memory of the training, when it is done
+    run/ ...        what the system keeps
+    DIGEST/         one evaluation: evaluation.json, masks/CASE.nii.gz, outcome.json (written last) or failure.json
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import os.path
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from voxsam.atomic import atomic_path
+from voxsam.errors import InputError
+from voxsam.lab.compare.plan import DataSpec, Plan, RowSpec, settings
+from voxsam.lab.data.store import Store
+from voxsam.lab.evaluation.protocol import Settings
+from voxsam.lab.systems.compared import ComparedSystem, Job, compared_system
+from voxsam.lab.training.names import laid_over
+
+DIGITS = 10  # of a digest, in names of folders
+
+
+class Record(BaseModel):
+    """A record that is written whole or not at all."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def save(self, path: Path) -> None:
+        """Write it as JSON."""
+        with atomic_path(path) as temporary:
+            temporary.write_text(self.model_dump_json(indent=1), encoding="utf-8")
+
+    @classmethod
+    def read(cls, path: Path) -> Any:
+        """The record in a file, or None if there is none that can be read."""
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except (OSError, ValidationError):
+            return None
+
+
+class WorkOrder(Record):
+    """All that the process of a job needs to know."""
+
+    row: str  # whose evaluation this is
+    system: str
+    dataset: str  # what tables call the data set
+    prepared: str  # a folder of `voxsam prepare`
+    seed: int
+    recipe: dict[str, Any]
+    options: dict[str, Any]
+    evaluation: dict[str, Any]
+    examples: tuple[str, ...]  # cases whose masks are kept
+    modules: tuple[str, ...]  # that register further systems
+    device: str
+    training_digest: str
+    evaluation_digest: str
+
+    @property
+    def settings(self) -> Settings:
+        """How masks are asked for and scored; every seed of the training draws its own clicks."""
+        return settings(self.evaluation, {"seed": self.evaluation.get("seed", 0) + self.seed})
+
+    def job(self, folder: Path) -> Job:
+        """What the compared system is told."""
+        return Job(Path(self.prepared), folder, self.seed, self.recipe, self.options, self.device)
+
+    def compared(self) -> ComparedSystem:
+        """The system. Raises InputError for one that is not known, or a module that cannot be imported."""
+        import_modules(self.modules)
+        return compared_system(self.system)
+
+
+class Training(Record):
+    """What training took, over all its attempts."""
+
+    seconds: float = 0.0
+    peak_gb: float = 0.0
+    done: bool = False
+
+
+class Outcome(Record):
+    """What a job found, beside the evaluation itself."""
+
+    training: Training
+    peak_gb: float  # resident memory of the job's process, or of its largest child
+    tuned: int | None  # numbers that training changed
+    tuned_encoder: int | None  # of these, in the image encoder, counted as the paper does
+    total: int | None  # numbers in the system
+    scan_seconds: float  # of the first mask of a scan, mean over cases
+    machine: str
+    title: str  # what the system calls itself
+    note: str  # what a table's reader has to know
+
+
+class Failure(Record):
+    """Why there is no outcome."""
+
+    reason: str
+
+
+def make_order(plan: Plan, row: RowSpec, data: DataSpec, seed: int, store: Store, examples: list[str]) -> WorkOrder:
+    """The order for one row, data set and seed; `store` is the prepared data set."""
+    trained = plan.trained(row)
+    recipe = laid_over(laid_over(plan.recipe, data.recipe), trained.recipe)
+    content = hashlib.sha256((store.folder / "dataset.json").read_bytes()).hexdigest()
+    training = _digest([trained.system, seed, recipe, trained.options, content, *_files(recipe, trained.options)])
+    evaluation = {**plan.evaluation, **row.evaluation}
+    return WorkOrder(
+        row=row.row,
+        system=row.system,
+        dataset=data.shown,
+        prepared=str(store.folder.absolute()),
+        seed=seed,
+        recipe=recipe,
+        options=trained.options,
+        evaluation=evaluation,
+        examples=tuple(examples),
+        modules=plan.modules,
+        device="auto",
+        training_digest=training,
+        evaluation_digest=_digest([training, evaluation, examples, row.row]),
+    )
+
+
+def job_folder(out: Path, order: WorkOrder, trained: RowSpec, data: DataSpec) -> Path:
+    """Where a job keeps its training; rows that share one share the folder."""
+    return out / "jobs" / data.name / f"{trained.row}-{order.seed}-{order.training_digest}"
+
+
+def import_modules(names: Sequence[str]) -> None:
+    """Import the modules of a plan, from the current folder or from where Python finds them; each once."""
+    if names and "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            remedy = "install it, or run where its file lies"
+            raise InputError(f"the module {name} ({error})", "one that can be imported", remedy) from error
+
+
+def _files(*given: Any) -> Iterator[str]:
+    """The SHA-256 of every file that a recipe or options name, weights say: another file of that name is other work."""
+    for value in given:
+        if isinstance(value, Mapping):
+            yield from _files(*value.values())
+        elif isinstance(value, (list, tuple)):
+            yield from _files(*value)
+        elif isinstance(value, (str, Path)) and os.path.isfile(value):
+            with Path(value).open("rb") as file:
+                yield hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digest(what: Any) -> str:
+    text = json.dumps(what, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:DIGITS]

@@ -1,0 +1,244 @@
+"""Runs what a plan lacks: each job in a process of its own, several at once where there is room.
+
+A job that fails, is killed or takes too long costs its own row only; the next run of the plan tries it again.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from queue import SimpleQueue
+
+from voxsam.atomic import make_folder
+from voxsam.errors import InputError, UnsupportedError
+from voxsam.lab.compare.data import example_names, prepare_data
+from voxsam.lab.compare.order import (
+    Failure,
+    Outcome,
+    Record,
+    Training,
+    WorkOrder,
+    import_modules,
+    job_folder,
+    make_order,
+)
+from voxsam.lab.compare.plan import DataSpec, Plan, RowSpec
+from voxsam.lab.compare.processes import Processes, ended_together
+from voxsam.lab.data.store import Store
+from voxsam.lab.systems.compared import compared_system
+
+Progress = Callable[[str, float | None], None]
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+@dataclass(frozen=True)
+class Task:
+    """One job of a plan, and where it lies."""
+
+    row: RowSpec
+    data: DataSpec
+    order: WorkOrder
+    folder: Path
+
+    @property
+    def results(self) -> Path:
+        """Where this evaluation of the job is."""
+        return self.folder / self.order.evaluation_digest
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """What came out, or None as long as nothing did."""
+        return Outcome.read(self.results / "outcome.json")
+
+    @property
+    def trained(self) -> bool:
+        """Whether its training came to its end."""
+        training = Training.read(self.folder / "training.json")
+        return training is not None and training.done
+
+    @property
+    def failure(self) -> str:
+        """Why nothing came out; nothing for a job that did not run to an end."""
+        failure = Failure.read(self.results / "failure.json")
+        return "" if failure is None else failure.reason
+
+    def __str__(self) -> str:
+        return f"{self.row.row} on {self.data.name}, seed {self.order.seed}"
+
+
+class Timing(Record):
+    """How long a comparison has run, all attempts together, and with what room at last."""
+
+    seconds: float = 0.0
+    jobs: int = 1
+    threads: int = 1
+
+
+@dataclass(frozen=True)
+class Room:
+    """How many jobs run at once, on so many threads each; with GPUs, which one each gets."""
+
+    jobs: int
+    threads: int
+    gpus: tuple[str, ...] = ()
+
+    @classmethod
+    def for_plan(cls, plan: Plan, jobs: int | None = None) -> Room:
+        """What this machine has room for; `jobs` is the user's own word for how many."""
+        import torch
+
+        from voxsam.lab.training.memory import available_bytes
+
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        gpus = visible_gpus(torch.cuda.device_count() if torch.cuda.is_available() else 0)
+        if jobs is None:
+            by_memory = int(available_bytes(torch.device("cpu")) / 1e9 / plan.job_gb)
+            jobs = len(gpus) or max(1, min(cores // plan.job_cores, by_memory))
+        return cls(jobs, max(1, cores // jobs), gpus)
+
+
+def visible_gpus(count: int) -> tuple[str, ...]:
+    """The names by which CUDA_VISIBLE_DEVICES can give one GPU each to jobs: those that the user left visible."""
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    return tuple(name.strip() for name in shown.split(","))[:count] if shown else tuple(map(str, range(count)))
+
+
+def make_tasks(plan: Plan, out: Path, progress: Progress = lambda stage, share: None) -> list[Task]:
+    """Every job of a plan, its data sets prepared. Raises InputError for a system, key or option that cannot be."""
+    import_modules(plan.modules)
+    for row in plan.systems:
+        with _naming(plan, row):
+            compared_system(row.system).check_options(row.options)
+    tasks = []
+    for data in plan.data:
+        progress(f"data set {data.name}", None)
+        folder = out / "data" / data.name
+        make_folder(folder)
+        store = prepare_data(data, folder, progress)
+        tasks += list(_tasks_of(plan, out, data, store))
+    return tasks
+
+
+def _tasks_of(plan: Plan, out: Path, data: DataSpec, store: Store) -> Iterator[Task]:
+    examples = example_names(store, plan.examples)
+    for seed in plan.seeds:
+        for row in plan.systems:
+            order = make_order(plan, row, data, seed, store, examples)
+            task = Task(row, data, order, job_folder(out, order, plan.trained(row), data))
+            with _naming(plan, row):
+                order.compared().check(order.job(task.folder))
+            yield task
+
+
+@contextmanager
+def _naming(plan: Plan, row: RowSpec) -> Iterator[None]:
+    """Say which row is wrong. One whose library is missing is not: its process will say so, and it alone fails."""
+    try:
+        yield
+    except UnsupportedError:
+        pass
+    except InputError as error:
+        raise InputError(f"{plan.name}: {row.row}: {error.given}", error.expected, error.remedy) from error
+
+
+def run(
+    plan: Plan, tasks: Sequence[Task], room: Room, out: Path, progress: Progress = lambda stage, share: None
+) -> None:
+    """Run the jobs without an outcome; rows that share a training follow the one that trains.
+
+    Ends every process when it is interrupted; what is done by then is kept. OUT/timing.json says how long it took.
+    """
+    waiting = [task for task in tasks if task.outcome is None]
+    if not waiting:
+        return
+    start, path = time.perf_counter(), out / "timing.json"
+    before: Timing = Timing.read(path) or Timing()
+    try:
+        _run_all(plan, tasks, waiting, room, progress)
+    finally:
+        seconds = before.seconds + time.perf_counter() - start
+        Timing(seconds=seconds, jobs=room.jobs, threads=room.threads).save(path)
+
+
+def _run_all(plan: Plan, tasks: Sequence[Task], waiting: Sequence[Task], room: Room, progress: Progress) -> None:
+    chains: dict[Path, list[Task]] = {}
+    for task in sorted(waiting, key=lambda task: task.row.trained_as is not None):
+        chains.setdefault(task.folder, []).append(task)
+    devices: SimpleQueue[str] = SimpleQueue()
+    for number in range(room.jobs):
+        devices.put(room.gpus[number % len(room.gpus)] if room.gpus else "")
+    done, lock = len(tasks) - len(waiting), threading.Lock()
+
+    def follow(chain: list[Task]) -> None:
+        nonlocal done
+        device = devices.get()
+        try:
+            for task in chain:
+                progress(str(task), done / len(tasks))
+                _run_one(task, processes, room.threads, device, plan.timeout_minutes)
+                with lock:
+                    done += 1
+                if task.outcome is not None or processes.closed:
+                    continue
+                progress(f"{task} failed: {task.failure}", done / len(tasks))
+                if not task.trained:
+                    _fail_with(task, chain)
+                    break
+        finally:
+            devices.put(device)
+
+    with ended_together() as processes, ThreadPoolExecutor(room.jobs) as pool:
+        futures = [pool.submit(follow, chain) for chain in chains.values()]
+        try:
+            for future in futures:
+                future.result()
+        except BaseException:
+            processes.close()
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _fail_with(failed: Task, chain: Sequence[Task]) -> None:
+    """The jobs that share a training that failed do not try it again."""
+    for task in chain:
+        if task is not failed and task.outcome is None:
+            make_folder(task.results)
+            Failure(reason=f"the row {failed.row.row}, whose training serves it, failed").save(
+                task.results / "failure.json"
+            )
+
+
+def _run_one(task: Task, processes: Processes, threads: int, device: str, minutes: float | None) -> None:
+    make_folder(task.results)
+    task.order.save(task.results / "order.json")
+    failure = task.results / "failure.json"
+    failure.unlink(missing_ok=True)
+    environment = {**os.environ, **{name: str(threads) for name in THREADS}, "PYTHONUNBUFFERED": "1"}
+    if device:
+        environment["CUDA_VISIBLE_DEVICES"] = device
+    words = [sys.executable, "-m", "voxsam.lab.compare.work", str(task.folder), task.order.evaluation_digest]
+    try:
+        status = processes.run(words, task.folder / "log.txt", environment, None if minutes is None else 60 * minutes)
+    except subprocess.TimeoutExpired:
+        Failure(reason=f"stopped after {minutes:g} minutes, the plan's time for a job").save(failure)
+        return
+    if status is not None and task.outcome is None and not failure.is_file() and not processes.closed:
+        Failure(reason=of_status(status)).save(failure)
+
+
+def of_status(status: int) -> str:
+    """Why a process ended, in words."""
+    if status == -signal.SIGKILL:
+        return "killed by the system, most likely for its memory"
+    if status < 0:
+        return f"ended by signal {-status}"
+    return f"ended with status {status}; see its log"

@@ -1,0 +1,188 @@
+"""The tables of a comparison in the paper's shape, and what stands under them, as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from voxsam.lab.compare.plan import DataSpec, Plan
+from voxsam.lab.compare.results import Found, RowResult, counterpart, p_value
+from voxsam.lab.evaluation.markdown import NOTHING, markdown_table
+from voxsam.lab.evaluation.summary import Line
+from voxsam.lab.evaluation.tables import shown
+
+FAILED = "failed"
+NAMES = {"dice": "Dice", "nsd": "NSD"}
+NUMBERS = tuple(NAMES)
+BELOW = 0.001  # p values below it are shown as such
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of one row on one data set, with its test against the reference."""
+
+    found: Found
+    line: Line
+    p: dict[str, float | None]  # of Dice and NSD; empty for the reference itself
+
+
+@dataclass(frozen=True)
+class Method:
+    """A line of the paper's table: a row with one number of clicks, on every data set."""
+
+    title: str
+    row: RowResult
+    entries: dict[str, Entry]
+
+
+def methods(plan: Plan, rows: Sequence[RowResult]) -> list[Method]:
+    """All lines in the plan's order; a row that failed everywhere has one without entries."""
+    reference = next(row for row in rows if row.row == plan.reference)
+    found: list[Method] = []
+    for row in rows:
+        entries: dict[str, dict[str, Entry]] = {}
+        for data, own in row.found.items():
+            for line in own.lines():
+                p = {} if row is reference else _tests(own, line, reference.found.get(data))
+                entries.setdefault(line.label, {})[data] = Entry(own, line, p)
+        found += [Method(_title(row.title, label), row, own) for label, own in entries.items()]
+        if not entries:
+            found.append(Method(row.title, row, {}))
+    return found
+
+
+def _title(title: str, label: str) -> str:
+    return title if label == "automatic" else f"{title} ({label})"
+
+
+def _tests(own: Found, line: Line, reference: Found | None) -> dict[str, float | None]:
+    if reference is None:
+        return {}
+    other = counterpart(line, reference)
+    return {name: p_value(own.cases(line, name), reference.cases(other, name)) for name in NUMBERS}
+
+
+def main_rows(plan: Plan, rows: Sequence[RowResult]) -> list[dict[str, str]]:
+    """Dice and NSD in per cent with their intervals, p of Dice, and tuned parameters; methods down, data across."""
+    table = []
+    for method in methods(plan, rows):
+        cells = {"Methods": method.title}
+        for data in plan.data:
+            entry = method.entries.get(data.name)
+            lost = FAILED if data.name in method.row.failed else NOTHING
+            for name in NUMBERS:
+                column = score_column(data, name)
+                cells[column] = lost if entry is None else shown(entry.line.numbers[name], percent=True)
+            if len(rows) > 1:
+                cells[p_column(data)] = NOTHING if entry is None else _p(entry.p.get("dice"))
+        table.append(cells | _parameters(method.row, rows))
+    return table
+
+
+def cost_rows(plan: Plan, rows: Sequence[RowResult]) -> list[dict[str, str]]:
+    """What each row took: training, memory, the first mask of a scan; means over data sets and seeds."""
+    table = []
+    for row in rows:
+        outcomes = row.outcomes
+        cells = {"Methods": row.title, "all params": _millions([o.total for o in outcomes])}
+        cells["training, min"] = _mean([o.training.seconds / 60 for o in outcomes], 1)
+        cells["peak memory, GB"] = _mean([o.peak_gb for o in outcomes], 1)
+        cells["first mask of a scan, s"] = _mean([o.scan_seconds for o in outcomes], 2)
+        cells["seeds"] = str(max((len(found.outcomes) for found in row.found.values()), default=0))
+        table.append(cells)
+    return table
+
+
+def notes(plan: Plan, rows: Sequence[RowResult]) -> list[str]:
+    """What a reader has to know: protocol, machine, failures, and what some systems are told."""
+    lines = []
+    for data in plan.data:
+        found = [row.found[data.name] for row in rows if data.name in row.found]
+        if found:
+            cases = max(len(one.evaluation.cases) for one in found)
+            trials, seeds = found[0].evaluation.settings.trials, ", ".join(map(str, plan.seeds))
+            lines.append(
+                f"{data.shown}: {cases} test cases, {trials} trials of random clicks where a system takes clicks; "
+                f"seeds {seeds}."
+            )
+    reference = next(row.title for row in rows if row.row == plan.reference)
+    lines.append(
+        "Dice and NSD in per cent, mean over cases with its 95 % bootstrap interval; p: two-sided paired Wilcoxon test "
+        f"of Dice against {reference} with as many clicks (without clicks: its fewest), not corrected for many tests."
+    )
+    machines = sorted({outcome.machine for row in rows for outcome in row.outcomes})
+    if machines:
+        lines.append(f"Machine: {'; '.join(machines)} for each job.")
+    lines += list(dict.fromkeys(f"{row.title}: {row.note}" for row in rows if row.note and row.found))
+    for row in rows:
+        lines += [f"{row.title} failed on {name}: {reason}" for name, reason in row.failed.items()]
+        lines += [f"{row.title} on {name}: {count} not run yet" for name, count in row.waiting.items()]
+    return lines
+
+
+def markdown(plan: Plan, rows: Sequence[RowResult], footnotes: Sequence[str] = ()) -> str:
+    """Both tables and what stands under them; the best mean of each column of scores is bold."""
+    table, best = main_rows(plan, rows), best_of(plan, rows)
+    for column, number in best.items():
+        table[number][column] = f"**{table[number][column]}**"
+    parts = [markdown_table(table, right=True), markdown_table(cost_rows(plan, rows), right=True)]
+    return "\n\n".join([*parts, "\n".join(f"- {note}" for note in footnotes)])
+
+
+def score_column(data: DataSpec, number: str) -> str:
+    """The heading of Dice or NSD on a data set."""
+    return f"{data.shown} {NAMES[number]} ↑"
+
+
+def p_column(data: DataSpec) -> str:
+    """The heading of the test on a data set."""
+    return f"{data.shown} p"
+
+
+def best_of(plan: Plan, rows: Sequence[RowResult]) -> dict[str, int]:
+    """The place of the best method in each column of scores, if there are two."""
+    listed, best = methods(plan, rows), {}
+    for data in plan.data:
+        for name in NUMBERS:
+            values = {
+                at: method.entries[data.name].line.numbers[name].value
+                for at, method in enumerate(listed)
+                if data.name in method.entries
+            }
+            if len(values) > 1:
+                best[score_column(data, name)] = max(values, key=lambda at: values[at])
+    return best
+
+
+def _parameters(row: RowResult, rows: Sequence[RowResult]) -> dict[str, str]:
+    cells = {"#Tuned params": _millions([o.tuned for o in row.outcomes])}
+    if any(outcome.tuned_encoder is not None for other in rows for outcome in other.outcomes):
+        cells["in the image encoder"] = _millions([o.tuned_encoder for o in row.outcomes])
+    return cells
+
+
+def _millions(counts: Sequence[int | None]) -> str:
+    """The count, or the least and the greatest where data sets differ."""
+    known = sorted({count for count in counts if count is not None})
+    if not known:
+        return NOTHING
+    ends = known if len(known) < 2 else (known[0], known[-1])
+    return "–".join(map(_count, ends))
+
+
+def _count(count: int) -> str:
+    if count < 1000:
+        return str(count)
+    return f"{count / 1e6:.2f}M" if count >= 1e5 else f"{count / 1e3:.1f}k"
+
+
+def _mean(values: Sequence[float], decimals: int) -> str:
+    return f"{np.mean(values):.{decimals}f}" if values else NOTHING
+
+
+def _p(value: float | None) -> str:
+    if value is None:
+        return NOTHING
+    return f"<{BELOW}" if value < BELOW else f"{value:.3f}"

@@ -1,0 +1,165 @@
+"""The process of one job: train, evaluate on the test cases, keep the masks of the examples.
+
+    python -m voxsam.lab.compare.work JOB DIGEST
+
+A process of its own, so that one that runs out of memory or crashes takes nothing else along.
+"""
+
+from __future__ import annotations
+
+import platform
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from voxsam.atomic import make_folder
+from voxsam.errors import InputError
+from voxsam.io import write_mask
+from voxsam.lab.compare.data import cases_to_test
+from voxsam.lab.compare.order import Failure, Outcome, Training, WorkOrder
+from voxsam.lab.compare.processes import end_with_parent
+from voxsam.lab.evaluation.protocol import Evaluation, Row, Watch, evaluate
+from voxsam.lab.evaluation.records import save_evaluation
+from voxsam.lab.systems.compared import ComparedSystem, Job
+from voxsam.lab.training.stop import Stopped
+from voxsam.volume import Volume
+
+
+def work(folder: Path, digest: str) -> None:
+    """Do what the order in `folder`/`digest` says; what is done already is not done again."""
+    results = folder / digest
+    order = WorkOrder.read(results / "order.json")
+    job, system = order.job(folder), order.compared()
+    system.check(job)
+    training = _train(system, job, folder / "training.json")
+    cases, settings, trained = cases_to_test(job.data), order.settings, system.load(job)
+    if not trained.takes_clicks:
+        settings = replace(settings, corrective=0, per_lesion=False)  # which say how one clicks
+    tell(f"evaluating {len(cases)} cases")
+    evaluation = evaluate(trained, cases, settings, order.dataset, _progress, _keep_masks(order, results))
+    save_evaluation(evaluation, results / "evaluation.json")
+    outcome = Outcome(
+        training=training,
+        peak_gb=max(training.peak_gb, peak_gb()),
+        tuned=system.tuned_parameters(job),
+        tuned_encoder=system.tuned_encoder_parameters(job),
+        total=evaluation.parameters,
+        scan_seconds=_scan_seconds(evaluation),
+        machine=machine(),
+        title=system.about.title,
+        note=system.about.note,
+    )
+    outcome.save(results / "outcome.json")
+
+
+def tell(line: str) -> None:
+    """A line of the log, with the time of day."""
+    print(time.strftime("%H:%M:%S"), line, flush=True)  # noqa: T201, a program's log
+
+
+def peak_gb() -> float:
+    """The most memory that this process or one of its children had resident, in GB; on a GPU the most of that."""
+    import torch
+
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return torch.cuda.max_memory_allocated() / 1e9
+    try:
+        import resource
+    except ImportError:  # Windows
+        import psutil
+
+        return psutil.Process().memory_info().peak_wset / 1e9  # type: ignore[attr-defined]
+    unit = 1 if sys.platform == "darwin" else 1024
+    return (
+        max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) * unit / 1e9
+    )
+
+
+def machine() -> str:
+    """GPU or CPU, and how many threads of it a job has."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    name = names[0] if names else platform.processor() or platform.machine()
+    threads = torch.get_num_threads()
+    return f"{name}, {threads} thread{'s' * (threads != 1)}"
+
+
+def _train(system: ComparedSystem, job: Job, path: Path) -> Training:
+    """Train unless that is done, and add up the time of all attempts, as far as they could still tell it."""
+    before: Training = Training.read(path) or Training()
+    if before.done:
+        return before
+    start, done = time.perf_counter(), False
+    try:
+        system.train(job, tell)
+        done = True
+    finally:
+        seconds = before.seconds + time.perf_counter() - start
+        Training(seconds=seconds, peak_gb=max(before.peak_gb, peak_gb()), done=done).save(path)
+    return Training.read(path)
+
+
+def _keep_masks(order: WorkOrder, results: Path) -> Watch:
+    """Keep the first mask of each example."""
+    make_folder(results / "masks")
+    left = set(order.examples)
+
+    def keep(row: Row, mask: Volume) -> None:
+        if row.case in left:
+            left.remove(row.case)
+            write_mask(mask, results / "masks" / f"{row.case}.nii.gz")
+
+    return keep
+
+
+def _scan_seconds(evaluation: Evaluation) -> float:
+    first: dict[str, float] = {}
+    for row in evaluation.rows:
+        first.setdefault(row.case, row.seconds)
+    return float(np.mean(list(first.values())))
+
+
+def _progress(stage: str, share: float | None) -> None:
+    tell(stage)
+
+
+@contextmanager
+def _told(results: Path) -> Iterator[None]:
+    """Write down why a job failed, in one line; the log has the whole story."""
+    try:
+        yield
+    except Stopped as stop:
+        raise SystemExit(str(stop)) from None  # asked to; the next run goes on
+    except InputError as error:
+        Failure(reason=str(error)).save(results / "failure.json")
+        raise SystemExit(f"voxsam: {error}") from error
+    except Exception as error:
+        traceback.print_exc()
+        what = " ".join(f"{type(error).__name__}: {error}".split())
+        Failure(reason=what).save(results / "failure.json")
+        raise SystemExit(1) from error
+
+
+def main(arguments: list[str]) -> None:
+    """The program."""
+    folder, digest = Path(arguments[0]), arguments[1]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # so that the time of the attempt is kept
+    end_with_parent()
+    with _told(folder / digest):
+        work(folder, digest)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

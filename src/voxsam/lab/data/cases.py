@@ -1,0 +1,184 @@
+"""A labelled case and what can be wrong with it, and the cases of a Medical Segmentation Decathlon / nnU-Net folder."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from voxsam.errors import FileError
+from voxsam.lab.data.labels import ABOVE_0, LabelChoice
+
+FaultKind = Literal[
+    "missing image",
+    "missing label",
+    "unreadable file",
+    "unusable image",
+    "unusable label",
+    "spacing zero",
+    "broken geometry",
+    "shape mismatch",
+    "orientation mismatch",
+    "affine mismatch",
+    "channel mismatch",
+    "unknown label value",
+    "empty label",
+    "duplicate case",
+]
+
+CHANNEL = re.compile(r"(.+)_(\d{4})")  # nnU-Net: CASE_0000 is the first image channel of CASE
+
+
+@dataclass(frozen=True)
+class Case:
+    """One patient's images, all on one grid, and the label; an image is a channel, or a 4D file with all of them.
+
+    `choice`: where the label is tumour, as far as the data set says.
+    """
+
+    name: str
+    images: tuple[Path, ...]
+    label: Path
+    choice: LabelChoice = ABOVE_0
+
+    @property
+    def image(self) -> Path:
+        """The file of the first channel."""
+        return self.images[0]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Why a case cannot be used: its kind, then what was given, what was expected and what to do."""
+
+    case: str
+    kind: FaultKind
+    given: str
+    expected: str
+    remedy: str
+
+
+@dataclass(frozen=True)
+class RawData:
+    """A data set as it lies on disk.
+
+    `choice` is what it says of the values in its labels. `channels` names the image channels as far as it does.
+    """
+
+    root: Path
+    cases: tuple[Case, ...]
+    faults: tuple[Fault, ...] = ()
+    choice: LabelChoice = ABOVE_0
+    channels: tuple[str, ...] = ()
+
+
+def find_cases(folder: Path) -> list[Case]:
+    """The training cases of a folder with dataset.json, imagesTr/CASE_0000.nii.gz and labelsTr/CASE.nii.gz, by name.
+
+    MSD's own names without `_0000` are taken too; images without a label are left out. Raises FileError for a missing
+    folder, file or image, and for a dataset.json that is none.
+    """
+    raw = read_decathlon(folder)
+    for fault in raw.faults:
+        if fault.kind != "missing label":
+            raise FileError(fault.given, fault.expected, fault.remedy)
+    return list(raw.cases)
+
+
+def read_decathlon(folder: Path) -> RawData:
+    """A folder in MSD or nnU-Net raw layout, with its missing files as faults.
+
+    Raises FileError for a folder without dataset.json or labels, and for a dataset.json that is none.
+    """
+    description = _description(folder)
+    ending = str(description.get("file_ending", ".nii.gz"))
+    channels = _channel_names(description)
+    known, ignored = _label_values(description)
+    choice = LabelChoice(known=known, ignored=ignored)
+    labels = sorted((folder / "labelsTr").glob(f"[!.]*{ending}"))
+    if not labels:
+        raise FileError(f"{folder}: no labels in labelsTr", f"at least one *{ending}", "check the path")
+    files = {path.name.removesuffix(ending): path for path in sorted((folder / "imagesTr").glob(f"[!.]*{ending}"))}
+    cases, faults = [], []
+    for label in labels:
+        found = _images_of(label, files, ending, len(channels))
+        if isinstance(found, Fault):
+            faults.append(found)
+        else:
+            cases.append(replace(found, choice=choice))
+    names = {label.name.removesuffix(ending) for label in labels}
+    faults += _without_label(files, names, ending)
+    return RawData(folder, tuple(cases), tuple(faults), choice, channels)
+
+
+def _description(folder: Path) -> dict[str, Any]:
+    path = folder / "dataset.json"
+    if not path.is_file():
+        raise FileError(f"{folder}: no dataset.json", "a folder in MSD or nnU-Net raw layout", "check the path")
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise FileError(f"{path}: {error}", "a JSON object", "repair the file") from error
+
+
+def _channel_names(description: Mapping[str, Any]) -> tuple[str, ...]:
+    """nnU-Net calls them channel_names, MSD modality; {"0": "CT"}."""
+    names = description.get("channel_names", description.get("modality", {}))
+    return tuple(str(name) for name in names.values()) if isinstance(names, dict) else ()
+
+
+def _label_values(description: Mapping[str, Any]) -> tuple[frozenset[int] | None, frozenset[int]]:
+    """All label values and the ignored ones: MSD's {"1": "liver"}, nnU-Net's {"liver": 1} or {"whole": [1, 2]}."""
+    labels = description.get("labels")
+    if not isinstance(labels, dict) or not labels:
+        return None, frozenset()
+    values: dict[int, str] = {0: "background"}
+    for key, value in labels.items():
+        if isinstance(value, list):
+            values.update((int(v), str(key)) for v in value)
+        elif isinstance(value, int):
+            values[value] = str(key)
+        elif str(key).isdigit():
+            values[int(key)] = str(value)
+    ignored = frozenset(value for value, name in values.items() if name == "ignore")
+    return frozenset(values), ignored
+
+
+def _images_of(label: Path, files: Mapping[str, Path], ending: str, channels: int) -> Case | Fault:
+    """The case of a label file, or what its images lack. One file without a number may hold all channels (MSD)."""
+    name = label.name.removesuffix(ending)
+    numbered = sorted(key for key in files if (match := CHANNEL.fullmatch(key)) and match[1] == name)
+    if name in files and numbered:
+        given = f"{files[name].name} and {files[numbered[0]].name}"
+        return Fault(name, "duplicate case", given, "one image for each case", "remove one of them")
+    if name in files:
+        return Case(name, (files[name],), label)
+    wanted = [f"{name}_{channel:04d}" for channel in range(max(channels, len(numbered), 1))]
+    missing = [f"{key}{ending}" for key in wanted if key not in files]
+    if missing:
+        given = f"{label}: its image is missing" if not numbered else f"{label}: a channel is missing"
+        return Fault(name, "missing image", given, f"{', '.join(missing)} in imagesTr", "add the image")
+    return Case(name, tuple(files[key] for key in wanted), label)
+
+
+def _without_label(files: Mapping[str, Path], names: set[str], ending: str) -> list[Fault]:
+    """One fault for each case whose image has no label."""
+    lonely: dict[str, Path] = {}
+    for key, path in files.items():
+        match = CHANNEL.fullmatch(key)
+        case = match[1] if match else key
+        if key not in names and case not in names:
+            lonely.setdefault(case, path)
+    return [
+        Fault(
+            case,
+            "missing label",
+            f"{path}: its label is missing",
+            f"{case}{ending} in labelsTr",
+            "add the label, or move the image to imagesTs",
+        )
+        for case, path in lonely.items()
+    ]

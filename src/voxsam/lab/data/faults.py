@@ -1,0 +1,210 @@
+"""The check of a case: everything that is wrong with its files, or else what there is to know of them."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import astuple, fields
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from voxsam.atomic import atomic_path
+from voxsam.errors import FileError, GeometryError, ImageError, InputError
+from voxsam.geometry import Grid
+from voxsam.io import is_oriented, read_channels, read_volume
+from voxsam.lab.data.cases import Case, Fault, FaultKind
+from voxsam.lab.data.fingerprint import Sketch
+from voxsam.lab.data.labels import LabelChoice, label_values, listed
+from voxsam.volume import Volume
+
+SLICES = 16  # of a scan that are put into the digest at once
+
+
+class Measures(BaseModel):
+    """What is known of a sound case: its grid as stored, its tumour, its intensities there.
+
+    `volume_ml` 0: a case without tumour, which has no `channels`. `digest` is the same for the same voxels. `oriented`:
+    the first file says how the patient lies in it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    shape: tuple[int, int, int]
+    affine: tuple[tuple[float, float, float, float], ...]
+    modality: str
+    volume_ml: float
+    channels: tuple[Sketch, ...]
+    digest: str
+    oriented: bool
+
+    @property
+    def grid(self) -> Grid:
+        """The grid of the source files."""
+        return Grid(self.shape, np.array(self.affine))
+
+
+class Check(BaseModel):
+    """The result of one case: faults, or measures if there are none."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    faults: tuple[Fault, ...]
+    measures: Measures | None
+
+
+class FaultyCasesError(ImageError):
+    """Some cases of a data set have faults; `faults` has them all."""
+
+    def __init__(self, faults: Sequence[Fault], report: Path) -> None:
+        self.faults = tuple(faults)
+        cases = len({fault.case for fault in faults})
+        given = f"{len(faults)} fault{'s' if len(faults) > 1 else ''} in {cases} case{'s' if cases > 1 else ''}"
+        super().__init__(f"{given} ({report})", "none", "mend the files, or leave these cases out with --skip-faulty")
+
+
+def check_case(case: Case, choice: LabelChoice) -> Check:
+    """Read every file of a case and name all its faults."""
+    faults: list[Fault] = []
+
+    def report(kind: FaultKind, given: str, expected: str, remedy: str) -> None:
+        faults.append(Fault(case.name, kind, given, expected, remedy))
+
+    scans = [_read(path, "image", read_channels, report) for path in case.images]
+    labels = _read(case.label, "label", lambda path: (read_volume(path, labels=True),), report)
+    first = scans[0][0] if scans[0] else None
+    for path, others in zip((*case.images[1:], case.label), (*scans[1:], labels), strict=True):
+        if first is not None and others:
+            _compare(case.image, first.grid, path, others[0].grid, report)
+    tumour = _check_label(case.label, labels[0].array, choice, report) if labels else None
+    if faults or first is None or tumour is None:
+        return Check(faults=tuple(faults), measures=None)
+    values = [channel.array[tumour] for channels in scans for channel in channels]
+    return Check(faults=(), measures=_measure(first, values))
+
+
+def _read(
+    path: Path, what: Literal["image", "label"], read: Callable[[Path], tuple[Volume, ...]], report: Callable[..., None]
+) -> tuple[Volume, ...]:
+    """The volumes of a file; none if it has a fault, which is reported."""
+    if not path.exists():
+        report(f"missing {what}", f"{path} does not exist", "the file", "add it")
+        return ()
+    try:
+        return read(path)
+    except InputError as error:
+        report(_kind_of(error, what), error.given, error.expected, error.remedy)
+    return ()
+
+
+def _kind_of(error: InputError, what: Literal["image", "label"]) -> FaultKind:
+    if isinstance(error, GeometryError):
+        return "spacing zero" if "spacing" in error.given else "broken geometry"
+    if isinstance(error, FileError):
+        return "unreadable file"
+    return "unusable label" if what == "label" else "unusable image"
+
+
+def _compare(image: Path, grid: Grid, path: Path, other: Grid, report: Callable[..., None]) -> None:
+    """Two files of one case must lie on one grid."""
+    if other.axes != grid.axes:
+        given, expected = f"{path.name} has the axes {other.axes}", f"{grid.axes} as {image.name}"
+        report("orientation mismatch", given, expected, "reorient it, or copy the affine if the voxels match")
+    if other.shape != grid.shape:
+        given = f"{path.name} has {_by(other.shape)} voxels"
+        report("shape mismatch", given, f"{_by(grid.shape)} as in {image.name}", "resample it to its image")
+    elif other.axes == grid.axes and not other.close_to(grid):
+        apart = np.linalg.norm(other.corners_world_mm() - grid.corners_world_mm(), axis=1).max()
+        given, expected = f"{path.name} lies up to {apart:.3g} mm off", f"the affine of {image.name}"
+        report("affine mismatch", given, expected, "resample it, or copy the affine if the voxels match")
+
+
+def _check_label(
+    path: Path, labels: NDArray, choice: LabelChoice, report: Callable[..., None]
+) -> NDArray[np.bool_] | None:
+    """Where the tumour is; None for a label that has none and may not."""
+    values = label_values(labels)
+    unknown = sorted(v for v in values if v < 0 or (choice.known is not None and v not in choice.known))
+    if unknown:
+        known = "0, 1, 2 ..." if choice.known is None else ", ".join(map(str, sorted(choice.known)))
+        report(
+            "unknown label value", f"{path.name} has the values {listed(unknown)}", f"only {known}", "correct the label"
+        )
+    tumour = choice(labels)
+    if not tumour.any() and not choice.healthy:
+        report("empty label", f"{path.name} has no tumour", f"a voxel of {choice.wanted}", "leave the case out")
+        return None
+    return tumour
+
+
+def _measure(first: Volume, values: Sequence[NDArray]) -> Measures:
+    some = len(values[0]) > 0
+    a, b, c = first.grid.shape
+    rows = tuple(tuple(row) for row in first.grid.affine.tolist())
+    return Measures(
+        shape=(a, b, c),
+        affine=rows,
+        modality=first.modality,
+        volume_ml=len(values[0]) * first.grid.voxel_volume_ml,
+        channels=tuple(Sketch.of(v) for v in values) if some else (),
+        digest=_digest(first.array),
+        oriented=is_oriented(first),
+    )
+
+
+def _digest(array: NDArray) -> str:
+    """The same for the same values in the same shape, whatever type they are stored in: hashed as float32."""
+    found = hashlib.blake2b(repr(array.shape).encode(), digest_size=16)
+    turned = array.T  # the arrays of files are in Fortran order
+    for start in range(0, len(turned), SLICES):
+        values = turned[start : start + SLICES].astype("<f4", order="C")
+        values += 0  # -0 becomes 0
+        found.update(values.data)
+    return found.hexdigest()
+
+
+def find_doubles(measured: Iterable[tuple[str, Measures]]) -> list[Fault]:
+    """One fault for each case whose image has the very voxels of an earlier case: it would test what it trained."""
+    first: dict[str, str] = {}
+    faults = []
+    for name, measures in measured:
+        earlier = first.setdefault(measures.digest, name)
+        if earlier != name:
+            given = f"the image has the same voxels as that of {earlier}"
+            faults.append(Fault(name, "duplicate case", given, "each scan once", "remove one of them"))
+    return faults
+
+
+def find_odd_channels(measured: Iterable[tuple[str, Measures]], named: Sequence[str]) -> list[Fault]:
+    """One fault for each case that has not as many image channels as the data set names, or else as most cases."""
+    counts = {name: len(measures.channels) for name, measures in measured if measures.channels}
+    if not counts:
+        return []
+    most = Counter(counts.values()).most_common(1)[0][0]
+    wanted = len(named) if len(named) in counts.values() else most
+    names = f" ({', '.join(named)})" if len(named) == wanted else ""
+    return [
+        Fault(name, "channel mismatch", f"{count} image channels", f"{wanted}{names}", "add or remove channels")
+        for name, count in counts.items()
+        if count != wanted
+    ]
+
+
+def write_faults(faults: Sequence[Fault], path: Path) -> None:
+    """A CSV table of them: case, fault, given, expected, remedy. No faults: no table. Raises FileError."""
+    if not faults:
+        path.unlink(missing_ok=True)
+        return
+    with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow("fault" if field.name == "kind" else field.name for field in fields(Fault))
+        table.writerows(astuple(fault) for fault in faults)
+
+
+def _by(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape))

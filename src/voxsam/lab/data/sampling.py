@@ -1,0 +1,161 @@
+"""Training samples: a crop around a tumour or beside it, varied, its label, and the first clicks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import copy
+
+import numpy as np
+from numpy.typing import NDArray
+
+from voxsam.errors import ImageError
+from voxsam.lab.data.augmentation import Augmentation, apply
+from voxsam.lab.data.labelled import Labelled
+from voxsam.lab.data.points import Prompts, draw_points
+from voxsam.lab.data.surroundings import OTHERS, fill, find_place
+from voxsam.preprocess import Preprocessing, Slices, Window
+from voxsam.resample import resample
+
+Sample = dict[str, NDArray]
+UNIT_SD = 40.0  # HU, of a typical tumour: other modalities are augmented as if theirs were as much
+TUMOUR, SEEN = 1, 2  # bits of the array that goes through the transforms as the label
+
+
+class Sampler:
+    """Draws samples for one model: crops of `side` voxels, and their first points (voxsam.lab.data.points).
+
+    In the "clicks" way, what the model then gets wrong is clicked during the training step. With "none" a model is to
+    find every tumour by itself: the label of a crop is all of it, wherever the crop was drawn.
+    """
+
+    def __init__(
+        self, preprocessing: Preprocessing, side: int, augmentation: Augmentation, prompts: Prompts = "clicks"
+    ) -> None:
+        self.preprocessing, self.side, self.augmentation = preprocessing, side, augmentation
+        self.prompts: Prompts = prompts
+        self.others: Sequence[Labelled] = ()  # scans whose tissue may surround another's
+        channels = (preprocessing.channel(number) for number in range(preprocessing.channels))
+        self._units = np.array([1.0 if c.modality == "CT" else c.sd / UNIT_SD for c in channels], np.float32)
+        self._transform, self._shifter = augmentation.transform(side), augmentation.shifter()
+
+    def among(self, others: Sequence[Labelled]) -> Sampler:
+        """The same sampler, which has the tissue of `others` to surround scans with."""
+        same = copy(self)
+        same.others = others
+        return same
+
+    def draw(self, case: Labelled, rng: np.random.Generator) -> Sample:
+        """`crop` (C, D, H, W) float32, `label` (1, D, H, W) float32 0/1, `points` (N, 3) float32, `labels` (N,) int64.
+
+        `points` are crop voxels; their labels are 1, or -1 for padding. A click beside the tumour has an empty label.
+        Raises ImageError for a case of too few channels.
+        """
+        a, use = self.augmentation, self.preprocessing
+        if len(case.images) < use.channels:
+            given, expected = f"a case of {len(case.images)} image channels", f"{use.channels}, as in the recipe"
+            raise ImageError(given, expected, "prepare the data set with all its channels")
+        beside = case.background_voxel(rng) if rng.random() < a.background else None
+        voxel = case.tumour_voxel(rng) if beside is None else beside
+        lattice = use.lattice(case.scan.grid)
+        centre = case.scan.grid.index_in(lattice, voxel)
+        off_centre = beside is None and rng.random() < a.off_centre
+        if off_centre:
+            within = np.minimum(a.off_centre_mm / np.array(use.spacing_mm), self.side // 2 - 1)  # stay in the crop
+            centre = centre + rng.uniform(-1, 1, 3) * within
+        if a.body:
+            centre = _into(case.scan.grid.index_in(lattice, case.body), centre, a.room(self.side))
+        window = Window.around(lattice, centre, (a.reach(self.side),) * 3)
+        image, bits, block = self._read(case, window, _limits(case, a, rng))
+        if a.surroundings and rng.random() < a.surroundings:
+            self._surround(case, image, bits, block, rng)
+        at = np.rint(case.scan.grid.index_in(window.grid, voxel)).astype(int)
+        if beside is None and ((at >= 0) & (at < window.shape)).all():
+            bits[tuple(at)] |= TUMOUR  # a lesion thinner than the crop's voxels must not vanish under its click
+        unit = self._units[:, None, None, None]
+        image, bits = apply(self._transform, image / unit, bits, int(rng.integers(2**32)))
+        return self._sample(image * unit, bits.astype(np.uint8), beside is not None, a.centred and not off_centre, rng)
+
+    def _read(
+        self, case: Labelled, window: Window, limits: tuple[NDArray, NDArray]
+    ) -> tuple[NDArray[np.float32], NDArray[np.uint8], Slices]:
+        """Intensities (C, ...) less their mean, bits (...) of TUMOUR and SEEN, and the box that the scan fills.
+
+        Outside it, and outside of `limits`, both are 0.
+        """
+        use = self.preprocessing
+        image, bits = np.zeros((use.channels, *window.shape), np.float32), np.zeros(window.shape, np.uint8)
+        at = case.scan.grid.index_in(window.grid, np.stack(limits))
+        low, high = np.ceil(at.min(0)).astype(int), np.floor(at.max(0)).astype(int) + 1
+        box: Slices = tuple(  # type: ignore[assignment]
+            slice(max(p.start, a), max(p.start, a, min(p.stop, b)))
+            for p, a, b in zip(window.inside(), low, high, strict=True)
+        )
+        if all(p.stop > p.start for p in box):
+            grid = window.grid.crop([p.start for p in box], [p.stop - p.start for p in box])
+            for number in range(use.channels):
+                values = resample(case.images[number], grid, use.interpolation)
+                image[number][box] = values - use.channel(number).mean
+            bits[box] = SEEN
+            bits[box] += np.uint8(TUMOUR) * (resample(case.label, grid, "area") > 0.5)
+        return image, bits, box
+
+    def _surround(self, case: Labelled, image: NDArray, bits: NDArray, block: Slices, rng: np.random.Generator) -> None:
+        """Tissue of other scans of the same modality outside `block`, in place; no tumour, whatever it was there."""
+        others = [o for o in self.others if o is not case and _modalities(o) == _modalities(case)]
+        seen = (bits & SEEN) > 0
+        if not seen.any():
+            return
+        for number in rng.permutation(len(others))[:OTHERS]:
+            if seen.all():
+                break
+            window = find_place(others[number], self.preprocessing, bits.shape, block, rng)  # type: ignore[arg-type]
+            if window is not None:
+                tissue, theirs, _ = self._read(others[number], window, _whole(others[number]))
+                fill(image, seen, block, tissue, (theirs & SEEN) > 0)
+        bits |= np.uint8(SEEN) * seen
+
+    def _sample(self, image: NDArray, bits: NDArray, beside: bool, centred: bool, rng: np.random.Generator) -> Sample:
+        use = self.preprocessing
+        channels = [use.channel(number) for number in range(use.channels)]
+        crop = np.stack([c.normalise(part + c.mean) for c, part in zip(channels, image, strict=True)])
+        if self.augmentation.offset:
+            self._shifter.set_random_state(int(rng.integers(2**32)))
+            crop = np.asarray(self._shifter(crop), dtype=np.float32)
+        crop = np.where(bits & SEEN, crop, np.float32(0))
+        label = (bits & TUMOUR) > 0
+        if not beside and not label.any():
+            if centred:
+                label[(self.side // 2,) * 3] = True  # so thin that the transforms lost it
+            beside = not centred
+        points, labels = draw_points(self.prompts, label, beside, centred, rng)
+        target = label & (not beside) if self.prompts == "clicks" else label
+        return {"crop": crop, "label": target[None].astype(np.float32), "points": points, "labels": labels}
+
+
+def _modalities(case: Labelled) -> tuple[str, ...]:
+    return tuple(image.modality for image in case.images)
+
+
+def _into(box: NDArray[np.float64], centre: NDArray[np.float64], side: int) -> NDArray[np.float64]:
+    """The centre (3,) of a crop moved so that the crop lies in a box (2, 3), or in its middle if it is the larger."""
+    low, high = box.min(0) + side // 2, box.max(0) + 1 - (side - side // 2)
+    return np.where(low <= high, np.clip(centre, low, np.maximum(low, high)), (box.min(0) + box.max(0)) / 2)
+
+
+def _limits(
+    case: Labelled, a: Augmentation, rng: np.random.Generator
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """First and last index (3,) that may be seen of a scan: random margins, so that its borders give nothing away."""
+    low, high = _whole(case)
+    if a.body:
+        return case.body[0] - 0.5, case.body[1] + 0.5
+    if a.margin_mm is None or (a.uncut and rng.random() < a.uncut):
+        return low, high
+    margins = rng.uniform(*a.margin_mm, size=(2, 3)) / case.scan.grid.spacing_mm
+    first, last = case.foreground.min(0) - margins[0], case.foreground.max(0) + margins[1]
+    return np.where(first <= 0, low, first), np.where(last >= high - 0.5, high, last)
+
+
+def _whole(case: Labelled) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """First and last index (3,) of a scan, to the outer faces of its voxels."""
+    return np.full(3, -0.5), np.array(case.scan.grid.shape) - 0.5

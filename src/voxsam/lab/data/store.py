@@ -1,0 +1,278 @@
+"""The prepared store: resampled cases as chunked, compressed zarr arrays, of which crops are read without the rest.
+
+PREPARED/
+  dataset.json                 a Description: what was prepared, how, and from which files
+  faults.csv                   the cases that were left out for their faults, if any
+  checks/CASE.json             what the check of a case found, kept for the next run
+  cases/CASE.zarr/             channel_0, channel_1, ... (D, H, W) int16 or float32, raw intensities
+                  label        (D, H, W) uint8, 1 is tumour
+                  foreground   (n, 3) int32, voxels of the tumour: all, or an even sample
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError
+from zarr.codecs import BloscCodec
+
+from voxsam.atomic import make_folder
+from voxsam.errors import FileError, InputError
+from voxsam.geometry import Grid
+from voxsam.lab.data.cases import Fault
+from voxsam.lab.data.fingerprint import Fingerprint
+from voxsam.lab.data.labelled import Labelled
+from voxsam.preprocess import Preprocessing
+from voxsam.volume import Volume
+
+FORMAT = 3  # 2: smaller chunks, slower to unpack, and nnU-Net's ignored label not noted; 1: lost thin tumours
+CHUNK = 64  # voxels a side: a crop of 128 reads at most 27 chunks
+SHARD = 448  # at most, voxels a side: most scans are a few files for each array
+MOST_POSITIONS = 200_000
+REMEDY = "run `voxsam prepare RAW -o PREPARED`, to its end"
+
+Index = tuple[int, int, int]
+
+
+class Source(BaseModel):
+    """One file that a case was made of, as it was then."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: str  # relative to the data set's folder where it lies inside
+    size: int  # bytes
+    modified_ns: int
+
+
+class CaseRecord(BaseModel):
+    """One prepared case. `key` changes with its source files and with everything that its voxels depend on."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    key: str
+    sources: tuple[Source, ...]
+    source_shape: tuple[int, int, int]
+    source_spacing_mm: tuple[float, float, float]
+    source_axes: str
+    shape: tuple[int, int, int]
+    affine: tuple[tuple[float, float, float, float], ...]
+    volume_ml: float  # of the tumour in the source
+    lesions: int
+    voxels: int  # of the tumour in the store
+    body: tuple[Index, Index] | None = None  # first and last index of what is not air; None: not recorded then
+
+    @property
+    def grid(self) -> Grid:
+        """The grid of the stored arrays."""
+        return Grid(self.shape, np.array(self.affine))
+
+
+class Description(BaseModel):
+    """What dataset.json holds. `preprocessing` and the fingerprint's `channels` have one entry for each channel."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: int = FORMAT
+    data_set: str
+    root: str = ""  # the folder that the sources' paths begin at; "": written before it was recorded
+    labels: tuple[int, ...] | None  # the tumour's values in the source labels; None: all above 0 but the ignored
+    ignored_labels: tuple[int, ...] = ()
+    seed: int
+    channels: tuple[str, ...]
+    preprocessing: tuple[Preprocessing, ...]
+    fingerprint: Fingerprint
+    split: dict[str, tuple[str, ...]]
+    cases: dict[str, CaseRecord]
+    without_tumour: tuple[str, ...] = ()
+    unoriented: tuple[str, ...] = ()  # cases whose files do not say how the patient lies
+    faults: tuple[Fault, ...] = ()
+
+
+class Store:
+    """A prepared data set, open for reading; opening it reads dataset.json and no voxel."""
+
+    def __init__(self, folder: Path, description: Description) -> None:
+        self.folder, self.description = folder, description
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every case, sorted."""
+        return tuple(sorted(self.description.cases))
+
+    @property
+    def split(self) -> dict[str, tuple[str, ...]]:
+        """The names of the parts "train", "validation" and "test"."""
+        return self.description.split
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """The store's spacing and axes, and how the intensities of its channels are normalised."""
+        first, *further = self.description.preprocessing
+        return first.with_channels(further)
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """Measured on the training part, at the spacing of the sources."""
+        return self.description.fingerprint
+
+    def load(self, name: str, channel: int | None = None) -> Labelled:
+        """A case, with all its channels or the one asked for; slicing zarr's arrays reads the chunks under the slice.
+
+        Raises FileError for a case or channel that is not there.
+        """
+        record = self.description.cases.get(name)
+        if record is None:
+            raise FileError(f"{self.folder}: no case {name}", f"one of {', '.join(self.names)}", "check the name")
+        kinds = self.description.preprocessing
+        if channel is not None and not 0 <= channel < len(kinds):
+            raise FileError(f"channel {channel} of {name}", f"0 to {len(kinds) - 1}", "choose another channel")
+        numbers = range(len(kinds)) if channel is None else [channel]
+        folder = case_folder(self.folder, name)
+        try:
+            arrays = {
+                part: zarr.open_array(folder / part, mode="r")
+                for part in (*(f"channel_{n}" for n in numbers), "label", "foreground")
+            }
+        except (OSError, ValueError) as error:
+            raise FileError(f"{folder} could not be read ({error})", "a prepared case", "prepare it again") from error
+        images = [Volume(cast(NDArray[Any], arrays[f"channel_{n}"]), record.grid, kinds[n].modality) for n in numbers]
+        return Labelled(
+            images[0],
+            Volume(cast(NDArray[Any], arrays["label"]), record.grid, "SEG"),
+            np.asarray(arrays["foreground"][...], dtype=np.int32),
+            tuple(images[1:]),
+            None if record.body is None else np.array(record.body),
+        )
+
+
+def open_store(folder: str | os.PathLike[str]) -> Store:
+    """The store that `voxsam prepare` made in `folder`. Raises FileError if it is none, not finished, or of another
+    format.
+    """
+    path = Path(folder) / "dataset.json"
+    if not path.is_file():
+        raise FileError(f"{folder}: no dataset.json", "a folder made by voxsam prepare", REMEDY)
+    description = find_description(Path(folder))
+    if description is None:
+        raise FileError(f"{path} is not that of a prepared data set", f"one of format {FORMAT}", REMEDY)
+    return Store(Path(folder), description)
+
+
+def find_description(folder: Path) -> Description | None:
+    """What a store says of itself; None for a folder of another kind. Raises FileError for one of another format."""
+    path = folder / "dataset.json"
+    description = read_description(path)
+    found = None if description else _format_of(path)
+    if found is not None:
+        given = f"{folder}: prepared as format {found} by another VoxSAM"
+        raise FileError(given, f"format {FORMAT}", "prepare it again: run `voxsam prepare RAW -o PREPARED`")
+    return description
+
+
+def _format_of(path: Path) -> int | None:
+    """The format of a store that cannot be read; None if it is no store, or only damaged."""
+    try:
+        found = dict(json.loads(path.read_bytes()))
+    except (OSError, ValueError, TypeError):
+        return None
+    number = found.get("format") if {"preprocessing", "fingerprint"} <= found.keys() else None
+    return number if isinstance(number, int) and number != FORMAT else None
+
+
+def read_description(path: Path) -> Description | None:
+    """What a dataset.json says, or None if it is absent, of another kind or of another format."""
+    try:
+        description = Description.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError):
+        return None
+    return description if description.format == FORMAT else None
+
+
+def case_folder(folder: Path, name: str) -> Path:
+    """Where a store keeps a case."""
+    return folder / "cases" / f"{name}.zarr"
+
+
+def read_record(folder: Path) -> CaseRecord | None:
+    """What a finished case's folder says of itself, or None if there is none of this format."""
+    try:
+        return CaseRecord.model_validate(dict(zarr.open_group(folder, mode="r").attrs)["record"])
+    except (OSError, KeyError, ValueError):  # pydantic's and zarr's errors are ValueErrors
+        return None
+
+
+def write_case(
+    folder: Path,
+    channels: list[NDArray[Any]],
+    label: NDArray[np.uint8],
+    foreground: NDArray[np.int32],
+    record: CaseRecord,
+) -> None:
+    """Write a case's arrays; `folder` appears whole or not at all and replaces an older one. Raises FileError."""
+    with _new_folder(folder) as partial:
+        group = zarr.create_group(partial, attributes={"record": record.model_dump(mode="json")})
+        for number, array in enumerate(channels):
+            _write_array(group, f"channel_{number}", array)
+        _write_array(group, "label", label)
+        positions = group.create_array(
+            "foreground", shape=foreground.shape, dtype=foreground.dtype, chunks=foreground.shape
+        )
+        positions[...] = foreground
+
+
+def _write_array(group: zarr.Group, name: str, array: NDArray[Any]) -> None:
+    shards = tuple(min(SHARD, -(-n // CHUNK) * CHUNK) for n in array.shape)
+    compressor = BloscCodec(cname="lz4", clevel=5, shuffle="shuffle")  # larger than zstd, unpacked twice as fast
+    stored = group.create_array(
+        name, shape=array.shape, dtype=array.dtype, chunks=(CHUNK,) * 3, shards=shards, compressors=compressor
+    )
+    stored[...] = array
+
+
+@contextmanager
+def _new_folder(target: Path) -> Iterator[Path]:
+    """A folder beside `target` that takes its name when the block ends, and goes when it raises."""
+    partial = target.with_name(f".{secrets.token_hex(4)}-{target.name}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        for file in partial.rglob("*"):
+            if file.is_file():
+                with open(file, "rb+") as opened:
+                    os.fsync(opened.fileno())
+        if target.exists():
+            shutil.rmtree(target)
+        os.replace(partial, target)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        given, expected = f"{target} could not be written ({reason})", "a folder that takes files"
+        raise FileError(given, expected, "check its permissions and free space") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def sample_positions(label: NDArray[np.uint8], always: NDArray[np.int32]) -> NDArray[np.int32]:
+    """(n, 3) the voxels of a label, or an even sample of about MOST_POSITIONS of them with the voxels `always`."""
+    positions = np.argwhere(label).astype(np.int32)
+    if len(positions) <= MOST_POSITIONS:
+        return positions
+    room = max(MOST_POSITIONS - len(always), 0)
+    even = np.linspace(0, len(positions) - 1, room).round().astype(int)
+    return np.unique(np.concatenate([positions[even], always]), axis=0).astype(np.int32)
+
+
+def check_output(folder: Path, raw: Path) -> None:
+    """Raises InputError for an output folder that is the data set itself, FileError for one that is a file."""
+    if folder.exists() and folder.resolve() == raw.resolve():
+        raise InputError(f"the output {folder} is the data set", "another folder", "choose one with -o")
+    make_folder(folder)

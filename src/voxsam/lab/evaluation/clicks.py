@@ -1,0 +1,154 @@
+"""Simulated users: where they click a tumour, at random or to correct a mask; always the same for the same seed.
+
+Indices are voxels (i, j, k) of the scan. The regions are in words in docs/evaluation.md (paper, Sec. 4.4 and Fig. 6).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import numpy as np
+import scipy.ndimage
+from numpy.typing import NDArray
+
+from voxsam.errors import PromptError
+from voxsam.lab.evaluation.scores import Mask, components
+
+Region = Literal["any", "centre", "surround", "margin", "deepest"]
+REGIONS: tuple[Region, ...] = get_args(Region)
+DEPTH_SHARES = {"centre": (2 / 3, 1.0), "surround": (1 / 3, 2 / 3), "margin": (0.0, 1 / 3)}  # of the greatest depth
+NOISE_REACH_MM = 10.0  # a noisy click misses the tumour by at most this
+
+Index = tuple[int, int, int]
+Click = tuple[Index, bool]  # and whether it is positive
+
+
+class ClickMaker:
+    """Draws the positive clicks of any number of trials on one tumour.
+
+    `tumour` (i, j, k) is not empty. With `noise` above 0 each click, the first one too, misses the tumour with that
+    probability: it lies outside, at most 10 mm (or one voxel) away. Raises PromptError for an empty tumour.
+    """
+
+    def __init__(self, tumour: Mask, spacing_mm: NDArray[np.float64], region: Region = "any", noise: float = 0) -> None:
+        if not tumour.any():
+            raise PromptError("a label without tumour", "voxels to click on", "leave the case out, or use --auto")
+        self.noise = noise
+        self.inside = np.argwhere(region_of(tumour, spacing_mm, region))
+        self.outside = _just_outside(tumour, spacing_mm) if noise > 0 else self.inside[:0]
+
+    def draw(self, count: int, *key: str | int) -> list[Click]:
+        """`count` clicks, uniform over the region, none twice while there are voxels left; `key` decides which.
+
+        Fewer clicks for the same key are the first of more, and noise moves only the clicks that it strikes.
+        """
+        inside = _drawn(self.inside, count, *key, "inside")
+        misses = _generator(*key, "noise").random(count) < self.noise
+        if misses.any() and len(self.outside):
+            inside = np.where(misses[:, None], _drawn(self.outside, count, *key, "outside"), inside)
+        return [(_index(at), True) for at in inside]
+
+
+def region_of(tumour: Mask, spacing_mm: NDArray[np.float64], region: Region) -> Mask:
+    """The part of a tumour in which a click may lie: all of it, or a part of its largest lesion; never empty.
+
+    A voxel's depth is its distance in mm to the nearest voxel outside, as a share of the greatest depth in the lesion:
+    centre from 2/3 on, surround from 1/3 to 2/3, margin below 1/3. A part without voxels, as a small lesion may have,
+    is replaced by the voxels whose depth comes nearest to it. "deepest" is one voxel.
+    """
+    if region == "any":
+        return tumour
+    lesion = largest_component(tumour)
+    if region == "deepest":
+        chosen = np.zeros_like(lesion)
+        chosen[deepest_voxel(lesion, spacing_mm)] = True
+        return chosen
+    depth = depth_mm(lesion, spacing_mm)
+    share = depth / depth.max()
+    low, high = DEPTH_SHARES[region]
+    chosen = lesion & (share >= low) & ((share < high) | (high == 1))
+    if chosen.any():
+        return chosen
+    off = np.where(lesion, np.maximum(low - share, share - high), np.inf)
+    return off <= off.min() + 1e-9
+
+
+def correction(
+    mask: Mask, truth: Mask, spacing_mm: NDArray[np.float64], clicked: Sequence[Click] = (), negative: bool = True
+) -> Click | None:
+    """The next click of a user who looks for the worst fault of a mask; None if there is none to click on.
+
+    It is the deepest voxel of the largest connected fault (26 neighbours, by voxels): positive where the mask lacks
+    tumour, negative where it goes too far. Of faults alike in size, missing tumour goes first. Without `negative` only
+    missing tumour is looked for. Voxels clicked before count as outside, so that a second click in a fault that
+    persists lies elsewhere.
+    """
+    faults = [(truth & ~mask, True)] + ([(mask & ~truth, False)] if negative else [])
+    largest = [(largest_component(fault), positive) for fault, positive in faults if fault.any()]
+    if not largest:
+        return None
+    worst, positive = max(largest, key=lambda found: np.count_nonzero(found[0]))  # of equal ones the first
+    open_to_clicks = worst.copy()
+    for at, _ in clicked:
+        open_to_clicks[at] = False
+    if not open_to_clicks.any():
+        return None
+    return deepest_voxel(open_to_clicks, spacing_mm), positive
+
+
+def largest_component(mask: Mask) -> Mask:
+    """The connected component (26 neighbours) with the most voxels; of equal ones the first in the array."""
+    box = scipy.ndimage.find_objects(mask.astype(np.uint8))  # most of a scan is background
+    numbered, count = components(mask[box[0]]) if box else (np.zeros(0, np.int32), 0)
+    if count <= 1:
+        return mask
+    largest = np.zeros_like(mask)
+    largest[box[0]] = numbered == 1 + int(np.bincount(numbered.ravel())[1:].argmax())
+    return largest
+
+
+def depth_mm(mask: Mask, spacing_mm: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Each voxel's distance to the nearest voxel outside the mask, 0 outside; what lies beyond the scan is outside."""
+    depth = np.zeros(mask.shape)
+    box = scipy.ndimage.find_objects(mask.astype(np.uint8))
+    if box:
+        whole = np.pad(mask[box[0]], 1)
+        depth[box[0]] = np.asarray(scipy.ndimage.distance_transform_edt(whole, sampling=spacing_mm))[1:-1, 1:-1, 1:-1]
+    return depth
+
+
+def deepest_voxel(mask: Mask, spacing_mm: NDArray[np.float64]) -> Index:
+    """The voxel of a mask, which is not empty, with the greatest depth; of several the one nearest to their middle."""
+    depth = depth_mm(mask, spacing_mm)
+    deepest = np.argwhere(depth >= depth.max() - 1e-9)
+    return _index(deepest[(((deepest - deepest.mean(axis=0)) * spacing_mm) ** 2).sum(axis=1).argmin()])
+
+
+def _just_outside(tumour: Mask, spacing_mm: NDArray[np.float64]) -> NDArray[np.int_]:
+    """(n, 3) the voxels outside the tumour, but near it."""
+    reach = max(NOISE_REACH_MM, float(np.max(spacing_mm)))
+    margin = np.ceil(reach / spacing_mm).astype(int)
+    box = scipy.ndimage.find_objects(tumour.astype(np.uint8))[0]
+    start = [max(0, side.start - m) for side, m in zip(box, margin, strict=True)]
+    around = tuple(slice(a, side.stop + m) for a, side, m in zip(start, box, margin, strict=True))
+    away = np.asarray(scipy.ndimage.distance_transform_edt(~tumour[around], sampling=spacing_mm))
+    return np.argwhere((away > 0) & (away <= reach)) + start
+
+
+def _drawn(voxels: NDArray[np.int_], count: int, *key: str | int) -> NDArray[np.int_]:
+    """(count, 3) of (n, 3) voxels in a random order; again from the start when they are used up."""
+    order = _generator(*key).permutation(len(voxels))
+    return voxels[order[np.arange(count) % len(voxels)]]
+
+
+def _generator(*key: str | int) -> np.random.Generator:
+    """Random numbers that depend on nothing but the key: not on other cases, trials, or the process."""
+    digest = hashlib.sha256("\n".join(map(str, key)).encode("utf-8")).digest()
+    return np.random.default_rng(int.from_bytes(digest[:16], "little"))
+
+
+def _index(at: NDArray[np.int_]) -> Index:
+    i, j, k = (int(v) for v in at)
+    return i, j, k

@@ -1,0 +1,256 @@
+"""The evaluation protocol: trials of simulated clicks on every case, each mask scored on the scan's own grid.
+
+It knows systems (`systems.System`) and case folders, not VoxSAM's networks. A trial of 3 clicks begins with the click
+of the trial of 1: numbers are paired. Every draw depends on the seed, the case's name, the lesion and the trial only.
+A 2D system (`systems.OpenedPerSlice`) is clicked so often in every axial slice that holds tumour (`slices`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from voxsam.errors import GeometryError, InputError, UnsupportedError
+from voxsam.io import read_channels, read_volume
+from voxsam.lab.data.cases import Case
+from voxsam.lab.evaluation.clicks import REGIONS, Click, ClickMaker, Region, correction
+from voxsam.lab.evaluation.scores import TOLERANCE_MM, Mask, Scores, components, score
+from voxsam.lab.evaluation.slices import clicks_in_slices, require_plain
+from voxsam.lab.evaluation.systems import Opened, OpenedPerSlice, System
+from voxsam.prompts import Point
+from voxsam.volume import Volume
+
+RANDOM, CORRECTIVE, AUTOMATIC, PER_SLICE = "random", "corrective", "automatic", "per slice"
+
+Progress = Callable[[str, float | None], None]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What an evaluation does. Raises InputError for numbers that make no sense."""
+
+    clicks: tuple[int, ...] = (1, 3, 10)  # numbers of random clicks that are scored
+    trials: int = 10
+    region: Region = "any"
+    noise: float = 0.0  # share of the random clicks that miss the tumour
+    corrective: int = 0  # trials of one random click and up to this many clicks in all, placed by a simulated user
+    per_lesion: bool = False  # click and score every lesion by itself
+    labels: tuple[int, ...] = ()  # values of the label file that are the tumour; none: all above 0
+    tolerance_mm: float = TOLERANCE_MM
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _require(bool(self.clicks) and min(self.clicks) >= 1, f"clicks {self.clicks}", "numbers from 1 on")
+        _require(self.trials >= 1, f"{self.trials} trials", "one or more")
+        _require(self.region in REGIONS, f"region {self.region!r}", f"one of {', '.join(REGIONS)}")
+        _require(0 <= self.noise <= 1, f"noise {self.noise}", "a share from 0 to 1")
+        _require(self.corrective >= 0, f"{self.corrective} corrective clicks", "0 for none, or more")
+        _require(0 not in self.labels, "label 0", "labels of the tumour, which are not 0")
+        _require(0 <= self.tolerance_mm < np.inf, f"tolerance {self.tolerance_mm} mm", "millimetres from 0 on")
+        _require(self.seed >= 0, f"seed {self.seed}", "a whole number from 0 on")
+        object.__setattr__(self, "clicks", tuple(sorted(set(self.clicks))))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One scored mask. `lesion` is 0 for the whole label; `seconds` differ from run to run and do not count in ==."""
+
+    case: str
+    lesion: int
+    kind: str  # random, corrective, automatic or per slice
+    trial: int
+    clicks: int  # in each slice, where the kind is per slice
+    scores: Scores
+    points: tuple[Click, ...]  # that were given
+    seconds: float = field(compare=False)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What came out: one row for each case, lesion, kind, trial and number of clicks; and cases without any, why."""
+
+    system: str
+    dataset: str
+    settings: Settings
+    rows: tuple[Row, ...]
+    skipped: dict[str, str]
+    parameters: int | None = None  # of the system
+
+    @property
+    def cases(self) -> tuple[str, ...]:
+        """The names of the cases with rows, in order."""
+        return tuple(dict.fromkeys(row.case for row in self.rows))
+
+
+Watch = Callable[[Row, Volume], None]
+
+
+def evaluate(
+    system: System,
+    cases: Sequence[Case],
+    settings: Settings,
+    dataset: str,
+    progress: Progress | None = None,
+    watch: Watch | None = None,
+) -> Evaluation:
+    """Run every trial on every case. A case whose label is empty is skipped, unless the system needs no clicks.
+
+    `watch` is shown each row with the mask that was scored, on the scan's grid, which is not kept.
+    Raises what reading a case raises, GeometryError for a label or an answer on another grid, InputError without cases
+    or if all are skipped, UnsupportedError for clicks or lesions asked of a system that takes none.
+    """
+    _require(bool(cases), "no cases", "one or more")
+    if not system.takes_clicks and (settings.corrective or settings.per_lesion):
+        raise UnsupportedError(
+            f"corrective clicks or single lesions with {system.name}", "a system that takes clicks", "leave them out"
+        )
+    rows: list[Row] = []
+    skipped: dict[str, str] = {}
+    for number, case in enumerate(cases):
+        if progress is not None:
+            progress(f"case {number + 1} of {len(cases)}: {case.name}", number / len(cases))
+        images, tumour = read_case(case, settings.labels)
+        if system.takes_clicks and not tumour.any():
+            skipped[case.name] = "its label is empty: there is nothing to click on"
+        else:
+            rows += evaluate_scan(system, case.name, images, tumour, settings, watch)
+    _require(bool(rows), f"{len(cases)} cases with empty labels", "tumours to click on")
+    return Evaluation(system.name, dataset, settings, tuple(rows), skipped, system.parameters)
+
+
+def read_case(case: Case, labels: Sequence[int] = ()) -> tuple[tuple[Volume, ...], Mask]:
+    """The image channels, and where the tumour is: (i, j, k) on the first one's grid.
+
+    `labels` are the values that are tumour; none: those of the case. Raises GeometryError for a channel or a label on
+    another grid.
+    """
+    images = tuple(channel for path in case.images for channel in read_channels(path))
+    label = read_volume(case.label, labels=True)
+    for what, other in (*(("a channel", image) for image in images[1:]), ("a label", label)):
+        if not other.grid.close_to(images[0].grid):
+            given, expected = f"{case.name}: {what} on {other.grid}", f"the scan's {images[0].grid}"
+            raise GeometryError(given, expected, f"resample the {what[2:]}")
+    return images, case.choice.of(labels)(label.array)
+
+
+def evaluate_scan(
+    system: System,
+    name: str,
+    images: Sequence[Volume],
+    tumour: Mask,
+    settings: Settings,
+    watch: Watch | None = None,
+) -> Iterator[Row]:
+    """The rows of one scan of one or more channels; `tumour` (i, j, k) is not empty for a system that takes clicks."""
+    opened = open_images(system, images, tumour)
+    run = _Run(name, images[0], opened, settings, system.takes_negative, watch)
+    if not system.takes_clicks:
+        yield run.row(AUTOMATIC, 0, 0, tumour, tumour, ())[0]
+    elif isinstance(run.opened, OpenedPerSlice):
+        require_plain(settings, system.name)
+        yield from run.slices(tumour)
+    elif settings.per_lesion:
+        numbered, count = components(tumour)
+        for lesion in range(1, count + 1):
+            yield from run.trials(numbered == lesion, tumour, lesion)
+    else:
+        yield from run.trials(tumour, tumour, 0)
+
+
+def open_images(system: System, images: Sequence[Volume], tumour: Mask) -> Opened:
+    """A scan opened with a system: one volume where there is but one, else all channels.
+
+    `tumour` (i, j, k) is shown to a system per slice alone, which may have to choose as an oracle does.
+    """
+    opened = system.open(images[0] if len(images) == 1 else tuple(images))
+    if isinstance(opened, OpenedPerSlice):
+        opened.show_truth(images[0].with_array(tumour.astype(np.uint8), "SEG"))
+    return opened
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One opened scan and how it is clicked."""
+
+    name: str
+    scan: Volume
+    opened: Opened
+    settings: Settings
+    negative: bool
+    watch: Watch | None
+
+    @property
+    def spacing_mm(self) -> NDArray[np.float64]:
+        return self.scan.grid.spacing_mm
+
+    def trials(self, target: Mask, tumour: Mask, lesion: int) -> Iterator[Row]:
+        """All trials on `target`, a lesion of the tumour or the whole tumour."""
+        settings = self.settings
+        maker = ClickMaker(target, self.spacing_mm, settings.region, settings.noise)
+        for trial in range(settings.trials):
+            key = (settings.seed, self.name, lesion, trial)
+            clicks = maker.draw(settings.clicks[-1], *key)
+            for count in settings.clicks:
+                yield self.row(RANDOM, lesion, trial, target, tumour, tuple(clicks[:count]))[0]
+            if settings.corrective:
+                yield from self.corrected(lesion, trial, target, tumour, clicks[0])
+
+    def slices(self, tumour: Mask) -> Iterator[Row]:
+        """All trials of a system that is clicked in every slice of the tumour."""
+        settings = self.settings
+        for trial in range(settings.trials):
+            drawn = clicks_in_slices(tumour, self.scan.grid, settings.clicks[-1], settings.seed, self.name, 0, trial)
+            for count in settings.clicks:
+                clicks = tuple(click for in_slice in drawn for click in in_slice[:count])
+                yield self.row(PER_SLICE, 0, trial, tumour, tumour, clicks, count)[0]
+
+    def corrected(self, lesion: int, trial: int, target: Mask, tumour: Mask, first: Click) -> Iterator[Row]:
+        """Rows of 1, 2, ... clicks, each placed on the worst fault; when none is left the scores stay as they are."""
+        points = (first,)
+        row, wrong = self.row(CORRECTIVE, lesion, trial, target, tumour, points)
+        yield row
+        for count in range(2, self.settings.corrective + 1):
+            further = correction(wrong, target, self.spacing_mm, points, self.negative)
+            if further is None:
+                yield replace(row, clicks=count, seconds=0.0)
+                continue
+            points = (*points, further)
+            row, wrong = self.row(CORRECTIVE, lesion, trial, target, tumour, points)
+            yield row
+
+    def row(
+        self,
+        kind: str,
+        lesion: int,
+        trial: int,
+        target: Mask,
+        tumour: Mask,
+        clicks: tuple[Click, ...],
+        count: int | None = None,
+    ) -> tuple[Row, Mask]:
+        """The row of one answer, and the mask that was scored: without what lies in other lesions than the target.
+
+        `count` is what tables call the number of clicks, where it is not all of them.
+        """
+        start = time.perf_counter()
+        answer = self.opened.segment([Point.at_index(self.scan.grid, at, positive) for at, positive in clicks])
+        seconds = time.perf_counter() - start
+        if not answer.grid.close_to(self.scan.grid):
+            raise GeometryError(f"{self.name}: a mask on {answer.grid}", f"the scan's {self.scan.grid}", "resample it")
+        mask = answer.array != 0
+        if lesion:
+            mask &= target | ~tumour
+        scores = score(mask, target, self.spacing_mm, self.settings.tolerance_mm)
+        row = Row(self.name, lesion, kind, trial, count or len(clicks), scores, clicks, seconds)
+        if self.watch is not None:
+            self.watch(row, answer.with_array(mask.astype(np.uint8), "SEG"))
+        return row, mask
+
+
+def _require(holds: bool, given: str, expected: str) -> None:
+    if not holds:
+        raise InputError(given, expected, "change it; see docs/evaluation.md")

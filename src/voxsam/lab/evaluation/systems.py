@@ -1,0 +1,159 @@
+"""What is evaluated: anything that opens a scan and answers clicks with a mask; here VoxSAM's own models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+from voxsam.errors import PromptError, UnsupportedError
+from voxsam.interactive.automatic import mask_of, segment_automatically
+from voxsam.interactive.session import Session
+from voxsam.network.promptable import Promptable
+from voxsam.network.tuning import counts
+from voxsam.prompts import Point
+from voxsam.volume import Volume
+
+Images = Volume | Sequence[Volume]  # a scan, or its channels
+
+
+class Opened(Protocol):
+    """A scan that was opened with a system."""
+
+    def segment(self, points: Sequence[Point]) -> Volume:
+        """The mask on the scan's grid for these clicks and no others: all clicks so far are given each time."""
+        ...
+
+
+@runtime_checkable
+class OpenedPerSlice(Opened, Protocol):
+    """A scan opened with a 2D system, which is clicked in every axial slice that holds tumour, and so told which do.
+
+    `segment` answers in the slices that have clicks; all others stay empty.
+    """
+
+    def show_truth(self, truth: Volume) -> None:
+        """Where the tumour is, on the scan's grid, before the first click: for one that chooses as an oracle does."""
+        ...
+
+
+class System(Protocol):
+    """A method under evaluation."""
+
+    @property
+    def name(self) -> str:
+        """What tables call it."""
+        ...
+
+    @property
+    def takes_clicks(self) -> bool:
+        """False: it works by itself, and `segment` is called without points."""
+        ...
+
+    @property
+    def takes_negative(self) -> bool:
+        """Whether it knows clicks that say "this is not the tumour"."""
+        ...
+
+    @property
+    def parameters(self) -> int | None:
+        """How many numbers it has learned or was given, for the tables; None where nobody knows."""
+        ...
+
+    def open(self, volume: Images) -> Opened:
+        """Make a scan ready; a case of several channels comes as all of them, on one grid."""
+        ...
+
+
+def taken_by(model: Promptable, images: Images) -> Images:
+    """The images that a model takes: a model of one channel gets the first of several, as when it was trained."""
+    several = not isinstance(images, Volume) and model.card.preprocessing.channels == 1
+    return images[0] if several else images  # type: ignore[index]
+
+
+class SessionSystem:
+    """A VoxSAM model, used as a person uses it; `follow=False` keeps to one crop, as released.
+
+    Raises UnsupportedError for a model that takes no clicks.
+    """
+
+    takes_clicks = True
+
+    def __init__(self, model: Promptable, follow: bool = True) -> None:
+        if model.card.automatic:
+            raise UnsupportedError(
+                f"clicks for the model {model.card.name}", "no clicks: it was trained without", "add --auto"
+            )
+        self.model, self.follow = model, follow
+        self.name, self.takes_negative = model.card.name, model.config.polarity
+        self.parameters: int | None = counts(model).total
+
+    def open(self, volume: Images) -> Opened:
+        """A session whose encoded crops serve all trials."""
+        return _OpenedSession(Session(self.model, taken_by(self.model, volume), follow=self.follow))
+
+
+class _OpenedSession:
+    """The first click is made, then all others at once: the mask does not depend on which counts are asked for."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+
+    def segment(self, points: Sequence[Point]) -> Volume:
+        """The mask. Without following, clicks that do not fit into the crop of the first are left out."""
+        first, later = tuple(points[:1]), points[1:]
+        while self.session.prompts and self.session.prompts != first:  # unlike reset, undo leaves no history behind
+            self.session.undo()
+        if not self.session.prompts:
+            self.session.prompt(*first)
+        if not later:
+            return self.session.mask
+        try:
+            return self.session.prompt(*later)
+        except PromptError:
+            if self.session.follow:
+                raise
+        return self._those_that_fit(later)
+
+    def _those_that_fit(self, later: Sequence[Point]) -> Volume:
+        fitting: list[Point] = []
+        for point in later:
+            try:
+                self.session.prompt(*fitting, point)
+            except PromptError:
+                continue
+            self.session.undo()
+            fitting.append(point)
+        return self.session.prompt(*fitting) if fitting else self.session.mask
+
+
+class AutomaticSystem:
+    """A VoxSAM model trained without clicks, by sliding window (paper: overlap 0.7, constant weights).
+
+    Raises UnsupportedError for a model that takes clicks.
+    """
+
+    takes_clicks = takes_negative = False
+
+    def __init__(self, model: Promptable) -> None:
+        if not model.card.automatic:
+            raise UnsupportedError(
+                f"--auto with the model {model.card.name}",
+                "a model trained without clicks",
+                "leave out --auto, or choose another model with --model",
+            )
+        self.model, self.name = model, model.card.name
+        self.parameters: int | None = counts(model).total
+
+    def open(self, volume: Images) -> Opened:
+        """The scan, kept until `segment`."""
+        return _OpenedAutomatic(self.model, taken_by(self.model, volume))
+
+
+class _OpenedAutomatic:
+    def __init__(self, model: Promptable, volume: Images) -> None:
+        self.model, self.volume = model, volume
+
+    def segment(self, points: Sequence[Point]) -> Volume:
+        """The mask of the whole scan; there are no points."""
+        assert not points
+        return mask_of(segment_automatically(self.model, self.volume))

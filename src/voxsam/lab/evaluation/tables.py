@@ -1,0 +1,128 @@
+"""The tables of an evaluation, as Markdown: the paper's Table 1 with confidence intervals, what else, each case."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from voxsam.lab.evaluation.markdown import NOTHING, markdown_table
+from voxsam.lab.evaluation.protocol import PER_SLICE, Evaluation
+from voxsam.lab.evaluation.summary import Estimate, Line, by_case, grouped, rows_of, summarise
+
+INFINITE = "∞"
+TOLD = (
+    "The clicks are made in every axial slice that holds tumour, so the system is told where along the patient the "
+    "tumour begins and ends; all other slices stay empty."
+)
+
+Cells = dict[str, Any]
+
+
+def paper_rows(evaluations: Sequence[Evaluation]) -> list[Cells]:
+    """Table 1 of the paper: methods down, Dice and NSD of each data set across, in per cent with their intervals."""
+    rows: dict[str, Cells] = {}
+    for evaluation in evaluations:
+        for line in summarise(evaluation):
+            method = f"{evaluation.system} ({line.label})"
+            cells = rows.setdefault(method, {"Method": method})
+            cells[f"{evaluation.dataset} Dice ↑"] = shown(line.numbers["dice"], percent=True)
+            cells[f"{evaluation.dataset} NSD ↑"] = shown(line.numbers["nsd"], percent=True)
+            cells["parameters"] = NOTHING if evaluation.parameters is None else f"{evaluation.parameters / 1e6:.2f}M"
+    return list(rows.values())
+
+
+def further_rows(evaluation: Evaluation) -> list[Cells]:
+    """What the paper does not show: HD95, volume error, lesions, empty masks, time."""
+    return [_further(line) for line in summarise(evaluation)]
+
+
+def case_rows(evaluation: Evaluation) -> list[Cells]:
+    """Each case: volume, Dice, and for the first number of clicks the worst trial, NSD and HD95; then the mean.
+
+    Of corrective trials only the last number of clicks is shown.
+    """
+    lines = summarise(evaluation)
+    first = rows_of(evaluation, lines[0].kind, lines[0].clicks)
+    columns: dict[str, dict[str, float]] = {"mL": by_case(first, "truth_ml")}
+    for line in (line for line in lines if line.kind == lines[0].kind or line.clicks == evaluation.settings.corrective):
+        columns[f"Dice, {line.title}"] = by_case(rows_of(evaluation, line.kind, line.clicks), "dice")
+    if evaluation.settings.trials > 1 and lines[0].clicks:
+        columns["worst trial"] = {case: min(row.scores.dice for row in rows) for case, rows in grouped(first).items()}
+    columns["NSD"], columns["HD95 mm"] = by_case(first, "nsd"), by_case(first, "hd95_mm")
+    table: list[Cells] = [
+        {"case": case, **{name: plain(column[case], name) for name, column in columns.items()}}
+        for case in evaluation.cases
+    ]
+    means = {name: plain(_mean(list(column.values())), name) for name, column in columns.items()}
+    return [*table, {"case": "mean", **means}]
+
+
+def write_tables(evaluation: Evaluation) -> str:
+    """All tables as one Markdown text."""
+    parts = [
+        f"# {evaluation.system} on {evaluation.dataset}",
+        describe(evaluation),
+        "Dice and NSD in per cent, mean over cases with 95 % bootstrap interval.",
+        markdown_table(paper_rows([evaluation]), right=True),
+        markdown_table(further_rows(evaluation), right=True),
+        "Each case, its trials averaged (HD95: the median):",
+        markdown_table(case_rows(evaluation), right=True),
+    ]
+    parts += [f"Skipped: {case}: {reason}." for case, reason in evaluation.skipped.items()]
+    return "\n\n".join(parts) + "\n"
+
+
+def describe(evaluation: Evaluation) -> str:
+    """The protocol of a run in one or two sentences."""
+    settings, cases = evaluation.settings, len(evaluation.cases)
+    text = f"{cases} case{'s' * (cases != 1)}, NSD at {settings.tolerance_mm:g} mm, seed {settings.seed}."
+    if all(row.clicks == 0 for row in evaluation.rows):
+        return f"{text} Automatic: no clicks."
+    where = "the whole tumour" if settings.region == "any" else f"the region '{settings.region}' of the largest lesion"
+    where = "each lesion by itself" if settings.per_lesion and settings.region == "any" else where
+    text += f" {settings.trials} trial{'s' * (settings.trials != 1)} for each number of clicks, drawn from {where}."
+    if any(row.kind == PER_SLICE for row in evaluation.rows):
+        text += f" {TOLD}"
+    if settings.noise:
+        text += f" {settings.noise:.0%} of the clicks miss the tumour."
+    if settings.corrective:
+        text += " Corrective: after the first click each one is placed on the largest wrong region of the mask."
+    return text
+
+
+def shown(estimate: Estimate, percent: bool = False, decimals: int = 2) -> str:
+    """`73.78 [70.12, 77.01]`; without the brackets where there is no interval, a dash where there is no number."""
+    values = [v * 100 if percent else v for v in (estimate.value, estimate.low, estimate.high)]
+    value, low, high = (_text(v, decimals) for v in values)
+    return value if math.isnan(estimate.low) else f"{value} [{low}, {high}]"
+
+
+def plain(value: float, name: str) -> str:
+    """One number of the table of cases: shares with three decimals, the rest with one."""
+    return _text(value, 1 if name in ("mL", "HD95 mm") else 3)
+
+
+def _further(line: Line) -> Cells:
+    numbers = line.numbers
+    return {
+        "clicks": line.title,
+        "HD95 mm ↓ (median)": shown(numbers["hd95_mm"], decimals=1),
+        "volume error %": shown(numbers["volume_error"], percent=True, decimals=1),
+        "abs. volume error % ↓": shown(numbers["volume_error_abs"], percent=True, decimals=1),
+        "lesions found % ↑": shown(numbers["found"], percent=True, decimals=1),
+        "false lesions ↓": shown(numbers["false_lesions"], decimals=2),
+        "empty masks": f"{line.empty_masks} of {line.masks}",
+        "s per mask": f"{line.seconds:.2f}",
+    }
+
+
+def _text(value: float, decimals: int) -> str:
+    if math.isnan(value):
+        return NOTHING
+    return INFINITE if math.isinf(value) else f"{value:.{decimals}f}"
+
+
+def _mean(values: Sequence[float]) -> float:
+    known = [value for value in values if not math.isnan(value)]
+    return sum(known) / len(known) if known else math.nan

@@ -1,0 +1,112 @@
+"""nnU-Net's stages, each in a process of its own: python -P stages.py prepare|train FOLDER.
+
+The folder holds settings.json and the raw data set; the environment says where nnU-Net's folders are. What is printed
+is the log. Everything is imported by the functions: nnU-Net starts many processes, and each of them reads this file.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from voxsam.lab.systems.nnunet.run import Folders, NnUNetSettings
+
+NUMBER = 1  # of the data set, as nnU-Net's functions call it
+SMALLEST = 4  # voxels a side that nnU-Net leaves at the bottom of its network
+WIDEST_2D, WIDEST_3D = 512, 320  # features that it gives a stage at most
+
+
+def prepare(folders: Folders, settings: NnUNetSettings) -> None:
+    """Fingerprint, plan, preprocess; a file then says that this is done."""
+    from nnunetv2.experiment_planning.plan_and_preprocess_api import (
+        extract_fingerprints,
+        plan_experiments,
+        preprocess,
+    )
+
+    from voxsam.atomic import atomic_path
+    from voxsam.lab.systems.nnunet.run import DATASET
+
+    processes = max(1, settings.processes)
+    extract_fingerprints([NUMBER], num_processes=processes, clean=False, show_progress_bar=False)
+    name = plan_experiments(
+        [NUMBER],
+        settings.planner,
+        overwrite_target_spacing=settings.spacing_mm,
+    )
+    assert name is not None
+    path = folders.preprocessed / DATASET / f"{name}.json"
+    plans = capped(json.loads(path.read_text(encoding="utf-8")), settings)
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(plans, indent=4), encoding="utf-8")
+    preprocess([NUMBER], name, (settings.configuration,), [processes], show_progress_bar=False)
+    with atomic_path(folders.planned) as temporary:
+        temporary.write_text(name, encoding="utf-8")
+
+
+def capped(plans: dict[str, Any], settings: NnUNetSettings) -> dict[str, Any]:
+    """nnU-Net's plans with a smaller patch, another batch or a narrower network, and the depth that fits the patch."""
+    import numpy as np
+    from nnunetv2.experiment_planning.experiment_planners.network_topology import get_pool_and_conv_props
+
+    own = plans["configurations"][settings.configuration]
+    network, spacing = own["architecture"]["arch_kwargs"], own["spacing"]
+    if settings.batch is not None:
+        own["batch_size"] = settings.batch
+    if settings.patch is not None:
+        most = np.array(settings.patch)[plans["transpose_forward"]][-len(spacing) :]
+        patch = np.minimum(own["patch_size"], most)
+        _, strides, kernels, patch, _ = get_pool_and_conv_props(spacing, patch, SMALLEST, 999999)
+        own["patch_size"] = [int(n) for n in patch]
+        network.update(n_stages=len(strides), strides=strides, kernel_sizes=kernels)
+        for key in ("features_per_stage", "n_conv_per_stage", "n_blocks_per_stage"):
+            if key in network:
+                network[key] = network[key][: len(strides)]
+        network["n_conv_per_stage_decoder"] = network["n_conv_per_stage_decoder"][: len(strides) - 1]
+    if settings.features is not None:
+        widest = WIDEST_2D if len(spacing) == 2 else WIDEST_3D
+        network["features_per_stage"] = [min(widest, settings.features * 2**n) for n in range(network["n_stages"])]
+    return plans
+
+
+def train(folders: Folders, settings: NnUNetSettings) -> None:
+    """nnU-Net's own trainer for so many epochs and iterations, from its last checkpoint if there is one.
+
+    Its validation on whole scans is left out: nothing here reads it.
+    """
+    import numpy as np
+    import torch
+    from nnunetv2.run.run_training import get_trainer_from_args, maybe_load_checkpoint
+
+    from voxsam.lab.systems.nnunet.run import DATASET
+
+    random.seed(settings.seed)
+    np.random.seed(settings.seed)
+    torch.manual_seed(settings.seed)
+    goes_on = any(folders.checkpoint(settings, f"checkpoint_{which}.pth").is_file() for which in ("latest", "best"))
+    plans, device = folders.plans, torch.device(settings.device)
+    assert plans is not None
+    trainer = get_trainer_from_args(DATASET, settings.configuration, 0, "nnUNetTrainer", plans, goes_on, device)
+    trainer.num_epochs = settings.epochs
+    trainer.num_iterations_per_epoch = settings.iterations
+    trainer.num_val_iterations_per_epoch = max(1, settings.iterations // 5)  # nnU-Net's own share
+    trainer.save_every = max(1, min(trainer.save_every, settings.epochs // 20))
+    maybe_load_checkpoint(trainer, goes_on, False)
+    trainer.run_training()
+
+
+def main(stage: str, folder: str) -> None:
+    """Run one stage."""
+    from voxsam.lab.systems.nnunet.run import Folders, NnUNetSettings
+
+    folders = Folders(Path(folder))
+    settings = NnUNetSettings.model_validate_json(folders.settings.read_text(encoding="utf-8"))
+    {"prepare": prepare, "train": train}[stage](folders, settings)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

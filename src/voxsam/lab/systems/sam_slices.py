@@ -1,0 +1,208 @@
+"""SAM slice by slice: the 2D model, clicked in every axial slice that holds tumour (paper, Table 1: "n pts/slice").
+
+The authors publish no code for these rows. What is open (window, points, which of three masks) is chosen as most papers
+of the time do, and is an option.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from voxsam.errors import InputError, UnsupportedError
+from voxsam.kernels.device import choose_device
+from voxsam.lab.data.store import open_store
+from voxsam.lab.evaluation.systems import Images, System
+from voxsam.lab.systems.compared import EXTRA, About, ComparedSystem, Job, Tell, register
+from voxsam.lab.systems.sam_weights import load_sam, random_sam, random_sizes
+from voxsam.lab.systems.turned import turned, turned_back
+from voxsam.prompts import Point
+from voxsam.report.metrics import dice
+from voxsam.volume import Volume
+
+if TYPE_CHECKING:
+    from transformers import SamModel
+
+Selection = Literal["pred_iou", "first", "oracle"]
+SELECTIONS: tuple[Selection, ...] = get_args(Selection)
+UPRIGHT = "LPS"  # of a slice the columns run to the patient's left, the rows to the back: as a radiologist sees it
+NOTE = (
+    "it is clicked so often in every axial slice that holds tumour, so it is told where the tumour begins and ends and "
+    "gets tens of clicks for a volume where others get one"
+)
+
+
+@register("sam-slices")
+class SamSlices(ComparedSystem):
+    """SAM as it was published, or with random weights that only show the protocol."""
+
+    name = "sam-slices"
+    about = About(
+        title="SAM per slice",
+        paper="Kirillov et al., Segment Anything, ICCV 2023",
+        source="https://github.com/facebookresearch/segment-anything",
+        licence="Apache-2.0",
+        library="transformers (SamModel)",
+        differences="nobody published the code of the paper's rows: window, points and choice of the mask are our "
+        "reading",
+        trained=False,
+        install=EXTRA,
+        note=NOTE,
+    )
+    options: Mapping[str, str] = {
+        "weights": "SAM's file in Meta's layout (sam_vit_b_01ec64.pth), or a folder of transformers' SamModel",
+        "random": "instead of weights: {seed: 0, width: 32, ...}, a small untrained SAM, which shows the protocol only",
+        "selection": "which of three masks of one click: pred_iou (SAM's own guess), first, or oracle (told the truth)",
+        "window": "[low, high] that become 0 and 255; default: the clip range of the data set",
+    }
+
+    def check(self, job: Job) -> None:
+        """As for every system; and transformers, the weights and the words."""
+        super().check(job)
+        self._admit(job)
+        if find_spec("transformers") is None:
+            raise UnsupportedError("SAM without transformers", "the package", EXTRA)
+        if ("weights" in job.options) == ("random" in job.options):
+            expected = "either `weights: FILE` or `random: {seed: 0}`"
+            raise InputError("sam-slices with both or neither of weights and random", expected, "change the plan")
+        if "weights" in job.options and not Path(str(job.options["weights"])).exists():
+            raise InputError(f"the weights {job.options['weights']}", "a file that there is", "check the path")
+        if job.options.get("selection", "pred_iou") not in SELECTIONS:
+            given = f"selection {job.options['selection']!r}"
+            raise InputError(given, f"one of {', '.join(SELECTIONS)}", "change the plan")
+        random_sizes(**job.options.get("random", {}))
+        _window(job)
+
+    def train(self, job: Job, tell: Tell) -> None:
+        """SAM is taken as it is."""
+
+    def load(self, job: Job) -> System:
+        """SAM, ready to be clicked; its name says so if its weights are random."""
+        self._admit(job)
+        random = job.options.get("random")
+        model = load_sam(Path(str(job.options["weights"]))) if random is None else random_sam(**random)
+        selection = job.options.get("selection", "pred_iou")
+        return SliceSystem(model.to(choose_device(job.device)), _window(job), selection, self.about.title)  # type: ignore[arg-type]
+
+    def tuned_parameters(self, job: Job) -> int | None:
+        """None of them are tuned."""
+        return 0
+
+    def _admit(self, job: Job) -> None:
+        """Random weights are in the title, and in the note under every table."""
+        if "random" in job.options:
+            note = f"{NOTE}; its weights are random, so its numbers mean nothing"
+            self.about = replace(SamSlices.about, title=f"{SamSlices.about.title}, random weights", note=note)
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """A slice as SAM sees it: (1, C, H', W') features, its (rows, columns), and those it was resized to."""
+
+    embedding: Tensor
+    shape: tuple[int, int]
+    resized: tuple[int, int]
+
+
+class SliceSystem:
+    """A transformers.SamModel that is clicked in slices; `window` is (low, high) of the scan's intensities."""
+
+    takes_clicks, takes_negative = True, True
+
+    def __init__(
+        self, model: SamModel, window: tuple[float, float], selection: Selection = "pred_iou", name: str = "SAM"
+    ) -> None:
+        from transformers import SamImageProcessorPil
+
+        self.model, self.window, self.selection, self.name = model, window, selection, name
+        self.parameters: int | None = sum(p.numel() for p in model.parameters())
+        vision: Any = model.config.vision_config
+        side = vision.image_size
+        self.processor: Any = SamImageProcessorPil(
+            size={"longest_edge": side}, pad_size={"height": side, "width": side}
+        )
+
+    def open(self, volume: Images) -> OpenedSlices:
+        """The scan's axial slices; of several channels the first."""
+        return OpenedSlices(self, volume if isinstance(volume, Volume) else volume[0])
+
+    @torch.no_grad()
+    def embed(self, picture: NDArray[np.float32]) -> Embedded:
+        """SAM's embedding of one slice (rows, columns) of the scan's intensities."""
+        low, high = self.window
+        grey = np.rint((np.clip(picture, low, high) - low) * (255 / (high - low))).astype(np.uint8)
+        colours = np.repeat(grey[..., None], 3, axis=2)
+        inputs = self.processor(images=colours, return_tensors="pt", input_data_format="channels_last")
+        pixels, resized = inputs["pixel_values"].to(self.model.device), inputs["reshaped_input_sizes"][0].tolist()
+        return Embedded(self.model.get_image_embeddings(pixels), picture.shape, (resized[0], resized[1]))
+
+    @torch.no_grad()
+    def masks(
+        self, picture: Embedded, points: NDArray[np.float64], labels: NDArray[np.int64]
+    ) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
+        """(n, rows, columns) masks of one slice and (n,) SAM's guesses of their IoU: three of one click, else one.
+
+        `points` (m, 2) are (column, row) in voxels; `labels` (m,) 1 for tumour, 0 for not.
+        """
+        (rows, columns), (new_rows, new_columns) = picture.shape, picture.resized
+        scaled, device = points * (new_columns / columns, new_rows / rows), self.model.device
+        answer = self.model(
+            image_embeddings=picture.embedding,
+            input_points=torch.as_tensor(scaled, dtype=torch.float32, device=device)[None, None],
+            input_labels=torch.as_tensor(labels, device=device)[None, None],
+            multimask_output=len(points) == 1,
+        )
+        whole = self.processor.post_process_masks([answer.pred_masks[0].cpu()], [picture.shape], [picture.resized])
+        return whole[0][0].numpy(), answer.iou_scores[0, 0].cpu().numpy()
+
+
+class OpenedSlices:
+    """A scan seen slice by slice. A slice is encoded once, however often it is clicked."""
+
+    def __init__(self, system: SliceSystem, scan: Volume) -> None:
+        self.system, self.grid, self.upright = system, scan.grid, turned(scan, UPRIGHT)
+        self.embedded: dict[int, Embedded] = {}
+        self.truth: NDArray[Any] | None = None
+
+    def show_truth(self, truth: Volume) -> None:
+        """Kept for the oracle, which takes the mask that is nearest to it."""
+        self.truth = turned(truth, UPRIGHT).array if self.system.selection == "oracle" else None
+
+    def segment(self, points: Sequence[Point]) -> Volume:
+        """The mask of the slices that have points; an oracle that was not shown the truth goes by SAM's guess."""
+        mask = np.zeros(self.upright.grid.shape, np.uint8)
+        places = np.rint(self.upright.grid.world_to_index(np.array([p.world_mm for p in points]).reshape(-1, 3)))
+        labels = np.array([p.positive for p in points], dtype=np.int64)
+        for number in np.unique(places[:, 2]).astype(int):
+            own = places[:, 2] == number
+            mask[:, :, number] = self._slice(number, places[own, :2], labels[own]).T
+        return turned_back(Volume(mask, self.upright.grid, "SEG"), self.grid)
+
+    def _slice(self, number: int, points: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.bool_]:
+        picture = np.asarray(self.upright.array[:, :, number], dtype=np.float32).T
+        if number not in self.embedded:
+            self.embedded[number] = self.system.embed(picture)
+        masks, guesses = self.system.masks(self.embedded[number], points, labels)
+        return masks[self._chosen(masks, guesses, number)]
+
+    def _chosen(self, masks: NDArray[np.bool_], guesses: NDArray[np.float32], number: int) -> int:
+        if self.system.selection == "first":
+            return 0
+        if self.truth is not None:
+            return int(np.argmax([dice(mask, self.truth[:, :, number].T) for mask in masks]))
+        return int(guesses.argmax())
+
+
+def _window(job: Job) -> tuple[float, float]:
+    low, high = job.options.get("window") or open_store(job.data).preprocessing.clip
+    if not low < high:
+        raise InputError(f"window [{low}, {high}]", "[low, high] with low < high", "change the plan")
+    return float(low), float(high)

@@ -1,0 +1,132 @@
+"""What a run keeps on disk: checkpoints that appear whole or not at all, a log that goes on, and models."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch.callbacks import Callback, Checkpoint
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers.logger import rank_zero_experiment
+from torch import Tensor
+
+from voxsam.atomic import atomic_path, make_folder
+from voxsam.lab.training.task import SegmentationTask
+from voxsam.network.card import Card
+from voxsam.weights.assemble import assemble
+from voxsam.weights.checkpoint import save_model
+
+LAST, BEST = "last", "best"  # the checkpoints OUT/last.ckpt and OUT/best.ckpt
+PREFIX = "network."  # of the network's tensors in a checkpoint
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Writes beside the target and renames: a run that is killed while it writes keeps the checkpoint before.
+
+    Lightning's own way passes through the system's folder for temporary files, which may be another disk, from where
+    a file is not moved in one go.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Raises FileError if the folder or the disk does not take it."""
+        assert storage_options is None
+        make_folder(Path(path).parent)
+        with atomic_path(path) as temporary:
+            torch.save(checkpoint, temporary)
+
+
+class KeepValidation(Checkpoint):
+    """Writes a step's last.ckpt again after its validation: a run that goes on must know how good its best one was.
+
+    Stands after the checkpoint of the best validation; `every` steps there is a last one.
+    """
+
+    def __init__(self, path: Path, every: int) -> None:
+        self.path, self.every = path, every
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Called by Lightning when the weights of training are in place again."""
+        if trainer.global_step % self.every == 0:
+            trainer.save_checkpoint(self.path)
+
+
+def steps_done(checkpoint: Path) -> int:
+    """How many steps a checkpoint's run had done; 0 without one."""
+    if not checkpoint.is_file():
+        return 0
+    return int(torch.load(checkpoint, map_location="cpu", weights_only=False, mmap=True)["global_step"])  # our own
+
+
+class ContinuedLog(CSVLogger):
+    """OUT/log/metrics.csv; a run that goes on after `first_step` steps keeps the rows of the steps before.
+
+    Every row is on disk at once, so that a killed run leaves its whole curve.
+    """
+
+    def __init__(self, out: Path, first_step: int) -> None:
+        super().__init__(out, name="", version="log", flush_logs_every_n_steps=1)
+        self.first_step = first_step
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """Lightning's writer, which begins by deleting the file: its rows are read before and given back to it."""
+        if self._experiment is None:
+            kept = _rows_before(Path(self.log_dir) / "metrics.csv", self.first_step)
+            assert CSVLogger.experiment.fget is not None
+            CSVLogger.experiment.fget(self).metrics.extend(kept)
+        return self._experiment
+
+
+def _rows_before(path: Path, step: int) -> list[dict[str, Any]]:
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if (row.get("step") or "").isdigit()]
+    return [row for row in rows if int(row["step"]) < step]
+
+
+class WriteModels(Callback):
+    """At the end of training: OUT/model.safetensors, and OUT/best.safetensors from the best checkpoint, if any.
+
+    Both hold the averaged weights, where a recipe averages. Stands after the callback that averages. `blend` is the
+    share of the weights that training began with: their mean keeps what the start was good at (Wortsman et al., Robust
+    Fine-Tuning of Zero-Shot Models, CVPR 2022).
+    """
+
+    def __init__(self, out: Path, blend: float = 0.0) -> None:
+        self.out, self.blend = out, blend
+        self._start: dict[str, Tensor] = {}
+
+    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        """Called by Lightning before a checkpoint is taken up: the tensors are those that the recipe begins with."""
+        if self.blend:
+            self._start = {name: tensor.detach().clone() for name, tensor in pl_module.state_dict().items()}
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Called by Lightning after the averaging callback has put the averaged weights in place."""
+        assert isinstance(pl_module, SegmentationTask)
+        state = trainer.strategy.lightning_module_state_dict()  # of sharded tensors: whole, and on the first process
+        if trainer.is_global_zero:
+            write_model(pl_module.network.card, self._blended(state), self.out / "model.safetensors")
+            best = self.out / f"{BEST}.ckpt"
+            if best.is_file():
+                state = torch.load(best, map_location="cpu", weights_only=False, mmap=True)["state_dict"]
+                write_model(pl_module.network.card, self._blended(state), self.out / "best.safetensors")
+        trainer.strategy.barrier()  # whoever returns from training finds the files
+
+    def _blended(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        if not self.blend:
+            return state
+        return {name: torch.lerp(tensor.cpu(), self._start[name].cpu(), self.blend) for name, tensor in state.items()}
+
+
+def write_model(card: Card, state: Mapping[str, Tensor], path: Path) -> None:
+    """A task's tensors as a VoxSAM model. Raises CheckpointError if some are no numbers: the run has diverged."""
+    tensors = {name.removeprefix(PREFIX): tensor.cpu() for name, tensor in state.items() if name.startswith(PREFIX)}
+    save_model(assemble(card, tensors, f"the network for {path}"), path)

@@ -1,0 +1,216 @@
+"""How much memory a training step takes, told before it is needed, and which dial to turn where there is too little.
+
+What a step keeps for its backward pass grows with the voxels of its crops. So it is measured: the network takes a
+small crop forward, and one twice as long, while every tensor that autograd keeps is counted; the difference is scaled
+to the recipe's crop and batch. (A network for crops of one size takes one of these, on torch's meta device, where
+tensors have sizes and no numbers.) To it come the weights, their gradients, the optimiser's two moments, and the
+averages. docs/training.md says how far the estimate was from measured peaks.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+from monai.losses import DiceCELoss
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils.hooks import RemovableHandle
+
+from voxsam.errors import InputError
+from voxsam.lab.training.recipe import Recipe
+from voxsam.network.network import VoxSAMNetwork
+from voxsam.network.promptable import Promptable
+
+PROGRAM = 0.65e9  # bytes: Python, torch, Lightning and the weights of convolutions in another order
+WORKING = 1.5  # times what is kept: gradients on their way back, and the work space of convolutions
+ERROR = 0.25  # largest share by which a measured peak may differ; the last ones differed by 4 % (docs/training.md)
+MIXED = 2 / 3  # of what is kept in float32, where most operations are computed in 16 bits
+SMALL = 32  # voxels, side of the crop that is measured
+POINTS = 10
+CGROUP = Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes of one network: its parameters, those of them that are tuned, and what is kept for the way back.
+
+    `once`: for any crops together, such as weights in bfloat16. `kept`: for each crop. `again`: for each crop, if the
+    encoder's blocks are computed again.
+    """
+
+    parameters: int
+    tuned: int
+    once: float
+    kept: float
+    again: float
+
+    @classmethod
+    def of(cls, network: Promptable, recipe: Recipe) -> Footprint:
+        """Measured with the recipe's prompts and precision; takes some seconds for ViT-B."""
+        parameters = list(network.parameters())
+        sizes = sum(p.nbytes for p in parameters), sum(p.nbytes for p in parameters if p.requires_grad)
+        if not network.any_crop:
+            plain = recipe.model_copy(update={"precision": "32-true"})  # no other on the meta device
+            side = recipe.model.crop
+            kept = _measure(deepcopy(network).to("meta"), plain, (side, side, side)).total
+            kept *= 1 if recipe.precision == "32-true" else MIXED
+            return cls(*sizes, once=0, kept=kept, again=kept)
+        small = min(recipe.model.crop, max(SMALL, recipe.model.stride * recipe.model.window))
+        one, two = (_measure(network, recipe, (times * small, small, small)) for times in (1, 2))
+        scale = (recipe.model.crop / small) ** 3
+        inside = [longer - block for block, longer in zip(one.inside, two.inside, strict=True)]
+        kept, inputs = two.total - one.total, two.inputs - one.inputs
+        outside = kept - sum(inside)  # given back before the last block is computed again
+        again = inputs + max(outside, max(inside, default=0))
+        return cls(*sizes, max(0, one.total - kept), kept * scale, again * scale)
+
+    def step(self, recipe: Recipe) -> float:
+        """Bytes at the peak of a step, on each device, without the program itself."""
+        shards = recipe.devices * recipe.nodes if recipe.strategy.startswith("fsdp") else 1
+        fixed = self.parameters * (2 if recipe.ema else 1) + 3 * self.tuned
+        return fixed / shards + self.once + WORKING * recipe.batch * (self.again if recipe.recompute else self.kept)
+
+
+def check_memory(network: Promptable, recipe: Recipe, device: torch.device, strict: bool = True) -> str:
+    """One line on what the recipe will take and what there is.
+
+    Raises InputError, with the dials that would help, if there is surely too little; not if `strict` is off.
+    """
+    footprint = Footprint.of(network, recipe)
+    on_cpu = device.type == "cpu"
+    processes = recipe.devices if on_cpu else 1
+    need = processes * (footprint.step(recipe) + (PROGRAM if on_cpu else 0))
+    free = available_bytes(device) + (psutil.Process().memory_info().rss if on_cpu else 0)
+    line = f"a step takes about {_gb(need)} (within {ERROR:.0%}) of {_gb(free)}"
+    if need * (1 - ERROR) > free and strict:
+        raise InputError(
+            f"{line}: too little memory", f"{_gb(need)} on this machine", f"turn a dial: {dials(footprint, recipe)}"
+        )
+    return line
+
+
+def dials(footprint: Footprint, recipe: Recipe) -> str:
+    """The options that take less memory, each with what a step would then take, less the program itself."""
+    options: list[tuple[str, dict[str, object]]] = []
+    if not recipe.recompute and footprint.again < footprint.kept:
+        options.append(("--recompute true", {"recompute": True}))
+    if recipe.batch > 1:
+        steps = recipe.batch * recipe.accumulate
+        options.append((f"--batch 1 --accumulate {steps}", {"batch": 1, "accumulate": steps}))
+    found = [f"{words} ({_gb(footprint.step(recipe.model_copy(update=update)))})" for words, update in options]
+    if len(options) == 2:
+        both = {**options[0][1], **options[1][1]}
+        found.append(f"both ({_gb(footprint.step(recipe.model_copy(update=both)))})")
+    if recipe.precision == "32-true" and not recipe.recompute:  # recomputed, it saves a seventh only
+        found.append("--precision bf16-mixed (about two thirds)")
+    if recipe.corrections and not recipe.automatic:
+        found.append("fewer --corrections")
+    smaller = recipe.model.crop // 2
+    return ", ".join([*found, f"--model.crop {smaller} (an eighth for each crop, and less context)"])
+
+
+def used_bytes(device: torch.device) -> int:
+    """What this process holds: resident memory, or the most that it has had of a GPU's."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return psutil.Process().memory_info().rss
+
+
+def available_bytes(device: torch.device) -> int:
+    """What this process may still take: of the GPU, or of the machine and of the container that it runs in."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return min(psutil.virtual_memory().available, *_left_in_container())
+
+
+def _left_in_container() -> list[int]:
+    """What a Linux control group leaves, if this process is in one with a limit."""
+    try:
+        limit, current = ((CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
+    except OSError:
+        return [2**62]
+    return [int(limit) - int(current)] if limit.isdigit() else [2**62]
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error is Python's, the GPU's or the CPU allocator's."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+class _Tally:
+    """Counts the bytes of the tensors that autograd keeps, each storage once, less the parameters."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.total = self.inputs = 0
+        self.inside: list[int] = []  # what each block of the encoder keeps; `inputs`: what goes into all of them
+        self._seen = {StorageWeakRef(p.untyped_storage()) for p in network.parameters()}
+
+    def pack(self, tensor: Tensor) -> None:
+        """Keeps nothing for a backward pass, which will not come: the graph would hold the tensors in a ring."""
+        storage = tensor.untyped_storage()
+        seen = StorageWeakRef(storage)  # which keeps another from getting its identity, and not its memory
+        if seen not in self._seen:
+            self._seen.add(seen)
+            self.total += storage.nbytes()
+
+    def enter(self, block: nn.Module, given: tuple[Tensor, ...]) -> None:
+        """Before a block."""
+        self.inputs += given[0].nbytes
+        self.inside.append(-self.total)
+
+    def leave(self, block: nn.Module, given: tuple[Tensor, ...], answer: Tensor) -> None:
+        """After it."""
+        self.inside[-1] += self.total
+
+
+def _measure(network: Promptable, recipe: Recipe, shape: tuple[int, int, int]) -> _Tally:
+    """One crop of a shape through the network, no block computed again."""
+    tally = _Tally(network)
+    if not isinstance(network, VoxSAMNetwork):
+        _forward(network, recipe, shape, tally)
+        return tally
+    encoder = network.image_encoder
+    before, encoder.recompute = encoder.recompute, False
+    hooks = [hook for block in encoder.blocks for hook in _around(block, tally)]
+    try:
+        _forward(network, recipe, shape, tally)
+    finally:
+        encoder.recompute = before
+        for hook in hooks:
+            hook.remove()
+    return tally
+
+
+def _around(block: nn.Module, tally: _Tally) -> tuple[RemovableHandle, RemovableHandle]:
+    return block.register_forward_pre_hook(tally.enter), block.register_forward_hook(tally.leave)
+
+
+def _forward(network: Promptable, recipe: Recipe, shape: tuple[int, int, int], tally: _Tally) -> None:
+    """One crop as in a training step with all its corrections, up to the loss."""
+    device = next(network.parameters()).device
+    seeded = torch.Generator().manual_seed(0)  # the global state of random numbers is the training's
+    crop = torch.randn(1, recipe.model.channels, *shape, generator=seeded).to(device)
+    truth, points = (crop[:, :1] > 1).float(), torch.full((1, POINTS, 3), shape[1] / 2, device=device)
+    labels = torch.ones(1, POINTS, dtype=torch.long, device=device)
+    criterion = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True)
+    mixed = recipe.precision != "32-true"
+    autocast = torch.autocast(device.type, torch.bfloat16) if mixed else nullcontext()
+    with autocast, torch.autograd.graph.saved_tensors_hooks(tally.pack, lambda kept: kept):
+        features = network.encode(crop)
+        static = network.static(features, crop)
+        if recipe.automatic:
+            criterion(network.decode(features, crop, static=static), truth)
+            return
+        for _ in range(1 + recipe.corrections):
+            looks = network.sample(features, points)
+            logits = network.decode(features, crop, points, looks=looks, labels=labels, static=static)
+            criterion(logits, truth)
+
+
+def _gb(number: float) -> str:
+    return f"{number / 1e9:.1f} GB"

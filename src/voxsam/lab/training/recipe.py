@@ -1,0 +1,222 @@
+"""A training recipe: all that decides a training run, read from YAML; dotted options change single keys."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+from pydantic_settings import BaseSettings, CliSettingsSource, PydanticBaseSettingsSource, SettingsError
+
+from voxsam.errors import FileError, InputError
+from voxsam.lab.data.augmentation import Augmentation
+from voxsam.lab.data.sampling import Prompts
+from voxsam.lab.training.names import laid_over, named_options, with_names
+from voxsam.network.conditioning import Conditioning
+from voxsam.network.sizes import ModelConfig
+from voxsam.preprocess import Preprocessing
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
+PRESETS = Path(__file__).parent / "presets"
+CHECKPOINT_EVERY, VALIDATE_EVERY = 100, 200  # steps
+
+
+class Recipe(BaseModel):
+    """Everything that decides a training run.
+
+    `model` is the name of a size, or a configuration; one with a known `size` needs no more than what differs from it,
+    and `profile: paper` gives it the arithmetic of the paper's text. `augmentation` may be a profile's name, too.
+
+    A step takes `batch * accumulate` crops on each of the processes that `devices` and `nodes` make. A run has so many
+    `steps`, or so many `epochs`: passes over the scans, in each of which every scan gives one crop.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    system: str = "voxsam"  # which network: another is one of voxsam.lab.systems, and reads of `model` its crop only
+    options: dict[str, JsonValue] = {}  # what such a network is built with: widths, say
+    model: ModelConfig
+    preprocessing: Preprocessing
+    augmentation: Augmentation = Augmentation()
+    conditioning: Conditioning | None = None  # of the finished model; training goes on without
+    start_from: str | None = None  # a model whose tensors the training starts with: a name or a .safetensors file
+    start_part: Literal["all", "sam"] = "all"  # "sam": of the start, or of SAM's own file, only what is SAM's
+    blend: Share = 0.0  # of the start's weights in the finished model, which then keeps what the start was good at
+    tune: Literal["all", "adapters"] = "all"  # "adapters": what the paper tunes; SAM's tensors stay as they are
+    # data
+    held_out: tuple[str, ...] = ()  # cases that training never sees
+    validation: tuple[str, ...] = ()  # cases that choose the best checkpoint, and are not trained on
+    phantoms: NonNegativeInt = 0  # how many generated scans are mixed in
+    phantom_share: Share = 0.0  # of the crops, falling linearly to `phantom_share_end`
+    phantom_share_end: Share = 0.0
+    phantom_shape: tuple[PositiveInt, PositiveInt, PositiveInt] = (72, 72, 72)
+    phantom_wide: Share = 0.0  # of the phantoms: a body with all that lies around it, for shapes of 300 mm and more
+    phantom_small: Share = 0.0  # of the phantoms: a lesion of 1 to 60 mL
+    # prompts; with "none" the model is automatic: it has no prompt encoder, and what follows of clicks does not count
+    prompts: Prompts = "clicks"
+    corrections: NonNegativeInt = 4  # most simulated clicks after the first ones, in one step
+    corrected: Share = 0.6  # of the steps, in which there are any
+    unmarked: Share = 0.15  # of the steps, in which a model with marks is not told where the clicks are
+    # optimisation
+    steps: PositiveInt | None = None
+    epochs: PositiveInt | None = None  # instead of `steps`; the learning rate then changes once an epoch
+    batch: PositiveInt = 2
+    accumulate: PositiveInt = 1  # batches whose gradients make one step
+    learning_rate: PositiveFloat = 1e-3
+    warmup: NonNegativeInt = 100  # steps
+    decay: Share = 0.3  # last share of the steps, in which the learning rate falls linearly
+    final_factor: Share = 0.0  # of the learning rate, to which it falls
+    betas: tuple[Beta, Beta] = (0.9, 0.999)  # AdamW's
+    weight_decay: NonNegativeFloat = 0.05
+    decay_vectors: bool = False  # whether biases and norms are decayed, too
+    gradient_clip: NonNegativeFloat = 1.0  # largest norm; 0: none
+    clip: Literal["whole", "parts"] = "whole"  # of all gradients, or of encoder, prompt encoder and decoder each
+    ema: Share = 0.95  # decay of the averaged weights, which are the ones kept; 0: no averages
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    # the run
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    recompute: bool = False  # keep the inputs of blocks only: a third of the memory, a third more time
+    checkpoint_every: PositiveInt | None = None  # steps; else 100, or an epoch where the run has epochs
+    log_every: PositiveInt = 10  # steps
+    validate_every: PositiveInt | None = None  # steps; else 200, or an epoch; pictures are drawn as often
+    pictures: NonNegativeInt = 4  # how many examples a picture shows; 0: none are drawn
+    patience: PositiveInt | None = None  # validations without a better one, after which training stops
+    workers: NonNegativeInt = 0  # processes that make samples; 0: the training process itself
+    devices: PositiveInt = 1
+    nodes: PositiveInt = 1
+    strategy: str = "auto"  # of Lightning: "ddp", "fsdp", ...
+    description: dict[str, str] = {}  # what the checkpoint says of itself: data set, licence, ...
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, fields: Any) -> Any:
+        return with_names(fields) if isinstance(fields, dict) else fields
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Recipe:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("steps or epochs: one of them, not both")
+        if self.model.crop < 1:
+            raise ValueError("model.crop must be 1 or more")
+        if self.preprocessing.channels != self.model.channels:
+            raise ValueError(
+                f"model.channels is {self.model.channels}, and preprocessing is for {self.preprocessing.channels}"
+            )
+        return self
+
+    @property
+    def automatic(self) -> bool:
+        """Whether the model is trained without clicks, and will take none."""
+        return self.prompts == "none"
+
+    @property
+    def crops_per_step(self) -> int:
+        """On all processes together."""
+        return self.batch * self.accumulate * self.devices * self.nodes
+
+    def planned(self, scans: int) -> Recipe:
+        """The same run with its `steps` and all intervals as numbers, for so many scans in an epoch."""
+        epoch = max(1, math.ceil(scans / self.crops_per_step))
+        steps, every = (self.steps, None) if self.epochs is None else (self.epochs * epoch, epoch)
+        update = {
+            "steps": steps,
+            "checkpoint_every": self.checkpoint_every or every or CHECKPOINT_EVERY,
+            "validate_every": self.validate_every or every or VALIDATE_EVERY,
+        }
+        return self.model_copy(update=update)
+
+
+def read_recipe(
+    path: Path,
+    options: Sequence[str] = (),
+    defaults: Mapping[str, Any] | None = None,
+    presets: Sequence[Mapping[str, Any]] = (),
+) -> Recipe:
+    """The recipe in a YAML file, its keys changed by `presets`, then by `options` such as "--augmentation.flip=0".
+
+    `defaults` are the keys that the file may leave out: what a prepared data set says of itself. Raises FileError or
+    InputError with the first fault in one line.
+    """
+    fields = {**(defaults or {}), **_read_keys(path)}
+    for preset in presets:
+        fields = laid_over(fields, preset)
+    named = {"steps", "epochs"} & {option.lstrip("-").partition("=")[0] for option in options}
+    if len(named) == 1:  # the one that is asked for takes the place of the other
+        fields = {key: value for key, value in fields.items() if key not in {"steps", "epochs"} - named}
+    fields, options = named_options(fields, options)
+    try:
+        return _validated(with_names(fields), options)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ": ".join([str(path), *([".".join(map(str, first["loc"]))] if first["loc"] else []), first["msg"]])
+        raise InputError(where, "the keys of voxsam.lab.training.recipe.Recipe", "mend it") from error
+    except ArithmeticError as error:  # of sizes that divide by one another
+        raise InputError(f"{path}: model: {error}", "sizes above 0", "mend it") from error
+    except SettingsError as error:
+        what = str(error).removeprefix("error parsing CLI: ")
+        raise InputError(
+            what, "options as --steps 500 or --augmentation.flip 0", "see the keys in the recipe"
+        ) from error
+
+
+def read_preset(name: str) -> dict[str, Any]:
+    """The keys of a preset by its name, or in a YAML file: what a machine wants otherwise than a recipe has it.
+
+    Raises FileError for neither.
+    """
+    path = PRESETS / f"{name}.yaml" if name in preset_names() else Path(name)
+    if not path.is_file():
+        raise FileError(f"the preset {name}", f"{', '.join(preset_names())}, or a YAML file", "choose one of them")
+    return _read_keys(path)
+
+
+def preset_names() -> list[str]:
+    """The presets that come with VoxSAM."""
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+def _read_keys(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileError(f"{path}: no such file", "a recipe in YAML", "see the folder recipes/")
+    try:
+        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: {error}", "a recipe in YAML", "repair the file") from error
+    if not isinstance(fields, dict):
+        raise InputError(f"{path}: no keys", "a recipe in YAML", "see the folder recipes/")
+    return fields
+
+
+class _Settings(Recipe, BaseSettings):
+    """A recipe whose keys are options of a command line, and nothing of the environment."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, *_: Any, **__: Any
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (init_settings,)
+
+
+def _validated(fields: dict[str, Any], options: Sequence[str]) -> Recipe:
+    """The recipe of these fields, which the options change. Raises ValidationError or SettingsError."""
+    if not options:
+        return Recipe.model_validate(fields)
+    source = CliSettingsSource(_Settings, cli_parse_args=list(options), cli_exit_on_error=False, cli_avoid_json=True)
+    changed = _Settings(_cli_settings_source=source, **fields)  # type: ignore[call-arg]
+    return Recipe.model_validate(changed.model_dump())

@@ -1,0 +1,141 @@
+"""Train a model from a recipe, with Lightning; a run that was cut off goes on where it stopped.
+
+OUT/run.json says whose run it is, OUT/last.ckpt is written every `checkpoint_every` steps and when the run is asked to
+stop, OUT/best.ckpt when a validation is the best so far, OUT/log/metrics.csv and TensorBoard's files all the time,
+OUT/pictures at each validation, and OUT/model.safetensors (with validation also best.safetensors) at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch.utils.data import DataLoader
+
+from voxsam.errors import UnsupportedError
+from voxsam.kernels.device import keep_float32
+from voxsam.lab.training.identity import check_identity, identity, write_identity
+from voxsam.lab.training.keep import BEST, LAST, ContinuedLog, KeepValidation, WholeCheckpoints, WriteModels, steps_done
+from voxsam.lab.training.memory import check_memory
+from voxsam.lab.training.pictures import DrawExamples
+from voxsam.lab.training.progress import LiveProgress
+from voxsam.lab.training.recipe import Recipe
+from voxsam.lab.training.samples import Onwards, make_loader, make_stream, make_validation
+from voxsam.lab.training.sharding import FSDP, ShardedTask, averaging, choose_strategy
+from voxsam.lab.training.start import make_network
+from voxsam.lab.training.stop import StopOnSignal
+from voxsam.lab.training.task import VALIDATION, SegmentationTask
+
+
+def train(
+    recipe: Recipe,
+    data: Path | None,
+    out: Path,
+    *,
+    tell: Callable[[str], None] = lambda line: None,
+    strict: bool = True,
+    **trainer_options: Any,
+) -> Path:
+    """Run the recipe; returns the path of the model file. `trainer_options` are Lightning's, for Trainer.
+
+    `tell` hears in one line what memory a step will take; `strict` refuses to begin where there is too little. Raises
+    InputError for data or a start that do not fit, for a folder that holds another run, for too little memory, and for
+    what this machine cannot do; Stopped when a signal asked it to stop.
+    """
+    mine = identity(recipe, data)
+    check_identity(mine, out)
+    lightning.seed_everything(recipe.seed, verbose=False)
+    stream = make_stream(recipe, data)
+    recipe = recipe.planned(len(stream.scans) or recipe.phantoms)
+    network = make_network(recipe)
+    validation = make_validation(recipe, data, stream.sampler)
+    examples = DrawExamples(
+        lambda: validation[: recipe.pictures] or [stream[number] for number in range(recipe.pictures)],
+        out / "pictures",
+        None if validation else recipe.validate_every,
+    )
+    trainer = _trainer(recipe, out, [examples] if recipe.pictures else [], **trainer_options)
+    device = trainer.strategy.root_device
+    if recipe.precision == "16-mixed" and device.type == "cpu":
+        raise UnsupportedError("precision 16-mixed on a CPU", "bf16-mixed or 32-true", "change `precision`")
+    if recipe.precision == "32-true":
+        keep_float32(device)
+    tell(check_memory(network, recipe, device, strict))
+    if trainer.is_global_zero:
+        write_identity(mine, out)
+    done = recipe.batch * recipe.accumulate
+    order = Onwards(
+        len(stream),
+        lambda: trainer.global_step * done * trainer.world_size,
+        lambda: trainer.global_rank,
+        lambda: trainer.world_size,
+    )
+    last = out / f"{LAST}.ckpt"
+    task = ShardedTask if recipe.strategy == FSDP else SegmentationTask
+    trainer.fit(
+        task(recipe, network),
+        make_loader(recipe, stream, order),
+        DataLoader(validation, batch_size=1) if validation else None,  # type: ignore[arg-type]
+        ckpt_path=str(last) if last.is_file() else None,
+        weights_only=False,  # our own file: it also holds the state of callbacks
+    )
+    return out / "model.safetensors"
+
+
+def _trainer(recipe: Recipe, out: Path, pictures: list[Callback], **options: Any) -> lightning.Trainer:
+    last = out / f"{LAST}.ckpt"
+    first_step = steps_done(last)
+    settings: dict[str, Any] = {
+        "max_steps": recipe.steps,
+        "max_epochs": -1,  # a finished run that gets more steps begins another of Lightning's epochs
+        "accumulate_grad_batches": recipe.accumulate,
+        "precision": recipe.precision,
+        "callbacks": _callbacks(recipe, out, pictures),
+        "logger": [
+            ContinuedLog(out, first_step),
+            TensorBoardLogger(out, name="", version="log", purge_step=first_step or None),
+        ],
+        "log_every_n_steps": recipe.log_every,
+        "num_sanity_val_steps": 0,
+        "accelerator": "auto",
+        "devices": recipe.devices,
+        "num_nodes": recipe.nodes,
+        "strategy": choose_strategy(recipe),
+        "plugins": [WholeCheckpoints()],
+        "enable_model_summary": False,
+        "use_distributed_sampler": False,  # Onwards divides the samples itself, in order
+    }
+    if recipe.validation:
+        assert recipe.validate_every is not None
+        settings |= {"val_check_interval": recipe.validate_every * recipe.accumulate, "check_val_every_n_epoch": None}
+    try:
+        return lightning.Trainer(**{**settings, **options})
+    except (ValueError, MisconfigurationException) as error:
+        given = f"devices {recipe.devices}, nodes {recipe.nodes}, strategy {recipe.strategy}"
+        reason = str(error).splitlines()[0]
+        raise UnsupportedError(given, f"what this machine has ({reason})", "change them") from error
+
+
+def _callbacks(recipe: Recipe, out: Path, pictures: list[Callback]) -> list[Callback]:
+    """In this order: pictures show the averaged weights, and what is kept holds the averages of its step."""
+    last = ModelCheckpoint(out, LAST, every_n_train_steps=recipe.checkpoint_every, enable_version_counter=False)
+    callbacks: list[Callback] = [
+        LiveProgress(recipe.batch * recipe.devices * recipe.nodes),
+        *pictures,
+        *averaging(recipe),
+        last,
+        WriteModels(out, recipe.blend),
+        StopOnSignal(out / f"{LAST}.ckpt"),
+    ]
+    if recipe.validation:
+        callbacks.append(ModelCheckpoint(out, BEST, VALIDATION, mode="max", enable_version_counter=False))
+        if recipe.patience is not None:
+            callbacks.append(EarlyStopping(VALIDATION, mode="max", patience=recipe.patience))
+        assert recipe.checkpoint_every is not None
+        callbacks.append(KeepValidation(out / f"{LAST}.ckpt", recipe.checkpoint_every))
+    return callbacks

@@ -1,0 +1,137 @@
+"""The network that a recipe begins with: fresh, or with the tensors of a model that was trained before."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from voxsam.errors import CheckpointError, InputError, UnsupportedError
+from voxsam.lab.training.recipe import Recipe
+from voxsam.network.card import Card
+from voxsam.network.network import VoxSAMNetwork
+from voxsam.network.promptable import Promptable
+from voxsam.network.sizes import LEVELS
+from voxsam.network.tuning import freeze
+from voxsam.weights.assemble import BUILDERS
+from voxsam.weights.checkpoint import load_model
+from voxsam.weights.import_sam import from_sam, is_sam, load_sam, read_sam
+from voxsam.weights.registry import find_model, sam_file
+
+PROMPTS = "prompt_encoder"  # names begin so, of every level; absent from an automatic model
+NECKS = "image_encoder.necks."
+OPTIONAL = "prompt_encoder.marks."  # tensors of an extension: absent from a model that starts without it
+SLICES, DEPTH, FUSE = (
+    "image_encoder.patch_embedding.slice_weight",
+    "image_encoder.depth_positions",
+    "mask_decoder.fuse.weight",
+)
+
+
+def make_network(recipe: Recipe) -> Promptable:
+    """The network that the recipe begins with.
+
+    Raises UnsupportedError for an unknown system, its adapters alone, or clicks for one that takes none.
+    """
+    if recipe.system not in BUILDERS:
+        raise UnsupportedError(f"system {recipe.system}", f"one of {', '.join(BUILDERS)}", "change it in the recipe")
+    card = Card(
+        name=recipe.name,
+        system=recipe.system,
+        options=recipe.options,
+        config=recipe.model,
+        preprocessing=recipe.preprocessing,
+        description=recipe.description,
+        conditioning=None if recipe.automatic else recipe.conditioning,
+        automatic=recipe.automatic,
+        recipe=recipe.model_dump(mode="json", exclude={"description"}),
+    )
+    try:
+        network = BUILDERS[recipe.system](card)
+    except (RuntimeError, ValueError, ArithmeticError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"no network has the recipe's sizes ({reason})", "sizes that fit together", "mend `model`"
+        ) from error
+    if not (network.clicks or recipe.automatic):
+        given = f"prompts: {recipe.prompts} for the system {recipe.system}, which takes no clicks"
+        raise UnsupportedError(given, "prompts: none", "change `prompts` in the recipe")
+    if recipe.start_from is not None and recipe.start_part == "sam":
+        start_sam(network, recipe.start_from)
+    elif recipe.start_from is not None:
+        start(network, recipe.start_from)
+    if isinstance(network, VoxSAMNetwork):
+        network.image_encoder.recompute = recipe.recompute
+        return freeze(network) if recipe.tune == "adapters" else network
+    if recipe.recompute or recipe.tune == "adapters":
+        raise UnsupportedError(f"recompute or adapters of {recipe.system}", "both off", "change them in the recipe")
+    return network
+
+
+def start(network: Promptable, model: str) -> None:
+    """Take over the tensors of a trained model; what an extension adds keeps its own beginning.
+
+    Another crop stretches the table of depth positions. Further image channels begin as the one that the model has: all
+    together answer as it does when they show the same. An automatic network leaves the prompt encoder behind; another
+    one that starts from an automatic model has a new one. Raises CheckpointError for a model of other sizes.
+    """
+    own, before = network.state_dict(), load_model(model, "cpu")
+    tensors = {
+        name: _fitted(name, tensor, own[name].shape, network.config.channels) if name in own else tensor
+        for name, tensor in before.state_dict().items()
+        if not (network.card.automatic and name.startswith(PROMPTS))
+    }
+    unfit = [name for name, tensor in tensors.items() if name not in own or own[name].shape != tensor.shape]
+    optional = PROMPTS if before.card.automatic else OPTIONAL
+    missing = [name for name in own if name not in tensors and not name.startswith(optional)]
+    if unfit or missing:
+        raise CheckpointError(
+            f"{model} does not fit the recipe's network ({(unfit + missing)[0]})",
+            "a model of the same sizes",
+            "change `model` or `start_from` in the recipe",
+        )
+    network.load_state_dict(tensors, strict=False)
+
+
+def start_sam(network: Promptable, source: str) -> None:
+    """Take over what is SAM's, from SAM's own file or from a model made of one; all that is added begins afresh.
+
+    So networks with other adapters begin alike, and those of slices with what a volume's were made of; a model that has
+    no 2D neck leaves that to be fresh. Raises CheckpointError for a network of other sizes, UnsupportedError for one
+    that has nothing of SAM's.
+    """
+    if not isinstance(network, VoxSAMNetwork):
+        raise UnsupportedError(f"start_part: sam for the system {network.card.system}", "all", "leave it out")
+    path = sam_file(source) or find_model(source)
+    if is_sam(path):
+        load_sam(network, read_sam(path), str(path))
+        return
+    slices, own = network.config.tokens == "slices", network.state_dict()
+    wanted = {name: tensor.shape for name, tensor in own.items() if from_sam(name, slices)}
+    before = load_model(path, "cpu")
+    given = before.state_dict()
+    if before.config.tokens != network.config.tokens:  # other necks, some of whose tensors have the same names
+        given = {name: tensor for name, tensor in given.items() if not name.startswith(NECKS)}
+    tensors = {name: given[name] for name, shape in wanted.items() if name in given and given[name].shape == shape}
+    missing = [name for name in wanted if name not in tensors and not name.startswith(NECKS)]
+    if missing:
+        raise CheckpointError(
+            f"{source} does not fit the recipe's network ({missing[0]})",
+            "SAM's file, or a model of the same sizes",
+            "change `model` or `start_from` in the recipe",
+        )
+    network.load_state_dict(tensors, strict=False)
+
+
+def _fitted(name: str, tensor: Tensor, shape: torch.Size, channels: int) -> Tensor:
+    """The tensor, made to fit another number of tokens or of image channels where it depends on them."""
+    if tensor.shape == shape:
+        return tensor
+    if name == DEPTH and tensor.shape[1:] == shape[1:]:
+        return F.interpolate(tensor.T[None], size=shape[0], mode="linear")[0].T
+    if name == SLICES and shape[1] == channels * tensor.shape[1]:
+        return tensor.repeat(1, channels) / channels
+    if name == FUSE and tensor.shape[1] == LEVELS * len(tensor) + 1 and shape[1] == tensor.shape[1] + channels - 1:
+        levels, crop = tensor[:, :-1], tensor[:, -1:]
+        return torch.cat([levels, crop.repeat(1, channels, 1, 1, 1) / channels], 1)
+    return tensor

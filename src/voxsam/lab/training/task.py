@@ -1,0 +1,122 @@
+"""The Lightning task: one crop with clicks, or without, in, the paper's loss out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+from monai.losses import DiceCELoss
+from torch import Tensor
+
+from voxsam.lab.training.corrections import corrections
+from voxsam.lab.training.recipe import Recipe
+from voxsam.network.promptable import Promptable
+
+VALIDATION = "validation dice"
+OUTSIDE = 1e4  # voxels: a point moved by this lies in no crop
+
+
+def schedule(step: int, recipe: Recipe) -> float:
+    """The factor of the learning rate at a step: linear warm-up, constant, linear decay to `final_factor`.
+
+    A run of `epochs` keeps one rate throughout an epoch, as the released code does. `recipe` is a planned one.
+    """
+    assert recipe.steps is not None
+    if recipe.epochs is not None:
+        step -= step % (recipe.steps // recipe.epochs)
+    rise = min(1.0, (step + 1) / max(1, recipe.warmup))
+    left = (recipe.steps - step) / max(1.0, recipe.decay * recipe.steps)
+    return rise * (recipe.final_factor + (1 - recipe.final_factor) * min(1.0, max(0.0, left)))
+
+
+class SegmentationTask(lightning.LightningModule):
+    """Loss 0.5 Dice + 0.5 cross-entropy over softmax, background left out of Dice (docs/released.md, "Training").
+
+    The crop is encoded once. In a share of the steps the model's mask is then corrected by simulated clicks, one after
+    the other; the loss is the mean over the clicks. With `prompts: none` nothing is ever clicked.
+    """
+
+    def __init__(self, recipe: Recipe, network: Promptable) -> None:
+        super().__init__()
+        self.recipe, self.network = recipe, network
+        self.loss = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, lambda_dice=0.5, lambda_ce=0.5)
+
+    def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
+        """One batch of samples (voxsam.lab.data.sampling.Sampler.draw, stacked) -> the loss."""
+        losses, scores, truth = [], [], batch["label"]
+        for logits in self._automatic(batch) if self.recipe.automatic else self._clicked(batch):
+            losses.append(self.loss(logits, truth))
+            scores.append(_dice(logits.detach().argmax(1), truth[:, 0]))
+        loss = torch.stack(losses).mean()
+        self.log_dict({"loss": loss.detach(), "dice": scores[0]}, prog_bar=True, sync_dist=True)
+        if len(scores) > 1:
+            self.log("dice corrected", scores[-1], sync_dist=True)
+        return loss
+
+    def _automatic(self, batch: dict[str, Tensor]) -> Iterator[Tensor]:
+        """The logits, of the image alone."""
+        features = self.network.encode(batch["crop"])
+        yield self.network.decode(features, batch["crop"], static=self.network.static(features, batch["crop"]))
+
+    def _clicked(self, batch: dict[str, Tensor]) -> Iterator[Tensor]:
+        """The logits after the first clicks, and in some steps after each further one, where the last were wrong."""
+        rng = np.random.default_rng([self.recipe.seed, self.global_step])  # the same in every process
+        users = [np.random.default_rng([self.recipe.seed, 1, int(number)]) for number in batch["number"]]
+        network, truth = self.network, batch["label"][:, 0]
+        features = network.encode(batch["crop"])
+        static = network.static(features, batch["crop"])
+        points, labels = batch["points"], batch["labels"]
+        corrected = self.recipe.corrections > 0 and rng.random() < self.recipe.corrected
+        more = int(rng.integers(1, self.recipe.corrections + 1)) if corrected else 0
+        marked = rng.random() >= self.recipe.unmarked
+        for number in range(1 + more):
+            looks = network.sample(features, points)
+            places = points if marked else points - OUTSIDE  # all parameters take part in every step, as DDP wants
+            logits = network.decode(features, batch["crop"], places, looks=looks, labels=labels, static=static)
+            yield logits
+            if number < more:
+                new = corrections(logits.detach().argmax(1), truth, users, network.config.polarity)
+                points, labels = torch.cat([points, new[0]], 1), torch.cat([labels, new[1]], 1)
+
+    def answer(self, crops: Tensor, points: Tensor, labels: Tensor) -> Tensor:
+        """The network's logits, step by step: a sharded one gathers its tensors for one step at a time.
+
+        An automatic network does not look at the clicks.
+        """
+        features = self.network.encode(crops)
+        static = self.network.static(features, crops)
+        if self.recipe.automatic:
+            return self.network.decode(features, crops, static=static)
+        looks = self.network.sample(features, points)
+        return self.network.decode(features, crops, points, looks=looks, labels=labels, static=static)
+
+    def validation_step(self, batch: dict[str, Tensor], _: int) -> None:
+        """Dice of the first clicks, logged as VALIDATION: the mean over the crops."""
+        logits = self.answer(batch["crop"], batch["points"], batch["labels"])
+        dice = _dice(logits.argmax(1), batch["label"][:, 0])
+        self.log(VALIDATION, dice, prog_bar=True, on_epoch=True, sync_dist=True, batch_size=len(logits))
+
+    def configure_optimizers(self) -> Any:
+        """AdamW; vectors (biases and norms) are decayed only if the recipe says so. The rate follows `schedule`."""
+        decayed = [p for p in self.network.parameters() if p.requires_grad and p.ndim >= 2]
+        rest = [p for p in self.network.parameters() if p.requires_grad and p.ndim < 2]
+        groups = [{"params": decayed}, {"params": rest, **({} if self.recipe.decay_vectors else {"weight_decay": 0.0})}]
+        optimiser = torch.optim.AdamW(
+            groups, lr=self.recipe.learning_rate, betas=self.recipe.betas, weight_decay=self.recipe.weight_decay
+        )
+        factor = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: schedule(step, self.recipe))
+        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": factor, "interval": "step"}}
+
+    def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: object, **__: object) -> None:
+        """Called by Lightning before each step, on gradients that are not scaled: clip their norm, whole or by part."""
+        if self.recipe.gradient_clip:
+            for part in self.network.children() if self.recipe.clip == "parts" else [self.network]:
+                torch.nn.utils.clip_grad_norm_(part.parameters(), self.recipe.gradient_clip)
+
+
+def _dice(mask: Tensor, truth: Tensor) -> Tensor:
+    """Dice of a whole batch, 0 for an empty truth."""
+    return 2 * (mask * truth).sum() / (mask.sum() + truth.sum()).clamp(min=1)

@@ -1,0 +1,122 @@
+"""What is put into a block and tuned: the hooks that it may use, the registry of designs, and the paper's own adapter.
+
+B batch, D H W token grid, c width of a token, m width of a bottleneck.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from voxsam.errors import UnsupportedError
+from voxsam.kernels.convolution import convolve
+from voxsam.kernels.linear import Activation, Precision, product
+from voxsam.network.sizes import ModelConfig
+
+
+class BlockHook(nn.Module):
+    """Where an adapter may act in a block; as it stands it changes nothing, and has no parameters.
+
+    x is what the block hands on, y what attention or mlp are about to add to it; both are (B, D, H, W, c) and stay so.
+    `precision` is that of products where no gradients are kept (`multiply`).
+    """
+
+    def before_attention(self, x_BDHWc: Tensor, precision: Precision) -> Tensor:
+        """What the block begins with."""
+        return x_BDHWc
+
+    def change_qkv(self, normed_ntc: Tensor, qkv_ntk: Tensor) -> Tensor:
+        """Query, key and value (k = 3 c) of the tokens of some windows, made of the normed tokens; may change them."""
+        return qkv_ntk
+
+    def after_attention(self, y_BDHWc: Tensor, precision: Precision) -> Tensor:
+        """What attention adds to x."""
+        return y_BDHWc
+
+    def before_mlp(self, x_BDHWc: Tensor, precision: Precision) -> Tensor:
+        """x with attention's part."""
+        return x_BDHWc
+
+    def after_mlp(self, y_BDHWc: Tensor, precision: Precision) -> Tensor:
+        """What the mlp adds to x."""
+        return y_BDHWc
+
+    def after_block(
+        self, x_BDHWc: Tensor, carried: Tensor | None, precision: Precision
+    ) -> tuple[Tensor, Tensor | None]:
+        """What the block ends with; `carried` comes from the block before, None in the first, and goes to the next."""
+        return x_BDHWc, carried
+
+    @property
+    def inside(self) -> bool:
+        """Whether it acts between attention and the block's end: then a block cannot finish window after window."""
+        kind, plain = type(self), BlockHook
+        return (
+            kind.after_attention is not plain.after_attention
+            or kind.before_mlp is not plain.before_mlp
+            or kind.after_mlp is not plain.after_mlp
+        )
+
+
+def multiply(linear: nn.Linear, x: Tensor, precision: Precision, activation: Activation = "none") -> Tensor:
+    """(..., k) -> (..., m), in the type of x: activation(linear(x)), the fastest way for all the rows of x together."""
+    return product(linear, x.numel() // x.shape[-1], x, precision)(x, activation).to(x.dtype)
+
+
+def convolve_tokens(convolution: nn.Conv3d, x_BDHWm: Tensor) -> Tensor:
+    """A convolution over the grid of tokens, which keeps its shape."""
+    return convolution(x_BDHWm.permute(0, 4, 1, 2, 3)).permute(0, 2, 3, 4, 1)
+
+
+class SpatialAdapter(BlockHook):
+    """x + up(relu(conv(relu(down(x))))), with one more ReLU around `up` in the released profile (paper, Fig. 2).
+
+    The convolution is depth-wise and 3 x 3 x 3.
+    """
+
+    def __init__(self, width: int, bottleneck: int, outer_relu: bool) -> None:
+        super().__init__()
+        self.outer_relu = outer_relu
+        self.down = nn.Linear(width, bottleneck)
+        self.conv = nn.Conv3d(bottleneck, bottleneck, 3, padding=1, groups=bottleneck)
+        self.up = nn.Linear(bottleneck, width)
+
+    def before_attention(self, x_BDHWc: Tensor, precision: Precision) -> Tensor:
+        """x and the adapter's share of it."""
+        rows = x_BDHWc.numel() // x_BDHWc.shape[-1]
+        down, up = (product(linear, rows, x_BDHWc, precision) for linear in (self.down, self.up))
+        hidden = down(x_BDHWc, "relu").permute(0, 4, 1, 2, 3)
+        hidden = convolve(hidden, self.conv.weight, self.conv.bias, self.conv.groups)
+        hidden = F.relu(hidden).permute(0, 2, 3, 4, 1)
+        return x_BDHWc + up(hidden, "relu") if self.outer_relu else up.plus(hidden, x_BDHWc)
+
+
+@dataclass(frozen=True)
+class AdapterKind:
+    """A design: `make` gives the hook of each block (from 0); the last argument is what `shared` made for all blocks.
+
+    `norms`: whether both LayerNorms of each block are tuned with it, as the paper counts all of its rows.
+    """
+
+    make: Callable[[ModelConfig, int, nn.Module | None], BlockHook]
+    shared: Callable[[ModelConfig], nn.Module] | None = None
+    norms: bool = True
+
+
+# By the `adapter` of a ModelConfig; voxsam.lab.systems adds those that VoxSAM's own is compared with.
+ADAPTERS: dict[str, AdapterKind] = {
+    "none": AdapterKind(lambda config, block, shared: BlockHook()),
+    "spatial": AdapterKind(
+        lambda config, block, shared: SpatialAdapter(config.width, config.adapter_width, config.adapter_relu)
+    ),
+}
+
+
+def adapter_kind(name: str) -> AdapterKind:
+    """The design of that name. Raises UnsupportedError for one that is not known."""
+    if name not in ADAPTERS:
+        raise UnsupportedError(f"the adapter {name}", f"one of {', '.join(ADAPTERS)}", "import voxsam.lab.systems")
+    return ADAPTERS[name]

@@ -1,0 +1,66 @@
+"""What a checkpoint says of itself: the JSON metadata of a model file."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, JsonValue, computed_field, model_validator
+
+from voxsam.network.conditioning import Conditioning
+from voxsam.network.sizes import ModelConfig
+from voxsam.preprocess import Preprocessing
+
+FORMAT_VERSION = 1
+
+
+class Card(BaseModel):
+    """Name, sizes, preprocessing, supported prompts, and where the weights come from.
+
+    `description` is text for people; its usual keys are "data", "licence", "training", "source". The last three fields
+    are filled in by `save_model`: a file can be a delta, which holds the tuned tensors only and names its base by hash.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal["voxsam"] = "voxsam"
+    format_version: int = FORMAT_VERSION
+    name: str
+    system: str = "voxsam"  # which kind of network: others are those of voxsam.lab.systems
+    options: dict[str, JsonValue] = {}  # what such a network is built with beyond `config`
+    config: ModelConfig
+    preprocessing: Preprocessing
+    description: dict[str, str] = {}
+    conditioning: Conditioning | None = (
+        None  # how clicks bind the answer (voxsam.network.conditioning); None: they do not
+    )
+    automatic: bool = False  # trained without clicks, the prompt encoder left out (paper, Sec. 4.3)
+    recipe: dict[str, JsonValue] = {}  # the training recipe as it was run
+    scores: dict[str, float] = {}  # on the recipe's held-out cases, e.g. {"dice": 0.81}
+    frozen_sha256: str | None = None  # of the frozen tensors (voxsam.network.tuning.frozen_sha256)
+    delta_of: str | None = None  # a delta: the frozen_sha256 of its base
+    base_name: str | None = None  # a delta: the name of its base, for people
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_derived(cls, fields: Any) -> Any:
+        """`prompts` is written for whoever reads the file with another tool; here it follows from the configuration."""
+        if isinstance(fields, dict):
+            return {key: value for key, value in fields.items() if key != "prompts"}
+        return fields
+
+    @model_validator(mode="after")
+    def _same_channels(self) -> Card:
+        images, channels = self.preprocessing.channels, self.config.channels
+        if images != channels:
+            plural = "" if images == 1 else "s"
+            raise ValueError(f"{images} image{plural} in preprocessing for a network of {channels} channels")
+        return self
+
+    @computed_field
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """What the model takes: every prompt becomes points; negative ones need a learned polarity."""
+        if self.automatic:
+            return ()
+        negative = ("negative",) if self.config.polarity else ()
+        return ("positive", *negative, "box", "scribble", "hint")

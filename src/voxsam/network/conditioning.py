@@ -1,0 +1,90 @@
+"""Clicks as observations: the answer is changed so that it agrees with every click, near it and where it looks alike.
+
+The logit of being tumour is taken as a Gaussian process whose mean is the network's answer. Its covariance falls with
+the distance to a click and with the difference of the fused features; a click observes the logit at its voxel. What is
+added is the change of the posterior mean (Rasmussen and Williams, Gaussian Processes for Machine Learning, eq. 2.25).
+An extension: models that were trained by others are never conditioned.
+
+B batch, N points, m width of the fused features, F fusion grid.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, PositiveFloat
+from torch import Tensor
+
+from voxsam.network.prompt_encoder import NEGATIVE, PADDING
+
+NUGGET = 0.05  # variance of an observation, relative to the process's: clicks side by side need not agree exactly
+
+
+class Conditioning(BaseModel):
+    """How far a click reaches, in crop voxels and in features, and how sure (in logits) its voxel becomes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    reach: PositiveFloat  # s.d. of the Gaussian over distance, crop voxels
+    likeness: PositiveFloat = 1.0  # s.d. of the Gaussian over the root mean square difference of standardised features
+    margin: PositiveFloat = 5.0  # logits; a click that the network answers with as much changes nothing
+
+
+def condition(
+    logits_B2DHW: Tensor, fused_BmFFF: Tensor, points_BN3: Tensor, labels_BN: Tensor, settings: Conditioning
+) -> Tensor:
+    """(B, 2, D, H, W) logits that agree with the points (d, h, w in crop voxels; labels 1, 0, or -1 for padding).
+
+    Points outside the crop are left out. The fused features lie on the crop as the decoder's do: corner voxel on
+    corner voxel.
+    """
+    changes = [
+        _change(logits, fused, points, labels, settings)
+        for logits, fused, points, labels in zip(logits_B2DHW, fused_BmFFF, points_BN3, labels_BN, strict=True)
+    ]
+    change = F.interpolate(
+        torch.stack(changes)[:, None], tuple(logits_B2DHW.shape[2:]), mode="trilinear", align_corners=True
+    )
+    return logits_B2DHW + torch.cat([-change / 2, change / 2], 1).to(logits_B2DHW.dtype)
+
+
+def _change(logits_2DHW: Tensor, fused_mFFF: Tensor, points_N3: Tensor, labels_N: Tensor, use: Conditioning) -> Tensor:
+    """(F, F, F) what is added to the difference of the logits, tumour less background."""
+    side = torch.tensor(logits_2DHW.shape[1:], device=points_N3.device)
+    kept = (labels_N != PADDING) & (points_N3 >= -0.5).all(1) & (points_N3 <= side - 0.5).all(1)
+    grid = tuple(fused_mFFF.shape[1:])
+    if not kept.any():
+        return torch.zeros(grid, device=logits_2DHW.device)
+    points = points_N3[kept].clamp(min=0).minimum(side - 1.0)
+    sign = torch.where(labels_N[kept] == NEGATIVE, -1.0, 1.0)
+    nearest = points.round().long()
+    answer = (logits_2DHW[1] - logits_2DHW[0]).float()[tuple(nearest.T)]
+    missing = sign * (use.margin - sign * answer).clamp(min=0)
+    features = _standardised(fused_mFFF.float())
+    looks = _at(features, points / (side - 1.0))
+    places = torch.cartesian_prod(
+        *(torch.linspace(0, n - 1, g, device=side.device) for n, g in zip(side, grid, strict=True))
+    )
+    weights = torch.linalg.solve(
+        _covariance(points, looks, points, looks, use) + NUGGET * torch.eye(len(points), device=side.device), missing
+    )
+    return (_covariance(places, features.flatten(1).T, points, looks, use) @ weights).reshape(grid)
+
+
+def _covariance(places: Tensor, features: Tensor, points: Tensor, looks: Tensor, use: Conditioning) -> Tensor:
+    """(M, N): 1 for the same place and look, falling to 0."""
+    apart = torch.cdist(places, points) / use.reach
+    unlike = torch.cdist(features, looks) / use.likeness
+    return torch.exp(-(apart.square() + unlike.square()) / 2)
+
+
+def _standardised(fused_mFFF: Tensor) -> Tensor:
+    """Mean 0 and s.d. 1 in each channel, divided by the root of their number: distances are root mean squares."""
+    spread, mean = torch.std_mean(fused_mFFF, (1, 2, 3), keepdim=True)
+    return (fused_mFFF - mean) / spread.clamp(min=1e-3) / len(fused_mFFF) ** 0.5
+
+
+def _at(features_mFFF: Tensor, share_N3: Tensor) -> Tensor:
+    """(N, m) the features at places given as shares (0 to 1) of each axis, trilinear, corner on corner."""
+    grid = (2 * share_N3 - 1).flip(-1)[None, :, None, None]
+    return F.grid_sample(features_mFFF[None], grid, mode="bilinear", align_corners=True)[0, :, :, 0, 0].T

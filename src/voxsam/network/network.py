@@ -1,0 +1,129 @@
+"""VoxSAMNetwork: image encoder, prompt encoder and mask decoder, composed.
+
+B batch, D H W crop, N points, C width of a feature map.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from voxsam.errors import UnsupportedError
+from voxsam.kernels.linear import Precision, require_precision
+from voxsam.network.card import Card
+from voxsam.network.conditioning import Conditioning, condition
+from voxsam.network.image_encoder import ImageEncoder
+from voxsam.network.mask_decoder import MaskDecoder
+from voxsam.network.positional_prompt import PositionalPromptEncoder
+from voxsam.network.prompt_encoder import PromptEncoder, sample_features
+from voxsam.network.promptable import BlockProgress, Features, Promptable
+from voxsam.network.sizes import LEVELS
+
+
+class VoxSAMNetwork(Promptable):
+    """One crop and clicks in, two logits per voxel out. Encode once, prompt many.
+
+    `card` says what the network is and how it wants its crops; `config` are its sizes. Where clicks change several
+    levels (`config.prompt_levels`), each has a prompt encoder: `prompt_encoder` is that of level 4, `prompt_encoder_1`
+    that of level 1. That of a card that is `automatic` has none, and takes no clicks (paper, Sec. 4.3).
+    """
+
+    def __init__(self, card: Card) -> None:
+        super().__init__(card)
+        config = card.config
+        encoder = PositionalPromptEncoder if config.prompt_kind == "positional" else PromptEncoder
+        self.far_clicks = config.prompt_kind == "sampler"
+        self.image_encoder = ImageEncoder(config)
+        for level in config.prompt_levels:
+            self.add_module(_prompt_encoder(level), None if card.automatic else encoder(config))
+        self.mask_decoder = MaskDecoder(config)
+
+    def encode(self, crops_B1DHW: Tensor, progress: BlockProgress | None = None) -> Features:
+        """(B, 1, D, H, W) float, normalised -> four (B, C, D/T, H/T, W/T), level 4 last, T = config.stride."""
+        return self.image_encoder(crops_B1DHW, progress)
+
+    def use_precision(self, precision: Precision) -> None:
+        """Encode in bf16 or int8 from now on, with an error (docs/performance.md, "Lower precision").
+
+        On a CPU the encoder's products are made so; its parameters, and the decoder, stay float32. On a GPU the whole
+        network becomes bf16. Raises UnsupportedError where the machine has no instructions for it.
+        """
+        device = next(self.parameters()).device
+        require_precision(precision, device)
+        if device.type == "cpu":
+            self.image_encoder.precision = precision
+        elif precision == "bf16":
+            self.to(torch.bfloat16)
+
+    def sample(self, features: Features, points_BN3: Tensor) -> Tensor:
+        """(B, N, C): what the voxels under the points (d, h, w in crop voxels) look like; 0 outside the crop.
+
+        The looks at several prompted levels stand one after the other in C; where a click is its place, C is 0.
+        """
+        if self.config.prompt_kind == "positional":
+            return points_BN3.new_zeros((*points_BN3.shape[:2], 0))
+        crop_shape = tuple(n * self.config.stride for n in features[-1].shape[2:])
+        looks = [sample_features(level, points_BN3, crop_shape) for level in self.prompted(features)]  # type: ignore[arg-type]
+        return torch.cat(looks, -1)
+
+    def prompted(self, features: Features) -> Features:
+        """The levels that clicks change, out of all, or of those alone."""
+        levels = self.config.prompt_levels
+        return features if len(features) == len(levels) else tuple(features[level - LEVELS - 1] for level in levels)
+
+    def static(self, features: Features, crops_B1DHW: Tensor) -> Tensor:
+        """The part of decoding that no click changes; pass it to `decode` to click again in the same crop."""
+        return self.mask_decoder.static(features, crops_B1DHW)
+
+    def decode(
+        self,
+        features: Features,
+        crops_B1DHW: Tensor,
+        points: Tensor | None = None,
+        *,
+        looks: Tensor | None = None,
+        labels: Tensor | None = None,
+        static: Tensor | None = None,
+        conditioning: Conditioning | None = None,
+    ) -> Tensor:
+        """(B, 2, D, H, W) logits: background, tumour. With `static`, `features` may be the prompted levels alone.
+
+        `points` (B, N, 3) = (d, h, w) in crop voxels, or `looks` (B, N, C) sampled before, here or in another crop;
+        neither: automatic mode, the prompt encoder is left out. With both, the looks count, and the points say where a
+        model with `config.marks` marks them (outside the crop: nowhere). `labels` (B, N): 1 positive, 0 negative, -1
+        padding; left out, all are positive. With `conditioning` the answer is then made to agree with the points.
+        """
+        if points is not None and looks is None:
+            looks = self.sample(features, points)
+        if static is None:
+            static = self.static(features, crops_B1DHW)
+        prompted = self.prompted(features)
+        if looks is not None:
+            prompted = self._prompt(prompted, looks, labels, points)
+        fused = self.mask_decoder.fused(static, prompted)
+        logits = self.mask_decoder(fused, tuple(crops_B1DHW.shape[2:]))
+        if conditioning is None or points is None:
+            return logits
+        if labels is None:
+            labels = torch.ones(points.shape[:2], dtype=torch.long, device=points.device)
+        return condition(logits, fused, points, labels, conditioning)
+
+    def _prompt(self, levels: Features, looks: Tensor, labels: Tensor | None, points: Tensor | None) -> Features:
+        """The prompted levels, each changed by its own prompt encoder and the clicks' looks at it."""
+        assert not self.card.automatic, "clicks for a network without a prompt encoder"
+        if points is None and not self.far_clicks:
+            raise UnsupportedError(
+                f"looks without points for the model {self.card.name}",
+                "points: to this model a click is its place",
+                "give `points`",
+            )
+        encoders = [self.get_submodule(_prompt_encoder(level)) for level in self.config.prompt_levels]
+        parts = looks.chunk(len(levels), -1)
+        return tuple(
+            encoder(level, look, labels, points) for encoder, level, look in zip(encoders, levels, parts, strict=True)
+        )
+
+
+def _prompt_encoder(level: int) -> str:
+    """The name of a level's prompt encoder."""
+    return "prompt_encoder" if level == LEVELS else f"prompt_encoder_{level}"

@@ -1,0 +1,179 @@
+"""The prompt encoder: a visual sampler under the clicks, global queries, cross-attention (paper, Sec. 3.3, Fig. 3).
+
+B batch, N points, Q global queries, T image tokens (D * H * W), C width of a feature map.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from voxsam.network.sizes import ModelConfig
+
+PADDING, NEGATIVE, POSITIVE = -1, 0, 1  # labels of points
+CHUNK_TOKENS = 2048  # image tokens that stay in a processor's cache
+
+
+def sample_features(features_BCDHW: Tensor, points_BN3: Tensor, crop_shape: tuple[int, int, int]) -> Tensor:
+    """The visual sampler: (B, N, C) features at `points_BN3` = (d, h, w) in crop voxels, trilinear, 0 outside.
+
+    A point p on an axis of length P is sampled at (p + 0.5) * 2 / P - 1 (align_corners=False).
+    """
+    size = torch.tensor(crop_shape, dtype=torch.float32, device=points_BN3.device)
+    unit = (points_BN3.float() + 0.5) * 2 / size - 1
+    grid = unit.flip(-1)[:, :, None, None]  # grid_sample wants (w, h, d)
+    sampled = F.grid_sample(features_BCDHW.float(), grid, mode="bilinear", align_corners=False)
+    return sampled[..., 0, 0].transpose(1, 2).to(features_BCDHW.dtype)
+
+
+def in_crop(points_BN3: Tensor, crop_shape: tuple[int, ...]) -> Tensor:
+    """(B, N) bool: which points (crop voxels) lie in one of the crop's voxels."""
+    d, h, w = ((at >= -0.5) & (at <= n - 0.5) for at, n in zip(points_BN3.unbind(-1), crop_shape, strict=True))
+    return d & h & w
+
+
+def mark_tokens(values_BNC: Tensor, points_BN3: Tensor, crop_shape: tuple[int, ...], grid: tuple[int, ...]) -> Tensor:
+    """(B, C, *grid): each point's value spread over the eight tokens about it, by the weights of trilinear sampling.
+
+    A point in the outermost half token counts for the tokens that there are; one outside the crop marks nothing. No
+    number goes from the processor to a GPU or back: a CUDA graph can hold it.
+    """
+    b, _, c = values_BNC.shape
+    inside = in_crop(points_BN3, crop_shape)
+    axes = [_neighbours(*axis) for axis in zip(points_BN3.unbind(-1), crop_shape, grid, strict=True)]
+    out = values_BNC.new_zeros(b, math.prod(grid), c)
+    for (d, share_d), (h, share_h), (w, share_w) in itertools.product(*axes):
+        weight = (share_d * share_h * share_w * inside)[..., None]
+        token = ((d * grid[1] + h) * grid[2] + w)[..., None]
+        out = out.scatter_add(1, token.expand(-1, -1, c), (weight * values_BNC).to(out.dtype))
+    return out.transpose(1, 2).reshape(b, c, *grid)
+
+
+def _neighbours(at_BN: Tensor, side: int, count: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """The two of `count` tokens on an axis of `side` voxels that places lie between: (B, N) index and share of each."""
+    place = ((at_BN + 0.5) * count / side - 0.5).clamp(0, count - 1)
+    below = place.floor()
+    first, share = below.long(), place - below
+    return (first, 1 - share), ((first + 1).clamp(max=count - 1), share)
+
+
+class Attention(nn.Module):
+    """Multi-head attention with an inner width of its own (SAM's decoder attention)."""
+
+    def __init__(self, width: int, inner: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q_proj, self.k_proj, self.v_proj = (nn.Linear(width, inner) for _ in range(3))
+        self.out_proj = nn.Linear(inner, width)
+
+    def forward(self, q_BMC: Tensor, k_BKC: Tensor, v_BKC: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """(B, M, C) queries, (B, K, C) keys and values -> (B, M, C); without values, the keys are the values.
+
+        `mask` broadcasts to (B, heads, M, K), True attends.
+        """
+
+        def split(x: Tensor) -> Tensor:
+            return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+        v_BKC = k_BKC if v_BKC is None else v_BKC
+        q, k, v = split(self.q_proj(q_BMC)), split(self.k_proj(k_BKC)), split(self.v_proj(v_BKC))
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return self.out_proj(out.transpose(1, 2).flatten(2))
+
+
+class PromptLayer(nn.Module):
+    """Queries and points look at one another; then every image token looks at the queries."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        c = config.feature_width
+        self.global_queries = nn.Parameter(torch.randn(config.queries, c))
+        self.self_attention = Attention(c, c, config.prompt_heads)
+        self.norm1, self.norm2, self.norm3, self.norm4 = (nn.LayerNorm(c) for _ in range(4))
+        self.mlp = nn.Sequential(nn.Linear(c, config.prompt_mlp), nn.ReLU(), nn.Linear(config.prompt_mlp, c))
+        self.image_to_query = Attention(c, c // 2, config.prompt_heads)
+
+    def ask(self, points_BNC: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Points -> (B, Q, C) queries for the image, and the points, changed."""
+        count = len(self.global_queries)
+        q = torch.cat([self.global_queries.expand(len(points_BNC), -1, -1), points_BNC], 1)
+        q = self.norm2(q + self.norm1(self.self_attention(q, q, mask=mask)))
+        queries, points = q[:, :count], q[:, count:]
+        return self.norm3(queries + self.mlp(queries)), points
+
+    def forward(self, image_BTC: Tensor, queries_BQC: Tensor) -> Tensor:
+        """(B, T, C) image tokens, changed, each by itself."""
+        return self.norm4(image_BTC + self.image_to_query(image_BTC, queries_BQC))
+
+
+class PromptEncoder(nn.Module):
+    """Changes a feature map, by default the deepest, by what the clicks look like there.
+
+    With `config.polarity` a learned vector is added to the look of a positive and of a negative click; released
+    checkpoints have none, and take positive clicks only. With `config.marks` another one is added to the tokens about
+    the click, so that a correction acts where it was made; the paper's prompt knows no place.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.queries, self.stride = config.queries, config.stride
+        self.layers = nn.ModuleList(PromptLayer(config) for _ in range(config.prompt_layers))
+        self.polarity = nn.Embedding(2, config.feature_width) if config.polarity else None
+        self.marks = nn.Embedding(2, config.feature_width) if config.marks else None
+        if self.marks is not None:
+            nn.init.zeros_(self.marks.weight)
+
+    def mark(self, features_BCDHW: Tensor, points_BN3: Tensor, labels_BN: Tensor | None) -> Tensor:
+        """The features with the tokens about the points (crop voxels) marked; unchanged if the model does not mark."""
+        if self.marks is None:
+            return features_BCDHW
+        if labels_BN is None:
+            labels_BN = torch.ones(points_BN3.shape[:2], dtype=torch.long, device=points_BN3.device)
+        values = self.marks(labels_BN.clamp(min=0)) * (labels_BN != PADDING)[..., None]
+        grid = tuple(features_BCDHW.shape[2:])
+        return features_BCDHW + mark_tokens(values, points_BN3, tuple(n * self.stride for n in grid), grid)
+
+    def forward(
+        self,
+        features_BCDHW: Tensor,
+        looks_BNC: Tensor,
+        labels_BN: Tensor | None = None,
+        points_BN3: Tensor | None = None,
+    ) -> Tensor:
+        """(B, C, D, H, W) features, (B, N, C) looks, (B, N) labels (1 positive, 0 negative, -1 padding) -> features.
+
+        `points_BN3` (crop voxels) are where the clicks leave their marks; left out, they leave none.
+        """
+        if points_BN3 is not None:
+            features_BCDHW = self.mark(features_BCDHW, points_BN3, labels_BN)
+        points, mask = looks_BNC, None
+        if labels_BN is not None:
+            if self.polarity is not None:
+                points = points + self.polarity(labels_BN.clamp(min=0))
+            queries = torch.ones(len(labels_BN), self.queries, dtype=torch.bool, device=labels_BN.device)
+            mask = torch.cat([queries, labels_BN != PADDING], 1)[:, None, None]
+        elif self.polarity is not None:
+            points = points + self.polarity.weight[POSITIVE]
+        asked = []
+        for layer in self.layers:
+            queries, points = layer.ask(points, mask)  # type: ignore[operator]
+            asked.append(queries)
+        parts = [self._look(part, asked) for part in features_BCDHW.flatten(2).split(self._chunk(features_BCDHW), 2)]
+        return (parts[0] if len(parts) == 1 else torch.cat(parts, 2)).reshape(features_BCDHW.shape)
+
+    def _look(self, image_BCT: Tensor, asked: list[Tensor]) -> Tensor:
+        """Image tokens through all layers: the queries do not depend on them, nor a token on another."""
+        image = image_BCT.transpose(1, 2)
+        for layer, queries in zip(self.layers, asked, strict=True):
+            image = layer(image, queries)
+        return image.transpose(1, 2)
+
+    @staticmethod
+    def _chunk(features_BCDHW: Tensor) -> int:
+        """How many tokens go through together: a cache full of them on a CPU where no gradient is kept."""
+        few = features_BCDHW.device.type == "cpu" and not torch.is_grad_enabled()
+        return CHUNK_TOKENS if few else features_BCDHW[0, 0].numel()

@@ -1,0 +1,77 @@
+"""Promptable: what every network can do that a session clicks and a recipe trains. VoxSAMNetwork is the first one."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from voxsam.errors import UnsupportedError
+from voxsam.kernels.linear import Precision
+from voxsam.network.card import Card
+from voxsam.network.conditioning import Conditioning
+from voxsam.network.sizes import ModelConfig
+
+Features = tuple[Tensor, ...]
+BlockProgress = Callable[[int, int], None]  # blocks done, and blocks in all
+
+
+class Promptable(nn.Module, ABC):
+    """One crop and clicks in, two logits per voxel out; what no click changes is computed once for a crop.
+
+    `card` says what the network is and how it wants its crops; of `config` everyone else reads `crop` and `polarity`.
+    B batch, D H W crop, N points, C width of a feature map.
+    """
+
+    clicks = True  # whether it can be clicked at all; one that cannot is trained without: `prompts: none` in its recipe
+    far_clicks = True  # whether clicks outside a crop tell it, by their looks, what to find in it
+    any_crop = True  # whether crops may have other sizes than the configuration's, if they fit its steps
+
+    def __init__(self, card: Card) -> None:
+        super().__init__()
+        self.card = card
+        self.config: ModelConfig = card.config
+
+    @abstractmethod
+    def encode(self, crops_B1DHW: Tensor, progress: BlockProgress | None = None) -> Features:
+        """(B, 1, D, H, W) float, normalised -> what decoding and sampling need of it; the last is the deepest.
+
+        A network that takes its time calls `progress` now and then. It belongs to this call alone: threads that share a
+        network each hear of their own crops.
+        """
+
+    def use_precision(self, precision: Precision) -> None:
+        """Encode in another precision from now on. Raises UnsupportedError for one that network or machine lacks."""
+        if precision != "float32":
+            raise UnsupportedError(f"{precision} for the model {self.card.name}", "float32", "leave --precision out")
+
+    @abstractmethod
+    def sample(self, features: Features, points_BN3: Tensor) -> Tensor:
+        """(B, N, C): what the voxels under the points (d, h, w in crop voxels) look like; 0 outside the crop."""
+
+    @abstractmethod
+    def static(self, features: Features, crops_B1DHW: Tensor) -> Tensor:
+        """The part of decoding that no click changes; pass it to `decode` to click again in the same crop."""
+
+    def prompted(self, features: Features) -> Features:
+        """The features that `sample` and `decode` need when there is a static part; they do with these alone."""
+        return features[-1:]
+
+    @abstractmethod
+    def decode(
+        self,
+        features: Features,
+        crops_B1DHW: Tensor,
+        points: Tensor | None = None,
+        *,
+        looks: Tensor | None = None,
+        labels: Tensor | None = None,
+        static: Tensor | None = None,
+        conditioning: Conditioning | None = None,
+    ) -> Tensor:
+        """(B, 2, D, H, W) logits: background, tumour. `labels` (B, N): 1 positive, 0 negative, -1 padding."""
+
+    def forward(self, crops_B1DHW: Tensor, points_BN3: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
+        """encode, then decode."""
+        return self.decode(self.encode(crops_B1DHW), crops_B1DHW, points_BN3, labels=labels)

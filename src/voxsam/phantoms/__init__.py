@@ -1,0 +1,1 @@
+"""Generated CT scans with a tumour whose mask is known."""

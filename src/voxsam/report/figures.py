@@ -1,0 +1,124 @@
+"""One picture of a result: axial, coronal and sagittal planes with contours and clicks, and a shaded 3D view."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+
+from voxsam.atomic import atomic_path
+from voxsam.geometry import Grid
+from voxsam.report.metrics import Diameter, dice, longest_axial_diameter, volume_ml
+from voxsam.report.panels import BACKGROUND, FAINT, INK, Click, Scene, Window, draw_plane, middle, side_mm
+from voxsam.report.planes import Plane, three_planes
+from voxsam.report.view3d import draw_scene
+from voxsam.volume import Volume
+
+SIZE_INCHES, DPI = (16.0, 9.0), 100
+
+
+def overview_figure(
+    scan: Volume,
+    mask: Volume,
+    clicks: Sequence[Click],
+    path: str | os.PathLike[str],
+    *,
+    truth: Volume | None = None,
+    window: Window = "auto",
+    title: str = "",
+    centre: Sequence[float] | None = None,
+) -> None:
+    """Write a PNG of 1600 x 900 pixels: three planes through the first positive click in the mask, and a 3D view.
+
+    `mask` (labels, 0 background) and `truth` lie on the scan's grid; clicks are (index, positive). Without such a click
+    the planes go through the middle of the mask; with an empty mask, through the first click or the middle of the scan.
+    `centre`, an index (i, j, k), is another place for them.
+    Raises GeometryError for another grid, FileError if `path` cannot be written.
+    """
+    scene = Scene.of(scan, mask, clicks, window, truth)
+    figure = Figure(figsize=SIZE_INCHES, dpi=DPI, facecolor=BACKGROUND)
+    FigureCanvasAgg(figure)
+    through = middle(scene) if centre is None else centre
+    planes = three_planes(scan.grid, through, side_mm(scene))
+    boxes = ((0.012, 0.062, 0.478, 0.85), (0.498, 0.492, 0.236, 0.42), (0.498, 0.062, 0.236, 0.42))
+    diameters = {label: longest_axial_diameter(scene.objects, label) for label in scene.labels}
+    for plane, box in zip(planes, boxes, strict=True):
+        axes = figure.add_axes(box)
+        draw_plane(axes, scene, plane, [p for p in planes if p is not plane])
+        if plane.name == "axial":
+            _draw_diameters(axes, scene, plane, diameters)
+    draw_scene(
+        figure.add_axes((0.742, 0.252, 0.246, 0.66)),
+        scan,
+        scene.objects,
+        [to_rgb(scene.colour(n)) for n in scene.labels],
+    )
+    _write_facts(figure, scene, diameters)
+    _write_header(figure, scene, title)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", facecolor=BACKGROUND)
+
+
+def _draw_diameters(axes: Axes, scene: Scene, plane: Plane, diameters: dict[int, Diameter | None]) -> None:
+    """Lines of RECIST diameters, on the slice that they were measured on."""
+    for diameter in diameters.values():
+        if diameter is None:
+            continue
+        places, depths = plane.place_mm(scene.objects.grid, diameter.ends)
+        if np.abs(depths).max() < 0.5 * plane.grid.spacing_mm[2]:
+            axes.plot(*places.T, color=INK, linewidth=1.0, linestyle=(0, (4, 3)))
+
+
+# The words
+
+
+def _write_facts(figure: Figure, scene: Scene, diameters: dict[int, Diameter | None]) -> None:
+    lines = []
+    for label in scene.labels[:3]:
+        diameter = diameters[label]
+        length = f"{diameter.length_mm:.0f} mm" if diameter else ""
+        lines.append((f"{volume_ml(scene.objects, label):,.1f} mL", length, scene.colour(label)))
+    axes = figure.add_axes((0.742, 0.062, 0.246, 0.178))
+    axes.set_axis_off()
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 1)
+    if not lines:
+        axes.text(0.02, 0.85, "empty mask", color=INK, fontsize=20, va="center")
+    for row, (volume, length, colour) in enumerate(lines):
+        level = 0.87 - 0.27 * row
+        axes.plot([0.025], [level], "s", color=colour, markersize=11)
+        axes.text(0.075, level, volume, color=INK, fontsize=19, fontweight="bold", va="center")
+        axes.text(0.985, level + 0.045, length, color=INK, fontsize=14, va="center", ha="right")
+        axes.text(0.985, level - 0.085, "longest axial diameter", color=FAINT, fontsize=8.5, va="center", ha="right")
+    notes = []
+    if len(scene.labels) > len(lines):
+        notes.append(f"and {len(scene.labels) - len(lines)} more objects")
+    if scene.truth is not None:
+        notes.append(f"Dice {dice(scene.mask.array, scene.truth.array):.3f} against the dashed contour")
+    axes.text(0.02, 0.04, "   ".join(notes), color=INK, fontsize=11, va="bottom")
+
+
+def _write_header(figure: Figure, scene: Scene, title: str) -> None:
+    figure.text(0.012, 0.957, title, color=INK, fontsize=18, fontweight="bold", va="center", parse_math=False)
+    positive = sum(is_positive for _, is_positive in scene.clicks)
+    negative = len(scene.clicks) - positive
+    clicks = (
+        f"{positive} positive, {negative} negative clicks" if negative else f"{positive} click{'s' * (positive != 1)}"
+    )
+    figure.text(0.988, 0.957, clicks, color=FAINT, fontsize=13, va="center", ha="right")
+    low, high = scene.limits
+    unit = " HU" if scene.scan.modality == "CT" else ""
+    left = f"level {(low + high) / 2:.4g}{unit}, width {high - low:.4g}{unit}   ·   {_size(scene.scan.grid)}"
+    figure.text(0.012, 0.03, left, color=FAINT, fontsize=10, va="center")
+    text = "radiological convention: the patient's left is at the right   ·   research use only"
+    figure.text(0.988, 0.03, text, color=FAINT, fontsize=10, va="center", ha="right")
+
+
+def _size(grid: Grid) -> str:
+    voxels, spacing = " × ".join(map(str, grid.shape)), " × ".join(f"{s:.3g}" for s in grid.spacing_mm)
+    return f"{voxels} voxels of {spacing} mm, axes {grid.axes}"

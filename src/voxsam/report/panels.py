@@ -1,0 +1,191 @@
+"""Planes of a scan with the contours of a mask and the clicks on it, to scale: the panels that figures are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.patheffects import AbstractPathEffect, withStroke
+from numpy.typing import NDArray
+
+from voxsam.boxes import crop_to_objects, labels_of
+from voxsam.errors import GeometryError
+from voxsam.report.planes import Plane
+from voxsam.volume import Volume
+
+Click = tuple[Sequence[float], bool]  # index (i, j, k) on the scan, and whether it is positive
+Window = Literal["auto"] | tuple[float, float]  # level and width
+
+SOFT_TISSUE_HU = (40.0, 400.0)
+BACKGROUND, PANEL, INK, FAINT = "#0b0e13", "#000000", "#e8edf4", "#8a96a8"
+OBJECT_COLOURS = ("#ff5a5f", "#3ec5ff", "#ffc247", "#7ee081", "#c58bff", "#ff8fd2")
+TRUTH, POSITIVE, NEGATIVE = "#ffffff", "#4dff88", "#ff3b30"
+HALO: list[AbstractPathEffect] = [
+    withStroke(linewidth=2.5, foreground="#000000b0")
+]  # keeps letters readable on bright tissue
+CLICK_REACH_MM = 5.0  # a click is shown on planes at most this far away
+SCALE_BAR_MM = 50.0
+VIEW_MM = (150.0, 2.1)  # the planes show at least this much, or so many times the longest side of the mask
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What all panels share."""
+
+    scan: Volume
+    mask: Volume
+    objects: Volume  # the part of the mask that is not background
+    clicks: Sequence[Click]
+    truth: Volume | None
+    limits: tuple[float, float]  # black and white
+    labels: list[int]
+
+    def colour(self, label: int) -> str:
+        return OBJECT_COLOURS[self.labels.index(label) % len(OBJECT_COLOURS)]
+
+    @classmethod
+    def of(
+        cls, scan: Volume, mask: Volume, clicks: Sequence[Click], window: Window = "auto", truth: Volume | None = None
+    ) -> Scene:
+        """The scene of a mask, and perhaps a `truth`, on the scan's grid. Raises GeometryError for another grid."""
+        for name, other in (("mask", mask), ("truth", truth)):
+            if other is not None and not other.grid.close_to(scan.grid):
+                raise GeometryError(f"a {name} on {other.grid}", f"the scan's {scan.grid}", "resample it onto the scan")
+        objects = crop_to_objects(mask)
+        return cls(scan, mask, objects, clicks, truth, _limits(scan, window), labels_of(objects))
+
+
+def _limits(scan: Volume, window: Window) -> tuple[float, float]:
+    if window == "auto" and scan.modality != "CT":
+        sample = scan.array[tuple(slice(None, None, max(1, n // 64)) for n in scan.array.shape)]
+        low, high = np.percentile(sample, (1, 99.5))
+        return float(low), float(max(high, low + 1e-6))
+    level, width = SOFT_TISSUE_HU if window == "auto" else window
+    return level - width / 2, level + width / 2
+
+
+def middle(scene: Scene) -> NDArray[np.float64]:
+    """The index through which the planes go."""
+    positive = [np.asarray(index, dtype=float) for index, is_positive in scene.clicks if is_positive]
+    shape = np.array(scene.mask.grid.shape)
+    if not scene.labels:
+        return positive[0] if positive else (shape - 1) / 2
+    for index in positive:
+        if scene.mask.array[tuple(np.clip(np.rint(index).astype(int), 0, shape - 1))]:
+            return index
+    objects = scene.objects
+    largest = max(scene.labels, key=lambda label: np.count_nonzero(objects.array == label))
+    voxels = np.argwhere(objects.array == largest)
+    middle = voxels[((voxels - voxels.mean(0)) ** 2 @ objects.grid.spacing_mm**2).argmin()]
+    return objects.grid.index_in(scene.mask.grid, middle)
+
+
+def side_mm(scene: Scene) -> float:
+    """How much of the scan the planes show."""
+    least, times = VIEW_MM
+    if not scene.labels:
+        return np.inf
+    return max(least, times * float((scene.objects.grid.shape * scene.objects.grid.spacing_mm).max()))
+
+
+def draw_plane(axes: Axes, scene: Scene, plane: Plane, others: Sequence[Plane], shown_mm: float = 0.0) -> None:
+    """One plane with everything on it, and faint lines where the `others` cut it; at least `shown_mm` wide."""
+    width, height = plane.size_mm
+    axes.set_facecolor(PANEL)
+    low, high = scene.limits
+    image = np.clip((plane.read(scene.scan) - low) / (high - low), 0, 1)
+    axes.imshow(image, cmap="gray", vmin=0, vmax=1, extent=(0, width, height, 0), interpolation="bicubic")
+    mask = plane.read(scene.mask)
+    for label in scene.labels:
+        _outline(axes, plane, mask == label, scene.colour(label), 1.8, "solid")
+        tint = np.zeros((*mask.shape, 4))
+        tint[mask == label] = (*to_rgb(scene.colour(label)), 0.16)
+        axes.imshow(tint, extent=(0, width, height, 0), interpolation="nearest")
+    if scene.truth is not None:
+        _outline(axes, plane, plane.read(scene.truth) != 0, TRUTH, 1.3, "dashed")
+    _square_view(axes, width, height, shown_mm)
+    _draw_crosshair(axes, plane, others)
+    _draw_clicks(axes, scene, plane)
+    _draw_letters(axes, plane)
+    _draw_scale_bar(axes)
+
+
+def _outline(axes: Axes, plane: Plane, inside: NDArray[np.bool_], colour: str, width: float, style: str) -> None:
+    if inside.any():
+        padded = np.pad(inside, 1).astype(float)  # contours close at the border of the scan
+        columns, rows = (
+            (np.arange(n + 2) - 0.5) * s for n, s in zip(plane.grid.shape, plane.grid.spacing_mm[:2], strict=False)
+        )
+        axes.contour(columns, rows, padded, levels=[0.5], colors=[colour], linewidths=width, linestyles=style)
+
+
+def _square_view(axes: Axes, width: float, height: float, least: float) -> None:
+    """The plane in the middle of a square, so that all panels of one size have one scale."""
+    side = max(width, height, least)
+    axes.set_xlim((width - side) / 2, (width + side) / 2)
+    axes.set_ylim((height + side) / 2, (height - side) / 2)
+    axes.set_aspect("equal")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set_color("#232b38")
+
+
+def _draw_crosshair(axes: Axes, plane: Plane, others: Sequence[Plane]) -> None:
+    """Where the two other planes cut this one."""
+    for other in others:
+        middle = (np.array(other.grid.shape) - 1) / 2
+        ends = [middle + np.array(step) for step in ((-1e3, 0, 0), (1e3, 0, 0), (0, -1e3, 0), (0, 1e3, 0))]
+        places, depths = plane.place_mm(other.grid, np.array(ends))
+        first, second = (0, 1) if abs(depths[0] - depths[1]) < abs(depths[2] - depths[3]) else (2, 3)
+        axes.plot(*places[[first, second]].T, color="#6fb7ff", linewidth=0.6, alpha=0.35, scalex=False, scaley=False)
+
+
+def _draw_clicks(axes: Axes, scene: Scene, plane: Plane) -> None:
+    reach = max(CLICK_REACH_MM, float(plane.grid.spacing_mm[2]))
+    for index, positive in scene.clicks:
+        (x, y), depth = plane.place_mm(scene.scan.grid, np.asarray(index, dtype=float))
+        if abs(depth) > reach:
+            continue
+        colour = POSITIVE if positive else NEGATIVE
+        axes.plot(
+            [x],
+            [y],
+            "o",
+            markersize=13,
+            markerfacecolor="none",
+            markeredgecolor="black",
+            markeredgewidth=3.4,
+            alpha=0.6,
+        )
+        axes.plot([x], [y], "o", markersize=13, markerfacecolor="none", markeredgecolor=colour, markeredgewidth=1.8)
+        axes.plot([x], [y], "+" if positive else "x", markersize=7, markeredgecolor=colour, markeredgewidth=1.8)
+
+
+def _draw_letters(axes: Axes, plane: Plane) -> None:
+    left, right, top, bottom = plane.letters
+    big = plane.name == "axial"
+    edge, size = (0.02, 13) if big else (0.035, 10)
+    places = ((left, edge, 0.5), (right, 1 - edge, 0.5), (top, 0.5, 1 - edge), (bottom, 0.5, edge))
+    sides = (("left", "center"), ("right", "center"), ("center", "top"), ("center", "bottom"))
+    style = {"transform": axes.transAxes, "path_effects": HALO}
+    for (letter, x, y), (across, along) in zip(places, sides, strict=True):
+        axes.text(x, y, letter, color=INK, fontsize=size, fontweight="bold", ha=across, va=along, **style)
+    axes.text(edge, 1 - edge, plane.name.capitalize(), color="#b9c4d4", fontsize=size - 1, ha="left", va="top", **style)
+
+
+def _draw_scale_bar(axes: Axes) -> None:
+    left, right = axes.get_xlim()
+    bottom, top = axes.get_ylim()
+    side = right - left
+    end, level = right - 0.045 * side, bottom + 0.045 * (top - bottom)
+    line = axes.plot([end - SCALE_BAR_MM, end], [level, level], color=INK, linewidth=2.4, solid_capstyle="butt")[0]
+    line.set_path_effects(HALO)
+    text = axes.text(
+        end - SCALE_BAR_MM / 2, level - 0.012 * side, "5 cm", color=INK, fontsize=9, ha="center", va="bottom"
+    )
+    text.set_path_effects(HALO)

@@ -1,0 +1,146 @@
+"""What was done and what came out of it, as JSON for programs and as one self-contained HTML page for people.
+
+Facts hold what the caller gives and the geometry of the scan, nothing of a file's header: no patient names.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import voxsam
+from voxsam.atomic import atomic_path
+from voxsam.boxes import crop_to_objects, labels_of
+from voxsam.report.metrics import dice, longest_axial_diameter, volume_ml
+from voxsam.report.page import bullets, image, write_page
+from voxsam.volume import Volume
+
+STYLE = """:root { color-scheme: dark }
+body { margin: 0; background: #0b0e13; color: #e8edf4; font: 16px/1.5 system-ui, sans-serif }
+main { max-width: 1200px; margin: 0 auto; padding: 24px }
+h1 { font-size: 24px; margin: 0 0 16px }
+img { width: 100%; height: auto; border-radius: 8px; display: block }
+table { border-collapse: collapse; margin-top: 24px; width: 100% }
+th, td { text-align: left; vertical-align: top; padding: 6px 12px 6px 0; border-bottom: 1px solid #232b38 }
+th { color: #a3afc0; font-weight: normal; width: 16em }
+td { font-variant-numeric: tabular-nums; overflow-wrap: anywhere }
+ul { padding-left: 1.2em }
+footer { color: #a3afc0; margin-top: 24px; font-size: 14px }
+@media print { :root { color-scheme: light } body { background: #fff; color: #000 } th, footer { color: #444 } }
+"""
+ALT = "Axial, coronal and sagittal planes with the mask's contour, and a 3D view of the mask"
+
+
+def report_dict(
+    *,
+    scan: Volume,
+    scan_name: str,
+    mask: Volume,
+    model: str,
+    clicks: Sequence[tuple[Sequence[float], bool]] = (),
+    seconds: Mapping[str, float] | None = None,
+    messages: Sequence[str] = (),
+    truth: Volume | None = None,
+) -> dict[str, Any]:
+    """The facts of one segmentation, of JSON's types only.
+
+    `clicks` are (index (i, j, k), positive); `seconds` says how long each step took; of `scan_name` only the last part
+    of a path is kept. With a `truth`, "dice" compares it with the whole mask.
+    """
+    report: dict[str, Any] = {
+        "voxsam": voxsam.__version__,
+        "scan": {
+            "name": Path(scan_name).name,
+            "shape": list(scan.grid.shape),
+            "spacing_mm": [round(float(s), 6) for s in scan.grid.spacing_mm],
+            "axes": scan.grid.axes,
+            "modality": scan.modality,
+        },
+        "model": model,
+        "clicks": [{"index": [_plain(i) for i in index], "positive": bool(good)} for index, good in clicks],
+        "objects": _objects(crop_to_objects(mask)),
+        "seconds": {step: round(float(time), 4) for step, time in (seconds or {}).items()},
+        "messages": list(messages),
+    }
+    if truth is not None:
+        report["dice"] = dice(mask.array, truth.array)
+    return report
+
+
+def facts_for_people(report: Mapping[str, Any]) -> dict[str, str | float]:
+    """The rows of the HTML table, from what `report_dict` returns; messages are left to the page."""
+    scan = report["scan"]
+    facts: dict[str, str | float] = {
+        "Scan": scan["name"],
+        "Voxels": " × ".join(map(str, scan["shape"])),
+        "Spacing": " × ".join(f"{s:.4g}" for s in scan["spacing_mm"]) + f" mm, axes {scan['axes']}",
+        "Model": report["model"],
+        "Clicks": "; ".join(_click_text(click) for click in report["clicks"]) or "none",
+    }
+    several = len(report["objects"]) > 1
+    for found in report["objects"]:
+        number = f" {found['label']}" if several else ""
+        facts[f"Volume{number}"] = f"{found['volume_ml']:,.1f} mL ({found['voxels']:,} voxels)"
+        facts[f"Longest axial diameter{number}"] = f"{found['longest_axial_diameter_mm']:.1f} mm"
+    if not report["objects"]:
+        facts["Volume"] = "0 mL: the mask is empty"
+    if "dice" in report:
+        facts["Dice"] = f"{report['dice']:.3f}"
+    facts.update({f"Time, {step}": f"{time:.3g} s" for step, time in report["seconds"].items()})
+    return facts
+
+
+def write_report_json(path: str | os.PathLike[str], report: Mapping[str, Any]) -> None:
+    """Write the report as JSON, whole or not at all. Raises FileError if it cannot be written."""
+    text = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False)
+    with atomic_path(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def write_report_html(
+    path: str | os.PathLike[str],
+    *,
+    title: str,
+    facts: Mapping[str, str | float],
+    picture: Path,
+    messages: Sequence[str] = (),
+) -> None:
+    """Write one page with the PNG `picture` inside it, a table of `facts`, and messages; it loads nothing else.
+
+    All text is escaped. Raises FileError if the picture is not a readable PNG, or if the page cannot be written.
+    """
+    rows = (f"<tr><th>{escape(name)}</th><td>{escape(_text(value))}</td></tr>" for name, value in facts.items())
+    table = "<table>\n" + "\n".join(rows) + "\n</table>"
+    write_page(path, title, STYLE, f"{image(picture, ALT)}\n{table}\n{bullets(messages)}")
+
+
+def _objects(mask: Volume) -> list[dict[str, Any]]:
+    found = []
+    for label in labels_of(mask):
+        diameter = longest_axial_diameter(mask, label)
+        found.append(
+            {
+                "label": label,
+                "voxels": int((mask.array == label).sum()),
+                "volume_ml": round(volume_ml(mask, label), 6),
+                "longest_axial_diameter_mm": round(diameter.length_mm, 3) if diameter else 0.0,
+            }
+        )
+    return found
+
+
+def _plain(number: float) -> int | float:
+    """An int where the number is whole: JSON then shows the index as it was typed."""
+    return int(number) if float(number).is_integer() else float(number)
+
+
+def _click_text(click: Mapping[str, Any]) -> str:
+    return f"({', '.join(map(str, click['index']))}) {'positive' if click['positive'] else 'negative'}"
+
+
+def _text(value: str | float) -> str:
+    return value if isinstance(value, str) else f"{value:.6g}"

@@ -1,0 +1,209 @@
+"""Session: the box that a step changed, and a mask of which only that box is drawn anew."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from known_model import FAR, KnownModel, block_scan, two_blocks, upright
+
+from voxsam.boxes import NOWHERE, is_empty
+from voxsam.errors import PromptError
+from voxsam.geometry import Grid
+from voxsam.interactive.history import Answer
+from voxsam.interactive.label_map import LabelMap
+from voxsam.interactive.session import Session
+from voxsam.preprocess import Window
+from voxsam.prompts import Box
+from voxsam.volume import Volume
+
+FIRST_BLOCK = (slice(8, 15), slice(8, 15), slice(8, 15))  # voxels 10 to 12, a neighbour of each, and what it reaches
+
+
+def all_steps(session: Session) -> list[tuple[str, np.ndarray, np.ndarray]]:
+    """Every kind of step with the masks before and after it; checks that nothing changed outside `changed`."""
+    steps = {
+        "click": lambda: session.click((11, 11, 11)),
+        "negative": lambda: session.click((9, 9, 9), positive=False),
+        "undo": session.undo,
+        "redo": session.redo,
+        "new": session.new_object,
+        "second": lambda: session.click((25, 25, 25)),
+        "box": lambda: session.prompt(Box.at_index(session.volume.grid, (24, 24, 24), (25, 26, 27))),
+        "undo second": session.undo,
+        "reset": session.reset,
+        "undo reset": session.undo,
+        "undo past reset": session.undo,
+    }
+    seen = []
+    for name, step in steps.items():
+        before = session.mask.array
+        step()
+        after = session.mask.array
+        seen.append((name, before, after))
+        outside = np.ones(before.shape, bool)
+        outside[session.changed] = False
+        np.testing.assert_array_equal(before[outside], after[outside], err_msg=name)
+    return seen
+
+
+def test_nothing_changes_outside_the_changed_box_and_every_mask_is_as_drawn_from_scratch() -> None:
+    _, session = two_blocks()
+    seen = all_steps(session)
+    assert [name for name, before, after in seen if (before != after).any()] == [
+        "click", "second", "box", "undo second", "reset", "undo reset", "undo past reset",
+    ]  # fmt: skip
+    fresh = LabelMap(session.volume.grid).draw(session._history.state.answers)
+    np.testing.assert_array_equal(session.mask.array, fresh)
+
+
+def test_the_changed_box_of_a_click_is_what_its_tumour_reaches() -> None:
+    _, session = two_blocks()
+    assert session.changed == NOWHERE
+    session.click((11, 11, 11))
+    assert session.changed == FIRST_BLOCK
+    session.undo()
+    assert session.changed == FIRST_BLOCK  # the box of the answer that went
+    session.undo()
+    assert is_empty(session.changed)  # there was nothing to undo
+    session.redo()
+    assert session.changed == FIRST_BLOCK
+
+
+def test_the_changed_box_holds_the_answer_before_and_after() -> None:
+    """The second click moves the crop of 16 voxels by 4, out of one speck and into another; L and P run backwards."""
+    grid = Grid.from_spacing((60, 40, 30), (1, 1, 1)).reorient("LPS")
+    specks = [((i, i + 1), (20, 21), (10, 11)) for i in (23, 29, 39)]
+    session = Session(KnownModel(), block_scan(grid, *specks), follow=False)
+    session.click((29, 20, 10))
+    assert session.changed == (slice(21, 32), slice(18, 23), slice(8, 13))
+    session.click((37, 20, 10))
+    assert session._history.state.answer.reach(grid) == (slice(27, 42), slice(18, 23), slice(8, 13))
+    assert session.changed == (slice(21, 42), slice(18, 23), slice(8, 13))
+
+
+def test_probabilities_go_on_beyond_the_mask() -> None:
+    """Below 0.5 nothing is drawn, but the probability is told: 0.1 everywhere in the crop and outside the block."""
+    _, session = two_blocks()
+    session.click((11, 11, 11))
+    soft = session.probabilities.array
+    assert soft[11, 11, 11] == pytest.approx(0.9, abs=1e-3) and soft[5, 5, 5] == pytest.approx(0.1, abs=1e-3)
+    assert soft[30, 30, 30] == 0
+    assert session.extent == session.changed == FIRST_BLOCK
+
+
+def test_a_box_prompt_keeps_the_change_inside_it() -> None:
+    volume = block_scan(upright(40, 40, 40), ((8, 16),) * 3)
+    session = Session(KnownModel(), volume)
+    mask = session.prompt(Box.at_index(volume.grid, (9, 10, 11), (12, 14, 13)))
+    assert session.changed == (slice(9, 13), slice(10, 15), slice(11, 14))
+    assert mask.array.sum() == 4 * 5 * 3
+
+
+def test_other_objects_and_refusals_change_nothing() -> None:
+    _, session = two_blocks()
+    session.click((11, 11, 11))
+    session.new_object()
+    assert is_empty(session.changed)
+    session.click((25, 25, 25))
+    assert session.changed == tuple(slice(22, 30) for _ in range(3))  # not the first object's
+    before = session.changed
+    with pytest.raises(PromptError):
+        session.click((99, 0, 0))
+    assert session.changed == before
+    session.reset()
+    assert session.changed == tuple(slice(8, 30) for _ in range(3))  # both objects went
+
+
+def test_a_mask_that_was_handed_out_stays_as_it_was_and_is_the_callers_own() -> None:
+    _, session = two_blocks()
+    first = session.click((11, 11, 11))
+    kept = first.array.copy()
+    session.new_object()
+    second = session.click((25, 25, 25))
+    np.testing.assert_array_equal(first.array, kept)
+    wanted = second.array.copy()
+    second.array[...] = 7
+    np.testing.assert_array_equal(session.mask.array, wanted)
+
+
+def test_only_the_answers_that_changed_and_those_under_them_are_drawn(monkeypatch) -> None:
+    """Object 1 lies apart from object 2: clicks on object 2 do not ask for its voxels again."""
+    volume = block_scan(upright(60, 40, 40), ((8, 12),) * 3, ((44, 48), (8, 12), (8, 12)))
+    session = Session(KnownModel(), volume)
+    session.click((10, 10, 10))
+    far = session._history.state.answer
+    session.new_object()
+    session.click((46, 10, 10))
+    asked: list[Answer] = []
+    draw = Answer.on_scan
+    monkeypatch.setattr(Answer, "on_scan", lambda self, scan: (asked.append(self), draw(self, scan))[1])
+    mask = session.click((45, 10, 10))
+    assert far not in asked and session._history.state.answer in asked
+    assert ((mask.array == 1).sum(), (mask.array == 2).sum()) == (64, 64)
+
+
+def test_overlapping_objects_are_drawn_as_from_scratch_after_each_of_many_steps() -> None:
+    rng = np.random.default_rng(5)
+    grid = Grid.from_spacing((30, 26, 22), (1, 1.3, 0.8)).reorient("PIR")
+    values = rng.choice([-FAR, 0.1, 0.2, 0.3], grid.shape).astype(np.float32)
+    session = Session(KnownModel(), Volume(values, grid))
+    for _ in range(40):
+        step = rng.integers(6)
+        if step == 0 and len(session.objects) < 4:
+            session.new_object()
+        elif step == 1:
+            session.undo()
+        elif step == 2:
+            session.redo()
+        elif step == 3:
+            session.select(int(rng.choice(session.objects)))
+        else:
+            session.click(rng.integers(0, grid.shape), positive=bool(step == 4 or not session.prompts))
+        fresh = LabelMap(grid).draw(session._history.state.answers)
+        np.testing.assert_array_equal(session.mask.array, fresh)
+    assert session.mask.array.max() > 1
+
+
+@pytest.mark.parametrize("turn", [0.0, 20.0], ids=["parallel", "oblique"])
+@pytest.mark.parametrize("seed", range(6))
+def test_what_is_drawn_of_the_core_is_what_the_whole_answer_gives(seed: int, turn: float) -> None:
+    """Blobs in the crop, at its faces and at the scan's border; some crops reach outside, some answers are empty."""
+    rng = np.random.default_rng(seed)
+    scan = Grid.from_spacing((31, 27, 23), (1.0, 1.3, 0.8)).reorient("PIR")
+    c, s = np.cos(np.radians(turn)), np.sin(np.radians(turn))
+    scan = Grid(scan.shape, np.array([[c, -s, 0, 5], [s, c, 0, -3], [0, 0, 1, 2], [0, 0, 0, 1]]) @ scan.affine)
+    lattice = scan.reorient("SAR").respace((1.7, 1.1, 2.3))
+    window = Window(lattice, tuple(rng.integers(-4, 6, 3).tolist()), (9, 12, 8))
+    probability = rng.choice(np.float32([0, 0.2, 0.45]), window.shape)
+    if seed:
+        low = rng.integers(0, np.array(window.shape) - 2)
+        probability[tuple(slice(a, a + 3) for a in low)] = rng.uniform(0.4, 1, (3, 3, 3))[
+            tuple(slice(0, n - a) for a, n in zip(low, window.shape, strict=True))
+        ]
+    answer = Answer(piece=(window, probability))
+    whole = np.zeros(scan.shape, np.float32)
+    reached, values = answer.probabilities(scan)
+    whole[reached] = values
+    drawn = np.zeros(scan.shape, np.float32)
+    box, values = answer.on_scan(scan)
+    drawn[box] = values
+    np.testing.assert_array_equal(drawn > 0.5, whole > 0.5)
+    np.testing.assert_allclose(drawn[drawn > 0.5], whole[whole > 0.5], atol=1e-5)
+    assert (whole > 0.5).any() == (seed not in (0, 3))  # of seed 3 the blob lies outside the scan
+    assert np.prod([b.stop - b.start for b in box]) < 0.6 * np.prod([b.stop - b.start for b in reached])
+
+
+def test_a_tumour_that_the_network_sees_in_the_padding_alone_is_no_mask() -> None:
+    scan = Grid.from_spacing((20, 20, 20), (1, 1, 1)).reorient("SAR")
+    window = Window(scan, (-6, 2, 2), (12, 12, 12))
+    probability = np.full(window.shape, 0.1, dtype=np.float32)
+    probability[:4] = 0.9  # lattice voxels -6 .. -3
+    answer = Answer(piece=(window, probability))
+    assert answer.reach(scan) == NOWHERE
+    assert answer.on_scan(scan)[1].size == 0
+    _, values = answer.probabilities(scan)
+    assert values.size > 0 and values.max() < 0.5
+    probability[6] = 0.8  # lattice voxel 0: at the scan's border
+    (d, h, w), values = Answer(piece=(window, probability)).on_scan(scan)
+    assert (d.start, h.start, w.start) == (0, 1, 1)
+    assert (values[0, 1:-1, 1:-1] > 0.5).all()

@@ -1,0 +1,156 @@
+"""A run that is killed, or asked to stop, goes on as if nothing had been: the same losses to the last digit."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tests.training.minuscule import losses, recipe, rows, write
+
+from voxsam.cli import main
+from voxsam.lab.training import run
+from voxsam.lab.training.keep import ContinuedLog, WholeCheckpoints, steps_done
+from voxsam.lab.training.run import train
+from voxsam.lab.training.samples import make_stream
+from voxsam.lab.training.stop import StopOnSignal
+from voxsam.lab.training.task import VALIDATION, SegmentationTask
+from voxsam.weights.checkpoint import load_model
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's hints on loaders and loggers
+
+STEPS, EVERY = 9, 2
+NO_CASES = {"validation": ()}
+KILLED = """
+import os, signal, sys
+from voxsam.cli import main
+from voxsam.lab.training.task import SegmentationTask
+step = SegmentationTask.training_step
+def killed(self, batch, number):
+    if self.global_step == int(sys.argv[1]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(self, batch, number)
+SegmentationTask.training_step = killed
+main(sys.argv[2:])
+"""
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_a_random_step_has_the_loss_curve_of_an_uninterrupted_one(tmp_path: Path) -> None:
+    """Killed with SIGKILL, in another process, at a step drawn from seed 7; at most EVERY - 1 steps are done again."""
+    fatal = int(np.random.default_rng(7).integers(3, STEPS))
+    path = write(tmp_path / "recipe.yaml", steps=STEPS, checkpoint_every=EVERY)
+    words = ["train", str(path), "-o", str(tmp_path / "cut")]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(fatal), *words], env=environment, capture_output=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode("utf-8", "replace")[-2000:]
+    done = steps_done(tmp_path / "cut" / "last.ckpt")
+    assert fatal - EVERY < done <= fatal
+    assert [step for step, _ in losses(tmp_path / "cut")] == list(range(fatal))
+    assert main(words) == 0
+    whole = train(recipe(steps=STEPS, checkpoint_every=EVERY), None, tmp_path / "whole")
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+    assert [step for step, _ in losses(tmp_path / "cut")] == list(range(STEPS))
+    first, second = load_model(whole, "cpu").state_dict(), load_model(tmp_path / "cut/model.safetensors").state_dict()
+    assert all(torch.equal(first[name], second[name].cpu()) for name in first)
+
+
+def test_a_run_that_goes_on_knows_how_good_its_best_validation_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second validation is the best, its step's checkpoint is the last, and the third is worse."""
+    scores = iter([0.25, 0.75, 0.5, 0.625])
+
+    def known(self, batch, _):
+        self.log(VALIDATION, next(scores), on_epoch=True, batch_size=1)
+
+    monkeypatch.setattr(SegmentationTask, "validation_step", known)
+    monkeypatch.setattr(run, "make_validation", lambda *_: [{"number": np.array(0)}])
+    given = {"validation": ["known"], "validate_every": 1, "patience": 3}
+    step = SegmentationTask.training_step
+
+    def fail_at_third(self, batch, number):
+        if self.global_step == 2:
+            raise RuntimeError("the machine went away")
+        return step(self, batch, number)
+
+    monkeypatch.setattr(run, "make_stream", lambda recipe, _: make_stream(recipe.model_copy(update=NO_CASES), None))
+    with monkeypatch.context() as patch:
+        patch.setattr(SegmentationTask, "training_step", fail_at_third)
+        with pytest.raises(RuntimeError, match="went away"):
+            train(recipe(steps=4, **given), None, tmp_path)
+    train(recipe(steps=4, **given), None, tmp_path)
+    assert [float(row["validation dice"]) for row in rows(tmp_path) if row["validation dice"]] == [
+        0.25,
+        0.75,
+        0.5,
+        0.625,
+    ]
+    assert steps_done(tmp_path / "best.ckpt") == 2
+    assert steps_done(tmp_path / "last.ckpt") == 4
+
+
+@pytest.mark.parametrize("asked", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_keeps_the_step_under_way_and_says_how_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], asked: signal.Signals
+) -> None:
+    step = SegmentationTask.training_step
+
+    def interrupted(self, batch, number):
+        if self.global_step == 1:
+            signal.raise_signal(asked)
+        return step(self, batch, number)
+
+    path = write(tmp_path / "recipe.yaml", steps=3, checkpoint_every=100)
+    words = ["train", str(path), "-o", str(tmp_path / "out")]
+    before = signal.getsignal(asked)
+    with monkeypatch.context() as patch:
+        patch.setattr(SegmentationTask, "training_step", interrupted)
+        assert main(words) == 130
+    last = tmp_path / "out" / "last.ckpt"
+    assert f"stopped after step 2; the same command goes on from {last}" in capsys.readouterr().err
+    assert steps_done(last) == 2
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+    assert signal.getsignal(asked) == before
+    assert main(words) == 0
+    assert [step for step, _ in losses(tmp_path / "out")] == [0, 1, 2]
+
+
+def test_a_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
+    stop = StopOnSignal(tmp_path / "last.ckpt")
+    stop._ask(signal.SIGINT, None)
+    with pytest.raises(KeyboardInterrupt):
+        stop._ask(signal.SIGINT, None)
+
+
+def test_a_checkpoint_that_cannot_be_finished_leaves_the_one_before(tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    WholeCheckpoints().save_checkpoint({"global_step": 4}, path)
+
+    class Breaks:
+        def __reduce__(self):
+            raise RuntimeError("the machine went away")
+
+    with pytest.raises(RuntimeError, match="went away"):
+        WholeCheckpoints().save_checkpoint({"global_step": 5, "broken": Breaks()}, path)
+    assert steps_done(path) == 4
+    assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def test_the_log_goes_on_where_the_checkpoint_was(tmp_path: Path) -> None:
+    first = ContinuedLog(tmp_path, 0)
+    for step in range(5):
+        first.log_metrics({"loss": step / 4}, step)
+    second = ContinuedLog(tmp_path, 3)
+    second.log_metrics({"loss": 9.0, "dice": 0.5}, 3)
+    assert [(row["step"], row["loss"], row["dice"]) for row in rows(tmp_path)] == [
+        ("0", "0.0", ""),
+        ("1", "0.25", ""),
+        ("2", "0.5", ""),
+        ("3", "9.0", "0.5"),
+    ]
