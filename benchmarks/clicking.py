@@ -24,8 +24,8 @@ class Clicked:
         self.encodings = 0
         self.session = Session(network, scan, follow=False, progress=self._count)
 
-    def _count(self, stage: str, share: float) -> None:
-        self.encodings += share == 0
+    def _count(self, stage: str, fraction: float) -> None:
+        self.encodings += fraction == 0
 
     def timed(self, work: Callable[[], object], encodings: int) -> float:
         """Seconds of a piece of work. Raises RuntimeError unless it took this many encodings."""
@@ -86,9 +86,9 @@ def _sample(session: Session, phantom: Phantom) -> list[float]:
 
 def _far_from(session: Session, phantom: Phantom) -> list[float]:
     """A voxel of the scan for which the crop must move, on the axis and to the side where there is most room."""
-    lattice, grid = session.lattice, phantom.scan.grid
-    at = grid.index_in(lattice, phantom.click)
-    room = np.stack([at, np.array(lattice.shape) - 1 - at])
+    model_grid, grid = session.model_grid, phantom.scan.grid
+    at = grid.index_in(model_grid, phantom.click)
+    room = np.stack([at, np.array(model_grid.shape) - 1 - at])
     side, axis = np.unravel_index(room.argmax(), room.shape)
     at[axis] += (1 if side else -1) * MOVES * session.model.config.crop
-    return lattice.index_in(grid, at).round().clip(0, np.array(grid.shape) - 1).tolist()
+    return model_grid.index_in(grid, at).round().clip(0, np.array(grid.shape) - 1).tolist()

@@ -93,11 +93,11 @@ def shared_features(model: Promptable, volume: Volume, step: int) -> dict[str, f
     "middle" those at least a quarter of the side away from any face of either window.
     """
     side, stride = model.config.crop, model.config.stride
-    lattice = model.card.preprocessing.lattice(volume.grid)
-    start = [(n - side) // 2 for n in lattice.shape]
+    model_grid = model.card.preprocessing.model_grid(volume.grid)
+    start = [(n - side) // 2 for n in model_grid.shape]
     found = []
     for shift in (0, step):
-        window = Window(lattice, (start[0], start[1], start[2] + shift), (side,) * 3)
+        window = Window(model_grid, (start[0], start[1], start[2] + shift), (side,) * 3)
         crop = torch.from_numpy(read_crop(volume, window, model.card.preprocessing))[None, None]
         with torch.inference_mode():
             found.append(model.encode(crop)[-1][0])

@@ -53,7 +53,7 @@ class PlainNetwork(VoxSAMNetwork):
         crops_B1DHW: Tensor,
         points: Tensor | None = None,
         *,
-        looks: Tensor | None = None,
+        prompt_features: Tensor | None = None,
         labels: Tensor | None = None,
         static: Tensor | None = None,
         conditioning: None = None,
@@ -62,11 +62,11 @@ class PlainNetwork(VoxSAMNetwork):
         assert conditioning is None
         levels = list(features if static is None else static)
         if points is not None:
-            looks = self.sample(features, points) if looks is None else looks
+            prompt_features = self.sample(features, points) if prompt_features is None else prompt_features
             if self.prompt_encoder.marks is not None:
                 levels[-1] = levels[-1] + marks(self.prompt_encoder, levels[-1], points, labels, crops_B1DHW.shape[2:])
-        if looks is not None:
-            levels[-1] = prompt(self.prompt_encoder, levels[-1], looks, labels)
+        if prompt_features is not None:
+            levels[-1] = prompt(self.prompt_encoder, levels[-1], prompt_features, labels)
         return decode(self.mask_decoder, levels, crops_B1DHW)
 
 
@@ -246,25 +246,27 @@ def sample(features_BCDHW: Tensor, points_BN3: Tensor, stride: int) -> Tensor:
     grid = features_BCDHW.shape[2:]
     at = (points_BN3.float() + 0.5) / stride - 0.5
     low = at.floor()
-    looks = torch.zeros(())
+    prompt_features = torch.zeros(())
     for corner in torch.cartesian_prod(*[torch.arange(2)] * 3):
         token = low + corner
         weight = (1 - (at - token).abs()).prod(-1)
         inside = torch.stack([(token[..., a] >= 0) & (token[..., a] < grid[a]) for a in range(3)]).all(0)
         d, h, w = (token[..., a].long().clamp(0, grid[a] - 1) for a in range(3))
         values = torch.stack([features_BCDHW[b, :, d[b], h[b], w[b]].T for b in range(len(d))])
-        looks = looks + values * (weight * inside)[..., None]
-    return looks
+        prompt_features = prompt_features + values * (weight * inside)[..., None]
+    return prompt_features
 
 
-def prompt(encoder: PromptEncoder, features_BCDHW: Tensor, looks_BNC: Tensor, labels_BN: Tensor | None) -> Tensor:
+def prompt(
+    encoder: PromptEncoder, features_BCDHW: Tensor, prompt_features_BNC: Tensor, labels_BN: Tensor | None
+) -> Tensor:
     """Level 4 and what the clicks look like -> level 4.
 
     `labels_BN` (1 positive, 0 negative) matter to a model with polarity only; padding points are not for this form.
     """
-    points = looks_BNC
+    points = prompt_features_BNC
     if encoder.polarity is not None:
-        labels = torch.ones(looks_BNC.shape[:2], dtype=torch.long) if labels_BN is None else labels_BN
+        labels = torch.ones(prompt_features_BNC.shape[:2], dtype=torch.long) if labels_BN is None else labels_BN
         points = points + encoder.polarity.weight[labels]
     image = features_BCDHW.flatten(2).transpose(1, 2)
     for layer in encoder.layers:
@@ -295,8 +297,8 @@ def attend(attention: Attention, q_BMC: Tensor, kv_BKC: Tensor) -> Tensor:
     q, k, v = (
         F.linear(x, p.weight, p.bias).unflatten(-1, (attention.heads, -1)).transpose(1, 2) for x, p in projections
     )
-    share = torch.softmax(q @ k.transpose(2, 3) / q.shape[-1] ** 0.5, -1)
-    out = (share @ v).transpose(1, 2).flatten(2)
+    fraction = torch.softmax(q @ k.transpose(2, 3) / q.shape[-1] ** 0.5, -1)
+    out = (fraction @ v).transpose(1, 2).flatten(2)
     return F.linear(out, attention.out_proj.weight, attention.out_proj.bias)
 
 

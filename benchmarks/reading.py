@@ -45,8 +45,8 @@ def measure_reading(preprocessing: Preprocessing, side: int, seed: int, quick: b
             start = time.perf_counter()
             volume = read_volume(path)
             reading.append(time.perf_counter() - start)
-            lattice = preprocessing.lattice(volume.grid)
-            window = Window.around(lattice, volume.grid.index_in(lattice, phantom.click), (side,) * 3)
+            model_grid = preprocessing.model_grid(volume.grid)
+            window = Window.around(model_grid, volume.grid.index_in(model_grid, phantom.click), (side,) * 3)
             cropping.append(_seconds(lambda v=volume, w=window: read_crop(v, w, preprocessing)))
     return {
         "scan_shape": list(phantom.scan.array.shape),

@@ -59,7 +59,7 @@ def make_raw(folder: Path, shape: Sequence[int]) -> Path:
 
 def from_store(case: Labelled, preprocessing: Preprocessing, click: NDArray, side: int) -> Crop:
     """The crop around `click` (a voxel of the store), read from the store."""
-    window = Window.around(preprocessing.lattice(case.scan.grid), click, (side,) * 3)
+    window = Window.around(preprocessing.model_grid(case.scan.grid), click, (side,) * 3)
     label = preprocessing.model_copy(update={"clip": (0.0, 1.0), "mean": 0.0, "sd": 1.0})
     return read_crop(case.scan, window, preprocessing), read_crop(case.label, window, label)
 
@@ -69,8 +69,8 @@ def from_files(raw: Path, preprocessing: Preprocessing, click: NDArray, side: in
     scan = read_volume(raw / "imagesTr" / "a_0000.nii.gz")
     label = read_volume(raw / "labelsTr" / "a.nii.gz", labels=True)
     if whole:
-        lattice = preprocessing.lattice(scan.grid)
-        scan, label = (Volume(resample(v, lattice), lattice) for v in (scan, label))
+        model_grid = preprocessing.model_grid(scan.grid)
+        scan, label = (Volume(resample(v, model_grid), model_grid) for v in (scan, label))
     case = Labelled(scan, label, np.empty((0, 3), np.int32))
     return from_store(case, preprocessing, click, side)
 

@@ -52,9 +52,9 @@ def lesson() -> Lesson:
     """The stub scan's, as a session of the stub network sees it."""
     network, stub = stub_network(), stub_scan(0)
     grid, preprocessing = stub.scan.grid, network.card.preprocessing
-    lattice = preprocessing.lattice(grid)
-    at = lattice.world_to_index(grid.index_to_world([stub.click]))
-    window = Window.around(lattice, at[0], (network.config.crop,) * 3)
+    model_grid = preprocessing.model_grid(grid)
+    at = model_grid.world_to_index(grid.index_to_world([stub.click]))
+    window = Window.around(model_grid, at[0], (network.config.crop,) * 3)
     crop = torch.from_numpy(read_crop(stub.scan, window, preprocessing))[None, None]
     truth = torch.from_numpy(resample(stub.truth, window.grid) > 0.5).float()[None, None]
     return Lesson(stub, crop, truth, torch.tensor(at - window.start, dtype=torch.float32)[None])
@@ -67,8 +67,10 @@ def learn(network: VoxSAMNetwork, steps: int) -> list[float]:
     labels, losses = torch.ones(1, 1, dtype=torch.long), []
     for _ in range(steps):
         features = network.encode(one.crop)
-        static, looks = network.static(features, one.crop), network.sample(features, one.points)
-        logits = network.decode(features, one.crop, one.points, looks=looks, labels=labels, static=static)
+        static, prompt_features = network.static(features, one.crop), network.sample(features, one.points)
+        logits = network.decode(
+            features, one.crop, one.points, prompt_features=prompt_features, labels=labels, static=static
+        )
         value = loss(logits, one.truth)
         optimiser.zero_grad()
         value.backward()

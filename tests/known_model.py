@@ -39,7 +39,7 @@ class KnownModel(nn.Module):
         self.config = SimpleNamespace(crop=crop, polarity=polarity, stride=4)
         self.weight = nn.Parameter(torch.ones(()))
         self.encoded = self.decoded = 0
-        self.looks = self.labels = None
+        self.prompt_features = self.labels = None
 
     def encode(self, crops, progress=None):
         assert crops.shape == (1, 1, *(self.config.crop,) * 3)
@@ -61,14 +61,19 @@ class KnownModel(nn.Module):
         d, h, w = torch.round(points[0, 0]).long().clamp(0, self.config.crop - 1).tolist()
         return features[-1][:, :, d, h, w][:, None]
 
-    def decode(self, features, crops, points=None, *, looks=None, labels=None, static=None, conditioning=None):
+    def decode(
+        self, features, crops, points=None, *, prompt_features=None, labels=None, static=None, conditioning=None
+    ):
         assert conditioning is None
-        assert points.shape == (1, looks.shape[1], 3) and looks.shape[2] == 1
+        assert points.shape == (1, prompt_features.shape[1], 3) and prompt_features.shape[2] == 1
         self.decoded += 1
-        self.looks, self.labels = looks[0, :, 0].tolist(), None if labels is None else labels[0].tolist()
+        self.prompt_features, self.labels = (
+            prompt_features[0, :, 0].tolist(),
+            None if labels is None else labels[0].tolist(),
+        )
         probability = (0.5 + features[-1] + static).clamp(1e-4, 1 - 1e-4)
         if labels is not None:
-            for look in looks[0, labels[0] == 0, 0]:
+            for look in prompt_features[0, labels[0] == 0, 0]:
                 probability = torch.where((features[-1] - look).abs() < 1e-3, 1e-4, probability)
         return torch.cat([torch.zeros_like(probability), torch.logit(probability)], 1)
 
@@ -99,7 +104,7 @@ def world_of(grid: Grid) -> np.ndarray:
 def window_box(session: Session) -> np.ndarray:
     """Which voxels of the scan lie in one of the windows that the clicks chose."""
     inside = np.zeros(session.volume.grid.shape, bool)
-    at = session.lattice.world_to_index(world_of(session.volume.grid)).round(6)
+    at = session.model_grid.world_to_index(world_of(session.volume.grid)).round(6)
     for window in session._history.state.answer.windows:
         inside |= ((at >= window.start) & (at <= np.add(window.start, window.shape) - 1)).all(-1)
     return inside

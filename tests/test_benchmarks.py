@@ -76,12 +76,12 @@ def cost(form: type[VoxSAMNetwork], config: ModelConfig) -> dict[str, tuple[int,
     """Operations, and bytes of the largest tensor, of encoding and of a click; on paper: nothing is computed."""
     with torch.device("meta"):
         network = form(Card(name="counted", config=config, preprocessing=RELEASED["colon"]))
-        crop, looks = torch.zeros(1, 1, *[config.crop] * 3), torch.zeros(1, 1, config.feature_width)
+        crop, prompt_features = torch.zeros(1, 1, *[config.crop] * 3), torch.zeros(1, 1, config.feature_width)
     found, kept = {}, []
     steps = {
         "encode": lambda: kept.extend([network.encode(crop)]),
         "static": lambda: kept.extend([network.static(kept[0], crop)]),
-        "click": lambda: network.decode(kept[0], crop, looks=looks, static=kept[1]),
+        "click": lambda: network.decode(kept[0], crop, prompt_features=prompt_features, static=kept[1]),
     }
     for name, step in steps.items():
         with torch.no_grad(), FlopCounterMode(display=False) as operations, Largest() as largest:

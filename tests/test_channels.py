@@ -96,7 +96,7 @@ def test_each_image_is_read_where_it_lies_with_its_own_numbers() -> None:
     for grid in (t1, t2):
         place = grid.index_to_world(np.moveaxis(np.indices(grid.shape), 0, -1))
         ramps.append(Volume((place @ [3.0, 7, 11]).astype(np.float32), grid, "MR"))
-    window = Window(preprocessing.lattice(t1), (4, 5, 6), (8, 9, 10))
+    window = Window(preprocessing.model_grid(t1), (4, 5, 6), (8, 9, 10))
     crops = read_crops(ramps, window, preprocessing)
     place = window.grid.index_to_world(np.moveaxis(np.indices(window.shape), 0, -1)) @ [3.0, 7, 11]
     assert crops.shape == (2, 8, 9, 10) and crops.dtype == np.float32

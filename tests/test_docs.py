@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import SimpleITK as sitk
 import yaml
-from tests.training.minuscule import recipe
 
+from tests.lab.training.minuscule import recipe
 from voxsam.cli import main
 from voxsam.io import read_volume, write_volume
 from voxsam.testing import stub_network

@@ -1,4 +1,4 @@
-"""Lattice, window, crop and paste: the same millimetre lies at the same crop voxel, whatever the file's axis order."""
+"""Model grid, window, crop and paste: a millimetre lies at the same crop voxel, whatever the file's axis order."""
 
 from __future__ import annotations
 
@@ -91,41 +91,43 @@ def test_preprocessing_that_makes_no_sense_is_refused(wrong: dict, words: str) -
         Preprocessing(**{"clip": (-50, 150), "mean": 50, "sd": 40, **wrong})
 
 
-# The lattice
+# The model grid
 
 
-def test_the_lattice_of_a_kits_file_is_the_stored_order() -> None:
+def test_the_model_grid_of_a_kits_file_is_the_stored_order() -> None:
     """KiTS files are stored slice first, I,P,L: the model's axes are the file's, only the spacing changes."""
     stored = Grid.from_spacing((1, 1, 1), (1, 1, 1)).reorient("IPL").affine[:3, :3] @ np.diag((3.0, 0.5, 0.75))
     affine = np.eye(4)
     affine[:3, :3], affine[:3, 3] = stored, (10, 20, 30)
     file = Grid((20, 41, 30), affine)
     assert file.axes == "IPL"
-    lattice = RELEASED["kits"].lattice(file)
-    assert lattice.shape == (60, 20, 22)  # floor(20 * 3), floor(41 * 0.5), floor(30 * 0.75)
-    assert lattice.axes == "IPL"
-    np.testing.assert_allclose(lattice.spacing_mm, 1)
-    np.testing.assert_allclose(lattice.index_to_world((-0.5, -0.5, -0.5)), file.index_to_world((-0.5, -0.5, -0.5)))
+    model_grid = RELEASED["kits"].model_grid(file)
+    assert model_grid.shape == (60, 20, 22)  # floor(20 * 3), floor(41 * 0.5), floor(30 * 0.75)
+    assert model_grid.axes == "IPL"
+    np.testing.assert_allclose(model_grid.spacing_mm, 1)
+    np.testing.assert_allclose(model_grid.index_to_world((-0.5, -0.5, -0.5)), file.index_to_world((-0.5, -0.5, -0.5)))
 
 
-def test_the_lattice_of_an_msd_file_is_the_order_reversed() -> None:
+def test_the_model_grid_of_an_msd_file_is_the_order_reversed() -> None:
     file = Grid.from_spacing((40, 30, 10), (0.75, 0.5, 2.5), (-9, 5, 7))
-    lattice = RELEASED["colon"].lattice(file)
-    assert lattice.shape == (25, 15, 30)
-    assert lattice.axes == "SAR"
+    model_grid = RELEASED["colon"].model_grid(file)
+    assert model_grid.shape == (25, 15, 30)
+    assert model_grid.axes == "SAR"
     # First voxel: centre half a millimetre inside the file's first corner.
     corner = np.array([-9, 5, 7]) - np.array([0.75, 0.5, 2.5]) / 2
-    np.testing.assert_allclose(lattice.index_to_world((0, 0, 0)), corner + 0.5)
-    np.testing.assert_allclose(lattice.index_to_world((1, 0, 0)), corner + np.array([0.5, 0.5, 1.5]))  # d runs along z
+    np.testing.assert_allclose(model_grid.index_to_world((0, 0, 0)), corner + 0.5)
+    np.testing.assert_allclose(
+        model_grid.index_to_world((1, 0, 0)), corner + np.array([0.5, 0.5, 1.5])
+    )  # d runs along z
 
 
 @pytest.mark.parametrize("axes", ALL_AXES)
-def test_lattices_of_all_axis_orders_have_the_models_axes(axes: str) -> None:
+def test_model_grids_of_all_axis_orders_have_the_models_axes(axes: str) -> None:
     file = oblique().reorient(axes)
     for name in ("kits", "colon"):
-        lattice = RELEASED[name].lattice(file)
-        assert lattice.axes == RELEASED[name].axes
-        np.testing.assert_allclose(lattice.spacing_mm, 1)
+        model_grid = RELEASED[name].model_grid(file)
+        assert model_grid.axes == RELEASED[name].axes
+        np.testing.assert_allclose(model_grid.spacing_mm, 1)
 
 
 @pytest.mark.parametrize("axes", ALL_AXES)
@@ -142,12 +144,12 @@ def test_the_same_place_is_the_same_crop_voxel_whatever_the_axis_order(axes: str
     volume = Volume(np.ascontiguousarray(array), first.reorient(axes))
     click_mm = first.index_to_world((4, 15, 11))
 
-    wanted_lattice = preprocessing.lattice(first)
-    wanted_window = Window.around(wanted_lattice, wanted_lattice.world_to_index(click_mm), (24, 24, 24))
+    wanted_model_grid = preprocessing.model_grid(first)
+    wanted_window = Window.around(wanted_model_grid, wanted_model_grid.world_to_index(click_mm), (24, 24, 24))
     wanted = read_crop(Volume(values, first), wanted_window, preprocessing)
 
-    lattice = preprocessing.lattice(volume.grid)
-    window = Window.around(lattice, lattice.world_to_index(click_mm), (24, 24, 24))
+    model_grid = preprocessing.model_grid(volume.grid)
+    window = Window.around(model_grid, model_grid.world_to_index(click_mm), (24, 24, 24))
     assert window.start == wanted_window.start
     np.testing.assert_allclose(window.grid.affine, wanted_window.grid.affine, atol=1e-9)
     np.testing.assert_allclose(read_crop(volume, window, preprocessing), wanted, atol=1e-5)
@@ -160,8 +162,8 @@ def test_a_crop_holds_the_scans_values_at_its_own_millimetres(axes: str, spacing
     upright = oblique((40, 40, 40), (1, 1, 1)).respace(spacing)
     file = upright.reorient(axes)
     volume = Volume(ramp(file), file)
-    lattice = PLAIN.lattice(file)
-    window = Window.around(lattice, np.array(lattice.shape) / 2 - 0.5, (12, 14, 16))
+    model_grid = PLAIN.model_grid(file)
+    window = Window.around(model_grid, np.array(model_grid.shape) / 2 - 0.5, (12, 14, 16))
     np.testing.assert_allclose(read_crop(volume, window, PLAIN), ramp(window.grid), atol=1e-4)
 
 
@@ -169,9 +171,9 @@ def test_a_crop_holds_the_scans_values_at_its_own_millimetres(axes: str, spacing
 
 
 def test_a_window_has_its_voxel_of_half_the_shape_at_the_centre() -> None:
-    lattice = Grid.from_spacing((50, 50, 50), (1, 1, 1))
-    assert Window.around(lattice, (20.4, 20.5, 20.6), (8, 9, 10)).start == (16, 17, 16)
-    assert Window.around(lattice, (0, 49, 2.5), (8, 8, 8)).start == (-4, 45, -1)
+    model_grid = Grid.from_spacing((50, 50, 50), (1, 1, 1))
+    assert Window.around(model_grid, (20.4, 20.5, 20.6), (8, 9, 10)).start == (16, 17, 16)
+    assert Window.around(model_grid, (0, 49, 2.5), (8, 8, 8)).start == (-4, 45, -1)
 
 
 @pytest.mark.parametrize(
@@ -190,7 +192,7 @@ def test_what_lies_outside_the_scan_is_zero_after_normalisation(start, inside) -
     scan = Grid.from_spacing((10, 11, 12), (1, 1, 1))
     preprocessing = Preprocessing(axes="RAS", clip=(-100, 100), mean=-30, sd=10)
     volume = Volume(np.full(scan.shape, 20, np.int16), scan)
-    crop = read_crop(volume, Window(preprocessing.lattice(scan), start, (6, 6, 6)), preprocessing)
+    crop = read_crop(volume, Window(preprocessing.model_grid(scan), start, (6, 6, 6)), preprocessing)
     wanted = np.zeros((6, 6, 6))
     if inside is not None:
         wanted[tuple(slice(*ends) for ends in inside)] = 5
@@ -209,8 +211,8 @@ def test_a_scan_smaller_than_the_crop_is_padded_on_both_sides() -> None:
 def test_a_crop_of_an_impossibly_large_scan_reads_its_own_part_only() -> None:
     array = np.broadcast_to(np.int16(40), (100_000, 90_000, 80_000))
     scan = Grid.from_spacing(array.shape, (0.7, 0.7, 1.3)).reorient("LPS")
-    lattice = RELEASED["lits"].lattice(scan)
-    crop = read_crop(Volume(array, scan), Window(lattice, (50_000, 20_000, 9_000), (32, 32, 32)), RELEASED["lits"])
+    model_grid = RELEASED["lits"].model_grid(scan)
+    crop = read_crop(Volume(array, scan), Window(model_grid, (50_000, 20_000, 9_000), (32, 32, 32)), RELEASED["lits"])
     np.testing.assert_allclose(crop, (40 - 60.057533) / 40.198017, atol=1e-6)
 
 
@@ -221,8 +223,8 @@ def test_a_crop_of_an_impossibly_large_scan_reads_its_own_part_only() -> None:
 @pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (0.6, 0.9, 2.4), (3.0, 0.5, 1.25)])
 def test_a_crop_comes_back_at_its_own_millimetres(axes: str, spacing) -> None:
     scan = oblique((40, 40, 40), (1, 1, 1)).respace(spacing).reorient(axes)
-    lattice = PLAIN.lattice(scan)
-    window = Window.around(lattice, np.array(lattice.shape) * 0.45, (12, 14, 16))
+    model_grid = PLAIN.model_grid(scan)
+    window = Window.around(model_grid, np.array(model_grid.shape) * 0.45, (12, 14, 16))
     box, values = paste(ramp(window.grid).astype(np.float32), window, scan)
     assert values.shape == tuple(b.stop - b.start for b in box)
     pasted = np.full(scan.shape, np.nan)
@@ -245,11 +247,11 @@ def test_a_crop_comes_back_at_its_own_millimetres(axes: str, spacing) -> None:
 @pytest.mark.parametrize("spacing", [(0.5, 0.4, 0.7), (1.0, 1.0, 1.0), (2.0, 3.1, 5.0)])
 @pytest.mark.parametrize("axes", ["RAS", "SAR", "LPI"])
 def test_at_the_border_of_the_scan_the_outermost_value_holds(spacing, axes: str) -> None:
-    """A whole scan of certain tumour comes back as certain tumour, also where the lattice ends before the scan."""
+    """A whole scan of certain tumour comes back as certain tumour, also where the model grid ends before the scan."""
     scan = Grid.from_spacing((23, 31, 27), spacing).reorient(axes)
     preprocessing = PLAIN.model_copy(update={"spacing_mm": (3.0, 3.0, 3.0)})
-    lattice = preprocessing.lattice(scan)
-    for window in (Window(lattice, (0, 0, 0), lattice.shape), Window(lattice, (-3, -5, -1), (60, 60, 60))):
+    model_grid = preprocessing.model_grid(scan)
+    for window in (Window(model_grid, (0, 0, 0), model_grid.shape), Window(model_grid, (-3, -5, -1), (60, 60, 60))):
         box, values = paste(np.ones(window.shape, np.float32), window, scan)
         assert box == tuple(slice(0, n) for n in scan.shape)
         np.testing.assert_allclose(values, 1, atol=1e-6)
@@ -268,16 +270,16 @@ def test_a_crop_at_one_border_falls_to_zero_at_its_other_face() -> None:
 
 def test_the_box_on_the_scan_is_small() -> None:
     scan = Grid.from_spacing((400, 400, 200), (0.5, 0.5, 2))
-    lattice = PLAIN.lattice(scan)
-    box = paste_box(Window(lattice, (100, 50, 80), (20, 24, 28)), scan)
+    model_grid = PLAIN.model_grid(scan)
+    box = paste_box(Window(model_grid, (100, 50, 80), (20, 24, 28)), scan)
     assert [b.stop - b.start for b in box] == pytest.approx([2 * 30, 2 * 26, 11 + 1], abs=3)
 
 
 def test_a_scan_of_one_slice_goes_there_and_back() -> None:
     scan = Grid.from_spacing((30, 20, 1), (1, 1, 0.4))
-    lattice = PLAIN.lattice(scan)
-    assert lattice.shape == (1, 20, 30)
-    window = Window.around(lattice, (0, 10, 15), (16, 16, 16))
+    model_grid = PLAIN.model_grid(scan)
+    assert model_grid.shape == (1, 20, 30)
+    window = Window.around(model_grid, (0, 10, 15), (16, 16, 16))
     volume = Volume(np.random.default_rng(0).standard_normal(scan.shape).astype(np.float32), scan)
     crop = read_crop(volume, window, PLAIN)
     box, values = paste(crop, window, scan)
@@ -294,9 +296,9 @@ def test_the_golden_scans_crop(shared_data: Path, shared_reference: Path) -> Non
     golden = np.load(shared_reference / "golden_scan_seed0.npz")
     volume = read_volume(shared_data / "organs_ct" / "ct.nii.gz")
     preprocessing = RELEASED["colon"]
-    lattice = preprocessing.lattice(volume.grid)
-    assert lattice.shape == tuple(golden["grid_1mm_shape_dhw"])
-    window = Window.around(lattice, volume.grid.index_in(lattice, golden["click_ijk"]), (128, 128, 128))
+    model_grid = preprocessing.model_grid(volume.grid)
+    assert model_grid.shape == tuple(golden["grid_1mm_shape_dhw"])
+    window = Window.around(model_grid, volume.grid.index_in(model_grid, golden["click_ijk"]), (128, 128, 128))
     assert window.start == tuple(golden["crop_start_dhw"])
     crop = read_crop(volume, window, preprocessing)
     np.testing.assert_allclose(crop[::4, ::4, ::4], golden["crop_strided4"], atol=GOLDEN_TOLERANCE)

@@ -7,7 +7,7 @@ import pytest
 
 from voxsam.errors import PromptError
 from voxsam.geometry import Grid
-from voxsam.prompts import MOST_POINTS, Box, MaskHint, Point, Scribble, spread
+from voxsam.prompts import MAX_POINTS, Box, MaskHint, Point, Scribble, spread
 from voxsam.volume import Volume
 
 NUMBERS = "three numbers i, j, k; give the voxel's index on each axis"
@@ -145,7 +145,7 @@ def test_a_box_outside_the_scan_is_refused() -> None:
 def test_a_scribble_gives_clicks_of_both_polarities_on_its_strokes() -> None:
     strokes = labels_on(scan(), v1=((3, 4), (2, 14), (5, 6)), v2=((10, 18), (7, 8), (9, 10)))
     points = Scribble(strokes).points(scan())
-    assert [p.positive for p in points] == [True] * MOST_POINTS + [False] * 8
+    assert [p.positive for p in points] == [True] * MAX_POINTS + [False] * 8
     at = np.rint(indices(points, scan())).astype(int)
     np.testing.assert_allclose(indices(points, scan()), at, atol=1e-9)
     assert (strokes.array[tuple(at.T)] == [1] * 10 + [2] * 8).all()
@@ -180,7 +180,7 @@ def test_a_hint_gives_clicks_inside_it_the_deepest_first() -> None:
     hint = labels_on(scan(), v1=((4, 11), (2, 9), (3, 10)))
     points = MaskHint(hint).points(scan())
     at = np.rint(indices(points, scan())).astype(int)
-    assert len(points) == MOST_POINTS
+    assert len(points) == MAX_POINTS
     assert all(p.positive for p in points)
     # 2.5 mm, 1 mm and 1.5 mm voxels: j = 5 is deepest for all i and k that are as far from the other faces.
     assert at[0, 1] == 5
@@ -315,7 +315,7 @@ def test_spread_starts_with_the_deepest_voxel_and_stays_in_the_inner_half() -> N
     assert radius.max() <= 9
     assert radius[1:].min() > 5
     np.testing.assert_array_equal(got, spread(region, np.array([1.0, 1.0, 2.0])))
-    assert len(np.unique(got, axis=0)) == MOST_POINTS
+    assert len(np.unique(got, axis=0)) == MAX_POINTS
 
 
 def test_spread_of_little_gives_little() -> None:

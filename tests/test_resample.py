@@ -256,7 +256,7 @@ def test_a_small_target_on_an_impossibly_large_scan() -> None:
 
 @pytest.mark.parametrize("axes", ["RAS", "SAR"])
 @pytest.mark.parametrize("dtype", [np.float32, np.int16])
-def test_a_part_of_the_same_lattice_is_copied(axes: str, dtype) -> None:
+def test_a_part_of_the_same_model_grid_is_copied(axes: str, dtype) -> None:
     """Whole voxels apart nothing is interpolated, and the caller may write into what comes back."""
     grid = Grid.from_spacing((9, 8, 7), (1, 2, 3))
     array = np.arange(9 * 8 * 7, dtype=dtype).reshape(grid.shape)

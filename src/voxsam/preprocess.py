@@ -1,7 +1,7 @@
 """From a scan to a normalised crop and back: what a checkpoint records of it, and the crop's window on the scan.
 
-A scan is seen through its *lattice*: its axes turned to the model's, its spacing changed to the model's, starting at
-the same outer corner. A *window* is a box of whole lattice voxels; it may reach outside.
+A scan is seen through its *model grid*: its axes turned to the model's, its spacing changed to the model's, starting at
+the same outer corner. A *window* is a box of whole model grid voxels; it may reach outside.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from pydantic import BaseModel, ConfigDict, PositiveFloat, field_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, PositiveFloat, field_validator
 
 from voxsam.errors import UnsupportedError
 from voxsam.geometry import Grid
@@ -48,7 +48,7 @@ class Intensity(BaseModel):
 
 
 class Preprocessing(Intensity):
-    """How a model wants its crops: their lattice, and the intensities of the first image and of `further` ones.
+    """How a model wants its crops: their model grid, and the intensities of the first image and of `additional` ones.
 
     `axes` names the directions into which (d, h, w) grow, e.g. "SAR".
     """
@@ -56,7 +56,10 @@ class Preprocessing(Intensity):
     axes: str = "SAR"
     spacing_mm: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (1.0, 1.0, 1.0)
     interpolation: Literal["linear", "area"] = "linear"  # "area" averages where the scan is finer than the crop
-    further: tuple[Intensity, ...] = ()  # images beside the first, on the same lattice: several MR sequences, say
+    # `further` is its name in model files of 0.1
+    additional: tuple[Intensity, ...] = Field(
+        default=(), validation_alias=AliasChoices("additional", "further")
+    )  # images beside the first, on the same model grid: several MR sequences, say
 
     @field_validator("axes")
     @classmethod
@@ -68,19 +71,19 @@ class Preprocessing(Intensity):
     @property
     def channels(self) -> int:
         """How many images make a crop."""
-        return 1 + len(self.further)
+        return 1 + len(self.additional)
 
     def channel(self, number: int) -> Preprocessing:
-        """The same lattice with one image: the first (0), or a further one."""
-        own = {} if number == 0 else self.further[number - 1].model_dump()
-        return self.model_copy(update={**own, "further": ()})
+        """The same model grid with one image: the first (0), or a further one."""
+        own = {} if number == 0 else self.additional[number - 1].model_dump()
+        return self.model_copy(update={**own, "additional": ()})
 
     def with_channels(self, others: Sequence[Intensity]) -> Preprocessing:
-        """The same lattice with images beside the first that are normalised as `others` say."""
+        """The same model grid with images beside the first that are normalised as `others` say."""
         kept = ({name: getattr(other, name) for name in Intensity.model_fields} for other in others)
-        return self.model_copy(update={"further": tuple(Intensity.model_validate(fields) for fields in kept)})
+        return self.model_copy(update={"additional": tuple(Intensity.model_validate(fields) for fields in kept)})
 
-    def lattice(self, grid: Grid) -> Grid:
+    def model_grid(self, grid: Grid) -> Grid:
         """The scan's grid as the model sees it."""
         return grid.reorient(self.axes).respace(self.spacing_mm)
 
@@ -103,28 +106,28 @@ PAPER = {
 
 @dataclass(frozen=True)
 class Window:
-    """A box of a lattice: its first voxel and its shape, in lattice voxels (d, h, w)."""
+    """A box of a model grid: its first voxel and its shape, in model grid voxels (d, h, w)."""
 
-    lattice: Grid
+    model_grid: Grid
     start: tuple[int, int, int]
     shape: tuple[int, int, int]
 
     @classmethod
-    def around(cls, lattice: Grid, centre: ArrayLike, shape: Sequence[int]) -> Window:
-        """The window whose voxel shape // 2 is nearest to the lattice index `centre`, as the released code cuts it."""
+    def around(cls, model_grid: Grid, centre: ArrayLike, shape: Sequence[int]) -> Window:
+        """The window whose voxel shape // 2 is nearest to the index `centre` of the model grid, as released."""
         start = np.floor(np.asarray(centre, dtype=float) + 0.5).astype(int) - np.asarray(shape) // 2
-        return cls(lattice, tuple(int(s) for s in start), tuple(int(n) for n in shape))  # type: ignore[arg-type]
+        return cls(model_grid, tuple(int(s) for s in start), tuple(int(n) for n in shape))  # type: ignore[arg-type]
 
     @property
     def grid(self) -> Grid:
         """The window's own grid: its voxels are the crop's."""
-        return self.lattice.crop(self.start, self.shape)
+        return self.model_grid.crop(self.start, self.shape)
 
     def inside(self) -> Slices:
-        """The part of the crop, in crop voxels, that lies in the lattice; the rest is padding."""
+        """The part of the crop, in crop voxels, that lies in the model grid; the rest is padding."""
         return tuple(  # type: ignore[return-value]
             slice(min(max(0, -s), n), max(0, min(n, length - s)))
-            for s, n, length in zip(self.start, self.shape, self.lattice.shape, strict=True)
+            for s, n, length in zip(self.start, self.shape, self.model_grid.shape, strict=True)
         )
 
 
@@ -162,13 +165,13 @@ def images_of(given: Volume | Sequence[Volume], preprocessing: Preprocessing, mo
 
 
 def paste_box(window: Window, scan: Grid) -> Slices:
-    """The box of the scan's voxels that a crop can reach: one lattice voxel beyond its outermost centres.
+    """The box of the scan's voxels that a crop can reach: one model grid voxel beyond its outermost centres.
 
-    Where the lattice ends, two: a scan may go on for up to a voxel after its last whole one.
+    Where the model grid ends, two: a scan may go on for up to a voxel after its last whole one.
     """
     ends = [
         (p.start - 1, p.stop + (s + p.stop >= length))
-        for s, p, length in zip(window.start, window.inside(), window.lattice.shape, strict=True)
+        for s, p, length in zip(window.start, window.inside(), window.model_grid.shape, strict=True)
     ]
     matrix = index_map(window.grid, scan)
     corners = np.stack(np.meshgrid(*ends, indexing="ij"), -1).reshape(-1, 3)
@@ -187,7 +190,7 @@ def paste(crop: NDArray[np.float32], window: Window, scan: Grid) -> tuple[Slices
     box = paste_box(window, scan)
     borders = [
         (s + p.start <= 0, s + p.stop >= length)
-        for s, p, length in zip(window.start, inside, window.lattice.shape, strict=True)
+        for s, p, length in zip(window.start, inside, window.model_grid.shape, strict=True)
     ]
     values = np.pad(crop[inside], 1)
     for axis, (at_start, at_end) in enumerate(borders):

@@ -18,10 +18,10 @@ from voxsam.geometry import Grid
 from voxsam.preprocess import Slices
 from voxsam.volume import Volume
 
-MOST_POINTS = 10  # that a scribble or a hint becomes; the released model was trained with 10 in the tumour
-MOST_HINT_LABELS = 32  # values but 0 that a mask hint may have: a scan has more
-MOST_LOOKED_AT = 1_000_000  # voxels of a hint whose values are counted
-MOST_CANDIDATES = 20_000  # voxels that are looked at when points are spread over a region
+MAX_POINTS = 10  # that a scribble or a hint becomes; the released model was trained with 10 in the tumour
+MAX_HINT_LABELS = 32  # values but 0 that a mask hint may have: a scan has more
+MAX_LOOKED_AT = 1_000_000  # voxels of a hint whose values are counted
+MAX_CANDIDATES = 20_000  # voxels that are looked at when points are spread over a region
 SCRIBBLE_POSITIVE, SCRIBBLE_NEGATIVE = 1, 2
 
 World = tuple[float, float, float]
@@ -119,8 +119,8 @@ class MaskHint:
     def _require_labels(self) -> None:
         array = self.volume.array
         values = array[array != 0]
-        count = len(np.unique(values[:: 1 + len(values) // MOST_LOOKED_AT]))
-        if count > MOST_HINT_LABELS:
+        count = len(np.unique(values[:: 1 + len(values) // MAX_LOOKED_AT]))
+        if count > MAX_HINT_LABELS:
             given, expected = (
                 f"a mask hint with {count} different values",
                 "0 outside the tumour, a label or a few inside",
@@ -144,7 +144,7 @@ def common_box(prompts: Sequence[Prompt], clicks: Sequence[Point], scan: Grid) -
 
 
 def spread(
-    region: NDArray[np.bool_], spacing_mm: NDArray[np.float64], count: int = MOST_POINTS, *, inner: bool = True
+    region: NDArray[np.bool_], spacing_mm: NDArray[np.float64], count: int = MAX_POINTS, *, inner: bool = True
 ) -> NDArray[np.int_]:
     """(n, 3) up to `count` voxels of a region: the one deepest inside first, then each farthest from those before.
 
@@ -157,7 +157,7 @@ def spread(
     depth = np.asarray(scipy.ndimage.distance_transform_edt(np.pad(region[box], 1), sampling=spacing_mm))
     depth = depth[1:-1, 1:-1, 1:-1]
     candidates = np.argwhere(depth >= depth.max() / 2 if inner else region[box])
-    candidates = candidates[:: max(1, len(candidates) // MOST_CANDIDATES)]
+    candidates = candidates[:: max(1, len(candidates) // MAX_CANDIDATES)]
     deepest = np.array(np.unravel_index(depth.argmax(), depth.shape))
     chosen = [deepest]
     distance = np.linalg.norm((candidates - deepest) * spacing_mm, axis=1)

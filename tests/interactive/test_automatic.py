@@ -70,7 +70,7 @@ def test_the_box_of_the_tumour_gives_the_mask_of_all_probabilities(spacing, boxe
     assert expected.array.any() == bool(boxes)
 
 
-def test_the_scan_is_read_into_the_lattice_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_scan_is_read_into_the_model_grid_once(monkeypatch: pytest.MonkeyPatch) -> None:
     calls, read = [], automatic.read_crops
     monkeypatch.setattr(automatic, "read_crops", lambda *given: calls.append(given[1].shape) or read(*given))
     model = Known()
@@ -102,9 +102,9 @@ def test_windows_that_go_through_together_answer_as_one_by_one(monkeypatch: pyte
     array = stub_scan().scan.array.copy()
     array[20:] = -1000
     prepared = prepare(network, Volume(array, stub_scan().scan.grid, "CT"))
-    shares: list[float] = []
-    expected = predict(network, prepared, overlap=0.5, progress=lambda stage, share: shares.append(share))
-    assert shares == sorted(shares) and shares[-1] == 1.0
+    fractions: list[float] = []
+    expected = predict(network, prepared, overlap=0.5, progress=lambda stage, fraction: fractions.append(fraction))
+    assert fractions == sorted(fractions) and fractions[-1] == 1.0
     inferer = automatic.sliding_window_inference
     monkeypatch.setattr(
         automatic, "sliding_window_inference", lambda x, side, n, *rest, **more: inferer(x, side, 3, *rest, **more)

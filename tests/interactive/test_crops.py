@@ -1,4 +1,4 @@
-"""Which crops clicks need, where a tumour is followed, and how pieces are joined: by hand on small lattices."""
+"""Which crops clicks need, where a tumour is followed, and how pieces are joined: by hand on small model grids."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def at(*points) -> np.ndarray:
     return np.array(points, dtype=float)
 
 
-def window(*start: int, side: int = SIDE, lattice: Grid = LATTICE) -> Window:
-    return Window(lattice, start, (side,) * 3)  # type: ignore[arg-type]
+def window(*start: int, side: int = SIDE, model_grid: Grid = LATTICE) -> Window:
+    return Window(model_grid, start, (side,) * 3)  # type: ignore[arg-type]
 
 
 # choose_windows
@@ -77,18 +77,18 @@ def test_a_window_that_no_click_needs_any_more_goes() -> None:
 
 def test_clicks_at_both_ends_of_a_scan_shorter_than_the_crop_share_one_window() -> None:
     """Where the scan is no longer than a crop, one crop holds all of it and no face needs room."""
-    lattice = Grid.from_spacing((SIDE, 14, 140), (1, 1, 1))
-    (chosen,) = choose_windows(lattice, at((0, 0, 70), (15, 13, 75)), SIDE, ())
+    model_grid = Grid.from_spacing((SIDE, 14, 140), (1, 1, 1))
+    (chosen,) = choose_windows(model_grid, at((0, 0, 70), (15, 13, 75)), SIDE, ())
     for point in ((0, 0, 70), (15, 13, 75)):
         assert all(s <= p < s + SIDE for p, s in zip(point, chosen.start, strict=True))
 
 
 def test_two_groups_in_one_window_give_it_once() -> None:
-    lattice = Grid.from_spacing((18, 40, 140), (1, 1, 1))
-    current = [window(0, 12, 62, lattice=lattice)]
+    model_grid = Grid.from_spacing((18, 40, 140), (1, 1, 1))
+    current = [window(0, 12, 62, model_grid=model_grid)]
     points = at((0, 20, 70), (13, 20, 70), (8, 20, 120))
-    chosen = choose_windows(lattice, points, SIDE, current)
-    assert chosen == [current[0], window(0, 12, 112, lattice=lattice)]
+    chosen = choose_windows(model_grid, points, SIDE, current)
+    assert chosen == [current[0], window(0, 12, 112, model_grid=model_grid)]
 
 
 def test_every_click_lies_in_a_chosen_window() -> None:
@@ -210,13 +210,13 @@ def test_connected_parts_join_through_faces_not_corners() -> None:
 
 
 @pytest.mark.parametrize("start", [(5, 7, 9), (0, 0, 0), (8, 2, 11), (9, 10, 14), (-3, 4, 20), (30, 0, 0), (5, 7, 17)])
-def test_cut_equals_painting_on_the_lattice(start) -> None:
+def test_cut_equals_painting_on_the_model_grid(start) -> None:
     rng = np.random.default_rng(0)
     values = rng.random((8, 8, 8)).astype(np.float32)
-    lattice = np.zeros((60, 60, 60), np.float32)
-    lattice[15:23, 17:25, 19:27] = values
+    model_grid = np.zeros((60, 60, 60), np.float32)
+    model_grid[15:23, 17:25, 19:27] = values
     here = window(*start, side=12)
-    wanted = lattice[tuple(slice(s + 10, s + 22) for s in start)]
+    wanted = model_grid[tuple(slice(s + 10, s + 22) for s in start)]
     np.testing.assert_array_equal(cut((window(5, 7, 9, side=8), values), here), wanted)
 
 
@@ -230,7 +230,7 @@ def test_merge_of_two_overlapping_pieces_by_hand() -> None:
     first, second = np.full((4, 4, 4), 0.2, np.float32), np.full((4, 4, 4), 1.0, np.float32)
     union, got = merge([(window(10, 10, 10, side=4), first), (window(10, 10, 12, side=4), second)])
     assert (union.start, union.shape) == ((10, 10, 10), (4, 4, 6))
-    # Lattice voxels 12 and 13 along the last axis: weights 3/4 against 1/4, then 1/4 against 3/4.
+    # Model grid voxels 12 and 13 along the last axis: weights 3/4 against 1/4, then 1/4 against 3/4.
     wanted = [0.2, 0.2, (0.75 * 0.2 + 0.25 * 1) / 1, (0.25 * 0.2 + 0.75 * 1) / 1, 1, 1]
     np.testing.assert_allclose(got, np.broadcast_to(wanted, (4, 4, 6)), rtol=1e-6)
     assert got.dtype == np.float32

@@ -46,7 +46,7 @@ def test_a_plane_through_an_anisotropic_scan_is_exact(spacing, axes: str) -> Non
     height = (place - place.reshape(-1, 3).mean(0)) @ [0.02, -0.025, 0.015]
     session = Session(KnownModel(), Volume(height.astype(np.float32), grid))
     mask = session.click(np.array(grid.shape) // 2)
-    # At the scan's outermost voxels the lattice is clamped, which bends the plane.
+    # At the scan's outermost voxels the model grid is clamped, which bends the plane.
     inner = tuple(
         slice(*np.ceil([1 / s, n - 1 / s - 1]).astype(int)) for s, n in zip(grid.spacing_mm, grid.shape, strict=True)
     )
@@ -118,9 +118,9 @@ def test_clicks_keep_their_looks_in_order() -> None:
     session = Session(model, volume)
     session.click((19, 19, 19))
     session.click((23, 23, 23))
-    assert model.looks == pytest.approx([0.3, 0.2])
+    assert model.prompt_features == pytest.approx([0.3, 0.2])
     session.click((21, 21, 21), positive=False)
-    assert model.looks == pytest.approx([0.3, 0.2, -FAR])
+    assert model.prompt_features == pytest.approx([0.3, 0.2, -FAR])
     assert model.labels == [1, 1, 0]
 
 
@@ -134,7 +134,7 @@ def test_clicks_far_apart_use_two_crops_and_say_so() -> None:
     assert session.crops == 2
     assert model.encoded == 2
     assert session.messages == ("the clicks lie farther apart than one crop: 2 crops were used",)
-    assert model.looks == pytest.approx([FAR, FAR])  # both crops are decoded with both looks
+    assert model.prompt_features == pytest.approx([FAR, FAR])  # both crops are decoded with both looks
     session.click((20, 21, 61))
     assert model.encoded == 2
     session.undo()

@@ -172,8 +172,8 @@ def test_what_is_drawn_of_the_core_is_what_the_whole_answer_gives(seed: int, tur
     scan = Grid.from_spacing((31, 27, 23), (1.0, 1.3, 0.8)).reorient("PIR")
     c, s = np.cos(np.radians(turn)), np.sin(np.radians(turn))
     scan = Grid(scan.shape, np.array([[c, -s, 0, 5], [s, c, 0, -3], [0, 0, 1, 2], [0, 0, 0, 1]]) @ scan.affine)
-    lattice = scan.reorient("SAR").respace((1.7, 1.1, 2.3))
-    window = Window(lattice, tuple(rng.integers(-4, 6, 3).tolist()), (9, 12, 8))
+    model_grid = scan.reorient("SAR").respace((1.7, 1.1, 2.3))
+    window = Window(model_grid, tuple(rng.integers(-4, 6, 3).tolist()), (9, 12, 8))
     probability = rng.choice(np.float32([0, 0.2, 0.45]), window.shape)
     if seed:
         low = rng.integers(0, np.array(window.shape) - 2)
@@ -197,13 +197,13 @@ def test_a_tumour_that_the_network_sees_in_the_padding_alone_is_no_mask() -> Non
     scan = Grid.from_spacing((20, 20, 20), (1, 1, 1)).reorient("SAR")
     window = Window(scan, (-6, 2, 2), (12, 12, 12))
     probability = np.full(window.shape, 0.1, dtype=np.float32)
-    probability[:4] = 0.9  # lattice voxels -6 .. -3
+    probability[:4] = 0.9  # model grid voxels -6 .. -3
     answer = Answer(piece=(window, probability))
     assert answer.reach(scan) == NOWHERE
     assert answer.on_scan(scan)[1].size == 0
     _, values = answer.probabilities(scan)
     assert values.size > 0 and values.max() < 0.5
-    probability[6] = 0.8  # lattice voxel 0: at the scan's border
+    probability[6] = 0.8  # model grid voxel 0: at the scan's border
     (d, h, w), values = Answer(piece=(window, probability)).on_scan(scan)
     assert (d.start, h.start, w.start) == (0, 1, 1)
     assert (values[0, 1:-1, 1:-1] > 0.5).all()

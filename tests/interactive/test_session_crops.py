@@ -11,7 +11,7 @@ from voxsam.errors import CheckpointError
 from voxsam.geometry import Grid
 from voxsam.interactive import session as session_module
 from voxsam.interactive.automatic import segment_automatically
-from voxsam.interactive.session import MOST_CROPS, Session
+from voxsam.interactive.session import MAX_CROPS, Session
 from voxsam.testing import stub_network, stub_scan
 from voxsam.volume import Volume
 
@@ -36,10 +36,10 @@ def test_a_rod_longer_than_three_crops_is_followed_to_its_ends(axes: str, z: int
     index = np.rint(volume.grid.world_to_index(np.array([5, -9, 3]) + [12, 11 + max(0, z - 35) * 0.3, z]))
     mask = session.click(index)
     np.testing.assert_array_equal(mask.array > 0, rod)
-    further = session.crops - 1
-    assert 6 <= further <= 9  # half a crop each time
+    additional = session.crops - 1
+    assert 6 <= additional <= 9  # half a crop each time
     assert session.messages == (
-        f"the mask reached the border of its crop and was followed into {further} further crops",
+        f"the mask reached the border of its crop and was followed into {additional} further crops",
     )
     assert model.encoded == session.crops
 
@@ -99,8 +99,8 @@ def test_a_huge_object_stops_at_the_most_crops_and_says_so() -> None:
     model = KnownModel()
     session = Session(model, Volume(np.full((90, 90, 90), FAR, np.float32), upright(90, 90, 90)))
     session.click((45, 45, 45))
-    assert session.crops == MOST_CROPS
-    assert session.messages[-1] == f"the mask was not followed beyond {MOST_CROPS} crops and may be incomplete"
+    assert session.crops == MAX_CROPS
+    assert session.messages[-1] == f"the mask was not followed beyond {MAX_CROPS} crops and may be incomplete"
 
 
 def test_an_object_that_needs_exactly_the_most_crops_is_not_called_incomplete(monkeypatch) -> None:
@@ -108,7 +108,7 @@ def test_an_object_that_needs_exactly_the_most_crops_is_not_called_incomplete(mo
     index = np.rint(volume.grid.world_to_index(np.array([5, -9, 3]) + [12, 11, 33]))
     needed = Session(KnownModel(), volume)
     needed.click(index)
-    monkeypatch.setattr(session_module, "MOST_CROPS", needed.crops)
+    monkeypatch.setattr(session_module, "MAX_CROPS", needed.crops)
     session = Session(KnownModel(), volume)
     np.testing.assert_array_equal(session.click(index).array > 0, rod)
     assert session.messages == needed.messages
@@ -211,8 +211,8 @@ def test_a_batch_of_crops_and_points_goes_through_the_network() -> None:
             alone = network(crops[b : b + 1], points[b : b + 1])
             torch.testing.assert_close(together[b : b + 1], alone, atol=1e-4, rtol=1e-4)
         features = network.encode(crops)
-        looks = network.sample(features, points)
-        torch.testing.assert_close(network.decode(features, crops, looks=looks), together)
+        prompt_features = network.sample(features, points)
+        torch.testing.assert_close(network.decode(features, crops, prompt_features=prompt_features), together)
         torch.testing.assert_close(
             network.decode(features, crops, points, static=network.static(features, crops)), together
         )

@@ -288,14 +288,14 @@ def test_what_undo_keeps_holds_no_pasted_scans() -> None:
 
 
 def test_progress_goes_from_0_to_1_for_each_encoded_crop() -> None:
-    shares: list[tuple[str, float]] = []
+    fractions: list[tuple[str, float]] = []
     volume = block_scan(upright(40, 40, 40), ((18, 23),) * 3)
     model = KnownModel()
-    session = Session(model, volume, progress=lambda stage, share: shares.append((stage, share)))
+    session = Session(model, volume, progress=lambda stage, fraction: fractions.append((stage, fraction)))
     session.click((20, 20, 20))
-    assert shares == [("encoding", 0.0), ("encoding", 0.25), ("encoding", 0.5), ("encoding", 1.0)]
+    assert fractions == [("encoding", 0.0), ("encoding", 0.25), ("encoding", 0.5), ("encoding", 1.0)]
     session.click((21, 20, 20))
-    assert len(shares) == 4
+    assert len(fractions) == 4
 
 
 def test_two_sessions_that_share_a_model_hear_of_their_own_crops_only() -> None:
@@ -305,8 +305,8 @@ def test_two_sessions_that_share_a_model_hear_of_their_own_crops_only() -> None:
     heard: dict[str, list[float]] = {"one": [], "two": []}
 
     def work(name: str) -> None:
-        def hear(stage: str, share: float) -> None:
-            heard[name].append(share)
+        def hear(stage: str, fraction: float) -> None:
+            heard[name].append(fraction)
             turn.wait()
 
         Session(network, given.scan, follow=False, progress=hear).click(given.click)

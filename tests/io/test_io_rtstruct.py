@@ -49,9 +49,9 @@ def test_masks_come_back_exactly(tmp_path, scan):
     assert np.array_equal(third.array, before == 3)
 
 
-@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
-def test_noise_comes_back_exactly(tmp_path, scan, share):
-    array = (np.random.default_rng(3).random(scan.grid.shape) < share).astype(np.uint8)
+@pytest.mark.parametrize("fraction", [0.1, 0.5, 0.9])
+def test_noise_comes_back_exactly(tmp_path, scan, fraction):
+    array = (np.random.default_rng(3).random(scan.grid.shape) < fraction).astype(np.uint8)
     write_mask(scan.with_array(array), tmp_path / "m.rtstruct.dcm")
     assert np.array_equal(read_volume(tmp_path / "m.rtstruct.dcm", labels=True, grid=scan.grid).array, array)
 

@@ -109,8 +109,8 @@ def test_the_next_click_needs_the_prompted_levels_and_the_static_part_alone(netw
         whole = network(crop, points, labels)
         features = network.encode(crop)
         static, kept = network.static(features, crop), network.prompted(features)
-        looks = network.sample(kept, points)
-        again = network.decode(kept, crop, points, looks=looks, labels=labels, static=static)
+        prompt_features = network.sample(kept, points)
+        again = network.decode(kept, crop, points, prompt_features=prompt_features, labels=labels, static=static)
         other = network.decode(kept, crop, points.flip(1), labels=labels, static=static)
         unprompted = network.decode(kept, crop, static=static)
         torch.testing.assert_close(unprompted, network(crop))
@@ -127,11 +127,11 @@ def test_each_level_is_changed_by_its_own_looks_and_prompt_encoder(levels: tuple
     width = network.config.feature_width
     with torch.no_grad():
         features = network.encode(crop)
-        looks, changed = network.sample(features, points), list(features)
-        assert looks.shape == (1, 1, len(levels) * width)
+        prompt_features, changed = network.sample(features, points), list(features)
+        assert prompt_features.shape == (1, 1, len(levels) * width)
         for number, level in enumerate(levels):
             encoder = network.prompt_encoder if level == 4 else getattr(network, f"prompt_encoder_{level}")
-            look = looks[..., number * width : (number + 1) * width]
+            look = prompt_features[..., number * width : (number + 1) * width]
             changed[level - 1] = encoder(features[level - 1], look)
         plain = ablated()  # whose decoder is the same, and that is given the changed levels
         plain.mask_decoder.load_state_dict(network.mask_decoder.state_dict())
@@ -183,15 +183,18 @@ def test_a_file_holds_it_and_a_session_keeps_what_its_next_click_needs(network: 
 def test_a_look_of_several_levels_prompts_another_crop():
     """The seam that the session follows a mask by: looks of one crop, at all prompted levels, in the next."""
     network, stub = ablated("levels 1 and 4"), lesson().stub
-    lattice = network.card.preprocessing.lattice(stub.scan.grid)
-    at = lattice.world_to_index(stub.scan.grid.index_to_world([stub.click]))
-    home, away = (Window.around(lattice, at[0] + shift, (16, 16, 16)) for shift in (0, 6))
-    crops = EncodedCrops(network, [stub.scan], lambda stage, share: None)
+    model_grid = network.card.preprocessing.model_grid(stub.scan.grid)
+    at = model_grid.world_to_index(stub.scan.grid.index_to_world([stub.click]))
+    home, away = (Window.around(model_grid, at[0] + shift, (16, 16, 16)) for shift in (0, 6))
+    crops = EncodedCrops(network, [stub.scan], lambda stage, fraction: None)
     with torch.inference_mode():
         look = crops.look(home, at[0])
         assert look.shape == (1, 1, 32)
         assert not torch.allclose(look, crops.look(away, at[0]), atol=1e-3)
-        answers = [crops.decode(away, at, looks, torch.ones(1, 1, dtype=torch.long)) for looks in (look, look.flip(-1))]
+        answers = [
+            crops.decode(away, at, prompt_features, torch.ones(1, 1, dtype=torch.long))
+            for prompt_features in (look, look.flip(-1))
+        ]
     assert answers[0].shape == (16, 16, 16) and np.abs(answers[0] - answers[1]).max() > 1e-4
 
 

@@ -151,10 +151,10 @@ def test_gradients_and_loss(network: VoxSAMNetwork, crop: torch.Tensor, shared_r
 
 
 def test_whole_scan(network: VoxSAMNetwork, shared_reference: Path, shared_data: Path) -> None:
-    """A released inference from file to mask: lattice, crop, probabilities on the crop and on the file's own grid."""
+    """A released inference from file to mask: model grid, crop, probabilities on the crop and the file's own grid."""
     golden = np.load(shared_reference / "golden_scan_seed0.npz")
     session = Session(network, read_volume(shared_data / "organs_ct" / "ct.nii.gz"), follow=False)
-    assert session.lattice.shape == tuple(golden["grid_1mm_shape_dhw"])
+    assert session.model_grid.shape == tuple(golden["grid_1mm_shape_dhw"])
     mask = session.click(tuple(golden["click_ijk"]))
     (start, encoded), *_ = session._encoded.kept.items()
     assert start == tuple(golden["crop_start_dhw"])

@@ -55,9 +55,9 @@ def test_a_click_acts_where_it_was_made(label: int) -> None:
     labels = torch.tensor([[label]])
     for network, differ in ((marking(), True), (stub_network(), False)):
         features = network.encode(crop)
-        looks = torch.randn(1, 1, network.config.feature_width)
+        prompt_features = torch.randn(1, 1, network.config.feature_width)
         here, there = (
-            network.decode(features, crop, torch.tensor([[p]]), looks=looks, labels=labels)
+            network.decode(features, crop, torch.tensor([[p]]), prompt_features=prompt_features, labels=labels)
             for p in ([3.0, 4.0, 5.0], [12.0, 11.0, 9.0])
         )
         assert bool((here - there).abs().max() > 1e-3) is differ
@@ -67,13 +67,15 @@ def test_padding_marks_nothing_and_looks_alone_are_as_before() -> None:
     network, crop = marking(), torch.randn(1, 1, 16, 16, 16)
     features = network.encode(crop)
     points = torch.tensor([[[3.0, 4.0, 5.0], [9.0, 9.0, 9.0]]])
-    looks = network.sample(features, points)
-    one = network.decode(features, crop, points[:, :1], looks=looks[:, :1], labels=torch.tensor([[1]]))
-    padded = network.decode(features, crop, points, looks=looks, labels=torch.tensor([[1, -1]]))
+    prompt_features = network.sample(features, points)
+    one = network.decode(
+        features, crop, points[:, :1], prompt_features=prompt_features[:, :1], labels=torch.tensor([[1]])
+    )
+    padded = network.decode(features, crop, points, prompt_features=prompt_features, labels=torch.tensor([[1, -1]]))
     torch.testing.assert_close(one, padded, rtol=1e-4, atol=1e-4)
     plain = stub_network()
-    without = plain.decode(features, crop, looks=looks)
-    torch.testing.assert_close(network.decode(features, crop, looks=looks), without)
+    without = plain.decode(features, crop, prompt_features=prompt_features)
+    torch.testing.assert_close(network.decode(features, crop, prompt_features=prompt_features), without)
 
 
 def test_gradients_reach_the_marks() -> None:

@@ -96,10 +96,10 @@ def crops_and_points(shape: tuple[int, int, int], batch: int = 2) -> tuple[Tenso
     crops = torch.randn(batch, 1, *shape, generator=generator)
     crops[..., shape[2] // 2 :] += 2
     size = torch.tensor(shape, dtype=torch.float32)
-    shares = torch.tensor(
+    fractions = torch.tensor(
         [[0.5, 0.5, 0.5], [0.1, 0.9, 0.3], [0, 0, 0], [0.99, 0.2, 0.01], [-0.05, 0.5, 0.4], [3, 3, 3]]
     )
-    points = torch.stack([shares * size + number * 0.37 for number in range(batch)])
+    points = torch.stack([fractions * size + number * 0.37 for number in range(batch)])
     points[:, 3, 1] = -0.5
     return crops, points
 
@@ -130,11 +130,11 @@ def test_features_prompted_features_and_logits_agree(case, profile, monkeypatch)
         features, expected = network.encode(crops), oracle.encode(crops)
         for level, expected_level in zip(features, expected, strict=True):
             agree(level, expected_level)
-        looks = network.sample(features, points)
-        agree(looks, oracle.sample(expected, points))
-        assert not looks[:, -1].any()
-        prompted = network.prompt_encoder(features[-1], looks)
-        agree(prompted, plain.prompt(oracle.prompt_encoder, expected[-1], looks, None))
+        prompt_features = network.sample(features, points)
+        agree(prompt_features, oracle.sample(expected, points))
+        assert not prompt_features[:, -1].any()
+        prompted = network.prompt_encoder(features[-1], prompt_features)
+        agree(prompted, plain.prompt(oracle.prompt_encoder, expected[-1], prompt_features, None))
         agree(network(crops, points), oracle(crops, points))
         agree(network(crops), oracle(crops))  # automatic mode: no prompt encoder
 

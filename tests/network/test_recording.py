@@ -55,13 +55,13 @@ def test_every_part_of_a_click_can_be_recorded(config: ModelConfig, dtype: torch
     labels = torch.tensor([[1, 0 if config.polarity else 1, 1, PADDING]])
     with torch.no_grad():  # where inference_mode hides the two operations that wait
         features = network.encode(crop)
-        static, looks = network.static(features, crop), network.sample(features, points)
+        static, prompt_features = network.static(features, crop), network.sample(features, points)
         parts = [m for name, m in network.named_children() if name.startswith("prompt_encoder")]
         assert len(parts) == len(config.prompt_levels)
         prompted = network.prompted(features)
         for held in (nullcontext(), Held()):
             with held:
-                for part, level, look in zip(parts, prompted, looks.chunk(len(parts), -1), strict=True):
+                for part, level, look in zip(parts, prompted, prompt_features.chunk(len(parts), -1), strict=True):
                     part(level, look, labels, points)
                 network.mask_decoder(network.mask_decoder.fused(static, prompted), (16, 16, 16))
 

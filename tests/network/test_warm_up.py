@@ -121,10 +121,10 @@ def test_clicks_that_are_filled_up_change_nothing(polarity: bool, count: int) ->
     labels = (torch.arange(count)[None] % 3 != 1).long() if polarity else None
     with torch.inference_mode():
         features = network.encode(crop)
-        looks = network.sample(features, points)
-        expected = network.decode(features, crop, points, looks=looks, labels=labels)
-        more = module.filled_up(points, looks, labels)
-        found = network.decode(features, crop, more[0], looks=more[1], labels=more[2])
+        prompt_features = network.sample(features, points)
+        expected = network.decode(features, crop, points, prompt_features=prompt_features, labels=labels)
+        more = module.filled_up(points, prompt_features, labels)
+        found = network.decode(features, crop, more[0], prompt_features=more[1], labels=more[2])
     assert more[0].shape[1] == (4 if count <= 4 else 8 if count == 7 else 40)
     torch.testing.assert_close(found, expected, atol=TOLERANCE, rtol=TOLERANCE)
 

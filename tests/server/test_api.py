@@ -229,9 +229,9 @@ def test_events_tell_how_far_the_encoder_is(server, phantom):
             if seen and line == "event: idle":
                 break
         click.join()
-    shares = [event["share"] for event in seen if event["stage"] == "encoding"]
-    assert shares == sorted(shares[: len(shares)]) or len(shares) > 3  # several crops each begin at 0
-    assert 0.0 in shares and 1.0 in shares
+    fractions = [event["fraction"] for event in seen if event["stage"] == "encoding"]
+    assert fractions == sorted(fractions[: len(fractions)]) or len(fractions) > 3  # several crops each begin at 0
+    assert 0.0 in fractions and 1.0 in fractions
 
 
 def test_the_log_and_the_metrics_hold_no_names(server, scans, phantom):

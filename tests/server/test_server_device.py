@@ -7,7 +7,7 @@ from concurrent.futures import CancelledError
 
 import pytest
 
-from voxsam.server.device import MOST_WAITING, Device
+from voxsam.server.device import MAX_WAITING, Device
 from voxsam.server.errors import Dropped, TooMany
 
 
@@ -75,9 +75,9 @@ def test_a_cancelled_request_is_passed_over(device):
 
 def test_one_owner_cannot_fill_the_queue(device):
     go = blocked(device)
-    for _ in range(MOST_WAITING):
+    for _ in range(MAX_WAITING):
         device.submit("a", lambda: None)
-    with pytest.raises(TooMany, match=f"at most {MOST_WAITING}"):
+    with pytest.raises(TooMany, match=f"at most {MAX_WAITING}"):
         device.submit("a", lambda: None)
     assert not device.submit("b", lambda: None).done()  # others still may
     go.set()

@@ -204,8 +204,8 @@ def test_listeners_hear_waiting_progress_and_the_end(make_store, phantom):
     stop = slot.listen(heard.append)
     click(slot, phantom.click)
     assert heard[0] == Busy("waiting", 0.0) and heard[-1] is None
-    shares = [busy.share for busy in heard if busy and busy.stage == "encoding"]
-    assert shares[0] == 0 and shares[-1] == 1
+    fractions = [busy.fraction for busy in heard if busy and busy.stage == "encoding"]
+    assert fractions[0] == 0 and fractions[-1] == 1
     stop()
     count = len(heard)
     click(slot, phantom.click)

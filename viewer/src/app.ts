@@ -57,7 +57,7 @@ export class Page {
       hideProblem();
       await this.work.open(source, title);
     };
-    new Opener(this.api, open, (stage, share) => this.busy(stage ? { stage, share: share ?? null } : null), showProblem).bind(this.info);
+    new Opener(this.api, open, (stage, share) => this.busy(stage ? { stage, fraction: share ?? null } : null), showProblem).bind(this.info);
     if (session) await this.work.resume(session);
     else if (demo && this.info.demo) await this.work.open({ demo: true });
     else this.welcome(true);

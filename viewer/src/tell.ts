@@ -62,8 +62,8 @@ export function showBusy(busy: Busy | null): void {
   if (!busy) return;
   element("busy-stage").textContent = sentence(busy.stage);
   const bar = element<HTMLProgressElement>("busy-share");
-  if (busy.share === null) bar.removeAttribute("value");
-  else bar.value = busy.share;
+  if (busy.fraction === null) bar.removeAttribute("value");
+  else bar.value = busy.fraction;
 }
 
 export function showConnection(connection: Connection): void {

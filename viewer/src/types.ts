@@ -29,7 +29,7 @@ export interface ObjectState {
 
 export interface Busy {
   stage: string;
-  share: number | null;
+  fraction: number | null;
 }
 
 export interface State {

@@ -35,13 +35,13 @@ export class Work {
 
   /** Open a scan. What was open before stays on the server and can be come back to. */
   async open(source: Source, name?: string): Promise<void> {
-    this.page.busy({ stage: "Reading the scan", share: null });
+    this.page.busy({ stage: "Reading the scan", fraction: null });
     await this.show(await this.api.open(source, name));
   }
 
   /** Come back to a session. Throws ApiError if there is none. */
   async resume(id: string): Promise<void> {
-    this.page.busy({ stage: "Bringing your work back", share: null });
+    this.page.busy({ stage: "Bringing your work back", fraction: null });
     const state = await this.api.state(id);
     await this.show(state);
     if (state.objects.some(({ prompts }) => prompts.length)) await this.reload();
@@ -64,7 +64,7 @@ export class Work {
 
   private async show(state: State): Promise<void> {
     this.leave();
-    this.page.busy({ stage: "Loading the scan", share: null });
+    this.page.busy({ stage: "Loading the scan", fraction: null });
     const scan = await this.api.scan(state.id);
     await this.page.scan(scan, state);
     this.take(state);
@@ -88,7 +88,7 @@ export class Work {
   private async answer(request: (id: string) => Promise<Answer>): Promise<void> {
     const before = this.state;
     if (!before) return;
-    this.page.busy({ stage: "Segmenting", share: null });
+    this.page.busy({ stage: "Segmenting", fraction: null });
     this.asked++;
     try {
       const answer = await request(before.id);

@@ -40,7 +40,7 @@ def run_cohort(
     jobs: Sequence[Job],
     output: Path,
     settings: Settings,
-    progress: Progress = lambda stage, share: None,
+    progress: Progress = lambda stage, fraction: None,
     *,
     again: bool = False,
     runner: Runner | None = None,

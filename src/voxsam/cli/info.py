@@ -103,12 +103,12 @@ def _counts(network: Promptable) -> dict[str, str]:
     config, numbers = network.config, counts(network)
     if not isinstance(network, VoxSAMNetwork):
         return {"system": network.card.system, "parameters": f"{numbers.total:,}"}
-    share = f", {numbers.encoder_tuned / SAM_ENCODER_VIT_B:.2%} of SAM's" if config.size == "vit_b" else ""
+    fraction = f", {numbers.encoder_tuned / SAM_ENCODER_VIT_B:.2%} of SAM's" if config.size == "vit_b" else ""
     return {
         "size": f"{config.size}: width {config.width}, {config.depth} blocks, {config.heads} heads",
         "profile": config.profile,
         "parameters": f"{numbers.total:,}",
-        "encoder, tuned": f"{numbers.encoder_tuned:,} of {numbers.encoder_total:,}{share}",
+        "encoder, tuned": f"{numbers.encoder_tuned:,} of {numbers.encoder_total:,}{fraction}",
         "tuned in all": f"{numbers.tuned:,}, in the accounting of the paper {paper_accounting(network):,}",
     }
 

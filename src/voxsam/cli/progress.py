@@ -17,7 +17,7 @@ class Progress:
     """
 
     def __init__(self, quiet: bool = False, delay_s: float = DELAY_S) -> None:
-        self._stage, self._share = "", None
+        self._stage, self._fraction = "", None
         self._lock = threading.RLock()
         self._open = False
         self._visible = False
@@ -25,11 +25,11 @@ class Progress:
         self._task: Any = None
         self._timer = None if quiet else threading.Timer(delay_s, self._appear)
 
-    def __call__(self, stage: str, share: float | None = None) -> None:
+    def __call__(self, stage: str, fraction: float | None = None) -> None:
         """Tell what is being done now."""
         with self._lock:
             is_new = stage != self._stage
-            self._stage, self._share = stage, share
+            self._stage, self._fraction = stage, fraction
             if self._visible:
                 self._draw(is_new)
 
@@ -69,7 +69,7 @@ class Progress:
 
     def _draw(self, is_new: bool) -> None:
         if self._bar is not None:
-            total, done = (None, 0.0) if self._share is None else (1.0, self._share)
+            total, done = (None, 0.0) if self._fraction is None else (1.0, self._fraction)
             self._bar.update(self._task, description=self._stage, total=total, completed=done)
         elif is_new and self._stage:
             print(f"voxsam: {self._stage} ...", file=sys.stderr, flush=True)

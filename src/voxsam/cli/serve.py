@@ -87,7 +87,7 @@ def serve(settings: Settings, browser: bool) -> None:
         config = uvicorn.Config(
             app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=ENDING_S
         )
-        _tell(settings, address)
+        _log(settings, address)
         if browser:
             threading.Timer(0.5, webbrowser.open, [_first_page(settings, address)]).start()
         uvicorn.Server(config).run(sockets=[listener])
@@ -141,7 +141,7 @@ def _first_page(settings: Settings, address: str) -> str:
     return f"{address}#{key}{start}" if key or start else address
 
 
-def _tell(settings: Settings, address: str) -> None:
+def _log(settings: Settings, address: str) -> None:
     if settings.key is None and not settings.is_local:
         warning = f"anyone who reaches {settings.host} can open the served folders and every session"
         typer.echo(f"voxsam: warning: no key; {warning}; give --key or VOXSAM_KEY", err=True)

@@ -1,6 +1,6 @@
-"""Whole scans without clicks: a sliding window over the lattice, for models trained without the prompt encoder.
+"""Whole scans without clicks: a sliding window over the model grid, for models trained without the prompt encoder.
 
-In three steps, so that a cohort can have three scans in them at once: `prepare` reads the scan into the lattice, once;
+In three steps, so that a cohort can have three scans in them at once: `prepare` reads the scan into the model grid;
 `predict` is the network; `mask_on_scan` and `probabilities_on_scan` go back.
 """
 
@@ -31,7 +31,7 @@ Progress = Callable[[str, float], None]
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """A scan as an automatic model sees it: its own grid, and (1, K, D, H, W) normalised on the whole lattice."""
+    """A scan as an automatic model sees it: its own grid, and (1, K, D, H, W) normalised on the whole model grid."""
 
     scan: Grid
     whole: Window
@@ -56,7 +56,7 @@ def segment_automatically(
 
 
 def prepare(model: Promptable, volume: Volume | Sequence[Volume]) -> Prepared:
-    """The scan resampled to the model's lattice and normalised: done once, whatever windows are cut from it.
+    """The scan resampled to the model's model grid and normalised: done once, whatever windows are cut from it.
 
     Raises UnsupportedError for a model that was trained with clicks, or for another number of images than it takes.
     """
@@ -68,8 +68,8 @@ def prepare(model: Promptable, volume: Volume | Sequence[Volume]) -> Prepared:
         )
     preprocessing = model.card.preprocessing
     images = images_of(volume, preprocessing, model.card.name)
-    lattice = preprocessing.lattice(images[0].grid)
-    whole = Window(lattice, (0, 0, 0), lattice.shape)
+    model_grid = preprocessing.model_grid(images[0].grid)
+    whole = Window(model_grid, (0, 0, 0), model_grid.shape)
     array = torch.from_numpy(read_crops(images, whole, preprocessing))[None]
     if next(model.parameters()).device.type == "cuda":
         array = array.pin_memory()  # here, where a cohort reads ahead: the way to the GPU is then waited for by nobody
@@ -79,7 +79,7 @@ def prepare(model: Promptable, volume: Volume | Sequence[Volume]) -> Prepared:
 def predict(
     model: Promptable, prepared: Prepared, *, overlap: float = OVERLAP, progress: Progress | None = None
 ) -> NDArray[np.float32]:
-    """(D, H, W) probabilities on the lattice: the mean of all windows that hold a voxel.
+    """(D, H, W) probabilities on the model grid: the mean of all windows that hold a voxel.
 
     Raises CheckpointError if the model answers with NaN.
     """

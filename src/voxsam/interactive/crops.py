@@ -1,6 +1,6 @@
-"""Which crops a set of clicks needs, and how the crops' answers become one: all on the model's lattice.
+"""Which crops a set of clicks needs, and how the crops' answers become one: all on the model's model grid.
 
-Indices are lattice voxels (d, h, w); a piece is a window with the probabilities that the model gave in it.
+Indices are model grid voxels (d, h, w); a piece is a window with the probabilities that the model gave in it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ TOUCH = 2  # a mask within this many voxels of a face of its crop is said to rea
 THRESHOLD = 0.5  # of the probability: inside the tumour (docs/released.md, "Mask decoder")
 
 
-def choose_windows(lattice: Grid, points: NDArray[np.float64], side: int, current: Sequence[Window]) -> list[Window]:
+def choose_windows(model_grid: Grid, points: NDArray[np.float64], side: int, current: Sequence[Window]) -> list[Window]:
     """The windows for clicks (N, 3): the current ones if they hold, else one for each group of clicks that fits in one.
 
     A new window is centred on the middle of its clicks' bounding box, as released.
@@ -30,11 +30,11 @@ def choose_windows(lattice: Grid, points: NDArray[np.float64], side: int, curren
     if current and all(any(_well_inside(window, point) for window in current) for point in points):
         return [w for w in current if any(_well_inside(w, point) for point in points)]
     # Where the scan is no longer than a crop, one crop holds all of it.
-    extent = np.where(np.array(lattice.shape) <= side, side, side - 2 * (side // WELL_INSIDE))
+    extent = np.where(np.array(model_grid.shape) <= side, side, side - 2 * (side // WELL_INSIDE))
     chosen: list[Window] = []
     for group in _groups(points, extent):
         held = [w for w in current if all(_well_inside(w, point) for point in group)]
-        window = held[0] if held else Window.around(lattice, (group.min(0) + group.max(0)) / 2, (side,) * 3)
+        window = held[0] if held else Window.around(model_grid, (group.min(0) + group.max(0)) / 2, (side,) * 3)
         if window not in chosen:
             chosen.append(window)
     return chosen
@@ -56,7 +56,7 @@ def _groups(points: NDArray[np.float64], extent: NDArray[np.int_]) -> list[NDArr
 
 def _well_inside(window: Window, point: NDArray[np.float64]) -> bool:
     """Whether a click is far from those faces of a window behind which the scan goes on."""
-    for at, start, n, length in zip(point, window.start, window.shape, window.lattice.shape, strict=True):
+    for at, start, n, length in zip(point, window.start, window.shape, window.model_grid.shape, strict=True):
         margin = n // WELL_INSIDE
         if at < start + (margin if start > 0 else 0) or at > start + n - 1 - (margin if start + n < length else 0):
             return False
@@ -80,13 +80,13 @@ def next_windows(piece: Piece, mask: NDArray[np.bool_]) -> list[Window]:
             if touched.any():
                 places = np.argwhere(touched)
                 centre = np.insert((places.min(0) + places.max(0)) / 2, axis, n - 1 if at_end else 0)
-                found.append(Window.around(window.lattice, centre + window.start, window.shape))
+                found.append(Window.around(window.model_grid, centre + window.start, window.shape))
     return found
 
 
 def _is_scan_border(window: Window, axis: int, at_end: bool) -> bool:
     if at_end:
-        return window.start[axis] + window.shape[axis] >= window.lattice.shape[axis]
+        return window.start[axis] + window.shape[axis] >= window.model_grid.shape[axis]
     return window.start[axis] <= 0
 
 
@@ -108,7 +108,7 @@ def connected(piece: Piece, merged: Piece) -> NDArray[np.float32]:
 
 
 def cut(piece: Piece, window: Window) -> NDArray[np.float32]:
-    """(window.shape) the probabilities of a piece in another window of the same lattice, 0 where it has none."""
+    """(window.shape) the probabilities of a piece in another window of the same model grid, 0 where it has none."""
     source, probability = piece
     out = np.zeros(window.shape, dtype=np.float32)
     offset = np.subtract(source.start, window.start)
@@ -138,7 +138,7 @@ def around_tumour(piece: Piece) -> Piece | None:
     high = [min(n, int(places[-1]) + 2) for places, n in zip(found, window.shape, strict=True)]
     start, shape = np.add(window.start, low), np.subtract(high, low)
     part = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
-    return Window(window.lattice, tuple(start.tolist()), tuple(shape.tolist())), probability[part]
+    return Window(window.model_grid, tuple(start.tolist()), tuple(shape.tolist())), probability[part]
 
 
 def require_numbers(probability: NDArray[np.float32], model: str) -> None:
@@ -155,10 +155,10 @@ def merge(pieces: Sequence[Piece]) -> Piece:
     """All pieces as one on the window that holds them: where they overlap, the mean, weighted towards crop centres."""
     if len(pieces) == 1:
         return pieces[0]
-    lattice = pieces[0][0].lattice
+    model_grid = pieces[0][0].model_grid
     low = np.min([w.start for w, _ in pieces], axis=0)
     high = np.max([np.add(w.start, w.shape) for w, _ in pieces], axis=0)
-    union = Window(lattice, tuple(low.tolist()), tuple((high - low).tolist()))
+    union = Window(model_grid, tuple(low.tolist()), tuple((high - low).tolist()))
     total = np.zeros(union.shape, dtype=np.float32)
     weights = np.zeros(union.shape, dtype=np.float32)
     for window, probability in pieces:

@@ -67,15 +67,15 @@ class EncodedCrops:
         return encoded
 
     def look(self, window: Window, point: NDArray[np.float64]) -> Tensor:
-        """(1, 1, C) what the voxel under `point` (3,), a lattice index, looks like in the window's crop."""
+        """(1, 1, C) what the voxel under `point` (3,), a model grid index, looks like in the window's crop."""
         encoded = self.get(window)
         where = torch.tensor(point - window.start, dtype=torch.float32, device=encoded.crop.device)
         return self.model.sample(encoded.features, where[None, None])
 
     def decode(
-        self, window: Window, at: NDArray[np.float64], looks: Tensor, labels: Tensor | None
+        self, window: Window, at: NDArray[np.float64], prompt_features: Tensor, labels: Tensor | None
     ) -> NDArray[np.float32]:
-        """(window.shape) probabilities for clicks at the lattice indices `at` (N, 3) that look like `looks` (1, N, C).
+        """(window.shape) probabilities for clicks at model grid indices `at` (N, 3) with `prompt_features` (1, N, C).
 
         Raises CheckpointError if the model answers with NaN.
         """
@@ -85,7 +85,7 @@ class EncodedCrops:
             encoded.features,
             encoded.crop,
             points,
-            looks=looks,
+            prompt_features=prompt_features,
             labels=labels,
             static=encoded.static,
             conditioning=self.model.card.conditioning,

@@ -24,7 +24,7 @@ Pasted = tuple[Slices, NDArray[np.float32]]
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """One object: what was prompted, the crops that were chosen for it, and the probabilities on the lattice."""
+    """One object: what was prompted, the crops that were chosen for it, and the probabilities on the model grid."""
 
     prompts: tuple[Prompt, ...] = ()
     clicks: tuple[Point, ...] = ()  # that the prompts became

@@ -29,8 +29,8 @@ from voxsam.preprocess import Slices, Window, images_of
 from voxsam.prompts import Box, Point, Prompt, common_box
 from voxsam.volume import Volume
 
-MOST_CROPS = 12  # that one tumour is followed into
-MOST_OBJECTS = 255  # labels in a uint8 mask
+MAX_CROPS = 12  # that one tumour is followed into
+MAX_OBJECTS = 255  # labels in a uint8 mask
 
 
 class Session:
@@ -54,14 +54,14 @@ class Session:
     ) -> None:
         images = images_of(volume, model.card.preprocessing, model.card.name)
         self.model, self.volume, self.follow = model, images[0], follow
-        self._encoded = EncodedCrops(model, images, progress or (lambda stage, share: None))
+        self._encoded = EncodedCrops(model, images, progress or (lambda stage, fraction: None))
         self._history = History(self.volume.grid, undo_bytes)
         self._labels = LabelMap(self.volume.grid)
 
     @cached_property
-    def lattice(self) -> Grid:
+    def model_grid(self) -> Grid:
         """The scan's grid as the model sees it: its axes and spacing."""
-        return self.model.card.preprocessing.lattice(self.volume.grid)
+        return self.model.card.preprocessing.model_grid(self.volume.grid)
 
     @property
     def _follows(self) -> bool:
@@ -105,8 +105,8 @@ class Session:
         Raises PromptError if a mask has no labels left.
         """
         number = max(self.objects) + 1
-        if number > MOST_OBJECTS:
-            raise PromptError(f"object {number}", f"at most {MOST_OBJECTS} objects", "save the mask and begin anew")
+        if number > MAX_OBJECTS:
+            raise PromptError(f"object {number}", f"at most {MAX_OBJECTS} objects", "save the mask and begin anew")
         self._history.enter(self._history.state.with_answer(Answer(), number))
         return number
 
@@ -234,11 +234,11 @@ class Session:
         prompts = (*before.prompts, *new)
         clicks = (*before.clicks, *(point for prompt in new for point in prompt.points(self.volume.grid)))
         self._check(clicks)
-        at = self.lattice.world_to_index([click.world_mm for click in clicks])
+        at = self.model_grid.world_to_index([click.world_mm for click in clicks])
         side = self.model.config.crop
-        windows = choose_windows(self.lattice, at, side, before.windows)
+        windows = choose_windows(self.model_grid, at, side, before.windows)
         if len(windows) > 1 and not self.follow:
-            span = (np.ptp(at, axis=0) * self.lattice.spacing_mm).max()
+            span = (np.ptp(at, axis=0) * self.model_grid.spacing_mm).max()
             raise PromptError(
                 f"clicks {span:.0f} mm apart with one crop of {side} voxels",
                 "clicks that fit well inside one crop",
@@ -275,15 +275,15 @@ class Session:
 
         Returns the answer, how many crops it was made from, and whether it ends inside them.
         """
-        looks, labels = self._look(windows, at, positive)
-        pieces = [(window, self._encoded.decode(window, at, looks, labels)) for window in windows]
+        prompt_features, labels = self._look(windows, at, positive)
+        pieces = [(window, self._encoded.decode(window, at, prompt_features, labels)) for window in windows]
         merged = merge(pieces)
         waiting = [w for piece in pieces for w in next_windows(piece, piece[1] > THRESHOLD)]
         while waiting := [w for w in waiting if is_new(w, [window for window, _ in pieces])]:
-            if not self._follows or len(pieces) >= MOST_CROPS:
+            if not self._follows or len(pieces) >= MAX_CROPS:
                 return merged, len(pieces), False
             window = waiting.pop(0)
-            piece = (window, connected((window, self._encoded.decode(window, at, looks, labels)), merged))
+            piece = (window, connected((window, self._encoded.decode(window, at, prompt_features, labels)), merged))
             pieces.append(piece)
             merged = merge(pieces)
             waiting += next_windows(piece, cut(merged, window) > THRESHOLD)
@@ -295,10 +295,12 @@ class Session:
         """(1, N, C) what each click looks like, sampled in the window that holds it best; (1, N) labels or None."""
         middles = np.array([np.add(w.start, np.array(w.shape) / 2 - 0.5) for w in windows])
         home = np.abs(at[:, None] - middles[None]).max(-1).argmin(1)
-        looks = torch.cat([self._encoded.look(windows[n], point) for n, point in zip(home, at, strict=True)], 1)
+        prompt_features = torch.cat(
+            [self._encoded.look(windows[n], point) for n, point in zip(home, at, strict=True)], 1
+        )
         if not self.model.config.polarity:
-            return looks, None
-        return looks, torch.tensor([positive], dtype=torch.long, device=looks.device)
+            return prompt_features, None
+        return prompt_features, torch.tensor([positive], dtype=torch.long, device=prompt_features.device)
 
     def _messages(self, chosen: int, used: int, complete: bool) -> tuple[str, ...]:
         messages = []

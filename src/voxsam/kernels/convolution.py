@@ -34,6 +34,6 @@ def _to_few_channels(x_BCDHW: Tensor, weight: Tensor) -> Tensor:
     for d in range(depth):
         mixed = torch.matmul(taps, x_BCDHW[:, :, d].flatten(2))
         shares = F.fold(mixed, (height, width), 3, padding=1).unflatten(1, (3, out))
-        for tap, share in enumerate(shares.unbind(1)):
-            total[:, :, d + 2 - tap] += share
+        for tap, fraction in enumerate(shares.unbind(1)):
+            total[:, :, d + 2 - tap] += fraction
     return total[:, :, 1:-1]

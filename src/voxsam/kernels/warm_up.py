@@ -105,24 +105,24 @@ def _filling_up(decode: Callable[..., Tensor]) -> Callable[..., Tensor]:
         crops_B1DHW: Tensor,
         points: Tensor | None = None,
         *,
-        looks: Tensor | None = None,
+        prompt_features: Tensor | None = None,
         labels: Tensor | None = None,
         **more: object,
     ) -> Tensor:
         if points is not None and not torch.is_grad_enabled():
-            points, looks, labels = filled_up(points, looks, labels)
-        return decode(features, crops_B1DHW, points, looks=looks, labels=labels, **more)
+            points, prompt_features, labels = filled_up(points, prompt_features, labels)
+        return decode(features, crops_B1DHW, points, prompt_features=prompt_features, labels=labels, **more)
 
     return filling_up
 
 
 def filled_up(
-    points_BN3: Tensor, looks_BNC: Tensor | None, labels_BN: Tensor | None
+    points_BN3: Tensor, prompt_features_BNC: Tensor | None, labels_BN: Tensor | None
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """The same clicks with others behind them that are labelled as padding, up to the next of COUNTS."""
     count = points_BN3.shape[1]
     more = min((n for n in COUNTS if n >= count), default=count) - count
     if labels_BN is None:
         labels_BN = torch.full(points_BN3.shape[:2], POSITIVE, dtype=torch.long, device=points_BN3.device)
-    looks = None if looks_BNC is None else F.pad(looks_BNC, (0, 0, 0, more))
-    return F.pad(points_BN3, (0, 0, 0, more)), looks, F.pad(labels_BN, (0, more), value=PADDING)
+    prompt_features = None if prompt_features_BNC is None else F.pad(prompt_features_BNC, (0, 0, 0, more))
+    return F.pad(points_BN3, (0, 0, 0, more)), prompt_features, F.pad(labels_BN, (0, more), value=PADDING)

@@ -61,20 +61,22 @@ def _change(logits_2DHW: Tensor, fused_mFFF: Tensor, points_N3: Tensor, labels_N
     answer = (logits_2DHW[1] - logits_2DHW[0]).float()[tuple(nearest.T)]
     missing = sign * (use.margin - sign * answer).clamp(min=0)
     features = _standardised(fused_mFFF.float())
-    looks = _at(features, points / (side - 1.0))
+    prompt_features = _at(features, points / (side - 1.0))
     places = torch.cartesian_prod(
         *(torch.linspace(0, n - 1, g, device=side.device) for n, g in zip(side, grid, strict=True))
     )
     weights = torch.linalg.solve(
-        _covariance(points, looks, points, looks, use) + NUGGET * torch.eye(len(points), device=side.device), missing
+        _covariance(points, prompt_features, points, prompt_features, use)
+        + NUGGET * torch.eye(len(points), device=side.device),
+        missing,
     )
-    return (_covariance(places, features.flatten(1).T, points, looks, use) @ weights).reshape(grid)
+    return (_covariance(places, features.flatten(1).T, points, prompt_features, use) @ weights).reshape(grid)
 
 
-def _covariance(places: Tensor, features: Tensor, points: Tensor, looks: Tensor, use: Conditioning) -> Tensor:
+def _covariance(places: Tensor, features: Tensor, points: Tensor, prompt_features: Tensor, use: Conditioning) -> Tensor:
     """(M, N): 1 for the same place and look, falling to 0."""
     apart = torch.cdist(places, points) / use.reach
-    unlike = torch.cdist(features, looks) / use.likeness
+    unlike = torch.cdist(features, prompt_features) / use.likeness
     return torch.exp(-(apart.square() + unlike.square()) / 2)
 
 
@@ -84,7 +86,7 @@ def _standardised(fused_mFFF: Tensor) -> Tensor:
     return (fused_mFFF - mean) / spread.clamp(min=1e-3) / len(fused_mFFF) ** 0.5
 
 
-def _at(features_mFFF: Tensor, share_N3: Tensor) -> Tensor:
+def _at(features_mFFF: Tensor, fraction_N3: Tensor) -> Tensor:
     """(N, m) the features at places given as shares (0 to 1) of each axis, trilinear, corner on corner."""
-    grid = (2 * share_N3 - 1).flip(-1)[None, :, None, None]
+    grid = (2 * fraction_N3 - 1).flip(-1)[None, :, None, None]
     return F.grid_sample(features_mFFF[None], grid, mode="bilinear", align_corners=True)[0, :, :, 0, 0].T

@@ -63,8 +63,8 @@ class VoxSAMNetwork(Promptable):
         if self.config.prompt_kind == "positional":
             return points_BN3.new_zeros((*points_BN3.shape[:2], 0))
         crop_shape = tuple(n * self.config.stride for n in features[-1].shape[2:])
-        looks = [sample_features(level, points_BN3, crop_shape) for level in self.prompted(features)]  # type: ignore[arg-type]
-        return torch.cat(looks, -1)
+        prompt_features = [sample_features(level, points_BN3, crop_shape) for level in self.prompted(features)]  # type: ignore[arg-type]
+        return torch.cat(prompt_features, -1)
 
     def prompted(self, features: Features) -> Features:
         """The levels that clicks change, out of all, or of those alone."""
@@ -81,25 +81,25 @@ class VoxSAMNetwork(Promptable):
         crops_B1DHW: Tensor,
         points: Tensor | None = None,
         *,
-        looks: Tensor | None = None,
+        prompt_features: Tensor | None = None,
         labels: Tensor | None = None,
         static: Tensor | None = None,
         conditioning: Conditioning | None = None,
     ) -> Tensor:
         """(B, 2, D, H, W) logits: background, tumour. With `static`, `features` may be the prompted levels alone.
 
-        `points` (B, N, 3) = (d, h, w) in crop voxels, or `looks` (B, N, C) sampled before, here or in another crop;
-        neither: automatic mode, the prompt encoder is left out. With both, the looks count, and the points say where a
-        model with `config.marks` marks them (outside the crop: nowhere). `labels` (B, N): 1 positive, 0 negative, -1
-        padding; left out, all are positive. With `conditioning` the answer is then made to agree with the points.
+        `points` (B, N, 3) = (d, h, w) in crop voxels, or `prompt_features` (B, N, C) sampled before, here or in another
+        crop; neither: automatic mode, the prompt encoder is left out. With both, the features count, and the points say
+        where a model with `config.marks` marks them (outside the crop: nowhere). `labels` (B, N): 1 positive, 0
+        negative, -1 padding; left out, all are positive. With `conditioning` the answer then agrees with the points.
         """
-        if points is not None and looks is None:
-            looks = self.sample(features, points)
+        if points is not None and prompt_features is None:
+            prompt_features = self.sample(features, points)
         if static is None:
             static = self.static(features, crops_B1DHW)
         prompted = self.prompted(features)
-        if looks is not None:
-            prompted = self._prompt(prompted, looks, labels, points)
+        if prompt_features is not None:
+            prompted = self._prompt(prompted, prompt_features, labels, points)
         fused = self.mask_decoder.fused(static, prompted)
         logits = self.mask_decoder(fused, tuple(crops_B1DHW.shape[2:]))
         if conditioning is None or points is None:
@@ -108,7 +108,9 @@ class VoxSAMNetwork(Promptable):
             labels = torch.ones(points.shape[:2], dtype=torch.long, device=points.device)
         return condition(logits, fused, points, labels, conditioning)
 
-    def _prompt(self, levels: Features, looks: Tensor, labels: Tensor | None, points: Tensor | None) -> Features:
+    def _prompt(
+        self, levels: Features, prompt_features: Tensor, labels: Tensor | None, points: Tensor | None
+    ) -> Features:
         """The prompted levels, each changed by its own prompt encoder and the clicks' looks at it."""
         assert not self.card.automatic, "clicks for a network without a prompt encoder"
         if points is None and not self.far_clicks:
@@ -118,7 +120,7 @@ class VoxSAMNetwork(Promptable):
                 "give `points`",
             )
         encoders = [self.get_submodule(_prompt_encoder(level)) for level in self.config.prompt_levels]
-        parts = looks.chunk(len(levels), -1)
+        parts = prompt_features.chunk(len(levels), -1)
         return tuple(
             encoder(level, look, labels, points) for encoder, level, look in zip(encoders, levels, parts, strict=True)
         )

@@ -71,9 +71,9 @@ class PositionalPromptEncoder(nn.Module):
         self.no_point = nn.Parameter(torch.randn(1, c))
         self.layers = nn.ModuleList(TwoWayLayer(config, first=n == 0) for n in range(config.prompt_layers))
 
-    def places(self, share: Tensor) -> Tensor:
+    def places(self, fraction: Tensor) -> Tensor:
         """(..., C) Fourier features of places (..., 3) given as shares (0 to 1) of the crop's sides d, h, w."""
-        phase = 2 * math.pi * ((2 * share - 1) @ self.frequencies.float())
+        phase = 2 * math.pi * ((2 * fraction - 1) @ self.frequencies.float())
         return torch.cat([phase.sin(), phase.cos()], -1).to(self.frequencies.dtype)
 
     def image_places(self, grid: tuple[int, ...]) -> Tensor:
@@ -84,7 +84,7 @@ class PositionalPromptEncoder(nn.Module):
     def forward(
         self,
         features_BCDHW: Tensor,
-        looks_BNC: Tensor | None = None,
+        prompt_features_BNC: Tensor | None = None,
         labels_BN: Tensor | None = None,
         points_BN3: Tensor | None = None,
     ) -> Tensor:
@@ -108,7 +108,7 @@ class PositionalPromptEncoder(nn.Module):
     def _tokens(self, points_BN3: Tensor, labels_BN: Tensor, crop_shape: tuple[int, ...]) -> Tensor:
         """(B, M, C): the one that is no point, then each point's place and label."""
         at = points_BN3.float() + 0.5
-        share = torch.stack([place / n for place, n in zip(at.unbind(-1), crop_shape, strict=True)], -1)
+        fraction = torch.stack([place / n for place, n in zip(at.unbind(-1), crop_shape, strict=True)], -1)
         kinds = labels_BN.clamp(min=0) if self.polar else torch.zeros_like(labels_BN)
-        points = self.places(share) + self.labels(kinds)
+        points = self.places(fraction) + self.labels(kinds)
         return torch.cat([self.no_point.expand(len(points), 1, -1), points], 1)

@@ -46,8 +46,8 @@ def mark_tokens(values_BNC: Tensor, points_BN3: Tensor, crop_shape: tuple[int, .
     inside = in_crop(points_BN3, crop_shape)
     axes = [_neighbours(*axis) for axis in zip(points_BN3.unbind(-1), crop_shape, grid, strict=True)]
     out = values_BNC.new_zeros(b, math.prod(grid), c)
-    for (d, share_d), (h, share_h), (w, share_w) in itertools.product(*axes):
-        weight = (share_d * share_h * share_w * inside)[..., None]
+    for (d, fraction_d), (h, fraction_h), (w, fraction_w) in itertools.product(*axes):
+        weight = (fraction_d * fraction_h * fraction_w * inside)[..., None]
         token = ((d * grid[1] + h) * grid[2] + w)[..., None]
         out = out.scatter_add(1, token.expand(-1, -1, c), (weight * values_BNC).to(out.dtype))
     return out.transpose(1, 2).reshape(b, c, *grid)
@@ -57,8 +57,8 @@ def _neighbours(at_BN: Tensor, side: int, count: int) -> tuple[tuple[Tensor, Ten
     """The two of `count` tokens on an axis of `side` voxels that places lie between: (B, N) index and share of each."""
     place = ((at_BN + 0.5) * count / side - 0.5).clamp(0, count - 1)
     below = place.floor()
-    first, share = below.long(), place - below
-    return (first, 1 - share), ((first + 1).clamp(max=count - 1), share)
+    first, fraction = below.long(), place - below
+    return (first, 1 - fraction), ((first + 1).clamp(max=count - 1), fraction)
 
 
 class Attention(nn.Module):
@@ -140,7 +140,7 @@ class PromptEncoder(nn.Module):
     def forward(
         self,
         features_BCDHW: Tensor,
-        looks_BNC: Tensor,
+        prompt_features_BNC: Tensor,
         labels_BN: Tensor | None = None,
         points_BN3: Tensor | None = None,
     ) -> Tensor:
@@ -150,7 +150,7 @@ class PromptEncoder(nn.Module):
         """
         if points_BN3 is not None:
             features_BCDHW = self.mark(features_BCDHW, points_BN3, labels_BN)
-        points, mask = looks_BNC, None
+        points, mask = prompt_features_BNC, None
         if labels_BN is not None:
             if self.polarity is not None:
                 points = points + self.polarity(labels_BN.clamp(min=0))

@@ -65,7 +65,7 @@ class Promptable(nn.Module, ABC):
         crops_B1DHW: Tensor,
         points: Tensor | None = None,
         *,
-        looks: Tensor | None = None,
+        prompt_features: Tensor | None = None,
         labels: Tensor | None = None,
         static: Tensor | None = None,
         conditioning: Conditioning | None = None,

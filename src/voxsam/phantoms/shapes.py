@@ -49,9 +49,9 @@ class Frame:
 
 def lattice_noise(rng: np.random.Generator, frame: Frame, period_mm: float) -> Field:
     """Smooth noise of mean 0 and s.d. 1 with bumps of about `period_mm`, the same in mm at every spacing."""
-    lattice = rng.standard_normal((LATTICE_NODES,) * 3, dtype=np.float32)
+    model_grid = rng.standard_normal((LATTICE_NODES,) * 3, dtype=np.float32)
     along_x, along_y, along_z = (_spline_weights(line.ravel() / period_mm) for line in (frame.x, frame.y, frame.z))
-    noise = np.tensordot(along_x, lattice, 1)
+    noise = np.tensordot(along_x, model_grid, 1)
     return np.matmul(along_y, noise) @ along_z.T / np.float32(SPLINE_SD)
 
 

@@ -101,11 +101,11 @@ def add_to_fat(tissue: Tissue) -> None:
     soft = np.float32(rng.uniform(25, 60))
     nodes = np.float32(rng.uniform(2.6, 3.4)) - tissue.noise(rng.uniform(9, 16))
     septa = np.abs(tissue.noise(rng.uniform(14, 28))) - np.float32(rng.uniform(0.0, 0.06))
-    share = np.clip(0.5 - nodes * 2.5, 0, 1) + np.clip(0.5 - septa * 8, 0, 0.5)
+    fraction = np.clip(0.5 - nodes * 2.5, 0, 1) + np.clip(0.5 - septa * 8, 0, 0.5)
     wave = np.float32(rng.uniform(5, 15)) * np.sin(frame.z / np.float32(rng.uniform(30, 60)))
     for _ in range(int(rng.integers(1, 5))):
         angle, deep = rng.uniform(0, 2 * np.pi), rng.uniform(0.82, 0.96)
         at_x = tissue.body.middle_x + deep * np.cos(angle) * tissue.body.reach_x + wave
         vein = tube(frame.x, frame.y, at_x, deep * np.sin(angle) * tissue.body.half_y, rng.uniform(1.5, 3.5))
-        share = np.maximum(share, np.clip(0.5 - vein / np.float32(frame.edge_mm), 0, 1))
-    tissue.hu += fat * np.clip(share, 0, 1) * (soft - tissue.hu)
+        fraction = np.maximum(fraction, np.clip(0.5 - vein / np.float32(frame.edge_mm), 0, 1))
+    tissue.hu += fat * np.clip(fraction, 0, 1) * (soft - tissue.hu)

@@ -41,7 +41,7 @@ class BusyState(BaseModel):
     """What is being done now."""
 
     stage: str
-    share: float = Field(ge=0, le=1)
+    fraction: float = Field(ge=0, le=1)
 
 
 class State(BaseModel):

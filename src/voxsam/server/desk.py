@@ -30,7 +30,7 @@ from voxsam.server.answers import (
     whole,
 )
 from voxsam.server.archive import Archive, Work
-from voxsam.server.device import MOST_WAITING
+from voxsam.server.device import MAX_WAITING
 from voxsam.server.downloads import report_facts
 from voxsam.server.errors import Dropped, NotThere, TooMany
 from voxsam.server.observe import LOG
@@ -41,7 +41,7 @@ from voxsam.server.store import Slot, Store
 from voxsam.volume import Volume
 
 SITTING = "sitting"  # where a slot keeps it
-MOST_READING = 2  # scans at once: each is large
+MAX_READING = 2  # scans at once: each is large
 NOT_SAVED = "the work could not be saved: it would not outlive the server"
 
 Play = Callable[[Script, Session], None]
@@ -63,8 +63,8 @@ class Sitting:
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
         """One request of a session at a time, from its step to its answer. Raises TooMany if too many wait."""
-        if self.waiting >= MOST_WAITING:
-            raise TooMany(f"{self.waiting} requests that wait already", f"at most {MOST_WAITING}", "wait for answers")
+        if self.waiting >= MAX_WAITING:
+            raise TooMany(f"{self.waiting} requests that wait already", f"at most {MAX_WAITING}", "wait for answers")
         self.waiting += 1
         try:
             async with self.lock:
@@ -81,7 +81,7 @@ class Desk:
     ) -> None:
         self.store, self.reader, self.archive = store, reader, archive
         self.on_step = on_step or (lambda name, seconds: None)
-        self._reading = asyncio.Semaphore(MOST_READING)
+        self._reading = asyncio.Semaphore(MAX_READING)
 
     @property
     def model(self) -> str:
@@ -258,6 +258,6 @@ def _facts(slot: Slot, sitting: Sitting, seen: Seen) -> dict[str, Any]:
         "current": seen.current,
         "can_undo": seen.can_undo,
         "can_redo": seen.can_redo,
-        "busy": None if busy is None else BusyState(stage=busy.stage, share=busy.share),
+        "busy": None if busy is None else BusyState(stage=busy.stage, fraction=busy.fraction),
         "notes": sitting.notes,
     }

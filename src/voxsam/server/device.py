@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from voxsam.network.promptable import Promptable
 from voxsam.server.errors import Dropped, TooMany
 
-MOST_WAITING = 64  # requests of one owner
+MAX_WAITING = 64  # requests of one owner
 
 T = TypeVar("T")
 
@@ -64,9 +64,9 @@ class Device:
             if not self._open:
                 raise _dropped()
             queue = self._waiting.setdefault(owner, deque())
-            if len(queue) >= MOST_WAITING:
+            if len(queue) >= MAX_WAITING:
                 raise TooMany(
-                    f"{len(queue)} requests that wait already", f"at most {MOST_WAITING}", "wait for the answers"
+                    f"{len(queue)} requests that wait already", f"at most {MAX_WAITING}", "wait for the answers"
                 )
             queue.append(job)
             self._news.notify()

@@ -47,4 +47,4 @@ async def events(store: Store, slot: Slot) -> AsyncIterator[str]:
 def _event(busy: Busy | None) -> str:
     if busy is None:
         return "event: idle\ndata: {}\n\n"
-    return f"event: progress\ndata: {json.dumps({'stage': busy.stage, 'share': round(busy.share, 3)})}\n\n"
+    return f"event: progress\ndata: {json.dumps({'stage': busy.stage, 'fraction': round(busy.fraction, 3)})}\n\n"

@@ -13,8 +13,8 @@ from voxsam.io import SUFFIXES
 from voxsam.server.errors import Forbidden, NotThere, TooLarge
 
 SCAN_SUFFIXES = (*SUFFIXES, ".zip")
-MOST_ENTRIES = 10_000  # of a folder that are looked at
-MOST_FILES = 20_000  # of a series; their places are checked
+MAX_ENTRIES = 10_000  # of a folder that are looked at
+MAX_FILES = 20_000  # of a series; their places are checked
 LOOKED_AT = 4  # files of a folder whose first bytes say whether they are DICOM
 MAGIC = slice(128, 132)  # where "DICM" stands (PS3.10 7.1)
 
@@ -74,8 +74,8 @@ class Folders:
         path = self.find(number, relative)
         if path.is_dir():
             for count, file in enumerate(path.rglob("*")):
-                if count >= MOST_FILES:
-                    raise TooLarge("a folder of too many files", f"at most {MOST_FILES:,}", "open one series of it")
+                if count >= MAX_FILES:
+                    raise TooLarge("a folder of too many files", f"at most {MAX_FILES:,}", "open one series of it")
                 if file.is_symlink() and not file.resolve().is_relative_to(self._roots[number]):
                     raise _outside()
         return path
@@ -86,7 +86,7 @@ class Folders:
         if not folder.is_dir():
             raise NotThere("a file", "a folder", "open it as a scan")
         try:
-            paths = list(islice(folder.iterdir(), MOST_ENTRIES))
+            paths = list(islice(folder.iterdir(), MAX_ENTRIES))
         except OSError as error:  # may not be looked into, or has just gone
             raise NotThere("a folder that cannot be read", "one that the server may read", "choose another") from error
         found = [self._entry(path, root, Path(relative)) for path in paths]
@@ -108,7 +108,7 @@ class Folders:
 
 def _is_series(folder: Path) -> bool:
     """Whether the first files of a folder are DICOM."""
-    files = (path for path in islice(folder.iterdir(), MOST_ENTRIES) if path.is_file() and path.name[0] != ".")
+    files = (path for path in islice(folder.iterdir(), MAX_ENTRIES) if path.is_file() and path.name[0] != ".")
     return any(_is_dicom(file) for file in islice(files, LOOKED_AT))
 
 

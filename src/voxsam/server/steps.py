@@ -17,8 +17,8 @@ from voxsam.interactive.session import Session
 from voxsam.prompts import SCRIBBLE_NEGATIVE, SCRIBBLE_POSITIVE, Box, Point, Prompt, Scribble
 from voxsam.volume import Volume
 
-MOST_PROMPTS = 256  # in one step
-MOST_STROKE_VOXELS = 200_000  # of one scribble
+MAX_PROMPTS = 256  # in one step
+MAX_STROKE_VOXELS = 200_000  # of one scribble
 
 Place = tuple[float, float, float]
 Voxel = tuple[int, int, int]
@@ -56,9 +56,7 @@ class ScribblePrompt(_Strict):
     """Voxels that were drawn over."""
 
     kind: Literal["scribble"]
-    voxels: list[Voxel] = Field(
-        min_length=1, max_length=MOST_STROKE_VOXELS, examples=[[[210, 148, 62], [211, 148, 62]]]
-    )
+    voxels: list[Voxel] = Field(min_length=1, max_length=MAX_STROKE_VOXELS, examples=[[[210, 148, 62], [211, 148, 62]]])
     positive: bool = Field(default=True, description="false: this is not the tumour.")
 
     def on(self, grid: Grid) -> Prompt:
@@ -81,7 +79,7 @@ AnyPrompt = Annotated[PointPrompt | BoxPrompt | ScribblePrompt, Field(discrimina
 class Prompts(_Strict):
     """Prompts for the current object that belong together: one step of undo."""
 
-    prompts: list[AnyPrompt] = Field(min_length=1, max_length=MOST_PROMPTS)
+    prompts: list[AnyPrompt] = Field(min_length=1, max_length=MAX_PROMPTS)
 
 
 class Step(_Strict):

@@ -38,10 +38,10 @@ class Limits:
 
 @dataclass(frozen=True)
 class Busy:
-    """What is being done for a slot now; `share` from 0 to 1."""
+    """What is being done for a slot now; `fraction` from 0 to 1."""
 
     stage: str
-    share: float
+    fraction: float
 
 
 WAITING = Busy("waiting", 0.0)  # for its turn on the device
@@ -104,16 +104,16 @@ class Slot:
         finally:
             self._store._done(self)
 
-    def report(self, stage: str, share: float) -> None:
+    def report(self, stage: str, fraction: float) -> None:
         """Progress of what runs; Session calls it."""
-        self._tell(Busy(stage, share))
+        self._report(Busy(stage, fraction))
 
     def listen(self, listener: Listener) -> Callable[[], None]:
         """Call `listener` with each change of `busy`, on the thread where it happens; returns how to end that."""
         self._listeners.add(listener)
         return lambda: self._listeners.discard(listener)
 
-    def _tell(self, busy: Busy | None) -> None:
+    def _report(self, busy: Busy | None) -> None:
         self.busy = busy
         for listener in tuple(self._listeners):
             listener(busy)
@@ -175,7 +175,7 @@ class Store:
             slot.released = True
         self.device.drop(slot.owner)
         slot.session, slot.volume_bytes, slot.answers_bytes, slot.features_bytes = None, 0, 0, 0
-        slot._tell(None)
+        slot._report(None)
         return True
 
     def expire(self) -> list[str]:
@@ -219,7 +219,7 @@ class Store:
                 raise NotThere("a session without a scan", "an open scan", "open a scan first")
             slot.seen = slot.used = self.clock()
             if slot.busy is None:
-                slot._tell(WAITING)
+                slot._report(WAITING)
             future = self.device.submit(slot.owner, lambda: self._step(slot, session, work))
             slot.pending += 1
         future.add_done_callback(lambda _: self._done(slot))
@@ -233,7 +233,7 @@ class Store:
             if slot.session is session:
                 slot.features_bytes, slot.answers_bytes = session.features_bytes, session.answers_bytes
                 self._make_room(slot)
-            slot._tell(None)
+            slot._report(None)
 
     def _done(self, slot: Slot) -> None:
         with self._lock:

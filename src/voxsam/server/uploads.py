@@ -13,7 +13,7 @@ from pathlib import Path
 from voxsam.server.archive import Archive
 from voxsam.server.errors import Full, TooLarge
 
-MOST_FILES = 20_000  # of one upload
+MAX_FILES = 20_000  # of one upload
 SPARE_BYTES = 1 << 30  # that must stay free on the disk
 PIECE_BYTES = 1 << 20  # that are written at once
 UNSAFE = re.compile(r"[^\w.\-]+", re.ASCII)
@@ -44,8 +44,8 @@ class Uploads:
         folder = self.archive.upload_folder(key)
         tally = self._tallies.get(key) or await asyncio.to_thread(_count, folder)
         tally = self._tallies.setdefault(key, tally)
-        if tally.files >= MOST_FILES:
-            raise TooLarge(f"an upload of {tally.files} files", f"at most {MOST_FILES}", "send one series, or a zip")
+        if tally.files >= MAX_FILES:
+            raise TooLarge(f"an upload of {tally.files} files", f"at most {MAX_FILES}", "send one series, or a zip")
         tally.files += 1
         target, own = folder / _stored_name(name), Tally()
         coming = target.with_name(f".{target.name}")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from tests.data.raw_cases import block, decathlon, forget_orientation, save
 
+from tests.lab.data.raw_cases import block, decathlon, forget_orientation, save
 from voxsam.cli import main
 from voxsam.lab.data.store import open_store
 

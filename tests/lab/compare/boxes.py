@@ -14,7 +14,7 @@ import numpy as np
 
 from voxsam.errors import UnsupportedError
 from voxsam.lab.evaluation.systems import Opened, System
-from voxsam.lab.systems.compared import About, ComparedSystem, Job, Tell, register
+from voxsam.lab.systems.compared import About, ComparedSystem, Job, Log, register
 from voxsam.prompts import Point
 from voxsam.volume import Volume
 
@@ -51,7 +51,7 @@ class BoxSystem(ComparedSystem):
         if job.options.get("fault") == "library":
             raise UnsupportedError("no boxlib", "boxlib 2", "pip install boxlib")
 
-    def train(self, job: Job, tell: Tell) -> None:
+    def train(self, job: Job, log: Log) -> None:
         with (job.out / "trained").open("a") as file:
             file.write(f"{job.seed}\n")
         fault = job.options.get("fault")
@@ -66,7 +66,7 @@ class BoxSystem(ComparedSystem):
             time.sleep(600)
         if fault == "once" and len((job.out / "trained").read_text().splitlines()) == 1:
             raise RuntimeError("the first time")
-        tell("trained")
+        log("trained")
 
     def load(self, job: Job) -> System:
         return Box(job.options.get("reach", 3), job.options.get("auto", False))

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from tests.evaluation.known_systems import GRID, LESION, SMALL, write_cases
 
+from tests.lab.evaluation.known_systems import GRID, LESION, SMALL, write_cases
 from voxsam.cli import main
 from voxsam.lab.compare.processes import alone_in
 from voxsam.lab.compare.runner import visible_gpus
@@ -46,7 +46,7 @@ def compare(tmp_path: Path, scans: Path, capfd: pytest.CaptureFixture[str]) -> C
             "reference": "box",
             "data": [DATA],
             "systems": rows,
-            "modules": ["tests.compare.boxes"],
+            "modules": ["tests.lab.compare.boxes"],
             "evaluation": {"trials": 2, "clicks": [1, 2]},
             "examples": 1,
             "job_cores": 1,

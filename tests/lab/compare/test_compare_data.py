@@ -15,7 +15,7 @@ from voxsam.lab.compare.plan import DataSpec
 SPEC = {"count": 5, "shape": (24, 26, 14), "spacing_mm": (6, 6, 8)}
 
 
-def quiet(stage: str, share: float | None) -> None:
+def quiet(stage: str, fraction: float | None) -> None:
     pass
 
 

@@ -13,7 +13,7 @@ from voxsam.lab.compare.plan import Plan, read_plan
 from voxsam.lab.systems import common_loop
 from voxsam.lab.systems.common_loop import CommonLoop
 from voxsam.lab.systems.compared import Job, compared_system
-from voxsam.lab.training.names import laid_over
+from voxsam.lab.training.names import overridden
 from voxsam.preprocess import Preprocessing
 
 PLANS = sorted((Path(__file__).parents[3] / "plans").glob("*.yaml"))
@@ -39,7 +39,7 @@ def test_every_row_can_run(path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path
         system = compared_system(row.system)
         system.check_options(row.options)
         for data in plan.data if isinstance(system, CommonLoop) else ():
-            keys = laid_over(laid_over(plan.recipe, data.recipe), plan.trained(row).recipe)
+            keys = overridden(overridden(plan.recipe, data.recipe), plan.trained(row).recipe)
             recipe = system.recipe(Job(tmp_path, tmp_path, recipe=keys, options=row.options))
             assert recipe.steps or recipe.epochs
             assert recipe.model.crop // recipe.model.stride <= 32, "more tokens than any GPU has memory for"
@@ -55,7 +55,7 @@ def test_a_data_set_has_keys_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_pat
     found = {}
     for data in plan.data:
         for name, system in (("voxsam", voxsam), ("transbts", network)):
-            keys = laid_over(laid_over(plan.recipe, data.recipe), plan.row(name).recipe)
+            keys = overridden(overridden(plan.recipe, data.recipe), plan.row(name).recipe)
             found[data.name, name] = system.recipe(Job(tmp_path, tmp_path, recipe=keys))
     assert found["lits", "voxsam"].preprocessing.clip == (-17, 201)
     assert found["lits", "voxsam"].preprocessing.spacing_mm == (1, 1, 1)

@@ -10,8 +10,8 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from tests.data.raw_cases import AFFINE, KITS_AFFINE, SHAPE, block, decathlon, forget_orientation, noise, save
 
+from tests.lab.data.raw_cases import AFFINE, KITS_AFFINE, SHAPE, block, decathlon, forget_orientation, noise, save
 from voxsam.errors import FileError, ImageError, InputError
 from voxsam.io import read_volume
 from voxsam.lab.data import passes
@@ -207,7 +207,7 @@ def test_nothing_changed_nothing_done(tmp_path):
     prepare(raw, tmp_path / "out", ONE)
     before = state(tmp_path / "out")
     stages = []
-    outcome = prepare(raw, tmp_path / "out", ONE, lambda stage, share: stages.append(stage))
+    outcome = prepare(raw, tmp_path / "out", ONE, lambda stage, fraction: stages.append(stage))
     assert outcome.made == 0
     assert stages == []
     assert state(tmp_path / "out") == before
@@ -278,7 +278,7 @@ def test_progress_goes_from_nothing_to_all(tmp_path):
     calls = []
     prepare(decathlon(tmp_path / "raw", "ab"), tmp_path / "out", ONE, lambda *call: calls.append(call))
     assert calls == [
-        (stage, share) for stage in ("checking the cases", "resampling the cases") for share in (0, 0.5, 1)
+        (stage, fraction) for stage in ("checking the cases", "resampling the cases") for fraction in (0, 0.5, 1)
     ]
 
 

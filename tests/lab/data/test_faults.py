@@ -9,8 +9,8 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from tests.data.raw_cases import AFFINE, KITS_AFFINE, SHAPE, block, forget_orientation, noise, save
 
+from tests.lab.data.raw_cases import AFFINE, KITS_AFFINE, SHAPE, block, forget_orientation, noise, save
 from voxsam.lab.data.cases import Case, Fault
 from voxsam.lab.data.faults import Check, check_case, find_doubles, write_faults
 from voxsam.lab.data.labels import LabelChoice

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from tests.data.raw_cases import KITS_AFFINE, block, decathlon, noise, save
 
+from tests.lab.data.raw_cases import KITS_AFFINE, block, decathlon, noise, save
 from voxsam.errors import FileError, InputError
 from voxsam.lab.data.cases import find_cases, read_decathlon
 from voxsam.lab.data.layouts import DATA_SETS, choose_data_set, read_csv, read_kits, read_lits

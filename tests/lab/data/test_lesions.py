@@ -39,17 +39,17 @@ def test_a_lesion_one_voxel_thin_survives_a_coarse_grid():
     mask = np.zeros(GRID.shape, np.uint8)
     mask[4, 5:15, 1] = 1  # a thread, 0.7 mm wide
     mask[20:28, 14:22, 2:5] = 1
-    lattice = GRID.reorient("SAR").respace((5, 4, 4))
+    model_grid = GRID.reorient("SAR").respace((5, 4, 4))
     volume = Volume(mask, GRID, "SEG")
-    assert not (resample(volume, lattice, "area") > 0.5)[:, :, : int(10 / 4)].any(), "the thread would be lost"
+    assert not (resample(volume, model_grid, "area") > 0.5)[:, :, : int(10 / 4)].any(), "the thread would be lost"
     points = deepest_points(mask > 0, GRID.spacing_mm)
-    label, kept = resample_label(volume, lattice, points)
+    label, kept = resample_label(volume, model_grid, points)
     assert label.dtype == np.uint8
     assert len(kept) == 2
     assert label[tuple(kept.T)].all()
     thread = kept[kept[:, 2].argmin()]
-    there = lattice.index_to_world(thread) - GRID.index_to_world((4, 9, 1))
-    assert (np.abs(there) <= lattice.affine[:3, :3].max(axis=1) / 2 + 1e-6).all()  # the voxel that it lies in
+    there = model_grid.index_to_world(thread) - GRID.index_to_world((4, 9, 1))
+    assert (np.abs(there) <= model_grid.affine[:3, :3].max(axis=1) / 2 + 1e-6).all()  # the voxel that it lies in
 
 
 def test_a_sheet_one_voxel_thick_stays_a_sheet():
@@ -57,12 +57,12 @@ def test_a_sheet_one_voxel_thick_stays_a_sheet():
     grid = Grid.from_spacing((40, 36, 30), (0.8, 0.8, 0.8))
     mask = np.zeros(grid.shape, np.uint8)
     mask[4:37, 3:33, 14] = 1
-    lattice = grid.reorient("SAR").respace((3, 3, 3))
-    assert not (resample(Volume(mask, grid), lattice, "area") > 0.5).any()
-    label, _ = resample_label(Volume(mask, grid, "SEG"), lattice, deepest_points(mask > 0, grid.spacing_mm))
+    model_grid = grid.reorient("SAR").respace((3, 3, 3))
+    assert not (resample(Volume(mask, grid), model_grid, "area") > 0.5).any()
+    label, _ = resample_label(Volume(mask, grid, "SEG"), model_grid, deepest_points(mask > 0, grid.spacing_mm))
     layers = np.flatnonzero(label.any(axis=(1, 2)))
     assert len(layers) == 1  # as thin as the grid lets it be
-    assert lattice.index_to_world((layers[0], 0, 0))[2] == pytest.approx(14 * 0.8, abs=1.5)
+    assert model_grid.index_to_world((layers[0], 0, 0))[2] == pytest.approx(14 * 0.8, abs=1.5)
     box = [np.ptp(np.flatnonzero(label[layers[0]].any(axis=a))) + 1 for a in (1, 0)]
     assert label[layers[0]].sum() == box[0] * box[1]  # without holes
     np.testing.assert_allclose(np.array(box) * 3, [30 * 0.8, 33 * 0.8], atol=3)
@@ -71,13 +71,13 @@ def test_a_sheet_one_voxel_thick_stays_a_sheet():
 def test_a_thin_tail_stays_joined_and_thick_rims_do_not_grow():
     grid = Grid.from_spacing((50, 30, 30), (1, 1, 1))
     ball = sum((np.indices(grid.shape)[a] - c) ** 2 for a, c in enumerate((12, 15, 15))) < 81
-    lattice = grid.respace((3, 3, 3))
+    model_grid = grid.respace((3, 3, 3))
     alone, tailed = ball.copy(), ball.copy()
     tailed[12:48, 15, 15] = True
     plain, with_tail = (
-        resample_label(Volume(m.astype(np.uint8), grid), lattice, np.empty((0, 3), int))[0] for m in (alone, tailed)
+        resample_label(Volume(m.astype(np.uint8), grid), model_grid, np.empty((0, 3), int))[0] for m in (alone, tailed)
     )
-    np.testing.assert_array_equal(plain, resample(Volume(alone.astype(np.uint8), grid), lattice, "area") > 0.5)
+    np.testing.assert_array_equal(plain, resample(Volume(alone.astype(np.uint8), grid), model_grid, "area") > 0.5)
     added = with_tail - plain
     assert ndimage.label(with_tail, np.ones((3, 3, 3)))[1] == 1
     assert added.any(axis=(1, 2))[8:16].all() and added.sum() <= 12

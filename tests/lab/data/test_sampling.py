@@ -273,8 +273,8 @@ class Named(Sampler):
         return {"case": case, "drawn": rng.integers(1 << 30)}
 
 
-def stream(scans=("a", "b"), phantoms=("p", "q", "r"), share=(1.0, 0.0), seed: int = 3) -> SampleStream:
-    return SampleStream(Named(), scans, phantoms, 400, share, seed)  # type: ignore[arg-type]
+def stream(scans=("a", "b"), phantoms=("p", "q", "r"), fraction=(1.0, 0.0), seed: int = 3) -> SampleStream:
+    return SampleStream(Named(), scans, phantoms, 400, fraction, seed)  # type: ignore[arg-type]
 
 
 def test_sample_n_is_the_same_whatever_was_drawn_before() -> None:
@@ -298,7 +298,7 @@ def test_the_share_of_phantoms_falls() -> None:
 
 def test_one_kind_alone_is_always_drawn() -> None:
     assert {stream(phantoms=())[n]["case"] for n in range(20)} <= {"a", "b"}
-    assert {stream(scans=(), share=(0.0, 0.0))[n]["case"] for n in range(20)} <= {"p", "q", "r"}
+    assert {stream(scans=(), fraction=(0.0, 0.0))[n]["case"] for n in range(20)} <= {"p", "q", "r"}
 
 
 def test_nothing_to_train_on_is_refused() -> None:

@@ -106,7 +106,7 @@ def test_round_trip(folder, arrays):
 def test_a_crop_is_that_of_the_array_in_memory(folder, arrays, centre, zoom):
     preprocessing = PREPROCESSING.model_copy(update={"spacing_mm": (3 * zoom, 2 * zoom, zoom)})
     lazy = open_store(folder).load("a").scan
-    window = Window.around(preprocessing.lattice(GRID), np.array(centre) / zoom, (32, 32, 32))
+    window = Window.around(preprocessing.model_grid(GRID), np.array(centre) / zoom, (32, 32, 32))
     crop = read_crop(lazy, window, preprocessing)
     np.testing.assert_array_equal(crop, read_crop(Volume(arrays[0], GRID), window, preprocessing))
     assert crop.any()

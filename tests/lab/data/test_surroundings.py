@@ -77,8 +77,8 @@ def test_a_place_shows_no_tumour_outside_the_block() -> None:
     other = case((40, 40, 40), 0, np.s_[18:22, 18:22, 18:22], spacing=(3.0, 3.0, 3.0))
     use = USE.model_copy(update={"spacing_mm": (3.0, 3.0, 3.0)})
     block = (slice(4, 14), slice(4, 14), slice(4, 14))
-    lattice = use.lattice(other.scan.grid)
-    at = other.scan.grid.index_in(lattice, other.foreground)
+    model_grid = use.model_grid(other.scan.grid)
+    at = other.scan.grid.index_in(model_grid, other.foreground)
     for number in range(20):
         window = find_place(other, use, (20, 20, 20), block, np.random.default_rng(number))
         assert window is not None

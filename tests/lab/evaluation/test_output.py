@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from tests.evaluation.known_systems import LESION, SMALL, Painter, Threshold, write_cases
 
+from tests.lab.evaluation.known_systems import LESION, SMALL, Painter, Threshold, write_cases
 from voxsam.errors import FileError, InputError
 from voxsam.lab.evaluation import output
 from voxsam.lab.evaluation.examples import choose_examples

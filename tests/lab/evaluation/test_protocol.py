@@ -10,8 +10,8 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from tests.evaluation.known_systems import GRID, LESION, SMALL, Painter, Painting, Threshold, write_cases
 
+from tests.lab.evaluation.known_systems import GRID, LESION, SMALL, Painter, Painting, Threshold, write_cases
 from voxsam.errors import GeometryError, InputError, UnsupportedError
 from voxsam.geometry import Grid
 from voxsam.io import write_mask

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.evaluation.known_systems import GRID, LESION, SMALL, Painter, Painting, write_cases
 
+from tests.lab.evaluation.known_systems import GRID, LESION, SMALL, Painter, Painting, write_cases
 from voxsam.errors import UnsupportedError
 from voxsam.geometry import Grid
 from voxsam.lab.evaluation.charts import COLOURS

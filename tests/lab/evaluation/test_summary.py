@@ -10,7 +10,7 @@ import pytest
 from voxsam.lab.evaluation.protocol import Evaluation, Row, Settings
 from voxsam.lab.evaluation.scores import Scores
 from voxsam.lab.evaluation.summary import by_case, estimate, number, summarise
-from voxsam.lab.evaluation.tables import case_rows, describe, further_rows, paper_rows, shown, write_tables
+from voxsam.lab.evaluation.tables import additional_rows, case_rows, describe, paper_rows, shown, write_tables
 
 KNOWN = {"a": (0.5, 0.7), "b": (0.9, 0.9)}  # Dice of two trials
 
@@ -119,7 +119,7 @@ def test_the_table_of_cases():
 
 
 def test_the_further_numbers():
-    (line,) = further_rows(evaluation([row("a", 0, 0.5, mask_ml=0.0)]))
+    (line,) = additional_rows(evaluation([row("a", 0, 0.5, mask_ml=0.0)]))
     assert line["volume error %"] == "25.0" and line["lesions found % ↑"] == "50.0"
     assert line["empty masks"] == "1 of 1" and line["false lesions ↓"] == "3.00"
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from tests.systems.small_set import easy_set
 
+from tests.lab.systems.small_set import easy_set
 from voxsam.errors import InputError, UnsupportedError, VoxSAMError
 from voxsam.io import read_volume, write_volume
 from voxsam.lab.data.cases import Case

@@ -11,9 +11,8 @@ import torch
 
 pytest.importorskip("transformers")
 
-from tests.systems.sam_layout import sam_tensors
-from tests.systems.small_set import small_set
-
+from tests.lab.systems.sam_layout import sam_tensors
+from tests.lab.systems.small_set import small_set
 from voxsam.errors import InputError
 from voxsam.geometry import Grid
 from voxsam.lab.data.cases import Case

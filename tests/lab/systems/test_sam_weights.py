@@ -12,7 +12,8 @@ from torch.nn import functional
 pytest.importorskip("transformers")
 
 from safetensors.torch import save_file
-from tests.systems.sam_layout import (
+
+from tests.lab.systems.sam_layout import (
     DEPTH,
     GLOBAL,
     GRID,
@@ -25,7 +26,6 @@ from tests.systems.sam_layout import (
     WINDOW,
     sam_tensors,
 )
-
 from voxsam.errors import CheckpointError, FileError, InputError
 from voxsam.lab.systems.sam_weights import config_of, load_sam, random_sam, sam_from_tensors, transformers_name
 from voxsam.network.card import Card

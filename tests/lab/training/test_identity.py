@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tests.training.minuscule import recipe, write
 
+from tests.lab.training.minuscule import recipe, write
 from voxsam.cli import main
 from voxsam.errors import InputError
 from voxsam.io import write_mask, write_volume

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.training.minuscule import recipe, write
 
+from tests.lab.training.minuscule import recipe, write
 from voxsam.cli import main
 from voxsam.errors import InputError, UnsupportedError
 from voxsam.lab.training import memory, run

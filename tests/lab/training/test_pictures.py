@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.training.minuscule import recipe, rows
 
+from tests.lab.training.minuscule import recipe, rows
 from voxsam.lab.training.pictures import crop_grid, draw
 from voxsam.lab.training.run import train
 from voxsam.preprocess import Preprocessing

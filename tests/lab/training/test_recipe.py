@@ -67,7 +67,7 @@ def test_the_least_recipe_has_defaults(tmp_path: Path) -> None:
         ({"prompts": "guess"}, "prompts: Input should be 'clicks', 'paper', 'released' or 'none'"),
         ({"learning_rate": -1}, "learning_rate: Input should be greater than 0"),
         ({"ema": 1.5}, "ema: Input should be less than or equal to 1"),
-        ({"phantom_share": 60}, "phantom_share: Input should be less than or equal to 1"),
+        ({"phantom_fraction": 60}, "phantom_fraction: Input should be less than or equal to 1"),
         ({"phantom_shape": [72, 72]}, "phantom_shape.2: Field required"),
         ({"preprocessing": {**LEAST["preprocessing"], "sd": 0}}, "preprocessing.sd: Input should be greater than 0"),
         ({"model": {**LEAST["model"], "heads": 3}}, "model: Value error, width must divide by heads"),

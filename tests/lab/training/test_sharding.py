@@ -11,8 +11,8 @@ import lightning
 import numpy as np
 import pytest
 import torch
-from tests.training.minuscule import losses, recipe, write
 
+from tests.lab.training.minuscule import losses, recipe, write
 from voxsam.lab.training.keep import steps_done
 from voxsam.lab.training.run import train
 from voxsam.lab.training.start import make_network

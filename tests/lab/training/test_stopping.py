@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.training.minuscule import losses, recipe, rows, write
 
+from tests.lab.training.minuscule import losses, recipe, rows, write
 from voxsam.cli import main
 from voxsam.lab.training import run
 from voxsam.lab.training.keep import ContinuedLog, WholeCheckpoints, steps_done

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from tests.training.minuscule import losses, recipe, write
 
+from tests.lab.training.minuscule import losses, recipe, write
 from voxsam.cli import main
 from voxsam.errors import InputError
 from voxsam.interactive.session import Session

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
-from tests.training.minuscule import losses, recipe, rows, write
 from torch import Tensor
 
+from tests.lab.training.minuscule import losses, recipe, rows, write
 from voxsam.cli import main
 from voxsam.errors import UnsupportedError
 from voxsam.io import write_mask, write_volume
@@ -151,8 +151,10 @@ class Deaf(Promptable):
     def static(self, features, crops_B1DHW: Tensor) -> Tensor:
         return crops_B1DHW
 
-    def decode(self, features, crops_B1DHW, points=None, *, looks=None, labels=None, static=None, conditioning=None):
-        assert points is None and looks is None and labels is None
+    def decode(
+        self, features, crops_B1DHW, points=None, *, prompt_features=None, labels=None, static=None, conditioning=None
+    ):
+        assert points is None and prompt_features is None and labels is None
         return self.convolution(crops_B1DHW)
 
 

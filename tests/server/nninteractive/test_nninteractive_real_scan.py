@@ -13,7 +13,7 @@ from voxsam.prompts import Box, MaskHint, Point, Scribble, spread
 from voxsam.volume import Volume
 
 CASE = "STS_003"
-MOST_SENT = 20_000  # bytes of one answer; the whole mask has 500,000 voxels
+MAX_SENT = 20_000  # bytes of one answer; the whole mask has 500,000 voxels
 LEAST_DICE = 0.5  # of one click with voxsam-tiny: far more than by chance, less than it reaches
 
 
@@ -45,7 +45,7 @@ def client(server, paths):
 
 
 def check_size(response) -> None:
-    assert len(response.read()) < MOST_SENT
+    assert len(response.read()) < MAX_SENT
 
 
 def reversed_axes(array: np.ndarray) -> np.ndarray:

@@ -50,8 +50,8 @@ def fill(polygons: Sequence[Polygon], shape: tuple[int, int]) -> NDArray[np.bool
         count = np.clip(np.ceil(high_j), 0, shape[1]).astype(int) - first
         edge = np.repeat(np.arange(len(ends)), count)
         j = np.arange(len(edge)) - np.repeat(np.cumsum(count) - count, count) + first[edge]
-        share = (j - low_j[edge]) / (high_j - low_j)[edge]
-        crossing = np.round(low_i[edge] + share * (high_i - low_i)[edge], DECIMALS)
+        fraction = (j - low_j[edge]) / (high_j - low_j)[edge]
+        crossing = np.round(low_i[edge] + fraction * (high_i - low_i)[edge], DECIMALS)
         i = np.clip(np.ceil(crossing), 0, shape[0]).astype(int)
         np.bitwise_xor.at(toggled, (i, j), 1)
     return np.bitwise_xor.accumulate(toggled, axis=0)[: shape[0]].astype(bool)

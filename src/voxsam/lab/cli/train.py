@@ -55,9 +55,9 @@ def command(
         set_threads(threads)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # no advice on hardware and other products
     try:
-        path = train(chosen, data, output, tell=_tell, strict=not anyway)
+        path = train(chosen, data, output, log=_log, strict=not anyway)
     except Stopped as stop:
-        _tell(str(stop))
+        _log(str(stop))
         raise typer.Exit(INTERRUPTED) from None
     except Exception as error:
         if not is_out_of_memory(error):
@@ -74,5 +74,5 @@ def _dials() -> str:
     )
 
 
-def _tell(line: str) -> None:
+def _log(line: str) -> None:
     print(line, file=sys.stderr, flush=True)

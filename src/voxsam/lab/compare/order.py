@@ -27,7 +27,7 @@ from voxsam.lab.compare.plan import DataSpec, Plan, RowSpec, settings
 from voxsam.lab.data.store import Store
 from voxsam.lab.evaluation.protocol import Settings
 from voxsam.lab.systems.compared import ComparedSystem, Job, compared_system
-from voxsam.lab.training.names import laid_over
+from voxsam.lab.training.names import overridden
 
 DIGITS = 10  # of a digest, in names of folders
 
@@ -114,7 +114,7 @@ class Failure(Record):
 def make_order(plan: Plan, row: RowSpec, data: DataSpec, seed: int, store: Store, examples: list[str]) -> WorkOrder:
     """The order for one row, data set and seed; `store` is the prepared data set."""
     trained = plan.trained(row)
-    recipe = laid_over(laid_over(plan.recipe, data.recipe), trained.recipe)
+    recipe = overridden(overridden(plan.recipe, data.recipe), trained.recipe)
     content = hashlib.sha256((store.folder / "dataset.json").read_bytes()).hexdigest()
     training = _digest([trained.system, seed, recipe, trained.options, content, *_files(recipe, trained.options)])
     evaluation = {**plan.evaluation, **row.evaluation}

@@ -17,7 +17,7 @@ from voxsam.lab.compare.tables import markdown, notes
 from voxsam.lab.evaluation.markdown import write_between_markers
 from voxsam.lab.systems.common_loop import CommonLoop
 from voxsam.lab.systems.compared import compared_system
-from voxsam.lab.training.names import laid_over
+from voxsam.lab.training.names import overridden
 from voxsam.weights.model_file import read_card
 from voxsam.weights.registry import find_model
 
@@ -50,7 +50,7 @@ def starts(plan: Plan, rows: Sequence[RowResult]) -> list[str]:
     """Which rows begin with the weights of a model, and what that was trained on."""
     titles: dict[tuple[str, bool], list[str]] = {}
     for row in rows:
-        recipe = laid_over(plan.recipe, plan.trained(plan.row(row.row)).recipe)
+        recipe = overridden(plan.recipe, plan.trained(plan.row(row.row)).recipe)
         if recipe.get("start_from") and isinstance(compared_system(plan.row(row.row).system), CommonLoop):
             titles.setdefault((recipe["start_from"], recipe.get("start_part") == "sam"), []).append(row.title)
     return [

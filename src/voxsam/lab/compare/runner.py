@@ -112,7 +112,7 @@ def visible_gpus(count: int) -> tuple[str, ...]:
     return tuple(name.strip() for name in shown.split(","))[:count] if shown else tuple(map(str, range(count)))
 
 
-def make_tasks(plan: Plan, out: Path, progress: Progress = lambda stage, share: None) -> list[Task]:
+def make_tasks(plan: Plan, out: Path, progress: Progress = lambda stage, fraction: None) -> list[Task]:
     """Every job of a plan, its data sets prepared. Raises InputError for a system, key or option that cannot be."""
     import_modules(plan.modules)
     for row in plan.systems:
@@ -151,7 +151,7 @@ def _naming(plan: Plan, row: RowSpec) -> Iterator[None]:
 
 
 def run(
-    plan: Plan, tasks: Sequence[Task], room: Room, out: Path, progress: Progress = lambda stage, share: None
+    plan: Plan, tasks: Sequence[Task], room: Room, out: Path, progress: Progress = lambda stage, fraction: None
 ) -> None:
     """Run the jobs without an outcome; rows that share a training follow the one that trains.
 

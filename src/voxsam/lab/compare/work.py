@@ -42,7 +42,7 @@ def work(folder: Path, digest: str) -> None:
     cases, settings, trained = cases_to_test(job.data), order.settings, system.load(job)
     if not trained.takes_clicks:
         settings = replace(settings, corrective=0, per_lesion=False)  # which say how one clicks
-    tell(f"evaluating {len(cases)} cases")
+    log(f"evaluating {len(cases)} cases")
     evaluation = evaluate(trained, cases, settings, order.dataset, _progress, _keep_masks(order, results))
     save_evaluation(evaluation, results / "evaluation.json")
     outcome = Outcome(
@@ -59,7 +59,7 @@ def work(folder: Path, digest: str) -> None:
     outcome.save(results / "outcome.json")
 
 
-def tell(line: str) -> None:
+def log(line: str) -> None:
     """A line of the log, with the time of day."""
     print(time.strftime("%H:%M:%S"), line, flush=True)  # noqa: T201, a program's log
 
@@ -103,7 +103,7 @@ def _train(system: ComparedSystem, job: Job, path: Path) -> Training:
         return before
     start, done = time.perf_counter(), False
     try:
-        system.train(job, tell)
+        system.train(job, log)
         done = True
     finally:
         seconds = before.seconds + time.perf_counter() - start
@@ -131,8 +131,8 @@ def _scan_seconds(evaluation: Evaluation) -> float:
     return float(np.mean(list(first.values())))
 
 
-def _progress(stage: str, share: float | None) -> None:
-    tell(stage)
+def _progress(stage: str, fraction: float | None) -> None:
+    log(stage)
 
 
 @contextmanager

@@ -28,7 +28,7 @@ def _ordered(ends: tuple[float, float]) -> tuple[float, float]:
     return ends
 
 
-Share = Annotated[float, Field(ge=0, le=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
 Factors = Annotated[tuple[PositiveFloat, PositiveFloat], AfterValidator(_ordered)]
 Lengths = Annotated[tuple[NonNegativeFloat, NonNegativeFloat], AfterValidator(_ordered)]
 
@@ -46,24 +46,24 @@ class Augmentation(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     zoom: Factors = (0.8, 1.25)  # of the extent that is seen, on each axis
-    zoom_probability: Share = 0.8
+    zoom_probability: Fraction = 0.8
     magnify: Factors | None = None  # instead of zoom: the size of things, on all axes alike
     rotate: NonNegativeFloat = 15.0  # degrees about each axis, drawn together with the zoom
-    flip: Share = 0.5  # on each axis
-    turn: Share = 0.5  # by quarter turns in the plane of the last two axes
+    flip: Fraction = 0.5  # on each axis
+    turn: Fraction = 0.5  # by quarter turns in the plane of the last two axes
     shift: NonNegativeFloat = 25.0  # of all intensities, either way
-    shift_probability: Share = 0.8
+    shift_probability: Fraction = 0.8
     offset: NonNegativeFloat = 0.0  # of normalised intensities, either way, with `shift_probability`
     scale: NonNegativeFloat = 0.15  # of contrast about the data set's mean, either way
     noise: NonNegativeFloat = 10.0  # largest s.d. of added noise
     margin_mm: Lengths | None = (5.0, 60.0)  # left of a scan around its tumour, drawn for each side
-    uncut: Share = 0.0  # probability that a scan is seen without such margins
+    uncut: Fraction = 0.0  # probability that a scan is seen without such margins
     body: bool = False  # scans are cut to the body's box, and crops moved into it where they fit
-    surroundings: Share = 0.0  # probability that beyond a scan's borders the tissue of another one is seen
-    off_centre: Share = 0.25  # probability that the crop is centred beside its tumour voxel
+    surroundings: Fraction = 0.0  # probability that beyond a scan's borders the tissue of another one is seen
+    off_centre: Fraction = 0.25  # probability that the crop is centred beside its tumour voxel
     off_centre_mm: NonNegativeFloat = 40.0
     wander: Annotated[float, Field(ge=1)] = 1.0  # the crop lies anywhere in one that is so many times as wide
-    background: Share = 0.06
+    background: Fraction = 0.06
 
     @property
     def centred(self) -> bool:

@@ -21,21 +21,21 @@ TRIES = 20
 class Labelled:
     """A scan with its label (0/1) on the same grid, and where the label's voxels are; arrays may be read as needed.
 
-    `further`: images of the same patient beside `scan`, on its grid (several MR sequences).
+    `additional`: images of the same patient beside `scan`, on its grid (several MR sequences).
     """
 
     scan: Volume
     label: Volume
     foreground: NDArray[np.int32]  # (n, 3) indices
-    further: tuple[Volume, ...] = ()
+    additional: tuple[Volume, ...] = ()
     known_body: NDArray[np.int64] | None = None  # what `body` gives, where it has been found before
 
     @classmethod
     def make(
-        cls, scan: Volume, label: Volume, further: Sequence[Volume] = (), choice: LabelChoice = ABOVE_0
+        cls, scan: Volume, label: Volume, additional: Sequence[Volume] = (), choice: LabelChoice = ABOVE_0
     ) -> Labelled:
         """What `choice` takes of `label` is foreground. Raises GeometryError for another grid, ImageError for none."""
-        for other, what in ((label, "a label"), *((image, "a further image") for image in further)):
+        for other, what in ((label, "a label"), *((image, "a further image") for image in additional)):
             if not other.grid.close_to(scan.grid):
                 given, expected = f"{what} on {other.grid}", f"the scan's grid, {scan.grid}"
                 raise GeometryError(given, expected, f"resample {what.replace('a ', 'the ')} to its scan")
@@ -44,12 +44,12 @@ class Labelled:
         if not len(foreground):
             remedy = "leave the case out (held_out in the recipe)"
             raise ImageError("a label without tumour", f"at least one voxel of {choice.wanted}", remedy)
-        return cls(scan, Volume(tumour.astype(np.uint8), scan.grid, "SEG"), foreground, tuple(further))
+        return cls(scan, Volume(tumour.astype(np.uint8), scan.grid, "SEG"), foreground, tuple(additional))
 
     @property
     def images(self) -> tuple[Volume, ...]:
         """All channels."""
-        return self.scan, *self.further
+        return self.scan, *self.additional
 
     @cached_property
     def body(self) -> NDArray[np.int64]:

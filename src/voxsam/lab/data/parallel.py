@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from voxsam.errors import InputError
 
-MOST_WORKERS = 8  # by default: each holds a few copies of a scan in memory
+MAX_WORKERS = 8  # by default: each holds a few copies of a scan in memory
 
 ReportProgress = Callable[[str, float], None]
 Item = TypeVar("Item")
@@ -20,9 +20,9 @@ Result = TypeVar("Result")
 
 
 def available_cores() -> int:
-    """The cores that this process may use, at most MOST_WORKERS."""
+    """The cores that this process may use, at most MAX_WORKERS."""
     affinity = getattr(os, "sched_getaffinity", None)  # not on macOS and Windows
-    return min(len(affinity(0)) if affinity else os.cpu_count() or 1, MOST_WORKERS)
+    return min(len(affinity(0)) if affinity else os.cpu_count() or 1, MAX_WORKERS)
 
 
 def each(

@@ -147,12 +147,12 @@ def make_case(job: CaseJob) -> CaseRecord:
     """Resample one case and write it into the store."""
     case = job.case
     scans = [scan for path in case.images for scan in read_channels(path)]
-    grid, lattice = scans[0].grid, job.preprocessing.lattice(scans[0].grid)
-    channels = [_resampled(Volume(scan.array, grid), lattice, job.preprocessing) for scan in scans]
-    first, last = body_box(Volume(channels[0], lattice, scans[0].modality)).tolist()
+    grid, model_grid = scans[0].grid, job.preprocessing.model_grid(scans[0].grid)
+    channels = [_resampled(Volume(scan.array, grid), model_grid, job.preprocessing) for scan in scans]
+    first, last = body_box(Volume(channels[0], model_grid, scans[0].modality)).tolist()
     tumour = job.choice(read_volume(case.label, labels=True).array)
     points = deepest_points(tumour, grid.spacing_mm)
-    label, kept = resample_label(Volume(tumour.astype(np.uint8), grid, "SEG"), lattice, points)
+    label, kept = resample_label(Volume(tumour.astype(np.uint8), grid, "SEG"), model_grid, points)
     a, b, c = grid.spacing_mm.tolist()
     record = CaseRecord(
         key=job.key,
@@ -160,8 +160,8 @@ def make_case(job: CaseJob) -> CaseRecord:
         source_shape=grid.shape,
         source_spacing_mm=(a, b, c),
         source_axes=grid.axes,
-        shape=lattice.shape,
-        affine=tuple(tuple(row) for row in lattice.affine.tolist()),
+        shape=model_grid.shape,
+        affine=tuple(tuple(row) for row in model_grid.affine.tolist()),
         volume_ml=int(tumour.sum()) * grid.voxel_volume_ml,
         lesions=len(points),
         voxels=int(label.sum()),
@@ -171,12 +171,12 @@ def make_case(job: CaseJob) -> CaseRecord:
     return record
 
 
-def _resampled(scan: Volume, lattice: Grid, preprocessing: Preprocessing) -> NDArray[Any]:
-    """A channel on its lattice: int16 if it holds whole numbers that fit, else float32."""
+def _resampled(scan: Volume, model_grid: Grid, preprocessing: Preprocessing) -> NDArray[Any]:
+    """A channel on its model grid: int16 if it holds whole numbers that fit, else float32."""
     low, high = float(scan.array.min()), float(scan.array.max())
     limits = np.iinfo(np.int16)
     whole = scan.array.dtype.kind in "iu" or bool((scan.array == np.rint(scan.array)).all())
-    array = resample_scan(scan, lattice, preprocessing.interpolation)
+    array = resample_scan(scan, model_grid, preprocessing.interpolation)
     if whole and limits.min <= low and high <= limits.max:
         return np.rint(array, out=array).astype(np.int16)
     return array

@@ -12,7 +12,7 @@ Points = tuple[NDArray[np.float32], NDArray[np.int64]]  # (N, 3) crop voxels; (N
 
 IN_TUMOUR, IN_BACKGROUND = 40, 10  # points of a step (paper, Sec. 3.3)
 RELEASED_IN_TUMOUR, RELEASED_ANYWHERE = 10, 20  # docs/released.md, "Training"
-MOST_CLICKS = 10
+MAX_CLICKS = 10
 SEVERAL = 0.3  # probability of more than one click
 
 
@@ -49,8 +49,8 @@ def some_voxels(region: NDArray[np.bool_], count: int, rng: np.random.Generator,
 
 def _clicks(label: NDArray[np.bool_], beside: bool, centred: bool, rng: np.random.Generator) -> Points:
     several = not beside and rng.random() < SEVERAL
-    count = int(rng.integers(2, MOST_CLICKS + 1)) if several else 1
-    points, labels = some_voxels(label, count, rng, MOST_CLICKS)
+    count = int(rng.integers(2, MAX_CLICKS + 1)) if several else 1
+    points, labels = some_voxels(label, count, rng, MAX_CLICKS)
     if beside or centred:
         middle = np.array(label.shape) // 2
         voxels = np.argwhere(label != beside)

@@ -54,7 +54,9 @@ class Outcome:
     made: int
 
 
-def prepare(raw: Path, output: Path, options: Options, progress: ReportProgress = lambda stage, share: None) -> Outcome:
+def prepare(
+    raw: Path, output: Path, options: Options, progress: ReportProgress = lambda stage, fraction: None
+) -> Outcome:
     """Make or bring up to date the store in `output` from the data set at `raw`.
 
     Raises FaultyCasesError with every fault of the data set (also written to faults.csv) unless

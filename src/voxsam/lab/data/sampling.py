@@ -56,15 +56,15 @@ class Sampler:
             raise ImageError(given, expected, "prepare the data set with all its channels")
         beside = case.background_voxel(rng) if rng.random() < a.background else None
         voxel = case.tumour_voxel(rng) if beside is None else beside
-        lattice = use.lattice(case.scan.grid)
-        centre = case.scan.grid.index_in(lattice, voxel)
+        model_grid = use.model_grid(case.scan.grid)
+        centre = case.scan.grid.index_in(model_grid, voxel)
         off_centre = beside is None and rng.random() < a.off_centre
         if off_centre:
             within = np.minimum(a.off_centre_mm / np.array(use.spacing_mm), self.side // 2 - 1)  # stay in the crop
             centre = centre + rng.uniform(-1, 1, 3) * within
         if a.body:
-            centre = _into(case.scan.grid.index_in(lattice, case.body), centre, a.room(self.side))
-        window = Window.around(lattice, centre, (a.reach(self.side),) * 3)
+            centre = _into(case.scan.grid.index_in(model_grid, case.body), centre, a.room(self.side))
+        window = Window.around(model_grid, centre, (a.reach(self.side),) * 3)
         image, bits, block = self._read(case, window, _limits(case, a, rng))
         if a.surroundings and rng.random() < a.surroundings:
             self._surround(case, image, bits, block, rng)

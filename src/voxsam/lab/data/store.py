@@ -38,7 +38,7 @@ from voxsam.volume import Volume
 FORMAT = 3  # 2: smaller chunks, slower to unpack, and nnU-Net's ignored label not noted; 1: lost thin tumours
 CHUNK = 64  # voxels a side: a crop of 128 reads at most 27 chunks
 SHARD = 448  # at most, voxels a side: most scans are a few files for each array
-MOST_POSITIONS = 200_000
+MAX_POSITIONS = 200_000
 REMEDY = "run `voxsam prepare RAW -o PREPARED`, to its end"
 
 Index = tuple[int, int, int]
@@ -117,8 +117,8 @@ class Store:
     @property
     def preprocessing(self) -> Preprocessing:
         """The store's spacing and axes, and how the intensities of its channels are normalised."""
-        first, *further = self.description.preprocessing
-        return first.with_channels(further)
+        first, *additional = self.description.preprocessing
+        return first.with_channels(additional)
 
     @property
     def fingerprint(self) -> Fingerprint:
@@ -262,11 +262,11 @@ def _new_folder(target: Path) -> Iterator[Path]:
 
 
 def sample_positions(label: NDArray[np.uint8], always: NDArray[np.int32]) -> NDArray[np.int32]:
-    """(n, 3) the voxels of a label, or an even sample of about MOST_POSITIONS of them with the voxels `always`."""
+    """(n, 3) the voxels of a label, or an even sample of about MAX_POSITIONS of them with the voxels `always`."""
     positions = np.argwhere(label).astype(np.int32)
-    if len(positions) <= MOST_POSITIONS:
+    if len(positions) <= MAX_POSITIONS:
         return positions
-    room = max(MOST_POSITIONS - len(always), 0)
+    room = max(MAX_POSITIONS - len(always), 0)
     even = np.linspace(0, len(positions) - 1, room).round().astype(int)
     return np.unique(np.concatenate([positions[even], always]), axis=0).astype(np.int32)
 

@@ -61,10 +61,10 @@ def _source(folder: Path) -> tuple[Callable[[str], Labelled], set[str], set[str]
 
 
 def _load(case: Case) -> Labelled:
-    scan, *further = (channel for path in case.images for channel in read_channels(path))
+    scan, *additional = (channel for path in case.images for channel in read_channels(path))
     label = read_volume(case.label, labels=True)
     try:
-        return Labelled.make(scan, label, further, case.choice)
+        return Labelled.make(scan, label, additional, case.choice)
     except InputError as error:
         raise type(error)(f"{case.name}: {error.given}", error.expected, error.remedy) from error
 
@@ -93,7 +93,7 @@ class SampleStream(Dataset[Sample]):
         scans: Sequence[Labelled],
         phantoms: Sequence[Labelled],
         length: int,
-        share: tuple[float, float],
+        fraction: tuple[float, float],
         seed: int,
         passes: bool = False,
     ) -> None:
@@ -102,15 +102,15 @@ class SampleStream(Dataset[Sample]):
                 "neither scans nor phantoms", "something to train on", "give --data, or phantoms in the recipe"
             )
         self.sampler, self.scans, self.phantoms = sampler.among([*scans, *phantoms]), scans, phantoms
-        self.length, self.share, self.seed, self.passes = length, share, seed, passes
+        self.length, self.fraction, self.seed, self.passes = length, fraction, seed, passes
 
     def __len__(self) -> int:
         return self.length
 
     def __getitem__(self, number: int) -> Sample:
         rng = np.random.default_rng([self.seed, number])
-        share = self.share[0] + (self.share[1] - self.share[0]) * number / self.length
-        generated = bool(self.phantoms) and (not self.scans or rng.random() < share)
+        fraction = self.fraction[0] + (self.fraction[1] - self.fraction[0]) * number / self.length
+        generated = bool(self.phantoms) and (not self.scans or rng.random() < fraction)
         pool = self.phantoms if generated else self.scans
         case = self._in_turn(number, len(pool)) if self.passes else int(rng.integers(len(pool)))
         sample = self.sampler.draw(pool[case], rng)

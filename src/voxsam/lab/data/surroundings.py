@@ -17,23 +17,23 @@ AT_TUMOUR = 0.5  # of the places: the block takes the place of the other scan's 
 def find_place(
     other: Labelled, preprocessing: Preprocessing, shape: tuple[int, int, int], block: Slices, rng: np.random.Generator
 ) -> Window | None:
-    """The window of `shape` on the lattice of `other` that shows its tissue round `block` (in the window's voxels).
+    """The window of `shape` on the model grid of `other` that shows its tissue round `block` (in the window's voxels).
 
     None of its tumour shows outside the block: it would be a tumour without a label. None if no such place is found.
     """
-    lattice = preprocessing.lattice(other.scan.grid)
-    tumour = other.scan.grid.index_in(lattice, other.foreground)
+    model_grid = preprocessing.model_grid(other.scan.grid)
+    tumour = other.scan.grid.index_in(model_grid, other.foreground)
     first, last = np.array([[part.start, part.stop - 1] for part in block]).T
     for _ in range(PLACES):
         voxel = other.tumour_voxel(rng) if rng.random() < AT_TUMOUR else other.background_voxel(rng)
         if voxel is None:
             continue
-        start = np.rint(other.scan.grid.index_in(lattice, voxel) - (first + last) / 2).astype(int)
+        start = np.rint(other.scan.grid.index_in(model_grid, voxel) - (first + last) / 2).astype(int)
         at = tumour - start
         shown = ((at > -1) & (at < np.array(shape))).all(1) & ~((at >= first) & (at <= last)).all(1)
         if not shown.any():
             a, b, c = start.tolist()
-            return Window(lattice, (a, b, c), shape)
+            return Window(model_grid, (a, b, c), shape)
     return None
 
 

@@ -26,9 +26,9 @@ COLOURS = {  # told apart by the colour-blind
 CASE_LINE, INK, FAINT = "#9aa5b1", "#1f2933", "#52606d"
 DPI = 150
 HALO = [withStroke(linewidth=2.5, foreground="white")]  # names stay readable where a line crosses
-MOST_NAMED_CASES = 40  # beyond it the boxes get no names
-MOST_NAMED_DOTS = 12
-MOST_BOX_INCHES = 16.0
+MAX_NAMED_CASES = 40  # beyond it the boxes get no names
+MAX_NAMED_DOTS = 12
+MAX_BOX_INCHES = 16.0
 DODGE = 0.04  # a second kind of clicks is drawn this share farther to the right
 
 
@@ -112,7 +112,7 @@ def _case_boxes(evaluation: Evaluation, line: Line) -> Figure:
     cases = grouped(rows_of(evaluation, line.kind, line.clicks))
     values = {case: [row.scores.dice for row in own] for case, own in cases.items()}
     order = sorted(values, key=lambda case: float(np.median(values[case])))
-    figure, axes = _figure(min(MOST_BOX_INCHES, max(6.4, 0.42 * len(order) + 1.5)), 4.4)
+    figure, axes = _figure(min(MAX_BOX_INCHES, max(6.4, 0.42 * len(order) + 1.5)), 4.4)
     colour = COLOURS[line.kind]
     boxes = axes.boxplot(
         [values[case] for case in order],
@@ -129,7 +129,7 @@ def _case_boxes(evaluation: Evaluation, line: Line) -> Figure:
     for place, case in enumerate(order, 1):
         x = place + jitter.uniform(-0.14, 0.14, len(values[case]))
         axes.plot(x, values[case], "o", color=colour, markersize=3.2, alpha=0.65, markeredgewidth=0)
-    if len(order) <= MOST_NAMED_CASES:
+    if len(order) <= MAX_NAMED_CASES:
         slant = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if len(order) > 8 else {}
         axes.set_xticks(range(1, len(order) + 1), order, fontsize=8, parse_math=False, **slant)
     else:
@@ -148,7 +148,7 @@ def _bland_altman(evaluation: Evaluation, line: Line) -> Figure:
     figure, axes = _figure(6.4, 4.4)
     middle, difference = (mask + truth) / 2, mask - truth
     axes.plot(middle, difference, "o", color=COLOURS[line.kind], markersize=6, alpha=0.8, markeredgewidth=0)
-    if len(middle) <= MOST_NAMED_DOTS:
+    if len(middle) <= MAX_NAMED_DOTS:
         _name_dots(axes, evaluation.cases, middle, difference)
     _draw_agreement(axes, difference)
     axes.margins(y=0.15)

@@ -66,12 +66,12 @@ def region_of(tumour: Mask, spacing_mm: NDArray[np.float64], region: Region) -> 
         chosen[deepest_voxel(lesion, spacing_mm)] = True
         return chosen
     depth = depth_mm(lesion, spacing_mm)
-    share = depth / depth.max()
+    fraction = depth / depth.max()
     low, high = DEPTH_SHARES[region]
-    chosen = lesion & (share >= low) & ((share < high) | (high == 1))
+    chosen = lesion & (fraction >= low) & ((fraction < high) | (high == 1))
     if chosen.any():
         return chosen
-    off = np.where(lesion, np.maximum(low - share, share - high), np.inf)
+    off = np.where(lesion, np.maximum(low - fraction, fraction - high), np.inf)
     return off <= off.min() + 1e-9
 
 

@@ -214,11 +214,11 @@ class _Run:
         row, wrong = self.row(CORRECTIVE, lesion, trial, target, tumour, points)
         yield row
         for count in range(2, self.settings.corrective + 1):
-            further = correction(wrong, target, self.spacing_mm, points, self.negative)
-            if further is None:
+            additional = correction(wrong, target, self.spacing_mm, points, self.negative)
+            if additional is None:
                 yield replace(row, clicks=count, seconds=0.0)
                 continue
-            points = (*points, further)
+            points = (*points, additional)
             row, wrong = self.row(CORRECTIVE, lesion, trial, target, tumour, points)
             yield row
 

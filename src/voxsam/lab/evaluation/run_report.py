@@ -11,7 +11,7 @@ from typing import Any
 
 from voxsam.lab.evaluation.markdown import NOTHING
 from voxsam.lab.evaluation.protocol import Evaluation
-from voxsam.lab.evaluation.tables import case_rows, describe, further_rows, paper_rows
+from voxsam.lab.evaluation.tables import additional_rows, case_rows, describe, paper_rows
 from voxsam.report.page import bullets, image, png_size, write_page
 
 CAPTIONS = {
@@ -63,7 +63,7 @@ def write_run_report(evaluation: Evaluation, figures: Sequence[Path], path: str 
         "<h2>Results</h2>",
         "<p>Dice and NSD in per cent: mean over cases with its 95 % interval.</p>",
         _table(paper_rows([evaluation])),
-        _table(further_rows(evaluation)),
+        _table(additional_rows(evaluation)),
         f'<div class="charts">{"".join(map(_figure, charts))}</div>',
         f"<h2>{_heading(overlays)}</h2>",
         *map(_figure, overlays),

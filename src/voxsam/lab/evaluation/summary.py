@@ -104,9 +104,9 @@ def estimate(values: Sequence[float], seed: int, median: bool = False) -> Estima
     if len(known) == 1:
         return Estimate(value, math.nan, math.nan)
     drawn = np.random.default_rng(seed).integers(len(known), size=(RESAMPLES, len(known)))
-    share = (1 - LEVEL) / 2
+    fraction = (1 - LEVEL) / 2
     ordered = np.sort(middle(known[drawn]))
-    low, high = (float(ordered[round(q * (RESAMPLES - 1))]) for q in (share, 1 - share))
+    low, high = (float(ordered[round(q * (RESAMPLES - 1))]) for q in (fraction, 1 - fraction))
     return Estimate(value, low, high)
 
 

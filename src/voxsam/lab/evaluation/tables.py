@@ -32,9 +32,9 @@ def paper_rows(evaluations: Sequence[Evaluation]) -> list[Cells]:
     return list(rows.values())
 
 
-def further_rows(evaluation: Evaluation) -> list[Cells]:
+def additional_rows(evaluation: Evaluation) -> list[Cells]:
     """What the paper does not show: HD95, volume error, lesions, empty masks, time."""
-    return [_further(line) for line in summarise(evaluation)]
+    return [_additional(line) for line in summarise(evaluation)]
 
 
 def case_rows(evaluation: Evaluation) -> list[Cells]:
@@ -65,7 +65,7 @@ def write_tables(evaluation: Evaluation) -> str:
         describe(evaluation),
         "Dice and NSD in per cent, mean over cases with 95 % bootstrap interval.",
         markdown_table(paper_rows([evaluation]), right=True),
-        markdown_table(further_rows(evaluation), right=True),
+        markdown_table(additional_rows(evaluation), right=True),
         "Each case, its trials averaged (HD95: the median):",
         markdown_table(case_rows(evaluation), right=True),
     ]
@@ -103,7 +103,7 @@ def plain(value: float, name: str) -> str:
     return _text(value, 1 if name in ("mL", "HD95 mm") else 3)
 
 
-def _further(line: Line) -> Cells:
+def _additional(line: Line) -> Cells:
     numbers = line.numbers
     return {
         "clicks": line.title,

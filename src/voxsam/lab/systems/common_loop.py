@@ -13,8 +13,8 @@ from pydantic import ValidationError
 from voxsam.errors import InputError
 from voxsam.lab.data.store import open_store
 from voxsam.lab.evaluation.systems import AutomaticSystem, SessionSystem, System
-from voxsam.lab.systems.compared import About, ComparedSystem, Job, Tell, register
-from voxsam.lab.training.names import laid_over, with_names
+from voxsam.lab.systems.compared import About, ComparedSystem, Job, Log, register
+from voxsam.lab.training.names import overridden, with_names
 from voxsam.lab.training.recipe import Recipe
 
 
@@ -33,7 +33,7 @@ class CommonLoop(ComparedSystem):
         store = open_store(job.data)
         given = {"name": self.name, "model": "tiny", "validation": store.split["validation"]}
         given["preprocessing"] = store.preprocessing.model_dump()
-        fields = {**laid_over(laid_over(given, job.recipe), self.fixed), "seed": job.seed}
+        fields = {**overridden(overridden(given, job.recipe), self.fixed), "seed": job.seed}
         if job.options:
             fields["options"] = {**fields.get("options", {}), **job.options}
         try:
@@ -48,12 +48,12 @@ class CommonLoop(ComparedSystem):
         super().check(job)
         self.recipe(job)
 
-    def train(self, job: Job, tell: Tell) -> None:
+    def train(self, job: Job, log: Log) -> None:
         """Run the recipe in job.out/run; a finished run is left as it is."""
         from voxsam.lab.training.run import train
 
         if not self._model(job).is_file():
-            train(self.recipe(job), job.data, job.out / "run", tell=tell)
+            train(self.recipe(job), job.data, job.out / "run", log=log)
 
     def load(self, job: Job) -> System:
         """The model as a person uses it: clicked in a session, or by sliding window if it was trained without."""

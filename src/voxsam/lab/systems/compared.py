@@ -11,7 +11,7 @@ from typing import Any
 from voxsam.errors import InputError
 from voxsam.lab.evaluation.systems import System
 
-Tell = Callable[[str], None]
+Log = Callable[[str], None]
 EXTRA = "pip install 'voxsam[compare]'"
 
 
@@ -34,8 +34,8 @@ class About:
 class Job:
     """One system trained from one seed on one prepared data set.
 
-    The split of `data` decides: training and validation cases may be used, test cases are never seen. `recipe` are the
-    keys of voxsam.lab.training.recipe.Recipe that the plan gives to every system alike (crop, steps, batch, augmentation),
+    The split of `data` decides: training and validation cases may be used, test cases are never seen. `recipe` are keys
+    of voxsam.lab.training.recipe.Recipe that the plan gives to every system alike (crop, steps, batch, augmentation),
     changed by those that it gives this one; a system that trains in its own way takes of them what it can, and says in
     `About.differences` what it leaves out. `options` are the system's own (a network's widths, a server's address).
     """
@@ -73,7 +73,7 @@ class ComparedSystem(ABC):
             raise InputError(f"the option {unknown[0]} of {self.name}", f"one of: {known}", "change the plan")
 
     @abstractmethod
-    def train(self, job: Job, tell: Tell) -> None:
+    def train(self, job: Job, log: Log) -> None:
         """Train, or go on with an attempt that was cut off; afterwards `load` works in any process. May do nothing."""
 
     @abstractmethod

@@ -51,7 +51,7 @@ class PlainNetwork(Promptable):
         crops_B1DHW: Tensor,
         points: Tensor | None = None,
         *,
-        looks: Tensor | None = None,
+        prompt_features: Tensor | None = None,
         labels: Tensor | None = None,
         static: Tensor | None = None,
         conditioning: Conditioning | None = None,

@@ -13,7 +13,7 @@ import numpy as np
 
 from voxsam.errors import InputError, UnsupportedError
 from voxsam.lab.evaluation.systems import Images, System
-from voxsam.lab.systems.compared import EXTRA, About, ComparedSystem, Job, Tell, register
+from voxsam.lab.systems.compared import EXTRA, About, ComparedSystem, Job, Log, register
 from voxsam.lab.systems.turned import turned, turned_back
 from voxsam.prompts import Point
 from voxsam.volume import Volume
@@ -59,7 +59,7 @@ class Remote(ComparedSystem):
             given = f"the address {address!r} of a remote system"
             raise InputError(given, "http://HOST:PORT or https://HOST", "give it as the option `address`")
 
-    def train(self, job: Job, tell: Tell) -> None:
+    def train(self, job: Job, log: Log) -> None:
         """A server's model is taken as it is."""
 
     def load(self, job: Job) -> System:

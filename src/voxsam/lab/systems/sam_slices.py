@@ -21,7 +21,7 @@ from voxsam.errors import InputError, UnsupportedError
 from voxsam.kernels.device import choose_device
 from voxsam.lab.data.store import open_store
 from voxsam.lab.evaluation.systems import Images, System
-from voxsam.lab.systems.compared import EXTRA, About, ComparedSystem, Job, Tell, register
+from voxsam.lab.systems.compared import EXTRA, About, ComparedSystem, Job, Log, register
 from voxsam.lab.systems.sam_weights import load_sam, random_sam, random_sizes
 from voxsam.lab.systems.turned import turned, turned_back
 from voxsam.prompts import Point
@@ -81,7 +81,7 @@ class SamSlices(ComparedSystem):
         random_sizes(**job.options.get("random", {}))
         _window(job)
 
-    def train(self, job: Job, tell: Tell) -> None:
+    def train(self, job: Job, log: Log) -> None:
         """SAM is taken as it is."""
 
     def load(self, job: Job) -> System:

@@ -207,8 +207,10 @@ def _forward(network: Promptable, recipe: Recipe, shape: tuple[int, int, int], t
             criterion(network.decode(features, crop, static=static), truth)
             return
         for _ in range(1 + recipe.corrections):
-            looks = network.sample(features, points)
-            logits = network.decode(features, crop, points, looks=looks, labels=labels, static=static)
+            prompt_features = network.sample(features, points)
+            logits = network.decode(
+                features, crop, points, prompt_features=prompt_features, labels=labels, static=static
+            )
             criterion(logits, truth)
 
 

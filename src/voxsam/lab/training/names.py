@@ -36,12 +36,12 @@ def with_names(fields: Mapping[str, Any]) -> Fields:
     return fields
 
 
-def laid_over(fields: Mapping[str, Any], more: Mapping[str, Any]) -> Fields:
+def overridden(fields: Mapping[str, Any], more: Mapping[str, Any]) -> Fields:
     """`fields` with those of `more` in their place, key by key in nested ones; a name stands for its keys."""
     out = dict(fields)
     for key, value in more.items():
         before = {"size": out[key]} if key == "model" and isinstance(out.get(key), str) else out.get(key)
-        out[key] = laid_over(before, value) if isinstance(before, dict) and isinstance(value, Mapping) else value
+        out[key] = overridden(before, value) if isinstance(before, dict) and isinstance(value, Mapping) else value
     return out
 
 
@@ -69,7 +69,7 @@ def named_options(fields: Mapping[str, Any], options: Sequence[str]) -> tuple[Fi
     if "model.size" in chosen:
         fields["model"] = _resized(fields.get("model"), chosen["model.size"])
     if "model.profile" in chosen:
-        model = laid_over({"model": fields.get("model", {})}, {"model": {"profile": chosen["model.profile"]}})["model"]
+        model = overridden({"model": fields.get("model", {})}, {"model": {"profile": chosen["model.profile"]}})["model"]
         fields["model"] = {key: value for key, value in model.items() if key not in PROFILES[chosen["model.profile"]]}
     return fields, left
 

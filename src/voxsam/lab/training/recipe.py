@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
+    AliasChoices,
     BaseModel,
     ConfigDict,
     Field,
@@ -25,12 +26,12 @@ from pydantic_settings import BaseSettings, CliSettingsSource, PydanticBaseSetti
 from voxsam.errors import FileError, InputError
 from voxsam.lab.data.augmentation import Augmentation
 from voxsam.lab.data.sampling import Prompts
-from voxsam.lab.training.names import laid_over, named_options, with_names
+from voxsam.lab.training.names import named_options, overridden, with_names
 from voxsam.network.conditioning import Conditioning
 from voxsam.network.sizes import ModelConfig
 from voxsam.preprocess import Preprocessing
 
-Share = Annotated[float, Field(ge=0, le=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 PRESETS = Path(__file__).parent / "presets"
 CHECKPOINT_EVERY, VALIDATE_EVERY = 100, 200  # steps
@@ -57,22 +58,25 @@ class Recipe(BaseModel):
     conditioning: Conditioning | None = None  # of the finished model; training goes on without
     start_from: str | None = None  # a model whose tensors the training starts with: a name or a .safetensors file
     start_part: Literal["all", "sam"] = "all"  # "sam": of the start, or of SAM's own file, only what is SAM's
-    blend: Share = 0.0  # of the start's weights in the finished model, which then keeps what the start was good at
+    blend: Fraction = 0.0  # of the start's weights in the finished model, which then keeps what the start was good at
     tune: Literal["all", "adapters"] = "all"  # "adapters": what the paper tunes; SAM's tensors stay as they are
     # data
     held_out: tuple[str, ...] = ()  # cases that training never sees
     validation: tuple[str, ...] = ()  # cases that choose the best checkpoint, and are not trained on
     phantoms: NonNegativeInt = 0  # how many generated scans are mixed in
-    phantom_share: Share = 0.0  # of the crops, falling linearly to `phantom_share_end`
-    phantom_share_end: Share = 0.0
+    # of the crops, falling linearly to `phantom_fraction_end`; recipes of 0.1 say share
+    phantom_fraction: Fraction = Field(default=0.0, validation_alias=AliasChoices("phantom_fraction", "phantom_share"))
+    phantom_fraction_end: Fraction = Field(
+        default=0.0, validation_alias=AliasChoices("phantom_fraction_end", "phantom_share_end")
+    )
     phantom_shape: tuple[PositiveInt, PositiveInt, PositiveInt] = (72, 72, 72)
-    phantom_wide: Share = 0.0  # of the phantoms: a body with all that lies around it, for shapes of 300 mm and more
-    phantom_small: Share = 0.0  # of the phantoms: a lesion of 1 to 60 mL
+    phantom_wide: Fraction = 0.0  # of the phantoms: a body with all that lies around it, for shapes of 300 mm and more
+    phantom_small: Fraction = 0.0  # of the phantoms: a lesion of 1 to 60 mL
     # prompts; with "none" the model is automatic: it has no prompt encoder, and what follows of clicks does not count
     prompts: Prompts = "clicks"
     corrections: NonNegativeInt = 4  # most simulated clicks after the first ones, in one step
-    corrected: Share = 0.6  # of the steps, in which there are any
-    unmarked: Share = 0.15  # of the steps, in which a model with marks is not told where the clicks are
+    corrected: Fraction = 0.6  # of the steps, in which there are any
+    unmarked: Fraction = 0.15  # of the steps, in which a model with marks is not told where the clicks are
     # optimisation
     steps: PositiveInt | None = None
     epochs: PositiveInt | None = None  # instead of `steps`; the learning rate then changes once an epoch
@@ -80,14 +84,14 @@ class Recipe(BaseModel):
     accumulate: PositiveInt = 1  # batches whose gradients make one step
     learning_rate: PositiveFloat = 1e-3
     warmup: NonNegativeInt = 100  # steps
-    decay: Share = 0.3  # last share of the steps, in which the learning rate falls linearly
-    final_factor: Share = 0.0  # of the learning rate, to which it falls
+    decay: Fraction = 0.3  # last share of the steps, in which the learning rate falls linearly
+    final_factor: Fraction = 0.0  # of the learning rate, to which it falls
     betas: tuple[Beta, Beta] = (0.9, 0.999)  # AdamW's
     weight_decay: NonNegativeFloat = 0.05
     decay_vectors: bool = False  # whether biases and norms are decayed, too
     gradient_clip: NonNegativeFloat = 1.0  # largest norm; 0: none
     clip: Literal["whole", "parts"] = "whole"  # of all gradients, or of encoder, prompt encoder and decoder each
-    ema: Share = 0.95  # decay of the averaged weights, which are the ones kept; 0: no averages
+    ema: Fraction = 0.95  # decay of the averaged weights, which are the ones kept; 0: no averages
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     # the run
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
@@ -155,7 +159,7 @@ def read_recipe(
     """
     fields = {**(defaults or {}), **_read_keys(path)}
     for preset in presets:
-        fields = laid_over(fields, preset)
+        fields = overridden(fields, preset)
     named = {"steps", "epochs"} & {option.lstrip("-").partition("=")[0] for option in options}
     if len(named) == 1:  # the one that is asked for takes the place of the other
         fields = {key: value for key, value in fields.items() if key not in {"steps", "epochs"} - named}

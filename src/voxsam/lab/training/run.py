@@ -37,13 +37,13 @@ def train(
     data: Path | None,
     out: Path,
     *,
-    tell: Callable[[str], None] = lambda line: None,
+    log: Callable[[str], None] = lambda line: None,
     strict: bool = True,
     **trainer_options: Any,
 ) -> Path:
     """Run the recipe; returns the path of the model file. `trainer_options` are Lightning's, for Trainer.
 
-    `tell` hears in one line what memory a step will take; `strict` refuses to begin where there is too little. Raises
+    `log` hears in one line what memory a step will take; `strict` refuses to begin where there is too little. Raises
     InputError for data or a start that do not fit, for a folder that holds another run, for too little memory, and for
     what this machine cannot do; Stopped when a signal asked it to stop.
     """
@@ -65,7 +65,7 @@ def train(
         raise UnsupportedError("precision 16-mixed on a CPU", "bf16-mixed or 32-true", "change `precision`")
     if recipe.precision == "32-true":
         keep_float32(device)
-    tell(check_memory(network, recipe, device, strict))
+    log(check_memory(network, recipe, device, strict))
     if trainer.is_global_zero:
         write_identity(mine, out)
     done = recipe.batch * recipe.accumulate

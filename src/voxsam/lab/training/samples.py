@@ -32,7 +32,7 @@ def make_stream(recipe: Recipe, data: Path | None) -> SampleStream:
         scans,
         make_phantoms(recipe.phantoms, recipe.phantom_shape, recipe.preprocessing.spacing_mm, first_seed, scene),
         steps * recipe.crops_per_step,
-        (recipe.phantom_share, recipe.phantom_share_end),
+        (recipe.phantom_fraction, recipe.phantom_fraction_end),
         recipe.seed,
         passes=recipe.epochs is not None,
     )

@@ -73,9 +73,11 @@ class SegmentationTask(lightning.LightningModule):
         more = int(rng.integers(1, self.recipe.corrections + 1)) if corrected else 0
         marked = rng.random() >= self.recipe.unmarked
         for number in range(1 + more):
-            looks = network.sample(features, points)
+            prompt_features = network.sample(features, points)
             places = points if marked else points - OUTSIDE  # all parameters take part in every step, as DDP wants
-            logits = network.decode(features, batch["crop"], places, looks=looks, labels=labels, static=static)
+            logits = network.decode(
+                features, batch["crop"], places, prompt_features=prompt_features, labels=labels, static=static
+            )
             yield logits
             if number < more:
                 new = corrections(logits.detach().argmax(1), truth, users, network.config.polarity)
@@ -90,8 +92,10 @@ class SegmentationTask(lightning.LightningModule):
         static = self.network.static(features, crops)
         if self.recipe.automatic:
             return self.network.decode(features, crops, static=static)
-        looks = self.network.sample(features, points)
-        return self.network.decode(features, crops, points, looks=looks, labels=labels, static=static)
+        prompt_features = self.network.sample(features, points)
+        return self.network.decode(
+            features, crops, points, prompt_features=prompt_features, labels=labels, static=static
+        )
 
     def validation_step(self, batch: dict[str, Tensor], _: int) -> None:
         """Dice of the first clicks, logged as VALIDATION: the mean over the crops."""

@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 import voxsam
 from voxsam.server.api.common import TheService, failures
 from voxsam.server.folders import Folder
-from voxsam.server.steps import MOST_PROMPTS, MOST_STROKE_VOXELS
+from voxsam.server.steps import MAX_PROMPTS, MAX_STROKE_VOXELS
 
 router = APIRouter(tags=["server"])
 
@@ -90,7 +90,7 @@ async def info(service: TheService) -> Info:
             "sessions": settings.capacity,
             "idle_s": settings.idle_s,
             "alive_s": settings.alive_s,
-            "prompts": MOST_PROMPTS,
-            "scribble_voxels": MOST_STROKE_VOXELS,
+            "prompts": MAX_PROMPTS,
+            "scribble_voxels": MAX_STROKE_VOXELS,
         },
     )

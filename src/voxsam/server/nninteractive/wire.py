@@ -21,7 +21,7 @@ from voxsam.server.errors import Refused, TooLarge
 MAGIC, VERSION, CODECS = b"NNIA", 1, (1, 2)
 INTEGERS = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64")
 TYPES = ("bool", *INTEGERS, "float16", "float32", "float64")
-MOST_AXES = 4
+MAX_AXES = 4
 CHUNK_BYTES = 1 << 30  # blosc2 counts a chunk's bytes in an int32
 PACKING = {"codec": blosc2.Codec.ZSTD, "clevel": 3, "filters": [blosc2.Filter.NOFILTER], "nthreads": 1}
 SMALLEST_CHUNK = 32  # bytes of a blosc2 header
@@ -54,8 +54,8 @@ def read_header(body: bytes) -> Packed:
     kind = name.decode("ascii", "replace")
     if kind not in TYPES:
         raise Refused(f"an array of type {kind!r}", f"one of {', '.join(TYPES)}", "convert it before it is sent")
-    if not 1 <= axes <= MOST_AXES or min(shape) < 1:
-        raise Refused(f"an array of shape {shape}", f"1 to {MOST_AXES} axes of at least 1", "send the scan's array")
+    if not 1 <= axes <= MAX_AXES or min(shape) < 1:
+        raise Refused(f"an array of shape {shape}", f"1 to {MAX_AXES} axes of at least 1", "send the scan's array")
     return Packed(shape, np.dtype(kind), memoryview(body)[8 + letters + 8 * axes :])
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import torch
-from tests.systems.networks.tiny import CROP, network
 
+from tests.lab.systems.networks.tiny import CROP, network
 from voxsam.lab.systems.networks.unetrpp import PairedAttention
 from voxsam.lab.systems.networks.window_attention import WindowBlock, partition, relative_rows, shift_regions
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from monai.losses import DiceCELoss
-from tests.systems.networks.tiny import CROP, network, phantom_crop
 
+from tests.lab.systems.networks.tiny import CROP, network, phantom_crop
 from voxsam.lab.systems.networks import BUILT_BY
 
 ENOUGH = 0.9  # Dice in evaluation mode
@@ -20,8 +20,8 @@ SIZES = {**SMALL, "unetr": (16, 32, 32), "swin-unetr": (32, 32, 64)}  # at 32^3 
 def test_it_overfits_a_phantom(system: str) -> None:
     size = SIZES.get(system, (CROP, CROP, CROP))
     crop, truth = phantom_crop(size)
-    share = float(truth.mean())
-    assert 0.01 < share < 0.3
+    fraction = float(truth.mean())
+    assert 0.01 < fraction < 0.3
     plain = network(system, size=size)
     optimiser = torch.optim.AdamW([p for p in plain.parameters() if p.requires_grad], lr=1e-2)
     loss = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.systems.networks.tiny import TINY, card, network
-from tests.training.minuscule import recipe
 
+from tests.lab.systems.networks.tiny import TINY, card, network
+from tests.lab.training.minuscule import recipe
 from voxsam.errors import InputError, UnsupportedError
 from voxsam.lab.evaluation.systems import AutomaticSystem
 from voxsam.lab.systems.networks import BUILT_BY, file_of, parts

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.systems.networks.tiny import TINY
-from tests.training.test_without_clicks import folder_of_cases
 
+from tests.lab.systems.networks.tiny import TINY
+from tests.lab.training.test_without_clicks import folder_of_cases
 from voxsam.errors import InputError
 from voxsam.lab.data.prepare import Options, prepare
 from voxsam.lab.systems.compared import COMPARED, Job, compared_system

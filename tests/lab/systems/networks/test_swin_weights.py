@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.systems.networks.tiny import network
 
+from tests.lab.systems.networks.tiny import network
 from voxsam.errors import CheckpointError, FileError
 from voxsam.weights.checkpoint import load_model, save_model
 

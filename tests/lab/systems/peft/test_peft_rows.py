@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from tests.training.minuscule import recipe
 
+from tests.lab.training.minuscule import recipe
 from voxsam.errors import CheckpointError, UnsupportedError
 from voxsam.lab.data.phantom_set import write_phantoms
 from voxsam.lab.data.prepare import Options, prepare

@@ -15,7 +15,7 @@ from voxsam.lab.systems.networks.parts import CLASSES, Options, Size, require_cr
 
 LIBRARY = "dynamic_network_architectures"
 REMEDY = "pip install --no-deps dynamic-network-architectures"  # its dependencies end in torchvision
-MOST_HALVINGS = 5
+MAX_HALVINGS = 5
 LEAST_SIDE = 4  # voxels of the deepest map
 Step = tuple[PositiveInt, PositiveInt, PositiveInt]
 
@@ -47,7 +47,7 @@ def planned_strides(size: Size) -> list[Size]:
     At most five times, as nnU-Net's planner does it. A side that cannot be halved evenly keeps its voxels.
     """
     sides, strides = list(size), []
-    for _ in range(MOST_HALVINGS):
+    for _ in range(MAX_HALVINGS):
         step = [2 if n % 2 == 0 and n // 2 >= LEAST_SIDE else 1 for n in sides]
         if step == [1, 1, 1]:
             break

@@ -12,7 +12,7 @@ from voxsam.errors import UnsupportedError, VoxSAMError
 from voxsam.kernels.device import choose_device
 from voxsam.lab.data.store import open_store
 from voxsam.lab.evaluation.systems import System
-from voxsam.lab.systems.compared import EXTRA, About, ComparedSystem, Job, Tell, register
+from voxsam.lab.systems.compared import EXTRA, About, ComparedSystem, Job, Log, register
 from voxsam.lab.systems.nnunet import stages
 from voxsam.lab.systems.nnunet.run import DATASET, Folders, NnUNetSettings
 from voxsam.lab.systems.nnunet.settings import OPTIONS, settings_of
@@ -55,7 +55,7 @@ class NnUNet(ComparedSystem):
                 raise UnsupportedError(f"nnU-Net without {package}", "all of its packages", INSTALL)
         settings_of(job)
 
-    def train(self, job: Job, tell: Tell) -> None:
+    def train(self, job: Job, log: Log) -> None:
         """Export, prepare, train in job.out/nnunet; a finished stage is not repeated, a training goes on.
 
         Raises VoxSAMError with the last line of the log of a stage that fails.
@@ -66,14 +66,14 @@ class NnUNet(ComparedSystem):
             temporary.write_text(settings.model_dump_json(indent=1), encoding="utf-8")
         from voxsam.lab.systems.nnunet.export import export
 
-        tell("nnU-Net: the data set in its layout")
+        log("nnU-Net: the data set in its layout")
         export(open_store(job.data), folders.raw / DATASET)
         if folders.plans is None:
-            tell(f"nnU-Net: planning and preprocessing, log in {folders.out / 'prepare.log'}")
+            log(f"nnU-Net: planning and preprocessing, log in {folders.out / 'prepare.log'}")
             _run("prepare", folders, settings)
         if not folders.checkpoint(settings).is_file():
             amount = f"{settings.epochs} epochs of {settings.iterations} iterations"
-            tell(f"nnU-Net: training, {amount}, log in {folders.out / 'train.log'}")
+            log(f"nnU-Net: training, {amount}, log in {folders.out / 'train.log'}")
             _run("train", folders, settings)
 
     def load(self, job: Job) -> System:
