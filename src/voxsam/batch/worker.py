@@ -86,8 +86,6 @@ class Worker:
     """Raises InputError for a model that is not there, or works the other way than `settings.automatic` says."""
 
     def __init__(self, settings: Settings) -> None:
-        import voxsam.lab.systems  # noqa: F401, their model files are known, too
-
         self.settings = settings
         self.model = load_model(settings.model, settings.device, settings.precision)
         check_mode(self.model, settings)

@@ -7,17 +7,19 @@ Exit status: 0 done, 2 the user's input is wrong, 1 anything else, 130 interrupt
 
 from __future__ import annotations
 
+import functools
 import sys
 import traceback
 import warnings
 from collections.abc import Sequence
-from typing import Annotated
+from importlib.metadata import EntryPoint
+from typing import Annotated, Any
 
 import typer
 
 from voxsam.cli import batch, demo, info, segment, serve, weights
 from voxsam.errors import InputError
-from voxsam.lab.cli import compare, evaluate, phantoms, prepare, train
+from voxsam.extras import commands, needs_extra
 
 DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
 
@@ -35,14 +37,29 @@ app = typer.Typer(
 app.command("segment")(segment.command)
 app.command("batch")(batch.command)
 app.command("serve")(serve.command)
-app.command("prepare")(prepare.command)
-app.command("train", context_settings=train.CONTEXT)(train.command)
-app.command("evaluate")(evaluate.command)
-app.command("compare")(compare.command)
 app.command("demo")(demo.command)
-app.command("phantoms")(phantoms.command)
 app.command("info")(info.command)
 app.add_typer(weights.app, name="weights")
+
+
+@functools.cache
+def _with_added_commands() -> typer.Typer:
+    """The product's commands and those of entry points; not at import, for their modules import parts of this package."""
+    for entry in commands():
+        _add(entry)
+    return app
+
+
+def _add(entry: EntryPoint) -> None:
+    """Add a module's function `command`, with the context settings `CONTEXT` if it has any."""
+    module = entry.load()
+
+    @functools.wraps(module.command)
+    def command(*arguments: Any, **options: Any) -> None:
+        with needs_extra("lab", f"`voxsam {entry.name}`"):
+            module.command(*arguments, **options)
+
+    app.command(entry.name, context_settings=getattr(module, "CONTEXT", None))(command)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -52,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not debug:
         warnings.simplefilter("ignore")  # of libraries, to their developers; stderr is for the user
     try:
-        status = typer.main.get_command(app).main(words, prog_name="voxsam", standalone_mode=False)
+        status = typer.main.get_command(_with_added_commands()).main(words, prog_name="voxsam", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
         status = INTERRUPTED
     except Exception as error:

@@ -22,7 +22,6 @@ def command(
     model: Annotated[str, typer.Option(help="A name or a .safetensors file.")] = "voxsam-tiny",
 ) -> None:
     """Make a phantom CT, click its tumour once, and write scan, truth, mask, picture and report."""
-    import voxsam.lab.systems  # noqa: F401, their model files are known, too
     from voxsam.interactive.session import Session
     from voxsam.phantoms.demo_scan import demo_phantom
     from voxsam.report.report import report_dict

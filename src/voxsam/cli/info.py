@@ -66,7 +66,6 @@ def _model(what: str) -> dict[str, str]:
 
     if what in SIZES:
         return _counts(_without_weights(what))
-    import voxsam.lab.systems  # noqa: F401, their model files are known, too
     from voxsam.weights import load_model
 
     network = load_model(what, "cpu")

@@ -179,7 +179,6 @@ def _segment(
     progress: Progress,
 ) -> tuple[Volume, Callable[[], Volume], tuple[str, ...]]:
     """The mask, the probabilities (a float for every voxel, so made only when asked for), and the messages."""
-    import voxsam.lab.systems  # noqa: F401, their model files are known, too
     from voxsam.weights import load_model
 
     progress("loading the model")

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from voxsam.errors import UnsupportedError
+from voxsam.extras import load_systems
 from voxsam.kernels.convolution import convolve
 from voxsam.kernels.linear import Activation, Precision, product
 from voxsam.network.sizes import ModelConfig
@@ -118,5 +119,7 @@ ADAPTERS: dict[str, AdapterKind] = {
 def adapter_kind(name: str) -> AdapterKind:
     """The design of that name. Raises UnsupportedError for one that is not known."""
     if name not in ADAPTERS:
-        raise UnsupportedError(f"the adapter {name}", f"one of {', '.join(ADAPTERS)}", "import voxsam.lab.systems")
+        load_systems()
+    if name not in ADAPTERS:
+        raise UnsupportedError(f"the adapter {name}", f"one of {', '.join(ADAPTERS)}", "check its name")
     return ADAPTERS[name]

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-import voxsam
+from voxsam import __version__
 from voxsam.atomic import atomic_path
 from voxsam.errors import FileError
 
@@ -37,7 +37,7 @@ FRAME = """<!doctype html>
 
 def write_page(path: str | os.PathLike[str], title: str, style: str, body: str) -> None:
     """Write a page, whole or not at all: `title` is text, `style` CSS, `body` HTML. Raises FileError."""
-    page = FRAME.format(title=escape(title), style=style, body=body, version=escape(voxsam.__version__))
+    page = FRAME.format(title=escape(title), style=style, body=body, version=escape(__version__))
     with atomic_path(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
 

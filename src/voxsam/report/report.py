@@ -12,7 +12,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-import voxsam
+from voxsam import __version__
 from voxsam.atomic import atomic_path
 from voxsam.boxes import crop_to_objects, labels_of
 from voxsam.report.metrics import dice, longest_axial_diameter, volume_ml
@@ -52,7 +52,7 @@ def report_dict(
     of a path is kept. With a `truth`, "dice" compares it with the whole mask.
     """
     report: dict[str, Any] = {
-        "voxsam": voxsam.__version__,
+        "voxsam": __version__,
         "scan": {
             "name": Path(scan_name).name,
             "shape": list(scan.grid.shape),

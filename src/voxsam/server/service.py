@@ -34,8 +34,6 @@ class Service:
     @classmethod
     def start(cls, settings: Settings, model: Promptable | None = None) -> Service:
         """Load the model (unless one is given) and begin. Raises InputError for what cannot be used."""
-        import voxsam.lab.systems  # noqa: F401, their model files are known, too
-
         folders, archive = Folders(settings.folders), Archive(settings.state)
         model = model or load_model(settings.model, settings.device)
         warm_up(model)

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from voxsam.errors import CheckpointError, UnsupportedError
+from voxsam.extras import load_systems, needs_extra
 from voxsam.network.card import Card
 from voxsam.network.network import VoxSAMNetwork
 from voxsam.network.promptable import Promptable
@@ -41,13 +42,15 @@ def assemble(card: Card, tensors: Mapping[str, Tensor], origin: str) -> Promptab
     says in its message where the tensors are from.
     """
     if card.system not in BUILDERS:
+        load_systems()
+    if card.system not in BUILDERS:
         raise UnsupportedError(
             f"{origin}: a model of the system {card.system}",
             f"one of {', '.join(BUILDERS)}",
-            "import voxsam.lab.systems",
+            "install what the model was made with",
         )
     try:
-        with _Unfilled():
+        with needs_extra("lab", f"a model of the system {card.system}"), _Unfilled():
             network = BUILDERS[card.system](card)
     except (RuntimeError, ValueError, ArithmeticError, MemoryError) as error:
         raise CheckpointError(

@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import voxsam
+from voxsam import __version__
 from voxsam.errors import FileError
 from voxsam.lab.data.cases import Case
 from voxsam.lab.evaluation.charts import write_charts
@@ -95,7 +95,7 @@ def summary(evaluation: Evaluation) -> dict[str, Any]:
     lines = summarise(evaluation)
     return {
         "kind": KIND,
-        "voxsam": voxsam.__version__,
+        "voxsam": __version__,
         "system": evaluation.system,
         "parameters": evaluation.parameters,
         "dataset": evaluation.dataset,
