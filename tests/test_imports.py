@@ -224,7 +224,7 @@ def test_the_direction_check_passes_what_is_allowed(tmp_path):
         "volume.py": "import torch\nfrom voxsam import __version__\nfrom voxsam.geometry import Grid",
         "interactive/session.py": "from voxsam import io\nfrom voxsam.network.network import Network",
         "network/network.py": "from . import sizes\nfrom .sizes import SIZES\nfrom voxsam.errors import InputError",
-        "lab/training/run.py": "import voxsam\nfrom voxsam.lab.data.store import Store\nfrom voxsam.cli.parse import voxel",
+        "lab/training/run.py": "import voxsam\nfrom voxsam.cli.parse import voxel",
         "cli/main.py": "from voxsam.server.app import app",
     }
     package = plant(tmp_path, files)

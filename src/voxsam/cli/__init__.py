@@ -44,7 +44,7 @@ app.add_typer(weights.app, name="weights")
 
 @functools.cache
 def _with_added_commands() -> typer.Typer:
-    """The product's commands and those of entry points; not at import, for their modules import parts of this package."""
+    """The product's commands and those of entry points; not at import, for their modules import this package."""
     for entry in commands():
         _add(entry)
     return app
