@@ -18,6 +18,7 @@ from voxsam.errors import GeometryError
 
 WHOLE_VOXEL_TOLERANCE = 1e-3  # float32 headers: a length within a thousandth of a whole voxel counts as whole
 GRID_TOLERANCE_MM = 1e-2  # two grids are the same when no corner differs by more
+_RAS_FROM_LPS = np.diag([-1.0, -1.0, 1.0])
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +58,22 @@ class Grid:
         affine = np.diag([*spacing_mm, 1.0])
         affine[:3, 3] = origin_mm
         return cls(tuple(shape), affine)  # type: ignore[arg-type]
+
+    @classmethod
+    def from_lps(cls, shape: Sequence[int], steps_lps_mm: ArrayLike, origin_lps_mm: ArrayLike) -> Grid:
+        """The grid as DICOM and ITK say it, whose x grows to the Left and y to Posterior.
+
+        Column a of `steps_lps_mm` (3, 3) is the step from voxel to voxel along axis a; `origin_lps_mm` (3,) is the
+        centre of voxel (0, 0, 0).
+        """
+        affine = np.eye(4)
+        affine[:3, :3] = _RAS_FROM_LPS @ np.asarray(steps_lps_mm, dtype=np.float64)
+        affine[:3, 3] = flip_lps(origin_lps_mm)
+        return cls(tuple(shape), affine)  # type: ignore[arg-type]
+
+    def to_lps(self) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+        """(3,) origin in LPS mm, (3,) spacing in mm, (3, 3) direction (unit columns, LPS), as ITK wants them."""
+        return flip_lps(self.affine[:3, 3]), self.spacing_mm, _RAS_FROM_LPS @ self.affine[:3, :3] / self.spacing_mm
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Grid) and self.shape == other.shape and bool(np.array_equal(self.affine, other.affine))
@@ -170,6 +187,11 @@ class Grid:
             raise GeometryError(f"axes {axes!r}", "one letter each of R/L, A/P, S/I", "write for example 'RAS'")
         flips = tuple(self.axes[a] != want for a, want in zip(found, axes, strict=True))
         return tuple(found), flips  # type: ignore[return-value]
+
+
+def flip_lps(points_mm: ArrayLike) -> NDArray[np.float64]:
+    """(..., 3) points in RAS+ mm as LPS, or in LPS as RAS+: the same flip."""
+    return np.asarray(points_mm, dtype=np.float64) @ _RAS_FROM_LPS
 
 
 def _numbers(values: ArrayLike) -> str:

@@ -17,13 +17,15 @@ class Volume:
     """An array (i, j, k) in its file's own order, its Grid, and what kind of image it is.
 
     `modality` is "CT" (Hounsfield units), "MR", "SEG" (labels) or "" (unknown). `header` keeps what a writer needs
-    to give the file back in its own kind (for NIfTI: codes, units); it never decides geometry.
+    to give the file back in its own kind (for NIfTI: codes, units); it never decides geometry. `remarks` are what its
+    reader found odd, one sentence each, for the person who looks at the result.
     """
 
     array: NDArray[Any]
     grid: Grid
     modality: str = ""
     header: dict[str, Any] = field(default_factory=dict, repr=False)
+    remarks: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if tuple(self.array.shape) != self.grid.shape:

@@ -37,18 +37,14 @@ def refused(path: Path, error: type[InputError], words: str) -> None:
 
 
 def test_a_missing_file(tmp_path):
-    words = (
-        r"absent\.nii\.gz does not exist; expected a scan \(\.nii, \.nii\.gz, \.nrrd, \.mha, or a folder or \.zip of"
-    )
+    words = r"absent\.nii\.gz does not exist; expected a scan \(\.nii, .*, or a folder or \.zip of"
     refused(tmp_path / "absent.nii.gz", FileError, words)
 
 
-@pytest.mark.parametrize("name", ["scan.jpg", "scan.hdr", "scan.mhd", "scan.gz", "scan", "nii"])
+@pytest.mark.parametrize("name", ["scan.jpg", "scan.gz", "scan", "nii"])
 def test_an_unsupported_suffix(tmp_path, name):
     (tmp_path / name).write_bytes(b"something")
-    words = (
-        rf"{name} is of an unsupported kind; expected \.nii, \.nii\.gz, \.nrrd, \.mha, or a folder or \.zip of DICOM"
-    )
+    words = rf"{name} is of an unsupported kind; expected \.nii, .*, or a folder or \.zip of DICOM"
     refused(tmp_path / name, FileError, words)
 
 

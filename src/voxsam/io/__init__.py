@@ -1,7 +1,7 @@
 """Files in and out: read_volume gives any supported scan as a Volume, write_mask gives a mask back on the scan's grid.
 
-The format modules (nifti, itk, dicom, dicom_mask) are imported when the first file of their kind comes, so that
-`import voxsam` stays light. What they share: checks, lps, atomic.
+The format modules (nifti, nrrd, metaimage, dicom) are imported when the first file of their kind comes, so that
+`import voxsam` stays light. What they share: checks, raw, gunzip.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from voxsam.volume import Volume
 
 __all__ = [
     "MASK_SUFFIXES",
+    "SCAN_SUFFIXES",
     "SUFFIXES",
     "check_mask_output",
     "is_oriented",
@@ -33,7 +34,8 @@ __all__ = [
 ]
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
-SUFFIXES = (*NIFTI_SUFFIXES, ".nrrd", ".mha")
+SUFFIXES = (*NIFTI_SUFFIXES, ".nrrd", ".mha")  # written and read
+SCAN_SUFFIXES = (*SUFFIXES, ".nhdr", ".mhd")  # read: also headers whose voxels lie in a file beside them
 MASK_SUFFIXES = (*SUFFIXES, ".seg.dcm", ".rtstruct.dcm", ".dcm")  # the last one is a DICOM-SEG, too
 INTEGERS = ("uint8", "int8", "int16", "uint16", "int32", "uint32")  # what every format here can hold
 
@@ -160,7 +162,7 @@ def write_volume(volume: Volume, path: str | os.PathLike[str]) -> None:
 
 def _write(volume: Volume, path: Path, suffixes: Sequence[str] = SUFFIXES) -> None:
     suffix = _suffix(path)
-    if not suffix:
+    if suffix not in SUFFIXES:
         raise FileError(
             f"the output {path} has an unknown suffix", f"one of {', '.join(suffixes)}", "rename the output"
         )
@@ -193,16 +195,20 @@ def _format(suffix: str) -> ModuleType:
         from voxsam.io import nifti
 
         return nifti
-    from voxsam.io import itk
+    if suffix in (".nrrd", ".nhdr"):
+        from voxsam.io import nrrd
 
-    return itk
+        return nrrd
+    from voxsam.io import metaimage
+
+    return metaimage
 
 
 def _suffix(path: Path) -> str:
     """The suffix of a single-file format, in lower case, or ""."""
     name = path.name.lower()
-    return next((s for s in SUFFIXES if name.endswith(s)), "")
+    return next((s for s in SCAN_SUFFIXES if name.endswith(s)), "")
 
 
 def _allowed() -> str:
-    return f"{', '.join(SUFFIXES)}, or a folder or .zip of DICOM"
+    return f"{', '.join(SCAN_SUFFIXES)}, or a folder or .zip of DICOM"

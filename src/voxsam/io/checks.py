@@ -16,9 +16,9 @@ from voxsam.geometry import Grid
 
 MAX_VOXELS = 2**31  # 8 GiB as float32: four times a whole-body CT of 512 x 512 x 2000
 MAX_DEFLATE_RATIO = 1032  # no zlib stream unpacks to more than this times its size (zlib technical details)
-_most_voxels = ContextVar("most_voxels", default=MAX_VOXELS)
+_limits: ContextVar[tuple[int, bool]] = ContextVar("limits", default=(MAX_VOXELS, True))  # voxels, links
 SPACINGS_MM = 1e-4, 200.0  # from nano-CT to the thickest localiser
-LABEL_PLATEAU, HIGHEST_LABEL = 0.6, 255  # share of equal neighbours that makes whole numbers labels: scans are noisy
+LABEL_PLATEAU, HIGHEST_LABEL = 0.6, 255  # fraction of equal neighbours that makes whole numbers labels: scans are noisy
 LABEL_LIMIT = 16  # an image of nothing but the whole numbers 0..15 is a label map
 CT_MINIMUM_HU = -500  # air is -1000 HU; nothing but CT has whole numbers that far below zero
 
@@ -49,23 +49,28 @@ def check_channels(name: str, shape: Sequence[int]) -> tuple[int, int, int, int]
     return *check_shape(name, axes), 1
 
 
+def links_allowed() -> bool:
+    """Whether a link beside a header may lead to its voxels anywhere; not within `at_most`, for files of others."""
+    return _limits.get()[1]
+
+
 @contextmanager
 def at_most(voxels: int) -> Iterator[None]:
     """Within it, in this thread, files that declare more voxels are refused: for servers, whose memory is shared."""
-    token = _most_voxels.set(min(voxels, MAX_VOXELS))
+    token = _limits.set((min(voxels, MAX_VOXELS), False))
     try:
         yield
     finally:
-        _most_voxels.reset(token)
+        _limits.reset(token)
 
 
 def check_size(name: str, shape: Sequence[int], voxel_bytes: int, file_bytes: int, compressed: bool) -> None:
     """Compare what a header declares with the size of its file, before any memory is taken.
 
-        Raises ImageError for more than MAX_VOXELS (or what `at_most` says), FileError if `file_bytes` cannot hold the
+    Raises ImageError for more than MAX_VOXELS (or what `at_most` says), FileError if `file_bytes` cannot hold the
     voxels.
     """
-    voxels, most = math.prod(shape), _most_voxels.get()
+    voxels, most = math.prod(shape), _limits.get()[0]
     if voxels > most:
         raise ImageError(
             f"{name} declares {_by(shape)} voxels",

@@ -15,23 +15,28 @@ except ImportError:
 
 PIECE = 1 << 18  # bytes, read and unpacked at once: a quarter of a core's cache
 GZIP_FORMAT = 16 + zlib.MAX_WBITS  # header and checksum are read and compared, not only the stream between them
+ANY_FORMAT = 32 + zlib.MAX_WBITS  # gzip or zlib
 MAGIC = b"\x1f\x8b"
 
 
 class GunzipReader(io.RawIOBase):
-    """The unpacked bytes of a file of one or more gzip members (RFC 1952).
+    """The unpacked bytes of a file of one or more gzip members (RFC 1952), which begin at byte `start`.
+
+    What follows the last member and is no gzip is passed over, as gzip does. With `zlib_too` the first member may be a
+    zlib stream (RFC 1950).
 
     `gzip.open` gives the same bytes and takes longer: it copies them three times. Reading raises BadGzipFile
     for a file that does not begin as gzip, EOFError if it ends too early, zlib.error for damage, a wrong checksum
     included: the last one when the end is read.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, start: int = 0, zlib_too: bool = False) -> None:
+        self._start, self._format = start, ANY_FORMAT if zlib_too else GZIP_FORMAT
         self._file = open(path, "rb", buffering=0)  # noqa: SIM115, closed by `close`
         self._restart()
 
     def _restart(self) -> None:
-        self._file.seek(0)
+        self._file.seek(self._start)
         self._member: Any = None
         self._members = 0  # begun so far
         self._packed = b""  # read from the file, not yet unpacked
@@ -94,8 +99,11 @@ class GunzipReader(io.RawIOBase):
         if not self._packed:
             return None
         if not self._packed.startswith(MAGIC):
-            raise gzip.BadGzipFile("not a gzip file")
-        self._member = inflate.decompressobj(GZIP_FORMAT)
+            if self._members:
+                return None
+            if self._format == GZIP_FORMAT:
+                raise gzip.BadGzipFile("not a gzip file")
+        self._member = inflate.decompressobj(self._format)
         self._members += 1
         return self._member
 

@@ -15,7 +15,7 @@ from pydicom.uid import ImplicitVRLittleEndian, RTStructureSetStorage, generate_
 
 from voxsam import __version__
 from voxsam.errors import GeometryError, ImageError
-from voxsam.geometry import Grid
+from voxsam.geometry import Grid, flip_lps
 from voxsam.io.checks import truncated
 from voxsam.io.dicom.contours import fill, outline
 from voxsam.io.dicom.source import (
@@ -27,7 +27,6 @@ from voxsam.io.dicom.source import (
     SourceFrame,
     segment_names,
 )
-from voxsam.io.lps import flip_lps
 from voxsam.volume import Volume
 
 DECIMALS = 4  # of a millimetre

@@ -13,7 +13,6 @@ from voxsam.errors import GeometryError, ImageError
 from voxsam.geometry import Grid
 from voxsam.io.checks import check_size
 from voxsam.io.dicom.frames import frame_count, group_item
-from voxsam.io.lps import grid_from_lps
 from voxsam.volume import Volume
 
 LABELMAP_STORAGE = "1.2.840.10008.5.1.4.1.1.66.7"
@@ -108,7 +107,7 @@ def _grid(dataset: pydicom.Dataset, name: str) -> tuple[Grid, NDArray[np.int_]]:
         raise GeometryError(f"the frames of {name} are not evenly spaced", "one slice spacing", "export it again")
     shape = (int(dataset.Columns), int(dataset.Rows), int(slices.max()) + 1)
     check_size(name, shape, 1, np.iinfo(np.int64).max, compressed=False)
-    return grid_from_lps(
+    return Grid.from_lps(
         shape, np.stack([along_i * between_columns, along_j * between_rows, along_k], 1), first
     ), slices
 

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from voxsam.errors import GeometryError
 from voxsam.geometry import Grid
 from voxsam.io.dicom.files import Slice
-from voxsam.io.lps import grid_from_lps
 
 SAME_POSITION_MM = 1e-3
 POSITION_TOLERANCE_MM = 0.06  # some scanners write positions with one decimal
@@ -40,7 +39,7 @@ def stacked(slices: list[Slice], name: str) -> tuple[list[Slice], Grid]:
     step = _check_stack(slices, positions, normal, name)
     steps = np.stack([along_i * between_columns, along_j * between_rows, step], axis=1)
     shape = (slices[0].header.Columns, slices[0].header.Rows, len(slices))
-    return slices, grid_from_lps(shape, steps, positions[0])
+    return slices, Grid.from_lps(shape, steps, positions[0])
 
 
 def _directions(orientations: NDArray[np.float64], name: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

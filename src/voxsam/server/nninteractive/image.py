@@ -12,7 +12,6 @@ from pydantic import BaseModel
 from voxsam.errors import ImageError
 from voxsam.geometry import Grid
 from voxsam.io.checks import as_stored, check_scan, check_spacing, guess_modality
-from voxsam.io.lps import grid_from_lps
 from voxsam.server.errors import TooLarge
 from voxsam.volume import Volume
 
@@ -48,7 +47,7 @@ class ImageProperties(BaseModel):
             return Grid(tuple(shape), np.array(self.affine))  # type: ignore[arg-type]
         if self.sitk_stuff is not None:
             steps = np.reshape(self.sitk_stuff.direction, (3, 3)) * self.sitk_stuff.spacing
-            grid = grid_from_lps(shape[::-1], steps, self.sitk_stuff.origin)
+            grid = Grid.from_lps(shape[::-1], steps, self.sitk_stuff.origin)
             return grid.reorient(grid.axes[::-1])
         return Grid.from_spacing(shape[::-1], self.spacing[::-1]).reorient(AXES)
 

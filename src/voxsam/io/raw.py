@@ -1,0 +1,198 @@
+"""The voxels that a text header (MetaImage, NRRD) describes: where they lie, how they are packed, read with care.
+
+The headers are read here and not by ITK: its parsers trust them (an absurd NDims writes beyond ITK's memory, and a
+negative one never ends), and once every field is understood, all that is left to do is copying bytes.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+from numpy.typing import ArrayLike, NDArray
+
+from voxsam.errors import FileError, GeometryError
+from voxsam.geometry import Grid
+from voxsam.io.checks import as_stored, check_shape, check_size, links_allowed, truncated
+from voxsam.io.gunzip import GunzipReader
+from voxsam.volume import Volume
+
+MAX_HEADER_BYTES = 2**20
+MAX_AXES = 16
+MAX_FILES = 20_000
+UNITS_MM = {"mm": 1.0, "um": 1e-3, "µm": 1e-3, "micron": 1e-3, "microns": 1e-3, "cm": 10.0, "m": 1000.0, "meter": 1e3}
+WHOLE = re.compile(r"[+-]?\d{1,18}", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Voxels:
+    """How the voxels of a header are stored: in these files one after another, from byte `start` (-1: up to the end).
+
+    `encoding` is "raw", "gzip" (gzip or zlib), "text" or "hex".
+    """
+
+    files: tuple[Path, ...]
+    start: int
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    encoding: str
+
+    def read(self, name: str) -> NDArray[np.generic]:
+        """The voxels, first index fastest. Raises FileError, ImageError before memory is taken for too many."""
+        count, rest = divmod(math.prod(self.shape), len(self.files))
+        size = sum(file.stat().st_size - max(0, self.start) for file in self.files)
+        bytes_at_least = {"text": 1, "hex": 2 * self.dtype.itemsize}.get(self.encoding, self.dtype.itemsize)
+        check_size(name, self.shape, bytes_at_least, size, self.encoding == "gzip")
+        if rest:
+            given = f"{name} spreads {count * len(self.files) + rest} voxels over {len(self.files)} files"
+            raise FileError(given, "as many voxels in each", "save it in one piece")
+        flat = np.empty(count * len(self.files), self.dtype)
+        for n, file in enumerate(self.files):
+            self._read_into(flat[n * count : (n + 1) * count], file, name)
+        return flat.reshape(self.shape, order="F")
+
+    def _read_into(self, target: NDArray[np.generic], file: Path, name: str) -> None:
+        packed = self.encoding == "gzip"
+        with GunzipReader(file, max(0, self.start), zlib_too=True) if packed else open(file, "rb") as stream:
+            if not packed:
+                stream.seek(file.stat().st_size - target.nbytes if self.start < 0 else self.start)
+            try:
+                done = stream.readinto(memoryview(target.view(np.uint8))) if self._is_binary else self._parse(stream.read(), target)
+                stream.read(1)  # makes a packed stream compare its checksum, if this is the end
+            except (EOFError, zlib.error, ValueError) as error:
+                raise truncated(name, "its voxels end too early or do not match their checksum") from error
+        if done != target.nbytes:
+            raise truncated(name, f"{target.nbytes} bytes of voxels are declared, {done} are there")
+
+    @property
+    def _is_binary(self) -> bool:
+        return self.encoding in ("raw", "gzip")
+
+    def _parse(self, text: bytes, target: NDArray[np.generic]) -> int:
+        """Numbers in words, or bytes in hexadecimal digits, into `target`; returns the count of its bytes."""
+        if self.encoding == "hex":
+            values = np.frombuffer(bytes.fromhex(text.decode("latin-1")), target.dtype)
+        else:
+            kind = np.float64 if target.dtype.kind == "f" else np.int64
+            values = np.array(text.replace(b",", b" ").split()[: target.size]).astype(kind)
+        target[: values.size] = values[: target.size]
+        return min(values.size, target.size) * target.itemsize
+
+
+@dataclass(frozen=True)
+class Header:
+    """The `key: value` lines of a text header, keys in lower case, which is `size` bytes long in `path`."""
+
+    path: Path
+    fields: dict[str, str]
+    size: int
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    def whole(self, key: str, default: str = "") -> list[int]:
+        """The whole numbers of a field. Raises FileError for other words."""
+        words = self.fields.get(key, default).split()
+        if not all(WHOLE.fullmatch(word) for word in words):
+            raise self.broken(key, "whole numbers")
+        return [int(word) for word in words]
+
+    def numbers(self, key: str, count: int) -> NDArray[np.float64]:
+        """The (count,) numbers of a field. Raises FileError for another count or other words."""
+        try:
+            values = np.array([float(word) for word in re.split(r"[\s,()]+", self.fields[key]) if word])
+        except (ValueError, KeyError) as error:
+            raise self.broken(key, f"{count} numbers") from error
+        if values.shape != (count,):
+            raise self.broken(key, f"{count} numbers")
+        return values
+
+    def broken(self, key: str, expected: str) -> FileError:
+        """The error for a field that cannot be understood."""
+        given = f"{self.name} has the header field {key!r} with {self.fields.get(key, '')[:60]!r}"
+        return FileError(given, expected, "repair its header or export it again")
+
+    def beside(self, word: str) -> Path:
+        """The data file that a header names: in the header's own folder, so that it cannot name any file at all."""
+        bare = word.removeprefix("./").removeprefix(".\\")
+        if not bare or Path(bare).name != bare or "\\" in bare or bare in (".", ".."):
+            given = f"{self.name} says that its voxels lie in {word[:200]!r}"
+            raise FileError(given, "a file in the same folder", "put it beside the header and name it without a folder")
+        file = self.path.parent / bare
+        if not file.is_file() or not (links_allowed() or file.resolve().parent == self.path.parent.resolve()):
+            given = f"the voxels of {self.name} in {bare!r}, which is not there"
+            raise FileError(given, "that file beside its header", "copy both files, or save the scan in one piece")
+        return file
+
+
+def header_fields(lines: Sequence[str], separator: str) -> dict[str, str]:
+    """The fields of header lines; the first of several with one key counts, lines without a separator do not."""
+    fields: dict[str, str] = {}
+    for line in lines:
+        key, found, value = re.match(rf"([^{separator}]*)([{separator}]?)(.*)", line, re.DOTALL).groups()  # type: ignore[union-attr]
+        if found:
+            fields.setdefault(key.strip().lower(), value.strip())
+    return fields
+
+
+def data_files(where: str, below: Sequence[str]) -> list[str]:
+    """The names of the data files: one, a LIST of them in the lines `below`, or a pattern with first, last and step."""
+    if re.fullmatch(r"(?i)list(\s+\d)?", where):
+        return [line.strip() for line in below[:MAX_FILES] if line.strip()]
+    pattern = re.fullmatch(r"([^%]*)%(0?\d?)d([^%]*?)\s+(\d{1,6})\s+(\d{1,6})(?:\s+(\d{1,4}))?(?:\s+\d)?", where)
+    if pattern is None:
+        return [where]
+    before, width, after, low, high, step = pattern.groups()
+    numbers = range(int(low), int(high) + 1, max(1, int(step or 1)))[:MAX_FILES]
+    return [f"{before}{format(n, f'{width}d')}{after}" for n in numbers]
+
+
+def check_steps(name: str, steps: ArrayLike, spacing: ArrayLike) -> None:
+    """Raises GeometryError for axes (columns of `steps`) that are not three, or a spacing that is not positive."""
+    steps, spacing = np.asarray(steps), np.asarray(spacing)
+    if not (np.isfinite(steps).all() and np.isfinite(spacing).all() and spacing.min() > 0):
+        listed = " x ".join(f"{s:.4g}" for s in spacing)
+        expected = "positive spacing on each axis"
+        raise GeometryError(f"{name} has a spacing of {listed} mm", expected, "repair its header")
+    lengths = np.linalg.norm(steps, axis=0)
+    if lengths.min() <= 0 or abs(np.linalg.det(steps / lengths)) < 1e-3:
+        raise GeometryError(f"{name} has a singular affine (axes that coincide)", "three axes", "repair its header")
+
+
+def unit_mm(word: str) -> float | None:
+    """Millimetres of a unit of length by its name; None for one that is not known."""
+    return UNITS_MM.get(word.strip().strip('"').lower())
+
+
+def unit_remark(name: str, word: str, factor: float | None) -> str:
+    """What to say of a spatial unit other than mm."""
+    word = word.strip().strip('"')[:20]
+    if factor is None:
+        return f"{name} gives lengths in {word!r}, which is not known; read as mm"
+    return f"{name} gives lengths in {word}; converted to mm (one {word} is {factor:g} mm)"
+
+
+def as_volume(name: str, voxels: Voxels, shape: Sequence[int], grid: Grid, remarks: Sequence[str]) -> Volume:
+    """The voxels read, as a scan of three axes."""
+    array = voxels.read(name).reshape(check_shape(name, shape), order="F")
+    return Volume(as_stored(array), grid, remarks=tuple(remarks))
+
+
+def write(volume: Volume, path: Path) -> None:
+    """Write the array, compressed, with its own dtype to `path` (.nrrd or .mha) by SimpleITK. Raises OSError."""
+    origin, spacing, direction = volume.grid.to_lps()
+    image = sitk.GetImageFromArray(volume.array.T)
+    image.SetOrigin(origin.tolist())
+    image.SetSpacing(spacing.tolist())
+    image.SetDirection(direction.ravel().tolist())
+    try:
+        sitk.WriteImage(image, str(path), useCompression=True)
+    except RuntimeError as error:
+        raise OSError(str(error).strip().splitlines()[-1]) from error
