@@ -63,7 +63,7 @@ class Voxels:
             if not packed:
                 stream.seek(file.stat().st_size - target.nbytes if self.start < 0 else self.start)
             try:
-                done = stream.readinto(memoryview(target.view(np.uint8))) if self._is_binary else self._parse(stream.read(), target)
+                done = stream.readinto(target.view(np.uint8).data) if self._is_binary else self._parse(stream.read(), target)
                 stream.read(1)  # makes a packed stream compare its checksum, if this is the end
             except (EOFError, zlib.error, ValueError) as error:
                 raise truncated(name, "its voxels end too early or do not match their checksum") from error
