@@ -20,7 +20,6 @@ from voxsam.io.raw import (
     Voxels,
     as_volume,
     check_steps,
-    data_files,
     header_fields,
     unit_mm,
     unit_remark,
@@ -103,7 +102,7 @@ def _voxels(header: Header, names: list[str], shape: tuple[int, ...], dtype: np.
     text = "binarydata" in fields and not flags["binarydata"]
     encoding = "text" if text else "gzip" if flags.get("compresseddata") else "raw"
     where = fields["elementdatafile"]
-    files = (header.path,) if where.lower() == "local" else tuple(map(header.beside, data_files(where, names)))
+    files = (header.path,) if where.lower() == "local" else header.data_files(where, names)
     start = skipped or (header.size if files == (header.path,) else 0)
     if files == (header.path,) and header.path.suffix.lower() == ".mhd" and header.size >= header.path.stat().st_size:
         raise truncated(header.name, "its header is all that it holds")

@@ -22,7 +22,6 @@ from voxsam.io.raw import (
     Voxels,
     as_volume,
     check_steps,
-    data_files,
     header_fields,
     unit_mm,
     unit_remark,
@@ -202,7 +201,7 @@ def _voxels(header: Header, names: list[str], sizes: tuple[int, ...], remarks: l
     lines, skip = (header.whole("line skip", "0") + [0])[0], (header.whole("byte skip", "0") + [0])[0]
     files: tuple[Path, ...] = (header.path,)
     if "data file" in fields:
-        files = tuple(map(header.beside, data_files(fields["data file"], names)))
+        files = header.data_files(fields["data file"], names)
     start = header.size if files == (header.path,) else 0
     if lines or skip:
         start = _skipped(header, files, start, lines, skip, encoding)
@@ -213,7 +212,7 @@ def _skipped(header: Header, files: tuple[Path, ...], start: int, lines: int, sk
     """Where the voxels begin behind `line skip` lines and `byte skip` bytes, -1 if they lie at the end of the file."""
     if skip < -1 or not 0 <= lines <= MAX_HEADER_BYTES or encoding == "gzip" or (lines and len(files) > 1):
         raise header.broken("line skip" if lines else "byte skip", "none, or a count before raw voxels")
-    with open(files[0], "rb") as file:
+    with open(next(iter(files)), "rb") as file:
         file.seek(start)
         for _ in range(lines):
             file.readline(MAX_HEADER_BYTES)

@@ -63,7 +63,10 @@ class Voxels:
             if not packed:
                 stream.seek(file.stat().st_size - target.nbytes if self.start < 0 else self.start)
             try:
-                done = stream.readinto(target.view(np.uint8).data) if self._is_binary else self._parse(stream.read(), target)
+                if self._is_binary:
+                    done = stream.readinto(target.view(np.uint8).data)
+                else:
+                    done = self._parse(stream.read(), target)
                 stream.read(1)  # makes a packed stream compare its checksum, if this is the end
             except (EOFError, zlib.error, ValueError) as error:
                 raise truncated(name, "its voxels end too early or do not match their checksum") from error
@@ -119,8 +122,25 @@ class Header:
         given = f"{self.name} has the header field {key!r} with {self.fields.get(key, '')[:60]!r}"
         return FileError(given, expected, "repair its header or export it again")
 
-    def beside(self, word: str) -> Path:
-        """The data file that a header names: in the header's own folder, so that it cannot name any file at all."""
+    def data_files(self, where: str, below: Sequence[str]) -> tuple[Path, ...]:
+        """The data files: one, a LIST of them in the lines `below`, or a pattern with first, last and step.
+
+        They lie in the header's own folder, so that it cannot name any file at all. Raises FileError.
+        """
+        pattern = re.fullmatch(r"([^%]*)%(0?\d?)d([^%]*?)\s+(\d{1,6})\s+(\d{1,6})(?:\s+(\d{1,4}))?(?:\s+\d)?", where)
+        if re.fullmatch(r"(?i)list(\s+\d)?", where):
+            names = [line.strip() for line in below[:MAX_FILES] if line.strip()]
+        elif pattern:
+            before, width, after, low, high, step = pattern.groups()
+            numbers = range(int(low), int(high) + 1, max(1, int(step or 1)))[:MAX_FILES]
+            names = [f"{before}{format(n, f'{width}d')}{after}" for n in numbers]
+        else:
+            names = [where]
+        if not names:
+            raise truncated(self.name, "it names no file of its voxels")
+        return tuple(map(self._beside, names))
+
+    def _beside(self, word: str) -> Path:
         bare = word.removeprefix("./").removeprefix(".\\")
         if not bare or Path(bare).name != bare or "\\" in bare or bare in (".", ".."):
             given = f"{self.name} says that its voxels lie in {word[:200]!r}"
@@ -140,18 +160,6 @@ def header_fields(lines: Sequence[str], separator: str) -> dict[str, str]:
         if found:
             fields.setdefault(key.strip().lower(), value.strip())
     return fields
-
-
-def data_files(where: str, below: Sequence[str]) -> list[str]:
-    """The names of the data files: one, a LIST of them in the lines `below`, or a pattern with first, last and step."""
-    if re.fullmatch(r"(?i)list(\s+\d)?", where):
-        return [line.strip() for line in below[:MAX_FILES] if line.strip()]
-    pattern = re.fullmatch(r"([^%]*)%(0?\d?)d([^%]*?)\s+(\d{1,6})\s+(\d{1,6})(?:\s+(\d{1,4}))?(?:\s+\d)?", where)
-    if pattern is None:
-        return [where]
-    before, width, after, low, high, step = pattern.groups()
-    numbers = range(int(low), int(high) + 1, max(1, int(step or 1)))[:MAX_FILES]
-    return [f"{before}{format(n, f'{width}d')}{after}" for n in numbers]
 
 
 def check_steps(name: str, steps: ArrayLike, spacing: ArrayLike) -> None:
