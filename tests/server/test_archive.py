@@ -28,6 +28,7 @@ def age(path, days):
 def test_a_work_comes_back_as_it_was_saved(tmp_path):
     archive = Archive(tmp_path / "state")
     archive.save(work())
+    archive.close()
     assert Archive(tmp_path / "state").load(NAME) == work()
     for folder in (archive.folder, archive.works, archive.uploads, archive.scratch):
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
@@ -114,3 +115,13 @@ def test_a_state_folder_that_cannot_be_made_is_told(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(FileError):
         Archive(tmp_path / "file" / "state")
+
+
+def test_two_servers_do_not_work_in_one_state_folder(tmp_path):
+    first = Archive(tmp_path / "state")
+    (tmp_path / "link").symlink_to(tmp_path / "state")
+    for name in ("state", "link"):
+        with pytest.raises(FileError, match="in which another server works; expected a folder for each server"):
+            Archive(tmp_path / name)
+    first.close()
+    Archive(tmp_path / "link").close()

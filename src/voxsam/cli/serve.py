@@ -90,7 +90,10 @@ def serve(settings: Settings, browser: bool) -> None:
         _log(settings, address)
         if browser:
             threading.Timer(0.5, webbrowser.open, [_first_page(settings, address)]).start()
-        uvicorn.Server(config).run(sockets=[listener])
+        try:
+            uvicorn.Server(config).run(sockets=[listener])
+        finally:
+            app.state.service.close()
 
 
 def state_folder() -> Path:

@@ -3,6 +3,7 @@
     STATE/works/ID.json       what a client opened and did, written whole or not at all after every step
     STATE/uploads/ID/FILE     what a client sent; removed with its work, or after an hour if no work needs it
     STATE/scratch/            downloads while they are sent
+    STATE/.lock               held by the one server that works here
 
 The folder is for its owner alone: it may hold patients' scans.
 """
@@ -18,6 +19,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from voxsam.atomic import atomic_path, make_folder
@@ -47,9 +49,9 @@ class Work(BaseModel):
 
 
 class Archive:
-    """A state folder; None: a temporary one, which is gone when the server stops.
+    """A state folder, locked until `close`; None: a temporary one, which is gone when the server stops.
 
-    Raises FileError if the folder cannot be made or written.
+    Raises FileError if the folder cannot be made or written, or if another server works in it.
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -63,6 +65,12 @@ class Archive:
             except OSError as error:
                 given = f"{part} ({error.strerror})"
                 raise FileError(given, "a state folder of your own", "choose another with --state") from error
+        self._lock = FileLock(self.folder / ".lock", timeout=0, mode=0o600)
+        try:
+            self._lock.acquire()
+        except Timeout:
+            given = f"the state folder {self.folder}, in which another server works"
+            raise FileError(given, "a folder for each server", "stop the other, or choose another --state") from None
 
     def save(self, work: Work) -> None:
         """Keep a work as it is now. Raises FileError."""
@@ -117,7 +125,8 @@ class Archive:
         return Path(tempfile.mkdtemp(dir=self.scratch))
 
     def close(self) -> None:
-        """Remove a temporary folder."""
+        """Let another server work in the folder; a temporary one is removed."""
+        self._lock.release()
         if self._temporary is not None:
             self._temporary.cleanup()
 

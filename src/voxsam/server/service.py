@@ -34,8 +34,9 @@ class Service:
     @classmethod
     def start(cls, settings: Settings, model: Promptable | None = None) -> Service:
         """Load the model (unless one is given) and begin. Raises InputError for what cannot be used."""
-        folders, archive = Folders(settings.folders), Archive(settings.state)
+        folders = Folders(settings.folders)
         model = model or load_model(settings.model, settings.device)
+        archive = Archive(settings.state)
         warm_up(model)
         device = Device(model)
         store = Store(device, Limits(settings.capacity, settings.memory_bytes, settings.idle_s, settings.alive_s))
