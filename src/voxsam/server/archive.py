@@ -65,7 +65,7 @@ class Archive:
             except OSError as error:
                 given = f"{part} ({error.strerror})"
                 raise FileError(given, "a state folder of your own", "choose another with --state") from error
-        self._lock = FileLock(self.folder / ".lock", timeout=0, mode=0o600)
+        self._lock = FileLock(self.folder / ".lock", timeout=0, mode=0o600, thread_local=False)
         try:
             self._lock.acquire()
         except Timeout:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from voxsam.errors import InputError
-from voxsam.io import read_volume
+from voxsam.io import NIFTI_SUFFIXES, guarded, read_volume
 from voxsam.io.checks import at_most
 from voxsam.server.archive import Archive
 from voxsam.server.errors import NotThere
@@ -28,17 +28,20 @@ class Reader:
 
     def read(self, source: Source) -> Volume:
         """The scan. Raises InputError: for what is no scan, is not there, lies outside, or is too large."""
-        with at_most(self.settings.most_voxels):
-            if isinstance(source, DemoSource):
-                return self._demo
-            path = self._path(source)
-            try:
-                return read_volume(path)
-            except InputError as error:
-                if isinstance(source, FolderSource) or path.name not in error.given:
-                    raise
-                given = error.given.replace(path.name, "the upload" if path.is_dir() else sent_name(path))
-                raise type(error)(given, error.expected, error.remedy) from error
+        if isinstance(source, DemoSource):
+            return self._demo
+        path, most = self._path(source), self.settings.most_voxels
+        try:
+            if path.name.lower().endswith(NIFTI_SUFFIXES):  # read in Python, every length checked first
+                with at_most(most):
+                    return read_volume(path)
+            memory_bytes, scratch = self.settings.memory_bytes, self.archive.scratch
+            return guarded.read_volume(path, memory_bytes=memory_bytes, max_voxels=most, temporary=scratch)
+        except InputError as error:
+            if isinstance(source, FolderSource) or path.name not in error.given:
+                raise
+            given = error.given.replace(path.name, "the upload" if path.is_dir() else sent_name(path))
+            raise type(error)(given, error.expected, error.remedy) from error
 
     def name(self, source: Source) -> str:
         """What to call the scan if the client does not say."""

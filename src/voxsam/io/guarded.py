@@ -1,0 +1,202 @@
+"""Reading an untrusted file in a process of its own, which may die, hang or ask for too much without harming ours.
+
+A fresh process reads each file, so that a file that corrupts a native parser's heap (ITK, GDCM, JPEG 2000) can neither
+end the caller nor change another file's voxels. It is a fence against faults, not against intruders: the process runs
+as the same user, which is why its answer may come as a pickle.
+
+    request    stdin, one JSON line; stdin then stays open, and its end means that the caller has gone
+    answer     stdout: uint64 count and lengths, then as many pieces: a pickle, and the buffers that it refers to
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+import voxsam.errors
+from voxsam.errors import FileError, InputError
+from voxsam.io.checks import MAX_VOXELS, at_most
+from voxsam.volume import Volume
+
+TIME_S = 120.0  # a whole-body CT in JPEG 2000 takes about half of it on a slow core
+MAX_PIECES = 4096  # of one answer: an array each
+MIB = 1 << 20
+
+Accept = Callable[[int], Any]
+
+
+def read_volume(
+    path: str | os.PathLike[str],
+    *,
+    name: str | None = None,
+    memory_bytes: int,
+    max_voxels: int = MAX_VOXELS,
+    time_s: float = TIME_S,
+    temporary: Path | None = None,
+    accept: Accept | None = None,
+) -> Volume:
+    """As `voxsam.io.read_volume`, in a process that gets `memory_bytes` beyond its start and `time_s` seconds.
+
+    `name` is what messages call the file. `accept` is called with the bytes of the answer before memory is taken for
+    it, and may raise. `temporary` is a folder for what is unpacked; one of the system's unless given. It is empty
+    afterwards, however the process ended. Raises as `voxsam.io.read_volume`, and FileError if the process fails.
+    """
+    path, name = Path(path), name or Path(path).name
+    request = {"path": str(path.absolute()), "memory_bytes": memory_bytes, "max_voxels": max_voxels}
+    with tempfile.TemporaryDirectory(prefix="voxsam-", dir=temporary) as folder:
+        process = _start(folder)
+        assert process.stdin is not None and process.stdout is not None
+        too_late = threading.Event()
+        timer = threading.Timer(time_s, lambda: (too_late.set(), process.kill()))
+        timer.daemon = True
+        timer.start()
+        try:
+            process.stdin.write(json.dumps(request).encode() + b"\n")
+            process.stdin.flush()
+            answer = _receive(process.stdout, accept)
+        except (OSError, EOFError) as error:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(1.0)  # it is ending: how?
+            process.kill()
+            raise _failed(name, process.wait(), time_s if too_late.is_set() else None) from error
+        finally:
+            timer.cancel()
+            process.kill()
+            process.wait()
+            process.stdin.close()
+            process.stdout.close()
+    if isinstance(answer, Volume):
+        return answer
+    kind, given, expected, remedy = answer
+    raise _error_type(kind)(given.replace(path.name, name), expected, remedy)
+
+
+def _start(temporary: str) -> subprocess.Popen[bytes]:
+    """The process, on this package and on one thread, with `temporary` as its folder for temporary files."""
+    package = str(Path(voxsam.errors.__file__).parents[1])
+    places = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"), "1")
+    folders = dict.fromkeys(("TMPDIR", "TEMP", "TMP"), temporary)
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", "voxsam.io.guarded"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, **threads, **folders, "PYTHONPATH": os.pathsep.join(places)},
+    )
+
+
+def _receive(stream: IO[bytes], accept: Accept | None) -> Any:
+    """What the process answers. Raises EOFError if it ends too early, and what `accept` raises."""
+    (count,) = struct.unpack("<Q", _exactly(stream, 8))
+    if count > MAX_PIECES:
+        raise EOFError(f"{count} pieces")
+    lengths = struct.unpack(f"<{count}Q", _exactly(stream, 8 * count))
+    if accept is not None:
+        accept(sum(lengths))
+    pickled, *buffers = (_exactly(stream, length) for length in lengths)
+    try:
+        return pickle.loads(pickled, buffers=buffers)
+    except Exception as error:  # of whatever a process with a broken heap may send
+        raise EOFError("an answer that is damaged") from error
+
+
+def _exactly(stream: IO[bytes], length: int) -> memoryview:
+    view = memoryview(np.empty(length, dtype=np.uint8)).cast("B")
+    done = 0
+    while done < length:
+        count = stream.readinto(view[done : done + 16 * MIB])  # type: ignore[attr-defined]
+        if not count:
+            raise EOFError(f"{done} of {length} bytes")
+        done += count
+    return view
+
+
+def _failed(name: str, status: int, time_s: float | None) -> FileError:
+    if time_s is not None:
+        given = f"{name} took more than {time_s:g} s to read"
+    else:
+        how = signal.Signals(-status).name if status < 0 else f"status {status}"
+        given = f"{name} made its reader fail ({how})"
+    return FileError(given, "a file that is read at once", "convert it to .nii.gz on your machine, or export it again")
+
+
+def _error_type(kind: str) -> type[InputError]:
+    found = getattr(voxsam.errors, kind, FileError)
+    return found if isinstance(found, type) and issubclass(found, InputError) else FileError
+
+
+# In the process
+
+
+def main() -> None:
+    """Read one request, answer it, and end."""
+    from voxsam.io import read_volume as read
+
+    # The answer's stream is ours alone: what a library prints goes nowhere.
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    request = json.loads(sys.stdin.buffer.readline())
+    threading.Thread(target=_end_with_caller, daemon=True).start()
+    import nibabel  # noqa: F401, all that is imported later would count as the file's memory
+    import SimpleITK  # noqa: F401
+
+    from voxsam.io.dicom import series  # noqa: F401
+
+    _limit_memory(request["memory_bytes"])
+    path = Path(request["path"])
+    try:
+        with at_most(request["max_voxels"]):
+            _send(answers, read(path))
+    except InputError as error:
+        _send(answers, (type(error).__name__, error.given, error.expected, error.remedy))
+    except MemoryError:
+        given = f"{path.name} needs more than {request['memory_bytes'] // MIB} MiB of memory to be read"
+        _send(answers, ("FileError", given, "a smaller scan", "crop it, or start the server with more --memory"))
+    os._exit(0)  # nothing is left to be done, and a library with a broken heap may not end in order
+
+
+def _send(stream: IO[bytes], answer: object) -> None:
+    buffers: list[pickle.PickleBuffer] = []
+    pickled = pickle.dumps(answer, protocol=5, buffer_callback=buffers.append)
+    pieces: Sequence[Any] = [pickled, *(buffer.raw() for buffer in buffers)]
+    stream.write(struct.pack(f"<Q{len(pieces)}Q", len(pieces), *map(len, pieces)))
+    for piece in pieces:
+        stream.write(piece)
+    stream.flush()
+
+
+def _limit_memory(nbytes: int) -> None:
+    """Let this process have so many bytes more than it has now, where the system can say so (Linux)."""
+    try:
+        import resource
+
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+    except (ImportError, OSError):
+        return
+    limit = pages * resource.getpagesize() + nbytes
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _end_with_caller() -> None:
+    while os.read(0, 1):
+        pass
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()
