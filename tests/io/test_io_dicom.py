@@ -21,8 +21,8 @@ from pydicom.uid import (
 
 from voxsam.errors import FileError, GeometryError, ImageError, UnsupportedError
 from voxsam.io import read_volume
-from voxsam.io.dicom import archive as dicom_zip
 from voxsam.io.dicom import files as dicom_files
+from voxsam.io.dicom import files as dicom_zip
 
 RAS = np.diag([-1.0, -1, 1])
 
@@ -307,7 +307,7 @@ def test_refuses_mixed_series_and_lists_them(tmp_path, write_series):
     write_series(folder, lambda dataset, k: k < 4, series="1.2.9", prefix="MR", **extra)
     words = (
         r"ct holds 2 image series \(CT series 4 'arterial': 9 images, MR series 7 'T1': 4 images\); "
-        "expected one series; put the series to segment into a folder of its own"
+        r"expected one series; choose with --series N \(or series= in Python\), N the number or UID"
     )
     with pytest.raises(FileError, match=words):
         read_volume(folder)
@@ -328,11 +328,13 @@ def test_counts_the_missing_slices(tmp_path, write_series, left_out):
 
 
 def test_refuses_duplicate_slices(tmp_path, write_series):
-    folder = write_series(tmp_path / "ct")
-    (folder / "again.dcm").write_bytes((folder / "IM00.dcm").read_bytes())
+    def repeat(dataset, k):
+        if k == 4:
+            dataset.ImagePositionPatient = [float(f"{x:.6f}") for x in ORIGIN + 3 * SLICE_STEP * NORMAL]
+
     words = r"ct has duplicate slices: .* and .* lie at the same position, .* mm along the normal \(1 such pairs\)"
     with pytest.raises(GeometryError, match=words):
-        read_volume(folder)
+        read_volume(write_series(tmp_path / "ct", repeat))
 
 
 def test_refuses_uneven_spacing(tmp_path, write_series):
@@ -345,11 +347,14 @@ def test_refuses_uneven_spacing(tmp_path, write_series):
         read_volume(write_series(tmp_path / "ct", move))
 
 
-def test_refuses_gantry_tilt(tmp_path, write_series):
-    step = SLICE_STEP * NORMAL + np.tan(np.radians(12)) * SLICE_STEP * COLUMN
-    words = r"the slices of ct are sheared: each is shifted by 0.531 mm in its plane \(gantry tilt of 12.0 degrees\)"
-    with pytest.raises(GeometryError, match=words):
-        read_volume(write_series(tmp_path / "ct", step=step))
+@pytest.mark.parametrize("degrees", [3, 12, 18.5, -30])
+def test_a_tilted_gantry_is_the_sheared_grid_that_it_is(tmp_path, write_series, scan_array, degrees):
+    step = SLICE_STEP * NORMAL + np.tan(np.radians(degrees)) * SLICE_STEP * COLUMN
+    volume = read_volume(write_series(tmp_path / "ct", step=step))
+    assert np.array_equal(volume.array, scan_array)
+    assert volume.grid.index_to_world((0, 0, 8)) == pytest.approx(RAS @ (ORIGIN + 8 * step), abs=1e-5)
+    (remark,) = volume.remarks
+    assert f"the slices of ct lean by {abs(degrees):.1f} degrees (gantry tilt)" in remark
 
 
 def test_refuses_a_slice_that_is_shifted_in_its_plane(tmp_path, write_series):
@@ -357,7 +362,9 @@ def test_refuses_a_slice_that_is_shifted_in_its_plane(tmp_path, write_series):
         if k == 5:
             dataset.ImagePositionPatient = [float(x) for x in ORIGIN + 5 * SLICE_STEP * NORMAL + 1.5 * ROW]
 
-    with pytest.raises(GeometryError, match="the slices of ct are sheared: each is shifted by"):
+    with pytest.raises(
+        GeometryError, match="the slices of ct are not stacked in a line: one is shifted by 1.2 mm in its plane"
+    ):
         read_volume(write_series(tmp_path / "ct", move))
 
 

@@ -43,7 +43,12 @@ T = TypeVar("T")
 
 
 def read_volume(
-    path: str | os.PathLike[str], *, labels: bool = False, grid: Grid | None = None, segment: int | None = None
+    path: str | os.PathLike[str],
+    *,
+    labels: bool = False,
+    grid: Grid | None = None,
+    segment: int | None = None,
+    series: str | int = "",
 ) -> Volume:
     """Read a scan: .nii, .nii.gz, .nrrd, .mha, or a folder, a .zip or a multi-frame file of one DICOM series.
 
@@ -56,7 +61,7 @@ def read_volume(
     Raises FileError, ImageError or GeometryError, each in one line.
     """
     path = Path(path)
-    volume = _told(path, lambda: _read(path, labels, grid, segment))
+    volume = _told(path, lambda: _read(path, labels, grid, segment, str(series)))
     if labels:
         return volume.with_array(as_labels(path.name, volume.array), modality="SEG")
     return _as_scan(path.name, volume)
@@ -170,7 +175,7 @@ def _write(volume: Volume, path: Path, suffixes: Sequence[str] = SUFFIXES) -> No
         _format(suffix).write(volume, temporary)
 
 
-def _read(path: Path, labels: bool, grid: Grid | None, segment: int | None) -> Volume:
+def _read(path: Path, labels: bool, grid: Grid | None, segment: int | None, series: str) -> Volume:
     """The file as its format module reads it."""
     if path.is_dir() or path.suffix.lower() == ".zip":
         if labels:
@@ -178,7 +183,7 @@ def _read(path: Path, labels: bool, grid: Grid | None, segment: int | None) -> V
             raise FileError(given, "a DICOM-SEG or RTSTRUCT file, or .nii.gz", "give the file itself")
         from voxsam.io.dicom import series as dicom
 
-        return dicom.read(path)
+        return dicom.read(path, series)
     suffix = _suffix(path)
     if suffix:
         return _format(suffix).read(path)
@@ -187,7 +192,7 @@ def _read(path: Path, labels: bool, grid: Grid | None, segment: int | None) -> V
 
     if path.suffix.lower() not in (".dcm", ".ima") and not dicom_mask.is_dicom(path):
         raise FileError(f"{path.name} is of an unsupported kind", _allowed(), "convert it to .nii.gz")
-    return dicom_mask.read(path, grid, segment) if labels else dicom.read(path)
+    return dicom_mask.read(path, grid, segment) if labels else dicom.read(path, series)
 
 
 def _format(suffix: str) -> ModuleType:

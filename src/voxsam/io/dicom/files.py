@@ -1,16 +1,22 @@
-"""Finding DICOM images in a folder, and reading their headers without their pixels.
+"""DICOM images in a folder or a zip: found, and their headers read without their pixels.
 
-Headers come through pydicom, which reads single elements without touching the pixels, keeps positions in double
-precision, and tells an image from the SEG, RTSTRUCT or junk beside it; pixels come through GDCM (dicom.py).
+Headers come through pydicom, which reads single elements, keeps positions in double precision, and tells an image from
+the SEG, RTSTRUCT or junk beside it. No other parser sees a file: pixels.py takes their bytes from where they stand.
 """
 
 from __future__ import annotations
 
+import io
 import os
+import shutil
+import stat
 import struct
+import tempfile
 import warnings
+import zipfile
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -18,66 +24,88 @@ from typing import IO
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
-from pydicom.encaps import generate_frames
 from pydicom.errors import BytesLengthException, InvalidDicomError
-from pydicom.filereader import read_file_meta_info
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
 from voxsam.errors import FileError, GeometryError
-from voxsam.io.checks import truncated
-from voxsam.io.dicom.codestream import declared_size
+from voxsam.io.checks import links_allowed, truncated
 
 MAX_FILES = 20_000
 HEAD_BYTES = 132
 MAX_INFLATED_BYTES = 2**30  # of a file in the deflated transfer syntax
+MAX_UNZIPPED_BYTES = 4 * 2**30  # eight times a CT of 512 x 512 x 1000
+MAX_RATIO = 50  # of a zip's unpacked size to its own: scans are noisy, none shrinks to a fiftieth ...
+RATIO_COUNTS_BYTES = 64 * 2**20  # ... and a small zip may
+METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # LZMA takes as much memory as its header asks for
+MAX_DIRECTORY_BYTES = MAX_FILES * 1024  # an entry has 46 bytes and the names of a path
 # Modalities of the objects that lie beside a series: segmentations, radiotherapy, presentation states, reports, ...
 NOT_IMAGES = frozenset(
     [*("SEG", "RTSTRUCT", "RTDOSE", "RTPLAN", "RTRECORD", "RTIMAGE", "PLAN"), *("PR", "KO", "SR", "REG", "FID", "DOC")]
 )
-SEQUENCE_END = b"\xfe\xff\xdd\xe0"  # the last item of compressed pixel data (PS3.5 A.4)
 # What pydicom raises where a file is damaged, often only when an element is looked at.
 BROKEN = (
     *(InvalidDicomError, BytesLengthException, EOFError, OSError, struct.error, zlib.error),
     *(AttributeError, KeyError, IndexError, NotImplementedError, OverflowError, RecursionError, TypeError, ValueError),
+    *(AssertionError, MemoryError),
 )
 COUNTS = ("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "BitsAllocated")
 TAGS = (
-    *("SOPClassUID", "SOPInstanceUID", "Modality", "SeriesInstanceUID", "SeriesNumber", "SeriesDescription"),
-    *(
-        "Rows",
-        "Columns",
-        "NumberOfFrames",
-        "SamplesPerPixel",
-        "PhotometricInterpretation",
-        "BitsAllocated",
-        "PixelRepresentation",
-    ),
+    *("SOPClassUID", "SOPInstanceUID", "Modality", "ImageType"),
+    *("SeriesInstanceUID", "SeriesNumber", "SeriesDescription"),
+    *("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation"),
+    *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"),
     *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "RescaleSlope", "RescaleIntercept"),
 )
 
 
+@dataclass(frozen=True)
+class Stored:
+    """The bytes of one DICOM file: a file of the disk, or a part of one without a name (an unpacked zip)."""
+
+    place: Path | IO[bytes]
+    start: int
+    size: int
+
+    def open(self) -> IO[bytes]:
+        """A stream of these bytes alone."""
+        if isinstance(self.place, Path):
+            return open(self.place, "rb")
+        self.place.seek(self.start)
+        return io.BytesIO(self.place.read(self.size))
+
+    def read(self, at: int, count: int) -> bytes:
+        """`count` bytes from byte `at` on."""
+        with self.open() as stream:
+            stream.seek(at)
+            return stream.read(count)
+
+
 @dataclass(frozen=True, eq=False)
 class Slice:
-    """One DICOM image: the file of its pixels, what the user calls it, and its header without the pixels.
+    """One DICOM image: its file, what the user calls it, its header without the pixels, and where these are.
 
-    `frame` counts from 1 in a multi-frame file (`whole`), out of which `file` was taken; 0: the file has one frame.
+    The pixels' element begins at byte `element` of `stored`, unless they are here already (`pixels`: a frame of a
+    multi-frame file, `packed` if they are compressed, or those of a deflated file). `frame` counts from 1 in a
+    multi-frame file; 0: the file has one frame.
     """
 
-    file: Path
+    stored: Stored
     name: str
     header: pydicom.Dataset
+    element: int
     frame: int = 0
-    whole: Path | None = None
-
-    @property
-    def origin(self) -> Path:
-        """The file that came in."""
-        return self.whole or self.file
+    pixels: bytes | None = None
+    packed: bool = False
 
     @property
     def series(self) -> str:
         """The series it belongs to."""
         return str(self.header.get("SeriesInstanceUID", ""))
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Columns and rows."""
+        return int(self.header.Columns), int(self.header.Rows)
 
     @property
     def scaling(self) -> tuple[float, float]:
@@ -100,22 +128,6 @@ class Slice:
         return values
 
 
-def read_slices(path: Path) -> Iterator[Slice]:
-    """The images below a folder. Raises FileError for one that is cut off, or for too many files."""
-    count = 0
-    for folder, folders, files in os.walk(path):
-        folders.sort()
-        for file in sorted(files):
-            count += 1
-            if count > MAX_FILES:
-                raise FileError(
-                    f"{path.name} holds over {MAX_FILES:,} files", "one series", "give the folder of the series"
-                )
-            image = read_slice(Path(folder, file), file)
-            if image is not None:
-                yield image
-
-
 def is_marked(head: bytes) -> bool:
     """Whether the first HEAD_BYTES of a file have the mark of DICOM (PS3.10 7.1)."""
     return head[128:HEAD_BYTES] == b"DICM"
@@ -126,29 +138,69 @@ def may_be_dicom(head: bytes) -> bool:
     return is_marked(head) or head[:2] in (b"\x02\x00", b"\x08\x00")
 
 
-def read_slice(file: Path, name: str) -> Slice | None:
+def read_slices(path: Path) -> Iterator[Slice]:
+    """The images below a folder. Raises FileError for one that is cut off, or for too many files.
+
+    Links are followed, each folder once; a link that leads nowhere, or with files of others out of `path`, is not.
+    """
+    count, seen, root = 0, set(), path.resolve()
+    for folder, folders, files in os.walk(path, followlinks=links_allowed()):
+        identity = os.stat(folder)
+        if (identity.st_dev, identity.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((identity.st_dev, identity.st_ino))
+        folders.sort()
+        for file in sorted(files):
+            count += 1
+            if count > MAX_FILES:
+                given, remedy = f"{path.name} holds over {MAX_FILES:,} files", "give the folder of the series"
+                raise FileError(given, "one series", remedy)
+            image = _slice_of_file(Path(folder, file), root)
+            if image is not None:
+                yield image
+
+
+def _slice_of_file(file: Path, root: Path) -> Slice | None:
+    try:
+        status = file.stat()
+        if not stat.S_ISREG(status.st_mode) or not (links_allowed() or file.resolve().is_relative_to(root)):
+            return None  # a pipe would never end
+        return read_slice(Stored(file, 0, status.st_size), file.name)
+    except FileNotFoundError:  # a link that leads nowhere
+        return None
+    except OSError as error:
+        given = f"{file.name} could not be read ({error.strerror or error})"
+        raise FileError(given, "files that can be read", "check its permissions or copy it again") from error
+
+
+def read_slice(stored: Stored, name: str) -> Slice | None:
     """The header of a DICOM image, or None if the file is something else. Raises FileError if it is cut off."""
-    with open(file, "rb") as stream:
+    with stored.open() as stream:
         start = stream.read(HEAD_BYTES)
         marked = is_marked(start)
         if not may_be_dicom(start):
             return None
         stream.seek(0)
         try:
-            if marked:
-                check_deflated(file, name)
+            deflated = marked and check_deflated(stream, name)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # odd values in elements that the image does not hang on
-                header = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=list(TAGS), force=True)
+                header = pydicom.dcmread(
+                    stream, stop_before_pixels=not deflated, specific_tags=[*TAGS, "PixelData"], force=True
+                )
+                pixels = header.get("PixelData")
+                header.pop("PixelData", None)
                 _ = list(header.file_meta), list(header)  # decodes every element now: a malformed one is found here
                 if not _is_image(header, name, marked):
                     return None
-                _check_pixels(header, stream, name)
+                image = Slice(stored, name, header, stream.tell(), pixels=pixels)
+                _check_pixels(image)
         except BROKEN as error:
             if marked:
                 raise truncated(name, "its DICOM header cannot be read") from error
             return None
-    return Slice(file, name, header)
+    return image
 
 
 def _is_image(header: pydicom.Dataset, name: str, marked: bool) -> bool:
@@ -164,58 +216,110 @@ def _is_image(header: pydicom.Dataset, name: str, marked: bool) -> bool:
     return has_size
 
 
-def _check_pixels(header: pydicom.Dataset, stream: IO[bytes], name: str) -> None:
-    """Raises FileError unless the pixels, at which `stream` stands, are all there."""
-    syntax = header.file_meta.get("TransferSyntaxUID")
-    if syntax == DeflatedExplicitVRLittleEndian:
-        return  # its pixels are packed with its header; the decoder finds out whether they are whole
-    if syntax is not None and syntax.is_compressed:
-        pixels = stream.read()
-        if SEQUENCE_END not in pixels:
-            raise truncated(name, "its compressed pixels end too early")
-        if int(header.get("NumberOfFrames") or 1) == 1:
-            check_codestream(_first_frame(pixels, name), header, name)
-        return
-    frames, samples = int(header.get("NumberOfFrames") or 1), int(header.get("SamplesPerPixel") or 1)
-    needed = header.Rows * header.Columns * frames * samples * int(header.get("BitsAllocated") or 16) // 8
-    element_start = 8 if syntax is None or syntax.is_implicit_VR else 12
-    there = max(0, os.fstat(stream.fileno()).st_size - stream.tell() - element_start)
-    if there < needed:
-        raise truncated(name, f"{needed} bytes of pixels are declared, {there} are there")
+def _check_pixels(image: Slice) -> None:
+    """Raises FileError unless the pixels are all there."""
+    from voxsam.io.dicom.pixels import fragments, frame_bytes, frame_count, value_of
+
+    header, there = image.header, image.pixels
+    needed = frame_bytes(header) * frame_count(header)
+    if there is None:
+        at, length = value_of(image)
+        if length is None:
+            fragments(image, at)
+            return
+        count = min(length, image.stored.size - at)
+    else:
+        count = len(there)
+    if count < needed:
+        raise truncated(image.name, f"{needed} bytes of pixels are declared, {max(0, count)} are there")
 
 
-def check_codestream(frame: bytes, header: pydicom.Dataset, name: str) -> None:
-    """Raises FileError for a compressed frame that declares another size than its header: it could fill the memory."""
-    declared = declared_size(frame)
-    expected = (header.Rows, header.Columns, int(header.get("SamplesPerPixel") or 1))
-    if declared is not None and declared != expected:
-        given = (
-            f"its compressed pixels are {declared[1]} x {declared[0]}, its header says {expected[1]} x {expected[0]}"
-        )
-        raise truncated(name, given)
+def check_deflated(stream: IO[bytes], name: str) -> bool:
+    """Whether a file with the mark is in the deflated transfer syntax; `stream` is at its start, before and after.
 
-
-def _first_frame(element: bytes, name: str) -> bytes:
-    """The one frame of encapsulated pixel data, which begins with tag, VR and an undefined length: 12 bytes."""
-    try:
-        return next(generate_frames(element[12:], number_of_frames=1))
-    except (ValueError, StopIteration, struct.error) as error:
-        raise truncated(name, "its compressed pixels cannot be told apart") from error
-
-
-def check_deflated(file: Path, name: str) -> None:
-    """Raises FileError for a file in the deflated transfer syntax that unpacks to more than MAX_INFLATED_BYTES.
-
-    pydicom and GDCM unpack all of it at once; here it is done piece by piece, and thrown away.
+    Raises FileError if it unpacks to more than MAX_INFLATED_BYTES: pydicom unpacks all of it at once; here it is done
+    piece by piece, and thrown away.
     """
-    meta = read_file_meta_info(file)
-    if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
-        return
+    head = stream.read(HEAD_BYTES + 1024)
+    stream.seek(0)
+    if DeflatedExplicitVRLittleEndian.encode() not in head:
+        return False
+    if head[HEAD_BYTES : HEAD_BYTES + 8] != b"\x02\0\0\0UL\4\0":
+        raise truncated(name, "its file meta information has no length")
     inflate, total = zlib.decompressobj(-zlib.MAX_WBITS), 0
-    with open(file, "rb") as stream:
-        stream.seek(HEAD_BYTES + 12 + int(meta.get("FileMetaInformationGroupLength") or 0))
-        while not inflate.eof and (piece := inflate.unconsumed_tail or stream.read(2**16)):
-            total += len(inflate.decompress(piece, 2**20))
-            if total > MAX_INFLATED_BYTES:
-                given = f"{name} unpacks to more than {MAX_INFLATED_BYTES / 2**30:g} GiB"
-                raise FileError(given, "a DICOM file of common size", "export it uncompressed")
+    stream.seek(HEAD_BYTES + 12 + struct.unpack_from("<I", head, HEAD_BYTES + 8)[0])
+    while not inflate.eof and (piece := inflate.unconsumed_tail or stream.read(2**16)):
+        total += len(inflate.decompress(piece, 2**20))
+        if total > MAX_INFLATED_BYTES:
+            given = f"{name} unpacks to more than {MAX_INFLATED_BYTES / 2**30:g} GiB"
+            raise FileError(given, "a DICOM file of common size", "export it uncompressed")
+    stream.seek(0)
+    return True
+
+
+# Zip
+
+
+@contextmanager
+def unzipped_slices(path: Path) -> Iterator[Iterator[Slice]]:
+    """The images of a zip, for as long as the block lasts, unpacked into one file without a name.
+
+    A process that is killed leaves nothing of the patient behind. A member's name never becomes a path.
+    Raises FileError if the zip is broken, encrypted, or declares more than MAX_FILES, MAX_UNZIPPED_BYTES, MAX_RATIO.
+    """
+    try:
+        with _Reader(path) as file, zipfile.ZipFile(file) as archive, tempfile.TemporaryFile() as unpacked:
+            members = [m for m in archive.infolist() if not m.filename.endswith("/")]
+            _check_members(path, members)
+            yield _unpacked(archive, members, unpacked)
+    except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplementedError) as error:
+        raise truncated(path.name, f"it cannot be unzipped: {error}") from error
+
+
+class _Reader(io.FileIO):
+    """The file of a zip. zipfile reads the whole directory in one piece, and makes half a kilobyte of each entry."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > MAX_DIRECTORY_BYTES:
+            raise _too_many(Path(str(self.name)).name, f"a directory of {size:,} bytes")
+        return super().read(-1 if size is None else size)
+
+
+def _unpacked(archive: zipfile.ZipFile, members: list[zipfile.ZipInfo], target: IO[bytes]) -> Iterator[Slice]:
+    end = 0
+    for member in members:
+        # zipfile gives no more bytes than the directory declares, so the sum that was checked holds
+        with archive.open(member) as source:
+            head = source.read(HEAD_BYTES)
+            if not may_be_dicom(head):
+                continue
+            target.seek(end)
+            target.write(head)
+            shutil.copyfileobj(source, target)
+        stored = Stored(target, end, target.tell() - end)
+        image = read_slice(stored, Path(member.filename).name)
+        if image is not None:
+            end += stored.size
+            yield image
+
+
+def _check_members(path: Path, members: list[zipfile.ZipInfo]) -> None:
+    name, total = path.name, sum(m.file_size for m in members)
+    if total > MAX_UNZIPPED_BYTES:
+        given = f"{name} would unpack to {total / 2**30:.1f} GiB"
+        expected = f"at most {MAX_UNZIPPED_BYTES / 2**30:.0f} GiB"
+        raise FileError(given, expected, "zip one series alone, or give its folder")
+    ratio = total / max(1, path.stat().st_size)
+    if total > RATIO_COUNTS_BYTES and ratio > MAX_RATIO:
+        given = f"{name} would unpack to {ratio:.0f} times its size"
+        raise FileError(given, f"at most {MAX_RATIO} times", "give the folder, or check the file")
+    if len(members) > MAX_FILES:
+        raise _too_many(name, f"{len(members):,} files")
+    if any(m.flag_bits & 1 for m in members):
+        raise FileError(f"{name} is encrypted", "a zip without a password", "unpack it and give the folder")
+    if any(m.compress_type not in METHODS for m in members):
+        raise FileError(f"{name} is packed with LZMA or bzip2", "a common zip (deflate)", "pack it anew")
+
+
+def _too_many(name: str, what: str) -> FileError:
+    return FileError(f"{name} holds {what}", f"at most {MAX_FILES:,} files", "zip one series alone")

@@ -14,7 +14,7 @@ from voxsam.errors import FileError, UnsupportedError
 from voxsam.geometry import Grid
 from voxsam.io.checks import check_size, truncated
 from voxsam.io.dicom.files import BROKEN, HEAD_BYTES, check_deflated, is_marked
-from voxsam.io.dicom.frames import check_frames, frame_count
+from voxsam.io.dicom.pixels import check_frames, frame_count
 from voxsam.io.dicom.seg_read import LABELMAP_STORAGE
 from voxsam.io.dicom.source import DicomSource
 from voxsam.volume import Volume
@@ -36,7 +36,8 @@ def read(path: Path, grid: Grid | None = None, segment: int | None = None) -> Vo
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # odd values in elements that the mask does not hang on
-            check_deflated(path, path.name)
+            with open(path, "rb") as stream:
+                check_deflated(stream, path.name)
             return _read(path, pydicom.dcmread(path), grid, segment)
     except InvalidDicomError as error:
         raise FileError(f"{path.name} is no DICOM file", "a DICOM-SEG or RTSTRUCT", "check the file") from error

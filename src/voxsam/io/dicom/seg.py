@@ -13,7 +13,7 @@ from pydicom.valuerep import DS
 
 from voxsam import __version__
 from voxsam.errors import UnsupportedError
-from voxsam.io.dicom.frames import shallow_copy
+from voxsam.io.dicom.pixels import shallow_copy
 from voxsam.io.dicom.source import (
     COLOURS,
     DESCRIPTION,

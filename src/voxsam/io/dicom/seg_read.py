@@ -12,7 +12,7 @@ from pydicom.pixels import iter_pixels
 from voxsam.errors import GeometryError, ImageError
 from voxsam.geometry import Grid
 from voxsam.io.checks import check_size
-from voxsam.io.dicom.frames import frame_count, group_item
+from voxsam.io.dicom.pixels import frame_count, group_item
 from voxsam.volume import Volume
 
 LABELMAP_STORAGE = "1.2.840.10008.5.1.4.1.1.66.7"

@@ -1,106 +1,213 @@
 """A DICOM series (CT, MR or another modality of slices), as a folder, a zip or one multi-frame file, into a Volume.
 
 Slices are sorted by their position along the slice normal, never by file name or instance number. Index i is the
-column, j the row, k the slice in the direction of the normal (row direction x column direction). dicom_stack.py says
-where they lie; a stack that no regular grid describes is refused, with the reason.
-
-Headers are read with pydicom (dicom_files.py says why). Pixels are decoded by GDCM through SimpleITK, because it
-decodes every transfer syntax in use, JPEG lossless, JPEG-LS and JPEG 2000 included, without further packages; it
-applies the rescale slope and intercept of each slice in double precision.
+column, j the row, k the slice in the direction of the normal (row direction x column direction). stack.py says where
+they lie; a stack that no regular grid describes is refused, with the reason. Of several stacks the one is read that is
+no localizer, or the one that was asked for.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
-import SimpleITK as sitk
-from numpy.typing import NDArray
+from pydicom.uid import MediaStorageDirectoryStorage
 
 from voxsam.errors import FileError, GeometryError, ImageError
-from voxsam.io.checks import check_size, colour, truncated
-from voxsam.io.dicom.archive import unzipped_slices
-from voxsam.io.dicom.files import BROKEN, Slice, read_slice, read_slices
-from voxsam.io.dicom.frames import frame_count, split
+from voxsam.io.checks import check_size, colour
+from voxsam.io.dicom.files import Slice, Stored, is_marked, read_slice, read_slices, unzipped_slices
+from voxsam.io.dicom.pixels import decode, frame_bytes, frame_count, split, value_of
 from voxsam.io.dicom.source import DicomSource
 from voxsam.io.dicom.stack import stacked
 from voxsam.volume import Volume
 
-LISTED_SERIES = 8
+LISTED = 24  # stacks in a message
+FEW = 2  # images of a stack that a scan with more may push aside
+SCOUTS = ("LOCALIZER", "SCOUT", "TOPOGRAM", "SURVIEW")  # in ImageType or the description
 
 
-def read(path: Path) -> Volume:
-    """The one series in `path`, float32 if any slice is rescaled, as stored otherwise; header["dicom"]: a DicomSource.
+def read(path: Path, wanted: str = "") -> Volume:
+    """The series in `path`, float32 if any slice is rescaled, as stored otherwise; header["dicom"]: a DicomSource.
 
-    Raises FileError if there is no series, more than one, or a file cut off; GeometryError if the slices do not
-    form a regular grid; ImageError for colour; UnsupportedError for multi-frame files whose frames have no positions.
+    `wanted` is a series number or UID. Raises FileError if there is no series, several that could be meant, or a file
+    cut off; GeometryError if the slices do not form a regular grid; ImageError for colour; UnsupportedError for
+    multi-frame files whose frames have no positions.
     """
+    with _images(path) as images:
+        name = path.name or str(path)
+        slices, remarks = _chosen(images, name, wanted)
+        return _volume(slices, name, remarks)
+
+
+@contextmanager
+def _images(path: Path):
+    """The images of a folder, of a zip, beside a DICOMDIR, or of one file."""
     if path.is_dir():
-        return _volume(read_slices(path), path.name or str(path))
-    if path.suffix.lower() == ".zip":
-        with unzipped_slices(path) as slices:
-            return _volume(slices, path.name)
-    image = read_slice(path, path.name)
-    if image is None:
-        raise FileError(f"{path.name} holds no DICOM image", "a multi-frame file or the folder of a series", "give it")
-    if frame_count(image.header) == 1:
-        raise FileError(f"{path.name} is a single DICOM file", "the folder or .zip of its series", "give that folder")
-    return _volume([image], path.name)
+        yield read_slices(path)
+    elif path.suffix.lower() == ".zip":
+        with unzipped_slices(path) as images:
+            yield images
+    elif _is_directory_file(path):
+        yield read_slices(path.parent)
+    else:
+        image = read_slice(Stored(path, 0, path.stat().st_size), path.name)
+        if image is None:
+            given = f"{path.name} holds no DICOM image"
+            raise FileError(given, "a multi-frame file or the folder of a series", "give it")
+        if frame_count(image.header) == 1:
+            given = f"{path.name} is a single DICOM file"
+            raise FileError(given, "the folder or .zip of its series", "give that folder")
+        yield [image]
 
 
-def _volume(images: Iterable[Slice], name: str) -> Volume:
-    files = _only_series(images, name)
-    _check_kind(files)
-    with TemporaryDirectory(prefix="voxsam-") as folder:
-        slices = [part for file in files for part in _parts(file, Path(folder))]
-        _check_sizes(slices, name)
-        slices, grid = stacked(slices, name)
-        array = _pixels(slices, grid.shape, name)
-        source = DicomSource.of(slices, grid)
-    return Volume(array, grid, str(slices[0].header.get("Modality", "")), {"dicom": source})
+def _is_directory_file(path: Path) -> bool:
+    """Whether a file is the DICOMDIR of a disc (PS3.10 8.6), by its name or by what it says of itself."""
+    with open(path, "rb") as stream:
+        head = stream.read(512)
+    return is_marked(head) and (path.name.upper() == "DICOMDIR" or MediaStorageDirectoryStorage.encode() in head)
 
 
-def _parts(file: Slice, folder: Path) -> Sequence[Slice]:
-    """The frames of a multi-frame file; else the file itself."""
-    if frame_count(file.header) == 1:
-        return [file]
-    try:
-        return list(split(file, folder))
-    except BROKEN as error:
-        raise truncated(file.name, f"its frames cannot be read: {error}") from error
+# Which stack
 
 
-def _only_series(images: Iterable[Slice], name: str) -> list[Slice]:
-    """The slices of the only series; screenshots and reports (series without any position) do not count as one."""
-    series: dict[str, list[Slice]] = defaultdict(list)
+def _chosen(images: Iterable[Slice], name: str, wanted: str) -> tuple[list[Slice], list[str]]:
+    """The images of the one stack to read, without doubles, and what is to be said of the others."""
+    placed, unplaced = [], []
     for image in images:
-        series[image.series].append(image)
-    if not series:
+        has_place = "ImagePositionPatient" in image.header or frame_count(image.header) > 1
+        (placed if has_place else unplaced).append(image)
+    stacks = _stacks(placed or unplaced)
+    if not stacks:
         raise FileError(
             f"{name} holds no DICOM images", "a DICOM series (CT or MR)", "give the folder with its .dcm files"
         )
-    placed = {
-        uid: s
-        for uid, s in series.items()
-        if any("ImagePositionPatient" in i.header or frame_count(i.header) > 1 for i in s)
-    }
-    candidates = list((placed or series).values())
-    if len(candidates) > 1:
-        listed = ", ".join(_describe(s) for s in candidates[:LISTED_SERIES])
-        more = ", ..." if len(candidates) > LISTED_SERIES else ""
-        given = f"{name} holds {len(candidates)} image series ({listed}{more})"
-        raise FileError(given, "one series", "put the series to segment into a folder of its own")
-    return candidates[0]
+    labels = _labels(stacks)
+    if wanted:
+        matching = [n for n, stack in enumerate(stacks) if wanted in (labels[n], stack[0].series)]
+        matching = matching or [n for n in range(len(stacks)) if labels[n].partition(".")[0] == wanted]
+        if not matching:
+            listed = _listed(stacks, labels)
+            raise FileError(f"series {wanted!r} of {name}", f"one of its series: {listed}", "choose with --series")
+    else:
+        matching = list(range(len(stacks)))
+    scans = [n for n in matching if not _is_aside(stacks[n])] if len(matching) > 1 else matching
+    if len(scans) != 1:
+        given = (
+            f"{name} holds {len(matching)} image series ({_listed([stacks[n] for n in matching], labels, matching)})"
+        )
+        raise FileError(given, "one series", "choose with --series N (or series= in Python), N the number or UID")
+    others = [n for n in range(len(stacks)) if n != scans[0]]
+    remarks = []
+    if others:
+        left_out = _listed([stacks[n] for n in others], labels, others)
+        remarks.append(f"{name}: read {_describe(stacks[scans[0]], labels[scans[0]])}; left out: {left_out}")
+    chosen, doubles = _without_doubles(stacks[scans[0]])
+    if doubles:
+        remarks.append(f"{name} has {doubles} cop{'y' if doubles == 1 else 'ies'} of the same image; each counts once")
+    return chosen, remarks
 
 
-def _describe(slices: list[Slice]) -> str:
-    header = slices[0].header
-    number, title = header.get("SeriesNumber"), str(header.get("SeriesDescription", ""))
-    label = f"{header.get('Modality', '?')} series {'?' if number is None else number}"
-    return f"{label}{f' {title!r}' if title else ''}: {len(slices)} image{'s' if len(slices) > 1 else ''}"
+def _stacks(images: Iterable[Slice]) -> list[list[Slice]]:
+    """The images by series, and within one set apart where the localizers or images across the others begin."""
+    series: dict[str, list[Slice]] = defaultdict(list)
+    for image in images:
+        series[image.series].append(image)
+    found = []
+    for members in series.values():
+        parts: dict[object, list[Slice]] = defaultdict(list)
+        for image in members:
+            parts[_direction(image), image.size, _is_scout(image)].append(image)
+        scans = [part for part in parts.values() if not _is_aside(part)]
+        # slices that differ in one or two images are a series with a fault, not two series: stack.py says which
+        apart = len(parts) > 1 and len(scans) >= 1 and all(_may_stand_apart(part) for part in parts.values())
+        found += list(parts.values()) if apart else [members]
+    return found
+
+
+def _direction(image: Slice) -> object:
+    """Something equal for parallel images."""
+    try:
+        return tuple(np.round(image.numbers("ImageOrientationPatient", 6), 1).tolist())
+    except GeometryError:
+        return None
+
+
+def _may_stand_apart(stack: list[Slice]) -> bool:
+    return len(stack) > FEW or all(_is_scout(image) for image in stack)
+
+
+def _is_scout(image: Slice) -> bool:
+    words = f"{image.header.get('ImageType', '')} {image.header.get('SeriesDescription', '')}".upper()
+    return any(word in words for word in SCOUTS)
+
+
+def _is_aside(stack: list[Slice]) -> bool:
+    """Whether a stack is a localizer, or too few images to be the scan."""
+    if frame_count(stack[0].header) > FEW and not _is_scout(stack[0]):
+        return False
+    return len(stack) <= FEW or all(_is_scout(image) for image in stack)
+
+
+def _labels(stacks: list[list[Slice]]) -> list[str]:
+    """What each stack is called: its series number, with .1, .2 where several have it."""
+    numbers = [str(stack[0].header.get("SeriesNumber") or "0") for stack in stacks]
+    counted: dict[str, int] = defaultdict(int)
+    labels = []
+    for number in numbers:
+        counted[number] += 1
+        labels.append(number if numbers.count(number) == 1 else f"{number}.{counted[number]}")
+    return labels
+
+
+def _listed(stacks: Sequence[list[Slice]], labels: list[str], numbers: Sequence[int] | None = None) -> str:
+    chosen = range(len(stacks)) if numbers is None else numbers
+    words = [_describe(stack, labels[n]) for stack, n in zip(stacks[:LISTED], chosen, strict=False)]
+    return ", ".join([*words, *["..."] * (len(stacks) > LISTED)])
+
+
+def _describe(stack: list[Slice], label: str) -> str:
+    header = stack[0].header
+    title = str(header.get("SeriesDescription", ""))
+    label = f"{header.get('Modality', '?')} series {label}"
+    return f"{label}{f' {title!r}' if title else ''}: {len(stack)} image{'s' if len(stack) > 1 else ''}"
+
+
+def _without_doubles(images: list[Slice]) -> tuple[list[Slice], int]:
+    """The images, each instance once, and how many copies there were. Raises FileError for two that differ."""
+    kept: dict[str, Slice] = {}
+    for image in images:
+        instance = str(image.header.get("SOPInstanceUID", "")) or f"no UID {len(kept)}"
+        first = kept.setdefault(instance, image)
+        if first is not image and _content(first) != _content(image):
+            given = f"{first.name} and {image.name} have one SOPInstanceUID, but other pixels"
+            raise FileError(given, "one file for each instance", "remove the one that does not belong here")
+    return list(kept.values()), len(images) - len(kept)
+
+
+def _content(image: Slice) -> tuple[bytes, str]:
+    """A digest of the pixels, and where they lie."""
+    at = image.element if image.pixels is None else 0
+    data = image.stored.read(at, image.stored.size) if image.pixels is None else image.pixels
+    if image.pixels is None and (found := value_of(image))[1] is not None:
+        data = image.stored.read(found[0], frame_bytes(image.header))
+    return hashlib.sha256(data).digest(), str(image.header.get("ImagePositionPatient", ""))
+
+
+# The volume
+
+
+def _volume(files: list[Slice], name: str, remarks: list[str]) -> Volume:
+    _check_kind(files)
+    slices = [part for file in files for part in (split(file) if frame_count(file.header) > 1 else [file])]
+    _check_sizes(slices, name)
+    slices, grid, said = stacked(slices, name)
+    array = decode(slices, grid.shape)
+    modality = str(slices[0].header.get("Modality", ""))
+    return Volume(array, grid, modality, {"dicom": DicomSource.of(slices, grid)}, (*remarks, *said))
 
 
 def _check_kind(files: list[Slice]) -> None:
@@ -109,47 +216,17 @@ def _check_kind(files: list[Slice]) -> None:
         if int(image.header.get("SamplesPerPixel") or 1) > 1:
             raise colour(image.name)
         shades = image.header.get("PhotometricInterpretation", "MONOCHROME2")
-        if shades != "MONOCHROME2":  # GDCM would invert MONOCHROME1, and the numbers were no HU any more
+        if shades != "MONOCHROME2":  # inverted or not: viewers disagree
             raise ImageError(f"{image.name} is stored as {shades}", "MONOCHROME2", "export the original series")
 
 
 def _check_sizes(slices: list[Slice], name: str) -> None:
     """The same size in each slice, and enough of them for a scan."""
-    sizes = sorted({(s.header.Columns, s.header.Rows) for s in slices})
+    sizes = sorted({s.size for s in slices})
     if len(sizes) > 1:
         listed = " and ".join(f"{c} x {r}" for c, r in sizes[:2])
         raise GeometryError(f"{name} has slices of {listed} pixels", "one size", "remove the images of another kind")
     if len(slices) < 2:
         raise ImageError(f"{name} holds a single slice ({slices[0].name})", "a 3D scan", "give the whole series")
-    header = slices[0].header
-    shape = (header.Columns, header.Rows, len(slices))
-    check_size(name, shape, 1, sum(s.file.stat().st_size for s in slices), compressed=True)
-
-
-def _pixels(slices: list[Slice], shape: tuple[int, int, int], name: str) -> NDArray[np.generic]:
-    """(i, j, k) voxels; each slice is decoded straight into its place."""
-    kinds = {(s.scaling, s.header.get("BitsAllocated"), s.header.get("PixelRepresentation")) for s in slices}
-    as_stored = len(kinds) == 1 and slices[0].scaling == (1.0, 0.0)
-    reader = sitk.ImageFileReader()
-    reader.SetImageIO("GDCMImageIO")
-    array: NDArray[np.generic] | None = None
-    for k, image in enumerate(slices):
-        reader.SetFileName(str(image.file))
-        try:
-            decoded = reader.Execute()
-        except RuntimeError as error:
-            raise _undecodable(image) from error
-        pixels = sitk.GetArrayViewFromImage(decoded)
-        if pixels.size != shape[0] * shape[1]:
-            raise truncated(image.name, f"{pixels.size} pixels were decoded, {shape[0] * shape[1]} are declared")
-        if array is None:
-            array = np.empty(shape[::-1], pixels.dtype if as_stored else np.float32)
-        array[k] = pixels.reshape(shape[1], shape[0])
-    assert array is not None, name
-    return array.T
-
-
-def _undecodable(image: Slice) -> FileError:
-    syntax = image.header.file_meta.get("TransferSyntaxUID")
-    given = f"the pixels of {image.name} cannot be decoded (transfer syntax {syntax.name if syntax else 'unknown'})"
-    return FileError(given, "undamaged pixels in a common transfer syntax", "export the series again, uncompressed")
+    file_bytes = sum({s.stored: s.stored.size for s in slices}.values())
+    check_size(name, (*sizes[0], len(slices)), 1, file_bytes, compressed=True)

@@ -63,7 +63,8 @@ class DicomSource:
     @classmethod
     def of(cls, slices: Sequence[Slice], grid: Grid) -> DicomSource:
         """The source of sorted slices; reads one of their headers again, all of it."""
-        common = pydicom.dcmread(slices[0].origin, stop_before_pixels=True, force=True)
+        with slices[0].stored.open() as stream:
+            common = pydicom.dcmread(stream, stop_before_pixels=True, force=True)
         for tag in [tag for tag, _ in common.items() if tag.group not in KEPT_GROUPS]:
             del common[tag]
         return cls(grid, common, tuple(_frame(image) for image in slices))
@@ -76,8 +77,8 @@ class DicomSource:
     def require(self) -> None:
         """Raises FileError, UnsupportedError if no DICOM object can refer to the series."""
         missing = [keyword for keyword in NEEDED if not self.common.get(keyword)]
-        if any(not frame.sop_instance for frame in self.frames):
-            missing.append("SOPInstanceUID")
+        missing += ["SOPInstanceUID"] * any(not frame.sop_instance for frame in self.frames)
+        missing += ["SOPClassUID"] * any(not frame.sop_class for frame in self.frames)
         if missing:
             given = f"a mask of a DICOM series without {', '.join(missing)}"
             raise FileError(given, "a series that can be referred to", "export it again, or write .nii.gz")

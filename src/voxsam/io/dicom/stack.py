@@ -14,14 +14,17 @@ from voxsam.geometry import Grid
 from voxsam.io.dicom.files import Slice
 
 SAME_POSITION_MM = 1e-3
-POSITION_TOLERANCE_MM = 0.06  # some scanners write positions with one decimal
+POSITION_TOLERANCE_MM = 0.11  # positions with one decimal, and as much again in the ends that the step comes from ...
+ROUNDING = 0.3  # ... but never more than this part of the slice spacing
 POSITION_TOLERANCE = 0.05  # of the slice spacing: the mask is then off by a twentieth of a voxel at most
-DIRECTION_TOLERANCE = 1e-3  # between the unit vectors of two slices, or from a right angle
-SHEAR_TOLERANCE_DEGREES = 0.5  # rounding of the orientation to three decimals; real gantry tilts are 5 to 30 degrees
+DIRECTION_TOLERANCE = 1e-3  # between the unit vectors of two slices: a drift of 0.05 degrees
+ANGLE_TOLERANCE = 4e-3  # from unit length and from a right angle: cosines written with three decimals
+TILT_REMARK_DEGREES = 0.5  # what lies below is rounding; real gantry tilts are 5 to 30 degrees
+MAX_TILT_DEGREES = 60
 
 
-def stacked(slices: list[Slice], name: str) -> tuple[list[Slice], Grid]:
-    """The slices sorted along their normal, and their grid. Raises GeometryError if they form none."""
+def stacked(slices: list[Slice], name: str) -> tuple[list[Slice], Grid, list[str]]:
+    """The slices sorted along their normal, their grid, and remarks. Raises GeometryError if they form none."""
     orientations = np.stack([s.numbers("ImageOrientationPatient", 6) for s in slices])
     spacings = np.stack([s.numbers("PixelSpacing", 2) for s in slices])  # between rows (j), between columns (i)
     positions = np.stack([s.numbers("ImagePositionPatient", 3) for s in slices])
@@ -36,10 +39,10 @@ def stacked(slices: list[Slice], name: str) -> tuple[list[Slice], Grid]:
     normal = np.cross(along_i, along_j)
     order = np.argsort(positions @ normal, kind="stable")
     slices, positions = [slices[i] for i in order], positions[order]
-    step = _check_stack(slices, positions, normal, name)
+    step, remarks = _check_stack(slices, positions, normal, name)
     steps = np.stack([along_i * between_columns, along_j * between_rows, step], axis=1)
-    shape = (slices[0].header.Columns, slices[0].header.Rows, len(slices))
-    return slices, Grid.from_lps(shape, steps, positions[0])
+    shape = (*slices[0].size, len(slices))
+    return slices, Grid.from_lps(shape, steps, positions[0]), remarks
 
 
 def _directions(orientations: NDArray[np.float64], name: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -50,16 +53,19 @@ def _directions(orientations: NDArray[np.float64], name: str) -> tuple[NDArray[n
         )
     along_i, along_j = orientations[0, :3], orientations[0, 3:]
     lengths = np.linalg.norm(along_i), np.linalg.norm(along_j)
-    if max(abs(lengths[0] - 1), abs(lengths[1] - 1), abs(along_i @ along_j)) > DIRECTION_TOLERANCE:
+    if max(abs(lengths[0] - 1), abs(lengths[1] - 1), abs(along_i @ along_j)) > ANGLE_TOLERANCE:
         given = f"ImageOrientationPatient of {name} is not two perpendicular unit vectors"
         raise GeometryError(given, "a valid orientation", "export the original series")
-    return along_i / lengths[0], along_j / lengths[1]
+    # of all turns of the plane, the one nearest to both: rounded cosines are made perpendicular
+    u, _, vt = np.linalg.svd(np.stack([along_i, along_j]), full_matrices=False)
+    along_i, along_j = u @ vt
+    return along_i, along_j
 
 
 def _check_stack(
     slices: list[Slice], positions: NDArray[np.float64], normal: NDArray[np.float64], name: str
-) -> NDArray[np.float64]:
-    """(3,) the step between slices, LPS mm. Raises GeometryError unless all sorted `positions` (n, 3) follow it."""
+) -> tuple[NDArray[np.float64], list[str]]:
+    """(3,) the step between slices, LPS mm, and remarks. Raises GeometryError unless `positions` (n, 3) follow it."""
     heights = positions @ normal
     gaps = np.diff(heights)
     if gaps.min() < SAME_POSITION_MM:
@@ -72,20 +78,24 @@ def _check_stack(
         )
     step = (positions[-1] - positions[0]) / (len(slices) - 1)
     off_line = positions - positions[0] - np.arange(len(slices))[:, None] * step
-    tolerance = max(POSITION_TOLERANCE_MM, POSITION_TOLERANCE * float(step @ normal))
+    height = float(step @ normal)
+    tolerance = max(POSITION_TOLERANCE * height, min(POSITION_TOLERANCE_MM, ROUNDING * height))
     if np.abs(off_line @ normal).max() > tolerance:
         raise _uneven(gaps, heights, name)
-    sideways = np.linalg.norm(step - (step @ normal) * normal)
-    tilt = np.degrees(np.arctan2(sideways, step @ normal))
-    if tilt > SHEAR_TOLERANCE_DEGREES or np.abs(off_line).max() > tolerance:
-        shift = max(sideways, float(np.abs(off_line).max()))
+    sideways = np.linalg.norm(step - height * normal)
+    tilt = float(np.degrees(np.arctan2(sideways, height)))
+    if tilt > MAX_TILT_DEGREES or np.abs(off_line).max() > tolerance:
+        shift = float(np.abs(off_line).max())
         raise GeometryError(
-            f"the slices of {name} are sheared: each is shifted by {shift:.3g} mm in its plane "
-            f"(gantry tilt of {tilt:.1f} degrees)",
-            "slices stacked straight along their normal",
-            "resample it to an untilted grid first (dcm2niix does) and give the NIfTI",
+            f"the slices of {name} are not stacked in a line: one is shifted by {shift:.3g} mm in its plane "
+            f"(the others lean by {tilt:.1f} degrees)",
+            "slices that follow one direction",
+            "remove the images of another acquisition",
         )
-    return step
+    if tilt <= TILT_REMARK_DEGREES:
+        return step, []
+    remark = f"the slices of {name} lean by {tilt:.1f} degrees (gantry tilt): each is shifted by {sideways:.3g} mm"
+    return step, [f"{remark}; read as the sheared grid that this is, distances across slices are less exact"]
 
 
 def _uneven(gaps: NDArray[np.float64], heights: NDArray[np.float64], name: str) -> GeometryError:

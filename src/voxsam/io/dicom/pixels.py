@@ -1,0 +1,346 @@
+"""The pixels of DICOM images and the frames of multi-frame ones.
+
+Uncompressed pixels are copied from where they stand. Compressed ones are decoded by GDCM through SimpleITK, which knows
+every transfer syntax in use without further packages; it never sees the file, whose lengths it would believe, but one
+frame behind a header that is written here, and only after the frame itself has declared the right size: the decoders
+believe the codestream, and 250 bytes of JPEG 2000 that declare 30000 x 30000 pixels take gigabytes.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import SimpleITK as sitk
+from numpy.typing import NDArray
+from pydicom.dataset import FileMetaDataset
+from pydicom.encaps import encapsulate, generate_frames
+from pydicom.uid import UID, CTImageStorage, generate_uid
+
+from voxsam.errors import FileError, UnsupportedError
+from voxsam.io.checks import check_size, truncated
+from voxsam.io.dicom.files import BROKEN, Slice
+
+PIXELS = b"\xe0\x7f\x10\x00"  # the tag (7FE0,0010), little-endian
+ITEM, SEQUENCE_END = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0"  # of compressed pixel data (PS3.5 A.4)
+UNDEFINED = 0xFFFFFFFF
+GE_PRIVATE_SYNTAX = "1.2.840.113619.5.2"  # implicit VR little-endian, but its pixels are big-endian
+GROUPS = {
+    "ImagePositionPatient": "PlanePositionSequence",
+    "ImageOrientationPatient": "PlaneOrientationSequence",
+    "PixelSpacing": "PixelMeasuresSequence",
+    "RescaleSlope": "PixelValueTransformationSequence",
+    "RescaleIntercept": "PixelValueTransformationSequence",
+}
+JPEG_START, JPEG_2000_START = b"\xff\xd8", b"\xff\x4f\xff\x51"
+JPEG_FRAMES = frozenset([*range(0xC0, 0xD0), 0xF7]) - {0xC4, 0xC8, 0xCC}  # SOF markers; F7 is that of JPEG-LS
+BOXES_BYTES = 4096  # a JP2 file wraps the codestream in boxes; DICOM forbids it, and some files have it
+
+
+def frame_count(header: pydicom.Dataset) -> int:
+    """How many frames an image has."""
+    return int(header.get("NumberOfFrames") or 1)
+
+
+def frame_bytes(header: pydicom.Dataset) -> int:
+    """How many bytes an uncompressed frame has."""
+    samples, bits = int(header.get("SamplesPerPixel") or 1), int(header.get("BitsAllocated") or 16)
+    return header.Rows * header.Columns * samples * bits // 8
+
+
+def value_of(image: Slice) -> tuple[int, int | None]:
+    """Where the value of an image's pixels begins and its length; None: undefined, the pixels are compressed.
+
+    Raises FileError if there are no pixels.
+    """
+    little = image.header.original_encoding[1]
+    head = image.stored.read(image.element, 12)
+    implicit = head[4:6] not in (b"OW", b"OB", b"UN")
+    if head[:4] in (b"\xe0\x7f\x08\x00", b"\xe0\x7f\x09\x00"):
+        raise UnsupportedError(
+            f"{image.name} holds floating-point pixels", "whole numbers", "convert it to NIfTI first"
+        )
+    if len(head) < 12 or head[:4] != (PIXELS if little else b"\x7f\xe0\x00\x10"):
+        raise truncated(image.name, "it has no pixels where they are to be")
+    order = "<" if little else ">"
+    length = struct.unpack(f"{order}I", head[4:8] if implicit else head[8:12])[0]
+    return image.element + (8 if implicit else 12), None if length == UNDEFINED else length
+
+
+def split(image: Slice) -> list[Slice]:
+    """The frames of a multi-frame image, each as an image of its own with what the functional groups say of it.
+
+    Where a frame lies and how it is scaled stands in these, per frame or shared (DICOM PS3.3 C.7.6.16).
+    Raises UnsupportedError for frames that do not say where they lie, FileError for pixels that are not all there.
+    """
+    count, name = frame_count(image.header), image.name
+    check_size(name, (*image.size, count), 1, image.stored.size, compressed=True)
+    try:
+        with image.stored.open() as stream:
+            whole = pydicom.dcmread(stream, force=True)
+        if not all(group_item(whole, n, "PlanePositionSequence") for n in range(count)):
+            given = f"{name} is a multi-frame DICOM file of {count} frames without their positions"
+            raise UnsupportedError(
+                given, "an enhanced CT or MR image, or one file per slice", "convert it to NIfTI first"
+            )
+        whole_image = replace(image, packed=bool(whole["PixelData"].is_undefined_length))
+        return [
+            replace(
+                whole_image,
+                name=f"frame {n} of {name}",
+                header=_header(image.header, whole, n - 1),
+                frame=n,
+                pixels=pixels,
+            )
+            for n, pixels in enumerate(_frames(whole, count, name), 1)
+        ]
+    except BROKEN as error:
+        raise truncated(name, f"its frames cannot be read: {error}") from error
+
+
+def group_item(header: pydicom.Dataset, frame: int, name: str) -> pydicom.Dataset:
+    """The item of functional group `name` of frame 0, 1, ...: its own, or the shared one; empty if there is neither."""
+    for sequence, at in (("PerFrameFunctionalGroupsSequence", frame), ("SharedFunctionalGroupsSequence", 0)):
+        items = header.get(sequence) or []
+        if at < len(items) and items[at].get(name):
+            return items[at][name][0]
+    return pydicom.Dataset()
+
+
+def shallow_copy(dataset: pydicom.Dataset) -> pydicom.Dataset:
+    """Another dataset of the same elements; pydicom's own copies share the dictionary with the original."""
+    return pydicom.Dataset(dict(dataset.items()))
+
+
+def check_frames(whole: pydicom.Dataset, name: str) -> None:
+    """Raises FileError if a compressed frame of a multi-frame object declares another size than its header."""
+    if whole["PixelData"].is_undefined_length:
+        for pixels in _frames(whole, frame_count(whole), name):
+            check_codestream(pixels, whole, name)
+
+
+def _header(image: pydicom.Dataset, whole: pydicom.Dataset, frame: int) -> pydicom.Dataset:
+    """The image's header as that of a single-frame image."""
+    header = shallow_copy(image)
+    header.file_meta = image.file_meta
+    header.set_original_encoding(*image.original_encoding)
+    header.NumberOfFrames = 1
+    for keyword, group in GROUPS.items():
+        item = group_item(whole, frame, group)
+        if keyword in item:
+            header[keyword] = item[keyword]
+    return header
+
+
+def _frames(whole: pydicom.Dataset, count: int, name: str) -> Iterator[bytes]:
+    if whole["PixelData"].is_undefined_length:
+        try:
+            yield from generate_frames(whole.PixelData, number_of_frames=count)
+        except ValueError as error:
+            raise truncated(name, f"its {count} frames cannot be told apart") from error
+        return
+    length = frame_bytes(whole)
+    for start in range(0, count * length, length):
+        yield whole.PixelData[start : start + length]
+
+
+# Decoding
+
+
+def decode(slices: Sequence[Slice], shape: tuple[int, int, int]) -> NDArray[np.generic]:
+    """(i, j, k) voxels: as stored if no slice is rescaled and all are of one kind, otherwise float32."""
+    kinds = {(s.scaling, s.header.get("BitsAllocated"), s.header.get("PixelRepresentation")) for s in slices}
+    as_stored = len(kinds) == 1 and slices[0].scaling == (1.0, 0.0)
+    array: NDArray[np.generic] | None = None
+    with _nameless_file() as (file, path):
+        for k, image in enumerate(slices):
+            try:
+                pixels = _stored_numbers(image, file, path)
+            except (RuntimeError, OSError) as error:
+                raise _undecodable(image) from error
+            if pixels.size != shape[0] * shape[1]:
+                raise truncated(image.name, f"{pixels.size} pixels were decoded, {shape[0] * shape[1]} are declared")
+            if array is None:
+                array = np.empty(shape[::-1], pixels.dtype if as_stored else np.float32)
+            slope, intercept = image.scaling
+            pixels = pixels.reshape(shape[1], shape[0])
+            array[k] = pixels if (slope, intercept) == (1, 0) else pixels.astype(np.float64) * slope + intercept
+    assert array is not None
+    return array.T
+
+
+def _stored_numbers(image: Slice, file: int, path: Path) -> NDArray[np.generic]:
+    """The pixels of an image, row by row, not rescaled; compressed ones are decoded through `file` (at `path`)."""
+    data, packed = image.pixels, image.packed
+    if data is None:
+        at, length = value_of(image)
+        packed = length is None
+        parts = fragments(image, at) if packed else [(at, frame_bytes(image.header))]
+        data = b"".join(image.stored.read(*part) for part in parts)
+    if _is_encapsulated(image.header) not in (None, packed):
+        raise _undecodable(image)
+    if not packed:
+        return _uncompressed(data, image)
+    check_codestream(data, image.header, image.name)
+    reader = sitk.ImageFileReader()
+    reader.SetImageIO("GDCMImageIO")
+    os.ftruncate(file, 0)
+    os.lseek(file, 0, os.SEEK_SET)
+    with os.fdopen(file, "wb", closefd=False) as stream:
+        stream.write(_single_frame_file(_description(image)) + _encapsulated(data))
+    reader.SetFileName(str(path))
+    return sitk.GetArrayFromImage(reader.Execute())
+
+
+def _is_encapsulated(header: pydicom.Dataset) -> bool | None:
+    """Whether pixels of the transfer syntax are compressed; None for one that nobody knows."""
+    try:
+        return UID(_syntax(header)).is_encapsulated
+    except ValueError:
+        return None
+
+
+def _uncompressed(data: bytes, image: Slice) -> NDArray[np.generic]:
+    """The numbers of uncompressed pixels; bits above those that are used do not count (PS3.5 8.1.1)."""
+    header = image.header
+    bits, signed = int(header.get("BitsAllocated") or 16), int(header.get("PixelRepresentation") or 0)
+    if bits not in (8, 16, 32):
+        raise _undecodable(image, f"{bits} bits for a pixel")
+    big = not header.original_encoding[1] or _syntax(header) == GE_PRIVATE_SYNTAX
+    kind = np.dtype(f"{'>' if big else '<'}{'i' if signed else 'u'}{bits // 8}")
+    numbers = np.frombuffer(data, kind).astype(kind.newbyteorder("="), copy=False)
+    used = int(header.get("BitsStored") or bits)
+    high = int(header.get("HighBit") if header.get("HighBit") is not None else used - 1)
+    if not 0 < used <= high + 1 <= bits:
+        raise truncated(image.name, f"{used} bits of {bits}, the highest of them bit {high}")
+    if used < bits:
+        numbers = (numbers << (bits - 1 - high)) >> (bits - used)  # arithmetic: the sign is carried down
+    return numbers
+
+
+def fragments(image: Slice, at: int) -> list[tuple[int, int]]:
+    """(start, length) of each item of encapsulated pixel data that begins at byte `at`, its offset table left out.
+
+    Raises FileError if they end early.
+    """
+    found, size = [], image.stored.size
+    with image.stored.open() as stream:
+        while True:
+            stream.seek(at)
+            head = stream.read(8)
+            length = int.from_bytes(head[4:], "little")
+            if head[:4] != ITEM or at + 8 + length > size:
+                break
+            found.append((at + 8, length))
+            at += 8 + length
+    if head[:4] != SEQUENCE_END:
+        raise truncated(image.name, "its compressed pixels end too early")
+    if len(found) < 2:
+        raise truncated(image.name, "its compressed pixels cannot be told apart")
+    return found[1:]
+
+
+def check_codestream(frame: bytes, header: pydicom.Dataset, name: str) -> None:
+    """Raises FileError for a compressed frame that declares another size than its header: it could fill the memory."""
+    declared = declared_size(frame)
+    expected = (header.Rows, header.Columns, int(header.get("SamplesPerPixel") or 1))
+    if declared is not None and declared != expected:
+        sizes = f"{declared[1]} x {declared[0]}, its header says {expected[1]} x {expected[0]}"
+        raise truncated(name, f"its compressed pixels are {sizes}")
+
+
+def declared_size(frame: bytes) -> tuple[int, int, int] | None:
+    """Rows, columns and samples per pixel; None for another kind of compression (RLE, say), or where none is found.
+
+    JPEG and JPEG-LS: the frame header (ITU-T T.81 B.2.2, T.87 C.2.2). JPEG 2000: the SIZ segment (T.800 A.5.1).
+    """
+    if frame.startswith(JPEG_START):
+        return _jpeg_size(frame)
+    start = frame.find(JPEG_2000_START, 0, BOXES_BYTES)
+    segment = frame[start + 4 : start + 42]
+    if start < 0 or len(segment) < 38:
+        return None
+    right, bottom, left, top = struct.unpack_from(">4I", segment, 4)
+    return bottom - top, right - left, struct.unpack_from(">H", segment, 36)[0]
+
+
+def _jpeg_size(frame: bytes) -> tuple[int, int, int] | None:
+    at = 2
+    while at + 10 <= len(frame) and frame[at] == 0xFF:
+        marker = frame[at + 1]
+        if marker in JPEG_FRAMES:
+            rows, columns, samples = struct.unpack_from(">HHB", frame, at + 5)
+            return rows, columns, samples
+        # 0xFF may be repeated before a marker
+        at += 1 if marker == 0xFF else 2 + struct.unpack_from(">H", frame, at + 2)[0]
+    return None
+
+
+def _description(image: Slice) -> tuple[str, str, int, int, int, int, int, int]:
+    header = image.header
+    bits = int(header.get("BitsAllocated") or 16)
+    used = int(header.get("BitsStored") or bits)
+    high = int(header.get("HighBit") if header.get("HighBit") is not None else used - 1)
+    shades = str(header.get("PhotometricInterpretation", "MONOCHROME2"))
+    signed = int(header.get("PixelRepresentation") or 0)
+    return _syntax(header), shades, int(header.Rows), int(header.Columns), bits, used, high, signed
+
+
+@lru_cache(maxsize=8)
+def _single_frame_file(description: tuple[str, str, int, int, int, int, int, int]) -> bytes:
+    """A DICOM file up to its pixels: a plain CT image without rescaling, so that GDCM gives what is stored."""
+    syntax, shades, rows, columns, bits, used, high, signed = description
+    dataset, meta = pydicom.Dataset(), FileMetaDataset()
+    dataset.SOPClassUID = meta.MediaStorageSOPClassUID = CTImageStorage
+    dataset.SOPInstanceUID = meta.MediaStorageSOPInstanceUID = generate_uid()
+    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, shades
+    dataset.Rows, dataset.Columns, dataset.BitsAllocated = rows, columns, bits
+    dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = used, high, signed
+    meta.TransferSyntaxUID = UID(syntax)
+    dataset.file_meta = meta
+    stream = io.BytesIO()
+    dataset.save_as(stream, enforce_file_format=True, implicit_vr=False, little_endian=True)
+    return stream.getvalue()
+
+
+def _encapsulated(frame: bytes) -> bytes:
+    """The element of compressed pixels that holds one frame."""
+    return PIXELS + b"OB\0\0" + b"\xff" * 4 + encapsulate([frame]) + SEQUENCE_END + b"\0" * 4
+
+
+@contextmanager
+def _nameless_file() -> Iterator[tuple[int, Path]]:
+    """A file in memory and a path to it, or where there is no such thing, in a folder that goes with the block."""
+    if hasattr(os, "memfd_create") and Path("/proc/self/fd").exists():
+        file = os.memfd_create("frame")
+        try:
+            yield file, Path(f"/proc/self/fd/{file}")
+        finally:
+            os.close(file)
+        return
+    with tempfile.TemporaryDirectory(prefix="voxsam-") as folder:
+        path = Path(folder) / "frame.dcm"
+        file = os.open(path, os.O_CREAT | os.O_RDWR | getattr(os, "O_BINARY", 0), 0o600)
+        try:
+            yield file, path
+        finally:
+            os.close(file)
+
+
+def _syntax(header: pydicom.Dataset) -> str:
+    return str(header.file_meta.get("TransferSyntaxUID", ""))
+
+
+def _undecodable(image: Slice, what: str = "") -> FileError:
+    syntax = UID(_syntax(image.header) or "unknown")
+    given = f"the pixels of {image.name} cannot be decoded ({what or f'transfer syntax {syntax.name}'})"
+    return FileError(given, "undamaged pixels in a common transfer syntax", "export the series again, uncompressed")
