@@ -13,7 +13,7 @@ from voxsam.lab.compare.plan import Plan, read_plan
 from voxsam.lab.systems import common_loop
 from voxsam.lab.systems.common_loop import CommonLoop
 from voxsam.lab.systems.compared import Job, compared_system
-from voxsam.lab.training.names import overridden
+from voxsam.lab.training.recipe import overridden
 from voxsam.preprocess import Preprocessing
 
 PLANS = sorted((Path(__file__).parents[3] / "plans").glob("*.yaml"))

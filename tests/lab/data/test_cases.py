@@ -14,7 +14,7 @@ from voxsam.io import write_mask, write_volume
 from voxsam.lab.data.cases import find_cases
 from voxsam.lab.data.stream import load_cases
 from voxsam.lab.training.recipe import Recipe
-from voxsam.lab.training.samples import make_stream
+from voxsam.lab.training.run import make_stream
 from voxsam.volume import Volume
 
 GRID = Grid.from_spacing((12, 10, 8), (1, 2, 3), (4, 5, 6)).reorient("LPS")

@@ -14,7 +14,7 @@ import pytest
 from tests.lab.data.raw_cases import AFFINE, KITS_AFFINE, SHAPE, block, decathlon, forget_orientation, noise, save
 from voxsam.errors import FileError, ImageError, InputError
 from voxsam.io import read_volume
-from voxsam.lab.data import passes
+from voxsam.lab.data import resampling
 from voxsam.lab.data.augmentation import Augmentation
 from voxsam.lab.data.cases import find_cases
 from voxsam.lab.data.faults import FaultyCasesError
@@ -248,7 +248,7 @@ def test_a_killed_run_leaves_no_store_and_the_next_one_goes_on(tmp_path, monkeyp
     raw, out = decathlon(tmp_path / "raw"), tmp_path / "out"
     prepare(raw, out, ONE)
     other = Options(spacing_mm=(2.0, 2.0, 2.0), workers=1)
-    write, written = passes.write_case, []
+    write, written = resampling.write_case, []
 
     def killed_at_the_second(folder, *rest):
         if written:
@@ -257,7 +257,7 @@ def test_a_killed_run_leaves_no_store_and_the_next_one_goes_on(tmp_path, monkeyp
         written.append(folder)
         write(folder, *rest)
 
-    monkeypatch.setattr(passes, "write_case", killed_at_the_second)
+    monkeypatch.setattr(resampling, "write_case", killed_at_the_second)
     with pytest.raises(KeyboardInterrupt):
         prepare(raw, out, other)
     with pytest.raises(FileError, match=r"no dataset.json; .*to its end"):

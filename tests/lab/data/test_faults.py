@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 
 from tests.lab.data.raw_cases import AFFINE, KITS_AFFINE, SHAPE, block, forget_orientation, noise, save
-from voxsam.lab.data.cases import Case, Fault
+from voxsam.lab.data.cases import Case, Fault, LabelChoice
 from voxsam.lab.data.faults import Check, check_case, find_doubles, write_faults
-from voxsam.lab.data.labels import LabelChoice
 
 CHOICE = LabelChoice(known=frozenset({0, 1, 2}))
 

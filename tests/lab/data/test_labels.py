@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from voxsam.errors import InputError
-from voxsam.lab.data.labels import LabelChoice, label_values, listed
+from voxsam.lab.data.cases import LabelChoice, label_values, listed
 
 
 def test_which_voxels_are_tumour():

@@ -8,9 +8,8 @@ import pytest
 from voxsam.geometry import Grid
 from voxsam.lab.data.augmentation import Augmentation
 from voxsam.lab.data.labelled import Labelled
-from voxsam.lab.data.sampling import Sampler
+from voxsam.lab.data.sampling import SEAM, Sampler, fill, find_place
 from voxsam.lab.data.stream import SampleStream
-from voxsam.lab.data.surroundings import SEAM, fill, find_place
 from voxsam.preprocess import Preprocessing
 from voxsam.volume import Volume
 

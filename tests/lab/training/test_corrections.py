@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from voxsam.lab.training.corrections import corrections
+from voxsam.lab.training.task import corrections
 
 
 def users(*seeds: int) -> list[np.random.Generator]:

@@ -12,7 +12,7 @@ from voxsam.cli import main
 from voxsam.errors import InputError
 from voxsam.io import write_mask, write_volume
 from voxsam.lab.data.stream import fingerprint
-from voxsam.lab.training.identity import check_identity, identity, write_identity
+from voxsam.lab.training.keep import check_identity, identity, write_identity
 from voxsam.phantoms.phantoms import make_phantom
 
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -15,10 +15,9 @@ import torch
 from tests.lab.training.minuscule import losses, recipe, rows, write
 from voxsam.cli import main
 from voxsam.lab.training import run
+from voxsam.lab.training.callbacks import StopOnSignal
 from voxsam.lab.training.keep import ContinuedLog, WholeCheckpoints, steps_done
-from voxsam.lab.training.run import train
-from voxsam.lab.training.samples import make_stream
-from voxsam.lab.training.stop import StopOnSignal
+from voxsam.lab.training.run import make_stream, train
 from voxsam.lab.training.task import VALIDATION, SegmentationTask
 from voxsam.weights.checkpoint import load_model
 

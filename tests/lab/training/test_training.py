@@ -21,10 +21,9 @@ from voxsam.interactive.session import Session
 from voxsam.io import write_mask, write_volume
 from voxsam.lab.data.store import open_store
 from voxsam.lab.data.stream import load_cases
-from voxsam.lab.training import run, samples
+from voxsam.lab.training import run
 from voxsam.lab.training.recipe import read_recipe
-from voxsam.lab.training.run import train
-from voxsam.lab.training.samples import Onwards, make_stream
+from voxsam.lab.training.run import Onwards, make_stream, train
 from voxsam.lab.training.start import make_network
 from voxsam.lab.training.task import SegmentationTask
 from voxsam.network.network import VoxSAMNetwork
@@ -50,13 +49,13 @@ QUIET = {"enable_model_summary": False}
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The numbers of the samples that are drawn."""
     numbers: list[int] = []
-    whole = samples.SampleStream.__getitem__
+    whole = run.SampleStream.__getitem__
 
     def note(self, number):
         numbers.append(number)
         return whole(self, number)
 
-    monkeypatch.setattr(samples.SampleStream, "__getitem__", note)
+    monkeypatch.setattr(run.SampleStream, "__getitem__", note)
     return numbers
 
 

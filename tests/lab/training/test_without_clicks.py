@@ -23,8 +23,7 @@ from voxsam.lab.data.labelled import Labelled
 from voxsam.lab.data.sampling import Sampler
 from voxsam.lab.data.stream import validation_samples
 from voxsam.lab.training.memory import Footprint
-from voxsam.lab.training.run import train
-from voxsam.lab.training.samples import make_stream
+from voxsam.lab.training.run import make_stream, train
 from voxsam.lab.training.start import make_network
 from voxsam.lab.training.task import SegmentationTask
 from voxsam.network.promptable import Promptable

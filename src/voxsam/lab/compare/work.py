@@ -28,7 +28,7 @@ from voxsam.lab.compare.processes import end_with_parent
 from voxsam.lab.evaluation.protocol import Evaluation, Row, Watch, evaluate
 from voxsam.lab.evaluation.records import save_evaluation
 from voxsam.lab.systems.compared import ComparedSystem, Job
-from voxsam.lab.training.stop import Stopped
+from voxsam.lab.training.callbacks import Stopped
 from voxsam.volume import Volume
 
 

@@ -1,12 +1,17 @@
-"""The check of a case: everything that is wrong with its files, or else what there is to know of them."""
+"""The check of all cases, in parallel: all that is wrong with their files, or else what there is to know of them.
+
+checks/CASE.json remembers what was found, with a key of the source files (path, size, time of change) and of the
+settings that the result depends on. What has the right key is not read again.
+"""
 
 from __future__ import annotations
 
 import csv
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import astuple, fields
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Literal
 
@@ -18,9 +23,10 @@ from voxsam.atomic import atomic_path
 from voxsam.errors import FileError, GeometryError, ImageError, InputError
 from voxsam.geometry import Grid
 from voxsam.io import is_oriented, read_channels, read_volume
-from voxsam.lab.data.cases import Case, Fault, FaultKind
+from voxsam.lab.data.cases import Case, Fault, FaultKind, LabelChoice, RawData, label_values, listed
 from voxsam.lab.data.fingerprint import Sketch
-from voxsam.lab.data.labels import LabelChoice, label_values, listed
+from voxsam.lab.data.parallel import ReportProgress, each
+from voxsam.lab.data.store import FORMAT, Source
 from voxsam.volume import Volume
 
 SLICES = 16  # of a scan that are put into the digest at once
@@ -208,3 +214,78 @@ def write_faults(faults: Sequence[Fault], path: Path) -> None:
 
 def _by(shape: Sequence[int]) -> str:
     return " x ".join(map(str, shape))
+
+
+# Every case, in parallel; what has not changed since is not read again
+
+
+@dataclass(frozen=True)
+class CheckJob:
+    """One case to check, and where its result is kept."""
+
+    case: Case
+    choice: LabelChoice
+    key: str
+    file: Path
+
+
+def check_all(
+    data: RawData, choice: LabelChoice, output: Path, workers: int, progress: ReportProgress
+) -> tuple[dict[str, Measures], list[Fault]]:
+    """The measures of all sound cases, by name, and every fault of the data set in the order of the cases."""
+    (output / "checks").mkdir(exist_ok=True)
+    checks: dict[str, Check] = {}
+    jobs = []
+    for case in data.cases:
+        sources = case_sources(case, data.root)
+        settings = (choice.targets, sorted(choice.known or ()), sorted(choice.ignored), choice.healthy)
+        job = CheckJob(case, choice, job_key(sources, settings), output / "checks" / f"{case.name}.json")
+        known = _read_check(job)
+        if known is None:
+            jobs.append(job)
+        else:
+            checks[case.name] = known
+    for job, check in each(_run_check, jobs, workers, progress, "checking the cases"):
+        checks[job.case.name] = check
+    faults = [*data.faults, *(fault for case in data.cases for fault in checks[case.name].faults)]
+    faulty = {fault.case for fault in faults}
+    measured = {c.name: m for c in data.cases if (m := checks[c.name].measures) is not None and c.name not in faulty}
+    for find in (lambda: find_odd_channels(measured.items(), data.channels), lambda: find_doubles(measured.items())):
+        for fault in find():
+            faults.append(fault)
+            measured.pop(fault.case)
+    return measured, sorted(faults, key=lambda fault: fault.case)
+
+
+def _run_check(job: CheckJob) -> Check:
+    check = check_case(job.case, job.choice)
+    with atomic_path(job.file) as temporary:
+        temporary.write_text(json.dumps({"key": job.key, "check": check.model_dump(mode="json")}), encoding="utf-8")
+    return check
+
+
+def _read_check(job: CheckJob) -> Check | None:
+    """What an earlier run found, if nothing has changed since."""
+    try:
+        kept = json.loads(job.file.read_bytes())
+        return Check.model_validate(kept["check"]) if kept["key"] == job.key else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def case_sources(case: Case, root: Path) -> tuple[Source, ...]:
+    """The files of a case as they are now; an absent one has size -1."""
+    found = []
+    for path in (*case.images, case.label):
+        shown = path.relative_to(root) if path.is_relative_to(root) else path
+        try:
+            status = path.stat()
+            found.append(Source(path=shown.as_posix(), size=status.st_size, modified_ns=status.st_mtime_ns))
+        except OSError:
+            found.append(Source(path=shown.as_posix(), size=-1, modified_ns=0))
+    return tuple(found)
+
+
+def job_key(sources: Sequence[Source], settings: object) -> str:
+    text = json.dumps([FORMAT, [s.model_dump() for s in sources], settings], sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

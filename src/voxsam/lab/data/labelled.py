@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from voxsam.errors import GeometryError, ImageError
-from voxsam.lab.data.labels import ABOVE_0, LabelChoice
+from voxsam.lab.data.cases import ABOVE_0, LabelChoice
 from voxsam.volume import Volume
 
 BODY_HU = -200.0  # in a CT, what is brighter is not air

@@ -7,7 +7,7 @@ opens, and the next run goes on from where it was.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -17,16 +17,44 @@ from numpy.typing import NDArray
 
 from voxsam.atomic import atomic_path
 from voxsam.errors import ImageError, InputError
-from voxsam.lab.data.cases import RawData
-from voxsam.lab.data.faults import FaultyCasesError, Measures, write_faults
+from voxsam.lab.data.cases import LabelChoice, RawData
+from voxsam.lab.data.faults import FaultyCasesError, Measures, check_all, write_faults
 from voxsam.lab.data.fingerprint import Fingerprint, Intensities, Triple, choose_spacing
-from voxsam.lab.data.labels import LabelChoice
 from voxsam.lab.data.layouts import DataSet, choose_data_set
 from voxsam.lab.data.parallel import ReportProgress, available_cores
-from voxsam.lab.data.passes import case_jobs, check_all, make_cases
-from voxsam.lab.data.split import split_cases
+from voxsam.lab.data.resampling import case_jobs, make_cases
 from voxsam.lab.data.store import Description, Store, check_output, read_description
 from voxsam.preprocess import Preprocessing
+
+PARTS = ("train", "validation", "test")
+SHARES = (0.7, 0.1, 0.2)  # paper, Sec. 4.1
+
+Split = dict[str, tuple[str, ...]]
+
+
+def split_sizes(count: int, folds: tuple[int, int, int] | None = None) -> tuple[int, int, int]:
+    """How many of `count` cases train, validate and test: `folds` if they add up to it, else 70, 10 and 20 %.
+
+    Rounded; with three cases or more every part has one, with two or one nothing is left for validation.
+    """
+    if folds is not None and sum(folds) == count:
+        return folds
+    validation = max(1, round(SHARES[1] * count)) if count > 2 else 0
+    test = max(1, round(SHARES[2] * count)) if count > 1 else 0
+    return count - validation - test, validation, test
+
+
+def split_cases(names: Iterable[str], seed: int, folds: tuple[int, int, int] | None = None) -> Split:
+    """The names of "train", "validation" and "test", each sorted; the same for the same names in any order."""
+    ordered = sorted(names)
+    order = np.random.Generator(np.random.PCG64(seed)).permutation(len(ordered))
+    sizes = split_sizes(len(ordered), folds)
+    ends = np.cumsum(sizes)
+    return {
+        part: tuple(sorted(ordered[i] for i in order[end - size : end]))
+        for part, size, end in zip(PARTS, sizes, ends, strict=True)
+    }
+
 
 AXES = "SAR"
 

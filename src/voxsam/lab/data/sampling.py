@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,10 +12,111 @@ from numpy.typing import NDArray
 from voxsam.errors import ImageError
 from voxsam.lab.data.augmentation import Augmentation, apply
 from voxsam.lab.data.labelled import Labelled
-from voxsam.lab.data.points import Prompts, draw_points
-from voxsam.lab.data.surroundings import OTHERS, fill, find_place
 from voxsam.preprocess import Preprocessing, Slices, Window
 from voxsam.resample import resample
+
+Prompts = Literal["clicks", "paper", "released", "none"]
+Points = tuple[NDArray[np.float32], NDArray[np.int64]]  # (N, 3) crop voxels; (N,) 1, or -1 for padding
+
+IN_TUMOUR, IN_BACKGROUND = 40, 10  # points of a step (paper, Sec. 3.3)
+RELEASED_IN_TUMOUR, RELEASED_ANYWHERE = 10, 20  # docs/released.md, "Training"
+MAX_CLICKS = 10
+SEVERAL = 0.3  # probability of more than one click
+
+
+def draw_points(
+    prompts: Prompts, label: NDArray[np.bool_], beside: bool, centred: bool, rng: np.random.Generator
+) -> Points:
+    """Points on the label (D, H, W) of a crop; `beside`: a crop about a voxel that is no tumour.
+
+    "clicks": one click in the tumour, or where there is none in a crop `beside` it, at times up to ten; the first in
+    the middle, as in a session's first crop, where the crop is `centred` on it. "paper": 40 points in the tumour, or 10
+    in the background of a crop that has none (Sec. 3.3). "released": 10 in the tumour, if there is any, and 20 anywhere
+    (docs/released.md, "Training"). "none": no points at all.
+    """
+    if prompts == "none":
+        return np.zeros((0, 3), np.float32), np.zeros(0, np.int64)
+    if prompts == "clicks":
+        return _clicks(label, beside, centred, rng)
+    if prompts == "paper":
+        tumour = bool(label.any())
+        return some_voxels(label if tumour else ~label, IN_TUMOUR if tumour else IN_BACKGROUND, rng, IN_TUMOUR)
+    inner, marks = some_voxels(label, RELEASED_IN_TUMOUR, rng, RELEASED_IN_TUMOUR)
+    outer = rng.integers(0, label.shape[0], (RELEASED_ANYWHERE, 3)).astype(np.float32)
+    return np.concatenate([inner, outer]), np.concatenate([marks, np.ones(RELEASED_ANYWHERE, np.int64)])
+
+
+def some_voxels(region: NDArray[np.bool_], count: int, rng: np.random.Generator, length: int) -> Points:
+    """`count` voxels of a region, drawn with replacement, as points and labels padded to `length`."""
+    points, labels = np.zeros((length, 3), np.float32), np.full(length, -1, np.int64)
+    voxels = np.argwhere(region)
+    if len(voxels):
+        points[:count], labels[:count] = voxels[rng.integers(len(voxels), size=count)], 1
+    return points, labels
+
+
+def _clicks(label: NDArray[np.bool_], beside: bool, centred: bool, rng: np.random.Generator) -> Points:
+    several = not beside and rng.random() < SEVERAL
+    count = int(rng.integers(2, MAX_CLICKS + 1)) if several else 1
+    points, labels = some_voxels(label, count, rng, MAX_CLICKS)
+    if beside or centred:
+        middle = np.array(label.shape) // 2
+        voxels = np.argwhere(label != beside)
+        points[0] = voxels[np.abs(voxels - middle).sum(1).argmin()] if len(voxels) else middle
+        labels[0] = 1
+    return points, labels
+
+
+SEAM = 3  # voxels beyond the block over which its border fades into the other tissue
+OTHERS = 4  # scans that are tried, until nothing is left to fill
+PLACES = 6  # places that are tried in each
+AT_TUMOUR = 0.5  # of the places: the block takes the place of the other scan's tumour
+
+
+def find_place(
+    other: Labelled, preprocessing: Preprocessing, shape: tuple[int, int, int], block: Slices, rng: np.random.Generator
+) -> Window | None:
+    """The window of `shape` on the model grid of `other` that shows its tissue round `block` (in the window's voxels).
+
+    None of its tumour shows outside the block: it would be a tumour without a label. None if no such place is found.
+    """
+    model_grid = preprocessing.model_grid(other.scan.grid)
+    tumour = other.scan.grid.index_in(model_grid, other.foreground)
+    first, last = np.array([[part.start, part.stop - 1] for part in block]).T
+    for _ in range(PLACES):
+        voxel = other.tumour_voxel(rng) if rng.random() < AT_TUMOUR else other.background_voxel(rng)
+        if voxel is None:
+            continue
+        start = np.rint(other.scan.grid.index_in(model_grid, voxel) - (first + last) / 2).astype(int)
+        at = tumour - start
+        shown = ((at > -1) & (at < np.array(shape))).all(1) & ~((at >= first) & (at <= last)).all(1)
+        if not shown.any():
+            a, b, c = start.tolist()
+            return Window(model_grid, (a, b, c), shape)
+    return None
+
+
+def fill(
+    image: NDArray[np.float32],
+    seen: NDArray[np.bool_],
+    block: Slices,
+    tissue: NDArray[np.float32],
+    known: NDArray[np.bool_],
+) -> None:
+    """Put `tissue` (C, ...) into `image` (C, ...) where it is `known` (...) and nothing was `seen`, and say so there.
+
+    What was seen stays as it is. The outermost voxels of `block` go on for SEAM voxels beyond it, fading.
+    """
+    lines = [np.arange(n) for n in seen.shape]
+    inner = [line.clip(part.start, part.stop - 1) for line, part in zip(lines, block, strict=True)]
+    apart = np.ix_(*(np.square(a - b, dtype=np.float32) for a, b in zip(lines, inner, strict=True)))
+    distance = np.sqrt(apart[0] + apart[1] + apart[2])
+    own = np.clip(1 - distance / np.float32(SEAM + 1), 0, 1)
+    use = known & ~seen
+    edge = image[:, *np.ix_(*inner)]
+    image[:, use] = (own * edge + (1 - own) * tissue)[:, use]
+    seen |= use
+
 
 Sample = dict[str, NDArray]
 UNIT_SD = 40.0  # HU, of a typical tumour: other modalities are augmented as if theirs were as much
@@ -22,7 +124,7 @@ TUMOUR, SEEN = 1, 2  # bits of the array that goes through the transforms as the
 
 
 class Sampler:
-    """Draws samples for one model: crops of `side` voxels, and their first points (voxsam.lab.data.points).
+    """Draws samples for one model: crops of `side` voxels, and their first points (voxsam.lab.data.sampling).
 
     In the "clicks" way, what the model then gets wrong is clicked during the training step. With "none" a model is to
     find every tumour by itself: the label of a crop is all of it, wherever the crop was drawn.

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from voxsam.errors import FileError, InputError
 from voxsam.io import read_volume
-from voxsam.lab.data.cases import Case, find_cases
-from voxsam.lab.data.labels import LabelChoice, label_values, listed
+from voxsam.lab.data.cases import Case, LabelChoice, find_cases, label_values, listed
 from voxsam.lab.data.store import Description, find_description
 
 

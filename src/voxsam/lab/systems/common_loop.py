@@ -14,8 +14,7 @@ from voxsam.errors import InputError
 from voxsam.lab.data.store import open_store
 from voxsam.lab.evaluation.systems import AutomaticSystem, SessionSystem, System
 from voxsam.lab.systems.compared import About, ComparedSystem, Job, Log, register
-from voxsam.lab.training.names import overridden, with_names
-from voxsam.lab.training.recipe import Recipe
+from voxsam.lab.training.recipe import Recipe, overridden, with_names
 
 
 class CommonLoop(ComparedSystem):

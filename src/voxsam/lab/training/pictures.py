@@ -128,10 +128,12 @@ def draw(
 
 def crop_grid(preprocessing: Preprocessing, shape: Sequence[int]) -> Grid:
     """A grid with the axes and spacing of a crop (d, h, w), anywhere in the world."""
-    upright = Grid.from_spacing((1, 1, 1), (1, 1, 1)).reorient(preprocessing.axes)
-    affine = upright.affine.copy()
-    affine[:3, :3] *= preprocessing.spacing_mm
-    return Grid((int(shape[0]), int(shape[1]), int(shape[2])), affine)
+    return (
+        Grid.from_spacing((1, 1, 1), (1, 1, 1))
+        .reorient(preprocessing.axes)
+        .respace(preprocessing.spacing_mm)
+        .crop((0, 0, 0), shape)
+    )
 
 
 def _panel(axes, plane: Plane, volumes: Sequence[Volume], limits: Sequence[float], click: NDArray | None) -> None:  # noqa: ANN001

@@ -15,7 +15,7 @@ from voxsam.lab.data.prepare import Options, prepare
 from voxsam.lab.evaluation.systems import AutomaticSystem
 from voxsam.lab.systems.compared import COMPARED, Job, compared_system
 from voxsam.lab.systems.peft.rows import TunedEncoder
-from voxsam.lab.training.samples import make_stream
+from voxsam.lab.training.run import make_stream
 from voxsam.lab.training.start import make_network
 from voxsam.lab.training.task import SegmentationTask
 from voxsam.network.adapters import BlockHook
