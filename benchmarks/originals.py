@@ -28,7 +28,7 @@ import torch
 from monai.networks.layers import DropPath
 from torch import Tensor, nn
 
-from voxsam.lab.systems.networks import file_of
+from voxsam.lab.systems.networks import network_kind
 from voxsam.lab.systems.networks.parts import Size, storable
 
 TOLERANCE = 1e-4  # of logits, in float32
@@ -216,8 +216,8 @@ def compare(original: Original, clone: Path) -> dict[str, Any]:
     report |= {"logits": [float(expected.min()), float(expected.max())]}
     kinds = {"as it is": original.fault, "mended": {}} if original.fault else {"as it is": {}}
     for kind, options in kinds.items():
-        file = file_of(original.system)
-        ours = file.build(original.size, original.channels, file.OPTIONS(**{**original.options, **options}))
+        network = network_kind(original.system)
+        ours = network.build(original.size, original.channels, network.options(**{**original.options, **options}))
         storable(ours).load_state_dict({name: tensors[name].view(t.shape) for name, t in ours.state_dict().items()})
         assert len(tensors) == len(ours.state_dict())
         with torch.inference_mode():

@@ -77,7 +77,8 @@ def _folders(words: list[str]) -> dict[str, str]:
 
 
 def _list() -> None:
-    from voxsam.lab.systems.compared import COMPARED, compared_system
+    from voxsam.lab.systems.compared import COMPARED
+    from voxsam.lab.systems.rows import compared_system
 
     compared_system("voxsam")  # registers them all
     for name in sorted(COMPARED):

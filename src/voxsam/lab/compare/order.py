@@ -26,7 +26,8 @@ from voxsam.errors import InputError
 from voxsam.lab.compare.plan import DataSpec, Plan, RowSpec, settings
 from voxsam.lab.data.store import Store
 from voxsam.lab.evaluation.protocol import Settings
-from voxsam.lab.systems.compared import ComparedSystem, Job, compared_system
+from voxsam.lab.systems.compared import ComparedSystem, Job
+from voxsam.lab.systems.rows import compared_system
 from voxsam.lab.training.recipe import overridden
 
 DIGITS = 10  # of a digest, in names of folders

@@ -16,7 +16,7 @@ from voxsam.lab.compare.runner import Task, Timing
 from voxsam.lab.compare.tables import markdown, notes
 from voxsam.lab.evaluation.markdown import write_between_markers
 from voxsam.lab.systems.common_loop import CommonLoop
-from voxsam.lab.systems.compared import compared_system
+from voxsam.lab.systems.rows import compared_system
 from voxsam.lab.training.recipe import overridden
 from voxsam.weights.model_file import read_card
 from voxsam.weights.registry import find_model

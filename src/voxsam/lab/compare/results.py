@@ -15,7 +15,7 @@ from voxsam.lab.compare.runner import Task
 from voxsam.lab.evaluation.protocol import Evaluation
 from voxsam.lab.evaluation.records import read_evaluation
 from voxsam.lab.evaluation.summary import Line, by_case, rows_of, summarise
-from voxsam.lab.systems.compared import compared_system
+from voxsam.lab.systems.rows import compared_system
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ from voxsam.lab.compare.order import (
 from voxsam.lab.compare.plan import DataSpec, Plan, RowSpec
 from voxsam.lab.compare.processes import Processes, ended_together
 from voxsam.lab.data.store import Store
-from voxsam.lab.systems.compared import compared_system
+from voxsam.lab.systems.rows import compared_system
 
 Progress = Callable[[str, float | None], None]
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")

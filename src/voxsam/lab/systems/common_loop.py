@@ -6,15 +6,19 @@ So they see the same scans, crops, augmentation and loss, for as many steps.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from pydantic import ValidationError
 
-from voxsam.errors import InputError
+from voxsam.errors import InputError, UnsupportedError
 from voxsam.lab.data.store import open_store
 from voxsam.lab.evaluation.systems import AutomaticSystem, SessionSystem, System
-from voxsam.lab.systems.compared import About, ComparedSystem, Job, Log, register
+from voxsam.lab.systems.compared import About, ComparedSystem, Job, Log
+from voxsam.lab.systems.networks import network_kind
 from voxsam.lab.training.recipe import Recipe, overridden, with_names
+from voxsam.lab.training.start import make_network
+from voxsam.network.network import VoxSAMNetwork
 
 
 class CommonLoop(ComparedSystem):
@@ -64,35 +68,58 @@ class CommonLoop(ComparedSystem):
 
     def tuned_parameters(self, job: Job) -> int | None:
         """The parameters that have gradients when the run begins."""
-        from voxsam.lab.training.start import make_network
-
         return sum(p.numel() for p in make_network(self.recipe(job)).parameters() if p.requires_grad)
 
     def _model(self, job: Job) -> Path:
         return job.out / "run" / "model.safetensors"
 
 
-@register("voxsam")
-def _voxsam() -> ComparedSystem:
-    about = About(
-        title="VoxSAM",
-        paper="Gong et al., 3DSAM-adapter, Medical Image Analysis 2024",
-        source="https://github.com/med-air/3DSAM-adapter",
-        licence="none stated",
-        library="VoxSAM",
-        differences="prompts with polarity and marks where the model configuration has them (docs/released.md)",
-    )
-    return CommonLoop("voxsam", about, {})
+class PlainLoop(CommonLoop):
+    """A network that takes no clicks."""
+
+    def __init__(self, name: str, about: About, fixed: dict[str, Any]) -> None:
+        super().__init__(name, about, {"system": name, "prompts": "none", **fixed}, network_kind(name).options.lines())
+
+    def check(self, job: Job) -> None:
+        """As for every system, and that the network can be built: values of options, crop, libraries, weights."""
+        super().check(job)
+        make_network(self.recipe(job))
 
 
-@register("click-unet")
-def _click_unet() -> ComparedSystem:
-    about = About(
-        title="U-Net with click channels",
-        paper="Xu et al., Deep Interactive Object Selection, CVPR 2016; Isensee et al., nnU-Net, Nature Methods 2021",
-        source="https://github.com/Project-MONAI/MONAI",
-        licence="Apache-2.0",
-        library="MONAI (DynUNet)",
-        differences="not in the paper: the usual design of interactive segmentation, clicks as two image channels",
-    )
-    return CommonLoop("click-unet", about, {"system": "click-unet", "unmarked": 0.0})
+class TunedEncoder(CommonLoop):
+    """A way of tuning the encoder, from SAM's weights and without clicks."""
+
+    def __init__(self, name: str, about: About, fixed: dict[str, Any]) -> None:
+        super().__init__(name, about, {"prompts": "none", "start_part": "sam", **fixed})
+
+    def tuned_parameters(self, job: Job) -> int:
+        """All that is trained, the decoder included."""
+        return tuned(self.recipe(job)).trained
+
+    def tuned_encoder_parameters(self, job: Job) -> int:
+        """In the image encoder, as Table 2 counts them."""
+        return tuned(self.recipe(job)).paper
+
+
+class Tuned(NamedTuple):
+    """Numbers that training changes."""
+
+    paper: int  # in the image encoder, as Table 2 counts them
+    trained: int  # everywhere
+
+
+def tuned(recipe: Recipe) -> Tuned:
+    """Both numbers of the network that a recipe trains; nothing is computed and no file is read.
+
+    The paper counts the image encoder. Of adapters on SAM's 2D encoder it leaves out the neck, though it is trained;
+    of its own it counts the necks, which are more than half of its 15.21 M, and of full fine-tuning everything. Raises
+    UnsupportedError for a system that is not VoxSAM's own network.
+    """
+    with torch.device("meta"):
+        network = make_network(recipe.model_copy(update={"start_from": None}))
+    if not isinstance(network, VoxSAMNetwork):
+        raise UnsupportedError(f"the tuned encoder of {recipe.system}", "voxsam", "count its parameters")
+    sizes = {name: p.numel() for name, p in network.named_parameters() if p.requires_grad}
+    left_out = "image_encoder.necks." if recipe.tune == "adapters" and recipe.model.tokens == "slices" else "-"
+    counted = (n for name, n in sizes.items() if name.startswith("image_encoder.") and not name.startswith(left_out))
+    return Tuned(sum(counted), sum(sizes.values()))

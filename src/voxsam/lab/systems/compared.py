@@ -101,12 +101,3 @@ def register(name: str) -> Callable[[Callable[[], ComparedSystem]], Callable[[],
         return maker
 
     return keep
-
-
-def compared_system(name: str) -> ComparedSystem:
-    """The system of that name. Raises InputError for one that is not known."""
-    import voxsam.lab.systems.all  # noqa: F401, which registers them
-
-    if name not in COMPARED:
-        raise InputError(f"the system {name}", f"one of {', '.join(sorted(COMPARED))}", "see `voxsam compare --list`")
-    return COMPARED[name]()

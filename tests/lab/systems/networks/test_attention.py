@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from tests.lab.systems.networks.tiny import CROP, network
+from voxsam.lab.systems.networks.nnformer import WindowBlock, partition, relative_rows, shift_regions
 from voxsam.lab.systems.networks.unetrpp import PairedAttention
-from voxsam.lab.systems.networks.window_attention import WindowBlock, partition, relative_rows, shift_regions
 
 # Windows
 

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from voxsam.lab.systems.networks import file_of
+from voxsam.lab.systems.networks import network_kind, nnunet
 
 PAPER = (64, 160, 160)  # the crop of the paper's baselines
 PLAN = {"strides": [(1, 2, 2), *[(2, 2, 2)] * 3, (1, 2, 2)], "kernels": [(1, 3, 3), *[(3, 3, 3)] * 5]}
@@ -37,15 +37,15 @@ COUNTS = [
 
 @pytest.mark.parametrize(("system", "size", "options", "count"), COUNTS)
 def test_it_has_so_many_parameters(system: str, size: tuple[int, int, int], options: dict, count: int) -> None:
-    file = file_of(system)
+    kind = network_kind(system)
     on_meta = system != "swin-unetr"  # which reads numbers of tensors as it is built
     with torch.device("meta") if on_meta else nullcontext():
-        network = file.build(size, 1, file.OPTIONS(**options))
+        network = kind.build(size, 1, kind.options(**options))
     assert sum(p.numel() for p in network.parameters()) == count
 
 
 def test_nnunets_plan_halves_an_axis_as_long_as_four_voxels_are_left() -> None:
-    planned = file_of("nnunet-network").planned_strides
+    planned = nnunet.planned_strides
     assert planned(PAPER) == [(2, 2, 2)] * 4 + [(1, 2, 2)]
     assert planned(CUBE) == [(2, 2, 2)] * 5
     assert planned((8, 14, 40)) == [(2, 2, 2), (1, 1, 2), (1, 1, 2)]  # 4, 7 (odd), 5 (odd)

@@ -7,7 +7,7 @@ import torch
 from monai.losses import DiceCELoss
 
 from tests.lab.systems.networks.tiny import CROP, network, phantom_crop
-from voxsam.lab.systems.networks import BUILT_BY
+from voxsam.lab.systems.networks import FILES
 
 ENOUGH = 0.9  # Dice in evaluation mode
 STEPS, EVERY = 150, 5
@@ -16,7 +16,7 @@ SIZES = {**SMALL, "unetr": (16, 32, 32), "swin-unetr": (32, 32, 64)}  # at 32^3 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("system", sorted(BUILT_BY))
+@pytest.mark.parametrize("system", sorted(FILES))
 def test_it_overfits_a_phantom(system: str) -> None:
     size = SIZES.get(system, (CROP, CROP, CROP))
     crop, truth = phantom_crop(size)

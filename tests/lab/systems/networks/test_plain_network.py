@@ -11,20 +11,20 @@ from tests.lab.systems.networks.tiny import TINY, card, network
 from tests.lab.training.minuscule import recipe
 from voxsam.errors import InputError, UnsupportedError
 from voxsam.lab.evaluation.systems import AutomaticSystem
-from voxsam.lab.systems.networks import BUILT_BY, file_of, parts
-from voxsam.lab.systems.plain_network import PlainNetwork
+from voxsam.lab.systems.crop_networks import PlainNetwork
+from voxsam.lab.systems.networks import FILES, network_kind, parts
 from voxsam.lab.training.memory import Footprint
 from voxsam.lab.training.run import train
 from voxsam.lab.training.start import make_network
 from voxsam.testing import stub_scan
 from voxsam.weights.checkpoint import load_model, save_model
 
-ALL = sorted(BUILT_BY)
+ALL = sorted(FILES)
 UNEVEN = (32, 64, 96)
 
 
 def test_every_network_has_a_small_variant_here() -> None:
-    assert set(TINY) == set(BUILT_BY)
+    assert set(TINY) == set(FILES)
 
 
 @pytest.mark.parametrize("system", ALL)
@@ -139,5 +139,5 @@ def test_with_clicks_it_is_refused() -> None:
 
 @pytest.mark.parametrize("system", ALL)
 def test_its_options_say_what_they_are(system: str) -> None:
-    lines = file_of(system).OPTIONS.lines()
+    lines = network_kind(system).options.lines()
     assert lines and all(len(line.split(" (default: ")[0]) > 10 for line in lines.values())

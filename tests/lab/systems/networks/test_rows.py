@@ -10,8 +10,9 @@ from tests.lab.systems.networks.tiny import TINY
 from tests.lab.training.test_without_clicks import folder_of_cases
 from voxsam.errors import InputError
 from voxsam.lab.data.prepare import Options, prepare
-from voxsam.lab.systems.compared import COMPARED, Job, compared_system
-from voxsam.lab.systems.networks import BUILT_BY
+from voxsam.lab.systems.compared import COMPARED, Job
+from voxsam.lab.systems.networks import FILES
+from voxsam.lab.systems.rows import compared_system
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,7 @@ def job(data: Path, system: str, **changes: object) -> Job:
     return Job(**{"data": data, "out": data.parent, "recipe": recipe, "options": TINY[system], **changes})
 
 
-@pytest.mark.parametrize("name", sorted(BUILT_BY))
+@pytest.mark.parametrize("name", sorted(FILES))
 def test_it_says_what_it_is(name: str) -> None:
     row = compared_system(name)
     about = row.about

@@ -10,8 +10,8 @@ import voxsam.lab.systems  # noqa: F401
 from voxsam.lab.data.augmentation import Augmentation
 from voxsam.lab.data.labelled import Labelled
 from voxsam.lab.data.sampling import Sampler
+from voxsam.lab.systems.crop_networks import PlainNetwork
 from voxsam.lab.systems.networks.parts import Size
-from voxsam.lab.systems.plain_network import PlainNetwork
 from voxsam.network.card import Card
 from voxsam.phantoms.phantoms import make_phantom
 from voxsam.preprocess import Preprocessing

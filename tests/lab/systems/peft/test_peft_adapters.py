@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import voxsam.lab.systems  # noqa: F401
 from voxsam.kernels.linear import precisions
-from voxsam.lab.systems.peft.low_rank import MASAM
+from voxsam.lab.systems.peft import MASAM
 from voxsam.network.card import Card
 from voxsam.network.network import VoxSAMNetwork
 from voxsam.network.sizes import ModelConfig

@@ -6,7 +6,7 @@ import pytest
 
 import voxsam.lab.systems  # noqa: F401
 from voxsam.errors import UnsupportedError
-from voxsam.lab.systems.peft.accounting import tuned
+from voxsam.lab.systems.common_loop import tuned
 from voxsam.lab.training.recipe import Recipe
 from voxsam.preprocess import RELEASED
 

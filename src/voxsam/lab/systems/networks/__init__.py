@@ -1,28 +1,29 @@
 """The networks of Table 1, and others beyond it: crops in, two logits per voxel out.
 
-Each file holds `OPTIONS`, a class, and `build(size, channels, options)`, which makes the network for crops of `size`
-(D, H, W); `BUILT_BY` says which file holds which system. The files are imported when one of their networks is built.
+`FILES` says which file holds which system; each file's NETWORKS says how it is built. They are imported when one of
+their networks is.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
-from types import ModuleType
 
-BUILT_BY = {
+from voxsam.lab.systems.networks.parts import NetworkKind
+
+FILES = {
     "nnunet-network": "nnunet",
-    "resenc-unet": "resenc",
+    "resenc-unet": "nnunet",
     "transbts": "transbts",
     "nnformer": "nnformer",
-    "swin-unetr": "swin_unetr",
-    "unetr": "unetr",
+    "swin-unetr": "of_monai",
+    "unetr": "of_monai",
     "unetrpp": "unetrpp",
     "ux-net": "ux_net",
-    "segresnet": "segresnet",
-    "mednext": "mednext",
+    "segresnet": "of_monai",
+    "mednext": "of_monai",
 }
 
 
-def file_of(system: str) -> ModuleType:
-    """The file that holds the network of that system."""
-    return import_module(f"{__name__}.{BUILT_BY[system]}")
+def network_kind(system: str) -> NetworkKind:
+    """How the network of that system is built."""
+    return import_module(f"{__name__}.{FILES[system]}").NETWORKS[system]

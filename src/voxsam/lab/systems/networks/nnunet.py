@@ -1,6 +1,7 @@
-"""nnU-Net's own network (Isensee et al., Nature Methods 2021), from its authors' dynamic-network-architectures.
+"""nnU-Net's own networks from its authors' dynamic-network-architectures: plain, and with a residual encoder.
 
-Its plan, how often each axis is halved and with which kernels, follows from the crop as in nnU-Net, or is given.
+Isensee et al., Nature Methods 2021; ResEnc U-Net: MICCAI 2024. Their plan, how often each axis is halved and with which
+kernels, follows from the crop as in nnU-Net, or is given.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from pydantic import Field, PositiveInt, model_validator
 from torch import nn
 
 from voxsam.errors import UnsupportedError
-from voxsam.lab.systems.networks.parts import CLASSES, Options, Size, require_crop, require_library
+from voxsam.lab.systems.networks.parts import CLASSES, NetworkKind, Options, Size, require_crop, require_library
 
 LIBRARY = "dynamic_network_architectures"
 REMEDY = "pip install --no-deps dynamic-network-architectures"  # its dependencies end in torchvision
@@ -103,7 +104,7 @@ def prepared(network: nn.Module) -> nn.Module:
     return network
 
 
-def build(size: Size, channels: int, options: NnUNetOptions) -> nn.Module:
+def nnunet_network(size: Size, channels: int, options: NnUNetOptions) -> nn.Module:
     """nnU-Net's plain convolutional U-Net. Raises UnsupportedError as `plan` does."""
     fields = plan(size, channels, options, "nnunet-network")
     from dynamic_network_architectures.architectures.unet import PlainConvUNet
@@ -113,4 +114,27 @@ def build(size: Size, channels: int, options: NnUNetOptions) -> nn.Module:
     return prepared(network)
 
 
-OPTIONS = NnUNetOptions
+class ResEncOptions(PlanOptions):
+    """With six levels (a crop of 128^3) and the defaults: 102,349,770 parameters."""
+
+    blocks: tuple[PositiveInt, ...] = Field((1, 3, 4, 6, 6, 6), description="residual blocks of the encoder's levels")
+    convolutions: PositiveInt = Field(1, description="convolutions of each level of the decoder")
+
+
+def resenc_unet(size: Size, channels: int, options: ResEncOptions) -> nn.Module:
+    """ResEnc U-Net; of `blocks` as many count as there are levels. Raises UnsupportedError as for nnU-Net's network."""
+    fields = plan(size, channels, options, "resenc-unet")
+    from dynamic_network_architectures.architectures.unet import ResidualEncoderUNet
+
+    levels = fields["n_stages"]
+    blocks = [*options.blocks, *[options.blocks[-1]] * levels][:levels]
+    network = ResidualEncoderUNet(
+        **fields, n_blocks_per_stage=blocks, n_conv_per_stage_decoder=[options.convolutions] * (levels - 1)
+    )
+    return prepared(network)
+
+
+NETWORKS = {
+    "nnunet-network": NetworkKind(NnUNetOptions, nnunet_network),
+    "resenc-unet": NetworkKind(ResEncOptions, resenc_unet),
+}

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +30,14 @@ class Options(BaseModel):
             name: f"{field.description} (default: {field.default})".replace("default: None", "default: none")
             for name, field in cls.model_fields.items()
         }
+
+
+class NetworkKind(NamedTuple):
+    """A network's options, and what makes it for crops of a size (D, H, W) and so many channels: (B, C, D, H, W) in,
+    (B, 2, D, H, W) logits out."""
+
+    options: type[Options]
+    build: Callable[[Size, int, Any], nn.Module]
 
 
 OptionsKind = TypeVar("OptionsKind", bound=Options)

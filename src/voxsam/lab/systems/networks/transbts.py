@@ -13,7 +13,17 @@ import torch.nn.functional as F
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from voxsam.lab.systems.networks.parts import CLASSES, Options, Residual, Size, cube, divided, require_crop, volume
+from voxsam.lab.systems.networks.parts import (
+    CLASSES,
+    NetworkKind,
+    Options,
+    Residual,
+    Size,
+    cube,
+    divided,
+    require_crop,
+    volume,
+)
 
 STEP = 8  # voxels of the crop for each token of the transformer, on each axis
 FIRST_DROPOUT = 0.2  # share of the first convolution's channels that training leaves out
@@ -145,4 +155,4 @@ def _convolutions(given: int, made: int | None = None) -> nn.Sequential:
     )
 
 
-OPTIONS, build = TransBTSOptions, TransBTS
+NETWORKS = {"transbts": NetworkKind(TransBTSOptions, TransBTS)}

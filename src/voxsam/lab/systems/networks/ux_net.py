@@ -12,7 +12,7 @@ from monai.networks.blocks import UnetOutBlock, UnetrBasicBlock, UnetrUpBlock
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
-from voxsam.lab.systems.networks.parts import CLASSES, ChannelNorm, Options, Size, cube, require_crop
+from voxsam.lab.systems.networks.parts import CLASSES, ChannelNorm, NetworkKind, Options, Size, cube, require_crop
 
 KERNEL = 7
 EXPANSION = 4  # hidden channels of a block, times its own
@@ -101,4 +101,4 @@ def _up(given: int, made: int) -> nn.Module:
     return UnetrUpBlock(3, given, made, 3, 2, "instance", res_block=True)
 
 
-OPTIONS, build = UXNetOptions, UXNet
+NETWORKS = {"ux-net": NetworkKind(UXNetOptions, UXNet)}

@@ -1,19 +1,84 @@
-"""nnU-Net's stages, each in a process of its own: python -P stages.py prepare|train FOLDER.
+"""nnU-Net's stages, each in a process of its own: python -P stages.py prepare|train FOLDER; and where their files lie.
 
 The folder holds settings.json and the raw data set; the environment says where nnU-Net's folders are. What is printed
-is the log. Everything is imported by the functions: nnU-Net starts many processes, and each of them reads this file.
+is the log. nnU-Net starts many processes, and each of them reads this file: what is heavy the functions import.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import random
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from voxsam.lab.systems.nnunet.run import Folders, NnUNetSettings
+from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, field_validator
+
+DATASET = "Dataset001_voxsam"
+
+
+class NnUNetSettings(BaseModel):
+    """One run of nnU-Net; the keys are those of OPTIONS."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    configuration: str = "3d_fullres"
+    planner: str = "ExperimentPlanner"
+    epochs: PositiveInt = 1000
+    iterations: PositiveInt = 250
+    spacing_mm: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
+    patch: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
+    batch: PositiveInt | None = None
+    features: PositiveInt | None = None
+    processes: int = 0
+    mirroring: bool = True
+    seed: int = 0
+    device: str = "cpu"
+
+    @field_validator("configuration")
+    @classmethod
+    def _known(cls, configuration: str) -> str:
+        if configuration not in ("2d", "3d_fullres", "3d_lowres"):
+            raise ValueError("one of 3d_fullres, 2d, 3d_lowres")
+        return configuration
+
+
+class Folders:
+    """Where a run's files lie, all in the job's own folder."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out.absolute()
+        self.raw, self.preprocessed, self.results = (self.out / part for part in ("raw", "preprocessed", "results"))
+        self.settings = self.out / "settings.json"
+        self.planned = self.out / "planned"  # holds the name of the plans once all is preprocessed
+
+    @property
+    def plans(self) -> str | None:
+        """The name of the finished plans, e.g. nnUNetPlans; None before."""
+        return self.planned.read_text(encoding="utf-8").strip() if self.planned.is_file() else None
+
+    def model(self, settings: NnUNetSettings) -> Path:
+        """The folder of the trained model, as nnU-Net names it."""
+        return self.results / DATASET / f"nnUNetTrainer__{self.plans}__{settings.configuration}"
+
+    def checkpoint(self, settings: NnUNetSettings, name: str = "checkpoint_final.pth") -> Path:
+        """A checkpoint of the only fold."""
+        return self.model(settings) / "fold_0" / name
+
+    def environment(self, stage: str, settings: NnUNetSettings) -> dict[str, str]:
+        """This process's environment, and what a stage of nnU-Net reads of it."""
+        processes = max(1, settings.processes)  # the planner takes no 0
+        return {
+            **os.environ,
+            "nnUNet_raw": str(self.raw),
+            "nnUNet_preprocessed": str(self.preprocessed),
+            "nnUNet_results": str(self.results),
+            "nnUNet_n_proc_DA": str(settings.processes if stage == "train" else processes),
+            "nnUNet_def_n_proc": str(processes),
+            "MPLBACKEND": "Agg",
+        }
+
 
 NUMBER = 1  # of the data set, as nnU-Net's functions call it
 SMALLEST = 4  # voxels a side that nnU-Net leaves at the bottom of its network
@@ -29,7 +94,6 @@ def prepare(folders: Folders, settings: NnUNetSettings) -> None:
     )
 
     from voxsam.atomic import atomic_path
-    from voxsam.lab.systems.nnunet.run import DATASET
 
     processes = max(1, settings.processes)
     extract_fingerprints([NUMBER], num_processes=processes, clean=False, show_progress_bar=False)
@@ -82,8 +146,6 @@ def train(folders: Folders, settings: NnUNetSettings) -> None:
     import torch
     from nnunetv2.run.run_training import get_trainer_from_args, maybe_load_checkpoint
 
-    from voxsam.lab.systems.nnunet.run import DATASET
-
     random.seed(settings.seed)
     np.random.seed(settings.seed)
     torch.manual_seed(settings.seed)
@@ -101,8 +163,6 @@ def train(folders: Folders, settings: NnUNetSettings) -> None:
 
 def main(stage: str, folder: str) -> None:
     """Run one stage."""
-    from voxsam.lab.systems.nnunet.run import Folders, NnUNetSettings
-
     folders = Folders(Path(folder))
     settings = NnUNetSettings.model_validate_json(folders.settings.read_text(encoding="utf-8"))
     {"prepare": prepare, "train": train}[stage](folders, settings)

@@ -1,21 +1,136 @@
-"""nnU-Net as a compared system: its stages one after the other, each only if it is not finished yet."""
+"""nnU-Net as a compared system: its stages one after the other, each only if it is not finished yet; its predictor."""
 
 from __future__ import annotations
 
+import io
 import json
+import math
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
 from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import ValidationError
 
 from voxsam.atomic import atomic_path, make_folder
-from voxsam.errors import UnsupportedError, VoxSAMError
+from voxsam.errors import InputError, UnsupportedError, VoxSAMError
 from voxsam.kernels.device import choose_device
+from voxsam.lab.data.parallel import available_cores
 from voxsam.lab.data.store import open_store
-from voxsam.lab.evaluation.systems import System
+from voxsam.lab.evaluation.systems import Images, System
 from voxsam.lab.systems.compared import EXTRA, About, ComparedSystem, Job, Log, register
 from voxsam.lab.systems.nnunet import stages
-from voxsam.lab.systems.nnunet.run import DATASET, Folders, NnUNetSettings
-from voxsam.lab.systems.nnunet.settings import OPTIONS, settings_of
+from voxsam.lab.systems.nnunet.stages import DATASET, Folders, NnUNetSettings
+from voxsam.lab.systems.turned import turned, turned_back
+from voxsam.prompts import Point
+from voxsam.volume import Volume
+
+TINY: dict[str, Any] = {  # a run that shows all stages in a minute and a half on one core
+    "patch": (32, 32, 32),
+    "batch": 2,
+    "features": 8,
+    "epochs": 4,
+    "iterations": 25,
+    "processes": 0,
+    "mirroring": False,
+}
+OPTIONS: Mapping[str, str] = {
+    "tiny": "true: small patches, a narrow network, 100 iterations, to show all stages on a laptop",
+    "configuration": "3d_fullres (default), 2d or 3d_lowres",
+    "planner": "ExperimentPlanner (default), or nnUNetPlannerResEncM, -L, -XL: the residual encoders",
+    "epochs": "of nnU-Net; default: the recipe's steps divided by the iterations, or 1000",
+    "iterations": "of an epoch; default 250",
+    "spacing_mm": "of 3d_fullres along S, A, R; default: nnU-Net's own choice",
+    "patch": "at most so many voxels along S, A, R; default: what nnU-Net's memory target allows",
+    "batch": "default: nnU-Net's own choice",
+    "features": "width of the first stage; default 32",
+    "processes": "that make crops, and that preprocess; 0: the training process itself; default: the cores, at most 8",
+    "mirroring": "false: no mirrored passes when predicting, eight times as fast; default true",
+}
+
+
+def settings_of(job: Job, device: str = "cpu") -> NnUNetSettings:
+    """The settings of a job: its options over those of `tiny`, over what its recipe says of the budget.
+
+    Raises InputError for an option that makes no sense.
+    """
+    options = dict(job.options)
+    fields: dict[str, Any] = {"processes": available_cores(), **(TINY if options.pop("tiny", False) else {})}
+    steps = steps_of(job)
+    if steps is not None and "epochs" not in {**fields, **options}:
+        fields["iterations"] = min(int(options.get("iterations", 250)), steps)
+        fields["epochs"] = math.ceil(steps / fields["iterations"])
+    try:
+        return NnUNetSettings(**{**fields, **options, "seed": job.seed, "device": device})
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise InputError(f"{where} of nnunet: {first['msg']}", "one of its options", "change the plan") from error
+
+
+def steps_of(job: Job) -> int | None:
+    """The steps of the common loop: the recipe's, or its epochs times the training cases; None if it has neither."""
+    recipe = job.recipe
+    if recipe.get("steps"):
+        return int(recipe["steps"])
+    if not recipe.get("epochs"):
+        return None
+    crops = int(recipe.get("batch", 2)) * int(recipe.get("accumulate", 1)) * int(recipe.get("devices", 1))
+    return int(recipe["epochs"]) * math.ceil(len(open_store(job.data).split["train"]) / crops)
+
+
+AXES = "SAR"  # of the array that nnU-Net gets from a file turned to RAS
+
+
+class NnUNetSystem:
+    """It works by itself; `predictor` is nnunetv2's nnUNetPredictor, ready."""
+
+    takes_clicks = takes_negative = False
+
+    def __init__(self, predictor: Any, name: str, parameters: int | None) -> None:
+        self.predictor, self.name, self.parameters = predictor, name, parameters
+
+    def open(self, volume: Images) -> OpenedNnUNet:
+        """The scan with all its channels, kept until `segment`."""
+        return OpenedNnUNet(self.predictor, (volume,) if isinstance(volume, Volume) else tuple(volume))
+
+
+class OpenedNnUNet:
+    """A scan, and the predictor that will be asked once."""
+
+    def __init__(self, predictor: Any, images: Sequence[Volume]) -> None:
+        self.predictor, self.images = predictor, images
+
+    def segment(self, points: Sequence[Point]) -> Volume:
+        """The mask of the whole scan; there are no points."""
+        assert not points
+        channels = [turned(image, AXES) for image in self.images]
+        array = np.stack([np.asarray(channel.array, dtype=np.float32) for channel in channels])
+        grid = channels[0].grid
+        with redirect_stdout(io.StringIO()):  # nnU-Net prints what it does
+            labels = self.predictor.predict_single_npy_array(array, {"spacing": grid.spacing_mm.tolist()})
+        return turned_back(Volume((np.asarray(labels) == 1).astype(np.uint8), grid, "SEG"), self.images[0].grid)
+
+
+def load_predictor(model: Path, device: torch.device, mirroring: bool) -> Any:
+    """nnU-Net's predictor with the final weights of fold 0 of a trained model's folder."""
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+    with redirect_stdout(io.StringIO()):
+        predictor = nnUNetPredictor(
+            use_mirroring=mirroring,
+            perform_everything_on_device=device.type == "cuda",
+            device=device,
+            allow_tqdm=False,
+        )
+        predictor.initialize_from_trained_model_folder(str(model), (0,), "checkpoint_final.pth")
+    return predictor
+
 
 PACKAGES = {  # of nnU-Net: names to import, and to install without their dependencies, which end in torchvision
     "nnunetv2": "nnunetv2",
@@ -78,8 +193,6 @@ class NnUNet(ComparedSystem):
 
     def load(self, job: Job) -> System:
         """nnU-Net's predictor with the final weights."""
-        from voxsam.lab.systems.nnunet.predict import NnUNetSystem, load_predictor
-
         settings, folders = _settings(job), _folders(job)
         predictor = load_predictor(folders.model(settings), choose_device(job.device), settings.mirroring)
         return NnUNetSystem(predictor, self.about.title, self.tuned_parameters(job))

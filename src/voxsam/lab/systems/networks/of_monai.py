@@ -1,0 +1,188 @@
+"""Networks that MONAI provides: UNETR, Swin-UNETR (with its self-supervised weights), SegResNet and MedNeXt."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar, Literal, Self
+
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from torch import Tensor, nn
+
+from voxsam.errors import CheckpointError
+from voxsam.lab.systems.networks.parts import CLASSES, NetworkKind, Options, Size, cube, require_crop, require_library
+from voxsam.weights.pickles import read_pickle
+
+UNETR_PATCH = 16  # side of the cube of voxels that one token sees
+
+
+class UNETROptions(Options):
+    """Hatamizadeh et al., WACV 2022. The defaults are MONAI's and the paper's: 92,943,586 parameters at 64 x 160^2."""
+
+    width: PositiveInt = Field(16, description="channels of the decoder at full resolution")
+    hidden: PositiveInt = Field(768, description="width of the transformer")
+    mlp: PositiveInt = Field(3072, description="hidden width of the transformer's MLPs")
+    heads: PositiveInt = Field(12, description="heads of the transformer's attention")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.hidden % self.heads:
+            raise ValueError("heads must divide hidden")
+        return self
+
+
+def unetr(size: Size, channels: int, options: UNETROptions) -> nn.Module:
+    """UNETR. Raises UnsupportedError for a crop whose sides are no multiples of 16, or without einops."""
+    from monai.networks.nets import UNETR
+
+    require_crop(size, cube(UNETR_PATCH), "unetr")
+    require_library("einops", "unetr", "pip install einops")
+    network = UNETR(
+        in_channels=channels,
+        out_channels=CLASSES,
+        img_size=size,
+        feature_size=options.width,
+        hidden_size=options.hidden,
+        mlp_dim=options.mlp,
+        num_heads=options.heads,
+    )
+    for block in network.vit.blocks:
+        block.norm_cross_attn.requires_grad_(False)  # type: ignore[union-attr]  # MONAI's, for what UNETR has not
+    return network
+
+
+SWIN_STEP = 32  # voxels of the crop for each token of the deepest map
+SWIN_WEIGHTS = "MONAI's model_swinvit.pt: a self-supervised Swin transformer"
+
+
+class SwinUNETROptions(Options):
+    """Hatamizadeh et al., BrainLes 2021. The defaults are the original's: 62,186,708 parameters for any crop."""
+
+    once: ClassVar[tuple[str, ...]] = ("weights",)
+
+    width: PositiveInt = Field(48, multiple_of=12, description="channels of the first stage; they double at each stage")
+    depths: tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt] = Field(
+        (2, 2, 2, 2), description="blocks in each of the four stages"
+    )
+    heads: tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt] = Field(
+        (3, 6, 12, 24), description="heads of the attention in each stage"
+    )
+    window: PositiveInt = Field(7, description="side of the attention windows, tokens")
+    recompute: bool = Field(False, description="keep the inputs of blocks only: less memory, more time")
+    weights: str | None = Field(None, description="file of self-supervised weights to begin with: model_swinvit.pt")
+
+
+def swin_unetr(size: Size, channels: int, options: SwinUNETROptions) -> nn.Module:
+    """Swin-UNETR. Raises UnsupportedError for a crop whose sides are no multiples of 32, or all 32, or without einops;
+    FileError or CheckpointError for weights that are not of its transformer.
+    """
+    from monai.networks.nets import SwinUNETR
+
+    require_crop(size, cube(SWIN_STEP), "swin-unetr", several=True)
+    require_library("einops", "swin-unetr", "pip install einops")
+    network = SwinUNETR(
+        in_channels=channels,
+        out_channels=CLASSES,
+        feature_size=options.width,
+        depths=options.depths,
+        num_heads=options.heads,
+        window_size=options.window,
+        use_checkpoint=options.recompute,
+    )
+    if options.weights is not None:
+        load_self_supervised(network.swinViT, Path(options.weights))
+    return network
+
+
+def load_self_supervised(transformer: nn.Module, path: Path) -> None:
+    """Fill the transformer with the tensors of MONAI's file; those of the tasks it was trained by are left out.
+
+    The file is a dictionary with "state_dict", whose names begin with "module." and whose MLPs are called fc1 and fc2.
+    Raises FileError if it cannot be read, CheckpointError if it is of another kind or lacks a tensor of this size.
+    """
+    state = read_pickle(path, SWIN_WEIGHTS).get("state_dict")
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path} has no state_dict", SWIN_WEIGHTS, "give the file as it was downloaded")
+    tensors = {}
+    for name, own in transformer.named_parameters():
+        theirs = "module." + name.replace("mlp.linear", "mlp.fc")
+        tensor = state.get(theirs)
+        if not isinstance(tensor, Tensor):
+            raise CheckpointError(
+                f"{path} lacks the tensor {theirs}", SWIN_WEIGHTS, "give the file as it was downloaded"
+            )
+        if tensor.shape != own.shape:
+            given, expected = (" x ".join(map(str, shape)) for shape in (tensor.shape, own.shape))
+            remedy = "leave width, depths, heads, window and the number of channels as they were trained"
+            raise CheckpointError(f"{path}: {theirs} has shape {given}", expected, remedy)
+        tensors[name] = tensor
+    transformer.load_state_dict(tensors, strict=False)  # what is not among the parameters is computed
+
+
+class SegResNetOptions(Options):
+    """Myronenko, winner of BraTS 2018. With the defaults: 18,796,002 parameters for any crop."""
+
+    width: PositiveInt = Field(32, multiple_of=8, description="channels at full resolution; they double at each level")
+    blocks_down: tuple[PositiveInt, ...] = Field(
+        (1, 2, 2, 4), min_length=2, description="residual blocks of the encoder at each level"
+    )
+    blocks_up: tuple[NonNegativeInt, ...] = Field((1, 1, 1), description="of the decoder, from the deepest level up")
+
+
+def segresnet(size: Size, channels: int, options: SegResNetOptions) -> nn.Module:
+    """SegResNet. Raises UnsupportedError for a crop that its levels cannot halve."""
+    from monai.networks.nets import SegResNet
+
+    step = 2 ** (len(options.blocks_down) - 1)
+    require_crop(size, cube(step), "segresnet")
+    return SegResNet(
+        in_channels=channels,
+        out_channels=CLASSES,
+        init_filters=options.width,
+        blocks_down=options.blocks_down,
+        blocks_up=options.blocks_up,
+    )
+
+
+MEDNEXT_STEP = 16  # voxels of the crop for each voxel of the deepest map
+
+# MedNeXt's variants in its paper: how many times wider blocks are inside, and how many there are, from the finest level
+# to the deepest; the decoder mirrors the encoder.
+EXPANSION = {"S": (2, 2, 2, 2, 2), "B": (2, 3, 4, 4, 4), "M": (2, 3, 4, 4, 4), "L": (3, 4, 8, 8, 8)}
+BLOCKS = {"S": (2, 2, 2, 2, 2), "B": (2, 2, 2, 2, 2), "M": (3, 4, 4, 4, 4), "L": (3, 4, 8, 8, 8)}
+
+
+class MedNeXtOptions(Options):
+    """Roy et al., MICCAI 2023. With the defaults: 5,550,914 parameters for any crop; M 17,533,506, L 61,726,754."""
+
+    variant: Literal["S", "B", "M", "L"] = Field("S", description="S, B, M or L: how deep, and how far blocks expand")
+    width: PositiveInt = Field(32, description="channels at full resolution; they double at each level")
+    kernel: Literal[3, 5, 7] = Field(3, description="side of the depth-wise convolutions: 3 or 5 in the paper")
+
+
+def mednext(size: Size, channels: int, options: MedNeXtOptions) -> nn.Module:
+    """MedNeXt without deep supervision. Raises UnsupportedError for a crop whose sides are no multiples of 16."""
+    from monai.networks.nets import MedNeXt
+
+    require_crop(size, cube(MEDNEXT_STEP), "mednext", several=True)
+    ratios, blocks = EXPANSION[options.variant], BLOCKS[options.variant]
+    return MedNeXt(
+        in_channels=channels,
+        out_channels=CLASSES,
+        init_filters=options.width,
+        kernel_size=options.kernel,
+        encoder_expansion_ratio=ratios[:4],
+        bottleneck_expansion_ratio=ratios[4],
+        decoder_expansion_ratio=ratios[3::-1],
+        blocks_down=blocks[:4],
+        blocks_bottleneck=blocks[4],
+        blocks_up=blocks[3::-1],
+        use_residual_connection=True,
+    )
+
+
+NETWORKS = {
+    "unetr": NetworkKind(UNETROptions, unetr),
+    "swin-unetr": NetworkKind(SwinUNETROptions, swin_unetr),
+    "segresnet": NetworkKind(SegResNetOptions, segresnet),
+    "mednext": NetworkKind(MedNeXtOptions, mednext),
+}

@@ -1,0 +1,290 @@
+"""The adapters that VoxSAM's own is compared with (paper, Table 2, and beyond); importing this makes them known.
+
+At first, those with a bottleneck and those of low rank change nothing. B batch, D H W token grid, n windows, t tokens
+of a window, c width of a token, m width of a bottleneck, r rank.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from voxsam.kernels.linear import Precision
+from voxsam.network.adapters import ADAPTERS, AdapterKind, BlockHook, convolve_tokens, multiply
+from voxsam.network.sizes import LEVELS, ModelConfig
+
+
+class Bottleneck(nn.Module):
+    """y + up(gelu(down(y))), `up` starting as 0."""
+
+    def __init__(self, width: int, bottleneck: int) -> None:
+        super().__init__()
+        self.down = nn.Linear(width, bottleneck)
+        self.up = nn.Linear(bottleneck, width)
+        nn.init.zeros_(self.up.weight)
+        nn.init.zeros_(self.up.bias)
+
+    def forward(self, y_BDHWc: Tensor, precision: Precision) -> Tensor:
+        """(B, D, H, W, c) -> the same shape."""
+        return y_BDHWc + multiply(self.up, multiply(self.down, y_BDHWc, precision, "gelu"), precision)
+
+
+class Houlsby(BlockHook):
+    """A bottleneck behind the mlp, and with `adapter_twice` behind attention as well, before each is added to x.
+
+    Houlsby et al., Parameter-Efficient Transfer Learning for NLP, ICML 2019, Fig. 2.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.attention = Bottleneck(config.width, config.adapter_width) if config.adapter_twice else None
+        self.mlp = Bottleneck(config.width, config.adapter_width)
+
+    def after_attention(self, y_BDHWc: Tensor, precision: Precision) -> Tensor:
+        """The bottleneck's answer to what attention found, where there is one."""
+        return y_BDHWc if self.attention is None else self.attention(y_BDHWc, precision)
+
+    def after_mlp(self, y_BDHWc: Tensor, precision: Precision) -> Tensor:
+        """The bottleneck's answer to what the mlp found."""
+        return self.mlp(y_BDHWc, precision)
+
+
+class ProTuning(BlockHook):
+    """x + up(relu(conv(relu(down(x))))) behind the block, the convolution depth-wise and 3 x 3 on each slice.
+
+    Nie et al., Pro-tuning, arXiv:2207.14381, in the form that has the paper's number of parameters.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        m = config.adapter_width
+        self.down = nn.Linear(config.width, m)
+        self.conv = nn.Conv3d(m, m, (1, 3, 3), padding=(0, 1, 1), groups=m)
+        self.up = nn.Linear(m, config.width)
+        nn.init.zeros_(self.up.weight)
+        nn.init.zeros_(self.up.bias)
+
+    def after_block(
+        self, x_BDHWc: Tensor, carried: Tensor | None, precision: Precision
+    ) -> tuple[Tensor, Tensor | None]:
+        """The block's answer and the prompt for the next one."""
+        hidden = F.relu(convolve_tokens(self.conv, multiply(self.down, x_BDHWc, precision, "relu")))
+        return x_BDHWc + multiply(self.up, hidden, precision), carried
+
+
+class DepthBottleneck(nn.Module):
+    """x + up(conv(down(x))), all linear; the convolution is depth-wise, 3 tokens along depth, 0 at first."""
+
+    def __init__(self, width: int, bottleneck: int) -> None:
+        super().__init__()
+        self.down = nn.Linear(width, bottleneck)
+        self.conv = nn.Conv3d(bottleneck, bottleneck, (3, 1, 1), padding=(1, 0, 0), groups=bottleneck)
+        self.up = nn.Linear(bottleneck, width)
+        for zero in (self.conv.weight, self.conv.bias, self.down.bias, self.up.bias):
+            assert zero is not None
+            nn.init.zeros_(zero)
+
+    def forward(self, x_BDHWc: Tensor, precision: Precision) -> Tensor:
+        """(B, D, H, W, c) -> the same shape."""
+        hidden = convolve_tokens(self.conv, multiply(self.down, x_BDHWc, precision))
+        return x_BDHWc + multiply(self.up, hidden, precision)
+
+
+class STAdapter(BlockHook):
+    """A bottleneck along depth before attention.
+
+    Pan et al., ST-Adapter, NeurIPS 2022, Sec. 3.2: there depth is time.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.attention = DepthBottleneck(config.width, config.adapter_width)
+
+    def before_attention(self, x_BDHWc: Tensor, precision: Precision) -> Tensor:
+        """x and what its neighbours along depth say."""
+        return self.attention(x_BDHWc, precision)
+
+
+class STAdapterTwice(STAdapter):
+    """And one more before the mlp."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        self.mlp = DepthBottleneck(config.width, config.adapter_width)
+
+    def before_mlp(self, x_BDHWc: Tensor, precision: Precision) -> Tensor:
+        """x and what its neighbours along depth say."""
+        return self.mlp(x_BDHWc, precision)
+
+
+class MedAdapter(BlockHook):
+    """x + gelu(up(h + mix(h))) behind the block, with h = gelu(down(x)) (Shen et al., Med-Tuning, MIDL 2024, Fig. 3).
+
+    mix is the sum of convolutions of 3 and of 5 tokens and of h with its frequencies weighed, through a 1 x 1 x 1
+    convolution. In the last block of a stage it is joined with what the stage before handed on, 0 for the first.
+    """
+
+    def __init__(self, config: ModelConfig, block: int) -> None:
+        super().__init__()
+        m = config.adapter_width
+        self.down = nn.Linear(config.width, m)
+        self.near, self.wide = _branch(m, 3), _branch(m, 5)
+        self.frequency_weight = nn.Parameter(torch.ones(config.token_grid))
+        self.frequency_bias = nn.Parameter(torch.ones(config.token_grid))
+        self.mix = nn.Conv3d(m, m, 1)
+        self.up = nn.Linear(m, config.width)
+        ends_a_stage = (block + 1) % (config.depth // LEVELS) == 0
+        self.earlier = nn.Conv3d(m, m, 1) if ends_a_stage else None
+        self.join = nn.Conv3d(2 * m, m, 1) if ends_a_stage else None
+
+    def after_block(
+        self, x_BDHWc: Tensor, carried: Tensor | None, precision: Precision
+    ) -> tuple[Tensor, Tensor | None]:
+        """The tokens, and the mix of the last finished stage (B, m, D, H, W)."""
+        hidden = multiply(self.down, x_BDHWc, precision, "gelu").permute(0, 4, 1, 2, 3)
+        mixed = self.mix(self.near(hidden) + self.wide(hidden) + self._filtered(hidden))
+        if self.earlier is not None and self.join is not None:
+            before = torch.zeros_like(mixed) if carried is None else carried
+            carried = mixed = self.join(torch.cat([mixed, self.earlier(before)], 1))
+        out = multiply(self.up, (hidden + mixed).permute(0, 2, 3, 4, 1), precision, "gelu")
+        return x_BDHWc + out, carried
+
+    def _filtered(self, x_BmDHW: Tensor) -> Tensor:
+        """The frequencies along depth weighed, each with its bias; stretched for a grid of another depth."""
+        weight, bias = (_stretched(row, x_BmDHW.shape[2]) for row in (self.frequency_weight, self.frequency_bias))
+        axes = (2, 3, 4)
+        with torch.autocast(x_BmDHW.device.type, enabled=False):  # there is no transform in half precision
+            spectrum = torch.fft.fftn(x_BmDHW.float(), dim=axes) * weight.float() + bias.float()
+            return torch.fft.ifftn(spectrum, dim=axes).abs().to(x_BmDHW.dtype)
+
+
+def _branch(width: int, taps: int) -> nn.Sequential:
+    """Depth-wise convolutions in the slice and along depth, BatchNorm, ReLU."""
+    half = taps // 2
+    norm = nn.BatchNorm3d(width)
+    norm.num_batches_tracked = torch.zeros(())  # a float: model files hold no other numbers
+    return nn.Sequential(
+        nn.Conv3d(width, width, (1, taps, taps), padding=(0, half, half), groups=width),
+        nn.Conv3d(width, width, (taps, 1, 1), padding=(half, 0, 0), groups=width),
+        norm,
+        nn.ReLU(),
+    )
+
+
+def _stretched(row: Tensor, length: int) -> Tensor:
+    """(length, 1, 1)."""
+    if len(row) != length:
+        row = F.interpolate(row[None, None], size=length, mode="linear")[0, 0]
+    return row[:, None, None]
+
+
+FACTOR_DROPOUT = 0.1  # MA-SAM's
+
+
+def add_to_query_and_value(qkv_ntk: Tensor, query_ntc: Tensor, value_ntc: Tensor) -> Tensor:
+    """Query and value changed in place; key as it was."""
+    c = query_ntc.shape[-1]
+    qkv_ntk[..., :c] += query_ntc
+    qkv_ntk[..., -c:] += value_ntc
+    return qkv_ntk
+
+
+class LoRA(BlockHook):
+    """q + Bq Aq x and v + Bv Av x; B starts as 0 (Hu et al., LoRA, ICLR 2022, Sec. 4.1, with alpha = r)."""
+
+    def __init__(self, width: int, rank: int) -> None:
+        super().__init__()
+        self.query_down, self.value_down = (nn.Linear(width, rank, bias=False) for _ in "qv")
+        self.query_up, self.value_up = (nn.Linear(rank, width, bias=False) for _ in "qv")
+        nn.init.zeros_(self.query_up.weight)
+        nn.init.zeros_(self.value_up.weight)
+
+    def change_qkv(self, normed_ntc: Tensor, qkv_ntk: Tensor) -> Tensor:
+        """Query and value changed."""
+        query = self.query_up(self.query_down(normed_ntc))
+        return add_to_query_and_value(qkv_ntk, query, self.value_up(self.value_down(normed_ntc)))
+
+
+class Factors(nn.Module):
+    """U and V of a tensor train, shared by all blocks; V starts as 0 (Jie and Deng, FacT, AAAI 2023, FacT-TT)."""
+
+    def __init__(self, width: int, rank: int) -> None:
+        super().__init__()
+        self.down = nn.Linear(width, rank, bias=False)
+        self.up = nn.Linear(rank, width, bias=False)
+        nn.init.zeros_(self.up.weight)
+
+
+class DepthConvolution(nn.Module):
+    """x + up(gelu(conv(down(norm(x))))): a full convolution of 3 tokens along depth in the bottleneck."""
+
+    def __init__(self, width: int, bottleneck: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.down = nn.Linear(width, bottleneck, bias=False)
+        self.conv = nn.Conv3d(bottleneck, bottleneck, (3, 1, 1), padding=(1, 0, 0))
+        self.up = nn.Linear(bottleneck, width, bias=False)
+
+    def forward(self, x_BDHWc: Tensor, precision: Precision) -> Tensor:
+        """(B, D, H, W, c) -> the same shape."""
+        hidden = convolve_tokens(self.conv, multiply(self.down, self.norm(x_BDHWc), precision))
+        return x_BDHWc + multiply(self.up, F.gelu(hidden), precision)
+
+
+class MASAM(BlockHook):
+    """Factors for query and value, and a convolution along depth before attention and before the mlp.
+
+    Chen et al., MA-SAM, Medical Image Analysis 2024, Sec. 3.2 and 3.3.
+    """
+
+    def __init__(self, config: ModelConfig, rank: int, factors: Factors) -> None:
+        super().__init__()
+        self.attention = DepthConvolution(config.width, config.adapter_width)
+        self.mlp = DepthConvolution(config.width, config.adapter_width)
+        self.query, self.value = (nn.Linear(rank, rank, bias=False) for _ in "qv")
+        self.dropout = nn.Dropout(FACTOR_DROPOUT)
+        self._factors = (factors,)  # in a tuple: they are the encoder's, and each file holds them once
+
+    def before_attention(self, x_BDHWc: Tensor, precision: Precision) -> Tensor:
+        """x and what its neighbours along depth say."""
+        return self.attention(x_BDHWc, precision)
+
+    def change_qkv(self, normed_ntc: Tensor, qkv_ntk: Tensor) -> Tensor:
+        """Query and value changed."""
+        factors = self._factors[0]
+        inner = factors.down(normed_ntc)
+        query, value = (factors.up(self.dropout(core(inner))) for core in (self.query, self.value))
+        return add_to_query_and_value(qkv_ntk, query, value)
+
+    def before_mlp(self, x_BDHWc: Tensor, precision: Precision) -> Tensor:
+        """x and what its neighbours along depth say."""
+        return self.mlp(x_BDHWc, precision)
+
+
+RANKS = {"lora": 8, "samed": 4, "masam": 32}  # where a configuration names none
+
+
+def rank_of(config: ModelConfig) -> int:
+    """The rank of a low-rank adapter."""
+    return config.adapter_rank or RANKS[config.adapter]
+
+
+def _low_rank(config: ModelConfig, block: int, shared: nn.Module | None) -> BlockHook:
+    return LoRA(config.width, rank_of(config))
+
+
+def _masam(config: ModelConfig, block: int, shared: nn.Module | None) -> BlockHook:
+    assert isinstance(shared, Factors)
+    return MASAM(config, rank_of(config), shared)
+
+
+ADAPTERS.update(
+    houlsby=AdapterKind(lambda config, block, shared: Houlsby(config)),
+    protuning=AdapterKind(lambda config, block, shared: ProTuning(config)),
+    st=AdapterKind(lambda config, block, shared: (STAdapterTwice if config.adapter_twice else STAdapter)(config)),
+    med=AdapterKind(lambda config, block, shared: MedAdapter(config, block)),
+    lora=AdapterKind(_low_rank, norms=False),
+    samed=AdapterKind(_low_rank, norms=False),
+    masam=AdapterKind(_masam, lambda config: Factors(config.width, rank_of(config)), norms=False),
+)
