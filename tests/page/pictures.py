@@ -50,7 +50,7 @@ def photograph(viewer: Viewer, phantom: Phantom, folder: Path) -> None:
     picture.take("loaded")
     viewer.look_at(phantom.click)
     page.mouse.click(*viewer.place(phantom.click))
-    page.wait_for_selector("#busy-share[value]", timeout=5000)
+    page.wait_for_selector("#busy-fraction[value]", timeout=5000)
     picture.take("computing", still_ms=0)
     page.wait_for_selector("#took:not(:empty)")
     viewer.drawn()

@@ -44,7 +44,7 @@ def test_a_click_gives_a_mask_that_is_undone_saved_and_survives_the_server(
     spacing_mm = read_volume(path).grid.spacing_mm
     said = page.inner_text("#objects")
     assert f"{mask.sum() * spacing_mm.prod() / 1000:.3g} mL"[:3] in said and "longest diameter" in said
-    assert "Answered in" in page.inner_text("#took")
+    assert "Segmented in" in page.inner_text("#took")
     assert "mL, longest diameter" in page.inner_text("#live")  # read aloud
 
     viewer.answered(lambda: page.keyboard.press("Control+z"))

@@ -41,7 +41,7 @@ def test_a_click_on_what_is_white_marks_the_white_voxel(
     write_volume(Volume(array, grid, "CT"), tmp_path / "block.nii.gz")
     viewer.upload(tmp_path / "block.nii.gz")
     page = viewer.page
-    page.evaluate("voxsam.view.window(-160, 240)")
+    page.evaluate("voxsam.view.setWindow(-160, 240)")
     viewer.look_at(block)
     page.evaluate("voxsam.tool('look')")
     for plane in ("axial", "coronal", "sagittal"):

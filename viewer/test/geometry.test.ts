@@ -1,7 +1,7 @@
 // The maps between the scan's voxels and NiiVue's: known answers for a flipped, permuted, anisotropic grid.
 import { describe, expect, it } from "vitest";
-import { boxToRas, clamp, fromRas, isEmpty, line, normalAxis, rasShape, sizeOf, step, toRas, toWorld, type Orientation } from "../src/geometry";
-import type { Index } from "../src/types";
+import { boxToRas, clamp, fromRas, isEmpty, line, normalAxis, rasShape, sizeOf, step, toRas, toWorld, type Orientation } from "../src/stage/geometry";
+import type { Index } from "../src/engine/engine";
 
 // Stored (posterior, left, superior): RAS axis 0 runs against array axis 1, RAS axis 1 against array axis 0.
 const PLS: Orientation = { shape: [5, 4, 3], axes: [-2, -1, 3] };

@@ -1,8 +1,9 @@
 // Labels of a changed box: inflated, reordered, pasted; compared with the slow way, voxel by voxel.
 import { describe, expect, it } from "vitest";
-import { rasShape, toRas, type Orientation } from "../src/geometry";
-import { inflate, paste, reorder } from "../src/labels";
-import type { Box, Index } from "../src/types";
+import { rasShape, toRas, type Orientation } from "../src/stage/geometry";
+import { inflate } from "../src/engine/server";
+import { paste, reorder } from "../src/stage/labels";
+import type { Box, Index } from "../src/engine/engine";
 
 const ORIENTATIONS: Index[] = [[1, 2, 3], [-1, -2, 3], [-2, -1, 3], [3, -1, 2], [-3, 2, -1]];
 const SHAPE: Index = [4, 5, 6];

@@ -1,9 +1,9 @@
 // Keys, files and numbers in words.
 import { describe, expect, it } from "vitest";
-import { nameOf } from "../src/keys";
-import { uploadList } from "../src/open";
-import { bytes, millilitres, millimetres, seconds } from "../src/words";
-import { describePlace } from "../src/readout";
+import { nameOf } from "../src/input/keys";
+import { uploadList } from "../src/page/open";
+import { bytes, millilitres, millimetres, seconds } from "../src/page/words";
+import { describePlace } from "../src/page/readout";
 
 const press = (key: string, held: Partial<KeyboardEvent> = {}) => nameOf({ key, ctrlKey: false, metaKey: false, shiftKey: false, ...held } as KeyboardEvent);
 

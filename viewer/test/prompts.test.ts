@@ -1,7 +1,7 @@
 // The tools: presses, drags and keys become exactly these prompts.
 import { beforeEach, describe, expect, it } from "vitest";
-import { Prompter } from "../src/prompts";
-import type { Index } from "../src/types";
+import { Prompter } from "../src/input/prompts";
+import type { Index } from "../src/engine/engine";
 
 const SCAN = { shape: [40, 50, 20] as Index, axes: [-1, -2, 3] as Index, spacing: [1, 2, 4] as Index };
 let can: Record<string, boolean>;

@@ -1,7 +1,7 @@
 // Strokes drawn here are drawn again where the server still knows them.
 import { describe, expect, it } from "vitest";
-import { Strokes } from "../src/strokes";
-import type { Index, Prompt } from "../src/types";
+import { Strokes } from "../src/input/strokes";
+import type { Index, Prompt } from "../src/engine/engine";
 
 const stroke = (positive: boolean, ...voxels: Index[]): Prompt => ({ kind: "scribble", positive, voxels });
 

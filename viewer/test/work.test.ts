@@ -1,123 +1,167 @@
 // The work on a scan: answers in order, labels in place, the way back after a lost connection, the sleep.
 import { describe, expect, it, vi } from "vitest";
-import { ApiError, type Api } from "../src/api";
-import type { Answer, State } from "../src/types";
-import { Work, type Listener } from "../src/work";
+import { EngineError, type Engine, type Loading, type Notice, type State, type Step, type StepResult } from "../src/engine/engine";
+import { Work, type Listener } from "../src/page/work";
 
 const STATE = { id: "a", name: "scan", revision: 0, objects: [], busy: null } as unknown as State;
 const VALUES = new Uint8Array([1, 2]);
 
-async function answer(revision: number): Promise<Answer> {
-  const stream = new Blob([VALUES]).stream().pipeThrough(new CompressionStream("deflate"));
-  const labels = btoa(String.fromCharCode(...new Uint8Array(await new Response(stream).arrayBuffer())));
-  return { ...STATE, revision, seconds: 0.1, changed: { low: [0, 0, 0], high: [2, 1, 1] }, labels };
+function result(revision: number): StepResult {
+  return { ...STATE, revision, seconds: 0.1, changed: { low: [0, 0, 0], high: [2, 1, 1] }, labels: VALUES };
 }
 
-/** A page that notes what it is told, and a server of which each test says what it does. */
-function setting(server: Partial<Record<keyof Api, unknown>>) {
-  const told: string[] = [];
+async function* silence(_: string, signal: AbortSignal): AsyncGenerator<Notice> {
+  await new Promise((resolve) => signal.addEventListener("abort", resolve));
+}
+
+/** A page that notes what it is told, and an engine of which each test says what it does. */
+function setting(engine: Partial<Engine>) {
+  const heard: string[] = [];
+  const stages: string[] = [];
+  let cancel: (() => void) | undefined;
   const page: Listener = {
-    scan: async () => void told.push("scan"),
-    state: () => {},
-    labels: (_, values) => told.push(`labels ${values}`),
-    clear: () => told.push("clear"),
-    result: ({ revision }) => told.push(`result ${revision}`),
-    busy: () => {},
-    connection: (connection) => told.push(connection),
-    failed: (error) => told.push(`failed: ${(error as Error).message}`),
+    scan: async () => void heard.push("scan"),
+    showState: () => {},
+    labels: (_, values) => heard.push(`labels ${values}`),
+    clear: () => heard.push("clear"),
+    result: ({ revision }) => heard.push(`result ${revision}`),
+    busy: (busy, stop) => {
+      cancel = stop;
+      if (busy) stages.push(busy.stage);
+    },
+    connection: (connection) => heard.push(connection),
+    failed: (error) => heard.push(`failed: ${(error as Error).message}`),
   };
-  const silence = async function* (_: string, signal: AbortSignal) {
-    await new Promise((resolve) => signal.addEventListener("abort", resolve));
-  };
-  const api = { open: async () => STATE, state: async () => STATE, scan: async () => new ArrayBuffer(0), events: silence, ...server };
-  return { told, work: new Work(api as unknown as Api, page) };
+  const calm = { open: async () => STATE, state: async () => STATE, scan: async () => new ArrayBuffer(0), watch: silence };
+  return { heard, stages, cancel: () => cancel?.(), work: new Work({ ...calm, ...engine } as unknown as Engine, page) };
 }
 
 describe("steps", () => {
   it("are sent one after another, and each one's labels are drawn before the next", async () => {
     const asked: string[] = [];
-    const undo = async () => (asked.push("undo"), answer(asked.length));
-    const prompt = async () => {
-      asked.push("prompt");
-      await new Promise((resolve) => setTimeout(resolve, 5));
-      return answer(1);
+    const step = async (_: string, { kind }: Step) => {
+      asked.push(kind);
+      if (kind === "prompt") await new Promise((resolve) => setTimeout(resolve, 5));
+      return result(asked.length);
     };
-    const { told, work } = setting({ prompt, step: undo });
+    const { heard, work } = setting({ step });
     await work.open({ demo: true });
-    await Promise.all([work.prompt({ kind: "point", index: [0, 0, 0], positive: true }), work.undo()]);
+    await Promise.all([work.prompt({ kind: "point", index: [0, 0, 0], positive: true }), work.step({ kind: "undo" })]);
     expect(asked).toEqual(["prompt", "undo"]);
-    expect(told).toEqual(["scan", "connected", "labels 1,2", "result 1", "labels 1,2", "result 2"]);
+    expect(heard).toEqual(["scan", "connected", "labels 1,2", "result 1", "labels 1,2", "result 2"]);
     work.leave();
   });
 
   it("that somebody else made between are not missed: all labels come anew", async () => {
-    const { told, work } = setting({ step: () => answer(5), labels: () => answer(5) });
+    const { heard, work } = setting({ step: async () => result(5), labels: async () => result(5) });
     await work.open({ demo: true });
-    await work.undo();
-    expect(told.slice(2)).toEqual(["clear", "labels 1,2", "result 5"]);
+    await work.step({ kind: "undo" });
+    expect(heard.slice(2)).toEqual(["clear", "labels 1,2", "result 5"]);
     work.leave();
   });
 
-  it("that fail are told, and the next one goes on", async () => {
+  it("that somebody else makes are shown once they are done", async () => {
+    const watch = async function* (id: string, signal: AbortSignal): AsyncGenerator<Notice> {
+      for (const revision of [null, 0, 1]) yield { kind: "idle", revision };
+      yield* silence(id, signal);
+    };
+    const { heard, work } = setting({ watch, labels: async () => result(1) });
+    await work.open({ demo: true });
+    await vi.waitFor(() => expect(heard).toEqual(["scan", "connected", "clear", "labels 1,2"]));
+    work.leave();
+  });
+
+  it("that fail are reported, and the next one goes on", async () => {
     let failing = true;
-    const { told, work } = setting({
-      step: () => (failing ? Promise.reject(new ApiError(422, { message: "no" })) : answer(1)),
+    const { heard, work } = setting({
+      step: () => (failing ? Promise.reject(new EngineError({ message: "no" }, false)) : Promise.resolve(result(1))),
     });
     await work.open({ demo: true });
-    await work.undo();
+    await work.step({ kind: "undo" });
     failing = false;
-    await work.undo();
-    expect(told.slice(2)).toEqual(["failed: no", "labels 1,2", "result 1"]);
+    await work.step({ kind: "undo" });
+    expect(heard.slice(2)).toEqual(["failed: no", "labels 1,2", "result 1"]);
+    work.leave();
+  });
+});
+
+describe("loading", () => {
+  it("is cancelled, and what was open stays open", async () => {
+    let first = true;
+    const scan = (_: string, { signal, progress }: Loading) => {
+      progress("Loading the scan", 0.5);
+      if (first) return Promise.resolve(new ArrayBuffer(0));
+      return new Promise<ArrayBuffer>((_resolve, reject) => signal.addEventListener("abort", () => reject(signal.reason)));
+    };
+    const { heard, stages, cancel, work } = setting({ scan });
+    await work.open({ demo: true });
+    first = false;
+    const opening = work.open({ demo: true });
+    await vi.waitFor(() => expect(stages.filter((stage) => stage === "Loading the scan")).toHaveLength(2));
+    await work.open({ demo: true }); // one at a time: does nothing
+    cancel();
+    await opening;
+    expect(heard).toEqual(["scan", "connected"]);
+    expect(work.state).toBe(STATE);
+    work.leave();
+  });
+
+  it("that fails says so and keeps what was open", async () => {
+    const { work } = setting({});
+    await work.open({ demo: true });
+    const broken = setting({ open: () => Promise.reject(new EngineError({ message: "no scan" }, false)) });
+    await expect(broken.work.open({ demo: true })).rejects.toThrow("no scan");
+    expect(work.state).toBe(STATE);
     work.leave();
   });
 });
 
 describe("the connection", () => {
-  it("is looked for until the server is back, then the labels come anew", async () => {
+  it("is looked for until the engine is back, then the labels come anew", async () => {
     vi.useFakeTimers();
     let down = 0;
-    const gone = new ApiError(0, { message: "gone" });
-    const { told, work } = setting({
-      events: async function* (_: string, signal: AbortSignal) {
+    const gone = new EngineError({ message: "gone" }, true);
+    const { heard, work } = setting({
+      watch: async function* (id: string, signal: AbortSignal) {
         if (down++ === 0) throw gone;
-        await new Promise((resolve) => signal.addEventListener("abort", resolve));
+        yield* silence(id, signal);
       },
       state: () => (down++ < 3 ? Promise.reject(gone) : Promise.resolve(STATE)),
-      labels: () => answer(0),
+      labels: async () => result(0),
     });
     await work.open({ demo: true });
     await vi.advanceTimersByTimeAsync(10_000);
     vi.useRealTimers();
-    await vi.waitFor(() => expect(told).toEqual(["scan", "connected", "lost", "clear", "labels 1,2", "connected"]));
+    await vi.waitFor(() => expect(heard).toEqual(["scan", "connected", "lost", "clear", "labels 1,2", "connected"]));
     work.leave();
   });
 
-  it("sleeps when the server closes the session, and the next step wakes it", async () => {
+  it("sleeps when the engine closes the session, and the next step wakes it", async () => {
     let closed = false;
-    const { told, work } = setting({
-      events: async function* (_: string, signal: AbortSignal) {
+    const { heard, work } = setting({
+      watch: async function* (id: string, signal: AbortSignal) {
         const first = !closed;
         closed = true;
-        if (first) yield { name: "closed", data: "{}" };
-        await new Promise((resolve) => signal.addEventListener("abort", resolve));
+        if (first) yield { kind: "closed" };
+        yield* silence(id, signal);
       },
-      step: () => answer(1),
+      step: async () => result(1),
     });
     await work.open({ demo: true });
-    await vi.waitFor(() => expect(told).toContain("asleep"));
-    await work.undo();
-    expect(told.slice(2)).toEqual(["asleep", "connected", "labels 1,2", "result 1"]);
+    await vi.waitFor(() => expect(heard).toContain("asleep"));
+    await work.step({ kind: "undo" });
+    expect(heard.slice(2)).toEqual(["asleep", "connected", "labels 1,2", "result 1"]);
     work.leave();
   });
 
-  it("is not looked for when the server no longer has the session", async () => {
-    const { told, work } = setting({
-      events: async function* () {
-        throw new ApiError(404, { message: "no such session" });
+  it("is not looked for when the engine no longer has the session", async () => {
+    const { heard, work } = setting({
+      watch: async function* () {
+        throw new EngineError({ message: "no such session" }, false);
       },
     });
     await work.open({ demo: true });
-    await vi.waitFor(() => expect(told).toEqual(["scan", "connected", "none", "failed: no such session"]));
+    await vi.waitFor(() => expect(heard).toEqual(["scan", "connected", "none", "failed: no such session"]));
     work.leave();
   });
 });

@@ -1,5 +1,5 @@
-// The strokes that were drawn on this page: the server tells only how long they were.
-import type { KnownPrompt, Prompt } from "./types";
+// The strokes that were drawn on this page: the engine reports only how long they were.
+import type { KnownPrompt, Prompt } from "../engine/engine";
 
 type Stroke = Prompt & { kind: "scribble" };
 

@@ -1,9 +1,9 @@
-// What is drawn over the planes: prompts, drafts, the keyboard's plane, and the last picture of the 3D view.
+// What is drawn over the planes: prompts, drafts, measured lines, the keyboard's plane, the last picture of the 3D view.
+import type { Index, Prompt } from "../engine/engine";
 import { colourOf } from "./colours";
 import { normalAxis, type Plane, PLANES } from "./geometry";
-import type { Draft } from "./prompts";
+import { lengthMm, type Line } from "./ruler";
 import type { Place, Rect } from "./tiles";
-import type { Index, Prompt } from "./types";
 import type { Viewer } from "./viewer";
 
 const ADD = "#7ee0a1";
@@ -11,6 +11,8 @@ const REMOVE = "#ff9b8c";
 const FOCUS = "#ffd166";
 const RADIUS = 7;
 const CURSOR_GAP = 12;
+const RULER = "#ffffff";
+const SLIDER = 22; // pixels at a plane's right side that its slider takes
 // The patient's sides at the left, right, top and bottom of each plane.
 const LETTERS: Record<Plane, [string, string, string, string]> = {
   axial: ["R", "L", "A", "P"],
@@ -18,11 +20,18 @@ const LETTERS: Record<Plane, [string, string, string, string]> = {
   sagittal: ["A", "P", "S", "I"],
 };
 
+/** What is being drawn and has not been sent. */
+export type Draft =
+  | { kind: "box"; from: Index; to: Index; placed: boolean }
+  | { kind: "scribble"; voxels: Index[]; positive: boolean };
+
 export interface Scene {
   objects: { number: number; prompts: Prompt[] }[];
   current: number;
   sent: Prompt[]; // that wait for their answer
   draft: Draft | null;
+  lines: Line[];
+  affine: number[][];
   plane: Plane;
   focused: boolean;
 }
@@ -86,6 +95,9 @@ export class Overlay {
     for (const prompt of scene.sent) this.drawPrompt(prompt, axis, depth, place, FOCUS);
     pen.globalAlpha = 1;
     if (scene.draft) this.drawDraft(scene.draft, axis, depth, place);
+    for (const line of scene.lines) {
+      if (line.axis === axis && Math.round(line.from[axis]!) === depth) this.drawLine(line, place, scene.affine);
+    }
     this.drawCursor(rect, place(this.viewer.cursor));
     pen.restore();
     const active = plane === scene.plane;
@@ -120,19 +132,42 @@ export class Overlay {
     pen.font = "600 12px system-ui, sans-serif";
     pen.textBaseline = "middle";
     this.write(left, rect.x + 8, y, "left");
-    this.write(right, rect.x + rect.width - 8, y, "right");
+    this.write(right, rect.x + rect.width - SLIDER, y, "right");
     this.write(top, x, rect.y + 13, "center");
     this.write(bottom, x, rect.y + rect.height - 13, "center");
-    this.write(plane, rect.x + 8, rect.y + 13, "left");
+    const axis = normalAxis(this.viewer.orientation, plane);
+    const slice = `${this.viewer.cursor[axis]! + 1} / ${this.viewer.orientation.shape[axis]}`;
+    this.write(`${plane}  ${slice}`, rect.x + 8, rect.y + 13, "left");
   }
 
-  private write(text: string, x: number, y: number, align: CanvasTextAlign): void {
+  private drawLine(line: Line, place: Projector, affine: number[][]): void {
+    const { pen } = this;
+    const [a, b] = [place(line.from), place(line.to)];
+    for (const [colour, width] of [["#000000c0", 4], [RULER, 1.5]] as const) {
+      pen.strokeStyle = colour;
+      pen.lineWidth = width;
+      pen.beginPath();
+      pen.moveTo(a.x, a.y);
+      pen.lineTo(b.x, b.y);
+      for (const { x, y } of [a, b]) {
+        pen.moveTo(x + 3, y);
+        pen.arc(x, y, 3, 0, 2 * Math.PI);
+      }
+      pen.stroke();
+    }
+    pen.font = "600 12px system-ui, sans-serif";
+    pen.textBaseline = "middle";
+    const right = a.x > b.x ? a : b;
+    this.write(`${lengthMm(affine, line).toFixed(1)} mm`, right.x + 8, right.y, "left", RULER);
+  }
+
+  private write(text: string, x: number, y: number, align: CanvasTextAlign, colour = "#b9c7d2"): void {
     const { pen } = this;
     pen.textAlign = align;
     pen.lineWidth = 3;
     pen.strokeStyle = "#000000b0";
     pen.strokeText(text, x, y);
-    pen.fillStyle = "#b9c7d2";
+    pen.fillStyle = colour;
     pen.fillText(text, x, y);
   }
 

@@ -54,3 +54,14 @@ export function describe(commands: Command[], place: HTMLElement): void {
     place.append(section);
   }
 }
+
+/** The keys that are held down, while the page has the focus. */
+export function heldKeys(): ReadonlySet<string> {
+  const held = new Set<string>();
+  document.addEventListener("keydown", (event) => {
+    if (!(event.target instanceof Element && event.target.closest(TYPING))) held.add(event.key.toLowerCase());
+  });
+  document.addEventListener("keyup", (event) => held.delete(event.key.toLowerCase()));
+  window.addEventListener("blur", () => held.clear());
+  return held;
+}

@@ -23,3 +23,11 @@ export function bytes(count: number): string {
   const power = Math.min(Math.floor(Math.log10(Math.max(count, 1)) / 3), units.length - 1);
   return `${(count / 1000 ** power).toFixed(power ? 1 : 0)} ${units[power]}`;
 }
+
+/** When something was, in the words of somebody who asks at `now`; both in ms since 1970. */
+export function when(time: number, now: number): string {
+  const date = new Date(time);
+  const clock = date.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" });
+  const today = new Date(now).toDateString() === date.toDateString();
+  return today ? `today ${clock}` : `${date.toLocaleDateString()} ${clock}`;
+}

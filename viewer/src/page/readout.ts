@@ -1,7 +1,7 @@
 // The cursor in words: which voxel, where in the patient, how dense, in which object.
-import { toWorld } from "./geometry";
-import type { State } from "./types";
-import type { Viewer } from "./viewer";
+import type { State } from "../engine/engine";
+import { toWorld } from "../stage/geometry";
+import type { Viewer } from "../stage/viewer";
 
 const SIDES = [["R", "L"], ["A", "P"], ["S", "I"]] as const;
 

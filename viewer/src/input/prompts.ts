@@ -1,14 +1,10 @@
 // The tools: what presses, drags and keys become; a click at once, a box or a scribble by way of a draft.
-import { line, normalAxis, same, type Orientation, type Plane } from "./geometry";
-import type { Index, Prompt } from "./types";
+import type { Index, Prompt } from "../engine/engine";
+import { line, normalAxis, same, type Orientation, type Plane } from "../stage/geometry";
+import type { Draft } from "../stage/overlay";
 
-export const TOOLS = ["look", "point", "box", "scribble"] as const;
+export const TOOLS = ["look", "point", "box", "scribble", "ruler"] as const;
 export type Tool = (typeof TOOLS)[number];
-
-/** What is being drawn and has not been sent. */
-export type Draft =
-  | { kind: "box"; from: Index; to: Index; placed: boolean }
-  | { kind: "scribble"; voxels: Index[]; positive: boolean };
 
 export class Prompter {
   tool: Tool = "point";
@@ -72,7 +68,7 @@ export class Prompter {
 
   /** Enter at the cursor: a click; or the two ends of a box; or the ends of a stroke that the cursor draws. */
   enter(index: Index, opposite = false): Prompt | null {
-    if (this.tool === "look") return null;
+    if (this.tool === "look" || this.tool === "ruler") return null;
     if (this.tool === "point") return this.point(index, opposite);
     if (this.draft?.kind === "box" && this.draft.placed) return this.accept();
     if (this.draft?.kind === "box") {

@@ -1,32 +1,19 @@
 // The panel beside the scan: tools, objects with their measures, undo, view, downloads.
-import { colourOf } from "./colours";
+import { FILES, type FileKind, type Info, type Preset, type State } from "../engine/engine";
+import { TOOLS, type Prompter, type Tool } from "../input/prompts";
+import { colourOf } from "../stage/colours";
+import { LAYOUTS, type Layout } from "../stage/tiles";
+import type { Actions } from "./actions";
 import { button, element } from "./dom";
-import type { Download } from "./downloads";
-import { TOOLS, type Prompter, type Tool } from "./prompts";
-import { LAYOUTS, type Layout } from "./tiles";
-import type { Info, Preset, State } from "./types";
 import type { View } from "./view";
 import { millilitres, millimetres, sentence } from "./words";
-
-export interface Actions {
-  readonly view: View;
-  tool(tool: Tool): void;
-  sign(positive: boolean): void;
-  accept(): void;
-  cancel(): void;
-  select(number: number): void;
-  newObject(): void;
-  undo(): void;
-  redo(): void;
-  reset(): void;
-  save(what: Download): void;
-}
 
 const TOOL_TEXT: Record<Tool, [name: string, hint: string]> = {
   look: ["Look", "Click or drag to look around; nothing is marked."],
   point: ["Click", "Click in the tumour. Right click, or Shift: not tumour."],
   box: ["Box", "Drag a rectangle round the tumour, then again in another plane to set its depth."],
   scribble: ["Scribble", "Draw a stroke in the tumour. Right button, or Shift: not tumour."],
+  ruler: ["Ruler", "Drag a line to measure it in mm. Lines are not saved."],
 };
 const LAYOUT_TEXT: Record<Layout, [name: string, full: string]> = {
   all: ["All", "three planes and 3D"],
@@ -35,6 +22,7 @@ const LAYOUT_TEXT: Record<Layout, [name: string, full: string]> = {
   sagittal: ["Sag.", "sagittal plane"],
   render: ["3D", "3D view"],
 };
+const KINDS = Object.keys(FILES) as FileKind[];
 
 export class Panel {
   private presets: Preset[] = [];
@@ -44,23 +32,29 @@ export class Panel {
     const bind = (id: string, act: () => void) => element(id).addEventListener("click", act);
     bind("draft-accept", () => actions.accept());
     bind("draft-cancel", () => actions.cancel());
+    bind("line-remove", () => actions.removeLine());
     bind("new-object", () => actions.newObject());
     bind("undo", () => actions.undo());
     bind("redo", () => actions.redo());
     bind("reset", () => actions.reset());
-    for (const what of ["nifti", "seg", "report", "json"] as const) bind(`save-${what}`, () => actions.save(what));
+    bind("screenshot", () => actions.screenshot());
+    for (const kind of KINDS) bind(`save-${kind}`, () => actions.save(kind));
     const [level, width] = [element<HTMLInputElement>("level"), element<HTMLInputElement>("width")];
     const range = () => {
       const [middle, span] = [level.valueAsNumber, width.valueAsNumber];
-      if (span > 0 && Number.isFinite(middle)) actions.view.window(middle - span / 2, middle + span / 2);
+      if (span > 0 && Number.isFinite(middle)) actions.view.setWindow(middle - span / 2, middle + span / 2);
     };
     level.addEventListener("change", range);
     width.addEventListener("change", range);
     const opacity = element<HTMLInputElement>("opacity");
-    opacity.addEventListener("input", () => actions.view.opacity(opacity.valueAsNumber / 100));
+    opacity.addEventListener("input", () => actions.view.setOpacity(opacity.valueAsNumber / 100));
+    const outline = element<HTMLInputElement>("outline");
+    outline.addEventListener("change", () => actions.view.setOutline(outline.checked));
+    const body = element<HTMLInputElement>("body");
+    body.addEventListener("change", () => actions.view.setBody(body.checked));
     choices("tools", "tool", TOOLS.map((tool) => [tool, TOOL_TEXT[tool][0]]), (tool) => actions.tool(tool as Tool));
     choices("signs", "sign", [["add", "+ Add"], ["remove", "− Remove"]], (sign) => actions.sign(sign === "add"));
-    choices("layouts", "layout", LAYOUTS.map((name) => [name, ...LAYOUT_TEXT[name]]), (name) => actions.view.layout(name as Layout));
+    choices("layouts", "layout", LAYOUTS.map((name) => [name, ...LAYOUT_TEXT[name]]), (name) => actions.view.setLayout(name as Layout));
   }
 
   /** What the model cannot do is switched off, with the reason as the tip. */
@@ -68,7 +62,7 @@ export class Panel {
     this.presets = presets;
     element("presets").replaceChildren(
       button("Auto", () => this.actions.view.autoWindow()),
-      ...presets.map(({ name, low, high }) => button(sentence(name), () => this.actions.view.window(low, high))),
+      ...presets.map(({ name, low, high }) => button(sentence(name), () => this.actions.view.setWindow(low, high))),
     );
     const off = (id: string, value: string, can: boolean | undefined, what: string) => {
       const input = element(id).querySelector<HTMLInputElement>(`[value="${value}"]`)!;
@@ -80,28 +74,32 @@ export class Panel {
     off("signs", "remove", model.prompts.negative, "clicks that remove");
   }
 
-  tool(prompter: Prompter): void {
+  /** The tool in use; `lines`: how many were measured. */
+  tool(prompter: Prompter, lines: number): void {
     check("tools", prompter.tool);
     check("signs", prompter.positive ? "add" : "remove");
+    element("signs").hidden = prompter.tool === "ruler";
     element("tool-hint").textContent = TOOL_TEXT[prompter.tool][1];
     const draft = prompter.draft;
     element("draft").hidden = !(draft?.kind === "box" && draft.placed);
+    element("lines").hidden = !lines;
   }
 
-  layout(layout: Layout): void {
-    check("layouts", layout);
-  }
-
-  window(low: number, high: number): void {
+  view({ window: { low, high }, opacity, outline, body, layout }: View): void {
     element<HTMLInputElement>("level").value = `${Math.round((low + high) / 2)}`;
     element<HTMLInputElement>("width").value = `${Math.round(high - low)}`;
     const [auto, ...buttons] = element("presets").querySelectorAll("button");
-    auto!.hidden = this.isCT;
+    if (auto) auto.hidden = this.isCT;
     buttons.forEach((child, n) => {
       const preset = this.presets[n]!;
       child.hidden = !this.isCT;
       child.setAttribute("aria-pressed", String(preset.low === low && preset.high === high));
     });
+    element<HTMLInputElement>("opacity").value = `${Math.round(opacity * 100)}`;
+    element("opacity-value").textContent = `${Math.round(opacity * 100)} %`;
+    element<HTMLInputElement>("outline").checked = outline;
+    element<HTMLInputElement>("body").checked = body;
+    check("layouts", layout);
   }
 
   /** The presets are Hounsfield units: another scan's window is found from its intensities. */
@@ -109,17 +107,12 @@ export class Panel {
     this.isCT = isCT;
   }
 
-  opacity(share: number): void {
-    element<HTMLInputElement>("opacity").value = `${Math.round(share * 100)}`;
-    element("opacity-value").textContent = `${Math.round(share * 100)} %`;
-  }
-
   state(state: State): void {
     element<HTMLButtonElement>("undo").disabled = !state.can_undo;
     element<HTMLButtonElement>("redo").disabled = !state.can_redo;
     const marked = state.objects.some(({ prompts }) => prompts.length);
     element<HTMLButtonElement>("reset").disabled = !marked && state.objects.length < 2;
-    for (const what of ["nifti", "seg", "report", "json"]) element<HTMLButtonElement>(`save-${what}`).disabled = !marked;
+    for (const kind of KINDS) element<HTMLButtonElement>(`save-${kind}`).disabled = !marked;
     const seg = element<HTMLButtonElement>("save-seg");
     seg.disabled ||= !state.dicom;
     seg.title = state.dicom ? "" : "The scan is not DICOM.";

@@ -1,9 +1,8 @@
-// What the page tells: results and errors, what is being done, how the connection is; also read aloud.
-import { ApiError } from "./api";
+// What the page says: results and errors, what is being done, how the connection is; also read aloud.
+import { EngineError, type Busy, type Problem, type State, type StepResult } from "../engine/engine";
 import { element } from "./dom";
-import type { Answer, Busy, Problem, State } from "./types";
-import { millilitres, millimetres, seconds, sentence } from "./words";
 import type { Connection } from "./work";
+import { millilitres, millimetres, seconds, sentence } from "./words";
 
 const [BACK, BACK_MS] = ["Connected again; your work is back", 8000];
 const CONNECTIONS: Record<Connection, string> = {
@@ -47,23 +46,28 @@ export function showScan(state: State): void {
 }
 
 /** Say what the current object is now. */
-export function showResult(answer: Answer): void {
-  const object = answer.objects.find(({ number }) => number === answer.current);
+export function showResult(result: StepResult): void {
+  const object = result.objects.find(({ number }) => number === result.current);
   if (!object) return;
-  const time = seconds(answer.seconds);
-  element("took").textContent = `Answered in ${time}.`;
+  const time = seconds(result.seconds);
+  element("took").textContent = `Segmented in ${time}.`;
   const measures = `${millilitres(object.volume_ml)}, longest diameter ${millimetres(object.longest_diameter_mm)}`;
   say(`Object ${object.number}: ${measures}, in ${time}. ${object.messages.join(". ")}`);
 }
 
-/** Show what is being done, with its share where that is known; null when nothing is. */
-export function showBusy(busy: Busy | null): void {
+/** Show what is being done, how much of it is done where that is known, and a way to cancel it if there is one. */
+export function showBusy(busy: Busy | null, cancel?: () => void): void {
   element("busy").hidden = !busy;
+  const stop = element<HTMLButtonElement>("busy-cancel");
+  stop.hidden = !cancel;
+  stop.onclick = cancel ? () => cancel() : null;
   if (!busy) return;
   element("busy-stage").textContent = sentence(busy.stage);
-  const bar = element<HTMLProgressElement>("busy-share");
-  if (busy.fraction === null) bar.removeAttribute("value");
-  else bar.value = busy.fraction;
+  const known = busy.fraction !== null;
+  element("busy-percent").textContent = known ? `${Math.round(busy.fraction! * 100)} %` : "";
+  const bar = element<HTMLProgressElement>("busy-fraction");
+  if (known) bar.value = busy.fraction!;
+  else bar.removeAttribute("value");
 }
 
 export function showConnection(connection: Connection): void {
@@ -75,7 +79,7 @@ export function showConnection(connection: Connection): void {
 }
 
 function problemOf(error: unknown): Problem {
-  if (error instanceof ApiError) return error.problem;
+  if (error instanceof EngineError) return error.problem;
   const text = error instanceof Error ? error.message : String(error);
-  return { message: `The page met an error: ${text}`, remedy: "reload it; your work is kept on the server" };
+  return { message: `The page met an error: ${text}`, remedy: "reload it; your work is kept" };
 }

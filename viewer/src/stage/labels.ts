@@ -1,13 +1,6 @@
-// The labels of a changed box: out of the server's answer, into the order in which NiiVue draws them.
+// The labels of a changed box, from the scan's own order into the one in which NiiVue draws them.
 import { boxToRas, rasShape, sizeOf, toRas, type Orientation } from "./geometry";
-import type { Box, Index } from "./types";
-
-/** Bytes out of base64 of zlib-deflated bytes. Throws TypeError for anything else. */
-export async function inflate(base64: string): Promise<Uint8Array> {
-  const deflated = Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
-  const stream = new Blob([deflated]).stream().pipeThrough(new DecompressionStream("deflate"));
-  return new Uint8Array(await new Response(stream).arrayBuffer());
-}
+import type { Box, Index } from "../engine/engine";
 
 /** A box's labels in RAS order, first axis fastest. */
 export interface Block {

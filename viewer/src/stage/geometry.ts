@@ -1,5 +1,5 @@
 // Voxel indices: the scan's own (i, j, k) to and from the order in which NiiVue keeps it (right, anterior, superior).
-import type { Box, Index } from "./types";
+import type { Box, Index } from "../engine/engine";
 
 /**
  * How the scan's array lies. `axes[p]` is the array axis, from 1, that runs along RAS axis p; negative if it runs
@@ -10,7 +10,7 @@ export interface Orientation {
   axes: Index;
 }
 
-/** The planes, named by the RAS axis they are perpendicular to; the numbers are NiiVue's slice types. */
+/** The planes, named by the RAS axis they are perpendicular to. */
 export const PLANES = ["axial", "coronal", "sagittal"] as const;
 export type Plane = (typeof PLANES)[number];
 const NORMAL: Record<Plane, 0 | 1 | 2> = { axial: 2, coronal: 1, sagittal: 0 };

@@ -1,0 +1,234 @@
+// The engine on a VoxSAM server: requests with the key, errors in words, uploads and downloads with progress, events.
+import {
+  EngineError,
+  FILES,
+  type Busy,
+  type Engine,
+  type Entry,
+  type FileKind,
+  type Info,
+  type Loading,
+  type NamedFile,
+  type Notice,
+  type Problem,
+  type Source,
+  type State,
+  type Step,
+  type StepResult,
+} from "./engine";
+import { RecentSessions } from "./recent";
+
+const OUT_OF_REACH: Problem = {
+  message: "The server does not answer",
+  remedy: "check that voxsam serve is running; the page goes on by itself once it is back",
+};
+const NOT_FOUND = [404, 410];
+
+/** The problem in an answer's body, whatever came; servers in between do not send ours. */
+export function problemOf(status: number, body: string): Problem {
+  try {
+    const { error } = JSON.parse(body) as { error?: Problem };
+    if (typeof error?.message === "string") return error;
+  } catch {
+    // Not JSON: the status below says it.
+  }
+  return { message: `The server answered with status ${status}`, remedy: "try again; its log says more" };
+}
+
+/** Bytes out of base64 of zlib-deflated bytes. Throws TypeError for anything else. */
+export async function inflate(base64: string): Promise<Uint8Array> {
+  const deflated = Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
+  const stream = new Blob([deflated]).stream().pipeThrough(new DecompressionStream("deflate"));
+  return new Uint8Array(await new Response(stream).arrayBuffer());
+}
+
+/** Server-Sent Events out of a stream of text, in pieces of any size. */
+export async function* readEvents(chunks: AsyncIterable<string>): AsyncGenerator<{ name: string; data: string }> {
+  let rest = "";
+  for await (const chunk of chunks) {
+    const blocks = (rest + chunk).replaceAll("\r\n", "\n").split("\n\n");
+    rest = blocks.pop() ?? "";
+    for (const block of blocks) {
+      const event = { name: "message", data: "" };
+      for (const row of block.split("\n")) {
+        if (row.startsWith("event:")) event.name = row.slice(6).trim();
+        if (row.startsWith("data:")) event.data += row.slice(5).trim();
+      }
+      if (event.data) yield event;
+    }
+  }
+}
+
+async function* piecesOf<T>(stream: ReadableStream<T>): AsyncGenerator<T> {
+  const reader = stream.getReader();
+  try {
+    for (;;) {
+      const { done, value } = await reader.read();
+      if (done) return;
+      yield value;
+    }
+  } finally {
+    reader.releaseLock();
+  }
+}
+
+type Wire = Omit<StepResult, "labels"> & { labels: string };
+
+export class ServerEngine implements Engine {
+  private readonly sessions: RecentSessions;
+
+  /** `base` is where the page lies; `askForKey` is called when the server wants one. */
+  constructor(
+    private readonly base: string,
+    private key: string | null,
+    private readonly askForKey: (wrong: boolean) => Promise<string>,
+    store: Pick<Storage, "getItem" | "setItem"> | null = null,
+  ) {
+    this.sessions = new RecentSessions(store);
+  }
+
+  recent = () => this.sessions.list();
+  forget = (id: string) => this.sessions.forget(id);
+
+  info = () => this.json<Info>("info");
+
+  async entries(folder: string, path: string): Promise<Entry[]> {
+    return (await this.json<{ entries: Entry[] }>(`files?${new URLSearchParams({ folder, path })}`)).entries;
+  }
+
+  async open(source: Source, name: string | undefined, loading: Loading): Promise<State> {
+    const given = "files" in source ? { upload: await this.upload(source.files, loading) } : source;
+    loading.progress("Reading the scan", null);
+    return this.noted(await this.post<State>("sessions", name ? { source: given, name } : { source: given }, loading.signal));
+  }
+
+  async state(id: string): Promise<State> {
+    try {
+      return this.noted(await this.json<State>(`sessions/${id}`));
+    } catch (error) {
+      if (error instanceof RequestError && NOT_FOUND.includes(error.status)) this.sessions.forget(id);
+      throw error;
+    }
+  }
+
+  async scan(id: string, loading: Loading): Promise<ArrayBuffer> {
+    const stage = "Loading the scan";
+    loading.progress(stage, null);
+    const response = await this.request(`sessions/${id}/scan`, { signal: loading.signal });
+    const total = Number(response.headers.get("Content-Length")) || null;
+    const pieces: Uint8Array<ArrayBuffer>[] = [];
+    let received = 0;
+    for await (const piece of piecesOf(response.body!)) {
+      pieces.push(piece);
+      received += piece.length;
+      loading.progress(stage, total && received / total);
+    }
+    return new Blob(pieces).arrayBuffer();
+  }
+
+  labels = async (id: string) => this.result(await this.json<Wire>(`sessions/${id}/labels?box=none`));
+
+  async step(id: string, step: Step): Promise<StepResult> {
+    const path = { prompt: "prompts", reset: "reset", undo: "undo", redo: "redo", "new object": "objects", select: "" }[step.kind];
+    const body = step.kind === "prompt" ? { prompts: step.prompts } : {};
+    const where = step.kind === "select" ? `objects/${step.number}/select` : path;
+    return this.result(await this.post<Wire>(`sessions/${id}/${where}`, body));
+  }
+
+  async file(id: string, kind: FileKind): Promise<Blob> {
+    return (await this.request(`sessions/${id}/download/${FILES[kind]}`)).blob();
+  }
+
+  async *watch(id: string, signal: AbortSignal): AsyncGenerator<Notice> {
+    const response = await this.request(`sessions/${id}/events`, { signal, headers: { Accept: "text/event-stream" } });
+    for await (const { name, data } of readEvents(piecesOf(response.body!.pipeThrough(new TextDecoderStream())))) {
+      if (name === "progress") yield { kind: "progress", busy: JSON.parse(data) as Busy };
+      if (name === "idle") yield { kind: "idle", revision: (JSON.parse(data) as { revision?: number }).revision ?? null };
+      if (name === "closed") return yield { kind: "closed" };
+    }
+  }
+
+  // Files one after another as one upload; its name.
+  private async upload(files: NamedFile[], { signal, progress }: Loading): Promise<string> {
+    const total = files.reduce((sum, { file }) => sum + file.size, 0) || 1;
+    const stage = files.length > 1 ? `Sending ${files.length} files` : `Sending ${files[0]?.name}`;
+    let sent = 0;
+    let upload = "";
+    for (const { name, file } of files) {
+      const query = new URLSearchParams(upload ? { name, upload } : { name });
+      const answer = await this.send(`uploads?${query}`, file, signal, (bytes) => progress(stage, (sent + bytes) / total));
+      upload = (JSON.parse(answer) as { upload: string }).upload;
+      sent += file.size;
+      progress(stage, sent / total);
+    }
+    return upload;
+  }
+
+  // fetch does not report how much of a body was sent; XMLHttpRequest does.
+  private send(path: string, body: Blob, signal: AbortSignal, progress: (bytes: number) => void): Promise<string> {
+    return new Promise((resolve, reject) => {
+      const request = new XMLHttpRequest();
+      const abort = () => request.abort();
+      request.open("POST", `${this.base}api/${path}`);
+      request.setRequestHeader("Content-Type", "application/octet-stream");
+      if (this.key) request.setRequestHeader("Authorization", `Bearer ${this.key}`);
+      request.upload.onprogress = (event) => progress(event.loaded);
+      request.onerror = () => reject(new RequestError(0, OUT_OF_REACH));
+      request.onabort = () => reject(signal.reason as Error);
+      request.onload = () => {
+        const { status, responseText } = request;
+        if (status < 300) resolve(responseText);
+        else reject(new RequestError(status, problemOf(status, responseText)));
+      };
+      request.onloadend = () => signal.removeEventListener("abort", abort);
+      if (signal.aborted) return reject(signal.reason as Error);
+      signal.addEventListener("abort", abort);
+      request.send(body);
+    });
+  }
+
+  private noted<T extends State>(state: T): T {
+    this.sessions.note(state);
+    return state;
+  }
+
+  private async result(wire: Wire): Promise<StepResult> {
+    return this.noted({ ...wire, labels: wire.labels ? await inflate(wire.labels) : new Uint8Array(0) });
+  }
+
+  private async json<T>(path: string, init: RequestInit = {}): Promise<T> {
+    return (await this.request(path, init)).json() as Promise<T>;
+  }
+
+  private post<T>(path: string, body: unknown, signal: AbortSignal | null = null): Promise<T> {
+    const headers = { "Content-Type": "application/json" };
+    return this.json<T>(path, { method: "POST", body: JSON.stringify(body), headers, signal });
+  }
+
+  private async request(path: string, init: RequestInit = {}): Promise<Response> {
+    for (;;) {
+      const headers = new Headers(init.headers);
+      if (this.key) headers.set("Authorization", `Bearer ${this.key}`);
+      let response: Response;
+      try {
+        response = await fetch(`${this.base}api/${path}`, { ...init, headers });
+      } catch (cause) {
+        if (init.signal?.aborted) throw cause;
+        throw new RequestError(0, OUT_OF_REACH);
+      }
+      if (response.ok) return response;
+      if (response.status !== 401) throw new RequestError(response.status, problemOf(response.status, await response.text()));
+      this.key = await this.askForKey(this.key !== null);
+    }
+  }
+}
+
+// `status` is 0 when no answer came.
+class RequestError extends EngineError {
+  constructor(
+    readonly status: number,
+    problem: Problem,
+  ) {
+    super(problem, status === 0 || status >= 500);
+  }
+}

@@ -1,0 +1,210 @@
+// The mouse, pen or fingers on the planes: clicks mark, drags look, draw, measure or change the window, two fingers zoom.
+import type { Index, Prompt } from "../engine/engine";
+import { step, type Plane } from "../stage/geometry";
+import type { Ruler } from "../stage/ruler";
+import type { Pane, Place } from "../stage/tiles";
+import type { Viewer } from "../stage/viewer";
+import { dragWindow, type Window } from "../stage/windowing";
+import { movementOf, pinch, type Movement } from "./gestures";
+import type { Prompter } from "./prompts";
+import { Wheel, zoomOf } from "./wheel";
+
+const STILL = { mouse: 4, pen: 6, touch: 12 } as Record<string, number>; // pixels that a click may move
+
+/** What the pointer works on, and whom it reports to. */
+export interface Desk {
+  viewer: Viewer;
+  prompter: Prompter;
+  ruler: Ruler;
+  held: ReadonlySet<string>; // keys that are down
+  send(prompt: Prompt): void;
+  window(window: Window): void;
+  /** Drafts, the cursor or the plane in use are different. */
+  changed(plane?: Plane): void;
+}
+
+interface Press {
+  id: number;
+  start: Place;
+  last: Place;
+  pane: Pane;
+  movement: Movement;
+  opposite: boolean;
+  still: number;
+  moved: boolean;
+  window: Window; // at the start
+}
+
+/** Make the canvas of the planes react. */
+export function bindPointer(canvas: HTMLCanvasElement, desk: Desk): void {
+  const pointer = new Pointer(canvas, desk);
+  canvas.addEventListener("contextmenu", (event) => event.preventDefault());
+  canvas.addEventListener("pointerdown", (event) => pointer.down(event));
+  canvas.addEventListener("pointermove", (event) => pointer.move(event));
+  canvas.addEventListener("pointerup", (event) => pointer.up(event));
+  canvas.addEventListener("pointercancel", (event) => pointer.drop(event));
+  canvas.addEventListener("wheel", (event) => pointer.turn(event), { passive: false });
+}
+
+class Pointer {
+  private press: Press | null = null;
+  private readonly fingers = new Map<number, Place>();
+  private readonly wheel = new Wheel();
+
+  constructor(
+    private readonly canvas: HTMLCanvasElement,
+    private readonly desk: Desk,
+  ) {}
+
+  down(event: PointerEvent): void {
+    const { viewer, prompter, held } = this.desk;
+    const start = this.placeOf(event);
+    const pane = viewer.isOpen ? viewer.tiles.pane(start) : null;
+    if (!pane) return;
+    this.canvas.setPointerCapture(event.pointerId);
+    this.canvas.focus({ preventScroll: true });
+    if (event.pointerType === "touch") this.fingers.set(event.pointerId, start);
+    if (this.fingers.size > 1) return this.giveUp();
+    if (this.press) return;
+    const [ctrl, shift] = [event.ctrlKey || event.metaKey, event.shiftKey];
+    const movement = movementOf({ button: event.button, ctrl, shift, held }, prompter.tool, pane);
+    const still = STILL[event.pointerType] ?? STILL.mouse!;
+    this.press = {
+      id: event.pointerId, start, last: start, pane, movement, opposite: event.button === 2 || shift, still, moved: false, window: viewer.window,
+    };
+    this.begin(this.press);
+  }
+
+  move(event: PointerEvent): void {
+    const now = this.placeOf(event);
+    if (this.fingers.size > 1) return this.pinch(event.pointerId, now);
+    const { press } = this;
+    if (!press || press.id !== event.pointerId) return;
+    const last = press.last;
+    press.moved ||= Math.hypot(now.x - press.start.x, now.y - press.start.y) > press.still;
+    press.last = now;
+    if (press.moved) this.drag(press, last, now);
+  }
+
+  up(event: PointerEvent): void {
+    this.fingers.delete(event.pointerId);
+    const { press } = this;
+    if (!press || press.id !== event.pointerId) return;
+    this.press = null;
+    if (press.movement === "draw") return this.finish(press);
+    if (press.movement === "measure") {
+      this.desk.ruler.end();
+      return this.desk.changed();
+    }
+    const clicks = press.movement === "mark" || press.movement === "window";
+    if (!press.moved && clicks && this.desk.prompter.tool === "point" && this.desk.held.size === 0) this.mark(press);
+  }
+
+  drop(event: PointerEvent): void {
+    this.fingers.delete(event.pointerId);
+    this.giveUp();
+  }
+
+  turn(event: WheelEvent): void {
+    const { viewer, changed } = this.desk;
+    const place = this.placeOf(event);
+    const pane = viewer.isOpen ? viewer.tiles.pane(place) : null;
+    if (!pane) return;
+    event.preventDefault();
+    const { camera } = viewer.tiles;
+    if (pane === "render") {
+      camera.come(zoomOf(event));
+      return viewer.draw(true);
+    }
+    if (event.ctrlKey || event.metaKey) {
+      camera.enlarge(zoomOf(event), viewer.tiles.position(pane, place)!);
+      return viewer.draw();
+    }
+    const count = this.wheel.slices(event, event.timeStamp);
+    if (!count) return;
+    viewer.moveTo(step(viewer.orientation, viewer.cursor, pane, count > 0 ? "forward" : "back", Math.abs(count)));
+    changed(pane);
+  }
+
+  private begin({ pane, movement, start, opposite }: Press): void {
+    if (pane === "render") return;
+    const { viewer, prompter, ruler, changed } = this.desk;
+    changed(pane);
+    const index = this.index(pane, start);
+    if (movement === "draw" && index) prompter.begin(index, pane, opposite);
+    else if (movement === "measure") ruler.begin(viewer.orientation, pane, viewer.tiles.locate(pane, start)!);
+    else if (movement === "look" && index) viewer.moveTo(index);
+    changed();
+  }
+
+  private drag(press: Press, last: Place, now: Place): void {
+    const { viewer, prompter, ruler, changed } = this.desk;
+    const { pane, movement, start } = press;
+    const { tiles } = viewer;
+    if (pane === "render") {
+      tiles.camera.rotate((last.x - now.x) / 2, (now.y - last.y) / 2);
+      return viewer.draw(true);
+    }
+    if (movement === "pan") {
+      tiles.camera.drag(tiles.position(pane, last)!, tiles.position(pane, now)!);
+      return viewer.draw();
+    }
+    if (movement === "window") return this.desk.window(dragWindow(press.window, now.x - start.x, start.y - now.y));
+    const index = this.index(pane, now);
+    if (movement === "measure") ruler.move(tiles.locate(pane, now)!);
+    else if (!index) return;
+    else if (movement === "draw") prompter.move(index);
+    else viewer.moveTo(index); // a drag with the tool that clicks looks round
+    changed();
+  }
+
+  private finish({ moved }: Press): void {
+    const { prompter, changed, send } = this.desk;
+    if (!moved && prompter.tool === "box") prompter.cancel(); // a click is no box
+    const prompt = prompter.end();
+    changed();
+    if (prompt) send(prompt);
+  }
+
+  private mark({ pane, start, opposite }: Press): void {
+    const index = pane === "render" ? null : this.index(pane, start);
+    if (!index) return;
+    this.desk.viewer.moveTo(index);
+    this.desk.send(this.desk.prompter.point(index, opposite));
+  }
+
+  private pinch(id: number, now: Place): void {
+    if (!this.fingers.has(id)) return;
+    const before = [...this.fingers.values()] as [Place, Place];
+    this.fingers.set(id, now);
+    const { factor, from, to } = pinch(before, [...this.fingers.values()] as [Place, Place]);
+    const { tiles } = this.desk.viewer;
+    const pane = tiles.pane(to);
+    if (!pane) return;
+    if (pane === "render") tiles.camera.come(factor);
+    else {
+      tiles.camera.drag(tiles.position(pane, from)!, tiles.position(pane, to)!);
+      tiles.camera.enlarge(factor, tiles.position(pane, to)!);
+    }
+    this.desk.viewer.draw(pane === "render");
+  }
+
+  // What a press has begun is not what was meant.
+  private giveUp(): void {
+    const { prompter, ruler, changed } = this.desk;
+    if (this.press?.movement === "draw") prompter.cancel();
+    if (this.press?.movement === "measure") ruler.remove();
+    this.press = null;
+    changed();
+  }
+
+  private index(pane: Plane, place: Place): Index | null {
+    const found = this.desk.viewer.tiles.pick(place);
+    return found && found.pane === pane ? found.index : null;
+  }
+
+  private placeOf(event: MouseEvent): Place {
+    const rect = this.canvas.getBoundingClientRect();
+    return { x: event.clientX - rect.left, y: event.clientY - rect.top };
+  }
+}

@@ -1,0 +1,147 @@
+// Ways to open a scan: files and folders of the user, folders of the engine, recent sessions, the demo scan.
+import type { Engine, Entry, Info, NamedFile, Recent, Source } from "../engine/engine";
+import { button, element } from "./dom";
+import { showProblem } from "./messages";
+import { bytes, millilitres, when } from "./words";
+
+const HIDDEN = /^\.|^(Thumbs\.db|DICOMDIR)$/i;
+
+/** What to send of the files: neither hidden nor empty ones. The engine knows formats, not the page. */
+export function uploadList(files: NamedFile[]): NamedFile[] {
+  return files.filter(({ name, file }) => !HIDDEN.test(name) && file.size > 0);
+}
+
+/** All files of what was dropped, folders included. */
+export async function dropped(transfer: DataTransfer): Promise<{ title: string; files: NamedFile[] }> {
+  // Both must be taken at once: later the browser has forgotten what was dropped.
+  const items = [...transfer.items].map((item) => item.webkitGetAsEntry?.() ?? item.getAsFile());
+  const found = await Promise.all(
+    items.map((item) => (item instanceof File ? [{ name: item.name, file: item }] : item ? walk(item) : [])),
+  );
+  return { title: items[0]?.name ?? "scan", files: found.flat() };
+}
+
+async function walk(entry: FileSystemEntry): Promise<NamedFile[]> {
+  if (entry.isFile) {
+    const file = await new Promise<File>((resolve, reject) => (entry as FileSystemFileEntry).file(resolve, reject));
+    return [{ name: file.name, file }];
+  }
+  const reader = (entry as FileSystemDirectoryEntry).createReader();
+  const found: NamedFile[] = [];
+  for (;;) {
+    // A reader gives at most some hundred entries at a time, and none at the end.
+    const some = await new Promise<FileSystemEntry[]>((resolve, reject) => reader.readEntries(resolve, reject));
+    if (!some.length) return found;
+    found.push(...(await Promise.all(some.map(walk))).flat());
+  }
+}
+
+/** What opens a scan, or comes back to one, and reports problems itself. */
+export interface Doors {
+  open(source: Source, title?: string): Promise<void>;
+  resume(session: string): Promise<void>;
+}
+
+export class Opener {
+  constructor(
+    private readonly engine: Engine,
+    private readonly doors: Doors,
+  ) {}
+
+  /** Make the page's drop zone, buttons and lists of folders work. */
+  bind(info: Info): void {
+    const stage = element("stage");
+    document.addEventListener("dragover", (event) => {
+      event.preventDefault();
+      stage.classList.add("dropping");
+    });
+    document.addEventListener("dragleave", (event) => {
+      if (!event.relatedTarget) stage.classList.remove("dropping");
+    });
+    document.addEventListener("drop", (event) => {
+      event.preventDefault();
+      stage.classList.remove("dropping");
+      if (event.dataTransfer) void dropped(event.dataTransfer).then(({ title, files }) => this.take(title, files), showProblem);
+    });
+    for (const id of ["files", "folder"]) {
+      const input = element<HTMLInputElement>(`choose-${id}`);
+      element(`open-${id}`).addEventListener("click", () => input.click());
+      input.addEventListener("change", () => {
+        const files = [...(input.files ?? [])];
+        const title = files[0]?.webkitRelativePath.split("/")[0] || files[0]?.name || "scan";
+        this.take(title, files.map((file) => ({ name: file.name, file })));
+        input.value = "";
+      });
+    }
+    const demo = element("open-demo");
+    demo.hidden = !info.demo;
+    demo.addEventListener("click", () => void this.doors.open({ demo: true }));
+    const list = element("folders");
+    list.replaceChildren(...info.folders.map(({ id, name }) => button(name, () => void this.browse(id, name, ""))));
+    element("folders-block").hidden = !info.folders.length;
+  }
+
+  /** List the sessions that were open in this browser, with the work on them. */
+  recent(): void {
+    const sessions = this.engine.recent();
+    element("recent-block").hidden = !sessions.length;
+    element("recent").replaceChildren(...sessions.map((session) => this.session(session)));
+  }
+
+  private session({ id, name, used, objects, volume_ml }: Recent): HTMLElement {
+    const work = objects ? `${objects} ${objects === 1 ? "object" : "objects"}, ${millilitres(volume_ml)}` : "nothing marked";
+    const item = row(name, `${work} · ${when(used, Date.now())}`, () => void this.doors.resume(id));
+    const forget = button("✕", () => {
+      this.engine.forget(id);
+      this.recent();
+    });
+    forget.setAttribute("aria-label", `Leave ${name} out of this list`);
+    forget.title = "Leave out of this list";
+    item.append(forget);
+    return item;
+  }
+
+  private take(title: string, files: NamedFile[]): void {
+    const list = uploadList(files);
+    if (list.length) void this.doors.open({ files: list }, title);
+    else showProblem(new Error("nothing to open was dropped: drop a scan, or a folder of a DICOM series"));
+  }
+
+  /** Show what is in a folder of the engine. */
+  async browse(folder: string, title: string, path: string): Promise<void> {
+    let entries: Entry[];
+    try {
+      entries = await this.engine.entries(folder, path);
+    } catch (error) {
+      return showProblem(error);
+    }
+    const dialog = element<HTMLDialogElement>("browse");
+    element("browse-title").textContent = path ? `${title} / ${path.replaceAll("/", " / ")}` : title;
+    const list = element("browse-list");
+    list.replaceChildren();
+    if (path) list.append(row("↑ Up", "", () => void this.browse(folder, title, path.split("/").slice(0, -1).join("/"))));
+    for (const entry of entries) list.append(this.entry(folder, title, entry));
+    if (!entries.length) list.append("There are no scans in this folder.");
+    if (!dialog.open) dialog.showModal();
+    list.querySelector("button")?.focus();
+  }
+
+  private entry(folder: string, title: string, { name, kind, path, bytes: size }: Entry): HTMLElement {
+    if (kind === "folder") return row(`${name}/`, "folder", () => void this.browse(folder, title, path));
+    const detail = kind === "series" ? "DICOM series" : size ? bytes(size) : "";
+    return row(name, detail, () => {
+      element<HTMLDialogElement>("browse").close();
+      void this.doors.open({ folder, path }, name);
+    });
+  }
+}
+
+function row(text: string, detail: string, act: () => void): HTMLElement {
+  const made = button(text, act);
+  const small = document.createElement("small");
+  small.textContent = detail;
+  made.append(small);
+  const item = document.createElement("li");
+  item.append(made);
+  return item;
+}

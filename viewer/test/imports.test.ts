@@ -1,0 +1,53 @@
+// The page's parts: imports make no circle, and only the server's engine knows HTTP.
+/// <reference types="vite/client" />
+import { describe, expect, it } from "vitest";
+
+const FILES = import.meta.glob<string>("../src/**/*.ts", { query: "?raw", import: "default", eager: true });
+const NETWORK = /\bfetch\(|XMLHttpRequest|\/api\b|api\/|EventSource|sessions\//;
+
+function importsOf(path: string, text: string): string[] {
+  const folder = path.slice(0, path.lastIndexOf("/"));
+  return [...text.matchAll(/from "(\.[^"]+)"/g)].map(([, to]) => new URL(`${folder}/${to}.ts`.slice(2), "file:///").pathname.slice(1));
+}
+
+/** A circle of imports, as a path that ends where it begins; null if there is none. */
+function circle(graph: Map<string, string[]>): string[] | null {
+  const done = new Set<string>();
+  const walk = (node: string, path: string[]): string[] | null => {
+    if (path.includes(node)) return [...path.slice(path.indexOf(node)), node];
+    if (done.has(node)) return null;
+    done.add(node);
+    for (const next of graph.get(node) ?? []) {
+      const found = walk(next, [...path, node]);
+      if (found) return found;
+    }
+    return null;
+  };
+  for (const node of graph.keys()) {
+    const found = walk(node, []);
+    if (found) return found;
+  }
+  return null;
+}
+
+describe("imports", () => {
+  const graph = new Map(Object.entries(FILES).map(([path, text]) => [path.replace("../", ""), importsOf(path, text)]));
+
+  it("are found", () => {
+    expect(graph.get("src/main.ts")).toContain("src/engine/server.ts");
+    for (const targets of graph.values()) for (const target of targets) expect([...graph.keys()]).toContain(target);
+  });
+
+  it("make no circle", () => {
+    expect(circle(graph)).toBeNull();
+    const planted = new Map([...graph, ["src/page/view.ts", ["src/page/panel.ts"]]]);
+    expect(circle(planted)).toContain("src/page/panel.ts");
+  });
+
+  it("lead to the server's engine from the page's beginning alone", () => {
+    const users = [...graph].filter(([, targets]) => targets.includes("src/engine/server.ts")).map(([path]) => path);
+    expect(users).toEqual(["src/main.ts"]);
+    const network = Object.entries(FILES).filter(([, text]) => NETWORK.test(text)).map(([path]) => path);
+    expect(network).toEqual(["../src/engine/server.ts"]);
+  });
+});
