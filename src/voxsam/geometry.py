@@ -19,6 +19,7 @@ from voxsam.errors import GeometryError
 WHOLE_VOXEL_TOLERANCE = 1e-3  # float32 headers: a length within a thousandth of a whole voxel counts as whole
 GRID_TOLERANCE_MM = 1e-2  # two grids are the same when no corner differs by more
 _RAS_FROM_LPS = np.diag([-1.0, -1.0, 1.0])
+INDEX_DECIMALS = 9  # of an index: to double precision's last bits, which differ from processor to processor, 1000 to 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +45,7 @@ class Grid:
         if lengths.min() <= 0:
             given = f"a spacing of {_numbers(lengths)} mm"
             raise GeometryError(given, "positive spacing on each axis", "repair the header")
-        if abs(np.linalg.det(affine[:3, :3] / lengths)) < 1e-3:
+        if abs(_determinant(affine / [*lengths, 1])) < 1e-3:
             raise GeometryError("a singular affine (axes that coincide)", "three independent axes", "repair the header")
         affine.setflags(write=False)
         object.__setattr__(self, "shape", shape)
@@ -100,7 +101,7 @@ class Grid:
     @property
     def voxel_volume_ml(self) -> float:
         """Volume of one voxel in millilitres."""
-        return float(abs(np.linalg.det(self.affine[:3, :3]))) / 1000
+        return abs(_determinant(self.affine)) / 1000
 
     def close_to(self, other: Grid, tolerance_mm: float = GRID_TOLERANCE_MM) -> bool:
         """Whether both have the same shape and no corner lies further than `tolerance_mm` apart."""
@@ -117,15 +118,14 @@ class Grid:
 
     def index_to_world(self, index: ArrayLike) -> NDArray[np.float64]:
         """(..., 3) voxel indices -> (..., 3) RAS+ mm."""
-        return np.asarray(index, dtype=np.float64) @ self.affine[:3, :3].T + self.affine[:3, 3]
+        return _mapped(self.affine, index)
 
     def world_to_index(self, world_mm: ArrayLike) -> NDArray[np.float64]:
-        """(..., 3) RAS+ mm -> (..., 3) voxel indices, not rounded."""
-        inverse = np.linalg.inv(self.affine)
-        return np.asarray(world_mm, dtype=np.float64) @ inverse[:3, :3].T + inverse[:3, 3]
+        """(..., 3) RAS+ mm -> (..., 3) voxel indices; of their digits only those that rounding errors do not reach."""
+        return np.round(_mapped(np.linalg.inv(self.affine), world_mm), INDEX_DECIMALS) + 0.0  # + 0.0: no -0
 
     def index_in(self, other: Grid, index: ArrayLike) -> NDArray[np.float64]:
-        """(..., 3) indices of this grid as indices of `other`, not rounded."""
+        """(..., 3) indices of this grid as indices of `other`, as exact as `world_to_index`."""
         return other.world_to_index(self.index_to_world(index))
 
     def contains(self, index: ArrayLike) -> NDArray[np.bool_]:
@@ -192,6 +192,19 @@ class Grid:
 def flip_lps(points_mm: ArrayLike) -> NDArray[np.float64]:
     """(..., 3) points in RAS+ mm as LPS, or in LPS as RAS+: the same flip."""
     return np.asarray(points_mm, dtype=np.float64) @ _RAS_FROM_LPS
+
+
+def _mapped(affine: NDArray[np.float64], points: ArrayLike) -> NDArray[np.float64]:
+    """(..., 3) points through a (4, 4) affine. Multiplied and added one by one: BLAS's sums have other last bits on
+    other processors, and affines stand in files."""
+    at = np.asarray(points, dtype=np.float64)
+    x, y, z = at[..., :1], at[..., 1:2], at[..., 2:]
+    return x * affine[:3, 0] + y * affine[:3, 1] + z * affine[:3, 2] + affine[:3, 3]
+
+
+def _determinant(affine: NDArray[np.float64]) -> float:
+    """Of the linear part of an affine (4, 4), one product after the other as in `_mapped`."""
+    return float((np.cross(affine[:3, 0], affine[:3, 1]) * affine[:3, 2]).sum())
 
 
 def _numbers(values: ArrayLike) -> str:

@@ -16,7 +16,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, PositiveFloat, 
 
 from voxsam.errors import UnsupportedError
 from voxsam.geometry import Grid
-from voxsam.resample import index_map, resample
+from voxsam.resample import resample
 from voxsam.volume import Volume
 
 Slices = tuple[slice, slice, slice]
@@ -173,9 +173,8 @@ def paste_box(window: Window, scan: Grid) -> Slices:
         (p.start - 1, p.stop + (s + p.stop >= length))
         for s, p, length in zip(window.start, window.inside(), window.model_grid.shape, strict=True)
     ]
-    matrix = index_map(window.grid, scan)
     corners = np.stack(np.meshgrid(*ends, indexing="ij"), -1).reshape(-1, 3)
-    at = corners @ matrix[:3, :3].T + matrix[:3, 3]
+    at = window.grid.index_in(scan, corners)
     low = np.maximum(np.floor(at.min(0)).astype(int), 0)
     high = np.minimum(np.ceil(at.max(0)).astype(int) + 1, scan.shape)
     return tuple(slice(int(a), int(max(a, b))) for a, b in zip(low, high, strict=True))  # type: ignore[return-value]

@@ -174,9 +174,8 @@ def _world(grid: Grid, index: Sequence[float], what: str) -> World:
         at = np.empty(0)
     if at.shape != (3,) or not np.isfinite(at).all():
         raise PromptError(f"{what} {index}", "three numbers i, j, k", "give the voxel's index on each axis")
-    world = _triple(grid.index_to_world(at))
-    _require_inside(grid, world, what)
-    return world
+    _require_on(grid, at, what)
+    return _triple(grid.index_to_world(at))
 
 
 def _triple(world_mm: NDArray[np.float64]) -> World:
@@ -187,9 +186,13 @@ def _require_inside(scan: Grid, world_mm: ArrayLike, what: str) -> None:
     if np.shape(world_mm) != (3,) or not np.isfinite(world_mm).all():
         given, remedy = f"a {what} at {world_mm}", "give RAS+ coordinates, or the voxel's index"
         raise PromptError(given, "three numbers x, y, z in millimetres", remedy)
+    _require_on(scan, scan.world_to_index(world_mm), what)
+
+
+def _require_on(scan: Grid, index: NDArray[np.float64], what: str) -> None:
     # A thousandth of a voxel is the rounding of millimetres written with a few digits.
-    index = scan.world_to_index(world_mm)
-    if not scan.contains(np.round(index, 3)):
+    index = np.round(index, 3) + 0.0  # + 0.0: no -0
+    if not scan.contains(index):
         at = ", ".join(f"{v:.4g}" for v in index)
         last = ", ".join(str(n - 1) for n in scan.shape)
         raise PromptError(

@@ -8,9 +8,10 @@ import numpy as np
 import scipy.ndimage
 from numpy.typing import NDArray
 
-from voxsam.geometry import Grid
+from voxsam.geometry import INDEX_DECIMALS, Grid
 from voxsam.volume import Volume
 
+MAP_DECIMALS = 12  # of a matrix between grids: 1000 voxels further it is exact to INDEX_DECIMALS
 SKEW_TOLERANCE = 1e-4  # voxels per voxel: below it, the axes of two grids count as parallel
 BLOCK = 32  # places along an axis that are interpolated together
 
@@ -19,7 +20,7 @@ Method = Literal["linear", "area", "nearest"]
 
 def index_map(target: Grid, source: Grid) -> NDArray[np.float64]:
     """(4, 4) matrix: an index of `target` to the index of `source` at the same place."""
-    return np.linalg.inv(source.affine) @ target.affine
+    return np.round(np.linalg.inv(source.affine) @ target.affine, MAP_DECIMALS) + 0.0
 
 
 def parallel_axes(target: Grid, source: Grid) -> NDArray[np.intp] | None:
@@ -57,7 +58,7 @@ def _along_axes(
     taps = [(np.empty(0, dtype=int), np.empty(0, dtype=np.float32))] * 3  # per source axis
     for axis, source_axis in enumerate(partner):
         step = matrix[source_axis, axis]
-        at = step * np.arange(shape[axis]) + matrix[source_axis, 3]
+        at = np.round(step * np.arange(shape[axis]) + matrix[source_axis, 3], INDEX_DECIMALS)
         at = np.clip(at, 0, array.shape[source_axis] - 1)
         taps[source_axis] = _taps(at, array.shape[source_axis], abs(step), method)
     starts = [int(index.min()) for index, _ in taps]
