@@ -50,13 +50,17 @@ def _installation() -> dict[str, str]:
     import torch
 
     from voxsam import __version__
+    from voxsam.kernels.linear import packs, precisions
     from voxsam.weights.registry import models_folder
 
     cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    cpu = torch.device("cpu")
+    products = f"oneDNN's products in {', '.join(precisions(cpu))}" if packs(cpu) else "no products by oneDNN"
     return {
         "voxsam": __version__,
         "python": platform.python_version(),
         "torch": f"{torch.__version__}, {torch.get_num_threads()} threads, CUDA device: {cuda}",
+        "instructions": f"{torch.backends.cpu.get_cpu_capability()}, {products}",
         "models folder": f"{models_folder()} (`voxsam weights list` shows the models)",
     }
 

@@ -7,6 +7,7 @@ and the weights are in memory once. Rows of x are tokens, k channels in, m chann
 from __future__ import annotations
 
 import platform
+from functools import cache
 from typing import Literal, Protocol, get_args
 
 import torch
@@ -54,13 +55,27 @@ def packs(device: torch.device) -> bool:
 
 
 def precisions(device: torch.device) -> tuple[Precision, ...]:
-    """Those that `device` has instructions for: the lower ones are then faster, not only smaller."""
+    """Those that `device` has instructions for: the lower ones are then faster, not only smaller.
+
+    A processor's flags alone do not say it: an operating system, a virtual machine or ONEDNN_MAX_CPU_ISA may keep oneDNN
+    from using what is there.
+    """
     found: list[Precision] = ["float32"]
-    if device.type != "cpu" or (packs(device) and torch.cpu._is_avx512_bf16_supported()):
+    wide = packs(device) and torch.ops.mkldnn._is_mkldnn_bf16_supported()  # oneDNN's own word: AVX-512, or better
+    if device.type != "cpu" or (wide and torch.cpu._is_avx512_bf16_supported()):
         found.append("bf16")
-    if packs(device) and torch.cpu._is_vnni_supported():
+    if wide and torch.cpu._is_vnni_supported() and _exact_bytes():
         found.append("int8")
     return tuple(found)
+
+
+@cache
+def _exact_bytes() -> bool:
+    """Whether oneDNN adds products of bytes in 32 bits; without VNNI it adds pairs in 16, and large ones saturate."""
+    with torch.inference_mode():
+        layer = nn.Linear(64, 16, bias=False)
+        layer.weight.fill_(1)
+        return bool((Int8Product(layer, 1)(torch.ones(1, 64)) == 64).all())
 
 
 def require_precision(precision: str, device: torch.device) -> None:
