@@ -18,7 +18,7 @@ PAGE := src/voxsam/server/static/index.html
 PAGE_SOURCES := $(shell find viewer -path viewer/node_modules -prune -o -type f -print 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve viewer page-if-node train-demo test check bench clean
+.PHONY: help setup demo serve viewer page-if-node train-demo test test-processors check bench clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' Makefile
@@ -47,6 +47,15 @@ train-demo: $(INSTALLED) ## prepare, train some minutes, evaluate, report (DATA=
 
 test: $(INSTALLED) ## run the tests (ARGS goes to pytest)
 	@$(BIN)/python -m pytest $(ARGS)
+
+# What another processor's kernels must not change: the last bits of NumPy's products, and PyTorch without AVX-512.
+PROCESSOR_TESTS := tests/test_geometry.py tests/test_prompts.py tests/test_resample.py tests/test_preprocess.py \
+    tests/interactive/test_session.py tests/network/test_linear.py tests/network/test_convolution.py \
+    tests/network/test_resized_convolution.py tests/network/test_precision.py tests/network/test_plain.py
+
+test-processors: $(INSTALLED) ## fast tests as on a processor with other kernels, and as on one without AVX-512
+	@OPENBLAS_CORETYPE=Haswell $(BIN)/python -m pytest -q -m "not slow" $(PROCESSOR_TESTS)
+	@ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/python -m pytest -q -m "not slow" $(PROCESSOR_TESTS)
 
 check: $(INSTALLED) ## lint, format, types, and the direction of imports
 	@$(BIN)/python -m ruff check .

@@ -331,3 +331,20 @@ def test_refuses_axes_that_coincide():
         GeometryError, match=r"a singular affine \(axes that coincide\); expected three independent axes"
     ):
         Grid((4, 5, 6), affine)
+
+
+def test_there_and_back_is_the_index_itself_with_no_last_bits() -> None:
+    """Halves lie on a border of two voxels: a last bit would choose another voxel on another processor."""
+    tilted = Grid((50, 40, 30), [[0.7, 0.1, 0, -313.7], [-0.1, 0.7, 0.3, 1000.1], [0, -0.2, 2.5, -77.3], [0, 0, 0, 1]])
+    index = np.stack(np.meshgrid(*([np.arange(-3, 50, 3.5)] * 3), indexing="ij"), -1)
+    back = tilted.world_to_index(tilted.index_to_world(index))
+    assert np.array_equal(back, index)
+    assert not np.signbit(back[index == 0]).any()
+
+
+def test_world_coordinates_are_products_added_one_by_one() -> None:
+    """The same digits everywhere, for they stand in files: written out here as a person would, in Python's floats."""
+    affine = [[0.7, 0.1, 0.3, -313.7], [-0.1, 0.7, 0.3, 1000.1], [0.2, -0.2, 2.5, -77.3], [0, 0, 0, 1]]
+    i, j, k = 17.3, 0.1, -29.7
+    expected = [i * a + j * b + k * c + t for a, b, c, t in affine[:3]]
+    assert Grid((4, 5, 6), affine).index_to_world((i, j, k)).tolist() == expected

@@ -331,3 +331,14 @@ def test_spread_over_a_large_region_is_quick_and_inside() -> None:
     region[3:150, 10:150, 5:75] = True
     got = spread(region, np.array([1.0, 1.0, 2.0]))
     assert region[tuple(got.T)].all()
+
+
+@pytest.mark.parametrize("index", [(-1, 3, 3), (20.25, 3, 3), (0, 0, 12), (1e12, 0, 0)])
+def test_a_click_in_millimetres_is_refused_in_the_voxels_that_a_person_would_write(index) -> None:
+    """No last bits of a product: 0 is said as 0, not as -2.7e-15."""
+    at = ", ".join(f"{v:.4g}" for v in index)
+    tilted = Grid((20, 16, 12), [[0.7, 0.1, 0, -313.7], [-0.1, 0.7, 0, 1000.1], [0, 0, 2.5, -77.3], [0, 0, 0, 1]])
+    world = tilted.index_to_world(index) if index[0] < 1e12 else None
+    with pytest.raises(PromptError) as error:
+        Point.at_index(tilted, index) if world is None else Point(tuple(world.tolist())).points(tilted)
+    assert f"at voxel ({at})" in str(error.value)

@@ -319,6 +319,8 @@ def test_debug_shows_the_traceback(files: tuple[Path, Path], capsys: pytest.Capt
 
 
 def test_info_prints_the_papers_counts(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info"]) == 0
+    assert "instructions   " in capsys.readouterr().out
     assert main(["info", "vit_b"]) == 0
     out = capsys.readouterr().out
     assert all(count in out for count in ("15,209,984", "25,198,976", "25,462,400"))

@@ -151,5 +151,5 @@ def test_what_a_block_hands_on_reaches_the_next_and_what_is_shared_is_the_encode
 
 
 def test_an_adapter_that_is_not_known_is_named() -> None:
-    with pytest.raises(UnsupportedError, match=r"the adapter other; expected one of none, spatial.*import voxsam"):
+    with pytest.raises(UnsupportedError, match=r"the adapter other; expected one of none, spatial.*; check its name"):
         adapter_kind("other")

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -117,6 +121,15 @@ def test_what_the_machine_lacks_is_refused_and_said(monkeypatch):
     with pytest.raises(UnsupportedError, match="precision 'half'; expected float32, bf16, int8"):
         require_precision("half", CPU)
     require_precision("float32", CPU)
+
+
+@pytest.mark.skipif(not packs(CPU), reason="no oneDNN")
+def test_what_the_processor_has_and_onednn_may_not_use_is_not_promised() -> None:
+    """A processor with every instruction, oneDNN kept to AVX2: bf16 would fail, bytes would be slow or saturate."""
+    script = "import torch; from voxsam.kernels.linear import precisions; print(precisions(torch.device('cpu')))"
+    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "('float32',)"
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])

@@ -57,8 +57,8 @@ def packs(device: torch.device) -> bool:
 def precisions(device: torch.device) -> tuple[Precision, ...]:
     """Those that `device` has instructions for: the lower ones are then faster, not only smaller.
 
-    A processor's flags alone do not say it: an operating system, a virtual machine or ONEDNN_MAX_CPU_ISA may keep oneDNN
-    from using what is there.
+    A processor's flags alone do not say it: an operating system, a virtual machine or ONEDNN_MAX_CPU_ISA may keep
+    oneDNN from using what is there.
     """
     found: list[Precision] = ["float32"]
     wide = packs(device) and torch.ops.mkldnn._is_mkldnn_bf16_supported()  # oneDNN's own word: AVX-512, or better
