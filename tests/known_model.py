@@ -105,7 +105,7 @@ def window_box(session: Session) -> np.ndarray:
     """Which voxels of the scan lie in one of the windows that the clicks chose."""
     inside = np.zeros(session.volume.grid.shape, bool)
     at = session.model_grid.world_to_index(world_of(session.volume.grid)).round(6)
-    for window in session._history.state.answer.windows:
+    for window in session.prediction.windows:
         inside |= ((at >= window.start) & (at <= np.add(window.start, window.shape) - 1)).all(-1)
     return inside
 

@@ -69,6 +69,8 @@ PUBLIC_NAMES = [
     "InputError",
     "MaskHint",
     "Point",
+    "Prediction",
+    "Predictor",
     "Scribble",
     "Session",
     "Volume",

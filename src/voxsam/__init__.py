@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from voxsam.errors import InputError, VoxSAMError
     from voxsam.geometry import Grid
+    from voxsam.interactive.predictor import Prediction, Predictor
     from voxsam.interactive.session import Session
     from voxsam.io import read_volume, write_mask
     from voxsam.prompts import Box, MaskHint, Point, Scribble
@@ -22,6 +23,8 @@ __all__ = [
     "InputError",
     "MaskHint",
     "Point",
+    "Prediction",
+    "Predictor",
     "Scribble",
     "Session",
     "Volume",
@@ -38,6 +41,8 @@ _HOME = {
     "InputError": "errors",
     "MaskHint": "prompts",
     "Point": "prompts",
+    "Prediction": "interactive.predictor",
+    "Predictor": "interactive.predictor",
     "Scribble": "prompts",
     "Session": "interactive.session",
     "VoxSAMError": "errors",

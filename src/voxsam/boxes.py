@@ -1,10 +1,12 @@
-"""Boxes of voxels as three slices: what two of them share, what holds them all, what a mask's objects lie in."""
+"""Boxes of voxels as three slices: their intersection, their hull, and the box of a mask. Starts may be negative."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import numpy as np
+from numpy.typing import NDArray
 
 from voxsam.preprocess import Slices
 from voxsam.volume import Volume
@@ -15,6 +17,20 @@ NOWHERE: Slices = (slice(0, 0), slice(0, 0), slice(0, 0))
 def is_empty(box: Slices) -> bool:
     """Whether a box has no voxel."""
     return any(part.stop <= part.start for part in box)
+
+
+def voxels(box: Slices) -> int:
+    """How many voxels a box has."""
+    return math.prod(max(0, part.stop - part.start) for part in box)
+
+
+def bounding_box(mask: NDArray) -> Slices:
+    """The smallest box that holds every voxel of `mask` (i, j, k) that is not zero; NOWHERE if there is none."""
+    lines = [np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis))) for axis in range(3)]
+    if not len(lines[0]):
+        return NOWHERE
+    i, j, k = (slice(int(line[0]), int(line[-1]) + 1) for line in lines)
+    return i, j, k
 
 
 def intersection(a: Slices, b: Slices) -> Slices:
@@ -33,6 +49,28 @@ def hull(boxes: Iterable[Slices]) -> Slices:
     return i, j, k
 
 
+def joined(boxes: Iterable[Slices]) -> list[Slices]:
+    """The boxes, two of them made one wherever that takes no more voxels than both."""
+    waiting, done = list(boxes), []
+    while waiting:
+        box = waiting.pop()
+        for others in (waiting, done):
+            partner = next((o for o in others if voxels(hull((box, o))) <= voxels(box) + voxels(o)), None)
+            if partner is not None:
+                others.remove(partner)
+                waiting.append(hull((box, partner)))
+                break
+        else:
+            done.append(box)
+    return done
+
+
+def grown(box: Slices, margin: int) -> Slices:
+    """The box with `margin` voxels more on every side."""
+    i, j, k = (slice(part.start - margin, part.stop + margin) for part in box)
+    return i, j, k
+
+
 def within(box: Slices, outer: Slices) -> Slices:
     """The box counted from the first voxel of `outer`, which holds it: where it lies in an array of that box alone."""
     if is_empty(box):
@@ -46,11 +84,11 @@ def crop_to_objects(mask: Volume) -> Volume:
 
     Most of a scan is background: what is asked of the part costs as much as the objects, not as the scan.
     """
-    spans = [np.flatnonzero(mask.array.any(axis=tuple(a for a in range(3) if a != axis))) for axis in range(3)]
-    start = [int(span[0]) if len(span) else 0 for span in spans]
-    stop = [int(span[-1]) + 1 if len(span) else 1 for span in spans]
-    box = tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
-    return Volume(mask.array[box], mask.grid.crop(start, [b - a for a, b in zip(start, stop, strict=True)]), "SEG")
+    box = bounding_box(mask.array)
+    if is_empty(box):
+        box = (slice(0, 1), slice(0, 1), slice(0, 1))
+    part = mask.array[box]
+    return Volume(part, mask.grid.crop([along.start for along in box], part.shape), "SEG")
 
 
 def labels_of(mask: Volume) -> list[int]:

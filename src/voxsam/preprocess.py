@@ -83,9 +83,9 @@ class Preprocessing(Intensity):
         kept = ({name: getattr(other, name) for name in Intensity.model_fields} for other in others)
         return self.model_copy(update={"additional": tuple(Intensity.model_validate(fields) for fields in kept)})
 
-    def model_grid(self, grid: Grid) -> Grid:
-        """The scan's grid as the model sees it."""
-        return grid.reorient(self.axes).respace(self.spacing_mm)
+    def model_grid(self, grid: Grid, spacing_mm: Sequence[float] | None = None) -> Grid:
+        """The scan's grid at the model's axes and spacing, or at another spacing."""
+        return grid.reorient(self.axes).respace(self.spacing_mm if spacing_mm is None else spacing_mm)
 
 
 # docs/released.md, "Axes" and "Intensities and spacing". KiTS files are stored I,P,L and were read as they are; MSD
@@ -117,6 +117,18 @@ class Window:
         """The window whose voxel shape // 2 is nearest to the index `centre` of the model grid, as released."""
         start = np.floor(np.asarray(centre, dtype=float) + 0.5).astype(int) - np.asarray(shape) // 2
         return cls(model_grid, tuple(int(s) for s in start), tuple(int(n) for n in shape))  # type: ignore[arg-type]
+
+    @classmethod
+    def of_box(cls, model_grid: Grid, box: Slices) -> Window:
+        """The window that is a box of the model grid's voxels."""
+        start, shape = [part.start for part in box], [part.stop - part.start for part in box]
+        return cls(model_grid, tuple(start), tuple(shape))  # type: ignore[arg-type]
+
+    @property
+    def box(self) -> Slices:
+        """The window as a box of the model grid's voxels; its starts may be negative."""
+        i, j, k = (slice(start, start + n) for start, n in zip(self.start, self.shape, strict=True))
+        return i, j, k
 
     @property
     def grid(self) -> Grid:

@@ -13,6 +13,7 @@ import numpy as np
 import scipy.ndimage
 from numpy.typing import ArrayLike, NDArray
 
+from voxsam.boxes import bounding_box
 from voxsam.errors import PromptError
 from voxsam.geometry import Grid
 from voxsam.preprocess import Slices
@@ -39,6 +40,11 @@ class Point:
         """A click on voxel (i, j, k) of a grid. Raises PromptError if it is not three finite numbers on the grid."""
         return cls(_world(grid, index, "click"), positive)
 
+    def index_on(self, scan: Grid) -> tuple[float, float, float]:
+        """(i, j, k) of the click on a scan, to a thousandth of a voxel: as it was given."""
+        i, j, k = (scan.world_to_index(self.world_mm).round(3) + 0.0).tolist()  # + 0.0: no -0
+        return i, j, k
+
     def points(self, scan: Grid) -> list[Point]:
         """The click itself. Raises PromptError if it lies outside the scan."""
         _require_inside(scan, self.world_mm, "click")
@@ -60,8 +66,7 @@ class Box:
 
     def index_range(self, scan: Grid) -> tuple[NDArray[np.int_], NDArray[np.int_]]:
         """First and last voxel (3,) of the scan that the box holds."""
-        corners = np.rint(scan.world_to_index([self.corner_mm, self.opposite_mm])).astype(int)
-        corners = corners.clip(0, np.array(scan.shape) - 1)  # a corner may lie on the scan's outermost face
+        corners = scan.voxel_of(scan.world_to_index([self.corner_mm, self.opposite_mm]))
         return corners.min(0), corners.max(0)
 
     def points(self, scan: Grid) -> list[Point]:
@@ -153,7 +158,7 @@ def spread(
     """
     if not region.any():
         return np.empty((0, 3), dtype=int)
-    box = scipy.ndimage.find_objects(region.astype(np.uint8))[0]
+    box = bounding_box(region)
     depth = np.asarray(scipy.ndimage.distance_transform_edt(np.pad(region[box], 1), sampling=spacing_mm))
     depth = depth[1:-1, 1:-1, 1:-1]
     candidates = np.argwhere(depth >= depth.max() / 2 if inner else region[box])

@@ -17,8 +17,8 @@ class Volume:
     """An array (i, j, k) in its file's own order, its Grid, and what kind of image it is.
 
     `modality` is "CT" (Hounsfield units), "MR", "SEG" (labels) or "" (unknown). `header` keeps what a writer needs
-    to give the file back in its own kind (for NIfTI: codes, units); it never decides geometry. `remarks` are what its
-    reader found odd, one sentence each, for the person who looks at the result.
+    to give the file back in its own kind (for NIfTI: codes, units); it never decides geometry. `remarks` are what a
+    person should know of it, one line each: what was odd in its file, or, of a mask, why to look twice.
     """
 
     array: NDArray[Any]

@@ -20,7 +20,8 @@ from voxsam.batch.run import Outcome, Runner, run_cohort
 from voxsam.batch.worker import Row, Settings, Worker, mask_path, threads_beside
 from voxsam.cli import main
 from voxsam.errors import FileError, PromptError, UnsupportedError
-from voxsam.interactive.automatic import mask_of, segment_automatically
+from voxsam.interactive.automatic import segment_automatically
+from voxsam.interactive.predictor import Prediction
 from voxsam.interactive.session import Session
 from voxsam.io import read_volume, write_volume
 from voxsam.testing import stub_network, stub_scan
@@ -57,7 +58,7 @@ def test_automatic_masks_are_those_of_segment_automatically(folder: Path, tmp_pa
     outcome = _run(folder, tmp_path, automatic=True, model=str(folder / "auto.safetensors"), overlap=0.3)
     assert [row.name for row in outcome.rows] == ["s0", "s1", "s2"] and not outcome.failed
     scan = stub_scan(1).scan
-    expected = mask_of(segment_automatically(stub_network(automatic=True), scan, overlap=0.3))
+    expected = segment_automatically(stub_network(automatic=True), scan, overlap=0.3).mask
     found = read_volume(tmp_path / "s1.nii.gz", labels=True)
     np.testing.assert_array_equal(found.array, expected.array)
     assert 0 < found.array.mean() < 1
@@ -184,10 +185,10 @@ def test_one_broken_scan_costs_its_own_line(folder: Path, tmp_path: Path, capsys
 
 
 def test_a_click_outside_the_mask_is_remarked(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    empty = stub_scan(0).scan.with_array(np.zeros_like(stub_scan(0).scan.array, dtype=np.uint8), "SEG")
-    monkeypatch.setattr(Session, "prompt", lambda session, *prompts: empty)
+    monkeypatch.setattr(Prediction, "on_scan", lambda self: ())
     rows = _run(folder, tmp_path).rows
-    assert rows[0].messages == "1 of 1 clicked voxels are not in the mask: look at it with care"
+    at = ",".join(map(str, stub_scan(0).click))
+    assert rows[0].messages.endswith(f"not in the mask, though clicked as tumour: {at}; look at the result with care")
     assert rows[0].volume_ml == 0
 
 
@@ -290,4 +291,4 @@ def test_a_click_on_the_scans_last_face_is_of_the_last_voxel(tmp_path: Path, mon
     assert (one.status, one.messages, one.error) == ("done", "", "")
     found = read_volume(tmp_path / "n1.nii.gz", labels=True)
     np.testing.assert_array_equal(found.array != 0, scan.array > 0)
-    assert two.status == "done" and "1 of 2 clicked voxels are not in the mask" in two.messages
+    assert two.status == "done" and "not in the mask, though clicked as tumour: 19.5,17.5,15.5" in two.messages

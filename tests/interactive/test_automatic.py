@@ -11,14 +11,7 @@ from torch import nn
 
 from tests.known_model import FAR, block_scan, oblique, upright
 from voxsam.interactive import automatic
-from voxsam.interactive.automatic import (
-    mask_of,
-    mask_on_scan,
-    predict,
-    prepare,
-    probabilities_on_scan,
-    segment_automatically,
-)
+from voxsam.interactive.automatic import predict, prepare, segment_automatically
 from voxsam.preprocess import Preprocessing
 from voxsam.testing import stub_network, stub_scan
 from voxsam.volume import Volume
@@ -49,10 +42,10 @@ def test_the_mask_is_the_block_of_the_scan(grid, axes) -> None:
     volume = block_scan(grid, ((3, 9), (2, 5), (6, 16)))
     expected = volume.array > 0
     model = Known(axes=axes)
-    probabilities = segment_automatically(model, volume, overlap=0.5)  # type: ignore[arg-type]
-    np.testing.assert_allclose(probabilities.array, np.where(expected, 0.5 + FAR, 0.5 - FAR), atol=1e-5)
-    np.testing.assert_array_equal(mask_of(probabilities).array, expected)
-    assert probabilities.grid is volume.grid and mask_of(probabilities).modality == "SEG"
+    found = segment_automatically(model, volume, overlap=0.5)  # type: ignore[arg-type]
+    np.testing.assert_allclose(found.probabilities.array, np.where(expected, 0.5 + FAR, 0.5 - FAR), atol=1e-5)
+    np.testing.assert_array_equal(found.mask.array, expected)
+    assert found.grid is volume.grid and found.mask.modality == "SEG"
 
 
 @pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (2.0, 1.7, 1.3)])
@@ -62,12 +55,11 @@ def test_the_box_of_the_tumour_gives_the_mask_of_all_probabilities(spacing, boxe
     volume = block_scan(oblique((20, 13, 17), spacing=(1.0, 1.2, 0.9)), *boxes)
     model = Known(spacing)
     prepared = prepare(model, volume)  # type: ignore[arg-type]
-    probability = predict(model, prepared, overlap=0.5)  # type: ignore[arg-type]
-    expected = mask_of(probabilities_on_scan(prepared, probability))
-    found = mask_on_scan(prepared, probability)
-    assert found.array.dtype == np.uint8 and found.header == volume.header
-    np.testing.assert_array_equal(found.array, expected.array)
-    assert expected.array.any() == bool(boxes)
+    found = predict(model, prepared, overlap=0.5)  # type: ignore[arg-type]
+    expected = found.probabilities.array > 0.5
+    assert found.mask.array.dtype == np.uint8 and found.mask.header == volume.header
+    np.testing.assert_array_equal(found.mask.array, expected)
+    assert expected.any() == bool(boxes)
 
 
 def test_the_scan_is_read_into_the_model_grid_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,7 +84,7 @@ def test_of_windows_of_one_value_only_the_first_is_computed_and_the_answer_is_th
         patch.setattr(automatic, "_one_value", lambda crop: None)
         seen.clear()
         expected = segment_automatically(network, volume, overlap=0.5)
-    np.testing.assert_array_equal(found.array, expected.array)
+    np.testing.assert_array_equal(found.probabilities.array, expected.probabilities.array)
     assert few <= sum(seen) / 2
 
 
@@ -105,8 +97,32 @@ def test_windows_that_go_through_together_answer_as_one_by_one(monkeypatch: pyte
     fractions: list[float] = []
     expected = predict(network, prepared, overlap=0.5, progress=lambda stage, fraction: fractions.append(fraction))
     assert fractions == sorted(fractions) and fractions[-1] == 1.0
-    inferer = automatic.sliding_window_inference
-    monkeypatch.setattr(
-        automatic, "sliding_window_inference", lambda x, side, n, *rest, **more: inferer(x, side, 3, *rest, **more)
+    monkeypatch.setattr(automatic, "WINDOWS_TOGETHER", {"cpu": 3})
+    found = predict(network, prepared, overlap=0.5)
+    np.testing.assert_allclose(found.probabilities.array, expected.probabilities.array, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(20, 13, 17), (8, 8, 8), (5, 30, 7), (1, 9, 8)])
+@pytest.mark.parametrize("overlap", [0.0, 0.5, 0.7])
+def test_windows_lie_where_those_of_monai_lie(shape, overlap: float) -> None:
+    from monai.inferers import sliding_window_inference
+
+    rng = np.random.default_rng(3)
+    volume = Volume(rng.uniform(-0.4, 0.4, shape).astype(np.float32), upright(*shape))
+    model = Known(axes="RAS")
+    weight = torch.linspace(0.2, 1.0, SIDE**3).reshape((SIDE,) * 3)  # a voxel's prediction tells its place in a window
+
+    def forward(crops):
+        return torch.cat([torch.zeros_like(crops), crops * weight], 1)
+
+    model.forward = forward  # type: ignore[method-assign]
+    ((_, found),) = predict(model, prepare(model, volume), overlap=overlap).pieces  # type: ignore[arg-type]
+    wanted = sliding_window_inference(
+        torch.from_numpy(volume.array)[None, None],
+        (SIDE,) * 3,
+        1,
+        lambda crops: forward(crops).softmax(1)[:, 1:],
+        overlap,
+        mode="constant",
     )
-    np.testing.assert_allclose(predict(network, prepared, overlap=0.5), expected, atol=1e-5)
+    np.testing.assert_allclose(found, wanted[0, 0], atol=1e-5)  # type: ignore[index]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from voxsam.geometry import Grid
-from voxsam.interactive.crops import THRESHOLD, choose_windows, connected, cut, is_new, merge, next_windows
+from voxsam.interactive.crops import THRESHOLD, blend, choose_windows, connected, is_new, next_windows, parts_of
 from voxsam.preprocess import Window
 
 LATTICE = Grid.from_spacing((100, 120, 140), (1, 1, 1))
@@ -114,8 +114,7 @@ def test_a_mask_that_reaches_a_face_goes_on_there(axis: int, at_end: bool) -> No
     place = [4, 6, 10]
     place[axis] = SIDE - 2 if at_end else 1  # within two voxels of the face
     mask[tuple(place)] = True
-    piece = (window(40, 50, 60), mask.astype(np.float32))
-    (found,) = next_windows(piece, mask)
+    (found,) = next_windows(window(40, 50, 60), mask)
     centre = np.array([44, 56, 70])
     centre[axis] = [40, 50, 60][axis] + (SIDE - 1 if at_end else 0)
     assert found.start == tuple(centre - SIDE // 2)
@@ -128,7 +127,7 @@ def test_a_mask_that_stays_away_from_the_faces_does_not_go_on(axis: int, at_end:
     place = [4, 6, 10]
     place[axis] = SIDE - 3 if at_end else 2
     mask[tuple(place)] = True
-    assert next_windows((window(40, 50, 60), mask.astype(np.float32)), mask) == []
+    assert next_windows(window(40, 50, 60), mask) == []
 
 
 @pytest.mark.parametrize(("axis", "at_end"), FACES)
@@ -140,12 +139,12 @@ def test_nothing_goes_on_at_the_border_of_the_scan(axis: int, at_end: bool, beyo
     place = [4, 6, 10]
     place[axis] = SIDE - 1 if at_end else 0
     mask[tuple(place)] = True
-    assert next_windows((window(*start), mask.astype(np.float32)), mask) == []
+    assert next_windows(window(*start), mask) == []
 
 
 def test_a_full_crop_goes_on_at_all_six_faces() -> None:
     mask = np.ones((SIDE,) * 3, bool)
-    found = next_windows((window(40, 50, 60), mask.astype(np.float32)), mask)
+    found = next_windows(window(40, 50, 60), mask)
     assert sorted(w.start for w in found) == sorted(
         tuple(s + d * (a == axis) for a, s in enumerate((40, 50, 60))) for axis in range(3) for d in (-8, 7)
     )
@@ -156,7 +155,7 @@ def test_all_places_on_a_face_lie_in_the_next_window() -> None:
     mask = np.zeros((SIDE,) * 3, bool)
     mask[-1, 2:9, 2:9] = True
     mask[-1, 13, 13] = True
-    (ahead,) = next_windows((window(40, 50, 60), mask.astype(np.float32)), mask)
+    (ahead,) = next_windows(window(40, 50, 60), mask)
     for place in np.argwhere(mask) + [40, 50, 60]:
         assert (place >= ahead.start).all() and (place < np.add(ahead.start, SIDE)).all()
 
@@ -180,8 +179,8 @@ def test_connected_drops_what_the_merged_mask_does_not_touch() -> None:
     second[4, 4, :6] = 0.8  # goes on where the first one ended (its voxels 4..7 are this one's 0..3)
     second[1, 1, 5] = 0.7  # something else
     second[6, 6, 2] = 0.6  # something else, inside the overlap
-    merged = (window(10, 10, 10, side=8), first)
-    got = connected((window(10, 10, 14, side=8), second), merged)
+    here = window(10, 10, 14, side=8)
+    got = connected(second, blend([(window(10, 10, 10, side=8), first)], here) > THRESHOLD)
     wanted = second.copy()
     wanted[1, 1, 5] = wanted[6, 6, 2] = 0
     np.testing.assert_array_equal(got, wanted)
@@ -191,7 +190,7 @@ def test_connected_drops_what_the_merged_mask_does_not_touch() -> None:
 def test_connected_with_nothing_in_common_keeps_no_mask() -> None:
     probability = np.full((8, 8, 8), 0.9, np.float32)
     probability[:2] = 0.4
-    got = connected((window(0, 0, 0, side=8), probability), (window(50, 50, 50, side=8), probability))
+    got = connected(probability, np.zeros((8, 8, 8), bool))
     np.testing.assert_array_equal(got[2:], 0)
     np.testing.assert_array_equal(got[:2], np.float32(0.4))
 
@@ -201,61 +200,77 @@ def test_connected_parts_join_through_faces_not_corners() -> None:
     probability[2, 2, 2] = probability[2, 3, 3] = 1
     before = np.zeros((8, 8, 8), np.float32)
     before[2, 2, 2] = 1
-    got = connected((window(0, 0, 0, side=8), probability), (window(0, 0, 0, side=8), before))
+    got = connected(probability, before > THRESHOLD)
     assert got[2, 2, 2] == 1
     assert got[2, 3, 3] == 0
 
 
-# cut and merge
+# blend, parts_of
+
+
+def whole(pieces, start=(0, 0, 0), shape=(60, 60, 60)) -> np.ndarray:
+    return blend(pieces, Window(LATTICE, start, shape))
 
 
 @pytest.mark.parametrize("start", [(5, 7, 9), (0, 0, 0), (8, 2, 11), (9, 10, 14), (-3, 4, 20), (30, 0, 0), (5, 7, 17)])
-def test_cut_equals_painting_on_the_model_grid(start) -> None:
+def test_one_piece_in_another_window_is_what_was_painted_on_the_model_grid(start) -> None:
     rng = np.random.default_rng(0)
     values = rng.random((8, 8, 8)).astype(np.float32)
     model_grid = np.zeros((60, 60, 60), np.float32)
     model_grid[15:23, 17:25, 19:27] = values
-    here = window(*start, side=12)
     wanted = model_grid[tuple(slice(s + 10, s + 22) for s in start)]
-    np.testing.assert_array_equal(cut((window(5, 7, 9, side=8), values), here), wanted)
+    np.testing.assert_array_equal(blend([(window(5, 7, 9, side=8), values)], window(*start, side=12)), wanted)
 
 
-def test_merging_one_piece_changes_nothing() -> None:
+def test_one_piece_in_its_own_window_is_as_it_is() -> None:
     piece = (window(1, 2, 3), np.random.default_rng(0).random((SIDE,) * 3).astype(np.float32))
-    assert merge([piece]) is piece
+    assert blend([piece], piece[0]) is piece[1]
 
 
-def test_merge_of_two_overlapping_pieces_by_hand() -> None:
+def test_a_blend_of_two_overlapping_pieces_by_hand() -> None:
     """Sides of 4: weights 1/4, 3/4, 3/4, 1/4 on each axis; the other axes' weights are the same in both and cancel."""
     first, second = np.full((4, 4, 4), 0.2, np.float32), np.full((4, 4, 4), 1.0, np.float32)
-    union, got = merge([(window(10, 10, 10, side=4), first), (window(10, 10, 12, side=4), second)])
-    assert (union.start, union.shape) == ((10, 10, 10), (4, 4, 6))
+    pieces = [(window(10, 10, 10, side=4), first), (window(10, 10, 12, side=4), second)]
+    got = whole(pieces, (10, 10, 10), (4, 4, 6))
     # Model grid voxels 12 and 13 along the last axis: weights 3/4 against 1/4, then 1/4 against 3/4.
     wanted = [0.2, 0.2, (0.75 * 0.2 + 0.25 * 1) / 1, (0.25 * 0.2 + 0.75 * 1) / 1, 1, 1]
     np.testing.assert_allclose(got, np.broadcast_to(wanted, (4, 4, 6)), rtol=1e-6)
     assert got.dtype == np.float32
 
 
-def test_merge_leaves_zero_where_no_piece_is_and_reaches_outside_the_scan() -> None:
+def test_a_blend_is_zero_where_no_piece_is_and_reaches_outside_the_scan() -> None:
     one = np.ones((4, 4, 4), np.float32)
-    union, got = merge(
-        [(window(-2, 0, 0, side=4), one), (window(4, 6, 0, side=4), one), (window(-2, 0, 0, side=4), one)]
-    )
-    assert (union.start, union.shape) == ((-2, 0, 0), (10, 10, 4))
+    pieces = [(window(*start, side=4), one) for start in ((-2, 0, 0), (4, 6, 0), (-2, 0, 0))]
+    got = whole(pieces, (-2, 0, 0), (10, 10, 4))
     assert got.sum() == 2 * 64
     assert not got[4:6].any()
     assert not got[:4, 4:].any()
 
 
-def test_merged_probabilities_stay_between_those_merged() -> None:
-    rng = np.random.default_rng(1)
-    pieces = [(window(*rng.integers(0, 9, 3).tolist()), rng.random((SIDE,) * 3).astype(np.float32)) for _ in range(5)]
-    union, got = merge(pieces)
-    assert got.min() >= 0
-    assert got.max() <= 1
-    low = np.min([np.where(cut(p, union) > 0, cut(p, union), 1) for p in pieces], axis=0)
-    high = np.max([cut(p, union) for p in pieces], axis=0)
-    covered = high > 0
-    assert (got[covered] >= low[covered] - 1e-6).all()
-    assert (got[covered] <= high[covered] + 1e-6).all()
+def random_pieces(seed: int, spread: int) -> list:
+    rng = np.random.default_rng(seed)
+    starts = [rng.integers(0, spread, 3).tolist() for _ in range(5)]
+    return [(window(*start), rng.random((SIDE,) * 3).astype(np.float32)) for start in starts]
+
+
+def test_blended_probabilities_stay_between_those_blended() -> None:
+    pieces = random_pieces(1, 9)
+    got, each = whole(pieces), [whole([piece]) for piece in pieces]
+    high = np.max(each, axis=0)
+    low = np.min([np.where(values > 0, values, 1) for values in each], axis=0)
+    assert got.min() >= 0 and got.max() <= 1
+    assert (got[high > 0] >= low[high > 0] - 1e-6).all() and (got <= high + 1e-6).all()
     assert THRESHOLD == 0.5
+
+
+def test_lesions_far_apart_are_parts_apart_and_near_ones_are_one() -> None:
+    one = np.ones((8, 8, 8), np.float32)
+    far = [(window(*start, side=8), one) for start in ((2, 2, 2), (80, 100, 120))]
+    found = parts_of(far, tumour=True)
+    assert sorted((part.start, part.shape) for part, _ in found) == [
+        ((2, 2, 2), (9, 9, 9)),
+        ((79, 99, 119), (9, 9, 9)),
+    ]
+    near = [(window(*start, side=8), one) for start in ((2, 2, 2), (6, 2, 2))]
+    ((part, _),) = parts_of(near, tumour=True)
+    assert (part.start, part.shape) == ((2, 2, 2), (12, 8, 8))

@@ -91,7 +91,7 @@ def test_before_the_first_click_all_is_empty() -> None:
     session = Session(KnownModel(), block_scan(oblique()))
     assert not session.mask.array.any()
     assert not session.probabilities.array.any()
-    assert (session.objects, session.current, session.prompts, session.messages, session.crops) == ((1,), 1, (), (), 0)
+    assert (session.objects, session.current, session.prompts, session.remarks, session.crops) == ((1,), 1, (), (), 0)
 
 
 # Several clicks
@@ -133,13 +133,13 @@ def test_clicks_far_apart_use_two_crops_and_say_so() -> None:
     assert mask.array.sum() == 250
     assert session.crops == 2
     assert model.encoded == 2
-    assert session.messages == ("the clicks lie farther apart than one crop: 2 crops were used",)
+    assert session.remarks == ("the clicks lie farther apart than one crop: 2 crops were used",)
     assert model.prompt_features == pytest.approx([FAR, FAR])  # both crops are decoded with both looks
     session.click((20, 21, 61))
     assert model.encoded == 2
     session.undo()
     session.undo()
-    assert session.messages == ()
+    assert session.remarks == ()
 
 
 def test_without_following_clicks_far_apart_are_refused_and_nothing_changes() -> None:
@@ -278,14 +278,14 @@ def test_a_click_outside_the_box_lifts_its_limit_and_says_so() -> None:
     session = Session(KnownModel(), block_scan(grid, ((2, 18),) * 3))
     mask = session.prompt(Box.at_index(grid, (6, 6, 6), (11, 11, 11)))
     assert np.count_nonzero(mask.array) == 6**3
-    assert not any("box" in message for message in session.messages)
+    assert not any("box" in message for message in session.remarks)
     mask = session.click((14, 14, 14))
     assert np.count_nonzero(mask.array) > 6**3
-    assert session.messages[-1] == "a click in the tumour lies outside the box: the box does not limit the mask"
+    assert session.remarks[-1] == "a click in the tumour lies outside the box: the box does not limit the mask"
 
 
 def test_a_scan_of_another_modality_is_remarked_on() -> None:
     scan = block_scan(upright(20, 20, 20), ((2, 18),) * 3)
     session = Session(KnownModel(), Volume(scan.array, scan.grid, "MR"))
     session.click((10, 10, 10))
-    assert session.messages[0] == "the scan is MR, the model was trained on CT: look at the mask with care"
+    assert session.remarks[0] == "the scan is MR, the model was trained on CT: look at the mask with care"

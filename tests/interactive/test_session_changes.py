@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
-from known_model import FAR, KnownModel, block_scan, two_blocks, upright
+from known_model import CROP, FAR, KnownModel, block_scan, two_blocks, upright
 
 from voxsam.boxes import NOWHERE, is_empty
 from voxsam.errors import PromptError
 from voxsam.geometry import Grid
-from voxsam.interactive.history import Answer
-from voxsam.interactive.label_map import LabelMap
+from voxsam.interactive.crops import blend
+from voxsam.interactive.history import LabelMap
+from voxsam.interactive.predictor import Prediction, Predictor
 from voxsam.interactive.session import Session
-from voxsam.preprocess import Window
-from voxsam.prompts import Box
+from voxsam.preprocess import Window, paste
+from voxsam.prompts import Box, Point
 from voxsam.volume import Volume
 
 FIRST_BLOCK = (slice(8, 15), slice(8, 15), slice(8, 15))  # voxels 10 to 12, a neighbour of each, and what it reaches
@@ -52,7 +55,7 @@ def test_nothing_changes_outside_the_changed_box_and_every_mask_is_as_drawn_from
     assert [name for name, before, after in seen if (before != after).any()] == [
         "click", "second", "box", "undo second", "reset", "undo reset", "undo past reset",
     ]  # fmt: skip
-    fresh = LabelMap(session.volume.grid).draw(session._history.state.answers)
+    fresh = LabelMap(session.volume.grid).draw(session.predictions)
     np.testing.assert_array_equal(session.mask.array, fresh)
 
 
@@ -77,7 +80,7 @@ def test_the_changed_box_holds_the_answer_before_and_after() -> None:
     session.click((29, 20, 10))
     assert session.changed == (slice(21, 32), slice(18, 23), slice(8, 13))
     session.click((37, 20, 10))
-    assert session._history.state.answer.reach(grid) == (slice(27, 42), slice(18, 23), slice(8, 13))
+    assert session.prediction.reach == ((slice(27, 42), slice(18, 23), slice(8, 13)),)
     assert session.changed == (slice(21, 42), slice(18, 23), slice(8, 13))
 
 
@@ -131,14 +134,14 @@ def test_only_the_answers_that_changed_and_those_under_them_are_drawn(monkeypatc
     volume = block_scan(upright(60, 40, 40), ((8, 12),) * 3, ((44, 48), (8, 12), (8, 12)))
     session = Session(KnownModel(), volume)
     session.click((10, 10, 10))
-    far = session._history.state.answer
+    far = session.prediction
     session.new_object()
     session.click((46, 10, 10))
-    asked: list[Answer] = []
-    draw = Answer.on_scan
-    monkeypatch.setattr(Answer, "on_scan", lambda self, scan: (asked.append(self), draw(self, scan))[1])
+    asked: list[Prediction] = []
+    draw = Prediction.on_scan
+    monkeypatch.setattr(Prediction, "on_scan", lambda self: (asked.append(self), draw(self))[1])
     mask = session.click((45, 10, 10))
-    assert far not in asked and session._history.state.answer in asked
+    assert far not in asked and session.prediction in asked
     assert ((mask.array == 1).sum(), (mask.array == 2).sum()) == (64, 64)
 
 
@@ -159,7 +162,7 @@ def test_overlapping_objects_are_drawn_as_from_scratch_after_each_of_many_steps(
             session.select(int(rng.choice(session.objects)))
         else:
             session.click(rng.integers(0, grid.shape), positive=bool(step == 4 or not session.prompts))
-        fresh = LabelMap(grid).draw(session._history.state.answers)
+        fresh = LabelMap(grid).draw(session.predictions)
         np.testing.assert_array_equal(session.mask.array, fresh)
     assert session.mask.array.max() > 1
 
@@ -180,17 +183,16 @@ def test_what_is_drawn_of_the_core_is_what_the_whole_answer_gives(seed: int, tur
         probability[tuple(slice(a, a + 3) for a in low)] = rng.uniform(0.4, 1, (3, 3, 3))[
             tuple(slice(0, n - a) for a, n in zip(low, window.shape, strict=True))
         ]
-    answer = Answer(piece=(window, probability))
-    whole = np.zeros(scan.shape, np.float32)
-    reached, values = answer.probabilities(scan)
-    whole[reached] = values
+    found = Prediction(scan, pieces=((window, probability),))
+    whole = found.probabilities.array
     drawn = np.zeros(scan.shape, np.float32)
-    box, values = answer.on_scan(scan)
-    drawn[box] = values
+    for box, values in found.on_scan():
+        drawn[box] = values
     np.testing.assert_array_equal(drawn > 0.5, whole > 0.5)
     np.testing.assert_allclose(drawn[drawn > 0.5], whole[whole > 0.5], atol=1e-5)
     assert (whole > 0.5).any() == (seed not in (0, 3))  # of seed 3 the blob lies outside the scan
-    assert np.prod([b.stop - b.start for b in box]) < 0.6 * np.prod([b.stop - b.start for b in reached])
+    assert sum(values.size for _, values in found.on_scan()) < 0.6 * (whole > 0).sum()
+    np.testing.assert_array_equal(found.mask.array, whole > 0.5)
 
 
 def test_a_tumour_that_the_network_sees_in_the_padding_alone_is_no_mask() -> None:
@@ -198,12 +200,45 @@ def test_a_tumour_that_the_network_sees_in_the_padding_alone_is_no_mask() -> Non
     window = Window(scan, (-6, 2, 2), (12, 12, 12))
     probability = np.full(window.shape, 0.1, dtype=np.float32)
     probability[:4] = 0.9  # model grid voxels -6 .. -3
-    answer = Answer(piece=(window, probability))
-    assert answer.reach(scan) == NOWHERE
-    assert answer.on_scan(scan)[1].size == 0
-    _, values = answer.probabilities(scan)
-    assert values.size > 0 and values.max() < 0.5
+    found = Prediction(scan, pieces=((window, probability),))
+    assert found.reach == found.on_scan() == ()
+    assert 0 < found.probabilities.array.max() < 0.5
     probability[6] = 0.8  # model grid voxel 0: at the scan's border
-    (d, h, w), values = Answer(piece=(window, probability)).on_scan(scan)
+    (((d, h, w), values),) = Prediction(scan, pieces=((window, probability),)).on_scan()
     assert (d.start, h.start, w.start) == (0, 1, 1)
     assert (values[0, 1:-1, 1:-1] > 0.5).all()
+
+
+@pytest.mark.parametrize("spread", [4, 12, 40])
+@pytest.mark.parametrize("seed", range(4))
+def test_pieces_give_the_mask_and_the_probabilities_of_their_blend_painted_as_one(seed: int, spread: int) -> None:
+    """Crops that overlap, touch, or lie apart, in the scan and beyond it; the scan is oblique to them."""
+    rng = np.random.default_rng(seed)
+    turn = np.array([[0.8, -0.6, 0, 5], [0.6, 0.8, 0, -3], [0, 0, 1, 2], [0, 0, 0, 1]])
+    scan = Grid.from_spacing((51, 37, 33), (1.0, 1.3, 0.8)).reorient("PIR")
+    scan = Grid(scan.shape, turn @ scan.affine)
+    model_grid = scan.reorient("SAR").respace((1.7, 1.1, 2.3))
+    last = np.minimum(spread, np.array(model_grid.shape) - 3)
+    windows = [Window(model_grid, tuple(rng.integers(-4, last).tolist()), (9, 12, 8)) for _ in range(5)]
+    pieces = tuple((window, rng.uniform(0, 0.9, window.shape).astype(np.float32)) for window in windows)
+    all_of_it = Window(model_grid, (-10, -10, -10), (80, 80, 80))
+    box, values = paste(blend(pieces, all_of_it), all_of_it, scan)
+    wanted = np.zeros(scan.shape, np.float32)
+    wanted[box] = values
+    found = Prediction(scan, pieces=pieces)
+    np.testing.assert_allclose(found.probabilities.array, wanted, atol=1e-6)
+    clear = np.abs(wanted - 0.5) > 1e-6
+    np.testing.assert_array_equal(found.mask.array[clear] > 0, wanted[clear] > 0.5)
+
+
+def test_two_clicks_at_the_ends_of_a_huge_scan_take_the_memory_of_two_crops() -> None:
+    array = np.broadcast_to(np.float32(-FAR), (1000, 900, 800))
+    volume = Volume(array, Grid.from_spacing(array.shape, (1, 1, 1)))
+    predictor = Predictor(KnownModel()).set_image(volume)
+    tracemalloc.start()
+    clicks = [Point.at_index(volume.grid, index) for index in ((9, 9, 9), (990, 890, 790))]
+    found = predictor.predict(clicks)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert found.nbytes == 2 * 4 * CROP**3 and found.crops == 2
+    assert peak < 4 << 20  # one box around both would take 2.8 GB

@@ -9,9 +9,10 @@ from known_model import FAR, KnownModel, block_scan, upright, window_box, world_
 
 from voxsam.errors import CheckpointError
 from voxsam.geometry import Grid
-from voxsam.interactive import session as session_module
+from voxsam.interactive import predictor as predictor_module
 from voxsam.interactive.automatic import segment_automatically
-from voxsam.interactive.session import MAX_CROPS, Session
+from voxsam.interactive.predictor import MAX_CROPS
+from voxsam.interactive.session import Session
 from voxsam.testing import stub_network, stub_scan
 from voxsam.volume import Volume
 
@@ -38,7 +39,7 @@ def test_a_rod_longer_than_three_crops_is_followed_to_its_ends(axes: str, z: int
     np.testing.assert_array_equal(mask.array > 0, rod)
     additional = session.crops - 1
     assert 6 <= additional <= 9  # half a crop each time
-    assert session.messages == (
+    assert session.remarks == (
         f"the mask reached the border of its crop and was followed into {additional} further crops",
     )
     assert model.encoded == session.crops
@@ -60,7 +61,7 @@ def test_without_following_the_mask_ends_at_its_crop_and_the_session_says_so() -
     mask = session.click(np.rint(volume.grid.world_to_index(np.array([5, -9, 3]) + [12, 11, 33])))
     np.testing.assert_array_equal(mask.array > 0, rod & window_box(session))
     assert session.crops == 1
-    assert session.messages == ("the mask reaches the border of its crop and was not followed beyond it",)
+    assert session.remarks == ("the mask reaches the border of its crop and was not followed beyond it",)
 
 
 def test_a_model_that_sees_no_clicks_outside_its_crop_is_not_asked_there() -> None:
@@ -70,7 +71,7 @@ def test_a_model_that_sees_no_clicks_outside_its_crop_is_not_asked_there() -> No
     session = Session(model, volume)
     mask = session.click(np.rint(volume.grid.world_to_index(np.array([5, -9, 3]) + [12, 11, 33])))
     np.testing.assert_array_equal(mask.array > 0, rod & window_box(session))
-    assert session.messages == ("the mask reaches the border of its crop and was not followed beyond it",)
+    assert session.remarks == ("the mask reaches the border of its crop and was not followed beyond it",)
     session.click(np.rint(volume.grid.world_to_index(np.array([5, -9, 3]) + [12, 11, 10])))  # in a crop of its own
     assert session.crops == 2
 
@@ -100,7 +101,7 @@ def test_a_huge_object_stops_at_the_most_crops_and_says_so() -> None:
     session = Session(model, Volume(np.full((90, 90, 90), FAR, np.float32), upright(90, 90, 90)))
     session.click((45, 45, 45))
     assert session.crops == MAX_CROPS
-    assert session.messages[-1] == f"the mask was not followed beyond {MAX_CROPS} crops and may be incomplete"
+    assert session.remarks[-1] == f"the mask was not followed beyond {MAX_CROPS} crops and may be incomplete"
 
 
 def test_an_object_that_needs_exactly_the_most_crops_is_not_called_incomplete(monkeypatch) -> None:
@@ -108,10 +109,10 @@ def test_an_object_that_needs_exactly_the_most_crops_is_not_called_incomplete(mo
     index = np.rint(volume.grid.world_to_index(np.array([5, -9, 3]) + [12, 11, 33]))
     needed = Session(KnownModel(), volume)
     needed.click(index)
-    monkeypatch.setattr(session_module, "MAX_CROPS", needed.crops)
+    monkeypatch.setattr(predictor_module, "MAX_CROPS", needed.crops)
     session = Session(KnownModel(), volume)
     np.testing.assert_array_equal(session.click(index).array > 0, rod)
-    assert session.messages == needed.messages
+    assert session.remarks == needed.remarks
 
 
 def test_a_second_click_on_a_followed_object_encodes_nothing() -> None:
@@ -144,13 +145,12 @@ def test_one_crop_equals_the_network_called_by_hand() -> None:
     network, given = stub_network(), stub_scan()
     session = Session(network, given.scan, follow=False)
     session.click(given.click)
-    (window,) = session._history.state.answer.windows
-    encoded = session._encoded.kept[window.start]
+    (window,) = session.prediction.windows
+    encoded = session.predictor.encoded.kept[window]
     point = given.scan.grid.index_in(window.grid, given.click)
     with torch.no_grad():
         logits = network(encoded.crop, torch.tensor(point[None, None], dtype=torch.float32), torch.ones(1, 1).long())
-    assert session._history.state.answer.piece is not None
-    _, probability = session._history.state.answer.piece
+    ((_, probability),) = session.prediction.pieces
     np.testing.assert_allclose(probability, logits.softmax(1)[0, 1], atol=1e-5)
 
 
@@ -158,7 +158,7 @@ def test_no_gradient_is_kept() -> None:
     network, given = stub_network(), stub_scan()
     session = Session(network, given.scan)
     session.click(given.click)
-    for encoded in session._encoded.kept.values():
+    for encoded in session.predictor.encoded.kept.values():
         assert not any(t.requires_grad for t in (*encoded.features, encoded.static, encoded.crop))
     assert all(p.grad is None for p in network.parameters())
     assert torch.is_grad_enabled()

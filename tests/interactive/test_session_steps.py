@@ -12,7 +12,7 @@ from known_model import CROP, FAR, KnownModel, block_scan, two_blocks, upright
 
 from voxsam.errors import PromptError
 from voxsam.geometry import Grid
-from voxsam.interactive import encoded as encoded_module
+from voxsam.interactive import crops as crops_module
 from voxsam.interactive import history as history_module
 from voxsam.interactive.session import Session
 from voxsam.prompts import Point, Scribble
@@ -80,10 +80,10 @@ def test_after_a_refused_prompt_the_session_is_as_before(wrong) -> None:
     session.click((11, 11, 11))
     session.click((25, 25, 25))
     session.undo()
-    before, state = session.mask.array, session._history.state
+    before, state = session.mask.array, session._history.seen
     with pytest.raises(PromptError):
         wrong(session)
-    assert session._history.state is state
+    assert session._history.seen is state
     np.testing.assert_array_equal(session.mask.array, before)
     assert session.redo().array.sum() == 27 + 64  # what was undone can still be done again
 
@@ -91,7 +91,7 @@ def test_after_a_refused_prompt_the_session_is_as_before(wrong) -> None:
 def test_after_a_failure_of_the_model_the_session_is_as_before() -> None:
     model, session = two_blocks()
     session.click((11, 11, 11))
-    state = session._history.state
+    state = session._history.seen
 
     def fail(*_, **__):
         raise torch.OutOfMemoryError("no memory")
@@ -99,7 +99,7 @@ def test_after_a_failure_of_the_model_the_session_is_as_before() -> None:
     model.encode = fail
     with pytest.raises(torch.OutOfMemoryError):
         session.click((30, 30, 30))
-    assert session._history.state is state
+    assert session._history.seen is state
     del model.encode
     assert session.click((25, 25, 25)).array.sum() == 27 + 64
 
@@ -139,7 +139,7 @@ def test_each_session_may_have_its_own_bound() -> None:
     for session in (tight, loose):
         for k in (10, 11, 12, 11):
             session.click((11, 11, k))
-    assert loose.answers_bytes == 4 * 4 * CROP**3 and tight.answers_bytes == 2 * 4 * CROP**3
+    assert loose.predictions_bytes == 4 * 4 * CROP**3 and tight.predictions_bytes == 2 * 4 * CROP**3
 
 
 def test_the_last_step_can_be_undone_however_large_it_is(monkeypatch) -> None:
@@ -256,11 +256,11 @@ def test_encoded_crops_are_bounded(monkeypatch) -> None:
     model = KnownModel()
     session = Session(model, block_scan(upright(200, 40, 40), ((0, 200), (19, 21), (19, 21))), follow=False)
     one_crop = 3 * 4 * CROP**3  # features, static and crop of the model above
-    monkeypatch.setattr(encoded_module, "KEPT_BYTES", 5 * one_crop)
+    monkeypatch.setattr(crops_module, "KEPT_BYTES", 5 * one_crop)
     for i in range(8, 200, 16):
         session.reset()
         session.click((i, 20, 20))
-    assert len(session._encoded.kept) == 5
+    assert len(session.predictor.encoded.kept) == 5
     encoded = model.encoded
     session.reset()
     session.click((i, 20, 20))  # the latest is kept
@@ -268,10 +268,10 @@ def test_encoded_crops_are_bounded(monkeypatch) -> None:
     session.reset()
     session.click((8, 20, 20))  # the first is not
     assert model.encoded == encoded + 1
-    monkeypatch.setattr(encoded_module, "KEPT_BYTES", 1)
+    monkeypatch.setattr(crops_module, "KEPT_BYTES", 1)
     session.reset()
     session.click((100, 20, 20))
-    assert len(session._encoded.kept) == 1
+    assert len(session.predictor.encoded.kept) == 1
 
 
 def test_what_undo_keeps_holds_no_pasted_scans() -> None:
@@ -279,11 +279,11 @@ def test_what_undo_keeps_holds_no_pasted_scans() -> None:
     session.click((11, 11, 11))
     session.click((25, 25, 25))
     session.click((25, 25, 24))
-    kept = [a for state in session._history._past for a in state.answers.values() if "pasted" in a.__dict__]
+    kept = [a for state in session._history._past for a in state.predictions.values() if "pasted" in a.__dict__]
     assert kept == []
     assert session.undo().array.sum() == 27 + 64
     assert session.undo().array.sum() == 27
-    kept = [a for state in session._history._future for a in state.answers.values() if "pasted" in a.__dict__]
+    kept = [a for state in session._history._future for a in state.predictions.values() if "pasted" in a.__dict__]
     assert kept == []
 
 
@@ -323,7 +323,7 @@ def test_an_impossibly_large_scan_is_read_only_under_its_crop() -> None:
     array = np.broadcast_to(np.float32(-FAR), (30_000, 30_000, 30_000))
     volume = Volume(array, Grid.from_spacing(array.shape, (0.5, 0.5, 0.7)).reorient("LPS"))
     session = Session(KnownModel(), volume)
-    answer = session._answer(session._history.state.answer, [Point.at_index(volume.grid, (15_000, 200, 29_000))])
-    box, values = answer.on_scan(volume.grid)
-    assert max(b.stop - b.start for b in box) < 50
-    assert not (values > 0.5).any()
+    found = session.predictor.predict([Point.at_index(volume.grid, (15_000, 200, 29_000))])
+    assert found.on_scan() == ()
+    ((window, probability),) = found.pieces
+    assert window.shape == (CROP,) * 3 and not (probability > 0.5).any()

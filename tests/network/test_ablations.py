@@ -9,7 +9,7 @@ import pytest
 import torch
 from ablated import ABLATIONS, ablated, learn, lesson
 
-from voxsam.interactive.encoded import EncodedCrops
+from voxsam.interactive.crops import EncodedCrops
 from voxsam.interactive.session import Session
 from voxsam.lab.training.recipe import Recipe
 from voxsam.lab.training.task import SegmentationTask
@@ -170,8 +170,8 @@ def test_a_file_holds_it_and_a_session_keeps_what_its_next_click_needs(network: 
     session.click(stub.click)
     session.click(np.add(stub.click, (1, 1, 0)).tolist(), positive=False)
     found = session.probabilities.array
-    assert len(session._encoded.kept) == 1
-    (kept,) = session._encoded.kept.values()
+    assert len(session.predictor.encoded.kept) == 1
+    (kept,) = session.predictor.encoded.kept.values()
     assert len(kept.features) == len(network.config.prompt_levels)
     other = Session(network, stub.scan, follow=False)
     for prompt in session.prompts:
@@ -188,11 +188,12 @@ def test_a_look_of_several_levels_prompts_another_crop():
     home, away = (Window.around(model_grid, at[0] + shift, (16, 16, 16)) for shift in (0, 6))
     crops = EncodedCrops(network, [stub.scan], lambda stage, fraction: None)
     with torch.inference_mode():
-        look = crops.look(home, at[0])
+        click = stub.scan.grid.index_to_world(stub.click)
+        look = crops.sample(home, click)
         assert look.shape == (1, 1, 32)
-        assert not torch.allclose(look, crops.look(away, at[0]), atol=1e-3)
+        assert not torch.allclose(look, crops.sample(away, click), atol=1e-3)
         answers = [
-            crops.decode(away, at, prompt_features, torch.ones(1, 1, dtype=torch.long))
+            crops.decode(away, [click], prompt_features, torch.ones(1, 1, dtype=torch.long))
             for prompt_features in (look, look.flip(-1))
         ]
     assert answers[0].shape == (16, 16, 16) and np.abs(answers[0] - answers[1]).max() > 1e-4

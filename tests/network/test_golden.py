@@ -156,8 +156,8 @@ def test_whole_scan(network: VoxSAMNetwork, shared_reference: Path, shared_data:
     session = Session(network, read_volume(shared_data / "organs_ct" / "ct.nii.gz"), follow=False)
     assert session.model_grid.shape == tuple(golden["grid_1mm_shape_dhw"])
     mask = session.click(tuple(golden["click_ijk"]))
-    (start, encoded), *_ = session._encoded.kept.items()
-    assert start == tuple(golden["crop_start_dhw"])
+    (window, encoded), *_ = session.predictor.encoded.kept.items()
+    assert window.start == tuple(golden["crop_start_dhw"])
     crop = encoded.crop[0, 0, ::4, ::4, ::4].numpy()
     assert np.abs(crop - golden["crop_strided4"]).max() < 1e-3
     points = torch.tensor([[(SIDE // 2,) * 3]], dtype=torch.float32)

@@ -15,14 +15,13 @@ from voxsam.batch.listing import Job
 from voxsam.batch.overlap import AHEAD, overlapped
 from voxsam.boxes import crop_to_objects
 from voxsam.errors import InputError, UnsupportedError
-from voxsam.interactive.automatic import OVERLAP, mask_on_scan, predict, prepare
-from voxsam.interactive.session import Session
+from voxsam.interactive.automatic import OVERLAP, predict, prepare
+from voxsam.interactive.predictor import Predictor
 from voxsam.io import check_mask_output, read_channels, read_volume, write_mask
 from voxsam.kernels.linear import Precision
 from voxsam.kernels.warm_up import warm_up
 from voxsam.network.promptable import Promptable
 from voxsam.network.tuning import tensors_sha256
-from voxsam.prompts import Point
 from voxsam.report.metrics import longest_axial_diameter
 from voxsam.volume import Volume
 from voxsam.weights import load_model
@@ -186,14 +185,13 @@ def check_mode(model: Promptable, settings: Settings) -> None:
 
 
 def _open_clicked(model: Promptable, images: tuple[Volume, ...], job: Job, settings: Settings) -> Segment:
-    session = Session(model, images, follow=settings.follow)
+    predictor = Predictor(model, follow=settings.follow).set_image(images)
     points = [click.on(images[0].grid) for click in job.clicks]
 
     def segment() -> Finish:
-        mask = session.prompt(*points)
-        session.forget_features()
-        messages = (*session.messages, *_missed(mask, points))
-        return lambda: (mask, messages)
+        found = predictor.predict(points)
+        predictor.forget_features()
+        return lambda: (found.mask, found.remarks)
 
     return segment
 
@@ -202,17 +200,10 @@ def _open_automatic(model: Promptable, images: tuple[Volume, ...], job: Job, set
     prepared = prepare(model, images)
 
     def segment() -> Finish:
-        probability = predict(model, prepared, overlap=settings.overlap)
-        return lambda: (mask_on_scan(prepared, probability), ())
+        found = predict(model, prepared, overlap=settings.overlap)
+        return lambda: (found.mask, found.remarks)
 
     return segment
-
-
-def _missed(mask: Volume, points: list[Point]) -> tuple[str, ...]:
-    """A remark if the model saw no tumour where it was clicked."""
-    at = [mask.grid.voxel_of(mask.grid.world_to_index(point.world_mm)) for point in points if point.positive]
-    missed = sum(not mask.array[tuple(index)] for index in at)
-    return (f"{missed} of {len(at)} clicked voxels are not in the mask: look at it with care",) if missed else ()
 
 
 def _failed(job: Job, error: Exception) -> Row:

@@ -42,12 +42,12 @@ def command(
             model=model,
             clicks=[(phantom.click, True)],
             seconds={"one click": time.perf_counter() - start},
-            messages=session.messages,
+            messages=session.remarks,
             truth=phantom.label,
         )
         progress("writing and drawing")
         _write(phantom, mask, report, output)
-    for message in session.messages:
+    for message in session.remarks:
         typer.echo(message)
     typer.echo(_told(phantom.click, mask, model, report, output))
 

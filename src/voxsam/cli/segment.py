@@ -85,7 +85,6 @@ def command(
         mask, soft, messages = _segment(images, prompts, (model, device, precision), not no_follow, progress)
         seconds = {"reading": read - start, "segmenting": time.perf_counter() - read}
         clicks = _clicks(volume, prompts)
-        messages = (*messages, *_missed(mask, clicks))
         facts = report_dict(
             scan=volume, scan_name=scan.name, mask=mask, model=model, clicks=clicks, seconds=seconds, messages=messages
         )
@@ -158,17 +157,7 @@ def _draw(volume: Volume, mask: Volume, clicks: list[Click], path: Path, progres
 def _clicks(volume: Volume, prompts: list[Prompt]) -> list[Click]:
     """Every prompt's clicks as voxel indices, rounded to a thousandth, and whether they are positive."""
     points = [point for prompt in prompts for point in prompt.points(volume.grid)]
-    places = [volume.grid.world_to_index(point.world_mm).round(3).tolist() for point in points]
-    return [((i, j, k), point.positive) for (i, j, k), point in zip(places, points, strict=True)]
-
-
-def _missed(mask: Volume, clicks: list[Click]) -> list[str]:
-    """A remark if a positive click's voxel is not in the mask: the model saw no tumour there."""
-    missed = [index for index, positive in clicks if positive and not mask.array[tuple(mask.grid.voxel_of(index))]]
-    if not missed:
-        return []
-    places = "; ".join(",".join(f"{i:g}" for i in index) for index in missed)
-    return [f"not in the mask, though clicked as tumour: {places}; look at the result with care"]
+    return [(point.index_on(volume.grid), point.positive) for point in points]
 
 
 def _segment(
@@ -184,14 +173,14 @@ def _segment(
     progress("loading the model")
     network = load_model(*model)  # type: ignore[arg-type]  # its words are checked there
     if not prompts:
-        from voxsam.interactive.automatic import mask_of, segment_automatically
+        from voxsam.interactive.automatic import segment_automatically
 
-        soft = segment_automatically(network, images, progress=progress)
-        return mask_of(soft), lambda: soft, ()
+        found = segment_automatically(network, images, progress=progress)
+        return found.mask, lambda: found.probabilities, found.remarks
     from voxsam.interactive.session import Session
 
     session = Session(network, images, follow=follow, progress=progress)
-    return session.prompt(*prompts), lambda: session.probabilities, session.messages
+    return session.prompt(*prompts), lambda: session.probabilities, session.remarks
 
 
 def _sizes(facts: dict[str, Any]) -> str:

@@ -1,25 +1,40 @@
-"""Which crops a set of clicks needs, and how the crops' answers become one: all on the model's model grid.
+"""Crops of a scan: which ones a set of clicks needs, what the model makes of each, and how they become one.
 
-Indices are model grid voxels (d, h, w); a piece is a window with the probabilities that the model gave in it.
+A piece is a window (a box of a model grid) with the probabilities that the model gave in it. Indices are model grid
+voxels (d, h, w).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
+import psutil
 import scipy.ndimage
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from voxsam.boxes import NOWHERE, bounding_box, grown, hull, intersection, is_empty, joined, within
 from voxsam.errors import CheckpointError
 from voxsam.geometry import Grid
-from voxsam.preprocess import Window
+from voxsam.network.promptable import Features, Promptable
+from voxsam.preprocess import Slices, Window, read_crops
+from voxsam.volume import Volume
 
 Piece = tuple[Window, NDArray[np.float32]]
+Progress = Callable[[str, float], None]  # a stage's name, and the fraction done
 
-WELL_INSIDE = 8  # a click this share (1/8) of the side or more from the crop's faces keeps the crop where it is
+WELL_INSIDE = 8  # a click this fraction (1/8) of the side or more from the crop's faces keeps the crop where it is
 TOUCH = 2  # a mask within this many voxels of a face of its crop is said to reach it
 THRESHOLD = 0.5  # of the probability: inside the tumour (docs/released.md, "Mask decoder")
+KEPT_BYTES = 1 << 30  # of encoded crops that the current object does not use
+AFTER_BLOCKS = 2  # stages that progress counts after the encoder's blocks: the necks, the static part of the decoder
+
+
+# Where
 
 
 def choose_windows(model_grid: Grid, points: NDArray[np.float64], side: int, current: Sequence[Window]) -> list[Window]:
@@ -63,113 +78,222 @@ def _well_inside(window: Window, point: NDArray[np.float64]) -> bool:
     return True
 
 
-def next_windows(piece: Piece, mask: NDArray[np.bool_]) -> list[Window]:
-    """Where a tumour goes on: for each face of the piece's window that `mask` reaches, the window centred there.
+def next_windows(window: Window, mask: NDArray[np.bool_]) -> list[Window]:
+    """Where a tumour goes on: for each face of a window that its `mask` reaches, the window centred there.
 
-    It is centred on the middle of all places reached, so that it holds every one of them.
+    It is centred on the middle of all places reached, so that it holds every one of them. Nothing goes on where the
+    scan ends.
     """
-    window, _ = piece
     found = []
-    for axis in range(3):
-        for at_end in (False, True):
-            if _is_scan_border(window, axis, at_end):
-                continue
-            n = window.shape[axis]
-            slab = np.moveaxis(mask, axis, 0)[n - TOUCH :] if at_end else np.moveaxis(mask, axis, 0)[:TOUCH]
-            touched = slab.any(axis=0)
-            if touched.any():
-                places = np.argwhere(touched)
-                centre = np.insert((places.min(0) + places.max(0)) / 2, axis, n - 1 if at_end else 0)
+    for axis, (start, n, length) in enumerate(zip(window.start, window.shape, window.model_grid.shape, strict=True)):
+        along = np.moveaxis(mask, axis, 0)
+        for slab, at, ends in ((along[:TOUCH], 0, start <= 0), (along[n - TOUCH :], n - 1, start + n >= length)):
+            places = np.argwhere(slab.any(axis=0))
+            if len(places) and not ends:
+                centre = np.insert((places.min(0) + places.max(0)) / 2, axis, at)
                 found.append(Window.around(window.model_grid, centre + window.start, window.shape))
     return found
 
 
-def _is_scan_border(window: Window, axis: int, at_end: bool) -> bool:
-    if at_end:
-        return window.start[axis] + window.shape[axis] >= window.model_grid.shape[axis]
-    return window.start[axis] <= 0
-
-
-def is_new(window: Window, others: Sequence[Window]) -> bool:
+def is_new(window: Window, others: Iterable[Window]) -> bool:
     """Whether a window's start differs from all others by at least a quarter of its side on some axis."""
     step = max(window.shape) / 4
     return all(np.abs(np.subtract(window.start, other.start)).max() >= step for other in others)
 
 
-def connected(piece: Piece, merged: Piece) -> NDArray[np.float32]:
-    """The piece's probabilities, without the parts of its mask that no voxel of the merged mask belongs to."""
-    window, probability = piece
-    before = cut(merged, window) > THRESHOLD
-    parts = np.zeros(window.shape, dtype=np.int32)
-    scipy.ndimage.label(probability > THRESHOLD, output=parts)
-    joined = np.unique(parts[before])
-    stray = (parts > 0) & ~np.isin(parts, joined[joined > 0])
-    return np.where(stray, np.float32(0), probability)
+# From pieces to one
 
 
-def cut(piece: Piece, window: Window) -> NDArray[np.float32]:
-    """(window.shape) the probabilities of a piece in another window of the same model grid, 0 where it has none."""
-    source, probability = piece
-    out = np.zeros(window.shape, dtype=np.float32)
-    offset = np.subtract(source.start, window.start)
-    here = tuple(
-        slice(max(0, o), max(0, min(n, o + m))) for o, n, m in zip(offset, window.shape, source.shape, strict=True)
-    )
-    there = tuple(slice(h.start - o, h.stop - o) for h, o in zip(here, offset, strict=True))
-    if all(h.stop > h.start for h in here):
-        out[here] = probability[there]
-    return out
+def blend(pieces: Sequence[Piece], window: Window) -> NDArray[np.float32]:
+    """(window.shape) the pieces' probabilities in a window of their model grid; 0 where there is no piece.
 
-
-def around_tumour(piece: Piece) -> Piece | None:
-    """The part of a piece that holds its voxels above THRESHOLD and their neighbours; None if there is no such voxel.
-
-    Only voxels in the scan count: a network may see a tumour in the padding, too. Interpolated linearly, no place
-    beyond the part comes above THRESHOLD.
+    Where pieces overlap it is their mean, weighted towards the middles of their crops. Not to be written to.
     """
-    window, probability = piece
-    inside = np.zeros(window.shape, dtype=bool)
-    in_scan = window.inside()
-    inside[in_scan] = probability[in_scan] > THRESHOLD
-    found = [np.flatnonzero(inside.any(axis=tuple(a for a in range(3) if a != axis))) for axis in range(3)]
-    if not len(found[0]):
-        return None
-    low = [max(0, int(places[0]) - 1) for places in found]
-    high = [min(n, int(places[-1]) + 2) for places, n in zip(found, window.shape, strict=True)]
-    start, shape = np.add(window.start, low), np.subtract(high, low)
-    part = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
-    return Window(window.model_grid, tuple(start.tolist()), tuple(shape.tolist())), probability[part]
-
-
-def require_numbers(probability: NDArray[np.float32], model: str) -> None:
-    """Raises CheckpointError if an answer of the model `model` has a NaN: thresholded it would be an empty mask."""
-    if np.isnan(probability.max()):
-        raise CheckpointError(
-            f"the model {model} answered with NaN",
-            "probabilities",
-            "get its file again, or try float32 and --device cpu",
-        )
-
-
-def merge(pieces: Sequence[Piece]) -> Piece:
-    """All pieces as one on the window that holds them: where they overlap, the mean, weighted towards crop centres."""
-    if len(pieces) == 1:
-        return pieces[0]
-    model_grid = pieces[0][0].model_grid
-    low = np.min([w.start for w, _ in pieces], axis=0)
-    high = np.max([np.add(w.start, w.shape) for w, _ in pieces], axis=0)
-    union = Window(model_grid, tuple(low.tolist()), tuple((high - low).tolist()))
-    total = np.zeros(union.shape, dtype=np.float32)
-    weights = np.zeros(union.shape, dtype=np.float32)
-    for window, probability in pieces:
-        box = tuple(slice(s - o, s - o + n) for s, o, n in zip(window.start, low, window.shape, strict=True))
-        weight = _centre_weight(window.shape)
-        total[box] += weight * probability
-        weights[box] += weight
-    return union, np.divide(total, weights, out=total, where=weights > 0)
+    each = [(source, probability, intersection(source.box, window.box)) for source, probability in pieces]
+    overlapping = [one for one in each if not is_empty(one[2])]
+    if len(overlapping) == 1 and overlapping[0][0] == window:
+        return overlapping[0][1]
+    out = np.zeros(window.shape, dtype=np.float32)
+    if len(overlapping) == 1:
+        source, probability, common = overlapping[0]
+        out[within(common, window.box)] = probability[within(common, source.box)]
+    if len(overlapping) <= 1:
+        return out
+    weights = np.zeros(window.shape, dtype=np.float32)
+    for source, probability, common in overlapping:
+        here, there = within(common, window.box), within(common, source.box)
+        weight = _centre_weight(source.shape)[there]
+        out[here] += weight * probability[there]
+        weights[here] += weight
+    return np.divide(out, weights, out=out, where=weights > 0)
 
 
 def _centre_weight(shape: tuple[int, ...]) -> NDArray[np.float32]:
     """(shape) falling linearly from the middle of a crop to its faces."""
     ramps = [np.minimum(np.arange(n) + 0.5, n - np.arange(n) - 0.5) / (n / 2) for n in shape]
     return np.einsum("i,j,k->ijk", *ramps).astype(np.float32)
+
+
+def connected(probability: NDArray[np.float32], before: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """A crop's probabilities without the parts of its mask (joined through faces) that touch no voxel of `before`."""
+    parts = np.zeros(probability.shape, dtype=np.int32)
+    scipy.ndimage.label(probability > THRESHOLD, output=parts)
+    joined = np.unique(parts[before])
+    stray = (parts > 0) & ~np.isin(parts, joined[joined > 0])
+    return np.where(stray, np.float32(0), probability)
+
+
+def parts_of(pieces: Sequence[Piece], *, tumour: bool = False) -> list[Piece]:
+    """Few pieces of the blend that together are all of it; with `tumour`, all that is above THRESHOLD in the scan.
+
+    (A network may see a tumour in the padding, too.) Each holds the neighbours of its voxels, so that interpolated
+    linearly it is nowhere above the blend, and everywhere one of them is the blend: where they overlap, the highest
+    counts. Lesions far apart are pieces apart: the box that holds both may be larger than the memory.
+    """
+    if not pieces:
+        return []
+    ends = hull(window.box for window, _ in pieces)
+    boxes = [_tumour_box(pieces, window) if tumour else window.box for window, _ in pieces]
+    boxes = [intersection(grown(box, 1), ends) for box in boxes if not is_empty(box)]
+    windows = [Window.of_box(pieces[0][0].model_grid, box) for box in joined(boxes)]
+    return [(window, blend(pieces, window)) for window in windows]
+
+
+def _tumour_box(pieces: Sequence[Piece], window: Window) -> Slices:
+    """The box, on the model grid, of the voxels above THRESHOLD in a window, as far as they lie in the scan."""
+    inside = np.zeros(window.shape, dtype=bool)
+    in_scan = window.inside()
+    inside[in_scan] = blend(pieces, window)[in_scan] > THRESHOLD
+    found = bounding_box(inside)
+    if is_empty(found):
+        return NOWHERE
+    i, j, k = (slice(p.start + start, p.stop + start) for p, start in zip(found, window.start, strict=True))
+    return i, j, k
+
+
+# The model's part
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What is kept of an encoded crop: the features that clicks change, and the part of decoding that they do not."""
+
+    features: Features
+    static: Tensor
+    crop: Tensor  # (1, K, D, H, W), K images
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that it takes."""
+        return sum(tensor.nbytes for tensor in (*self.features, self.static, self.crop))
+
+
+class EncodedCrops:
+    """The crops of a scan (`images` are its channels), each encoded once and decoded often: `kept`, the latest last.
+
+    `used` are those of the current object. They are kept as far as there is memory, so that its next click encodes
+    nothing; others up to KEPT_BYTES. `limit`: what all may take, if the caller must bound it.
+    """
+
+    def __init__(
+        self, model: Promptable, images: Sequence[Volume], progress: Progress, limit: int | None = None
+    ) -> None:
+        self.model, self.images, self.progress, self.limit = model, images, progress, limit
+        self.kept: OrderedDict[Window, Encoded] = OrderedDict()
+        self.used: set[Window] = set()
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that they take together."""
+        return sum(encoded.nbytes for encoded in self.kept.values())
+
+    def get(self, window: Window) -> Encoded:
+        """The window's crop, encoded now unless it was before; under the caller's gradient mode."""
+        self.used.add(window)
+        if window not in self.kept:
+            encoded = self._encode(window)
+            self._make_room(encoded.nbytes)
+            self.kept[window] = encoded
+            self.progress("encoding", 1.0)
+        self.kept.move_to_end(window)
+        return self.kept[window]
+
+    def sample(self, window: Window, world_mm: Sequence[float]) -> Tensor:
+        """(1, 1, C) the prompt features of a click at RAS+ mm in the window's crop."""
+        encoded = self.get(window)
+        return self.model.sample(encoded.features, _points(window, [world_mm], encoded))
+
+    def decode(
+        self,
+        window: Window,
+        world_mm: Sequence[Sequence[float]],
+        prompt_features: Tensor,
+        labels: Tensor | None,
+    ) -> NDArray[np.float32]:
+        """(window.shape) probabilities for N clicks at RAS+ mm with `prompt_features` (1, N, C) and `labels` (1, N).
+
+        Raises CheckpointError if the model's prediction is NaN.
+        """
+        encoded = self.get(window)
+        logits = self.model.decode(
+            encoded.features,
+            encoded.crop,
+            _points(window, world_mm, encoded),
+            prompt_features=prompt_features,
+            labels=labels,
+            static=encoded.static,
+            conditioning=self.model.card.conditioning,
+        )
+        background, tumour = logits[0].float()
+        probability = torch.sigmoid(tumour - background).cpu().numpy()  # softmax over two classes
+        require_numbers(probability, self.model.card.name)
+        return probability
+
+    def _encode(self, window: Window) -> Encoded:
+        self.progress("encoding", 0.0)
+        parameter = next(self.model.parameters())
+        crop = torch.from_numpy(read_crops(self.images, window, self.model.card.preprocessing))
+        crop = crop[None].to(parameter.device, parameter.dtype)
+        features = self.model.encode(crop, self._report_block)
+        return Encoded(self.model.prompted(features), self.model.static(features, crop), crop)
+
+    def _report_block(self, done: int, blocks: int) -> None:
+        self.progress("encoding", done / (blocks + AFTER_BLOCKS))
+
+    def _make_room(self, nbytes: int) -> None:
+        """Drop crops of other objects, the oldest first; then, where memory is short, the latest of this object.
+
+        The latest, because every click walks through all of an object's crops in the same order: if the oldest went,
+        none of them would be there when its turn comes.
+        """
+        for window in [w for w in self.kept if w not in self.used]:
+            if self.nbytes + nbytes > (KEPT_BYTES if self.limit is None else min(self.limit, KEPT_BYTES)):
+                del self.kept[window]
+        if self.limit is None:
+            limit = max(KEPT_BYTES, self.nbytes + _free_bytes(next(self.model.parameters()).device) // 2)
+        else:
+            limit = self.limit
+        while self.kept and self.nbytes + nbytes > limit:
+            self.kept.popitem(last=True)
+
+
+def _points(window: Window, world_mm: Sequence[Sequence[float]], encoded: Encoded) -> Tensor:
+    """(1, N, 3) clicks at RAS+ mm as crop voxels (d, h, w)."""
+    at = window.model_grid.world_to_index(world_mm) - window.start
+    return torch.tensor(at, dtype=torch.float32, device=encoded.crop.device)[None]
+
+
+def _free_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available
+
+
+def require_numbers(probability: NDArray[np.float32], model: str) -> None:
+    """Raises CheckpointError if a prediction of the model `model` has a NaN: thresholded it would be an empty mask."""
+    if np.isnan(probability.max()):
+        raise CheckpointError(
+            f"the model {model} answered with NaN",
+            "probabilities",
+            "get its file again, or try float32 and --device cpu",
+        )

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
-from voxsam.boxes import intersection, is_empty
+from voxsam.boxes import hull, intersection, is_empty
 from voxsam.geometry import Grid
-from voxsam.interactive.history import Answer as ObjectAnswer
+from voxsam.interactive.predictor import Prediction
 from voxsam.interactive.session import Session
 from voxsam.preprocess import Slices
 from voxsam.prompts import SCRIBBLE_POSITIVE, Box, Point, Prompt, Scribble
@@ -100,7 +100,7 @@ class Seen:
     `labels` are those of `box`; `masks` (bool) are the objects to measure, each cut to where it is.
     """
 
-    objects: dict[int, ObjectAnswer]
+    objects: dict[int, Prediction]
     current: int
     can_undo: bool
     can_redo: bool
@@ -113,15 +113,15 @@ def see(session: Session, box: Slices, stale: Slices, known: Container[int] = ()
     """Take what an answer with the labels of `box` needs; objects that meet `stale` or are not `known` are measured."""
     grid, mask = session.volume.grid, session.mask.array
     masks = {}
-    for number, answer in session.answers.items():
-        reach = answer.reach(grid)
+    for number, answer in session.predictions.items():
+        reach = hull(answer.reach)
         if is_empty(reach):
             masks[number] = Volume(np.zeros((1, 1, 1), bool), grid.crop((0, 0, 0), (1, 1, 1)), "SEG")
         elif number not in known or not is_empty(intersection(reach, stale)):
             part = grid.crop([s.start for s in reach], [s.stop - s.start for s in reach])
             masks[number] = Volume(mask[reach] == number, part, "SEG")
     state = (session.current, session.can_undo, session.can_redo)
-    return Seen(dict(session.answers), *state, box, mask[box], masks)
+    return Seen(dict(session.predictions), *state, box, mask[box], masks)
 
 
 def object_states(seen: Seen, numbers: Numbers, grid: Grid) -> list[ObjectState]:
@@ -133,7 +133,7 @@ def object_states(seen: Seen, numbers: Numbers, grid: Grid) -> list[ObjectState]
             prompts=[_plain(prompt, grid) for prompt in answer.prompts],
             volume_ml=round(numbers.known[number][0], 4),
             longest_diameter_mm=round(numbers.known[number][1], 2),
-            messages=list(answer.messages),
+            messages=list(answer.remarks),
         )
         for number, answer in seen.objects.items()
     ]

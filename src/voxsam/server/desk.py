@@ -150,7 +150,7 @@ class Desk:
     async def report(self, slot: Slot) -> tuple[Volume, dict[str, Any]]:
         """The mask, and the facts of evaluation.report."""
         sitting = sitting_of(slot)
-        mask, answers = await asyncio.wrap_future(slot.run(lambda session: (session.mask, dict(session.answers))))
+        mask, answers = await asyncio.wrap_future(slot.run(lambda session: (session.mask, dict(session.predictions))))
         name, scan = sitting.work.name, volume_of(slot)
         return mask, await asyncio.to_thread(report_facts, name, self.model, scan, mask, answers)
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from voxsam.atomic import atomic_path
 from voxsam.errors import UnsupportedError
-from voxsam.interactive.history import Answer
+from voxsam.interactive.predictor import Prediction
 from voxsam.io import nifti, write_mask
 from voxsam.volume import Volume
 
@@ -37,13 +37,15 @@ def write_scan(volume: Volume, path: Path) -> None:
         nifti.write(plain, temporary, FAST)
 
 
-def report_facts(name: str, model: str, scan: Volume, mask: Volume, answers: Mapping[int, Answer]) -> dict[str, Any]:
+def report_facts(
+    name: str, model: str, scan: Volume, mask: Volume, answers: Mapping[int, Prediction]
+) -> dict[str, Any]:
     """The facts of evaluation.report for a session's mask and the answers of its objects."""
     from voxsam.report.report import report_dict
 
     points = [point for answer in answers.values() for point in answer.clicks]
     clicks = [(scan.grid.world_to_index(point.world_mm).round(3).tolist(), point.positive) for point in points]
-    messages = [message for answer in answers.values() for message in answer.messages]
+    messages = [message for answer in answers.values() for message in answer.remarks]
     return report_dict(scan=scan, scan_name=name, mask=mask, model=model, clicks=clicks, messages=messages)
 
 

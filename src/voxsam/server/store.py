@@ -231,7 +231,7 @@ class Store:
             return work(session)
         finally:
             if slot.session is session:
-                slot.features_bytes, slot.answers_bytes = session.features_bytes, session.answers_bytes
+                slot.features_bytes, slot.answers_bytes = session.features_bytes, session.predictions_bytes
                 self._make_room(slot)
             slot._report(None)
 

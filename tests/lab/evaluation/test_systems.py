@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from voxsam.errors import PromptError, UnsupportedError
-from voxsam.interactive.automatic import mask_of, segment_automatically
+from voxsam.interactive.automatic import segment_automatically
 from voxsam.interactive.session import Session
 from voxsam.lab.evaluation.systems import AutomaticSystem, SessionSystem
 from voxsam.prompts import Point
@@ -57,7 +57,7 @@ def test_clicks_that_do_not_fit_one_crop_are_left_out(stub: StubScan, points: li
 
 def test_an_automatic_system_is_the_sliding_window(stub: StubScan) -> None:
     network = stub_network(automatic=True)
-    expected = mask_of(segment_automatically(network, stub.scan))
+    expected = segment_automatically(network, stub.scan).mask
     answer = AutomaticSystem(network).open(stub.scan).segment([])
     assert (answer.array == expected.array).all() and answer.grid.close_to(stub.scan.grid)
     assert 0 < np.count_nonzero(answer.array) < answer.array.size

@@ -129,7 +129,7 @@ def test_what_cannot_be_used_changes_nothing(buffer):
 
 def test_a_prediction_that_fails_forgets_its_interaction_and_keeps_what_waited(buffer):
     session = buffer.segment.session
-    session.follow = False
+    session.predictor.follow = False
     buffer.click((11, 12, 13), predict=False)
     with pytest.raises(PromptError, match="with one crop"):
         buffer.click((25, 26, 24))

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 from voxsam.errors import PromptError, UnsupportedError
-from voxsam.interactive.automatic import mask_of, segment_automatically
-from voxsam.interactive.session import Session
+from voxsam.interactive.automatic import segment_automatically
+from voxsam.interactive.predictor import Prediction, Predictor
 from voxsam.network.promptable import Promptable
 from voxsam.network.tuning import counts
 from voxsam.prompts import Point
@@ -88,42 +88,33 @@ class SessionSystem:
         self.parameters: int | None = counts(model).total
 
     def open(self, volume: Images) -> Opened:
-        """A session whose encoded crops serve all trials."""
-        return _OpenedSession(Session(self.model, taken_by(self.model, volume), follow=self.follow))
+        """A predictor whose encoded crops serve all trials."""
+        predictor = Predictor(self.model, follow=self.follow)
+        return _OpenedClicked(predictor.set_image(taken_by(self.model, volume)))
 
 
-class _OpenedSession:
+class _OpenedClicked:
     """The first click is made, then all others at once: the mask does not depend on which counts are asked for."""
 
-    def __init__(self, session: Session) -> None:
-        self.session = session
+    def __init__(self, predictor: Predictor) -> None:
+        self.predictor = predictor
+        self._first: Prediction | None = None
 
     def segment(self, points: Sequence[Point]) -> Volume:
         """The mask. Without following, clicks that do not fit into the crop of the first are left out."""
-        first, later = tuple(points[:1]), points[1:]
-        while self.session.prompts and self.session.prompts != first:  # unlike reset, undo leaves no history behind
-            self.session.undo()
-        if not self.session.prompts:
-            self.session.prompt(*first)
-        if not later:
-            return self.session.mask
-        try:
-            return self.session.prompt(*later)
-        except PromptError:
-            if self.session.follow:
-                raise
-        return self._those_that_fit(later)
-
-    def _those_that_fit(self, later: Sequence[Point]) -> Volume:
-        fitting: list[Point] = []
-        for point in later:
+        first = self._first
+        if first is None or first.prompts != tuple(points[:1]):
+            first = self._first = self.predictor.predict(points[:1])
+        found, taken = first, list(points[:1])
+        if self.predictor.follow and len(points) > 1:
+            return self.predictor.predict(points, first).mask
+        for point in points[1:]:
             try:
-                self.session.prompt(*fitting, point)
+                found = self.predictor.predict([*taken, point], first)
             except PromptError:
                 continue
-            self.session.undo()
-            fitting.append(point)
-        return self.session.prompt(*fitting) if fitting else self.session.mask
+            taken.append(point)
+        return found.mask
 
 
 class AutomaticSystem:
@@ -156,4 +147,4 @@ class _OpenedAutomatic:
     def segment(self, points: Sequence[Point]) -> Volume:
         """The mask of the whole scan; there are no points."""
         assert not points
-        return mask_of(segment_automatically(self.model, self.volume))
+        return segment_automatically(self.model, self.volume).mask

@@ -34,7 +34,7 @@ class Client:
         """The object of a session; a new one if another image was set."""
         if self.segment is None or self.segment.session is not session:
             self.segment = Segment(session)
-        session.follow = self.follow
+        session.predictor.follow = self.follow
         return self.segment
 
 

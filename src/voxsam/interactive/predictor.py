@@ -1,0 +1,314 @@
+"""Predictor: a scan and prompts in, a mask on the scan's own grid out; it remembers crops, and no clicks.
+
+The story of the program: the prompts choose crops of the scan, each crop is encoded once, the clicks' prompt features
+are sampled where they lie, every crop is decoded with all of them, a tumour that reaches the border of its crop is
+followed into additional crops, and the probabilities are put back on the scan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from voxsam.boxes import intersection, is_empty, within
+from voxsam.errors import InputError, PromptError, UnsupportedError
+from voxsam.geometry import Grid
+from voxsam.interactive.crops import (
+    THRESHOLD,
+    EncodedCrops,
+    Piece,
+    Progress,
+    blend,
+    choose_windows,
+    connected,
+    is_new,
+    next_windows,
+    parts_of,
+)
+from voxsam.network.promptable import Promptable
+from voxsam.preprocess import Slices, Window, images_of, paste, paste_box
+from voxsam.prompts import Box, Point, Prompt, common_box
+from voxsam.volume import Volume
+
+MAX_CROPS = 12  # that one tumour is followed into
+
+Pasted = tuple[Slices, NDArray[np.float32]]  # a box of the scan, and the probabilities in it
+
+
+@dataclass(frozen=True)
+class Confidence:
+    """How good a mask probably is, as calibrated on validation lesions: for a model that says so in its card."""
+
+    dice: float  # expected, 0 to 1
+    volume_ml: tuple[float, float]  # holds the lesion's true volume in 80 % of cases
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """One object as a model sees it: `mask`, `probabilities`, `remarks`, `confidence`, and what they were made from.
+
+    `confidence` is None where the model was not
+    calibrated. It holds probabilities for crops only; the scan-sized arrays are made when they are asked for.
+    """
+
+    grid: Grid  # of the scan
+    header: dict[str, Any] = field(default_factory=dict, repr=False)
+    prompts: tuple[Prompt, ...] = ()
+    clicks: tuple[Point, ...] = ()  # that the prompts became
+    windows: tuple[Window, ...] = ()  # that the clicks chose
+    pieces: tuple[Piece, ...] = field(default=(), repr=False)  # of these windows, and of those followed into
+    box: Slices | None = None  # of the scan, beyond which the mask must not go
+    notes: tuple[str, ...] = ()  # remarks but those on clicks
+    confidence: Confidence | None = None
+
+    @property
+    def mask(self) -> Volume:
+        """uint8 on the scan's grid: 1 where the probability is above 0.5. A new array each time."""
+        out = np.zeros(self.grid.shape, dtype=np.uint8)
+        for box, values in self.on_scan():
+            out[box] |= values > THRESHOLD
+        return Volume(out, self.grid, "SEG", self.header, self.remarks)
+
+    @property
+    def probabilities(self) -> Volume:
+        """float32 0..1 on the scan's grid: the probability of being tumour; 0 beyond the crops. A new array."""
+        out = np.zeros(self.grid.shape, dtype=np.float32)
+        for box, values in map(self._paste, parts_of(self.pieces)):
+            np.maximum(out[box], values, out=out[box])
+        return Volume(out, self.grid, "", self.header, self.remarks)
+
+    @cached_property
+    def remarks(self) -> tuple[str, ...]:
+        """What a person should know of the mask, one line each."""
+        missed = [click.index_on(self.grid) for click in self.clicks if click.positive and not self._holds(click)]
+        if not missed:
+            return self.notes
+        places = "; ".join(",".join(f"{i:g}" for i in index) for index in missed)
+        return (*self.notes, f"not in the mask, though clicked as tumour: {places}; look at the result with care")
+
+    @property
+    def crops(self) -> int:
+        """How many crops it was made from."""
+        return len(self.pieces)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the probabilities."""
+        return sum(probability.nbytes for _, probability in self.pieces)
+
+    @cached_property
+    def reach(self) -> tuple[Slices, ...]:
+        """Boxes of the scan outside which the mask is empty."""
+        boxes = (paste_box(window, self.grid) for window, _ in self._parts)
+        return tuple(box if self.box is None else intersection(box, self.box) for box in boxes)
+
+    def on_scan(self) -> tuple[Pasted, ...]:
+        """The boxes of `reach` with the probabilities in them; where boxes overlap the highest one counts.
+
+        Computed when first asked for, and kept.
+        """
+        if "pasted" not in self.__dict__:
+            self.__dict__["pasted"] = tuple(map(self._paste, self._parts))
+        return self.__dict__["pasted"]
+
+    def forget_pasted(self) -> None:
+        """Free what `on_scan` keeps; it is computed again when asked for."""
+        self.__dict__.pop("pasted", None)
+
+    @cached_property
+    def _parts(self) -> list[Piece]:
+        return parts_of(self.pieces, tumour=True)
+
+    def _holds(self, click: Point) -> bool:
+        """Whether the mask has the click's voxel."""
+        i, j, k = (slice(at, at + 1) for at in self.grid.voxel_of(click.index_on(self.grid)).tolist())
+        return any(
+            values[within((i, j, k), box)] > THRESHOLD
+            for box, values in self.on_scan()
+            if not is_empty(intersection((i, j, k), box))
+        )
+
+    def _paste(self, piece: Piece) -> Pasted:
+        pasted, values = paste(piece[1], piece[0], self.grid)
+        reached = pasted if self.box is None else intersection(pasted, self.box)
+        return reached, values[within(reached, pasted)]
+
+
+class Predictor:
+    """One model and, after `set_image`, one scan: encoded crops are kept, so that the next click is fast.
+
+    `follow=False` keeps to one crop, as released; otherwise a mask that reaches the border of its crop is continued.
+    `progress` is called with a stage's name and the fraction done, 0 to 1. `features_bytes` is what encoded crops may
+    take; None: 1 GiB, and for the current object more as far as memory is free.
+    """
+
+    def __init__(
+        self,
+        model: Promptable,
+        *,
+        follow: bool = True,
+        progress: Progress | None = None,
+        features_bytes: int | None = None,
+    ) -> None:
+        self.model, self.follow, self.features_limit = model, follow, features_bytes
+        self.progress = progress or (lambda stage, fraction: None)
+        self._encoded: EncodedCrops | None = None
+
+    def set_image(self, volume: Volume | Sequence[Volume]) -> Predictor:
+        """Take a scan; returns the predictor itself. Nothing is computed yet.
+
+        A model of several channels (MR sequences) takes a sequence of volumes of one patient, which may lie on
+        different grids; the first is the scan that is clicked. Raises UnsupportedError for another number of them.
+        """
+        images = images_of(volume, self.model.card.preprocessing, self.model.card.name)
+        self._encoded = EncodedCrops(self.model, images, self.progress, self.features_limit)
+        return self
+
+    @property
+    def encoded(self) -> EncodedCrops:
+        """The encoded crops of the scan. Raises InputError before `set_image`."""
+        if self._encoded is None:
+            raise InputError("a predictor without an image", "an image", "call set_image(volume) first")
+        return self._encoded
+
+    @property
+    def volume(self) -> Volume:
+        """The scan that is clicked."""
+        return self.encoded.images[0]
+
+    def model_grid(self, spacing_mm: Sequence[float] | None = None) -> Grid:
+        """The scan's grid at the model's axes and spacing, or at another spacing."""
+        return self.model.card.preprocessing.model_grid(self.volume.grid, spacing_mm)
+
+    def forget_features(self) -> None:
+        """Free the encoded crops, to save memory; what is needed again is encoded again."""
+        self.encoded.kept.clear()
+
+    def predict(self, prompts: Prompt | Sequence[Prompt], previous: Prediction | None = None) -> Prediction:
+        """The object that these prompts, and no others, point at.
+
+        `previous` is the prediction before the last prompts: crops that still hold all clicks stay where they were,
+        and a model that takes a mask gets its probabilities. Raises PromptError for prompts that cannot be used,
+        UnsupportedError for what the model cannot do, CheckpointError if the model's prediction is NaN.
+        """
+        prompts = (prompts,) if isinstance(prompts, Prompt) else tuple(prompts)
+        before = previous or Prediction(self.volume.grid)
+        clicks = self._clicks(prompts, before)
+        self._check(clicks)
+        self.encoded.used = {window for window, _ in before.pieces}
+        with torch.inference_mode():
+            windows, pieces, complete = self._segment(self.model_grid(), clicks, before.windows)
+        box = common_box(prompts, clicks, self.volume.grid)
+        remarks = [
+            *scan_remarks(self.encoded.images, self.model),
+            *self._crop_remarks(len(windows), len(pieces), complete),
+        ]
+        if box is None and any(isinstance(prompt, Box) for prompt in prompts):
+            remarks.append("a click in the tumour lies outside the box: the box does not limit the mask")
+        grid, header = self.volume.grid, self.volume.header
+        return Prediction(grid, header, prompts, clicks, tuple(windows), tuple(pieces), box, tuple(remarks))
+
+    def _clicks(self, prompts: tuple[Prompt, ...], before: Prediction) -> tuple[Point, ...]:
+        """What the prompts become; those that `before` had already are not made again."""
+        if not prompts:
+            raise PromptError("no prompt", "a click, box, scribble or mask hint", "give at least one")
+        for prompt in prompts:
+            if not isinstance(prompt, Prompt):
+                given, remedy = f"a prompt of type {type(prompt).__name__}", "use session.click((i, j, k)) for a voxel"
+                raise PromptError(given, "a Point, Box, Scribble or MaskHint", remedy)
+        known = len(before.prompts) if prompts[: len(before.prompts)] == before.prompts else 0
+        new = (point for prompt in prompts[known:] for point in prompt.points(self.volume.grid))
+        return (*(before.clicks if known else ()), *new)
+
+    def _check(self, clicks: Sequence[Point]) -> None:
+        if self.model.card.automatic:
+            raise UnsupportedError(
+                f"a prompt for the model {self.model.card.name}",
+                "no prompt: this model was trained for automatic segmentation",
+                "use --auto (voxsam.interactive.automatic), or a model that takes clicks",
+            )
+        if not any(click.positive for click in clicks):
+            raise PromptError("negative clicks only", "at least one click in the tumour", "click the tumour first")
+        if not self.model.config.polarity and not all(click.positive for click in clicks):
+            raise UnsupportedError(
+                f"a negative click for the model {self.model.card.name}",
+                "positive clicks: this model was trained without polarity",
+                "leave it out, or use a model that lists negative clicks in `voxsam info`",
+            )
+
+    def _segment(
+        self, model_grid: Grid, clicks: Sequence[Point], current: Sequence[Window]
+    ) -> tuple[list[Window], list[Piece], bool]:
+        """The windows of a model grid that clicks choose, the pieces there and where the mask went on, and whether it
+        ends inside them. The scan may be seen at several spacings: each look has its own model grid.
+        """
+        at = model_grid.world_to_index([click.world_mm for click in clicks])
+        side = self.model.config.crop
+        windows = choose_windows(model_grid, at, side, [w for w in current if w.model_grid == model_grid])
+        if len(windows) > 1 and not self.follow:
+            span_mm = (np.ptp(at, axis=0) * model_grid.spacing_mm).max()
+            raise PromptError(
+                f"clicks {span_mm:.0f} mm apart with one crop of {side} voxels",
+                "clicks that fit well inside one crop",
+                "leave out --no-follow (follow=False), or segment them one by one",
+            )
+        prompt_features, labels = self._sample(windows, at, clicks)
+
+        def decode(window: Window) -> NDArray[np.float32]:
+            return self.encoded.decode(window, [click.world_mm for click in clicks], prompt_features, labels)
+
+        pieces = [(window, decode(window)) for window in windows]
+        waiting = [new for window, probability in pieces for new in next_windows(window, probability > THRESHOLD)]
+        while waiting := [window for window in waiting if is_new(window, [done for done, _ in pieces])]:
+            # A model that cannot see clicks outside a crop would guess there.
+            if not (self.follow and self.model.far_clicks) or len(pieces) >= MAX_CROPS:
+                return windows, pieces, False
+            window = waiting.pop(0)
+            pieces.append((window, connected(decode(window), blend(pieces, window) > THRESHOLD)))
+            waiting += next_windows(window, blend(pieces, window) > THRESHOLD)
+        return windows, pieces, True
+
+    def _sample(
+        self, windows: Sequence[Window], at: NDArray[np.float64], clicks: Sequence[Point]
+    ) -> tuple[Tensor, Tensor | None]:
+        """(1, N, C) each click's prompt features, from the window that holds it best; (1, N) labels or None."""
+        middles = np.array([np.add(w.start, np.array(w.shape) / 2 - 0.5) for w in windows])
+        home = np.abs(at[:, None] - middles[None]).max(-1).argmin(1)
+        sampled = [self.encoded.sample(windows[n], click.world_mm) for n, click in zip(home, clicks, strict=True)]
+        prompt_features = torch.cat(sampled, 1)
+        if not self.model.config.polarity:
+            return prompt_features, None
+        labels = [[click.positive for click in clicks]]
+        return prompt_features, torch.tensor(labels, dtype=torch.long, device=prompt_features.device)
+
+    def _crop_remarks(self, chosen: int, used: int, complete: bool) -> list[str]:
+        remarks = []
+        if chosen > 1:
+            remarks.append(f"the clicks lie farther apart than one crop: {chosen} crops were used")
+        if used > chosen:
+            crops = "one further crop" if used - chosen == 1 else f"{used - chosen} further crops"
+            remarks.append(f"the mask reached the border of its crop and was followed into {crops}")
+        if not complete and self.follow and self.model.far_clicks:
+            remarks.append(f"the mask was not followed beyond {used} crops and may be incomplete")
+        elif not complete:
+            remarks.append("the mask reaches the border of its crop and was not followed beyond it")
+        return remarks
+
+
+def scan_remarks(images: Sequence[Volume], model: Promptable) -> list[str]:
+    """What the files said of the images, and a remark for one of another modality than the model was trained on."""
+    remarks = [remark for image in images for remark in image.remarks]
+    for number, image in enumerate(images):
+        known = model.card.preprocessing.channel(number).modality
+        if image.modality and known and image.modality != known:
+            remarks.append(
+                f"the scan is {image.modality}, the model was trained on {known}: look at the mask with care"
+            )
+    return list(dict.fromkeys(remarks))
