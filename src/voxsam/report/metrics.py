@@ -1,4 +1,4 @@
-"""Numbers about masks: Dice, volume, and the longest axial diameter of RECIST 1.1."""
+"""Numbers about masks: Dice, volume, the axial diameters of RECIST 1.1, and the component that was clicked."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy import ndimage
 from scipy.spatial import ConvexHull
 from scipy.spatial.distance import pdist, squareform
 
@@ -16,7 +17,7 @@ from voxsam.volume import Volume
 
 @dataclass(frozen=True)
 class Diameter:
-    """The longest straight line within one axial slice of a mask; its two ends are (i, j, k) indices, not rounded."""
+    """A straight line within one axial slice of a mask; its two ends are (i, j, k) indices, not rounded."""
 
     length_mm: float
     ends: NDArray[np.float64]  # (2, 3)
@@ -38,8 +39,7 @@ def dice(a: ArrayLike, b: ArrayLike) -> float:
 
 def volume_ml(mask: Volume, label: int | None = None) -> float:
     """Millilitres of the voxels that are `label`, or of all that are not zero."""
-    inside = mask.array != 0 if label is None else mask.array == label
-    return int(np.count_nonzero(inside)) * mask.grid.voxel_volume_ml
+    return int(np.count_nonzero(_inside(mask, label))) * mask.grid.voxel_volume_ml
 
 
 def longest_axial_diameter(mask: Volume, label: int | None = None) -> Diameter | None:
@@ -48,15 +48,69 @@ def longest_axial_diameter(mask: Volume, label: int | None = None) -> Diameter |
     It is measured in mm between the outer faces of voxels, so a row of n voxels is n spacings long. Axial is the
     array's own axis that lies nearest to Superior; the line may cross a notch of the mask.
     """
-    inside = mask.array != 0 if label is None else mask.array == label
     longest: Diameter | None = None
-    for points in _slice_outlines(inside, axial_axis=mask.grid.permutation_to("RAS")[0][2]):
+    for points in _slice_outlines(_inside(mask, label), _axial_axis(mask)):
         distances = squareform(pdist(mask.grid.index_to_world(points)))
         first, second = np.unravel_index(distances.argmax(), distances.shape)
         length = float(distances[first, second])
         if longest is None or length > longest.length_mm:
             longest = Diameter(length, points[[first, second]])
     return longest
+
+
+def perpendicular_diameter(mask: Volume, longest: Diameter, label: int | None = None) -> Diameter:
+    """The longest line perpendicular to `longest` in its slice: the short axis of a lesion or node (RECIST 1.1).
+
+    `longest` is that of the same mask and label. Like it, the line is measured in mm between the outer faces of voxels
+    and may cross a notch.
+    """
+    axis = _axial_axis(mask)
+    number = round(float(longest.ends[0, axis]))
+    layer = tuple(slice(number, number + 1) if a == axis else slice(None) for a in range(3))
+    (outline,) = _slice_outlines(_inside(mask, label)[layer], axis)
+    outline[:, axis] = number
+    first, second = mask.grid.index_to_world(longest.ends)
+    along = (second - first) / longest.length_mm
+    sides = np.delete(mask.grid.affine[:3, :3], axis, axis=1)
+    across = np.cross(np.cross(*sides.T), along)
+    across /= np.linalg.norm(across)
+    # The outline is convex: the longest line across begins at one of its corners.
+    corners = (mask.grid.index_to_world(outline) - first) @ np.stack([along, across], 1)
+    chords = np.array([_chord(corners, at) for at in corners[:, 0]])
+    widest = np.ptp(chords, axis=1).argmax()
+    ends = first + corners[widest, 0] * along + chords[widest, :, None] * across
+    return Diameter(float(np.ptp(chords[widest])), mask.grid.world_to_index(ends))
+
+
+def _chord(polygon: NDArray[np.float64], at: float) -> tuple[float, float]:
+    """The lowest and highest y of a convex polygon (n, 2) where x is `at`, which is that of one of its corners."""
+    found = []
+    for (x0, y0), (x1, y1) in zip(polygon, np.roll(polygon, -1, axis=0), strict=True):
+        if min(x0, x1) <= at <= max(x0, x1):
+            found += [y0, y1] if x0 == x1 else [y0 + (at - x0) * (y1 - y0) / (x1 - x0)]
+    return min(found), max(found)
+
+
+def clicked_components(mask: Volume, clicks: ArrayLike, label: int | None = None) -> Volume:
+    """The components (voxels connected by faces) that hold any of the clicks (n, 3), voxel indices: a mask of 0 and 1.
+
+    Clicks beside the object do not count; the whole object is what was meant if none lies in it.
+    """
+    inside = _inside(mask, label)
+    labels, _ = ndimage.label(inside)  # type: ignore[misc]
+    points = np.asarray(clicks, dtype=np.float64).reshape(-1, 3)
+    voxels = mask.grid.voxel_of(points[mask.grid.contains(points)])
+    chosen = np.setdiff1d(labels[tuple(voxels.T)], [0])
+    return Volume((np.isin(labels, chosen) if len(chosen) else inside).astype(np.uint8), mask.grid, "SEG")
+
+
+def _inside(mask: Volume, label: int | None) -> NDArray[np.bool_]:
+    return mask.array != 0 if label is None else mask.array == label
+
+
+def _axial_axis(mask: Volume) -> int:
+    """The array's axis that lies nearest to Superior."""
+    return mask.grid.permutation_to("RAS")[0][2]
 
 
 def _slice_outlines(inside: NDArray[np.bool_], axial_axis: int) -> Iterator[NDArray[np.float64]]:

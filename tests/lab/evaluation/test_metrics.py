@@ -8,7 +8,13 @@ import pytest
 from voxsam.boxes import crop_to_objects, labels_of
 from voxsam.errors import GeometryError
 from voxsam.geometry import Grid
-from voxsam.report.metrics import dice, longest_axial_diameter, volume_ml
+from voxsam.report.metrics import (
+    clicked_components,
+    dice,
+    longest_axial_diameter,
+    perpendicular_diameter,
+    volume_ml,
+)
 from voxsam.volume import Volume
 
 SPACING = (1.5, 2.0, 5.0)  # R/L, A/P, S/I
@@ -141,3 +147,82 @@ def test_diameter_of_one_label_and_of_none():
     assert longest_axial_diameter(mask, 2).length_mm == pytest.approx(15)
     assert longest_axial_diameter(mask, 3) is None
     assert longest_axial_diameter(mask.with_array(np.zeros_like(array))) is None
+
+
+# Its perpendicular
+
+
+def both(mask: Volume, label: int | None = None) -> tuple[float, float]:
+    longest = longest_axial_diameter(mask, label)
+    return longest.length_mm, perpendicular_diameter(mask, longest, label).length_mm
+
+
+@pytest.mark.parametrize("axes", ["RAS", "LPS", "SPL", "AIR"])
+def test_perpendicular_of_a_cross_and_of_a_row(axes):
+    row = mask_in(axes, (slice(3, 12), slice(5, 6), slice(4, 5)))
+    np.testing.assert_allclose(both(row), (13.5, 2.0))  # one voxel of 2 mm across
+    array = row.array.copy()
+    array[mask_in(axes, (slice(6, 7), slice(3, 8), slice(4, 5))).array > 0] = 1
+    array[mask_in(axes, (slice(3, 4), slice(2, 12), slice(7, 8))).array > 0] = 1  # in another slice; 20 mm: the longest
+    np.testing.assert_allclose(both(row.with_array(array)), (20, 1.5))
+    array[mask_in(axes, (slice(3, 4), slice(2, 12), slice(7, 8))).array > 0] = 0
+    np.testing.assert_allclose(both(row.with_array(array)), (13.5, 10))  # 9 x 1.5 mm; 5 x 2 mm
+
+
+@pytest.mark.parametrize("degrees", [0, 25])
+def test_perpendicular_of_an_ellipse_is_its_short_axis(degrees):
+    # Half axes 40 mm and 25 mm, turned by 30 degrees in the slice, on a grid that is turned too and anisotropic.
+    turn = np.deg2rad(degrees)
+    affine = np.eye(4)
+    affine[:3, :3] = np.array([[np.cos(turn), -np.sin(turn), 0], [np.sin(turn), np.cos(turn), 0], [0, 0, 1]])
+    affine[:3, :3] *= (0.8, 1.1, 4.0)
+    grid = Grid((120, 90, 3), affine)
+    indices = np.moveaxis(np.indices((120, 90)), 0, -1) - (59.5, 44.5)
+    x, y = 0.8 * indices[..., 0], 1.1 * indices[..., 1]
+    tilt = np.deg2rad(30)
+    u, v = np.cos(tilt) * x + np.sin(tilt) * y, -np.sin(tilt) * x + np.cos(tilt) * y
+    array = np.zeros(grid.shape, np.uint8)
+    array[:, :, 1] = (u / 40) ** 2 + (v / 25) ** 2 <= 1
+    mask = Volume(array, grid)
+    longest = longest_axial_diameter(mask)
+    short = perpendicular_diameter(mask, longest)
+    assert longest.length_mm == pytest.approx(80, abs=0.8)
+    assert short.length_mm == pytest.approx(50, abs=0.8)
+    ways = [grid.index_to_world(line.ends[1]) - grid.index_to_world(line.ends[0]) for line in (longest, short)]
+    assert np.linalg.norm(ways[1]) == pytest.approx(short.length_mm)
+    assert abs(ways[0] @ ways[1]) < 1e-6  # perpendicular in the patient
+    assert short.ends[:, 2].tolist() == [1, 1]
+
+
+def test_perpendicular_is_that_of_one_label():
+    array = np.zeros((20, 16, 12), np.uint8)
+    array[2:12, 4, 3] = 1
+    array[2:12, 5:9, 3] = 2
+    mask = Volume(array, Grid.from_spacing(array.shape, SPACING))
+    np.testing.assert_allclose(both(mask, 1), (15, 2))
+
+
+# The component that was clicked
+
+
+def test_the_diameter_of_what_was_clicked_does_not_span_stray_pieces():
+    array = np.zeros((20, 16, 12), np.uint8)
+    array[2:6, 3, 4] = 1  # 4 voxels of 1.5 mm
+    array[19, 15, 4] = 1  # far away
+    array[6, 4, 4] = 1  # touches at a corner only
+    mask = Volume(array, Grid.from_spacing(array.shape, SPACING))
+    assert longest_axial_diameter(mask).length_mm > 25
+    clicked = clicked_components(mask, [(3.4, 2.6, 4)])
+    assert longest_axial_diameter(clicked).length_mm == pytest.approx(6)
+    assert clicked.array.sum() == 4 and clicked.grid == mask.grid
+    assert clicked_components(mask, [(3, 3, 4), (19, 15, 4), (0, 0, 0), (-50, 0, 0)]).array.sum() == 5
+    for beside in ([(10, 10, 10)], [(500, 0, 0)], []):
+        np.testing.assert_array_equal(clicked_components(mask, beside).array, array)
+
+
+def test_the_component_that_was_clicked_is_of_one_label():
+    array = np.zeros((20, 16, 12), np.uint8)
+    array[2:6, 3, 4], array[6:9, 3, 4] = 1, 2
+    mask = Volume(array, Grid.from_spacing(array.shape, SPACING))
+    assert clicked_components(mask, [(3, 3, 4)]).array.sum() == 7
+    assert clicked_components(mask, [(3, 3, 4)], label=1).array.sum() == 4
