@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 from pathlib import Path
 
 import nibabel as nib
@@ -58,7 +59,7 @@ def test_an_empty_file(tmp_path, suffix):
     ("suffix", "words"),
     [
         (".nii", "does not hold a NIfTI image; expected NIfTI-1 or NIfTI-2"),
-        (".nii.gz", "is not a gzip file; expected gzip-compressed NIfTI; name it .nii or compress it"),
+        (".nii.gz", "does not hold a NIfTI image; expected NIfTI-1 or NIfTI-2"),
         (".nrrd", "does not hold an NRRD image; expected an NRRD file"),
         (".mha", "does not hold a MetaImage; expected an MHA file"),
         (".zip", r"is truncated or damaged \(it cannot be unzipped: File is not a zip file\)"),
@@ -79,7 +80,9 @@ def test_text_inside_a_gz(tmp_path):
 def test_the_header_of_a_pair(tmp_path, scan_array):
     nib.save(nib.Nifti1Pair(scan_array, AFFINE), tmp_path / "a.hdr")
     (tmp_path / "a.hdr").rename(tmp_path / "a.nii")
-    refused(tmp_path / "a.nii", FileError, "is the header of a .hdr/.img pair; expected a single NIfTI file")
+    (tmp_path / "a.img").unlink()
+    words = r"a\.nii is the header of a \.hdr/\.img pair, and a\.img is not beside it; expected both files"
+    refused(tmp_path / "a.nii", FileError, words)
 
 
 # Cut off
@@ -200,19 +203,31 @@ def test_a_complex_image(tmp_path, suffix, scan_array):
     refused(save(tmp_path / f"a{suffix}", scan_array.astype(np.complex64)), ImageError, words)
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(("bad", "becomes"), [(np.nan, "low"), (np.inf, "high"), (-np.inf, "low")])
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_nan_and_infinite_voxels(tmp_path, suffix, scan_array, bad):
+def test_nan_and_infinite_voxels_are_padding(tmp_path, suffix, scan_array, bad, becomes):
     array = scan_array.astype(np.float32)
     array[1, 2, 3] = array[3, 2, 1] = bad
-    words = "has 2 NaN or infinite voxels; expected finite numbers; replace them"
-    refused(save(tmp_path / f"a{suffix}", array), ImageError, words)
+    volume = read_volume(save(tmp_path / f"a{suffix}", array))
+    expected = array.copy()
+    expected[1, 2, 3] = expected[3, 2, 1] = scan_array.min() if becomes == "low" else scan_array.max()
+    assert np.array_equal(volume.array, expected)
+    (remark,) = (remark for remark in volume.remarks if "NaN" in remark)
+    assert remark == f"a{suffix} has 2 NaN or infinite voxels; read as its lowest value, -30 (infinite: 538)"
+
+
+def test_a_scan_of_nan_is_none(tmp_path, scan_array):
+    array = scan_array.astype(np.float32)
+    array[:4] = np.nan
+    words = "has 252 NaN or infinite voxels of 378; expected finite numbers in most of the scan; replace them"
+    refused(save(tmp_path / "a.nii", array), ImageError, words)
 
 
 def test_float64_beyond_float32(tmp_path, scan_array):
     array = scan_array.astype(np.float64)
     array[0, 0, 0] = 1e300
-    refused(save(tmp_path / "a.nii", array), ImageError, "has 1 NaN or infinite voxels")
+    volume = read_volume(save(tmp_path / "a.nii", array))
+    assert volume.array[0, 0, 0] == 538 and "has 1 NaN or infinite voxels" in volume.remarks[0]
 
 
 @pytest.mark.parametrize("value", [0, -1000, 3])
@@ -275,6 +290,26 @@ def test_labels_must_be_whole_numbers(tmp_path, bad):
         read_volume(path, labels=True)
 
 
-def test_labels_do_not_come_from_dicom(tmp_path):
-    with pytest.raises(FileError, match=r"as labels; expected a DICOM-SEG or RTSTRUCT file, or \.nii\.gz"):
+def test_a_folder_without_images_holds_no_labels(tmp_path):
+    with pytest.raises(FileError, match="holds no DICOM images"):
         read_volume(tmp_path, labels=True)
+
+
+# What is no scan file at all
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes of Unix")
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.nii")
+    refused(tmp_path / "a.nii", FileError, r"a\.nii is no file \(a pipe or device\); expected a file or folder")
+
+
+def test_a_path_with_a_zero_byte():
+    with pytest.raises(FileError, match="does not exist|could not be read .*null"):
+        read_volume("a\0.nii")
+
+
+def test_a_link_that_leads_round(tmp_path):
+    (tmp_path / "a.nii").symlink_to("a.nii")
+    with pytest.raises(FileError, match=r"a\.nii (does not exist|could not be read)"):
+        read_volume(tmp_path / "a.nii")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from voxsam.io.dicom.contours import fill, outline
+from voxsam.io.dicom.rtstruct import fill, outline
 
 
 def area(polygon):

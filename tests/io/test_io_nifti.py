@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from voxsam.errors import GeometryError
+from voxsam.errors import FileError, GeometryError
 from voxsam.geometry import Grid
 from voxsam.io import read_volume
 
@@ -92,11 +92,48 @@ def test_refuses_an_sform_with_axes_that_coincide(tmp_path, scan_array):
 
 
 @pytest.mark.parametrize("bad", [0.0, -2.0, np.nan])
-def test_refuses_spacing_that_is_not_positive(tmp_path, scan_array, bad):
-    path = patched(save(tmp_path / "a.nii", scan_array, sform=(OTHER, 1)), PIXDIM, [1, 1, bad, 1])
+@pytest.mark.parametrize("code", [0, 1])
+def test_refuses_spacing_that_is_not_positive_where_it_decides(tmp_path, scan_array, bad, code):
+    path = patched(save(tmp_path / "a.nii", scan_array, qform=(OTHER, code)), PIXDIM, [1, 1, bad, 1])
     words = rf"a\.nii has a spacing \(pixdim\) of 1 x {bad:g} x 1; expected positive spacing; repair its header"
     with pytest.raises(GeometryError, match=words):
         read_volume(path)
+
+
+@pytest.mark.parametrize("bad", [0.0, -2.0, np.nan])
+def test_an_odd_pixdim_beside_an_sform_is_remarked(tmp_path, scan_array, bad):
+    path = patched(save(tmp_path / "a.nii", scan_array, sform=(OTHER, 1)), PIXDIM, [1, 1, bad, 4])
+    volume = read_volume(path)
+    assert volume.grid.close_to(Grid(scan_array.shape, OTHER))
+    words = f"a.nii contradicts itself: its sform says voxels of 1 x 2 x 4 mm, its pixdim 1 x {bad:g} x 4; read by"
+    assert volume.remarks[0].startswith(words)
+
+
+def test_an_sform_against_pixdim_is_remarked_with_the_volumes(tmp_path, scan_array):
+    path = save(tmp_path / "a.nii", scan_array, sform=(np.eye(4), 1))
+    volume = read_volume(patched(path, PIXDIM, [1, 0.87, 0.87, 3]))
+    assert volume.grid.spacing_mm == pytest.approx([1, 1, 1])
+    assert volume.remarks == (
+        "a.nii contradicts itself: its sform says voxels of 1 x 1 x 1 mm, its pixdim 0.87 x 0.87 x 3; read by the "
+        "sform; by pixdim, as ITK and FSL read it, volumes are 2.27 times as large",
+    )
+
+
+def test_two_forms_of_one_code_that_disagree_are_remarked_and_two_spaces_are_not(tmp_path, scan_array):
+    moved = OTHER.copy()
+    moved[0, 3] += 40
+    same = read_volume(save(tmp_path / "a.nii", scan_array, sform=(OTHER, 1), qform=(moved, 1)))
+    assert same.grid.close_to(Grid(scan_array.shape, OTHER))
+    assert same.remarks == ("a.nii contradicts itself: sform and qform lie up to 40 mm apart; read by the sform",)
+    assert read_volume(save(tmp_path / "b.nii", scan_array, sform=(OTHER, 4), qform=(moved, 1))).remarks == ()
+    assert read_volume(save(tmp_path / "c.nii", scan_array, sform=(OTHER, 1), qform=(OTHER, 1))).remarks == ()
+
+
+def test_a_file_that_does_not_say_how_the_patient_lies_is_remarked(tmp_path, scan_array):
+    (remark,) = read_volume(save(tmp_path / "a.nii", scan_array, sform=(OTHER, 0))).remarks
+    assert remark.startswith(
+        "a.nii does not say how the patient lies (neither sform nor qform); read with its axes to R"
+    )
 
 
 def test_refuses_an_impossible_quaternion(tmp_path, scan_array):
@@ -115,8 +152,12 @@ def test_units_of_length_become_mm(tmp_path, grid, scan_array, unit, factor):
     code = {"unknown": 0, "meter": 1, "mm": 2, "micron": 3}[unit]
     scaled = grid.affine.copy()
     scaled[:3] /= factor
-    path = save(tmp_path / "a.nii", scan_array, sform=(scaled, 1), version=2, xyzt_units=code | 8)  # 8: seconds
-    assert read_volume(path).grid.close_to(grid, 1e-6)
+    pixdim = [1, *(grid.spacing_mm / factor), 0, 0, 0, 0]
+    fields = {"xyzt_units": code | 8, "pixdim": pixdim}  # 8: seconds
+    volume = read_volume(save(tmp_path / "a.nii", scan_array, sform=(scaled, 1), version=2, **fields))
+    assert volume.grid.close_to(grid, 1e-6)
+    words = {"meter": "metres", "micron": "micrometres"}.get(unit)
+    assert volume.remarks == ((f"a.nii gives lengths in {words}; converted to mm",) if words else ())
 
 
 # Numbers
@@ -196,3 +237,88 @@ def test_an_upper_case_suffix_is_the_same(tmp_path, scan_array):
     path = save(tmp_path / "a.nii.gz", scan_array, sform=(OTHER, 1))
     path.rename(tmp_path / "SCAN.NII.GZ")
     assert np.array_equal(read_volume(str(tmp_path / "SCAN.NII.GZ")).array, scan_array)
+
+
+# Pairs, names, and where the voxels begin
+
+
+def pair(folder: Path, array, packed: bool = False) -> Path:
+    nib.Nifti1Pair(array, OTHER).to_filename(folder / ("a.img.gz" if packed else "a.img"))
+    return folder
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_pair_is_read_by_either_name(tmp_path, scan_array, packed):
+    pair(tmp_path, scan_array, packed)
+    for name in ("a.hdr.gz", "a.img.gz") if packed else ("a.hdr", "a.img"):
+        volume = read_volume(tmp_path / name)
+        assert np.array_equal(volume.array, scan_array) and volume.grid.close_to(Grid(scan_array.shape, OTHER))
+
+
+def test_an_analyze_pair_is_read_and_says_nothing_of_its_place(tmp_path, scan_array):
+    image = nib.AnalyzeImage(scan_array, None)
+    image.header.set_zooms((1, 2, 4))
+    image.to_filename(tmp_path / "a.img")
+    for name in ("a.hdr", "a.img"):
+        volume = read_volume(tmp_path / name)
+        assert np.array_equal(volume.array, scan_array) and volume.grid.spacing_mm == pytest.approx([1, 2, 4])
+        assert "does not say how the patient lies" in volume.remarks[0]
+
+
+def test_a_half_of_a_pair_names_the_other(tmp_path, scan_array):
+    pair(tmp_path, scan_array)
+    (tmp_path / "a.img").unlink()
+    with pytest.raises(FileError, match=r"a\.hdr is the header of a \.hdr/\.img pair, and a\.img is not beside it"):
+        read_volume(tmp_path / "a.hdr")
+    (tmp_path / "b.img").write_bytes(scan_array.tobytes())
+    with pytest.raises(FileError, match=r"b\.img does not hold a NIfTI image"):
+        read_volume(tmp_path / "b.img")
+
+
+def test_the_name_does_not_decide_whether_a_file_is_packed(tmp_path, scan_array):
+    path = save(tmp_path / "a.nii", scan_array, sform=(OTHER, 1))
+    (tmp_path / "plain.nii.gz").write_bytes(path.read_bytes())
+    (tmp_path / "packed.nii").write_bytes(gzip.compress(path.read_bytes()))
+    (tmp_path / "noname").write_bytes(path.read_bytes())
+    for name in ("plain.nii.gz", "packed.nii", "noname"):
+        assert np.array_equal(read_volume(tmp_path / name).array, scan_array)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(("said", "begin"), [(0, 348), (0, 352), (348, 348), (348, 352)])
+def test_voxels_behind_the_header_whatever_it_says(tmp_path, scan_array, packed, said, begin):
+    content = bytearray(save(tmp_path / "a.nii", scan_array, (OTHER, 1), (OTHER, 1)).read_bytes())
+    content[108:112] = np.float32(said).tobytes()
+    content = bytes(content[:begin] + content[352:])
+    (tmp_path / "b.nii").write_bytes(gzip.compress(content) if packed else content)
+    volume = read_volume(tmp_path / "b.nii")
+    assert np.array_equal(volume.array, scan_array)
+    assert volume.remarks == ("b.nii does not say where its voxels begin; read from behind its header",)
+
+
+@pytest.mark.parametrize("said", [1, 347, 349, 351, -4, 3e9])
+def test_refuses_voxels_within_the_header(tmp_path, scan_array, said):
+    path = patched(save(tmp_path / "a.nii", scan_array, sform=(OTHER, 1)), 108, [said])
+    with pytest.raises(FileError, match=r"has a broken NIfTI header \(vox_offset\)"):
+        read_volume(path)
+
+
+def test_header_fields_that_nothing_depends_on_may_be_odd(tmp_path, scan_array):
+    content = bytearray(save(tmp_path / "a.nii", scan_array, sform=(OTHER, 1)).read_bytes())
+    for at, count in ((4, 36), (56, 14), (72, 4), (120, 132)):  # unused, intent, bitpix, slices, cal_max, descrip, ...
+        content[at : at + count] = b"\xff" * count
+    content[123] = 2  # xyzt_units
+    (tmp_path / "a.nii").write_bytes(content)
+    assert np.array_equal(read_volume(tmp_path / "a.nii").array, scan_array)
+
+
+def test_a_slope_that_is_no_number_is_none(tmp_path, scan_array):
+    path = save(tmp_path / "a.nii", scan_array, (OTHER, 1), (OTHER, 1))
+    volume = read_volume(patched(path, SCALING, [np.nan, 0]))
+    assert np.array_equal(volume.array, scan_array) and "slope (scl_slope) of nan" in volume.remarks[0]
+
+
+def test_bytes_after_the_gzip_stream_do_no_harm(tmp_path, scan_array):
+    path = save(tmp_path / "a.nii.gz", scan_array, sform=(OTHER, 1))
+    path.write_bytes(path.read_bytes() + b"appended by a download")
+    assert np.array_equal(read_volume(path).array, scan_array)

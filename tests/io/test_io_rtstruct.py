@@ -6,7 +6,7 @@ import numpy as np
 import pydicom
 import pytest
 
-from voxsam.errors import FileError, GeometryError, ImageError
+from voxsam.errors import GeometryError, ImageError
 from voxsam.geometry import Grid
 from voxsam.io import read_volume, write_mask
 from voxsam.io.dicom.rtstruct import DECIMALS
@@ -174,12 +174,100 @@ def test_refuses_overlapping_rois_and_unknown_ones(tmp_path, scan):
         read_volume(path, labels=True, grid=scan.grid, segment=4)
 
 
-@pytest.mark.parametrize("data", [["1", "2"], ["1", "2", "3"], None])
-def test_refuses_contours_that_are_not_points(tmp_path, scan, data):
-    write_mask(ring_and_speck(scan), tmp_path / "m.rtstruct.dcm")
+# Contours that are odd
 
-    def spoil(dataset):
-        dataset.ROIContourSequence[0].ContourSequence[0].ContourData = data
 
-    with pytest.raises(FileError, match=r"m\.rtstruct\.dcm is truncated or damaged"):
-        read_volume(changed(tmp_path / "m.rtstruct.dcm", spoil), labels=True, grid=scan.grid)
+def square(scan, i0, i1, j0, j1, k, kind="CLOSED_PLANAR", count=4):
+    """A contour of `count` corners of a rectangle in slice k, in voxels."""
+    corners = [(i0, j0, k), (i1, j0, k), (i1, j1, k), (i0, j1, k)][:count]
+    item = pydicom.Dataset()
+    item.ContourGeometricType, item.NumberOfContourPoints = kind, count
+    item.ContourData = [f"{x:.4f}" for x in (scan.grid.index_to_world(np.reshape(corners, (-1, 3))) @ RAS).ravel()]
+    return item
+
+
+@pytest.fixture
+def drawn(tmp_path, scan):
+    """A function that writes an RTSTRUCT of one ROI with these contours."""
+    write_mask(scan.with_array(np.zeros((6, 7, 9), np.uint8)), tmp_path / "m.rtstruct.dcm", names=["GTV"])
+
+    def write(*contours, path=tmp_path / "m.rtstruct.dcm"):
+        return changed(path, lambda d: setattr(d.ROIContourSequence[0], "ContourSequence", list(contours)))
+
+    return write
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_a_stray_contour_without_area_adds_nothing_but_a_remark(drawn, scan, count):
+    areas = [square(scan, 0.5, 4.5, 1.5, 5.5, k) for k in (3, 4, 5)]
+    back = read_volume(drawn(*areas, square(scan, 2, 3, 2, 2, 7, count=count)), labels=True, grid=scan.grid)
+    assert back.array.sum((0, 1)).tolist() == [0, 0, 0, 16, 16, 16, 0, 0, 0]
+    assert back.remarks == ("ROI 1 'GTV' of m.rtstruct.dcm: left out 1 contour of less than three points",)
+
+
+@pytest.mark.parametrize("data", [["1", "2"], ["1", "2", "3", "4"], ["1", "2", "nan"] * 4])
+def test_a_contour_whose_data_are_not_points_is_left_out_with_a_remark(drawn, scan, data):
+    broken = square(scan, 1, 2, 1, 2, 3)
+    broken["ContourData"] = pydicom.DataElement("ContourData", "LO", data)
+    back = read_volume(drawn(square(scan, 0.5, 4.5, 1.5, 5.5, 3), broken), labels=True, grid=scan.grid)
+    assert back.array.sum() == 16
+    assert back.remarks == ("ROI 1 'GTV' of m.rtstruct.dcm: left out 1 contour whose data are not points",)
+
+
+@pytest.mark.parametrize("turned", [0, 1, 2])
+def test_a_contour_that_is_there_twice_counts_once(drawn, scan, turned):
+    contours = [square(scan, 0.5, 4.5, 1.5, 5.5, k) for k in (3, 4, 5)]
+    again = square(scan, 0.5, 4.5, 1.5, 5.5, 4)
+    points = np.reshape(again.ContourData, (4, 3))
+    again.ContourData = np.roll(points[::-1] if turned == 2 else points, turned, axis=0).ravel().tolist()
+    back = read_volume(drawn(*contours, again), labels=True, grid=scan.grid)
+    assert back.array.sum((0, 1)).tolist() == [0, 0, 0, 16, 16, 16, 0, 0, 0]
+
+
+def test_contours_that_cross_are_joined_with_a_remark(drawn, scan):
+    back = read_volume(
+        drawn(square(scan, 0.5, 3.5, 0.5, 3.5, 4), square(scan, 2.5, 5.5, 2.5, 5.5, 4)), labels=True, grid=scan.grid
+    )
+    assert back.array[1:4, 1:4, 4].all() and back.array[3:6, 3:6, 4].all() and back.array.sum() == 9 + 9 - 1
+    assert back.remarks == ("ROI 1 'GTV' of m.rtstruct.dcm: contours cross one another in 1 slices; joined there",)
+
+
+@pytest.mark.parametrize("kind", ["OPEN_PLANAR", "OPEN_NONPLANAR", "POINT"])
+def test_a_roi_without_a_closed_contour_is_no_empty_mask(drawn, scan, kind):
+    path = drawn(square(scan, 0.5, 3.5, 0.5, 3.5, 4, kind))
+    words = rf"ROI 1 'GTV' of m\.rtstruct\.dcm has no closed contour \(1 contour of the kind {kind}\); expected"
+    for segment in (None, 1):
+        with pytest.raises(ImageError, match=words):
+            read_volume(path, labels=True, grid=scan.grid, segment=segment)
+
+
+def test_contours_beside_the_scan_are_remarked(drawn, scan):
+    path = drawn(square(scan, 0.5, 3.5, 0.5, 3.5, 4), square(scan, 0.5, 3.5, 0.5, 3.5, 40))
+    back = read_volume(path, labels=True, grid=scan.grid)
+    assert back.array.sum() == 9
+    assert back.remarks == ("ROI 1 'GTV' of m.rtstruct.dcm: 1 of its contours lie beside the scan",)
+
+
+@pytest.mark.parametrize("name", ["plan.dcm", "plan"])
+def test_a_file_without_preamble_is_read(tmp_path, scan, drawn, name):
+    dataset = pydicom.dcmread(drawn(square(scan, 0.5, 4.5, 1.5, 5.5, 3)))
+    stream = pydicom.filebase.DicomBytesIO()
+    stream.is_little_endian = stream.is_implicit_VR = True
+    pydicom.filewriter.write_dataset(stream, pydicom.Dataset(dict(dataset.items())))
+    (tmp_path / name).write_bytes(stream.getvalue())
+    assert read_volume(tmp_path / name, labels=True, grid=scan.grid).array.sum() == 16
+
+
+# What contradicts the scan
+
+
+def test_another_frame_of_reference_is_remarked(drawn, scan):
+    path = drawn(square(scan, 0.5, 4.5, 1.5, 5.5, 3))
+    assert read_volume(path, labels=True, scan=scan).remarks == ()
+    other = changed(path, lambda d: setattr(d.StructureSetROISequence[0], "ReferencedFrameOfReferenceUID", "1.2.99"))
+    back = read_volume(other, labels=True, scan=scan)
+    assert back.array.sum() == 16
+    assert back.remarks == (
+        "m.rtstruct.dcm refers to another frame of reference (1.2.99) than the scan (1.2.3.8): its place is not sure "
+        "to be right",
+    )

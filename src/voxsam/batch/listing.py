@@ -88,7 +88,7 @@ def _is_series(files: Sequence[Path]) -> bool:
     others = [path for path in files if not path.name.lower().endswith((*SCAN_SUFFIXES, ".csv", ".json", ".txt"))]
     if not others:
         return False
-    from voxsam.io.dicom.mask import is_dicom
+    from voxsam.io.dicom import is_dicom
 
     return any(is_dicom(path) for path in islice(others, LOOKED_AT))
 

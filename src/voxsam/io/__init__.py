@@ -18,7 +18,15 @@ import numpy as np
 from voxsam.atomic import atomic_path
 from voxsam.errors import FileError, GeometryError, ImageError
 from voxsam.geometry import Grid
-from voxsam.io.checks import as_labels, check_scan, check_spacing, guess_modality
+from voxsam.io.checks import (
+    as_labels,
+    check_scan,
+    check_spacing,
+    guess_modality,
+    links_allowed,
+    not_hounsfield,
+    without_nan,
+)
 from voxsam.volume import Volume
 
 __all__ = [
@@ -35,9 +43,11 @@ __all__ = [
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 SUFFIXES = (*NIFTI_SUFFIXES, ".nrrd", ".mha")  # written and read
-SCAN_SUFFIXES = (*SUFFIXES, ".nhdr", ".mhd")  # read: also headers whose voxels lie in a file beside them
+SCAN_SUFFIXES = (*SUFFIXES, ".nhdr", ".mhd", ".hdr")  # read: also headers whose voxels lie in a file beside them
+PAIR_SUFFIXES = (".img", ".img.gz", ".hdr.gz")  # read, but not listed beside the header
 MASK_SUFFIXES = (*SUFFIXES, ".seg.dcm", ".rtstruct.dcm", ".dcm")  # the last one is a DICOM-SEG, too
 INTEGERS = ("uint8", "int8", "int16", "uint16", "int32", "uint32")  # what every format here can hold
+NEAR = 0.5  # of a voxel: a label's grid as near as that to the scan's is the scan's
 
 T = TypeVar("T")
 
@@ -49,62 +59,101 @@ def read_volume(
     grid: Grid | None = None,
     segment: int | None = None,
     series: str | int = "",
+    scan: Volume | None = None,
 ) -> Volume:
-    """Read a scan: .nii, .nii.gz, .nrrd, .mha, or a folder, a .zip or a multi-frame file of one DICOM series.
+    """Read a scan: NIfTI, NRRD, MetaImage (headers with a file beside them, too), or a folder, .zip or file of DICOM.
 
     The array is in the file's own (i, j, k) order (DICOM: column, row, slice): integers as stored, or float32 where
-    the file scales them or holds floats. The modality is the DICOM tag, or "CT" or "" as guess_modality says.
+    the file scales them or holds floats. The modality is the DICOM tag, or "CT" or "" as guess_modality says. `series`
+    chooses one of several DICOM series by number or UID. `remarks` say what in the file is odd.
 
     With `labels=True` read a mask or label map instead, also a DICOM-SEG or RTSTRUCT file: integers, modality "SEG",
-    constant allowed. Of these two, `grid` is the scan's, on which they are laid (an RTSTRUCT needs it), and `segment`
-    chooses one of several segments, as 0/1; other formats ignore both.
-    Raises FileError, ImageError or GeometryError, each in one line.
+    constant allowed. Of these two, `grid` is the scan's, on which they are placed (an RTSTRUCT needs it), and `segment`
+    chooses one of several segments, as 0/1; other formats ignore both. `scan` is the scan itself: its grid, and a
+    remark where the file contradicts it. Raises FileError, ImageError or GeometryError, each in one line.
     """
-    path = Path(path)
-    volume = _told(path, lambda: _read(path, labels, grid, segment, str(series)))
-    if labels:
-        return volume.with_array(as_labels(path.name, volume.array), modality="SEG")
-    return _as_scan(path.name, volume)
+    path, grid = Path(path), scan.grid if scan is not None and grid is None else grid
+    volume = _named(path, lambda: _read(path, labels, grid, segment, str(series)))
+    if not labels:
+        return _as_scan(path.name, volume)
+    volume = volume.with_array(as_labels(path.name, volume.array), modality="SEG")
+    if scan is None:
+        return volume
+    return replace(volume, remarks=(*volume.remarks, *_contradictions(path.name, volume, scan)))
 
 
-def read_channels(path: str | os.PathLike[str]) -> tuple[Volume, ...]:
+def read_channels(path: str | os.PathLike[str], *, series: str | int = "") -> tuple[Volume, ...]:
     """Read the image channels of a file: the volumes of a 4D NIfTI file, of anything else the one that it holds.
 
     Each is as `read_volume` gives it, all are on one grid. Raises as `read_volume`.
     """
     path = Path(path)
-    if _suffix(path) not in NIFTI_SUFFIXES:
-        return (read_volume(path),)
-    volumes = _told(path, lambda: _format(_suffix(path)).read_channels(path))
+    if not path.is_file() or (kind := _named(path, lambda: _kind(path))) is None or kind.__name__ != "voxsam.io.nifti":
+        return (read_volume(path, series=series),)
+    volumes = _named(path, lambda: kind.read_channels(path))
     several = len(volumes) > 1
     names = (f"{path.name} (channel {n})" if several else path.name for n in range(len(volumes)))
     return tuple(_as_scan(name, volume) for name, volume in zip(names, volumes, strict=True))
 
 
-def _told(path: Path, read: Callable[[], T]) -> T:
-    """What `read` reads of a file that there is; the errors of the operating system and of grids name the file."""
-    if not path.exists():
-        raise FileError(f"{path} does not exist", f"a scan ({_allowed()})", "check the path")
-    if path.is_file() and path.stat().st_size == 0:
-        raise FileError(f"{path.name} is empty (0 bytes)", "an image", "copy or export it again")
+def _named(path: Path, read: Callable[[], T]) -> T:
+    """What `read` reads of a file that there is; the errors of the system, of memory and of grids name the file."""
     try:
+        if not path.exists():
+            raise FileError(f"{path} does not exist", f"a scan ({_allowed()})", "check the path")
+        if not path.is_dir() and not path.is_file():
+            raise FileError(f"{path.name} is no file (a pipe or device)", "a file or folder", "check the path")
+        if path.is_file() and path.stat().st_size == 0:
+            raise FileError(f"{path.name} is empty (0 bytes)", "an image", "copy or export it again")
         return read()
     except GeometryError as error:
         if path.name in error.given:
             raise
         raise GeometryError(f"{path.name}: {error.given}", error.expected, error.remedy) from error
-    except OSError as error:
-        reason = error.strerror or str(error)
+    except (OSError, ValueError) as error:
+        if isinstance(error, ValueError) and "null" not in str(error):  # a path may not hold a zero byte
+            raise
+        reason = getattr(error, "strerror", None) or str(error)
         raise FileError(
             f"{path.name} could not be read ({reason})", "a complete file", "check or copy it again"
         ) from error
+    except MemoryError as error:
+        if not links_allowed():  # whoever reads for others says how much there is
+            raise
+        given = f"{path.name} needs more memory than there is"
+        raise FileError(given, "a smaller scan", "crop it, or close other programs") from error
 
 
 def _as_scan(name: str, volume: Volume) -> Volume:
     """The volume with its modality, if it can be a scan."""
     check_spacing(name, volume.grid)
-    check_scan(name, volume.array)
-    return replace(volume, modality=volume.modality or guess_modality(volume.array))
+    array, remarks = without_nan(name, volume.array)
+    check_scan(name, array)
+    modality = volume.modality or guess_modality(array)
+    doubt = not_hounsfield(array) if volume.modality == "CT" else ""
+    remarks = [*remarks, *[f"{name} calls itself a CT, but {doubt}"] * bool(doubt)]
+    return replace(volume, array=array, modality=modality, remarks=(*volume.remarks, *remarks))
+
+
+def _contradictions(name: str, labels: Volume, scan: Volume) -> list[str]:
+    """What in a label file does not agree with its scan, so that its place is not sure to be right."""
+    remarks, grid = [], labels.grid
+    if grid.shape == scan.grid.shape and not grid.close_to(scan.grid, NEAR * float(grid.spacing_mm.min())):
+        apart = np.abs(grid.corners_world_mm() - scan.grid.corners_world_mm()).max()
+        identity = " (an identity matrix)" if np.allclose(np.abs(grid.affine[:3, :3]), np.eye(3)) else ""
+        voxels = " x ".join(map(str, grid.shape))
+        remarks.append(
+            f"{name} has the scan's {voxels} voxels, but another affine{identity}: its corners lie up to "
+            f"{apart:.0f} mm from the scan's, and it was placed by millimetres, not by voxels"
+        )
+    source = scan.header.get("dicom")
+    theirs, ours = labels.header.get("frame_of_reference"), source.common.get("FrameOfReferenceUID") if source else ""
+    if theirs and ours and theirs != str(ours):
+        remarks.append(
+            f"{name} refers to another frame of reference ({theirs}) than the scan ({ours}): "
+            "its place is not sure to be right"
+        )
+    return remarks
 
 
 def is_oriented(volume: Volume) -> bool:
@@ -139,20 +188,20 @@ def write_mask(
     if path.suffix.lower() != ".dcm":
         _write(mask, path, MASK_SUFFIXES)
         return
-    from voxsam.io.dicom import mask as dicom_mask
+    from voxsam.io import dicom
 
     scan = mask if source is None else source if isinstance(source, Volume) else read_volume(source)
-    series = dicom_mask.series_of(scan, path)
+    series = dicom.series_of(scan, path)
     with atomic_path(path) as temporary:
-        dicom_mask.write(mask, temporary, series, names=names, model=model, labelmap=labelmap)
+        dicom.write_mask(mask, temporary, series, names=names, model=model, labelmap=labelmap)
 
 
 def check_mask_output(scan: Volume, path: str | os.PathLike[str]) -> None:
     """Raises what write_mask would raise for a mask of `scan` written to `path`, before there is one."""
     if Path(path).suffix.lower() == ".dcm":
-        from voxsam.io.dicom import mask as dicom_mask
+        from voxsam.io import dicom
 
-        dicom_mask.series_of(scan, Path(path))
+        dicom.series_of(scan, Path(path))
 
 
 def write_volume(volume: Volume, path: str | os.PathLike[str]) -> None:
@@ -171,48 +220,76 @@ def _write(volume: Volume, path: Path, suffixes: Sequence[str] = SUFFIXES) -> No
         raise FileError(
             f"the output {path} has an unknown suffix", f"one of {', '.join(suffixes)}", "rename the output"
         )
+    if suffix not in NIFTI_SUFFIXES:
+        volume = _as_itk_places_it(volume)
     with atomic_path(path) as temporary:
-        _format(suffix).write(volume, temporary)
+        _writer(suffix).write(volume, temporary)
+
+
+def _as_itk_places_it(volume: Volume) -> Volume:
+    """The volume where ITK puts its NIfTI scan, if that says nothing of its place: along L, P, S from the origin.
+
+    Here such a scan lies along R, A, S; a mask in a format that does say its place would lie beside the scan.
+    """
+    grid = volume.grid
+    if is_oriented(volume) or not np.array_equal(grid.affine, np.diag([*grid.spacing_mm, 1])):
+        return volume
+    return replace(volume, grid=Grid.from_lps(grid.shape, np.diag(grid.spacing_mm), (0, 0, 0)))
 
 
 def _read(path: Path, labels: bool, grid: Grid | None, segment: int | None, series: str) -> Volume:
     """The file as its format module reads it."""
     if path.is_dir() or path.suffix.lower() == ".zip":
-        if labels:
-            given = f"{path.name} as labels"
-            raise FileError(given, "a DICOM-SEG or RTSTRUCT file, or .nii.gz", "give the file itself")
-        from voxsam.io.dicom import series as dicom
+        return _dicom_series(path, series)
+    if kind := _kind(path):
+        return kind.read(path)
+    from voxsam.io import dicom
 
-        return dicom.read(path, series)
-    suffix = _suffix(path)
-    if suffix:
-        return _format(suffix).read(path)
-    from voxsam.io.dicom import mask as dicom_mask
-    from voxsam.io.dicom import series as dicom
-
-    if path.suffix.lower() not in (".dcm", ".ima") and not dicom_mask.is_dicom(path):
+    if path.suffix.lower() not in (".dcm", ".ima") and not dicom.is_dicom(path, old=True):
         raise FileError(f"{path.name} is of an unsupported kind", _allowed(), "convert it to .nii.gz")
-    return dicom_mask.read(path, grid, segment) if labels else dicom.read(path, series)
+    return dicom.read_mask(path, grid, segment) if labels else _dicom_series(path, series)
 
 
-def _format(suffix: str) -> ModuleType:
+def _dicom_series(path: Path, series: str) -> Volume:
+    from voxsam.io.dicom.series import read
+
+    return read(path, series)
+
+
+def _kind(path: Path) -> ModuleType | None:
+    """The module of a single-file format: by the suffix, else by how the file begins; None for DICOM and the rest."""
+    suffix = _suffix(path)
+    with open(path, "rb") as file:
+        head = file.read(352)
+    if suffix in (".nrrd", ".nhdr") or (not suffix and head.startswith(b"NRRD000")):
+        from voxsam.io import nrrd
+
+        return nrrd
+    if suffix in (".mha", ".mhd"):
+        from voxsam.io import metaimage
+
+        return metaimage
+    if suffix or head[344:348] in (b"n+1\0", b"ni1\0") or head[4:8] in (b"n+2\0", b"ni2\0"):
+        from voxsam.io import nifti
+
+        return nifti
+    return None
+
+
+def _writer(suffix: str) -> ModuleType:
     if suffix in NIFTI_SUFFIXES:
         from voxsam.io import nifti
 
         return nifti
-    if suffix in (".nrrd", ".nhdr"):
-        from voxsam.io import nrrd
+    from voxsam.io import raw
 
-        return nrrd
-    from voxsam.io import metaimage
-
-    return metaimage
+    return raw
 
 
 def _suffix(path: Path) -> str:
     """The suffix of a single-file format, in lower case, or ""."""
     name = path.name.lower()
-    return next((s for s in SCAN_SUFFIXES if name.endswith(s)), "")
+    return next((s for s in (*SCAN_SUFFIXES, *PAIR_SUFFIXES) if name.endswith(s)), "")
 
 
 def _allowed() -> str:

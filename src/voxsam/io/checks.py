@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ MAX_DEFLATE_RATIO = 1032  # no zlib stream unpacks to more than this times its s
 _limits: ContextVar[tuple[int, bool]] = ContextVar("limits", default=(MAX_VOXELS, True))  # voxels, links
 SPACINGS_MM = 1e-4, 200.0  # from nano-CT to the thickest localiser
 LABEL_PLATEAU, HIGHEST_LABEL = 0.6, 255  # fraction of equal neighbours that makes whole numbers labels: scans are noisy
+MAX_PADDING = 0.5  # of a scan's voxels that may be NaN
 LABEL_LIMIT = 16  # an image of nothing but the whole numbers 0..15 is a label map
 CT_MINIMUM_HU = -500  # air is -1000 HU; nothing but CT has whole numbers that far below zero
 
@@ -52,6 +54,14 @@ def check_channels(name: str, shape: Sequence[int]) -> tuple[int, int, int, int]
 def links_allowed() -> bool:
     """Whether a link beside a header may lead to its voxels anywhere; not within `at_most`, for files of others."""
     return _limits.get()[1]
+
+
+def beside(header: Path, name: str) -> Path | None:
+    """The file of that name in the folder of a header; None if there is none, or a link that may not be followed."""
+    file = header.parent / name
+    if not file.is_file() or not (links_allowed() or file.resolve().parent == header.parent.resolve()):
+        return None
+    return file
 
 
 @contextmanager
@@ -99,12 +109,53 @@ def check_dtype(name: str, dtype: np.dtype[Any]) -> None:
         raise ImageError(f"{name} has complex voxels", "real numbers", "save its magnitude")
 
 
+def without_nan(name: str, array: NDArray[Any]) -> tuple[NDArray[Any], list[str]]:
+    """The array with its lowest finite value where it is NaN or -inf, its highest where it is inf, and a remark.
+
+    Raises ImageError if more than MAX_PADDING of the voxels are not finite: that is no padding.
+    """
+    if array.dtype.kind != "f" or np.isfinite(array.min() + array.max()):  # a NaN is carried on: no copies
+        return array, []
+    finite = np.isfinite(array)
+    count = array.size - int(np.count_nonzero(finite))
+    if count > MAX_PADDING * array.size:
+        given = f"{name} has {count} NaN or infinite voxels of {array.size}"
+        raise ImageError(given, "finite numbers in most of the scan", "replace them (by air, say)")
+    low, high = array[finite].min(), array[finite].max()
+    filled = np.nan_to_num(array, nan=low, posinf=high, neginf=low)
+    return filled, [
+        f"{name} has {count} NaN or infinite voxels; read as its lowest value, {low:g} (infinite: {high:g})"
+    ]
+
+
+def not_hounsfield(array: NDArray[Any]) -> str:
+    """Why the values of a CT cannot be Hounsfield units, as half a sentence, or "" if they can.
+
+    A CT of a patient has air (-1000 HU, outside and in lungs and bowel) or at least fat (-100), and soft tissue at 0 to
+    100. Some ten thousand voxels are looked at.
+    """
+    some = array.ravel(order="K")[:: max(1, array.size // 20_000)].astype(np.float64)
+    low, high = float(array.min()), float(array.max())
+    if low <= CT_MINIMUM_HU and high - low > 300:
+        return ""
+    if high - low <= 2:
+        return f"its values lie between {low:.3g} and {high:.3g}: they were scaled and are no Hounsfield units"
+    if low >= 0 and high <= 255 and _whole(some):
+        return f"its values are whole numbers from {low:g} to {high:g}: 8 bits of a window and no Hounsfield units"
+    soft = some[(some > 900) & (some < 1200)]
+    if low >= -50 and soft.size > 0.05 * some.size and np.median(soft) > 950:
+        return f"its lowest value is {low:g}: an offset is missing; with 1024 subtracted it would be Hounsfield units"
+    if low > -50:
+        return f"its lowest value is {low:g}, where air has -1000 and fat -100: these are no Hounsfield units"
+    return ""
+
+
 def check_scan(name: str, array: NDArray[Any]) -> None:
     """Raises ImageError for (i, j, k) voxels that are no scan: one slice, NaN or infinite, constant, or labels."""
     if min(array.shape) < 2:
         raise ImageError(f"{name} is a 2D image ({_by(array.shape)})", "a 3D scan", "give the whole stack of slices")
     low, high = array.min(), array.max()
-    if not (np.isfinite(low) and np.isfinite(high)):  # min and max carry a NaN on, so two passes without copies suffice
+    if not (np.isfinite(low) and np.isfinite(high)):
         count = array.size - int(np.count_nonzero(np.isfinite(array)))
         raise ImageError(f"{name} has {count} NaN or infinite voxels", "finite numbers", "replace them (by air, say)")
     if low == high:

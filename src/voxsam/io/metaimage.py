@@ -23,11 +23,8 @@ from voxsam.io.raw import (
     header_fields,
     unit_mm,
     unit_remark,
-    write,
 )
 from voxsam.volume import Volume
-
-__all__ = ["read", "write"]
 
 TYPES = {  # MetaIO's `long` has 4 bytes
     **{"met_char": "i1", "met_uchar": "u1", "met_short": "i2", "met_ushort": "u2", "met_int": "i4", "met_uint": "u4"},

@@ -1,4 +1,4 @@
-"""NIfTI-1 and NIfTI-2 files (.nii, .nii.gz) in and out, through nibabel.
+"""NIfTI-1 and NIfTI-2 files (.nii, .nii.gz; in also .hdr with .img, and Analyze 7.5) in and out, through nibabel.
 
 Where the voxels lie. A NIfTI header can hold two answers, the sform and the qform, each with a code (0: absent).
 1. sform code > 0: the sform. It wins over the qform also where the two disagree (both may be right: the qform in the
@@ -6,19 +6,21 @@ Where the voxels lie. A NIfTI header can hold two answers, the sform and the qfo
 2. else qform code > 0: the qform.
 3. both codes 0: method 1 of the standard, spacing from pixdim, indices growing to R, A and S, and voxel (0, 0, 0)
    at the world's origin. Nothing in such a file says which side is left.
-The form that wins is never repaired: a singular one, an impossible quaternion, or a pixdim[1..3] that is not
-positive raises GeometryError. A spatial unit of metre or micrometre is converted to mm; none means mm.
+The form that wins is never repaired: a singular one, an impossible quaternion, or, without an sform, a pixdim[1..3]
+that is not positive raises GeometryError. What contradicts it is remarked on: a pixdim of another size, a qform of the
+same code elsewhere, no form at all. A unit of metre or micrometre is converted to mm, with a remark; none means mm.
 
 What goes back. A mask on the grid of a NIfTI scan gets that scan's version, both forms, both codes, pixdim and units as
 stored, so it lies over the scan in programs with any other policy too. Any other volume gets sform = qform, in mm, with
-the scan's code or 1 (scanner); sheared axes, which a qform cannot hold, get an sform alone. Nothing else of the
-header (description, names) is copied: it may name the patient.
+the scan's code or 1 (scanner). Sheared axes, which a qform cannot hold, get the nearest rotation about the grid's
+centre if no corner moves by more than QFORM_TOLERANCE of a voxel (ITK refuses all but rotations: it then takes the
+qform), else an sform alone. Nothing else of the header (description, names) is copied: it may name the patient.
 """
 
 from __future__ import annotations
 
 import gzip
-import logging
+import math
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,15 +29,14 @@ from typing import IO, Any
 
 import nibabel as nib
 import numpy as np
-from nibabel.arrayproxy import ArrayProxy
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
 
 from voxsam.errors import FileError, GeometryError
 from voxsam.geometry import Grid
-from voxsam.io.checks import as_stored, check_channels, check_dtype, check_shape, check_size, truncated
-from voxsam.io.gunzip import GunzipReader
+from voxsam.io.checks import as_stored, beside, check_channels, check_dtype, check_shape, check_size, truncated
+from voxsam.io.gunzip import MAGIC, GunzipReader
 from voxsam.volume import Volume
 
 GEOMETRY_FIELDS = (
@@ -46,10 +47,11 @@ UNIT_MM = {1: 1000.0, 3: 1e-3}  # xyzt_units & 7: metre, micrometre; all others 
 LONGEST_NIFTI1_AXIS = 32767  # NIfTI-1 counts voxels in 16 bits
 COMPRESSION_LEVEL = 3  # a mask is small at any level; higher ones take several times as long for probabilities
 LARGEST_OFFSET = 2**31 - 1  # where voxels may begin: behind the header and its extensions
-SHEAR_TOLERANCE = 1e-4  # cosine between axes that a float32 quaternion still holds
-
-_QUIET = logging.Logger("voxsam.nifti")  # nibabel reports the small repairs it makes here, not on the user's terminal
-_QUIET.addHandler(logging.NullHandler())
+QFORM_TOLERANCE = 0.1
+SAME_SIZE = 0.01  # relative difference of sform and pixdim, and ...
+SAME_PLACE_MM = 1.0  # ... distance of sform and qform that is worth a remark
+SINGLE, PAIR = (b"n+1", b"n+2"), (b"ni1", b"ni2")
+HEADER_BYTES = 348  # of NIfTI-1; its voxels begin behind it and four bytes more
 
 
 def read(path: Path) -> Volume:
@@ -67,24 +69,55 @@ def read_channels(path: Path) -> tuple[Volume, ...]:
 
 def _read(path: Path, check: Callable[[str, Sequence[int]], tuple[int, ...]]) -> tuple[Volume, ...]:
     """One Volume for each place along the axes after the third of the shape that `check` lets pass."""
-    name = path.name
-    with _opened(path) as stream:
+    name, file = path.name, _header_file(path)
+    with _opened(file) as stream:
         header = _read_header(stream, name)
-        shape = check(name, header.get_data_shape())
-        check_dtype(name, header.get_data_dtype())
-        voxel_bytes, file_bytes = header.get_data_dtype().itemsize, path.stat().st_size
-        data_bytes = file_bytes if _is_gzip(path) else file_bytes - header.get_data_offset()
-        check_size(name, shape, voxel_bytes, data_bytes, _is_gzip(path))
+        shape = check(name, _shape(header, name))
+        try:
+            kind = header.get_data_dtype()
+        except (HeaderDataError, KeyError) as error:
+            raise _broken_header(name, error) from error
+        check_dtype(name, kind)
+        is_pair = bytes(header["magic"])[:3] in PAIR
+        image = _image_file(path, file) if is_pair else file
+        start = int(header["vox_offset"])
+        packed, size = _is_gzip(image), image.stat().st_size
+        check_size(name, shape, kind.itemsize, size if packed else size - start, packed)
         a, b, c = shape[:3]
-        grid = Grid((a, b, c), _affine_mm(header, name))
-        stored = _read_stored(stream, header, name).reshape((a, b, c, -1), order="F")
-    try:
-        slope, intercept = header.get_slope_inter()
-    except HeaderDataError as error:
-        raise _broken_header(name, error) from error
-    scaling = 1.0 if slope is None else slope, 0.0 if intercept is None else intercept
+        affine, remarks = _place(header, name)
+        grid = Grid((a, b, c), affine)
+        scaling = _scaling(header, name, remarks)
+        if is_pair:
+            with _opened(image) as voxels:
+                stored = _read_stored(voxels, start, shape, kind, name)
+        else:
+            stored = _read_stored(stream, start, shape, kind, name)
+    if not is_pair and start <= HEADER_BYTES:
+        remarks.append(f"{name} does not say where its voxels begin; read from behind its header")
     kept = {"nifti": _geometry_of(header)}
-    return tuple(Volume(as_stored(stored[..., n], *scaling), grid, header=kept) for n in range(stored.shape[3]))
+    stored = stored.reshape((a, b, c, -1), order="F")
+    return tuple(
+        Volume(as_stored(stored[..., n], *scaling), grid, header=kept, remarks=tuple(remarks))
+        for n in range(stored.shape[3])
+    )
+
+
+def _header_file(path: Path) -> Path:
+    """The file of the header, which for one half of a pair is the other one."""
+    for ending, header in ((".img", ".hdr"), (".img.gz", ".hdr.gz"), (".img.gz", ".hdr")):
+        if path.name.lower().endswith(ending) and (other := beside(path, path.name[: -len(ending)] + header)):
+            return other
+    return path
+
+
+def _image_file(path: Path, header: Path) -> Path:
+    """The file of the voxels of a pair. Raises FileError if it is not there."""
+    stem = header.name.removesuffix(".gz").rpartition(".")[0]
+    for name in ([path.name] if path != header else []) + [stem + ending for ending in (".img", ".img.gz", ".IMG")]:
+        if found := beside(header, name):
+            return found
+    given = f"{path.name} is the header of a .hdr/.img pair, and {stem}.img is not beside it"
+    raise FileError(given, "both files in one folder", "copy both, or convert the pair to .nii.gz")
 
 
 def write(volume: Volume, path: Path, level: int = COMPRESSION_LEVEL) -> None:
@@ -97,7 +130,7 @@ def write(volume: Volume, path: Path, level: int = COMPRESSION_LEVEL) -> None:
     kind = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
     image = kind(volume.array, None, header)
     with open(path, "wb") as file:
-        if _is_gzip(path):
+        if path.name.lower().endswith(".gz"):
             # no name and no time inside: the same mask gives the same file
             with gzip.GzipFile("", "wb", level, file, mtime=0) as stream:
                 image.to_stream(stream)  # type: ignore[arg-type]
@@ -106,7 +139,9 @@ def write(volume: Volume, path: Path, level: int = COMPRESSION_LEVEL) -> None:
 
 
 def _is_gzip(path: Path) -> bool:
-    return path.name.lower().endswith(".gz")
+    """Whether a file begins as gzip, whatever its name."""
+    with open(path, "rb") as file:
+        return file.read(2) == MAGIC
 
 
 @contextmanager
@@ -116,64 +151,131 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
 
 
 def _read_header(stream: IO[bytes], name: str) -> nib.Nifti1Header:
-    """The header, strictly checked for spacing, otherwise with nibabel's harmless repairs (an unset qfac, say)."""
+    """The header; of fields that nothing here depends on, odd values are left alone. Raises FileError."""
     try:
         start = stream.read(nib.Nifti2Header.sizeof_hdr)
         kind = next((k for k in (nib.Nifti1Header, nib.Nifti2Header) if k.may_contain_header(start)), None)
-        if kind is None:
+        analyze = kind is None and name.lower().endswith((".hdr", ".img", ".hdr.gz", ".img.gz"))
+        if kind is None and not (analyze and nib.AnalyzeHeader.may_contain_header(start)):
             raise FileError(f"{name} does not hold a NIfTI image", "NIfTI-1 or NIfTI-2", "check it, or export it again")
-        stream.seek(0)
-        header = kind.from_fileobj(stream, check=False)
-    except gzip.BadGzipFile as error:
-        raise FileError(f"{name} is not a gzip file", "gzip-compressed NIfTI", "name it .nii or compress it") from error
+        kind = kind or nib.Nifti1Header
+        header = kind(start[: kind.sizeof_hdr], check=False)  # the extensions behind it are not looked at
     except (EOFError, zlib.error, WrapStructError) as error:
         raise truncated(name, "its header cannot be read to its end") from error
     except HeaderDataError as error:
         raise _broken_header(name, error) from error
-    if not bytes(header["magic"]).startswith(kind.single_magic):
-        raise FileError(
-            f"{name} is the header of a .hdr/.img pair", "a single NIfTI file", "convert the pair to .nii.gz"
-        )
-    _check_spacing(header, name)
+    if analyze:  # the same fields at the same places, but no forms, units or scaling
+        header["magic"], header["xyzt_units"], header["scl_inter"] = PAIR[0], 2, 0
+        header["sform_code"] = header["qform_code"] = 0
     offset: Any = header["vox_offset"]
-    if not 0 <= offset <= LARGEST_OFFSET:
+    first = 0 if bytes(header["magic"])[:3] in PAIR or offset in (0, HEADER_BYTES) else header.single_vox_offset
+    if not first <= offset <= LARGEST_OFFSET:
         raise FileError(f"{name} has a broken NIfTI header (vox_offset)", "a valid header", "export it again")
-    try:
-        header.check_fix(logger=_QUIET, error_level=40)
-    except HeaderDataError as error:
-        raise _broken_header(name, error) from error
     return header
 
 
-def _check_spacing(header: nib.Nifti1Header, name: str) -> None:
-    spacing = np.asarray(header["pixdim"][1:4], dtype=float)
-    if not (np.isfinite(spacing).all() and spacing.min() > 0):
-        listed = " x ".join(f"{s:.4g}" for s in spacing)
-        raise GeometryError(f"{name} has a spacing (pixdim) of {listed}", "positive spacing", "repair its header")
+def _shape(header: nib.Nifti1Header, name: str) -> tuple[int, ...]:
+    """The lengths of the axes; an axis after the third that is 0 long is not there."""
+    count, *lengths = (int(n) for n in header["dim"])
+    if not 1 <= count <= 7:
+        raise FileError(f"{name} has a broken NIfTI header (dim[0] is {count})", "a valid header", "export it again")
+    return (*lengths[:3][:count], *(max(1, n) if n <= 0 else n for n in lengths[3:count]))
 
 
-def _read_stored(stream: IO[bytes], header: nib.Nifti1Header, name: str) -> NDArray[Any]:
-    """The stored numbers. get_unscaled, because nibabel's own scaling goes through float64, eight bytes a voxel."""
+def _scaling(header: nib.Nifti1Header, name: str, remarks: list[str]) -> tuple[float, float]:
+    """Slope and intercept; a slope of 0 means none, and so does one that is no number. Raises FileError."""
+    slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
+    if not np.isfinite(slope):
+        remarks.append(f"{name} has a slope (scl_slope) of {slope:g}; read without scaling")
+    if slope == 0 or not np.isfinite(slope):
+        return 1.0, 0.0
+    if not np.isfinite(intercept):
+        raise FileError(f"{name} has a broken NIfTI header (scl_inter)", "a valid header", "export it again")
+    return slope, intercept
+
+
+def _read_stored(stream: IO[bytes], start: int, shape: tuple[int, ...], kind: np.dtype[Any], name: str) -> NDArray[Any]:
+    """The stored numbers. Behind a header that does not say where they begin there may be four bytes or none."""
+    array = np.empty(math.prod(shape), kind)
+    view = array.view(np.uint8).data
     try:
-        stored = ArrayProxy(stream, header, mmap=False).get_unscaled()
+        unsaid = stream.tell() > 0 and start <= HEADER_BYTES
+        stream.seek(HEADER_BYTES if unsaid else start)
+        lead = stream.read(4) if unsaid else b""
+        done = stream.readinto(view)  # type: ignore[attr-defined]
         stream.read(1)  # for gzip: makes it compare its checksum, if this is the end
-    except HeaderDataError as error:
-        raise _broken_header(name, error) from error
     except (EOFError, zlib.error, OSError) as error:
         raise truncated(name, "its voxels end too early or do not match their checksum") from error
-    return stored
+    if lead and done == array.nbytes - 4:
+        array = np.frombuffer(lead + bytes(view[:-4]), kind).copy()
+        done = array.nbytes
+    if done != array.nbytes:
+        raise truncated(name, "its voxels end too early or do not match their checksum")
+    return array.reshape(shape, order="F")
 
 
-def _broken_header(name: str, error: HeaderDataError) -> FileError:
+def _broken_header(name: str, error: Exception) -> FileError:
     return FileError(f"{name} has a broken NIfTI header ({error})", "a valid header", "export it again")
 
 
+def _place(header: nib.Nifti1Header, name: str) -> tuple[NDArray[np.float64], list[str]]:
+    """The affine (4, 4), index -> RAS+ mm, by the policy at the top of this file, and what contradicts it."""
+    spacing = np.asarray(header["pixdim"][1:4], dtype=float)
+    positive = bool(np.isfinite(spacing).all() and spacing.min() > 0)
+    by_sform = int(header["sform_code"]) > 0
+    if not positive and not by_sform:
+        given = f"{name} has a spacing (pixdim) of {_by(spacing)}"
+        raise GeometryError(given, "positive spacing", "repair its header")
+    affine, remarks = _affine_mm(header, name), []
+    unit = int(header["xyzt_units"]) & 7
+    factor = UNIT_MM.get(unit, 1.0)
+    if factor != 1:
+        word = {1: "metres", 3: "micrometres"}[unit]
+        remarks.append(f"{name} gives lengths in {word}; converted to mm")
+    sizes = np.linalg.norm(affine[:3, :3], axis=0)
+    if by_sform and not np.allclose(sizes, spacing * factor, rtol=SAME_SIZE, atol=0):
+        said = (
+            f"{name} contradicts itself: its sform says voxels of {_by(sizes)} mm, its pixdim {_by(spacing * factor)}"
+        )
+        change = ""
+        if positive and sizes.min() > 0:
+            ratio = float(np.prod(spacing * factor / sizes))
+            change = f"; by pixdim, as ITK and FSL read it, volumes are {ratio:.3g} times as large"
+        remarks.append(f"{said}; read by the sform{change}")
+    codes = int(header["sform_code"]), int(header["qform_code"])
+    if by_sform and codes[0] == codes[1] and positive:
+        remarks += _other_place(header, name, affine)
+    if max(codes) <= 0:
+        remarks.append(
+            f"{name} does not say how the patient lies (neither sform nor qform); read with its axes to R, A, S: "
+            "left and right may be exchanged"
+        )
+    return affine, remarks
+
+
+def _other_place(header: nib.Nifti1Header, name: str, affine: NDArray[np.float64]) -> list[str]:
+    """A remark if the qform puts the corners of the image elsewhere."""
+    try:
+        other = np.array(header.get_qform(), dtype=np.float64)
+    except (ValueError, HeaderDataError):
+        return [f"{name} has an impossible qform; read by its sform"]
+    other[:3] *= UNIT_MM.get(int(header["xyzt_units"]) & 7, 1.0)
+    lengths = [max(1, int(n)) - 1 for n in header["dim"][1:4]]
+    corners = np.array([[i, j, k, 1] for i in (0, lengths[0]) for j in (0, lengths[1]) for k in (0, lengths[2])])
+    apart = float(np.abs(corners @ (affine - other).T).max())
+    if not apart > max(SAME_PLACE_MM, SAME_SIZE * float(np.abs(affine[:3, :3] @ lengths).max())):
+        return []
+    return [f"{name} contradicts itself: sform and qform lie up to {apart:.3g} mm apart; read by the sform"]
+
+
 def _affine_mm(header: nib.Nifti1Header, name: str) -> NDArray[np.float64]:
-    """(4, 4) index -> RAS+ mm, by the policy at the top of this file."""
+    """(4, 4) index -> RAS+ mm."""
     try:
         if int(header["sform_code"]) > 0:
             affine = np.array(header.get_sform(), dtype=np.float64)
         elif int(header["qform_code"]) > 0:
+            header = header.copy()
+            header["pixdim"][0] = -1 if header["pixdim"][0] == -1 else 1  # an unset qfac counts as one
             affine = np.array(header.get_qform(), dtype=np.float64)
         else:
             affine = np.diag([*np.asarray(header["pixdim"][1:4], dtype=np.float64), 1.0])
@@ -183,13 +285,17 @@ def _affine_mm(header: nib.Nifti1Header, name: str) -> NDArray[np.float64]:
     return affine
 
 
+def _by(numbers: NDArray[np.float64]) -> str:
+    return " x ".join(f"{number:.4g}" for number in numbers)
+
+
 def _geometry_of(header: nib.Nifti1Header) -> nib.Nifti1Header:
     """A header of the same version with the geometry fields alone, in this machine's byte order."""
     bare = type(header)()
     for field in GEOMETRY_FIELDS:
         bare[field] = header[field]
     bare["pixdim"][:4] = header["pixdim"][:4]
-    bare.set_data_shape(header.get_data_shape()[:3])
+    bare["dim"][:4] = [3, *(max(1, int(n)) for n in header["dim"][1:4])]
     return bare
 
 
@@ -209,10 +315,17 @@ def _header_for(volume: Volume) -> nib.Nifti1Header:
     header.set_data_shape(grid.shape)
     header.set_xyzt_units("mm")
     header.set_sform(grid.affine, code)
-    header.set_qform(grid.affine, 0 if _is_sheared(grid) else code)  # sets pixdim too; shears are stripped
+    rotation, moved = _nearest_rotation(grid)
+    header.set_qform(rotation, code if moved <= QFORM_TOLERANCE else 0)  # sets pixdim too
     return header
 
 
-def _is_sheared(grid: Grid) -> bool:
-    unit = grid.affine[:3, :3] / grid.spacing_mm
-    return bool(np.abs(unit.T @ unit - np.eye(3)).max() > SHEAR_TOLERANCE)
+def _nearest_rotation(grid: Grid) -> tuple[NDArray[np.float64], float]:
+    """The affine without shear nearest to a grid's, about its centre, and how far a corner moves, in voxels."""
+    affine, spacing = grid.affine.copy(), grid.spacing_mm
+    u, _, vt = np.linalg.svd(affine[:3, :3] / spacing)
+    affine[:3, :3] = (u @ vt) * spacing
+    middle = (np.array(grid.shape) - 1) / 2
+    affine[:3, 3] = grid.index_to_world(middle) - affine[:3, :3] @ middle
+    moved = np.abs(Grid(grid.shape, affine).corners_world_mm() - grid.corners_world_mm()).max()
+    return affine, float(moved / spacing.min())

@@ -25,11 +25,8 @@ from voxsam.io.raw import (
     header_fields,
     unit_mm,
     unit_remark,
-    write,
 )
 from voxsam.volume import Volume
-
-__all__ = ["read", "write"]
 
 TYPES = {
     **dict.fromkeys(("signed char", "int8", "int8_t"), "i1"),

@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from voxsam.errors import FileError, GeometryError
 from voxsam.geometry import Grid
-from voxsam.io.checks import as_stored, check_shape, check_size, links_allowed, truncated
+from voxsam.io.checks import as_stored, beside, check_shape, check_size, truncated
 from voxsam.io.gunzip import GunzipReader
 from voxsam.volume import Volume
 
@@ -145,8 +145,8 @@ class Header:
         if not bare or Path(bare).name != bare or "\\" in bare or bare in (".", ".."):
             given = f"{self.name} says that its voxels lie in {word[:200]!r}"
             raise FileError(given, "a file in the same folder", "put it beside the header and name it without a folder")
-        file = self.path.parent / bare
-        if not file.is_file() or not (links_allowed() or file.resolve().parent == self.path.parent.resolve()):
+        file = beside(self.path, bare)
+        if file is None:
             given = f"the voxels of {self.name} in {bare!r}, which is not there"
             raise FileError(given, "that file beside its header", "copy both files, or save the scan in one piece")
         return file

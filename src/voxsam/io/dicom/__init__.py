@@ -1,1 +1,115 @@
-"""DICOM: series and multi-frame images in; DICOM-SEG and RTSTRUCT in and out."""
+"""DICOM: series and multi-frame images in; masks in and out, as DICOM-SEG or RTSTRUCT by the kind of the file."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import pydicom
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, RTStructureSetStorage, SegmentationStorage
+
+from voxsam.errors import FileError, UnsupportedError
+from voxsam.geometry import Grid
+from voxsam.io.checks import check_size, truncated
+from voxsam.io.dicom.files import BROKEN, HEAD_BYTES, check_deflated, is_marked, may_be_dicom
+from voxsam.io.dicom.pixels import check_frames, frame_count
+from voxsam.io.dicom.source import DicomSource
+from voxsam.volume import Volume
+
+RTSTRUCT_SUFFIX = ".rtstruct.dcm"
+LABELMAP_STORAGE = "1.2.840.10008.5.1.4.1.1.66.7"
+
+
+def is_dicom(path: Path, old: bool = False) -> bool:
+    """Whether a file has the mark of DICOM, whatever its name; with `old` also one that begins without it."""
+    with open(path, "rb") as stream:
+        head = stream.read(HEAD_BYTES)
+    return may_be_dicom(head) if old else is_marked(head)
+
+
+def read_mask(path: Path, grid: Grid | None = None, segment: int | None = None) -> Volume:
+    """The labels of a DICOM-SEG or RTSTRUCT; `grid` is the scan's, `segment` chooses one.
+
+    Raises FileError for another kind of file or a damaged one, otherwise as the modules of the two kinds do.
+    """
+    if not is_dicom(path, old=True):
+        raise FileError(f"{path.name} is no DICOM file", "a DICOM-SEG or RTSTRUCT", "check the file")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # odd values in elements that the mask does not hang on
+            with open(path, "rb") as stream:
+                check_deflated(stream, path.name)
+            return _read(path, _dataset(path), grid, segment)
+    except RuntimeError as error:  # pydicom names the packages that a transfer syntax needs
+        given = f"the compressed pixels of {path.name} ({error})"
+        raise UnsupportedError(given, "another transfer syntax", "pip install 'voxsam[dicom]', or export it") from error
+    except BROKEN as error:
+        raise truncated(path.name, f"it is not a valid DICOM mask: {error}") from error
+
+
+def _dataset(path: Path) -> pydicom.Dataset:
+    """The whole file; one without preamble, as treatment planning systems export it, is of the syntax that it shows."""
+    dataset = pydicom.dcmread(path, force=True)
+    if "TransferSyntaxUID" not in dataset.file_meta:
+        implicit = dataset.original_encoding[0]
+        dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
+    return dataset
+
+
+def _read(path: Path, dataset: pydicom.Dataset, grid: Grid | None, segment: int | None) -> Volume:
+    kind = dataset.get("SOPClassUID") or dataset.file_meta.get("MediaStorageSOPClassUID")
+    if kind is None:
+        raise truncated(path.name, "it ends before it says what it is")
+    if kind == RTStructureSetStorage:
+        from voxsam.io.dicom import rtstruct
+
+        return rtstruct.read(path, dataset, grid, segment)
+    if kind not in (SegmentationStorage, LABELMAP_STORAGE):
+        given = f"{path.name} is a DICOM file of another kind ({kind.name})"
+        raise FileError(given, "a DICOM-SEG or RTSTRUCT", "give the file of the mask")
+    from voxsam.io.dicom import seg
+
+    shape = (int(dataset.Columns), int(dataset.Rows), frame_count(dataset))
+    # one bit a voxel at the least, packed or not
+    check_size(path.name, shape, 1, 8 * path.stat().st_size, compressed=True)
+    check_frames(dataset, path.name)
+    return seg.read(path, dataset, grid, segment)
+
+
+def write_mask(
+    mask: Volume, path: Path, source: DicomSource, *, names: Sequence[str] = (), model: str = "", labelmap: bool = False
+) -> None:
+    """Write a mask as the kind that the name says: RTSTRUCT_SUFFIX, or any other `.dcm` for a DICOM-SEG."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # values of the series that are not quite DICOM are repeated as they are
+        if _is_rtstruct(path):
+            from voxsam.io.dicom import rtstruct
+
+            rtstruct.write(mask, path, source, names=names, model=model)
+        else:
+            from voxsam.io.dicom import seg as dicom_seg
+
+            dicom_seg.write(mask, path, source, names=names, model=model, labelmap=labelmap)
+
+
+def series_of(scan: Volume, path: Path) -> DicomSource:
+    """The series that a mask written to `path` refers to.
+
+    Raises FileError if the scan did not come from DICOM or cannot be referred to, UnsupportedError if a DICOM-SEG is
+    asked for and highdicom is not installed.
+    """
+    source = scan.header.get("dicom")
+    if not isinstance(source, DicomSource):
+        given = f"the DICOM output {path.name} for a scan that was not read from DICOM"
+        raise FileError(given, "a DICOM series", "give it as source=SERIES in Python, or write .nii.gz")
+    source.require()
+    if not _is_rtstruct(path):
+        from voxsam.io.dicom import seg as dicom_seg
+
+        dicom_seg.highdicom()
+    return source
+
+
+def _is_rtstruct(path: Path) -> bool:
+    return path.name.lower().endswith(RTSTRUCT_SUFFIX)

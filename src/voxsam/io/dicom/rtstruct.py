@@ -1,4 +1,11 @@
-"""DICOM RTSTRUCT out and in: masks as contours on the planes of a series (PS3.3 C.8.8.5 to C.8.8.8)."""
+"""DICOM RTSTRUCT out and in: masks as contours on the planes of a series (PS3.3 C.8.8.5 to C.8.8.8).
+
+Between a mask in one plane and the polygons round it, so that filling the polygons gives the same mask again: outlines
+cut halfway between the centre of a voxel inside and that of its neighbour outside (marching squares at 0.5), so no
+centre lies near a line. A hole is joined to the outline round it by a channel without width, the keyhole technique:
+CLOSED_PLANAR contours know no holes (C.8.8.6.3). Filling counts crossings (even-odd), which reads keyholes, separate
+inner contours and CLOSEDPLANAR_XOR alike. Coordinates of polygons are (i, j), in voxels.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +19,11 @@ import pydicom
 from numpy.typing import NDArray
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ImplicitVRLittleEndian, RTStructureSetStorage, generate_uid
+from scipy.spatial.distance import cdist
 
 from voxsam import __version__
 from voxsam.errors import GeometryError, ImageError
 from voxsam.geometry import Grid, flip_lps
-from voxsam.io.checks import truncated
-from voxsam.io.dicom.contours import fill, outline
 from voxsam.io.dicom.source import (
     COLOURS,
     DESCRIPTION,
@@ -29,8 +35,11 @@ from voxsam.io.dicom.source import (
 )
 from voxsam.volume import Volume
 
-DECIMALS = 4  # of a millimetre
+DECIMALS = 4  # of a millimetre, and of a voxel when filling: below it lies the rounding of coordinates
+Polygon = NDArray[np.float64]  # (n, 2), closed: the last point is joined to the first
 AREAS = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")
+CROSSING = 0.8  # of the smaller of two contours' area: with less in common they cross, with more one lies in the other
+MAX_PAIRS = 400  # contours of a slice that are compared with one another
 OFF_PLANE = 0.25  # of the slice spacing: how far a contour may lie from the slice that it is drawn on
 STUDY_CLASS = "1.2.840.10008.3.1.2.3.1"  # the retired class that a reference to a study names (PS3.3 C.8.8.5)
 
@@ -149,49 +158,77 @@ def read(path: Path, dataset: pydicom.Dataset, grid: Grid | None, roi: int | Non
     if grid is None:
         given = f"{path.name} is an RTSTRUCT, contours without voxels"
         raise GeometryError(given, "the scan that they lie on", "give grid=scan.grid to read_volume")
-    names = _names(dataset)
+    names = {n: str(item.get("ROIName", "")) for n, item in enumerate(dataset.get("StructureSetROISequence") or [], 1)}
     if roi is not None and roi not in names:
         listed = ", ".join(f"{number} {name}" for number, name in names.items())
         raise ImageError(f"ROI {roi} of {path.name}", f"one of {listed}", "choose another")
     array = np.zeros(grid.shape, np.uint8 if len(names) < 256 else np.uint16)
-    for number, contours in _rois(dataset).items():
+    rois, remarks = _rois(dataset), []
+    for number, contours in rois.items():
         if roi in (None, number):
-            points = [grid.world_to_index(flip_lps(_points(contour, path.name))) for contour in contours]
-            _draw(array, points, 1 if roi else number, path.name)
-    return Volume(array, grid, "SEG", {"segments": names})
+            what = f"ROI {number} {names[number]!r} of {path.name}"
+            polygons, left_out = _polygons(contours, grid)
+            if left_out and not polygons and (roi or len(rois) == 1):
+                given = f"{what} has no closed contour ({_counted(left_out)})"
+                raise ImageError(given, "contours round an area", "choose another ROI, or draw it again")
+            remarks += [f"{what}: left out {_counted(left_out)}"] * bool(left_out)
+            remarks += [f"{what}: {said}" for said in _draw(array, polygons, 1 if roi else number, path.name)]
+    header = {"segments": names, "frame_of_reference": _frame_uid(dataset)}
+    return Volume(array, grid, "SEG", header, tuple(remarks))
 
 
-def _names(dataset: pydicom.Dataset) -> dict[int, str]:
-    return {n: str(item.get("ROIName", "")) for n, item in enumerate(dataset.get("StructureSetROISequence") or [], 1)}
+def _frame_uid(dataset: pydicom.Dataset) -> str:
+    """The frame of reference that the contours are given in."""
+    items = [
+        *(dataset.get("StructureSetROISequence") or []),
+        *(dataset.get("ReferencedFrameOfReferenceSequence") or []),
+    ]
+    keywords = ("ReferencedFrameOfReferenceUID", "FrameOfReferenceUID")
+    found = [str(item.get(keyword)) for item in [*items, dataset] for keyword in keywords if item.get(keyword)]
+    return found[0] if found else ""
 
 
 def _rois(dataset: pydicom.Dataset) -> dict[int, list[pydicom.Dataset]]:
-    """The areas of each ROI; ROIs are counted from 1, because ROINumber may be 0 or huge."""
+    """The contours of each ROI; ROIs are counted from 1, because ROINumber may be 0 or huge."""
     order = {int(item.ROINumber): n for n, item in enumerate(dataset.get("StructureSetROISequence") or [], 1)}
     found: dict[int, list[pydicom.Dataset]] = {}
     for item in dataset.get("ROIContourSequence") or []:
         number = order.get(int(item.get("ReferencedROINumber", -1)))
-        contours = [c for c in item.get("ContourSequence") or [] if c.get("ContourGeometricType") in AREAS]
-        if number is not None and contours:
-            found.setdefault(number, []).extend(contours)
+        if number is not None and item.get("ContourSequence"):
+            found.setdefault(number, []).extend(item.ContourSequence)
     return found
 
 
-def _points(contour: pydicom.Dataset, name: str) -> NDArray[np.float64]:
-    """(n, 3) LPS mm."""
-    try:
-        points = np.array(contour.ContourData, dtype=np.float64).reshape(-1, 3)
-    except (AttributeError, TypeError, ValueError) as error:
-        raise truncated(name, "its contours are not points") from error
-    if len(points) < 3 or not np.isfinite(points).all():
-        raise truncated(name, "it has contours of less than three points")
-    return points
+def _polygons(contours: list[pydicom.Dataset], grid: Grid) -> tuple[list[NDArray[np.float64]], dict[str, int]]:
+    """(n, 3) points in voxels of each contour round an area, and how many others there are of which kind."""
+    found, left_out = [], defaultdict(int)
+    for contour in contours:
+        kind = str(contour.get("ContourGeometricType") or AREAS[0])
+        try:
+            points = np.array(contour.get("ContourData") or [], dtype=np.float64).reshape(-1, 3)
+        except (TypeError, ValueError):
+            points = np.full((1, 3), np.nan)
+        if kind not in AREAS:
+            left_out[f"of the kind {kind[:20]}"] += 1
+        elif not np.isfinite(points).all():
+            left_out["whose data are not points"] += 1
+        elif len(points) < 3:
+            left_out["of less than three points"] += 1
+        else:
+            found.append(grid.world_to_index(flip_lps(points)))
+    return found, left_out
 
 
-def _draw(array: NDArray[np.unsignedinteger], contours: list[NDArray[np.float64]], label: int, name: str) -> None:
-    """Fill contours (n, 3), in voxels, into the slices that they lie on; those beside the array are left out."""
+def _counted(left_out: dict[str, int]) -> str:
+    return ", ".join(f"{count} contour{'s' if count > 1 else ''} {kind}" for kind, count in left_out.items())
+
+
+def _draw(array: NDArray[np.unsignedinteger], contours: list[NDArray[np.float64]], label: int, name: str) -> list[str]:
+    """Fill contours (n, 3), in voxels, into the slices that they lie on; returns remarks on those that are not."""
+    if not contours:
+        return []
     axis = int(np.sum([np.ptp(contour, axis=0) for contour in contours], axis=0).argmin())  # across the slices
-    planes, slices = np.moveaxis(array, axis, 0), defaultdict(list)
+    planes, slices, beside, crossing = np.moveaxis(array, axis, 0), defaultdict(list), 0, 0
     for contour in contours:
         heights = contour[:, axis]
         k = int(np.rint(heights.mean()))
@@ -200,10 +237,100 @@ def _draw(array: NDArray[np.unsignedinteger], contours: list[NDArray[np.float64]
             raise GeometryError(given, "contours that were drawn on this scan", "give the series that it refers to")
         if 0 <= k < len(planes):
             slices[k].append(np.delete(contour, axis, axis=1))
+        else:
+            beside += 1
     for k, polygons in slices.items():
-        inside, here = fill(polygons, planes.shape[1:]), planes[k]
+        (inside, crosses), here = _united(polygons, planes.shape[1:]), planes[k]
+        crossing += crosses
         if here[inside].any():
             given = f"ROIs {int(here[inside].max())} and {label} of {name} overlap"
             remedy = f"choose one: segment=N, or {name}#N as a prompt"
             raise ImageError(given, "ROIs that one label map can hold", remedy)
         here[inside] = label
+    remarks = [f"{beside} of its contours lie beside the scan"] * bool(beside)
+    return remarks + [f"contours cross one another in {crossing} slices; joined there"] * bool(crossing)
+
+
+def _united(polygons: list[Polygon], shape: tuple[int, int]) -> tuple[NDArray[np.bool_], bool]:
+    """(shape) the voxels inside the polygons of one slice, and whether some cross.
+
+    One in another is a hole, or an island in a hole. One that is there twice counts once, and those that cross are
+    joined: by the even-odd rule alone both would be lost without a word.
+    """
+    if len(polygons) == 1 or len(polygons) > MAX_PAIRS:
+        return fill(polygons, shape), False
+    areas: list[NDArray[np.bool_]] = []
+    crosses = False
+    for area in (fill([polygon], shape) for polygon in polygons):
+        if any(np.array_equal(area, other) for other in areas):
+            continue
+        apart = []
+        for other in areas:
+            common = np.count_nonzero(area & other)
+            if 0 < common < CROSSING * min(np.count_nonzero(area), np.count_nonzero(other)):
+                area, crosses = area | other, True
+            else:
+                apart.append(other)
+        areas = [*apart, area]
+    return np.bitwise_xor.reduce(areas), crosses
+
+
+# Polygons
+
+
+def outline(mask: NDArray[np.bool_]) -> list[Polygon]:
+    """Polygons round the voxels of a mask (i, j); those that touch at a corner only get one each."""
+    from skimage.measure import find_contours, points_in_poly
+
+    padded = np.pad(mask, 1).astype(np.float64)  # so that all contours close
+    rings = [_without_straight(ring[:-1] - 1) for ring in find_contours(padded, 0.5, fully_connected="low")]
+    holes = [ring for ring in rings if _signed_area(ring) > 0]
+    outer = sorted((ring for ring in rings if _signed_area(ring) <= 0), key=lambda ring: -_signed_area(ring))
+    joined = list(outer)
+    for hole in holes:
+        # the smallest outline that the hole lies in: an island in a hole has an outline of its own
+        parent = next(n for n, ring in enumerate(outer) if points_in_poly(hole[:1], ring)[0])
+        joined[parent] = _keyhole(joined[parent], hole)
+    return joined
+
+
+def fill(polygons: Sequence[Polygon], shape: tuple[int, int]) -> NDArray[np.bool_]:
+    """(shape) which voxels have their centre inside an odd number of polygons.
+
+    A centre on a line counts as inside where the mask lies at higher i, or on a line along i at higher j.
+    """
+    toggled = np.zeros((shape[0] + 1, shape[1]), dtype=np.uint8)
+    for polygon in polygons:
+        ends = np.round(np.stack([polygon, np.roll(polygon, -1, axis=0)], 1), DECIMALS)
+        # from lower to higher j, so that a channel crosses at the very same place on its way back
+        ends = np.take_along_axis(ends, ends[:, :, 1].argsort(1, kind="stable")[:, :, None], 1)
+        (low_i, low_j), (high_i, high_j) = ends[:, 0].T, ends[:, 1].T
+        first = np.clip(np.ceil(low_j), 0, shape[1]).astype(int)
+        count = np.clip(np.ceil(high_j), 0, shape[1]).astype(int) - first
+        edge = np.repeat(np.arange(len(ends)), count)
+        j = np.arange(len(edge)) - np.repeat(np.cumsum(count) - count, count) + first[edge]
+        fraction = (j - low_j[edge]) / (high_j - low_j)[edge]
+        crossing = np.round(low_i[edge] + fraction * (high_i - low_i)[edge], DECIMALS)
+        i = np.clip(np.ceil(crossing), 0, shape[0]).astype(int)
+        np.bitwise_xor.at(toggled, (i, j), 1)
+    return np.bitwise_xor.accumulate(toggled, axis=0)[: shape[0]].astype(bool)
+
+
+def _without_straight(ring: Polygon) -> Polygon:
+    """The same polygon without the points between two steps of one direction."""
+    before, after = ring - np.roll(ring, 1, axis=0), np.roll(ring, -1, axis=0) - ring
+    turns = before[:, 0] * after[:, 1] != before[:, 1] * after[:, 0]
+    return ring[turns]
+
+
+def _signed_area(ring: Polygon) -> float:
+    """Positive where i turns to j (the shoelace formula)."""
+    ahead = np.roll(ring, -1, axis=0)
+    return float((ring[:, 0] * ahead[:, 1] - ahead[:, 0] * ring[:, 1]).sum() / 2)
+
+
+def _keyhole(outer: Polygon, hole: Polygon) -> Polygon:
+    """One polygon: round the outline, through a channel at the nearest pair of points to the hole, round it, back."""
+    at, to = np.unravel_index(cdist(outer, hole).argmin(), (len(outer), len(hole)))
+    around = np.concatenate([np.roll(hole, -int(to), axis=0), hole[to : to + 1]])
+    return np.concatenate([outer[: at + 1], around, outer[at:]])

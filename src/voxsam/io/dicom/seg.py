@@ -1,4 +1,8 @@
-"""DICOM-SEG out, through highdicom (the extra `dicom`); dicom_seg_read reads them."""
+"""DICOM-SEG out and in.
+
+Out through highdicom (the extra `dicom`). In through pydicom alone: BINARY, LABELMAP and FRACTIONAL of any maker, also
+those that highdicom's reader refuses, without a further package, and every frame is placed by its own position.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +13,14 @@ from typing import Any
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
+from pydicom.pixels import iter_pixels
 from pydicom.valuerep import DS
 
 from voxsam import __version__
-from voxsam.errors import UnsupportedError
-from voxsam.io.dicom.pixels import shallow_copy
+from voxsam.errors import GeometryError, ImageError, UnsupportedError
+from voxsam.geometry import Grid, flip_lps
+from voxsam.io.checks import check_size
+from voxsam.io.dicom.pixels import frame_count, group_item, shallow_copy
 from voxsam.io.dicom.source import (
     COLOURS,
     DESCRIPTION,
@@ -24,6 +31,10 @@ from voxsam.io.dicom.source import (
     segment_names,
 )
 from voxsam.volume import Volume
+
+LABELMAP_STORAGE = "1.2.840.10008.5.1.4.1.1.66.7"
+SAME_HEIGHT = 0.1  # of the slice spacing: frames nearer than that lie in one slice
+ON_PLANE, ON_SLICE = 0.25, 0.35  # of a voxel: a frame as near as that to pixels and slices of the scan lies on them
 
 
 def write(
@@ -107,8 +118,9 @@ def _source_images(source: DicomSource) -> tuple[list[pydicom.Dataset], NDArray[
         return [base], np.argsort([frame.number for frame in source.frames])
     base.ImageOrientationPatient = source.common.ImageOrientationPatient
     base.PixelSpacing = source.common.PixelSpacing
-    base.SliceThickness = source.common.get("SliceThickness") or _step(source)
-    base.SpacingBetweenSlices = _step(source)
+    step = DS(float(source.grid.spacing_mm[2]), auto_format=True)
+    base.SliceThickness = source.common.get("SliceThickness") or step
+    base.SpacingBetweenSlices = step
     images = []
     for frame in source.frames:
         image = shallow_copy(base)
@@ -142,5 +154,168 @@ def _share_groups(image: pydicom.Dataset, common: pydicom.Dataset) -> None:
     image.PerFrameFunctionalGroupsSequence = common.PerFrameFunctionalGroupsSequence
 
 
-def _step(source: DicomSource) -> object:
-    return DS(float(source.grid.spacing_mm[2]), auto_format=True)
+# In
+
+
+def read(path: Path, dataset: pydicom.Dataset, grid: Grid | None, segment: int | None) -> Volume:
+    """A label map: segment n is label n; header["segments"] says what each is called. With `segment` that one, as 0/1.
+
+    A SEG holds only the slices that are not empty. The answer is on `grid`, the scan's, if the frames lie on it; else
+    on the box from the first frame's slice to the last one's. Raises FileError, GeometryError; ImageError if segments
+    overlap and none was chosen.
+    """
+    names = {
+        int(item.SegmentNumber): str(item.get("SegmentLabel", "")) for item in dataset.get("SegmentSequence") or []
+    }
+    names.pop(0, None)  # a LABELMAP may describe its background
+    if segment is not None and segment not in names:
+        listed = ", ".join(f"{number} {name}" for number, name in names.items())
+        raise ImageError(f"segment {segment} of {path.name}", f"one of {listed}", "choose another")
+    header = {"segments": names, "frame_of_reference": str(dataset.get("FrameOfReferenceUID", ""))}
+    kind = np.uint8 if max(names, default=0) < 256 else np.uint16
+    places = None if grid is None else _places_on(grid, dataset, path.name)
+    if grid is None or places is None:
+        grid, slices = _own_grid(dataset, path.name)
+        places = [(slice(None), slice(None), k) for k in slices.tolist()]
+        planes = [np.zeros(grid.shape, kind)] * len(places)
+        array = planes[0]
+    else:
+        array = np.zeros(grid.shape, kind)
+        planes = [array.transpose(axes)[::flip_i, ::flip_j] for axes, (flip_i, flip_j), _ in places]
+        places = [place for _, _, place in places]
+    _fill([plane[place] for plane, place in zip(planes, places, strict=True)], dataset, segment, path.name)
+    return Volume(array, grid, "SEG", header)
+
+
+def _fill(
+    planes: Sequence[NDArray[np.unsignedinteger]], dataset: pydicom.Dataset, wanted: int | None, name: str
+) -> None:
+    """Draw every frame (rows, columns) into its plane (column, row), a view of the mask."""
+    labelmap = dataset.SOPClassUID == LABELMAP_STORAGE
+    threshold = (int(dataset.get("MaximumFractionalValue") or 255) + 1) // 2 if _is_fractional(dataset) else 1
+    for frame, pixels in enumerate(iter_pixels(dataset)):
+        number = 0 if labelmap else _segment_of(dataset, frame)
+        if not labelmap and wanted not in (None, number):
+            continue
+        drawn = pixels.transpose()
+        inside = drawn if labelmap else (drawn >= threshold) * number
+        here = planes[frame]
+        if wanted is not None:
+            here[inside == wanted] = 1
+            continue
+        clash = (here != 0) & (inside != 0) & (here != inside)
+        if clash.any():
+            raise _overlap(name, int(here[clash][0]), int(inside[clash][0]))
+        np.copyto(here, inside, where=inside != 0, casting="unsafe")
+
+
+def _segment_of(dataset: pydicom.Dataset, frame: int) -> int:
+    return int(group_item(dataset, frame, "SegmentIdentificationSequence").ReferencedSegmentNumber)
+
+
+def _is_fractional(dataset: pydicom.Dataset) -> bool:
+    return dataset.get("SegmentationType") == "FRACTIONAL"
+
+
+def _overlap(name: str, first: int, second: int) -> ImageError:
+    given = f"segments {first} and {second} of {name} overlap"
+    return ImageError(given, "segments that one label map can hold", f"choose one: segment=N, or {name}#N as a prompt")
+
+
+# Where the frames lie
+
+
+def _frames(dataset: pydicom.Dataset, name: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(n, 3) positions and (n, 6) orientations of the frames, LPS."""
+    groups = (
+        ("PlanePositionSequence", "ImagePositionPatient"),
+        ("PlaneOrientationSequence", "ImageOrientationPatient"),
+    )
+    positions, turns = (
+        np.array([_numbers(dataset, n, *group, name) for n in range(frame_count(dataset))]) for group in groups
+    )
+    return positions, turns
+
+
+def _places_on(grid: Grid, dataset: pydicom.Dataset, name: str) -> list[tuple] | None:
+    """Where each frame lies on `grid`, by its own position; None if one of them does not lie on its voxels.
+
+    For each: the axes of the grid that columns, rows and frames run along, their signs, and the part of that view.
+    """
+    positions, turns = _frames(dataset, name)
+    size, found = (int(dataset.Columns), int(dataset.Rows)), []
+    inverse = np.linalg.inv(grid.affine[:3, :3])
+    for n, (position, turn) in enumerate(zip(positions, turns, strict=True)):
+        between_rows, between_columns = _numbers(dataset, n, "PixelMeasuresSequence", "PixelSpacing", name)
+        steps = inverse @ flip_lps([turn[:3] * between_columns, turn[3:] * between_rows]).T  # (3, 2), in voxels
+        along_i, along_j = np.abs(steps).argmax(0).tolist()
+        if along_i == along_j:
+            return None
+        across = 3 - along_i - along_j
+        origin = grid.world_to_index(flip_lps(position))
+        start = np.rint(origin).astype(int)
+        signs = np.sign(steps[[along_i, along_j], [0, 1]])
+        unit = np.zeros((3, 2))
+        unit[[along_i, along_j], [0, 1]] = signs
+        drift = np.abs(steps - unit) @ (np.array(size) - 1) + np.abs(origin - start)
+        if drift[[along_i, along_j]].max() > ON_PLANE or drift[across] > ON_SLICE:
+            return None
+        view = []
+        for axis, sign, length in zip((along_i, along_j), signs, size, strict=True):
+            first = start[axis] if sign > 0 else grid.shape[axis] - 1 - start[axis]
+            if first < 0 or first + length > grid.shape[axis]:
+                return None
+            view.append(slice(first, first + length))
+        if not 0 <= start[across] < grid.shape[across]:
+            return None
+        flips = tuple(-1 if sign < 0 else 1 for sign in signs)
+        found.append(((along_i, along_j, across), flips, (*view, int(start[across]))))
+    return found
+
+
+def _own_grid(dataset: pydicom.Dataset, name: str) -> tuple[Grid, NDArray[np.int_]]:
+    """The grid from the lowest frame to the highest, and which of its slices (n,) each frame is."""
+    positions, turns = _frames(dataset, name)
+    between_rows, between_columns = _numbers(dataset, 0, "PixelMeasuresSequence", "PixelSpacing", name)
+    if np.abs(turns - turns[0]).max() > 1e-3:
+        raise GeometryError(f"the frames of {name} have different orientations", "parallel frames", "export it again")
+    along_i, along_j = turns[0, :3], turns[0, 3:]
+    normal = np.cross(along_i, along_j)
+    heights = positions @ normal
+    step = _step(heights, dataset, name)
+    slices = np.rint((heights - heights.min()) / step).astype(int)
+    first, last = positions[heights.argmin()], positions[heights.argmax()]
+    along_k = (last - first) / slices.max() if slices.max() else step * normal
+    off = positions - first - slices[:, None] * along_k
+    if np.abs(off).max() > SAME_HEIGHT * step:
+        raise GeometryError(f"the frames of {name} are not evenly spaced", "one slice spacing", "export it again")
+    shape = (int(dataset.Columns), int(dataset.Rows), int(slices.max()) + 1)
+    check_size(name, shape, 1, np.iinfo(np.int64).max, compressed=False)
+    return Grid.from_lps(
+        shape, np.stack([along_i * between_columns, along_j * between_rows, along_k], 1), first
+    ), slices
+
+
+def _numbers(dataset: pydicom.Dataset, frame: int, group: str, keyword: str, name: str) -> NDArray[np.float64]:
+    count = {"ImagePositionPatient": 3, "ImageOrientationPatient": 6, "PixelSpacing": 2}[keyword]
+    try:
+        values = np.array(group_item(dataset, frame, group)[keyword].value, dtype=np.float64)
+    except (KeyError, TypeError, ValueError):
+        values = np.empty(0)
+    if values.shape != (count,) or not np.isfinite(values).all():
+        raise GeometryError(
+            f"frame {frame + 1} of {name} has no valid {keyword}", f"{count} numbers", "export it again"
+        )
+    return values
+
+
+def _step(heights: NDArray[np.float64], dataset: pydicom.Dataset, name: str) -> float:
+    """The slice spacing in mm: as declared if the frames keep to it, else the smallest gap between frames."""
+    measures = group_item(dataset, 0, "PixelMeasuresSequence")
+    declared = float(measures.get("SpacingBetweenSlices") or measures.get("SliceThickness") or 0)
+    gaps = np.diff(np.unique(heights))
+    gaps = gaps[gaps > SAME_HEIGHT * (declared or 1e-2)]
+    for step in (abs(declared), gaps.min(initial=np.inf)):
+        if 0 < step < np.inf and (np.abs(gaps / step - np.rint(gaps / step)) < SAME_HEIGHT).all():
+            return step
+    raise GeometryError(f"the frames of {name} are not evenly spaced", "one slice spacing", "export it again")
