@@ -30,7 +30,7 @@ from voxsam.batch.overlap import AHEAD
 from voxsam.batch.run import run_cohort
 from voxsam.batch.worker import Row, Settings
 from voxsam.io import write_volume
-from voxsam.lab.evaluation.markdown import markdown_table, write_between_markers
+from voxsam.lab.evaluation.tables import markdown_table, write_between_markers
 from voxsam.network.card import Card
 from voxsam.network.network import VoxSAMNetwork
 from voxsam.network.promptable import Promptable

@@ -25,7 +25,7 @@ from benchmarks.clicking import all_clicks
 from benchmarks.machine import describe_machine
 from voxsam.kernels.device import keep_float32
 from voxsam.kernels.warm_up import warm_up
-from voxsam.lab.evaluation.markdown import markdown_table
+from voxsam.lab.evaluation.tables import markdown_table
 from voxsam.network.attention import _fused
 from voxsam.network.network import VoxSAMNetwork
 from voxsam.network.sizes import SIZES, ModelConfig

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import available_cores, describe_machine
-from voxsam.lab.evaluation.markdown import markdown_table, three_digits, write_between_markers
+from voxsam.lab.evaluation.tables import markdown_table, three_digits, write_between_markers
 from voxsam.network.sizes import SIZES
 
 MARKER = "bench"

@@ -28,7 +28,7 @@ from voxsam.io import gunzip, read_volume, write_mask, write_volume
 from voxsam.lab.data.prepare import Options, prepare
 from voxsam.lab.data.sampling import Labelled
 from voxsam.lab.data.store import Store
-from voxsam.lab.evaluation.markdown import markdown_table
+from voxsam.lab.evaluation.tables import markdown_table
 from voxsam.phantoms.phantoms import make_phantom
 from voxsam.preprocess import Preprocessing, Window, read_crop
 from voxsam.resample import resample

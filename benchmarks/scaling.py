@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.machine import available_cores, describe_machine
 from benchmarks.run import CaseFailedError, run_in_child
-from voxsam.lab.evaluation.markdown import markdown_table, write_between_markers
+from voxsam.lab.evaluation.tables import markdown_table, write_between_markers
 
 MARKER = "scaling"
 FORMS = {"short": "VoxSAM", "plain": "plain"}

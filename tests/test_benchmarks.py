@@ -15,7 +15,7 @@ from benchmarks.machine import available_cores, describe_machine, matrix_product
 from benchmarks.operations import encoder_operations
 from voxsam.errors import FileError
 from voxsam.kernels.linear import precisions
-from voxsam.lab.evaluation.markdown import markdown_table, three_digits, write_between_markers
+from voxsam.lab.evaluation.tables import markdown_table, three_digits, write_between_markers
 from voxsam.network.card import Card
 from voxsam.network.network import VoxSAMNetwork
 from voxsam.network.sizes import TINY, VIT_B, ModelConfig

@@ -9,7 +9,7 @@ import pytest
 
 import voxsam
 from voxsam.errors import InputError
-from voxsam.lab.compare.data import cases_to_test, example_names, prepare_data
+from voxsam.lab.compare.order import cases_to_test, example_names, prepare_data
 from voxsam.lab.compare.plan import DataSpec
 
 SPEC = {"count": 5, "shape": (24, 26, 14), "spacing_mm": (6, 6, 8)}

@@ -11,9 +11,8 @@ import yaml
 
 from voxsam.lab.compare.plan import Plan, read_plan
 from voxsam.lab.systems import common_loop
-from voxsam.lab.systems.common_loop import CommonLoop
+from voxsam.lab.systems.common_loop import CommonLoop, compared_system
 from voxsam.lab.systems.compared import Job
-from voxsam.lab.systems.rows import compared_system
 from voxsam.lab.training.recipe import overridden
 from voxsam.preprocess import Preprocessing
 

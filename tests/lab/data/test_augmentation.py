@@ -9,7 +9,7 @@ import pytest
 
 from voxsam.geometry import Grid
 from voxsam.lab.data.augmentation import AUGMENTATIONS
-from voxsam.lab.data.labelled import Labelled
+from voxsam.lab.data.cases import Labelled
 from voxsam.lab.data.sampling import Sampler
 from voxsam.preprocess import Preprocessing
 from voxsam.volume import Volume

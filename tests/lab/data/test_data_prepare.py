@@ -16,9 +16,8 @@ from voxsam.errors import FileError, ImageError, InputError
 from voxsam.io import read_volume
 from voxsam.lab.data import resampling
 from voxsam.lab.data.augmentation import Augmentation
-from voxsam.lab.data.cases import find_cases
+from voxsam.lab.data.cases import Labelled, find_cases
 from voxsam.lab.data.faults import FaultyCasesError
-from voxsam.lab.data.labelled import Labelled
 from voxsam.lab.data.prepare import Options, prepare
 from voxsam.lab.data.sampling import Sampler
 from voxsam.lab.data.store import open_store

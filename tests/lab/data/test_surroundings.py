@@ -7,7 +7,7 @@ import pytest
 
 from voxsam.geometry import Grid
 from voxsam.lab.data.augmentation import Augmentation
-from voxsam.lab.data.labelled import Labelled
+from voxsam.lab.data.cases import Labelled
 from voxsam.lab.data.sampling import SEAM, Sampler, fill, find_place
 from voxsam.lab.data.stream import SampleStream
 from voxsam.preprocess import Preprocessing

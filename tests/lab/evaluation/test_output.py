@@ -14,10 +14,8 @@ from PIL import Image
 from tests.lab.evaluation.known_systems import LESION, SMALL, Painter, Threshold, write_cases
 from voxsam.errors import FileError, InputError
 from voxsam.lab.evaluation import output
-from voxsam.lab.evaluation.examples import choose_examples
-from voxsam.lab.evaluation.output import check_output, write_evaluation
+from voxsam.lab.evaluation.output import check_output, choose_examples, write_evaluation, write_run_report
 from voxsam.lab.evaluation.protocol import Evaluation, Settings, evaluate
-from voxsam.lab.evaluation.run_report import write_run_report
 from voxsam.lab.evaluation.selection import choose_cases, split_names
 from voxsam.report.page import png_size
 

@@ -12,8 +12,8 @@ from tests.lab.evaluation.known_systems import GRID, LESION, SMALL, Painter, Pai
 from voxsam.errors import UnsupportedError
 from voxsam.geometry import Grid
 from voxsam.lab.evaluation.charts import COLOURS
+from voxsam.lab.evaluation.clicks import axial_axis, clicks_in_slices
 from voxsam.lab.evaluation.protocol import Settings, evaluate
-from voxsam.lab.evaluation.slices import axial_axis, clicks_in_slices
 from voxsam.lab.evaluation.summary import summarise
 from voxsam.lab.evaluation.tables import paper_rows, write_tables
 from voxsam.volume import Volume

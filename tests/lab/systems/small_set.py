@@ -10,7 +10,7 @@ import numpy as np
 from voxsam.geometry import Grid
 from voxsam.io import write_mask, write_volume
 from voxsam.lab.data.cases import Case, find_cases
-from voxsam.lab.data.phantom_set import write_phantoms
+from voxsam.lab.data.layouts import write_phantoms
 from voxsam.lab.data.prepare import Options, prepare
 from voxsam.volume import Volume
 

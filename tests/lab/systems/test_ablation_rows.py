@@ -6,12 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from voxsam.lab.data.phantom_set import write_phantoms
+from voxsam.lab.data.layouts import write_phantoms
 from voxsam.lab.data.prepare import Options, prepare
 from voxsam.lab.evaluation.systems import SessionSystem
-from voxsam.lab.systems.common_loop import CommonLoop
+from voxsam.lab.systems.common_loop import CommonLoop, compared_system
 from voxsam.lab.systems.compared import COMPARED, Job
-from voxsam.lab.systems.rows import compared_system
 from voxsam.network.sizes import TINY, VIT_B
 from voxsam.prompts import Point
 from voxsam.testing import stub_network, stub_scan

@@ -19,9 +19,9 @@ from serving import running
 from voxsam.errors import InputError, UnsupportedError
 from voxsam.lab.evaluation.protocol import Settings, evaluate_scan
 from voxsam.lab.evaluation.systems import SessionSystem
+from voxsam.lab.systems.common_loop import compared_system
 from voxsam.lab.systems.compared import Job
 from voxsam.lab.systems.remote import RemoteSystem
-from voxsam.lab.systems.rows import compared_system
 from voxsam.prompts import Point
 from voxsam.server.settings import Settings as ServerSettings
 from voxsam.testing import StubScan, stub_network, stub_scan

@@ -17,12 +17,11 @@ from voxsam.errors import InputError
 from voxsam.geometry import Grid
 from voxsam.lab.data.cases import Case
 from voxsam.lab.evaluation.protocol import PER_SLICE, Settings, evaluate
-from voxsam.lab.evaluation.systems import OpenedPerSlice
+from voxsam.lab.evaluation.systems import OpenedPerSlice, turned
+from voxsam.lab.systems.common_loop import compared_system
 from voxsam.lab.systems.compared import Job
-from voxsam.lab.systems.rows import compared_system
 from voxsam.lab.systems.sam_slices import SliceSystem
 from voxsam.lab.systems.sam_weights import random_sam
-from voxsam.lab.systems.turned import turned
 from voxsam.prompts import Point
 from voxsam.volume import Volume
 

@@ -19,7 +19,7 @@ from voxsam.cli import main
 from voxsam.errors import UnsupportedError
 from voxsam.io import write_mask, write_volume
 from voxsam.lab.data.augmentation import Augmentation
-from voxsam.lab.data.labelled import Labelled
+from voxsam.lab.data.cases import Labelled
 from voxsam.lab.data.sampling import Sampler
 from voxsam.lab.data.stream import validation_samples
 from voxsam.lab.training.memory import Footprint

@@ -42,7 +42,7 @@ def command(
     from voxsam.lab.compare.plan import read_plan
     from voxsam.lab.compare.processes import alone_in
     from voxsam.lab.compare.runner import Room, make_tasks, run
-    from voxsam.lab.evaluation.markdown import require_markers
+    from voxsam.lab.evaluation.tables import require_markers
 
     chosen = read_plan(plan, _folders(data or []))
     if only is not None:
@@ -77,8 +77,8 @@ def _folders(words: list[str]) -> dict[str, str]:
 
 
 def _list() -> None:
+    from voxsam.lab.systems.common_loop import compared_system
     from voxsam.lab.systems.compared import COMPARED
-    from voxsam.lab.systems.rows import compared_system
 
     compared_system("voxsam")  # registers them all
     for name in sorted(COMPARED):

@@ -59,10 +59,10 @@ def command(
 ) -> None:
     """Score a model on labelled cases: Dice, NSD, HD95, volume, lesions, for 1, 3, 10 clicks."""
     from voxsam.lab.evaluation.clicks import REGIONS
-    from voxsam.lab.evaluation.markdown import require_markers
     from voxsam.lab.evaluation.output import check_output, write_evaluation
     from voxsam.lab.evaluation.protocol import Settings, evaluate
     from voxsam.lab.evaluation.selection import check_labels, find_labelled
+    from voxsam.lab.evaluation.tables import require_markers
 
     settings = Settings(
         clicks=_whole_numbers("--clicks", clicks),
@@ -94,8 +94,7 @@ def command(
 
 
 def _finish(evaluation: Evaluation, output: Path, card: Path | None, quiet: bool) -> None:
-    from voxsam.lab.evaluation.markdown import markdown_table, write_between_markers
-    from voxsam.lab.evaluation.tables import case_rows, paper_rows
+    from voxsam.lab.evaluation.tables import case_rows, markdown_table, paper_rows, write_between_markers
 
     if card is not None:
         write_between_markers(card, MARKER, markdown_table(case_rows(evaluation), right=True))

@@ -23,7 +23,7 @@ def command(
 ) -> None:
     """Write generated CT scans with labelled tumours in MSD layout, ready for `voxsam prepare`."""
     from voxsam.lab.cli.prepare import three_lengths
-    from voxsam.lab.data.phantom_set import write_phantoms
+    from voxsam.lab.data.layouts import write_phantoms
     from voxsam.phantoms.phantoms import Scene
 
     voxels = tuple(int(n) for n in three_lengths("--shape", shape))

@@ -1,4 +1,4 @@
-"""What a comparison writes: table.md, table.tex, table.csv, figures, and a block in a document between its markers."""
+"""What a comparison writes: tables, figures, and a block in a document between its markers."""
 
 from __future__ import annotations
 
@@ -6,20 +6,130 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
 from voxsam.atomic import atomic_path, make_folder
 from voxsam.errors import InputError
-from voxsam.lab.compare.figures import write_figures
-from voxsam.lab.compare.formats import latex, table_csv
-from voxsam.lab.compare.plan import Plan
+from voxsam.io import read_volume
+from voxsam.lab.compare.order import cases_to_test
+from voxsam.lab.compare.plan import DataSpec, Plan
 from voxsam.lab.compare.results import RowResult, collect
 from voxsam.lab.compare.runner import Task, Timing
-from voxsam.lab.compare.tables import markdown, notes
-from voxsam.lab.evaluation.markdown import write_between_markers
-from voxsam.lab.systems.common_loop import CommonLoop
-from voxsam.lab.systems.rows import compared_system
+from voxsam.lab.compare.tables import NAMES, latex, markdown, methods, notes, table_csv
+from voxsam.lab.evaluation.clicks import deepest_voxel
+from voxsam.lab.evaluation.protocol import read_case, read_evaluation
+from voxsam.lab.evaluation.tables import write_between_markers
+from voxsam.lab.systems.common_loop import CommonLoop, compared_system
 from voxsam.lab.training.recipe import overridden
+from voxsam.report.metrics import dice
+from voxsam.report.panels import BACKGROUND, INK, Scene, draw_plane
+from voxsam.report.planes import Plane
+from voxsam.volume import Volume
 from voxsam.weights.model_file import read_card
 from voxsam.weights.registry import find_model
+
+DPI, BAR_DPI = 100, 150
+PANEL_INCHES, HEAD_INCHES = 2.0, 0.34
+SHOWN = 1.8  # the panels show so many times the tumour's longest side
+LEAST_MM = 90.0
+SERIES = ("#0072b2", "#56b4e9", "#009e73", "#e69f00", "#cc79a7")  # told apart by the colour-blind
+DARK, GREY = "#1f2933", "#52606d"
+
+
+def write_figures(plan: Plan, tasks: Sequence[Task], rows: Sequence[RowResult], folder: Path) -> list[Path]:
+    """Write overlays and bars of each data set into a folder that exists; returns their paths."""
+    written = []
+    for data in plan.data:
+        if any(data.name in row.found for row in rows):
+            written.append(folder / f"bars-{data.name}.png")
+            _save(_bars(plan, rows, data), written[-1], BAR_DPI, "white")
+        own = [task for task in tasks if task.data.name == data.name and task.order.seed == plan.seeds[0]]
+        done = [task for task in own if task.outcome is not None]
+        if done and done[0].order.examples:
+            written.append(folder / f"overlays-{data.name}.png")
+            titles = {row.row: row.title for row in rows}
+            _save(_overlays(done, titles), written[-1], DPI, BACKGROUND)
+    return written
+
+
+def _save(figure: Figure, path: Path, dpi: int, colour: str) -> None:
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=dpi, facecolor=colour)
+
+
+def _overlays(tasks: Sequence[Task], titles: dict[str, str]) -> Figure:
+    """Cases down, systems across; the axial plane through the deepest voxel of the truth (paper, Fig. 5)."""
+    known = {case.name: case for case in cases_to_test(Path(tasks[0].order.prepared))}
+    names = tasks[0].order.examples
+    width, height = len(tasks) * PANEL_INCHES, len(names) * (PANEL_INCHES + HEAD_INCHES)
+    figure = Figure(figsize=(width, height), facecolor=BACKGROUND)
+    FigureCanvasAgg(figure)
+    grid = figure.add_gridspec(len(names), len(tasks), hspace=HEAD_INCHES / PANEL_INCHES, wspace=0.03)
+    head = HEAD_INCHES / height
+    figure.subplots_adjust(left=0.002, right=0.998, bottom=0.002, top=1 - head)
+    for down, name in enumerate(names):
+        images, tumour = read_case(known[name])
+        scan, truth = images[0], images[0].with_array(tumour.astype(np.uint8), "SEG")
+        reach = max(LEAST_MM, SHOWN * _longest_mm(truth))
+        plane = Plane.through("axial", scan.grid, deepest_voxel(tumour, scan.grid.spacing_mm), reach)
+        for across, task in enumerate(tasks):
+            axes = figure.add_subplot(grid[down, across])
+            _panel(axes, plane, scan, truth, task, name, titles[task.row.row])
+    return figure
+
+
+def _panel(axes: Axes, plane: Plane, scan: Volume, truth: Volume, task: Task, name: str, title: str) -> None:
+    """One system's mask on one case, with its clicks and its Dice."""
+    path = task.results / "masks" / f"{name}.nii.gz"
+    mask = read_volume(path, labels=True) if path.is_file() else scan.with_array(np.zeros(scan.grid.shape, np.uint8))
+    rows = [row for row in read_evaluation(task.results / "evaluation.json").rows if row.case == name]
+    clicks = list(rows[0].points) if rows else []
+    draw_plane(axes, Scene.of(scan, mask, clicks, truth=truth), plane, [])
+    score = float(dice(mask.array != 0, truth.array != 0))
+    for text in axes.texts:
+        text.set_visible(False)  # letters of directions: the panels are small
+    axes.set_title(f"{title}  {score:.2f}", color=INK, fontsize=8, pad=3, parse_math=False)
+    if axes.get_subplotspec().is_first_col():  # type: ignore[union-attr]
+        axes.text(
+            0.03, 0.97, name, transform=axes.transAxes, color=INK, fontsize=7, ha="left", va="top", parse_math=False
+        )
+
+
+def _longest_mm(truth: Volume) -> float:
+    inside = np.argwhere(truth.array)
+    return float(((np.ptp(inside, axis=0) + 1) * truth.grid.spacing_mm).max()) if len(inside) else 0.0
+
+
+def _bars(plan: Plan, rows: Sequence[RowResult], data: DataSpec) -> Figure:
+    """Dice and NSD of every method, side by side, from the top in the plan's order, with their intervals."""
+    shown = [method for method in methods(plan, rows) if data.name in method.entries]
+    clicks = sorted({method.entries[data.name].line.clicks for method in shown})  # as many, the same colour
+    figure = Figure(figsize=(9.6, 1.1 + 0.3 * len(shown)), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, (number, name) in zip(figure.subplots(1, 2, sharey=True), NAMES.items(), strict=True):
+        for place, method in enumerate(shown):
+            line = method.entries[data.name].line
+            estimate = line.numbers[number]
+            colour = SERIES[clicks.index(line.clicks) % len(SERIES)]
+            axes.barh(place, estimate.value, height=0.68, color=colour)
+            reach = np.nan_to_num([[estimate.value - estimate.low], [estimate.high - estimate.value]])
+            axes.errorbar(estimate.value, place, xerr=reach, color=DARK, capsize=2.5, linewidth=1.1)
+            end = np.nanmax([estimate.value, estimate.high]) + 0.012
+            axes.text(end, place, f"{estimate.value:.2f}", color=DARK, va="center", fontsize=8)
+        axes.set_yticks(range(len(shown)), [method.title for method in shown], fontsize=9, parse_math=False)
+        axes.set_xlim(0, 1.06)
+        axes.set_title(name, loc="left", fontsize=11, fontweight="bold", color=DARK)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="x", color="#e4e7eb", linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.tick_params(colors=DARK, labelsize=9)
+    figure.axes[0].invert_yaxis()
+    title = f"{plan.title}, {data.shown}: mean over test cases, 95 % interval"
+    figure.suptitle(title, x=0.01, ha="left", fontsize=10, color=GREY)
+    return figure
 
 
 def write_output(plan: Plan, tasks: Sequence[Task], out: Path, document: Path | None = None) -> str:

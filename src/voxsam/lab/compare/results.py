@@ -12,10 +12,9 @@ import scipy.stats
 from voxsam.lab.compare.order import Outcome, import_modules
 from voxsam.lab.compare.plan import Plan
 from voxsam.lab.compare.runner import Task
-from voxsam.lab.evaluation.protocol import Evaluation
-from voxsam.lab.evaluation.records import read_evaluation
+from voxsam.lab.evaluation.protocol import Evaluation, read_evaluation
 from voxsam.lab.evaluation.summary import Line, by_case, rows_of, summarise
-from voxsam.lab.systems.rows import compared_system
+from voxsam.lab.systems.common_loop import compared_system
 
 
 @dataclass(frozen=True)

@@ -20,21 +20,22 @@ from queue import SimpleQueue
 
 from voxsam.atomic import make_folder
 from voxsam.errors import InputError, UnsupportedError
-from voxsam.lab.compare.data import example_names, prepare_data
 from voxsam.lab.compare.order import (
     Failure,
     Outcome,
     Record,
     Training,
     WorkOrder,
+    example_names,
     import_modules,
     job_folder,
     make_order,
+    prepare_data,
 )
 from voxsam.lab.compare.plan import DataSpec, Plan, RowSpec
 from voxsam.lab.compare.processes import Processes, ended_together
 from voxsam.lab.data.store import Store
-from voxsam.lab.systems.rows import compared_system
+from voxsam.lab.systems.common_loop import compared_system
 
 Progress = Callable[[str, float | None], None]
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")

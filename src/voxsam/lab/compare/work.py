@@ -22,11 +22,9 @@ import numpy as np
 from voxsam.atomic import make_folder
 from voxsam.errors import InputError
 from voxsam.io import write_mask
-from voxsam.lab.compare.data import cases_to_test
-from voxsam.lab.compare.order import Failure, Outcome, Training, WorkOrder
+from voxsam.lab.compare.order import Failure, Outcome, Training, WorkOrder, cases_to_test
 from voxsam.lab.compare.processes import end_with_parent
-from voxsam.lab.evaluation.protocol import Evaluation, Row, Watch, evaluate
-from voxsam.lab.evaluation.records import save_evaluation
+from voxsam.lab.evaluation.protocol import Evaluation, Row, Watch, evaluate, save_evaluation
 from voxsam.lab.systems.compared import ComparedSystem, Job
 from voxsam.lab.training.callbacks import Stopped
 from voxsam.volume import Volume

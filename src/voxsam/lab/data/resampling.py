@@ -18,9 +18,8 @@ from numpy.typing import NDArray
 
 from voxsam.geometry import Grid
 from voxsam.io import read_channels, read_volume
-from voxsam.lab.data.cases import Case, LabelChoice, RawData
+from voxsam.lab.data.cases import Case, LabelChoice, RawData, body_box
 from voxsam.lab.data.faults import Measures, case_sources, job_key
-from voxsam.lab.data.labelled import body_box
 from voxsam.lab.data.parallel import ReportProgress, each
 from voxsam.lab.data.store import (
     CaseRecord,

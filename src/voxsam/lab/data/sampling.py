@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from voxsam.errors import ImageError
 from voxsam.lab.data.augmentation import Augmentation, apply
-from voxsam.lab.data.labelled import Labelled
+from voxsam.lab.data.cases import Labelled
 from voxsam.preprocess import Preprocessing, Slices, Window
 from voxsam.resample import resample
 

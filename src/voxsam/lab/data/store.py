@@ -29,9 +29,8 @@ from zarr.codecs import BloscCodec
 from voxsam.atomic import make_folder
 from voxsam.errors import FileError, InputError
 from voxsam.geometry import Grid
-from voxsam.lab.data.cases import Fault
+from voxsam.lab.data.cases import Fault, Labelled
 from voxsam.lab.data.fingerprint import Fingerprint
-from voxsam.lab.data.labelled import Labelled
 from voxsam.preprocess import Preprocessing
 from voxsam.volume import Volume
 

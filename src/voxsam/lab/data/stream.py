@@ -13,8 +13,7 @@ from torch.utils.data import Dataset
 from voxsam.errors import FileError, InputError
 from voxsam.io import read_channels, read_volume
 from voxsam.lab.data.augmentation import Augmentation
-from voxsam.lab.data.cases import Case, find_cases
-from voxsam.lab.data.labelled import Labelled
+from voxsam.lab.data.cases import Case, Labelled, find_cases
 from voxsam.lab.data.sampling import Sample, Sampler
 from voxsam.lab.data.store import find_description, open_store
 from voxsam.phantoms.phantoms import CLOSE, Scene, make_phantom

@@ -1,4 +1,4 @@
-"""Simulated users: where they click a tumour, at random or to correct a mask; always the same for the same seed.
+"""Simulated users: where they click a tumour, at random, in each slice, or to correct a mask; a seed decides all.
 
 Indices are voxels (i, j, k) of the scan. The regions are in words in docs/evaluation.md (paper, Sec. 4.4 and Fig. 6).
 """
@@ -14,6 +14,7 @@ import scipy.ndimage
 from numpy.typing import NDArray
 
 from voxsam.errors import PromptError
+from voxsam.geometry import Grid
 from voxsam.lab.evaluation.scores import Mask, components
 
 Region = Literal["any", "centre", "surround", "margin", "deepest"]
@@ -152,3 +153,24 @@ def _generator(*key: str | int) -> np.random.Generator:
 def _index(at: NDArray[np.int_]) -> Index:
     i, j, k = (int(v) for v in at)
     return i, j, k
+
+
+def axial_axis(grid: Grid) -> int:
+    """The array axis that lies nearest to the patient's long axis; its slices are axial."""
+    return grid.permutation_to("RAS")[0][2]
+
+
+def clicks_in_slices(tumour: Mask, grid: Grid, count: int, *key: str | int) -> list[list[Click]]:
+    """`count` positive clicks in each axial slice of a tumour (i, j, k), slice by slice, uniform over its tumour.
+
+    None twice while a slice has voxels left. A slice's clicks depend on `key` and its number, fewer are the first of
+    more, as in `ClickMaker.draw`.
+    """
+    axis = axial_axis(grid)
+    others = tuple(a for a in range(3) if a != axis)
+    drawn = []
+    for number in np.flatnonzero(tumour.any(axis=others)):
+        maker = ClickMaker(tumour.take([number], axis), grid.spacing_mm)
+        clicks = maker.draw(count, *key, "slice", int(number))
+        drawn.append([(_index(np.where(np.arange(3) == axis, number, at)), positive) for at, positive in clicks])
+    return drawn

@@ -2,24 +2,27 @@
 
 It knows systems (`systems.System`) and case folders, not VoxSAM's networks. A trial of 3 clicks begins with the click
 of the trial of 1: numbers are paired. Every draw depends on the seed, the case's name, the lesion and the trial only.
-A 2D system (`systems.OpenedPerSlice`) is clicked so often in every axial slice that holds tumour (`slices`).
+A 2D system (`systems.OpenedPerSlice`) is clicked so often in every axial slice that holds tumour.
 """
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
 
-from voxsam.errors import GeometryError, InputError, UnsupportedError
+from voxsam.atomic import atomic_path
+from voxsam.errors import FileError, GeometryError, InputError, UnsupportedError
 from voxsam.io import read_channels, read_volume
 from voxsam.lab.data.cases import Case
-from voxsam.lab.evaluation.clicks import REGIONS, Click, ClickMaker, Region, correction
+from voxsam.lab.evaluation.clicks import REGIONS, Click, ClickMaker, Region, clicks_in_slices, correction
 from voxsam.lab.evaluation.scores import TOLERANCE_MM, Mask, Scores, components, score
-from voxsam.lab.evaluation.slices import clicks_in_slices, require_plain
 from voxsam.lab.evaluation.systems import Opened, OpenedPerSlice, System
 from voxsam.prompts import Point
 from voxsam.volume import Volume
@@ -151,7 +154,7 @@ def evaluate_scan(
     if not system.takes_clicks:
         yield run.row(AUTOMATIC, 0, 0, tumour, tumour, ())[0]
     elif isinstance(run.opened, OpenedPerSlice):
-        require_plain(settings, system.name)
+        _require_plain(settings, system.name)
         yield from run.slices(tumour)
     elif settings.per_lesion:
         numbered, count = components(tumour)
@@ -251,6 +254,40 @@ class _Run:
         return row, mask
 
 
+def _require_plain(settings: Settings, name: str) -> None:
+    """Raises UnsupportedError for settings that have no meaning for clicks in every slice."""
+    asked = {
+        "corrective clicks": settings.corrective > 0,
+        "single lesions": settings.per_lesion,
+        f"the region {settings.region!r}": settings.region != "any",
+        "clicks that miss": settings.noise > 0,
+    }
+    for what, is_asked in asked.items():
+        if is_asked:
+            expected = "a system that is clicked in the volume"
+            raise UnsupportedError(f"{what} with {name}, which is clicked in every slice", expected, "leave them out")
+
+
 def _require(holds: bool, given: str, expected: str) -> None:
     if not holds:
         raise InputError(given, expected, "change it; see docs/evaluation.md")
+
+
+def save_evaluation(evaluation: Evaluation, path: Path) -> None:
+    """Write it as JSON, whole or not at all; infinite distances and missing numbers are Infinity and NaN.
+
+    Raises FileError if the file cannot be written.
+    """
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(asdict(evaluation)), encoding="utf-8")
+
+
+_RECORD = TypeAdapter(Evaluation)
+
+
+def read_evaluation(path: Path) -> Evaluation:
+    """The evaluation in a file of `save_evaluation`. Raises FileError if it is none."""
+    try:
+        return _RECORD.validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise FileError(f"{path}: no evaluation", "a file of save_evaluation", "make it again") from error

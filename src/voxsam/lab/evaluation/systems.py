@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol, runtime_checkable
 
 from voxsam.errors import PromptError, UnsupportedError
+from voxsam.geometry import Grid
 from voxsam.interactive.automatic import segment_automatically
 from voxsam.interactive.predictor import Prediction, Predictor
 from voxsam.network.promptable import Promptable
@@ -148,3 +150,15 @@ class _OpenedAutomatic:
         """The mask of the whole scan; there are no points."""
         assert not points
         return segment_automatically(self.model, self.volume).mask
+
+
+def turned(volume: Volume, axes: str) -> Volume:
+    """The same voxels, permuted and flipped so that the indices grow into the directions of `axes`, e.g. "SPL"."""
+    permutation, flips = volume.grid.permutation_to(axes)
+    steps = tuple(slice(None, None, -1 if flip else 1) for flip in flips)
+    return replace(volume, array=volume.array.transpose(permutation)[steps], grid=volume.grid.reorient(axes))
+
+
+def turned_back(mask: Volume, grid: Grid) -> Volume:
+    """A mask on a grid that was turned from `grid`, on `grid` itself."""
+    return Volume(turned(mask, grid.axes).array, grid, "SEG")

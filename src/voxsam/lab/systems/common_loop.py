@@ -1,20 +1,26 @@
 """Systems that are trained by VoxSAM's own loop from a recipe: VoxSAM and its variants, and every plain network.
 
-So they see the same scans, crops, augmentation and loss, for as many steps.
+So they see the same scans, crops, augmentation and loss, for as many steps. rows.yaml has them all; with those that
+have a way of their own `compared_system` knows every system by its name.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import yaml
 from pydantic import ValidationError
 
+import voxsam.lab.systems.nnunet.system
+import voxsam.lab.systems.remote
+import voxsam.lab.systems.sam_slices  # noqa: F401, which register themselves
 from voxsam.errors import InputError, UnsupportedError
 from voxsam.lab.data.store import open_store
 from voxsam.lab.evaluation.systems import AutomaticSystem, SessionSystem, System
-from voxsam.lab.systems.compared import About, ComparedSystem, Job, Log
+from voxsam.lab.systems.compared import COMPARED, About, ComparedSystem, Job, Log, register
 from voxsam.lab.systems.networks import network_kind
 from voxsam.lab.training.recipe import Recipe, overridden, with_names
 from voxsam.lab.training.start import make_network
@@ -123,3 +129,26 @@ def tuned(recipe: Recipe) -> Tuned:
     left_out = "image_encoder.necks." if recipe.tune == "adapters" and recipe.model.tokens == "slices" else "-"
     counted = (n for name, n in sizes.items() if name.startswith("image_encoder.") and not name.startswith(left_out))
     return Tuned(sum(counted), sum(sizes.values()))
+
+
+# Every system by its name
+
+KINDS = {"loop": CommonLoop, "plain": PlainLoop, "tuned": TunedEncoder}
+
+
+def _register_rows() -> None:
+    groups = yaml.safe_load((Path(__file__).parent / "rows.yaml").read_text(encoding="utf-8"))
+    for group, kind in KINDS.items():
+        for name, row in groups[group].items():
+            recipe, differences = row.pop("recipe", {}), "; ".join(row.pop("differences", []))
+            register(name)(partial(kind, name, About(**row, differences=differences), recipe))
+
+
+_register_rows()
+
+
+def compared_system(name: str) -> ComparedSystem:
+    """The system of that name. Raises InputError for one that is not known."""
+    if name not in COMPARED:
+        raise InputError(f"the system {name}", f"one of {', '.join(sorted(COMPARED))}", "see `voxsam compare --list`")
+    return COMPARED[name]()

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from voxsam.errors import InputError, UnsupportedError
-from voxsam.lab.evaluation.systems import Images, System
+from voxsam.lab.evaluation.systems import Images, System, turned, turned_back
 from voxsam.lab.systems.compared import EXTRA, About, ComparedSystem, Job, Log, register
-from voxsam.lab.systems.turned import turned, turned_back
 from voxsam.prompts import Point
 from voxsam.volume import Volume
 

@@ -20,10 +20,9 @@ from torch import Tensor
 from voxsam.errors import InputError, UnsupportedError
 from voxsam.kernels.device import choose_device
 from voxsam.lab.data.store import open_store
-from voxsam.lab.evaluation.systems import Images, System
+from voxsam.lab.evaluation.systems import Images, System, turned, turned_back
 from voxsam.lab.systems.compared import EXTRA, About, ComparedSystem, Job, Log, register
 from voxsam.lab.systems.sam_weights import load_sam, random_sam, random_sizes
-from voxsam.lab.systems.turned import turned, turned_back
 from voxsam.prompts import Point
 from voxsam.report.metrics import dice
 from voxsam.volume import Volume

@@ -10,9 +10,9 @@ from tests.lab.systems.networks.tiny import TINY
 from tests.lab.training.test_without_clicks import folder_of_cases
 from voxsam.errors import InputError
 from voxsam.lab.data.prepare import Options, prepare
+from voxsam.lab.systems.common_loop import compared_system
 from voxsam.lab.systems.compared import COMPARED, Job
 from voxsam.lab.systems.networks import FILES
-from voxsam.lab.systems.rows import compared_system
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from torch import Tensor
 
 import voxsam.lab.systems  # noqa: F401
 from voxsam.lab.data.augmentation import Augmentation
-from voxsam.lab.data.labelled import Labelled
+from voxsam.lab.data.cases import Labelled
 from voxsam.lab.data.sampling import Sampler
 from voxsam.lab.systems.crop_networks import PlainNetwork
 from voxsam.lab.systems.networks.parts import Size

@@ -10,12 +10,11 @@ from safetensors.torch import save_file
 
 from tests.lab.training.minuscule import recipe
 from voxsam.errors import CheckpointError, UnsupportedError
-from voxsam.lab.data.phantom_set import write_phantoms
+from voxsam.lab.data.layouts import write_phantoms
 from voxsam.lab.data.prepare import Options, prepare
 from voxsam.lab.evaluation.systems import AutomaticSystem
-from voxsam.lab.systems.common_loop import TunedEncoder
+from voxsam.lab.systems.common_loop import TunedEncoder, compared_system
 from voxsam.lab.systems.compared import COMPARED, Job
-from voxsam.lab.systems.rows import compared_system
 from voxsam.lab.training.run import make_stream
 from voxsam.lab.training.start import make_network
 from voxsam.lab.training.task import SegmentationTask

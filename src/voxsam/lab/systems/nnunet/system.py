@@ -22,11 +22,10 @@ from voxsam.errors import InputError, UnsupportedError, VoxSAMError
 from voxsam.kernels.device import choose_device
 from voxsam.lab.data.parallel import available_cores
 from voxsam.lab.data.store import open_store
-from voxsam.lab.evaluation.systems import Images, System
+from voxsam.lab.evaluation.systems import Images, System, turned, turned_back
 from voxsam.lab.systems.compared import EXTRA, About, ComparedSystem, Job, Log, register
 from voxsam.lab.systems.nnunet import stages
 from voxsam.lab.systems.nnunet.stages import DATASET, Folders, NnUNetSettings
-from voxsam.lab.systems.turned import turned, turned_back
 from voxsam.prompts import Point
 from voxsam.volume import Volume
 
