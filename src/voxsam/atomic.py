@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +30,15 @@ def check_writable(target: str | os.PathLike[str]) -> None:
     """Raises FileError, as `atomic_path` would, if no file can be made for `target`; tried out, and nothing is left."""
     with _beside(target):
         pass
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what writers that were killed left in a folder, into which nobody else may be writing now."""
+    for path in folder.glob(f".{'[0-9a-f]' * 8}-*"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def make_folder(folder: Path) -> None:

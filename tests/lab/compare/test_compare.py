@@ -40,7 +40,7 @@ def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def compare(tmp_path: Path, scans: Path, capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    def call(rows: list[Any], *words: str, **changes: Any) -> tuple[int, str, str]:
+    def call(rows: list[Any], *words: str, trust: bool = True, **changes: Any) -> tuple[int, str, str]:
         plan = {
             "title": "Boxes compared",
             "reference": "box",
@@ -55,6 +55,7 @@ def compare(tmp_path: Path, scans: Path, capfd: pytest.CaptureFixture[str]) -> C
         (tmp_path / "plan.yaml").write_text(yaml.safe_dump({**plan, **changes}))
         status = main(
             ["compare", str(tmp_path / "plan.yaml"), "-o", str(tmp_path / "out"), "--data", f"boxes={scans}", *words]
+            + (["--trust"] if trust else [])
         )
         return status, *capfd.readouterr()
 
@@ -176,12 +177,22 @@ def test_a_wrong_plan_runs_nothing(
     assert not (tmp_path / "out" / "jobs").exists()
 
 
+def test_a_plan_that_runs_python_is_refused_until_it_is_trusted(
+    tmp_path: Path, compare: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "planted_module.py").write_text("from pathlib import Path\nPath('imported').touch()\n")
+    monkeypatch.chdir(tmp_path)
+    status, _, errors = compare(["voxsam"], trust=False, modules=["planted_module"], reference="voxsam")
+    assert status == 2 and not (tmp_path / "imported").exists() and not (tmp_path / "out").exists()
+    assert re.search(r"plan\.yaml runs Python of its own: planted_module; .*; read them, then add --trust", errors)
+
+
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_a_comparison_that_ends_early_ends_its_jobs(
     tmp_path: Path, scans: Path, compare: Callable[..., tuple[int, str, str]], how: signal.Signals
 ) -> None:
     compare([{"system": "box", "options": {"fault": "slow"}}], "--tables")
-    words = ["compare", str(tmp_path / "plan.yaml"), "-o", str(tmp_path / "out"), "--data", f"boxes={scans}"]
+    words = ["compare", str(tmp_path / "plan.yaml"), "-o", str(tmp_path / "out"), "--data", f"boxes={scans}", "--trust"]
     handler = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
     script = f"{handler} import sys; from voxsam.cli import main; sys.exit(main({words!r}))"
     process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True)

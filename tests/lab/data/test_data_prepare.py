@@ -251,7 +251,7 @@ def test_a_killed_run_leaves_no_store_and_the_next_one_goes_on(tmp_path, monkeyp
 
     def killed_at_the_second(folder, *rest):
         if written:
-            (folder.parent / f".0-{folder.name}").mkdir()  # what it had begun
+            (folder.parent / f".0123abcd-{folder.name}").mkdir()  # what it had begun
             raise KeyboardInterrupt
         written.append(folder)
         write(folder, *rest)

@@ -29,6 +29,10 @@ def command(
         typer.Option(metavar="DOCUMENT", help="A Markdown file: the block between the plan's markers is replaced."),
     ] = None,
     tables: Annotated[bool, typer.Option("--tables", help="Run nothing: tables of what is there.")] = False,
+    trust: Annotated[
+        bool,
+        typer.Option("--trust", help="Import the Python modules that the plan names; which can do anything."),
+    ] = False,
     listed: Annotated[bool, typer.Option("--list", help="All systems that a plan can name, and stop.")] = False,
 ) -> None:
     """Train and score every system of a plan on the same cases; a row that fails costs itself only."""
@@ -45,6 +49,9 @@ def command(
     from voxsam.lab.evaluation.tables import require_markers
 
     chosen = read_plan(plan, _folders(data or []))
+    if chosen.modules and not trust:
+        given = f"{plan} runs Python of its own: {', '.join(chosen.modules)}"
+        raise InputError(given, "a plan without `modules`, or your word for them", "read them, then add --trust")
     if only is not None:
         chosen = chosen.only([name.strip() for name in only.split(",") if name.strip()])
     if write is not None:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from voxsam.atomic import atomic_path
+from voxsam.atomic import atomic_path, remove_leftovers
 from voxsam.errors import FileError, GeometryError, ImageError, InputError
 from voxsam.geometry import Grid
 from voxsam.io import is_oriented, read_channels, read_volume
@@ -234,6 +234,8 @@ def check_all(
 ) -> tuple[dict[str, Measures], list[Fault]]:
     """The measures of all sound cases, by name, and every fault of the data set in the order of the cases."""
     (output / "checks").mkdir(exist_ok=True)
+    for folder in (output, output / "checks"):
+        remove_leftovers(folder)
     checks: dict[str, Check] = {}
     jobs = []
     for case in data.cases:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import wait
 from typing import TypeVar
 
 from voxsam.errors import InputError
@@ -40,7 +42,7 @@ def each(
             yield item, work(item)
             progress(stage, done / len(items))
         return
-    pool = ProcessPoolExecutor(min(workers, len(items)), get_context("spawn"), _leave_interrupts_to_the_parent)
+    pool = ProcessPoolExecutor(min(workers, len(items)), get_context("spawn"), _begin_worker)
     try:
         waiting = {pool.submit(work, item): item for item in items}
         for done, future in enumerate(as_completed(waiting), start=1):
@@ -53,5 +55,14 @@ def each(
         pool.shutdown(cancel_futures=True)
 
 
-def _leave_interrupts_to_the_parent() -> None:
+def _begin_worker() -> None:
+    """Leave Ctrl-C to the parent, and end when it does: killed, it cannot say so."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()

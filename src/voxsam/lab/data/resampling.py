@@ -6,7 +6,6 @@ on. What has the right key is not done again.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 import scipy.ndimage
 from numpy.typing import NDArray
 
+from voxsam.atomic import remove_leftovers
 from voxsam.geometry import Grid
 from voxsam.io import read_channels, read_volume
 from voxsam.lab.data.cases import Case, LabelChoice, RawData, body_box
@@ -152,10 +152,9 @@ def make_cases(
         if record is not None and record.key == job.key:
             records[job.case.name] = record
     missing = [job for job in jobs if job.case.name not in records]
+    remove_leftovers(output / "cases")
     if missing:
         (output / "dataset.json").unlink(missing_ok=True)
-        for leftover in (output / "cases").glob(".*.zarr"):
-            shutil.rmtree(leftover, ignore_errors=True)
     for job, record in each(make_case, missing, workers, progress, "resampling the cases"):
         records[job.case.name] = record
     return {name: records[name] for name in sorted(records)}, len(missing)

@@ -22,13 +22,14 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from voxsam.atomic import atomic_path, make_folder
-from voxsam.errors import InputError
+from voxsam.errors import CheckpointError, InputError
 from voxsam.lab.data.stream import fingerprint
 from voxsam.lab.training.recipe import Recipe
 from voxsam.lab.training.task import SegmentationTask
 from voxsam.network.card import Card
 from voxsam.weights.assemble import assemble
 from voxsam.weights.checkpoint import save_model
+from voxsam.weights.pickles import read_pickle
 
 NAME = "run.json"
 KEPT = ("last.ckpt", "best.ckpt", "model.safetensors", "best.safetensors")  # what would go on, or be written over
@@ -108,6 +109,7 @@ def _shown(value: Any) -> str:
 
 LAST, BEST = "last", "best"  # the checkpoints OUT/last.ckpt and OUT/best.ckpt
 PREFIX = "network."  # of the network's tensors in a checkpoint
+A_CHECKPOINT = "a checkpoint of `voxsam train`"
 
 
 class WholeCheckpoints(TorchCheckpointIO):
@@ -123,6 +125,10 @@ class WholeCheckpoints(TorchCheckpointIO):
         make_folder(Path(path).parent)
         with atomic_path(path) as temporary:
             torch.save(checkpoint, temporary)
+
+    def load_checkpoint(self, path: Any, *_: Any, **__: Any) -> dict[str, Any]:
+        """Executes nothing of the file, which may be anybody's. Raises CheckpointError for one of another kind."""
+        return read_pickle(Path(path), A_CHECKPOINT)
 
 
 class KeepValidation(Checkpoint):
@@ -141,10 +147,13 @@ class KeepValidation(Checkpoint):
 
 
 def steps_done(checkpoint: Path) -> int:
-    """How many steps a checkpoint's run had done; 0 without one."""
+    """How many steps a checkpoint's run had done; 0 without one. Raises CheckpointError for a file of another kind."""
     if not checkpoint.is_file():
         return 0
-    return int(torch.load(checkpoint, map_location="cpu", weights_only=False, mmap=True)["global_step"])  # our own
+    found = read_pickle(checkpoint, A_CHECKPOINT).get("global_step")
+    if not isinstance(found, int):
+        raise CheckpointError(f"{checkpoint} holds no step", A_CHECKPOINT, "choose another folder with -o")
+    return found
 
 
 class ContinuedLog(CSVLogger):
@@ -201,7 +210,7 @@ class WriteModels(Callback):
             write_model(pl_module.network.card, self._blended(state), self.out / "model.safetensors")
             best = self.out / f"{BEST}.ckpt"
             if best.is_file():
-                state = torch.load(best, map_location="cpu", weights_only=False, mmap=True)["state_dict"]
+                state = read_pickle(best, A_CHECKPOINT)["state_dict"]
                 write_model(pl_module.network.card, self._blended(state), self.out / "best.safetensors")
         trainer.strategy.barrier()  # whoever returns from training finds the files
 

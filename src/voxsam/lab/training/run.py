@@ -18,6 +18,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.data import DataLoader
 from torch.utils.data import Sampler as TorchSampler
 
+from voxsam.atomic import remove_leftovers
 from voxsam.errors import FileError, UnsupportedError
 from voxsam.kernels.device import keep_float32
 from voxsam.lab.data.sampling import Sample, Sampler
@@ -122,6 +123,8 @@ def train(
     """
     mine = identity(recipe, data)
     check_identity(mine, out)
+    for folder in (out, out / "pictures"):
+        remove_leftovers(folder)
     lightning.seed_everything(recipe.seed, verbose=False)
     stream = make_stream(recipe, data)
     recipe = recipe.planned(len(stream.scans) or recipe.phantoms)
@@ -155,7 +158,7 @@ def train(
         make_loader(recipe, stream, order),
         DataLoader(validation, batch_size=1) if validation else None,  # type: ignore[arg-type]
         ckpt_path=str(last) if last.is_file() else None,
-        weights_only=False,  # our own file: it also holds the state of callbacks
+        weights_only=True,
     )
     return out / "model.safetensors"
 
