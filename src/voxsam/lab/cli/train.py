@@ -40,7 +40,7 @@ def command(
     """
     import voxsam.lab.systems  # noqa: F401, its networks can be trained, too
     from voxsam.lab.data.store import find_description, open_store
-    from voxsam.lab.training.callbacks import Stopped
+    from voxsam.lab.training import Stopped
     from voxsam.lab.training.memory import is_out_of_memory
     from voxsam.lab.training.recipe import read_preset, read_recipe
     from voxsam.lab.training.run import train

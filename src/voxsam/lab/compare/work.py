@@ -26,7 +26,7 @@ from voxsam.lab.compare.order import Failure, Outcome, Training, WorkOrder, case
 from voxsam.lab.compare.processes import end_with_parent
 from voxsam.lab.evaluation.protocol import Evaluation, Row, Watch, evaluate, save_evaluation
 from voxsam.lab.systems.compared import ComparedSystem, Job
-from voxsam.lab.training.callbacks import Stopped
+from voxsam.lab.training import Stopped
 from voxsam.volume import Volume
 
 

@@ -1,25 +1,18 @@
-"""How training crops are varied: zoom, turns, flips and intensities, by MONAI's transforms."""
+"""How training crops are varied: zoom, turns, flips and intensities, by MONAI's transforms.
+
+MONAI is imported where it is used: it takes seconds, and a recipe holds an Augmentation.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
-from monai.transforms import (  # type: ignore[attr-defined]
-    CenterSpatialCropd,
-    Compose,
-    RandAffined,
-    RandFlipd,
-    RandGaussianNoised,
-    RandRotate90d,
-    RandScaleIntensityd,
-    RandShiftIntensity,
-    RandShiftIntensityd,
-    RandSpatialCropd,
-    RandZoomd,
-)
 from numpy.typing import NDArray
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat
+
+if TYPE_CHECKING:
+    from monai.transforms import Compose, RandShiftIntensity  # type: ignore[attr-defined]
 
 
 def _ordered(ends: tuple[float, float]) -> tuple[float, float]:
@@ -82,6 +75,15 @@ class Augmentation(BaseModel):
 
     def transform(self, side: int) -> Compose:
         """(C, R, R, R) "image" less its mean and (1, R, R, R) "label" of whole numbers -> both with (side,) * 3."""
+        from monai.transforms import (  # type: ignore[attr-defined]
+            Compose,
+            RandFlipd,
+            RandGaussianNoised,
+            RandRotate90d,
+            RandScaleIntensityd,
+            RandShiftIntensityd,
+        )
+
         return Compose(
             [
                 *(self._zoom(side) if self.magnify is None else self._magnify(side, self.magnify)),
@@ -95,6 +97,8 @@ class Augmentation(BaseModel):
 
     def _zoom(self, side: int) -> list[Any]:
         """Zoom on each axis and rotation at once; out of it, if asked for, a crop of `side` anywhere."""
+        from monai.transforms import RandAffined, RandSpatialCropd  # type: ignore[attr-defined]
+
         angle, room = float(np.deg2rad(self.rotate)), self.room(side)
         wider = (self.zoom[0] - 1, self.zoom[1] - 1)  # MONAI adds 1 and scales the grid it samples
         affine = RandAffined(
@@ -110,6 +114,8 @@ class Augmentation(BaseModel):
 
     def _magnify(self, side: int, factors: tuple[float, float]) -> list[Any]:
         """One zoom for all axes, the middle of it, and in that a crop of `side` anywhere: the released chain."""
+        from monai.transforms import CenterSpatialCropd, RandSpatialCropd, RandZoomd  # type: ignore[attr-defined]
+
         return [
             RandZoomd(
                 KEYS,
@@ -125,6 +131,8 @@ class Augmentation(BaseModel):
 
     def shifter(self) -> RandShiftIntensity:
         """The shift of normalised intensities."""
+        from monai.transforms import RandShiftIntensity  # type: ignore[attr-defined]
+
         return RandShiftIntensity(offsets=self.offset, prob=self.shift_probability, channel_wise=True)
 
 

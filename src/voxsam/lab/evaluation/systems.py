@@ -8,7 +8,6 @@ from typing import Protocol, runtime_checkable
 
 from voxsam.errors import PromptError, UnsupportedError
 from voxsam.geometry import Grid
-from voxsam.interactive.automatic import segment_automatically
 from voxsam.interactive.predictor import Prediction, Predictor
 from voxsam.network.promptable import Promptable
 from voxsam.network.tuning import counts
@@ -148,6 +147,8 @@ class _OpenedAutomatic:
 
     def segment(self, points: Sequence[Point]) -> Volume:
         """The mask of the whole scan; there are no points."""
+        from voxsam.interactive.automatic import segment_automatically  # here: MONAI takes seconds to import
+
         assert not points
         return segment_automatically(self.model, self.volume).mask
 

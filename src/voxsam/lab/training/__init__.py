@@ -1,1 +1,15 @@
 """Training: recipes, the Lightning task, and runs that go on where they stopped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from voxsam.errors import VoxSAMError
+
+
+class Stopped(VoxSAMError):
+    """The run was asked to stop after `step` steps; `checkpoint` holds all of them."""
+
+    def __init__(self, step: int, checkpoint: Path) -> None:
+        self.step, self.checkpoint = step, checkpoint
+        super().__init__(f"stopped after step {step}; the same command goes on from {checkpoint}")

@@ -15,7 +15,7 @@ import lightning
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
-from voxsam.errors import VoxSAMError
+from voxsam.lab.training import Stopped
 from voxsam.lab.training.memory import used_bytes
 
 RECENT = 50  # batches whose time makes the rate
@@ -90,14 +90,6 @@ def describe(metrics: dict[str, Any]) -> str:
 
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-
-class Stopped(VoxSAMError):
-    """The run was asked to stop after `step` steps; `checkpoint` holds all of them."""
-
-    def __init__(self, step: int, checkpoint: Path) -> None:
-        self.step, self.checkpoint = step, checkpoint
-        super().__init__(f"stopped after step {step}; the same command goes on from {checkpoint}")
 
 
 class StopOnSignal(Callback):
