@@ -149,7 +149,7 @@ def _bad_scans(folder: Path) -> dict[str, str]:
     """Files that are no scan, each with the words that name its fault."""
     noise = np.random.default_rng(0).integers(-100, 200, (8, 9, 10)).astype(np.int16)
     nan = noise.astype(np.float32)
-    nan[1, 1, 1] = np.nan
+    nan[1:] = np.nan
     label = (noise > 150).astype(np.uint8)
     arrays = {
         "flat.nii.gz": (noise[:, :, 0], "2D image"),
@@ -171,7 +171,7 @@ def _bad_scans(folder: Path) -> dict[str, str]:
     nib.save(singular, folder / "singular.nii.gz")
     words = {name: fault for name, (_, fault) in arrays.items()}
     words |= {
-        "text.nii.gz": "is not a gzip file",
+        "text.nii.gz": "does not hold a NIfTI image",
         "cut.nii.gz": "truncated or damaged",
         "gone.nii.gz": "does not exist",
     }

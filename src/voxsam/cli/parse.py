@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from voxsam.errors import FileError, PromptError
 
 if TYPE_CHECKING:
-    from voxsam.geometry import Grid
     from voxsam.prompts import Prompt
     from voxsam.volume import Volume
 
@@ -53,8 +52,9 @@ class PromptWords:
     def __bool__(self) -> bool:
         return bool(self.clicks or self.clicks_mm or self.boxes or self.scribbles or self.hints)
 
-    def on(self, grid: Grid) -> list[Prompt]:
-        """The prompts on a scan's grid; reads the scribbles and hints. Raises PromptError if one lies outside it."""
+    def on(self, scan: Volume) -> list[Prompt]:
+        """The prompts on a scan; reads the scribbles and hints. Raises PromptError if one lies outside it."""
+        grid = scan.grid
         from voxsam.prompts import Box, MaskHint, Point, Scribble
 
         found: list[Prompt] = [Point.at_index(grid, index, positive) for index, positive in self.clicks]
@@ -64,7 +64,7 @@ class PromptWords:
             prompt.points(grid)  # refuse what lies outside before a model is loaded
         for kind, paths in ((Scribble, self.scribbles), (MaskHint, self.hints)):
             for path in paths:
-                found.append(kind(_labels(path, grid)))
+                found.append(kind(_labels(path, scan)))
                 try:
                     found[-1].points(grid)
                 except PromptError as error:
@@ -105,14 +105,14 @@ def given_path(word: str) -> Path:
     return Path(word)
 
 
-def _labels(path: Path, grid: Grid) -> Volume:
-    """The label file of a prompt for a scan on `grid`; `FILE.dcm#3` is segment 3 of a DICOM-SEG or RTSTRUCT."""
+def _labels(path: Path, scan: Volume) -> Volume:
+    """The label file of a prompt for a scan; `FILE.dcm#3` is segment 3 of a DICOM-SEG or RTSTRUCT."""
     from voxsam.io import read_volume
 
     file, _, segment = path.name.rpartition("#")
     if file and WHOLE.fullmatch(segment) and not path.exists():
-        return read_volume(path.with_name(file), labels=True, grid=grid, segment=int(segment))
-    return read_volume(path, labels=True, grid=grid)
+        return read_volume(path.with_name(file), labels=True, scan=scan, segment=int(segment))
+    return read_volume(path, labels=True, scan=scan)
 
 
 def _matched(word: str, pattern: re.Pattern[str]) -> str:

@@ -30,6 +30,7 @@ def command(
     channel: Annotated[
         list[Path] | None, typer.Option(help="A further image of the patient, for models of several channels.")
     ] = None,
+    series: Annotated[str, typer.Option(help="Number or UID of the DICOM series, where SCAN holds several.")] = "",
     click: Annotated[list[str] | None, typer.Option(help="I,J,K: a voxel in the tumour.")] = None,
     negative: Annotated[list[str] | None, typer.Option(help="I,J,K: a voxel that is not tumour.")] = None,
     click_mm: Annotated[list[str] | None, typer.Option(help="X,Y,Z in RAS+ mm.")] = None,
@@ -77,10 +78,10 @@ def command(
         card = _check_model(model, auto)
         _check_precision(precision, device)
         progress("reading")
-        images = _read([scan, *(channel or [])], card.config.channels)
+        images = _read([scan, *(channel or [])], card.config.channels, series)
         volume = images[0]
         check_mask_output(volume, target)
-        prompts = words.on(volume.grid)
+        prompts = words.on(volume)
         read = time.perf_counter()
         mask, soft, messages = _segment(images, prompts, (model, device, precision), not no_follow, progress)
         seconds = {"reading": read - start, "segmenting": time.perf_counter() - read}
@@ -129,13 +130,13 @@ def _check_model(model: str, auto: bool) -> Card:
     return card
 
 
-def _read(paths: list[Path], channels: int) -> tuple[Volume, ...]:
+def _read(paths: list[Path], channels: int, series: str) -> tuple[Volume, ...]:
     """All images of the files; a file of several volumes only for a model that takes several."""
     from voxsam.io import read_channels, read_volume
 
     if channels == 1:
-        return tuple(read_volume(path) for path in paths)
-    return tuple(image for path in paths for image in read_channels(path))
+        return tuple(read_volume(path, series=series) for path in paths)
+    return tuple(image for path in paths for image in read_channels(path, series=series))
 
 
 def _check_precision(precision: str, device: str) -> None:

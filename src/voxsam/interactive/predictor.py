@@ -32,9 +32,10 @@ from voxsam.interactive.crops import (
     next_windows,
     parts_of,
 )
+from voxsam.io.checks import not_hounsfield
 from voxsam.network.promptable import Promptable
 from voxsam.preprocess import Slices, Window, images_of, paste, paste_box
-from voxsam.prompts import Box, Point, Prompt, common_box
+from voxsam.prompts import Box, MaskHint, Point, Prompt, Scribble, common_box
 from voxsam.volume import Volume
 
 MAX_CROPS = 12  # that one tumour is followed into
@@ -208,6 +209,7 @@ class Predictor:
         box = common_box(prompts, clicks, self.volume.grid)
         remarks = [
             *scan_remarks(self.encoded.images, self.model),
+            *(said for prompt in prompts if isinstance(prompt, MaskHint | Scribble) for said in prompt.volume.remarks),
             *self._crop_remarks(len(windows), len(pieces), complete),
         ]
         if box is None and any(isinstance(prompt, Box) for prompt in prompts):
@@ -310,5 +312,9 @@ def scan_remarks(images: Sequence[Volume], model: Promptable) -> list[str]:
         if image.modality and known and image.modality != known:
             remarks.append(
                 f"the scan is {image.modality}, the model was trained on {known}: look at the mask with care"
+            )
+        elif known == "CT" and not image.modality and (doubt := not_hounsfield(image.array)):
+            remarks.append(
+                f"the model was trained on CT, and the scan may be none: {doubt}; look at the mask with care"
             )
     return list(dict.fromkeys(remarks))

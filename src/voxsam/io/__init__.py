@@ -79,6 +79,8 @@ def read_volume(
     volume = volume.with_array(as_labels(path.name, volume.array), modality="SEG")
     if scan is None:
         return volume
+    if volume.grid.close_to(_as_itk_places_it(scan).grid):  # as write_mask writes it for a scan without a place
+        volume = replace(volume, grid=scan.grid)
     return replace(volume, remarks=(*volume.remarks, *_contradictions(path.name, volume, scan)))
 
 

@@ -134,8 +134,10 @@ def not_hounsfield(array: NDArray[Any]) -> str:
     A CT of a patient has air (-1000 HU, outside and in lungs and bowel) or at least fat (-100), and soft tissue at 0 to
     100. Some ten thousand voxels are looked at.
     """
+    if array.dtype.kind not in "iuf":
+        return ""
     some = array.ravel(order="K")[:: max(1, array.size // 20_000)].astype(np.float64)
-    low, high = float(array.min()), float(array.max())
+    low, high = float(some.min()), float(some.max())
     if low <= CT_MINIMUM_HU and high - low > 300:
         return ""
     if high - low <= 2:

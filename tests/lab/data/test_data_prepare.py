@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import os
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import pytest
 
@@ -144,9 +144,9 @@ def test_every_fault_is_named_at_once_and_nothing_is_prepared(tmp_path):
     moved = AFFINE.copy()
     moved[0, 3] += 30
     save(block(), raw / "labelsTr" / "h.nii.gz", moved)
-    flat = nib.Nifti1Image(noise(8), AFFINE)
-    flat.header["pixdim"][2] = 0
-    flat.to_filename(raw / "imagesTr" / "i_0000.nii.gz")
+    flat = bytearray(gzip.decompress((raw / "imagesTr" / "i_0000.nii.gz").read_bytes()))
+    flat[84:88], flat[254:256] = bytes(4), bytes(2)  # pixdim[2], and no sform that would do
+    (raw / "imagesTr" / "i_0000.nii.gz").write_bytes(gzip.compress(flat))
     save(block(), raw / "labelsTr" / "j.nii.gz", np.diag([1.0, -1, 1, 1]) @ AFFINE)
     save(np.stack([noise(10), noise(11)], -1), raw / "imagesTr" / "k_0000.nii.gz")
     out = tmp_path / "out"

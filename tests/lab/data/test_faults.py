@@ -32,9 +32,9 @@ def found(case: Case, choice: LabelChoice = CHOICE) -> list[tuple[str, str]]:
 
 
 def zero_spacing(path: Path) -> None:
-    """Set pixdim[1], at byte 80 of the header, to 0."""
+    """Set pixdim[1], at byte 80 of the header, to 0, and leave the file no sform (code at byte 254) that would do."""
     data = bytearray(gzip.decompress(path.read_bytes()))
-    data[80:84] = bytes(4)
+    data[80:84], data[254:256] = bytes(4), bytes(2)
     path.write_bytes(gzip.compress(bytes(data)))
 
 

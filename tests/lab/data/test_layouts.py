@@ -168,3 +168,30 @@ def test_the_papers_data_sets_as_released():
         "pancreas": ((2,), (196, 28, 57)),
         "colon": ((1,), (89, 11, 26)),
     }
+
+
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_a_table_as_excel_writes_it(tmp_path, separator):
+    table = tmp_path / "excel.csv"
+    rows = (("image", "label"), ("a.mha", "seg/y.nii"), ("b, late.mha", "seg/z.nii"))
+    table.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(separator.join(row) for row in rows).encode())
+    raw = read_csv(table)
+    assert [case.name for case in raw.cases] == ["y", "z"]
+    assert raw.cases[1].image == tmp_path / "b, late.mha"
+
+
+@pytest.mark.parametrize(
+    ("label", "name"),
+    [
+        ("Segmentation 0 (final).nii.gz", "Segmentation_0_final_"),
+        ("-draft.seg.nrrd", "draft.seg"),
+        (".hidden.nii", "hidden"),
+        ("Läsion.nii", "Läsion"),
+        ("m.seg.dcm", "m"),
+        ("plan.rtstruct.dcm", "plan"),
+    ],
+)
+def test_a_name_that_is_made_of_a_file_fits(tmp_path, label, name):
+    table = tmp_path / "pairs.csv"
+    table.write_text(f"image,label\na.nii,{label}\n", encoding="utf-8")
+    assert [case.name for case in read_csv(table).cases] == [name]

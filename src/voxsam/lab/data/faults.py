@@ -82,8 +82,8 @@ def check_case(case: Case, choice: LabelChoice) -> Check:
         faults.append(Fault(case.name, kind, given, expected, remedy))
 
     scans = [_read(path, "image", read_channels, report) for path in case.images]
-    labels = _read(case.label, "label", lambda path: (read_volume(path, labels=True),), report)
     first = scans[0][0] if scans[0] else None
+    labels = _read(case.label, "label", lambda path: (read_volume(path, labels=True, scan=first),), report)
     for path, others in zip((*case.images[1:], case.label), (*scans[1:], labels), strict=True):
         if first is not None and others:
             _compare(case.image, first.grid, path, others[0].grid, report)

@@ -29,7 +29,11 @@ def read_csv(path: Path) -> RawData:
     """
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
+            first = file.readline()
+            file.seek(0)
+            # Excel writes semicolons where the comma is that of decimals
+            delimiter = "," if "," in first else max(";\t", key=first.count)
+            rows = list(csv.DictReader(file, delimiter=delimiter))
             columns = list(rows[0]) if rows else []
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise FileError(f"{path} could not be read ({error})", "a CSV table in UTF-8", "export it again") from error
@@ -92,9 +96,11 @@ def _names_of(label: Path, folder: Path) -> list[str]:
 
     Those are told from `folder` on, where it lies inside.
     """
-    stem = re.sub(r"\.(nii\.gz|nii|nrrd|mha)$", "", label.name, flags=re.IGNORECASE)
+    suffixes = r"\.(nii\.gz|nii|nrrd|nhdr|mha|mhd|hdr|img|(seg\.|rtstruct\.)?dcm)$"
+    stem = re.sub(suffixes, "", label.name, flags=re.IGNORECASE)
+    stem = re.sub(r"[^\w.-]+", "_", stem).lstrip(".-") or "case"
     parts = (label.relative_to(folder) if label.is_relative_to(folder) else label).parts[:-1]
-    folders = [re.sub(r"[^\w.-]+", "_", part) for part in parts if part.strip("./\\")]
+    folders = [re.sub(r"[^\w.-]+", "_", part).lstrip(".-") or "_" for part in parts if part.strip("./\\")]
     tails = ["_".join((*folders[-n:], stem)) for n in range(1, len(folders) + 1)]
     return [stem, *folders[-1:], *tails]
 

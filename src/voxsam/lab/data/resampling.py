@@ -167,7 +167,7 @@ def make_case(job: CaseJob) -> CaseRecord:
     grid, model_grid = scans[0].grid, job.preprocessing.model_grid(scans[0].grid)
     channels = [_resampled(Volume(scan.array, grid), model_grid, job.preprocessing) for scan in scans]
     first, last = body_box(Volume(channels[0], model_grid, scans[0].modality)).tolist()
-    tumour = job.choice(read_volume(case.label, labels=True).array)
+    tumour = job.choice(read_volume(case.label, labels=True, scan=scans[0]).array)
     points = deepest_points(tumour, grid.spacing_mm)
     label, kept = resample_label(Volume(tumour.astype(np.uint8), grid, "SEG"), model_grid, points)
     a, b, c = grid.spacing_mm.tolist()

@@ -61,7 +61,7 @@ def _source(folder: Path) -> tuple[Callable[[str], Labelled], set[str], set[str]
 
 def _load(case: Case) -> Labelled:
     scan, *additional = (channel for path in case.images for channel in read_channels(path))
-    label = read_volume(case.label, labels=True)
+    label = read_volume(case.label, labels=True, scan=scan)
     try:
         return Labelled.make(scan, label, additional, case.choice)
     except InputError as error:

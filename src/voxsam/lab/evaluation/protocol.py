@@ -132,7 +132,7 @@ def read_case(case: Case, labels: Sequence[int] = ()) -> tuple[tuple[Volume, ...
     another grid.
     """
     images = tuple(channel for path in case.images for channel in read_channels(path))
-    label = read_volume(case.label, labels=True)
+    label = read_volume(case.label, labels=True, scan=images[0])
     for what, other in (*(("a channel", image) for image in images[1:]), ("a label", label)):
         if not other.grid.close_to(images[0].grid):
             given, expected = f"{case.name}: {what} on {other.grid}", f"the scan's {images[0].grid}"

@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from voxsam.errors import FileError, InputError
-from voxsam.io import read_volume
+from voxsam.io import read_channels, read_volume
 from voxsam.lab.data.cases import Case, LabelChoice, find_cases, label_values, listed
 from voxsam.lab.data.store import Description, find_description
 
@@ -47,7 +47,8 @@ def check_labels(cases: Sequence[Case], labels: Collection[int]) -> None:
     for case in cases:
         case.choice.of(labels)
         if missing - present:
-            present |= label_values(read_volume(case.label, labels=True).array)
+            scan = read_channels(case.image)[0]
+            present |= label_values(read_volume(case.label, labels=True, scan=scan).array)
     if missing - present:
         there = present.union(*(case.choice.known or () for case in cases)) - {0}
         given = f"--labels {','.join(map(str, labels))}: no label has the value {listed(missing - present)}"
