@@ -18,7 +18,7 @@ PAGE := src/voxsam/server/static/index.html
 PAGE_SOURCES := $(shell find viewer -path viewer/node_modules -prune -o -type f -print 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve viewer page-if-node train-demo test test-processors check bench clean
+.PHONY: help setup demo serve viewer page-if-node train-demo test test-all test-viewer test-processors check bench audit clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' Makefile
@@ -45,8 +45,19 @@ train-demo: $(INSTALLED) ## prepare, train some minutes, evaluate, report (DATA=
 	@$(BIN)/voxsam evaluate "$(DATA)" --held-out train-demo/prepared --model train-demo/run/model.safetensors \
 	    --trials 3 --corrective 3 -o train-demo/evaluation
 
-test: $(INSTALLED) ## run the tests (ARGS goes to pytest)
-	@$(BIN)/python -m pytest $(ARGS)
+# Tests run side by side, each file in one process, which has one thread; in an order that SEED draws (the header has it).
+JOBS ?= 2
+SEED ?= $(shell date +%s)
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --shuffle $(SEED)
+
+test: $(INSTALLED) ## the tests of every day: all units, golden values, one path of each feature (ARGS goes to pytest)
+	@$(PYTEST) -m "not slow" $(ARGS)
+
+test-all: $(INSTALLED) ## every test (ARGS goes to pytest)
+	@$(PYTEST) $(ARGS)
+
+test-viewer: page-if-node ## the tests of the page's own code (needs Node.js)
+	@cd viewer && npm test --silent
 
 # What another processor's kernels must not change: the last bits of NumPy's products, and PyTorch without AVX-512.
 PROCESSOR_TESTS := tests/test_geometry.py tests/test_prompts.py tests/test_resample.py tests/test_preprocess.py \
@@ -65,6 +76,10 @@ check: $(INSTALLED) ## lint, format, types, and the direction of imports
 
 bench: $(INSTALLED) ## measure speed and memory (ARGS goes to benchmarks/run.py)
 	@$(BIN)/python -m benchmarks.run $(ARGS)
+
+audit: $(INSTALLED) ## ask PyPI for known holes in what is installed (needs the network)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check pip-audit
+	@$(BIN)/python -m pip_audit --skip-editable
 
 clean: ## remove .venv, caches, builds and the demo
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis .coverage htmlcov build dist demo train-demo

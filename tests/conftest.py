@@ -1,13 +1,38 @@
-"""Fixtures shared by all tests: where the real scans lie, if they are there."""
+"""What all tests share: where the real scans lie, if they are there; `--shuffle SEED` draws the order of tests."""
 
 from __future__ import annotations
 
 import os
+import random
 from pathlib import Path
 
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--shuffle", metavar="SEED", help="run files, and the tests in each, in an order drawn by SEED"
+    )
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    seed = config.getoption("shuffle")
+    return seed and f"order: --shuffle {seed}"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests of one file stay together, for what its fixtures made; files with slow tests come first."""
+    seed = config.getoption("shuffle")
+    if not seed:
+        return
+    draw, files = random.Random(seed), {item.path: [] for item in items}
+    for item in items:
+        files[item.path].append(item)
+    order = draw.sample(sorted(files), len(files))
+    order.sort(key=lambda path: all(item.get_closest_marker("slow") is None for item in files[path]))
+    items[:] = [item for path in order for item in draw.sample(files[path], len(files[path]))]
 
 
 def _shared() -> Path:
