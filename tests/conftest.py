@@ -12,9 +12,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--shuffle", metavar="SEED", help="run files, and the tests in each, in an order drawn by SEED"
-    )
+    parser.addoption("--shuffle", metavar="SEED", help="run files, and the tests in each, in an order drawn by SEED")
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:
