@@ -1,7 +1,7 @@
 // The mouse, pen or fingers on the planes: clicks mark, drags look, draw, measure or change the window, two fingers zoom.
 import type { Index, Prompt } from "../engine/engine";
 import { step, type Plane } from "../stage/geometry";
-import type { Ruler } from "../stage/ruler";
+import type { Line, Ruler } from "../stage/ruler";
 import type { Pane, Place } from "../stage/tiles";
 import type { Viewer } from "../stage/viewer";
 import { dragWindow, type Window } from "../stage/windowing";
@@ -18,6 +18,7 @@ export interface Desk {
   ruler: Ruler;
   held: ReadonlySet<string>; // keys that are down
   send(prompt: Prompt): void;
+  measured(line: Line): void;
   window(window: Window): void;
   /** Drafts, the cursor or the plane in use are different. */
   changed(plane?: Plane): void;
@@ -93,7 +94,8 @@ class Pointer {
     this.press = null;
     if (press.movement === "draw") return this.finish(press);
     if (press.movement === "measure") {
-      this.desk.ruler.end();
+      const line = this.desk.ruler.end();
+      if (line) this.desk.measured(line);
       return this.desk.changed();
     }
     const clicks = press.movement === "mark" || press.movement === "window";

@@ -7,7 +7,7 @@ import { Strokes } from "../input/strokes";
 import type { Plane } from "../stage/geometry";
 import { reorder } from "../stage/labels";
 import { Overlay } from "../stage/overlay";
-import { Ruler } from "../stage/ruler";
+import { lengthMm, Ruler, type Line } from "../stage/ruler";
 import { Sliders } from "../stage/sliders";
 import type { Layout } from "../stage/tiles";
 import { Viewer } from "../stage/viewer";
@@ -80,6 +80,7 @@ export class Page implements Actions, Listener {
       ruler: this.ruler,
       held: heldKeys(),
       send: (prompt) => this.send(prompt),
+      measured: (line) => this.measured(line),
       window: ({ low, high }) => this.view.setWindow(low, high),
       changed: (plane) => this.changed(plane),
     });
@@ -109,13 +110,18 @@ export class Page implements Actions, Listener {
   enter(opposite: boolean): void {
     const { cursor, orientation } = this.viewer;
     if (this.prompter.tool === "ruler") {
-      if (this.ruler.draft) this.ruler.move(cursor);
-      if (!this.ruler.end()) this.ruler.begin(orientation, this.plane, cursor, true);
+      const line = this.ruler.end();
+      if (line) this.measured(line);
+      else this.ruler.begin(orientation, this.plane, cursor, true);
     }
     const prompt = this.prompter.enter(cursor, opposite);
     if (prompt) this.send(prompt);
     else if (this.prompter.draft || this.ruler.draft) say("Move the cursor, then press Enter again; Escape cancels.");
     this.changed();
+  }
+
+  private measured(line: Line): void {
+    say(`${lengthMm(this.state!.affine, line).toFixed(1)} mm`);
   }
 
   accept(): void {
