@@ -1,0 +1,102 @@
+"""How a crop is laid into a scan, and how its intensities are varied: spacing, turn, flips, contrast, noise, blur."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.ndimage
+from numpy.typing import NDArray
+
+from voxsam.lab.engine.settings import EngineSettings
+from voxsam.preprocess import Preprocessing
+
+TURN_DEGREES = 20.0
+CURVE_HU = (-1024.0, -300.0, -110.0, -20.0, 30.0, 80.0, 150.0, 300.0, 1200.0)  # where a random curve bends
+CUT_MM = (5.0, 60.0)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """`matrix` (3, 3): a step in voxels of a crop to mm of a scan; `spacing_mm` (3,) of the crop's axes."""
+
+    matrix: NDArray[np.float64]
+
+    @property
+    def spacing_mm(self) -> NDArray[np.float64]:
+        """(3,) lengths of the steps."""
+        return np.linalg.norm(self.matrix, axis=0)
+
+
+def draw_spacing(diameter_mm: float, use: EngineSettings, rng: np.random.Generator) -> float:
+    """A spacing at which a thing is about `voxels_across` long, within the range."""
+    across = use.voxels_across * np.exp(use.voxels_spread * rng.standard_normal())
+    return float(np.clip(diameter_mm / across, *use.spacing_mm))
+
+
+def draw_frame(spacing_mm: float, use: EngineSettings, rng: np.random.Generator) -> Frame:
+    """A crop's axes: turned a little, mirrored, at times with rows for columns, each with a zoom of its own."""
+    turn = np.eye(3)
+    if rng.random() < use.turned:
+        a, b, c = np.deg2rad(rng.uniform(-TURN_DEGREES, TURN_DEGREES, 3))
+        turn = _about(0, a) @ _about(1, b) @ _about(2, c)
+    axes = np.diag(rng.choice([-1.0, 1.0], 3, p=[0.3, 0.7]))
+    if rng.random() < 0.2:
+        axes = axes[:, [0, 2, 1]]
+    zoom = np.exp(use.stretch * rng.standard_normal(3))
+    return Frame(turn @ axes @ np.diag(spacing_mm * zoom))
+
+
+def _about(axis: int, angle: float) -> NDArray[np.float64]:
+    turn, (i, j) = np.eye(3), [a for a in range(3) if a != axis]
+    turn[i, i] = turn[j, j] = np.cos(angle)
+    turn[i, j], turn[j, i] = -np.sin(angle), np.sin(angle)
+    return turn
+
+
+def cut_to(label: NDArray[np.bool_], spacing_mm: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.bool_]:
+    """(D, H, W) the box of the crop in which a scan cut round the lesion would lie, with margins drawn for each side."""
+    box = scipy.ndimage.find_objects(label.astype(np.uint8))[0]
+    kept = np.zeros(label.shape, dtype=bool)
+    margins = np.rint(rng.uniform(*CUT_MM, (3, 2)) / spacing_mm[:, None]).astype(int)
+    kept[tuple(slice(max(0, p.start - a), p.stop + b) for p, (a, b) in zip(box, margins, strict=True))] = True
+    return kept
+
+
+def normalised(
+    image_hu: NDArray[np.float32],
+    seen: NDArray[np.bool_],
+    use: EngineSettings,
+    preprocessing: Preprocessing,
+    rng: np.random.Generator,
+) -> NDArray[np.float32]:
+    """The crop as a model gets it, its intensities varied; 0 where the scan has ended."""
+    image = image_hu
+    if rng.random() < use.blur:
+        width = np.zeros(3)
+        width[rng.integers(3) if rng.random() < 0.3 else 0] = rng.uniform(0.4, 1.3)
+        image = scipy.ndimage.gaussian_filter(image, width, truncate=2.5)
+    if rng.random() < 0.5:
+        grain = rng.standard_normal(image.shape).astype(np.float32)
+        if rng.random() < 0.5:
+            grain = scipy.ndimage.gaussian_filter(grain, 0.6, truncate=2) * 2.5
+        image = image + rng.uniform(0, use.noise_hu) * grain
+    if rng.random() < use.contrast:
+        return np.where(seen, _recoloured(image, seen, rng), np.float32(0))
+    middle = preprocessing.mean
+    image = middle + (image - middle) * rng.uniform(0.85, 1.15) + rng.uniform(-use.shift_hu, use.shift_hu)
+    return np.where(seen, preprocessing.normalise(image), np.float32(0))
+
+
+def _recoloured(image: NDArray[np.float32], seen: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.float32]:
+    """Intensities through a random curve, standardised as an MR scan is: other organs become bright and dark."""
+    steps = rng.gamma(0.7, 1.0, len(CURVE_HU)) * np.sqrt(np.diff(CURVE_HU, prepend=-2000.0))
+    steps *= np.where(rng.random(len(CURVE_HU)) < 0.25, -1, 1)
+    curve = np.cumsum(steps) * rng.choice([-1, 1], p=[0.35, 0.65])
+    values = np.interp(image, CURVE_HU, curve).astype(np.float32)
+    body = values[seen & (image > -300)]
+    if len(body) < 100:
+        body = values.ravel()
+    low, high = np.percentile(body[:: 1 + len(body) // 5000], (2, 98))
+    spread = max(float(high - low), 1e-3)
+    return np.clip((values - (low + high) / 2) / spread * rng.uniform(2.5, 4.5), -4.5, 4.5).astype(np.float32)

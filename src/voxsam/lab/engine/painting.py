@@ -1,0 +1,272 @@
+"""Lesions painted into a scan: their shape, border, inside, and the tissue that they keep to.
+
+Lengths are millimetres, intensities Hounsfield units. Synthetic lesions in healthy livers alone trained a network to
+the accuracy of real labels (Hu et al., Label-Free Liver Tumor Segmentation, CVPR 2023); here they lie in any tissue.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import scipy.ndimage
+from numpy.typing import NDArray
+
+from voxsam.lab.engine.fields import smooth_noise
+
+Image = NDArray[np.float32]
+Mask = NDArray[np.bool_]
+
+LUNG, FAT, SOFT, BONE = range(4)  # tissues; the air round the body and in the bowel counts as lung
+BOUNDS_HU = (-300.0, -25.0, 190.0)  # between them
+FEWEST = 12  # voxels of a lesion: fewer are not painted
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A lesion's outline: an ellipsoid of that diameter, its lobes, and how rough it is (shares of its radius)."""
+
+    diameter_mm: float
+    axes: tuple[float, float, float]  # half axes, the longest 1
+    turn: NDArray[np.float64]  # (3, 3) rotation
+    lobes: NDArray[np.float64]  # (n, 4) middle and radius of further balls, in half axes
+    rough: tuple[float, float, float]  # s.d. of the border's noise at three sizes, coarse to fine
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a lesion looks like; a contrast is added to `mean_hu`, the level of its inside."""
+
+    mean_hu: float
+    edge_mm: float  # over which it fades into what surrounds it
+    texture_hu: tuple[float, float]  # s.d. of its unevenness, coarse and fine
+    slope_hu: float  # from one side to the other
+    core_hu: float  # contrast of a necrotic or cystic core, 0 without
+    core_depth: float  # where the core begins: shares of the radius below the border
+    rim_hu: float  # contrast of an enhancing rim, 0 without
+    rim_mm: float
+    halo_hu: float  # contrast of a faint zone round it that is no part of it
+    flecks: float  # share of the inside that is calcified
+    veil: float  # how much of what was there before shines through
+    keeps: tuple[int, ...]  # tissues that it stays in; empty: it grows over all
+
+
+def tissue_of(image_hu: Image) -> NDArray[np.uint8]:
+    """LUNG, FAT, SOFT or BONE of each voxel of a smoothed scan."""
+    return np.digitize(image_hu, BOUNDS_HU).astype(np.uint8)
+
+
+def draw_shape(diameter_mm: float, rng: np.random.Generator) -> Shape:
+    """Round and smooth to long, lobed and rough; small ones are rounder."""
+    long = rng.uniform(0.55, 1.0) if diameter_mm < 25 else rng.uniform(0.4, 1.0)
+    axes = (1.0, rng.uniform(long, 1.0), long)
+    turn = np.linalg.qr(rng.standard_normal((3, 3)))[0]
+    lobes = np.zeros((0, 4))
+    if rng.random() < 0.4:
+        count = int(rng.integers(1, 5))
+        directions = rng.standard_normal((count, 3))
+        directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+        lobes = np.concatenate([directions * rng.uniform(0.5, 0.95, (count, 1)), rng.uniform(0.3, 0.65, (count, 1))], 1)
+    calm = rng.uniform(0.1, 1.0)
+    rough = (calm * rng.uniform(0.05, 0.22), calm * rng.uniform(0.0, 0.14), calm * rng.uniform(0.0, 0.07))
+    return Shape(diameter_mm, axes, turn, lobes, rough)
+
+
+def draw_look(diameter_mm: float, tissue: int, around_hu: float, rng: np.random.Generator) -> Look:
+    """A look that lesions of this size have in this tissue, whose level about the lesion is `around_hu`."""
+    mean = _level(tissue, around_hu, rng)
+    solid = mean > -60
+    big = diameter_mm > 14
+    core = big and solid and rng.random() < 0.35
+    rim = big and solid and rng.random() < 0.25
+    soft_edge = rng.random() < 0.25
+    edge = rng.uniform(0.1, 0.3) * diameter_mm / 2 if soft_edge else rng.uniform(0.3, 1.8)
+    return Look(
+        mean_hu=mean,
+        edge_mm=float(min(edge, 8.0)),
+        texture_hu=(rng.gamma(2.0, 4.0) if solid else rng.uniform(15, 50), rng.gamma(2.0, 2.5)),
+        slope_hu=rng.normal(0, 12) if rng.random() < 0.4 else 0.0,
+        core_hu=-rng.uniform(12, 60) if core else 0.0,
+        core_depth=rng.uniform(0.2, 0.55),
+        rim_hu=rng.uniform(12, 70) if rim else 0.0,
+        rim_mm=rng.uniform(1.0, max(1.5, 0.15 * diameter_mm)),
+        halo_hu=rng.uniform(-25, 12) if solid and rng.random() < 0.2 else 0.0,
+        flecks=rng.uniform(0.005, 0.06) if solid and rng.random() < 0.06 else 0.0,
+        veil=rng.uniform(0.1, 0.45) if rng.random() < 0.3 else 0.0,
+        keeps=_kept(tissue, rng),
+    )
+
+
+def _level(tissue: int, around_hu: float, rng: np.random.Generator) -> float:
+    """The level of a lesion's inside: darker, brighter, nearly the same, cystic, or of another kind altogether."""
+    draw = rng.random()
+    if tissue == LUNG:
+        return rng.uniform(-60, 80) if draw < 0.85 else rng.uniform(-180, -60)
+    if tissue == FAT:
+        return rng.uniform(-10, 90)
+    if tissue == BONE:
+        return rng.uniform(0, 130)
+    if draw < 0.5:
+        return around_hu - rng.uniform(15, 75)
+    if draw < 0.75:
+        return around_hu + rng.uniform(15, 90)
+    if draw < 0.88:
+        return around_hu + rng.choice([-1, 1]) * rng.uniform(9, 18)
+    if draw < 0.95:
+        return rng.uniform(-5, 22)
+    return rng.uniform(-90, -20) if draw < 0.975 else rng.uniform(150, 260)
+
+
+def _kept(tissue: int, rng: np.random.Generator) -> tuple[int, ...]:
+    draw = rng.random()
+    if tissue == LUNG:
+        return (LUNG,) if draw < 0.6 else (LUNG, FAT, SOFT)
+    if tissue == BONE:
+        return (BONE,) if draw < 0.3 else (BONE, SOFT, FAT)
+    if tissue == FAT:
+        return (FAT, SOFT) if draw < 0.7 else (FAT,)
+    return (SOFT,) if draw < 0.65 else ((SOFT, FAT) if draw < 0.92 else ())
+
+
+def like(look: Look, rng: np.random.Generator) -> Look:
+    """The look of another lesion of the same patient: alike, not the same."""
+    return replace(look, mean_hu=look.mean_hu + rng.normal(0, 5), slope_hu=rng.normal(0, 6), rim_mm=look.rim_mm * 0.8)
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where a lesion is painted: a scan or a part of it, what it looked like smoothed, and its noise."""
+
+    image: Image  # (D, H, W) HU
+    smooth: Image  # the same over some 3 mm
+    spacing_mm: NDArray[np.float64]  # (3,)
+    noise_hu: float  # s.d. of the scan's noise at this spacing
+
+    @classmethod
+    def of(cls, image: Image, spacing_mm: NDArray[np.float64], noise_hu: float) -> Site:
+        """The site of a scan, smoothed over some 3 mm, at least a voxel."""
+        smooth = scipy.ndimage.gaussian_filter(image, np.maximum(1.5 / spacing_mm, 0.7), truncate=2.5)
+        return cls(image, smooth, spacing_mm, noise_hu)
+
+
+def paint(
+    site: Site, centre: NDArray[np.float64], shape: Shape, look: Look, rng: np.random.Generator, avoid: Mask | None
+) -> tuple[Site, Mask] | None:
+    """The site with a lesion about the index `centre`, and the lesion's voxels; None if fewer than FEWEST are left.
+
+    It does not grow into `avoid`. The mask is what lies inside its outline: of a soft border the middle.
+    """
+    depth_mm = _depth(site, centre, shape, rng)
+    inside = _clean(depth_mm > 0, site, look.keeps, avoid, centre)
+    if inside is None:
+        return None
+    box = tuple(
+        slice(max(0, part.start - 4), part.stop + 4) for part in scipy.ndimage.find_objects(inside.astype(np.uint8))[0]
+    )
+    depth_mm, inside = depth_mm[box], inside[box]
+    fade = _fade(depth_mm, inside, look.edge_mm, site.spacing_mm)
+    before, smooth = site.image[box], site.smooth[box]
+    tissue = _inside(depth_mm, shape.diameter_mm / 2, look, site, before, smooth, rng)
+    fade = fade * (1 - look.veil)
+    image = site.image.copy()
+    painted = before * (1 - fade) + tissue * fade
+    if look.halo_hu:
+        away = np.exp(-np.square(np.minimum(depth_mm, 0) / (2 + 0.15 * shape.diameter_mm)))
+        painted += look.halo_hu * (1 - fade) * away * (tissue_of(smooth) == SOFT)
+    image[box] = painted
+    mask = np.zeros(image.shape, dtype=bool)
+    mask[box] = inside
+    return replace(site, image=image), mask
+
+
+def _depth(site: Site, centre: NDArray[np.float64], shape: Shape, rng: np.random.Generator) -> Image:
+    """(D, H, W) how far inside the outline each voxel lies, about in mm; negative outside."""
+    radius = shape.diameter_mm / 2
+    d, h, w = (
+        ((np.arange(n) - c) * s).astype(np.float32)
+        for n, c, s in zip(site.image.shape, centre, site.spacing_mm, strict=True)
+    )
+    turn = (shape.turn / np.array(shape.axes)[:, None] / radius).astype(np.float32)
+    own = [r[0] * d[:, None, None] + r[1] * h[None, :, None] + r[2] * w[None, None, :] for r in turn]
+    depth = 1 - np.sqrt(own[0] ** 2 + own[1] ** 2 + own[2] ** 2)
+    for *middle, size in shape.lobes.tolist():
+        ball = size - np.sqrt(sum(np.square(x - m) for x, m in zip(own, middle, strict=True)))
+        depth = _smooth_max(depth, ball)
+    for amplitude, size in zip(shape.rough, (0.9, 0.4, 0.18), strict=True):
+        correlation = size * radius
+        if amplitude > 0 and correlation > 0.8 * site.spacing_mm.min():
+            depth += np.float32(amplitude) * smooth_noise(depth.shape, site.spacing_mm.tolist(), correlation, rng)
+    return depth * np.float32(radius * np.mean(shape.axes))
+
+
+def _smooth_max(a: Image, b: Image, width: float = 0.15) -> Image:
+    """The larger one, with the edge between both rounded off: a polynomial smooth maximum."""
+    blend = np.clip(0.5 + (b - a) / (2 * width), 0, 1)
+    return a + (b - a) * blend + np.float32(width) * blend * (1 - blend)
+
+
+def _clean(
+    inside: Mask, site: Site, keeps: tuple[int, ...], avoid: Mask | None, centre: NDArray[np.float64]
+) -> Mask | None:
+    """The part that lies in the tissues that it keeps to and hangs together, its largest; None where too little is."""
+    if keeps:
+        inside = inside & np.isin(tissue_of(site.smooth), keeps)
+    if avoid is not None:
+        inside = inside & ~avoid
+    parts, count = scipy.ndimage.label(inside)  # type: ignore[misc]
+    if not count:
+        return None
+    sizes = np.bincount(parts.ravel())
+    sizes[0] = 0
+    part = parts == sizes.argmax()
+    opened = scipy.ndimage.binary_opening(part) if sizes.max() > 200 else part  # no threads of one voxel
+    if sizes.max() > 200:
+        parts, count = scipy.ndimage.label(opened)  # type: ignore[misc]
+        if not count:
+            return None
+        sizes = np.bincount(parts.ravel())
+        sizes[0] = 0
+        opened = parts == sizes.argmax()
+    return opened if sizes.max() >= FEWEST else None
+
+
+def _fade(depth_mm: Image, inside: Mask, edge_mm: float, spacing_mm: NDArray[np.float64]) -> Image:
+    """0 outside to 1 inside, a half at the border of the mask, which follows tissue where the outline does not."""
+    soft = 1 / (1 + np.exp(-np.clip(depth_mm * (3 / edge_mm), -30, 30)))
+    cut = scipy.ndimage.gaussian_filter(inside.astype(np.float32), 0.6, truncate=2)
+    spread = max(1, round(edge_mm / float(spacing_mm.min())))
+    near = scipy.ndimage.maximum_filter(cut, 3) if spread > 1 else cut
+    return np.minimum(soft, np.where(inside, np.maximum(cut, 0.5), np.minimum(near, 0.5)))
+
+
+def _inside(
+    depth_mm: Image,
+    radius_mm: float,
+    look: Look,
+    site: Site,
+    before: Image,
+    smooth: Image,
+    rng: np.random.Generator,
+) -> Image:
+    """What the lesion is made of, with the scan's own noise on it."""
+    spacing = site.spacing_mm.tolist()
+    coarse = smooth_noise(depth_mm.shape, spacing, max(0.5 * radius_mm, 1.5), rng)
+    fine = smooth_noise(depth_mm.shape, spacing, max(0.15 * radius_mm, 1.2), rng)
+    tissue = look.mean_hu + look.texture_hu[0] * coarse + look.texture_hu[1] * fine
+    if look.slope_hu:
+        along = rng.standard_normal(3)
+        axes = np.meshgrid(*(np.linspace(-1, 1, n) for n in depth_mm.shape), indexing="ij", sparse=True)
+        tissue += look.slope_hu * (sum(a * x for a, x in zip(along, axes, strict=True)) / np.linalg.norm(along))
+    if look.core_hu:
+        deep = depth_mm / radius_mm - look.core_depth + 0.18 * coarse
+        tissue += look.core_hu / (1 + np.exp(-np.clip(12 * deep, -30, 30)))
+    if look.rim_hu:
+        tissue += look.rim_hu * np.exp(-np.square((depth_mm - look.rim_mm / 2) / look.rim_mm)) * (1 + 0.4 * coarse)
+    if look.flecks:
+        grain = smooth_noise(depth_mm.shape, spacing, 2.0, rng)
+        tissue += np.where(grain > np.quantile(grain, 1 - look.flecks), rng.uniform(100, 350), 0)
+    grain = scipy.ndimage.gaussian_filter(rng.standard_normal(depth_mm.shape).astype(np.float32), 0.6, truncate=2)
+    grain *= site.noise_hu / max(float(grain.std()), 1e-6)
+    own = before - smooth
+    calm = np.abs(smooth - before.mean()) < 150  # where the scan's own residual is noise, and no vessel or edge
+    return (tissue + np.where(calm & (np.abs(own) < 4 * site.noise_hu), own, grain)).astype(np.float32)

@@ -1,0 +1,52 @@
+"""Regions of a real scan that a person could click: what hangs together with a voxel and has a border of its own.
+
+A stable extremal region (after Matas et al., BMVC 2002) about a seed: the voxels joined to it, by more than a thin
+bridge, that are brighter (or darker) than a threshold, at a threshold where the region hardly grows.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import scipy.ndimage
+from numpy.typing import NDArray
+
+TOLERANCES_HU = 12.0 * 1.45 ** np.arange(6)  # between the seed and the threshold
+SMALLEST, LARGEST = 40, 30_000  # voxels
+GROWTH = 0.6  # of the logarithm of its size from one tolerance to the next: what grows faster has no border of its own
+AT_BORDER = 0.02  # share of the crop's outermost voxels that a region may take
+WINDOW_HU = (-250.0, 250.0)  # beyond it nothing is told apart: lung from air, bone from bone
+
+
+def stable_region(
+    image: NDArray[np.float32], seed: tuple[int, int, int], blur: float, rng: np.random.Generator
+) -> NDArray[np.bool_] | None:
+    """(D, H, W) a stable region about a voxel of an image smoothed by `blur` voxels; None if there is none."""
+    smooth = scipy.ndimage.gaussian_filter(image.clip(*WINDOW_HU), blur, truncate=2.5)
+    above = smooth - smooth[seed] if rng.random() < 0.6 else smooth[seed] - smooth
+    bridge = int(rng.integers(1, 3))
+    before, stable = None, []
+    for tolerance in TOLERANCES_HU:
+        region = _joined(above >= -tolerance, seed, bridge)
+        size = int(region.sum())
+        if size > LARGEST:
+            break
+        if before is not None and before.sum() >= SMALLEST and np.log(size / before.sum()) <= GROWTH:
+            stable.append(region)
+        before = region
+    if not stable:
+        return None
+    region = scipy.ndimage.binary_fill_holes(stable[int(rng.integers(len(stable)))])
+    border = np.ones(region.shape, dtype=bool)
+    border[1:-1, 1:-1, 1:-1] = False
+    return region if region[border].mean() <= AT_BORDER else None
+
+
+def _joined(mask: NDArray[np.bool_], seed: tuple[int, int, int], bridge: int) -> NDArray[np.bool_]:
+    """The part of a mask that hangs together with a voxel by more than `bridge` voxels on either side; may be empty."""
+    core = scipy.ndimage.binary_erosion(mask, iterations=bridge, border_value=1)
+    parts, _ = scipy.ndimage.label(core)  # type: ignore[misc]
+    near = parts[tuple(slice(max(0, s - bridge), s + bridge + 1) for s in seed)]
+    if not near.any():
+        return np.zeros_like(mask)
+    core = parts == near[near > 0][0]
+    return scipy.ndimage.binary_dilation(core, iterations=bridge + 1, mask=mask)

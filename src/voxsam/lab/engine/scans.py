@@ -1,0 +1,144 @@
+"""Scans held in memory for the data engine: at a few spacings, with the places where a lesion may be painted.
+
+Places are mm in the axes of the model (SAR: to the head, to the front, to the right), from the scan's outer corner.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.ndimage
+from numpy.typing import NDArray
+
+from voxsam.lab.engine.painting import BONE, FAT, LUNG, SOFT
+from voxsam.preprocess import Preprocessing
+from voxsam.resample import resample
+from voxsam.volume import Volume
+
+SPACINGS_MM = (1.0, 1.5, 2.2, 3.2)  # at which a scan is kept, but for those finer than its own
+COARSE_MM = 3.0  # at which places are looked for
+MOST_PLACES = 4000  # of a kind
+AIR_HU, OUTSIDE_HU = -500.0, -1024.0
+ORGAN = 4  # a place in soft tissue that is even over a centimetre: liver, spleen, muscle, ...
+EVEN_HU, LUNG_ML = 14.0, 50.0
+
+
+@dataclass(frozen=True)
+class Level:
+    """A scan at one spacing; `label` (or None) numbers what may be clicked in it."""
+
+    array: NDArray[np.int16]
+    label: NDArray[np.uint8] | None
+    spacing_mm: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Scan:
+    """`levels` from fine to coarse, and (n, 3) `places` in mm of each kind: LUNG, FAT, SOFT, BONE and ORGAN."""
+
+    name: str
+    levels: tuple[Level, ...]
+    places: dict[int, NDArray[np.float32]]
+    digest: str  # of its voxels: the same in another file, format or compression
+
+    @classmethod
+    def of(cls, name: str, volume: Volume, label: Volume | None = None, *, places: bool = True) -> Scan:
+        """A scan from its file, in HU; places are looked for unless nothing will be painted into it."""
+        finest = float(volume.grid.spacing_mm.min())
+        spacings = [s for s in SPACINGS_MM if s >= 0.8 * finest] or [SPACINGS_MM[-1]]
+        levels = tuple(_level(volume, label, max(s, finest)) for s in spacings)
+        found = _places(_level(volume, None, COARSE_MM)) if places else {}
+        return cls(name, levels, found, content_sha256(volume))
+
+    def read(
+        self, centre_mm: NDArray[np.float64], frame: NDArray[np.float64], side: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.uint8] | None, NDArray[np.bool_]]:
+        """(side,) * 3 of the scan, of its label, and which voxels lie in it.
+
+        `frame` (3, 3) takes a step in voxels of the crop to mm of the scan; the crop's voxel side // 2 is at
+        `centre_mm`. Outside it is air, and 0 in the label.
+        """
+        step = float(np.linalg.norm(frame, axis=0).min())
+        level = next((one for one in reversed(self.levels) if one.spacing_mm.max() <= step * 1.1), self.levels[0])
+        matrix = frame / level.spacing_mm[:, None]
+        offset = centre_mm / level.spacing_mm - 0.5 - matrix @ np.full(3, side // 2)
+        size = (side,) * 3
+        image = np.empty(size, dtype=np.float32)
+        scipy.ndimage.affine_transform(
+            level.array, matrix, offset, output_shape=size, output=image, order=1, mode="nearest"
+        )
+        inside = np.ones(size, dtype=bool)
+        steps = [matrix[:, axis, None] * np.arange(side) for axis in range(3)]
+        for axis, length in enumerate(level.array.shape):
+            at = offset[axis] + steps[0][axis, :, None, None] + steps[1][axis, :, None] + steps[2][axis]
+            inside &= (at >= -0.5) & (at <= length - 0.5)
+        if level.label is None:
+            return image, None, inside
+        label = scipy.ndimage.affine_transform(level.label, matrix, offset, output_shape=size, order=0, cval=0)
+        return image, label, inside
+
+    def label_voxels(self, value: int) -> NDArray[np.float64]:
+        """(n, 3) mm of the voxels of a label, on the coarsest level."""
+        level = self.levels[-1]
+        assert level.label is not None
+        return (np.argwhere(level.label == value) + 0.5) * level.spacing_mm
+
+
+def content_sha256(volume: Volume) -> str:
+    """16 hexadecimal digits of the scan's voxels, as whole numbers in R, A, S order: whatever file holds them."""
+    order, flips = volume.grid.permutation_to("RAS")
+    array = volume.array.transpose(order)[tuple(slice(None, None, -1 if flip else 1) for flip in flips)]
+    whole = np.ascontiguousarray(np.rint(array), dtype="<i4")
+    return hashlib.sha256(repr(whole.shape).encode() + whole.tobytes()).hexdigest()[:16]
+
+
+def _level(volume: Volume, label: Volume | None, spacing_mm: float) -> Level:
+    grid = Preprocessing(axes="SAR", spacing_mm=(spacing_mm,) * 3, clip=(0, 1), mean=0, sd=1).model_grid(volume.grid)
+    array = np.rint(resample(volume, grid, "area")).clip(-1024, 3071).astype(np.int16)
+    numbers = None if label is None else resample(label, grid, "nearest").astype(np.uint8)
+    return Level(array, numbers, grid.spacing_mm)
+
+
+def _places(level: Level) -> dict[int, NDArray[np.float32]]:
+    """Voxels of each tissue that are not at its border, in mm."""
+    smooth = scipy.ndimage.gaussian_filter(level.array.astype(np.float32), 1.0)
+    spread = np.sqrt(np.maximum(scipy.ndimage.gaussian_filter(np.square(level.array - smooth), 2.0), 0))
+    spread = scipy.ndimage.uniform_filter(spread, 3)
+    body = _body(smooth)
+    lung = body & (smooth < -600)
+    parts, count = scipy.ndimage.label(lung)  # type: ignore[misc]
+    sizes = np.bincount(parts.ravel(), minlength=count + 1) * np.prod(level.spacing_mm) / 1000
+    lung &= sizes[parts] > LUNG_ML
+    soft = body & (smooth > 0) & (smooth < 190)
+    kinds = {
+        LUNG: lung,
+        FAT: body & (smooth > -140) & (smooth < -70),
+        SOFT: soft,
+        BONE: body & (smooth > 260),
+        ORGAN: scipy.ndimage.binary_erosion(soft & (spread < EVEN_HU), iterations=2),
+    }
+    return {kind: _some(where, level.spacing_mm) for kind, where in kinds.items()}
+
+
+def _body(smooth: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """All that the air round the patient does not reach, slice by slice."""
+    outer = np.zeros(smooth.shape, dtype=bool)
+    for plane, values in zip(outer, smooth, strict=True):
+        parts, _ = scipy.ndimage.label(values < AIR_HU)  # type: ignore[misc]
+        edge = np.unique(np.concatenate([parts[0], parts[-1], parts[:, 0], parts[:, -1]]))
+        plane[:] = np.isin(parts, edge[edge > 0])
+    return scipy.ndimage.binary_erosion(~outer, iterations=2)
+
+
+def _some(where: NDArray[np.bool_], spacing_mm: NDArray[np.float64]) -> NDArray[np.float32]:
+    voxels = np.argwhere(where)
+    chosen = np.random.default_rng(0).permutation(len(voxels))[:MOST_PLACES]
+    return ((voxels[chosen] + 0.5) * spacing_mm).astype(np.float32)
+
+
+def with_places(scans: Sequence[Scan], kind: int) -> list[Scan]:
+    """The scans that have places of a kind."""
+    return [scan for scan in scans if len(scan.places.get(kind, ()))]

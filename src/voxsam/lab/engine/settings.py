@@ -1,0 +1,44 @@
+"""What a recipe says of the data engine: its sources and their shares, spacings and intensities."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+SOURCES = ("painted", "nodules", "regions", "organs", "sarcomas")
+
+
+class EngineSettings(BaseModel):
+    """Shares of the samples by what is clicked (they need not add up to 1), and how samples are varied.
+
+    A lesion's diameter decides the spacing: so that it is some voxels across, drawn about `voxels_across`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    painted: NonNegativeFloat = 0.62  # lesions painted into backgrounds
+    nodules: NonNegativeFloat = 0.15  # real nodules of nodules_lidc in lungs with room
+    regions: NonNegativeFloat = 0.08  # stable regions of real scans
+    organs: NonNegativeFloat = 0.15  # labels of organs_ct
+    sarcomas: NonNegativeFloat = 0.0  # sarcoma_ct
+    diameter_mm: tuple[PositiveFloat, PositiveFloat] = (6.0, 150.0)  # of painted lesions, log-uniform
+    spacing_mm: tuple[PositiveFloat, PositiveFloat] = (1.0, 4.0)
+    voxels_across: PositiveFloat = 24.0  # median of how many voxels long the clicked thing is
+    voxels_spread: NonNegativeFloat = 0.35  # s.d. of its logarithm
+    neighbours: Fraction = 0.45  # of the painted crops: others like the lesion, that are not clicked
+    turned: Fraction = 0.5  # of the crops, by up to 20 degrees about each axis
+    stretch: NonNegativeFloat = 0.12  # s.d. of the logarithm of each axis's own zoom
+    off_centre: Fraction = 0.3  # of the crops: the click lies anywhere in it
+    cut: Fraction = 0.15  # of the crops: the scan ends at random margins about the lesion
+    contrast: Fraction = 0.25  # of the crops: a random curve changes all intensities, at times inverted, as in MR
+    shift_hu: NonNegativeFloat = 25.0
+    noise_hu: NonNegativeFloat = 15.0  # largest s.d. of added noise
+    blur: Fraction = 0.2  # of the crops, along an axis, as of thick slices
+
+    def shares(self) -> dict[str, float]:
+        """By source, adding up to 1."""
+        given = {source: float(getattr(self, source)) for source in SOURCES}
+        total = sum(given.values()) or 1.0
+        return {source: value / total for source, value in given.items()}

@@ -1,0 +1,36 @@
+"""The fixed split: which patients a model may be trained on, and which decide whether it is good."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+import yaml
+
+from voxsam.errors import InputError
+
+Part = Literal["train", "validation", "excluded"]
+FILE = Path(__file__).with_name("split.yaml")
+
+
+@cache
+def read_split() -> dict[str, dict[Part, tuple[str, ...]]]:
+    """By source (a folder of the shared data): the cases, or of nodules the patients, of each part."""
+    found = yaml.safe_load(FILE.read_text(encoding="utf-8"))
+    return {source: {part: tuple(names) for part, names in parts.items()} for source, parts in found.items()}
+
+
+def cases(source: str, part: Part) -> tuple[str, ...]:
+    """The cases of a part of a source, none where the split has none. Raises InputError for an unknown source."""
+    split = read_split()
+    if source not in split:
+        raise InputError(f"the source {source}", f"one of {', '.join(split)}", f"see {FILE.name}")
+    return split[source].get(part, ())
+
+
+def nodule_part(case: str) -> Part:
+    """Where a case of nodules_lidc belongs, by the patient in its name `LIDC-IDRI-PATIENT_R_NODULE`."""
+    patient = case.removeprefix("LIDC-IDRI-").partition("_")[0]
+    parts = read_split()["nodules_lidc"]
+    return next((part for part in ("excluded", "validation") if patient in parts.get(part, ())), "train")

@@ -1,0 +1,275 @@
+"""EngineStream: the training samples of the data engine; sample n of a seed is always the same.
+
+Each is a crop, the thing in it that was clicked, and the first clicks. What is clicked: a painted lesion, a real
+nodule put into a lung with room, an organ, a stable region of a scan, a sarcoma.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.ndimage
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+
+from voxsam.errors import InputError, InternalError
+from voxsam.lab.data.points import draw_points
+from voxsam.lab.data.sampling import Sample
+from voxsam.lab.engine.crops import Frame, cut_to, draw_frame, draw_spacing, normalised
+from voxsam.lab.engine.painting import (
+    BONE,
+    FAT,
+    LUNG,
+    SOFT,
+    Mask,
+    Site,
+    draw_look,
+    draw_shape,
+    like,
+    paint,
+    tissue_of,
+)
+from voxsam.lab.engine.regions import stable_region
+from voxsam.lab.engine.scans import ORGAN, Scan, with_places
+from voxsam.lab.engine.settings import EngineSettings
+from voxsam.preprocess import Preprocessing
+
+TRIES = 60  # of drawing one sample: a lesion may find no room, a voxel no region
+PLACES = {ORGAN: 0.5, SOFT: 0.17, LUNG: 0.18, FAT: 0.09, BONE: 0.06}  # where lesions are painted
+LARGEST_MM = {ORGAN: 150.0, SOFT: 150.0, LUNG: 90.0, FAT: 150.0, BONE: 70.0}
+OTHERS = 5  # at most, of lesions like the painted one
+APART = 2  # voxels at least between it and those
+PASTE_VOXELS = 1.0  # over which a pasted nodule fades into the lung
+FILLED = 0.35  # of the crops that reach beyond a sarcoma's scan: other tissue lies there
+
+
+@dataclass(frozen=True)
+class Nodule:
+    """A real nodule: `image` HU and `mask` (D, H, W) at one mm, SAR."""
+
+    image: NDArray[np.float32]
+    mask: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What samples are made of."""
+
+    backgrounds: Sequence[Scan]
+    organs: Sequence[Scan] = ()  # with labels 1..n
+    nodules: Sequence[Nodule] = ()
+    sarcomas: Sequence[Scan] = ()  # with label 1
+
+
+Drawn = tuple[NDArray[np.float32], Mask, Mask, Frame]  # image HU, what is clicked, where the scan is, the crop's axes
+
+
+class EngineStream(Dataset[Sample]):
+    """`length` samples of crops of `side` voxels. Raises InputError where a source with a share has nothing."""
+
+    def __init__(
+        self,
+        sources: Sources,
+        settings: EngineSettings,
+        preprocessing: Preprocessing,
+        side: int,
+        length: int,
+        seed: int,
+    ) -> None:
+        self.sources, self.settings, self.preprocessing = sources, settings, preprocessing
+        self.side, self.length, self.seed = side, length, seed
+        self._draw: dict[str, Callable[[np.random.Generator], Drawn | None]] = {
+            "painted": self._painted,
+            "nodules": self._nodule,
+            "regions": self._region,
+            "organs": self._organ,
+            "sarcomas": self._sarcoma,
+        }
+        self._shares = settings.shares()
+        have = {"nodules": sources.nodules, "organs": sources.organs, "sarcomas": sources.sarcomas}
+        for source, share in self._shares.items():
+            if share and not have.get(source, sources.backgrounds):
+                given = f"a share of {share:.2f} of {source}, of which the data has none"
+                raise InputError(given, "data for each source with a share", "give its folder, or set the share to 0")
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, number: int) -> Sample:
+        rng = np.random.default_rng([self.seed, number])
+        kinds = list(self._shares)
+        for _ in range(TRIES):
+            kind = kinds[int(rng.choice(len(kinds), p=list(self._shares.values())))]
+            drawn = self._draw[kind](rng)
+            if drawn is not None:
+                return {**self._finish(*drawn, rng), "number": np.array(number)}
+        raise InternalError(f"sample {number} of seed {self.seed} could not be drawn in {TRIES} tries")
+
+    def _finish(self, image: NDArray, label: Mask, seen: Mask, frame: Frame, rng: np.random.Generator) -> Sample:
+        if rng.random() < self.settings.cut:
+            seen = seen & cut_to(label, frame.spacing_mm, rng)
+        label = label & seen
+        crop = normalised(image, seen, self.settings, self.preprocessing, rng)
+        middle = (self.side // 2,) * 3
+        centred = bool(label[middle])
+        points, labels = draw_points("clicks", label, False, centred, rng)
+        return {"crop": crop[None], "label": label[None].astype(np.float32), "points": points, "labels": labels}
+
+    def _frame(self, diameter_mm: float, rng: np.random.Generator) -> Frame:
+        return draw_frame(draw_spacing(diameter_mm, self.settings, rng), self.settings, rng)
+
+    def _aside(self, frame: Frame, rng: np.random.Generator) -> NDArray[np.float64]:
+        """(3,) mm by which the crop's middle lies beside the click: 0, or anywhere in which the click stays inside."""
+        if rng.random() >= self.settings.off_centre:
+            return np.zeros(3)
+        return frame.matrix @ rng.uniform(-0.4, 0.4, 3) * self.side
+
+    # Painted lesions
+
+    def _painted(self, rng: np.random.Generator) -> Drawn | None:
+        kind = int(rng.choice(list(PLACES), p=list(PLACES.values())))
+        scan, place = self._place([*self.sources.backgrounds, *self.sources.organs], kind, rng)
+        if scan is None:
+            return None
+        low, high = self.settings.diameter_mm
+        diameter = float(np.exp(rng.uniform(np.log(low), np.log(min(high, LARGEST_MM[kind])))))
+        frame = self._frame(diameter, rng)
+        aside = rng.standard_normal(3)  # a click anywhere in the lesion is the middle of the crop
+        aside *= diameter / 2 * rng.uniform(0, 0.8) / np.linalg.norm(aside)
+        middle = place + aside + self._aside(frame, rng)
+        image, _, seen = scan.read(middle, frame.matrix, self.side)
+        centre = np.linalg.solve(frame.matrix, place - middle) + self.side // 2
+        return self._paint(image, seen, frame, centre, SOFT if kind == ORGAN else kind, diameter, rng)
+
+    def _place(
+        self, scans: Sequence[Scan], kind: int, rng: np.random.Generator
+    ) -> tuple[Scan | None, NDArray[np.float64]]:
+        """A scan and a place of a kind in it, in mm."""
+        able = with_places(scans, kind)
+        if not able:
+            return None, np.zeros(3)
+        scan = able[int(rng.integers(len(able)))]
+        places = scan.places[kind]
+        return scan, places[rng.integers(len(places))] + rng.uniform(-1.5, 1.5, 3)
+
+    def _paint(
+        self,
+        image: NDArray[np.float32],
+        seen: Mask,
+        frame: Frame,
+        centre: NDArray[np.float64],
+        tissue: int,
+        diameter: float,
+        rng: np.random.Generator,
+    ) -> Drawn | None:
+        """The crop with a lesion about `centre` (voxels), and others like it or not."""
+        site = Site.of(image, frame.spacing_mm, 0.0)
+        site = Site(image, site.smooth, site.spacing_mm, noise_hu(image, site.smooth))
+        at = np.rint(centre).astype(int).clip(0, self.side - 1)
+        around = site.smooth[tuple(slice(max(0, a - 2), a + 3) for a in at)]
+        look = draw_look(diameter, tissue, float(around.mean()), rng)
+        done = paint(site, centre, draw_shape(diameter, rng), look, rng, ~seen)
+        if done is None:
+            return None
+        site, label = done
+        if rng.random() < self.settings.neighbours:
+            avoid = ~seen | scipy.ndimage.binary_dilation(label, iterations=APART)
+            for _ in range(int(rng.integers(1, OTHERS + 1))):
+                at = rng.integers(0, self.side, 3)
+                if tissue_of(site.smooth[tuple(at)][None])[0] != tissue or avoid[tuple(at)]:
+                    continue
+                alike = like(look, rng) if rng.random() < 0.8 else draw_look(diameter, tissue, float(around.mean()), rng)
+                size = max(5.0, diameter * rng.uniform(0.3, 1.1))
+                other = paint(site, at.astype(float), draw_shape(size, rng), alike, rng, avoid)
+                if other is not None:
+                    site, avoid = other[0], avoid | scipy.ndimage.binary_dilation(other[1], iterations=APART)
+        return site.image, label, seen, frame
+
+    # Real things
+
+    def _nodule(self, rng: np.random.Generator) -> Drawn | None:
+        scan, place = self._place(self.sources.backgrounds, LUNG, rng)
+        if scan is None:
+            return None
+        nodule = self.sources.nodules[int(rng.integers(len(self.sources.nodules)))]
+        voxels = np.argwhere(nodule.mask > 0.5)
+        diameter = float(np.ptp(voxels, axis=0).max() + 1)
+        frame = self._frame(diameter, rng)
+        clicked = voxels[rng.integers(len(voxels))]
+        middle = place + self._aside(frame, rng)
+        image, _, seen = scan.read(middle, frame.matrix, self.side)
+        # The nodule has its own turn; its clicked voxel comes to `place`.
+        own = np.linalg.qr(rng.standard_normal((3, 3)))[0] if rng.random() < 0.5 else np.eye(3)
+        matrix = own @ frame.matrix
+        at = np.linalg.solve(frame.matrix, place - middle) + self.side // 2
+        offset = clicked - matrix @ at
+        size = (self.side,) * 3
+        mask = scipy.ndimage.affine_transform(nodule.mask, matrix, offset, output_shape=size, order=1, cval=0)
+        label = mask > 0.5
+        if label.sum() < SMALLEST_NODULE:
+            return None
+        tissue = scipy.ndimage.affine_transform(nodule.image, matrix, offset, output_shape=size, order=1, mode="nearest")
+        own_weight = np.clip(2 * scipy.ndimage.gaussian_filter(mask, PASTE_VOXELS, truncate=2.5), 0, 1)
+        return image * (1 - own_weight) + tissue * own_weight, label & seen, seen, frame
+
+    def _region(self, rng: np.random.Generator) -> Drawn | None:
+        kind = int(rng.choice([ORGAN, SOFT, BONE], p=[0.3, 0.6, 0.1]))
+        scan, place = self._place([*self.sources.backgrounds, *self.sources.sarcomas], kind, rng)
+        if scan is None:
+            return None
+        frame = draw_frame(float(np.exp(rng.uniform(*np.log(self.settings.spacing_mm)))), self.settings, rng)
+        middle = place + self._aside(frame, rng)
+        image, label, seen = scan.read(middle, frame.matrix, self.side)
+        at = np.rint(np.linalg.solve(frame.matrix, place - middle) + self.side // 2).astype(int)
+        d, h, w = at.clip(0, self.side - 1).tolist()
+        region = stable_region(np.where(seen, image, np.float32(-1024)), (d, h, w), rng.uniform(0.6, 1.4), rng)
+        return None if region is None else (image, region & seen, seen, frame)
+
+    def _organ(self, rng: np.random.Generator) -> Drawn | None:
+        scan = self.sources.organs[int(rng.integers(len(self.sources.organs)))]
+        numbers = np.unique(scan.levels[-1].label)
+        return self._labelled(scan, int(rng.choice(numbers[numbers > 0])), rng)
+
+    def _sarcoma(self, rng: np.random.Generator) -> Drawn | None:
+        drawn = self._labelled(self.sources.sarcomas[int(rng.integers(len(self.sources.sarcomas)))], 1, rng)
+        if drawn is None:
+            return None
+        image, label, seen, frame = drawn
+        if rng.random() < 0.7:
+            seen = seen & cut_to(label, frame.spacing_mm, rng)
+        if rng.random() < FILLED and not seen.all():
+            scan, place = self._place(self.sources.backgrounds, SOFT, rng)
+            if scan is not None:
+                other, _, there = scan.read(place, frame.matrix, self.side)
+                image, seen = np.where(seen, image, other), seen | there
+        return image, label, seen, frame
+
+    def _labelled(self, scan: Scan, value: int, rng: np.random.Generator) -> Drawn | None:
+        """A crop about a voxel of a label; the part of it that hangs together with that voxel is clicked."""
+        voxels = scan.label_voxels(value)
+        if not len(voxels):
+            return None
+        place = voxels[rng.integers(len(voxels))] + rng.uniform(-0.4, 0.4, 3) * scan.levels[-1].spacing_mm
+        diameter = float(np.cbrt(len(voxels) * np.prod(scan.levels[-1].spacing_mm)) * 1.5)
+        frame = self._frame(diameter, rng)
+        middle = place + self._aside(frame, rng)
+        image, label, seen = scan.read(middle, frame.matrix, self.side)
+        assert label is not None
+        at = np.rint(np.linalg.solve(frame.matrix, place - middle) + self.side // 2).astype(int)
+        parts, _ = scipy.ndimage.label(label == value)  # type: ignore[misc]
+        number = parts[tuple(at.clip(0, self.side - 1))]
+        return None if not number else (image, parts == number, seen, frame)
+
+
+SMALLEST_NODULE = 12  # voxels
+
+
+def noise_hu(image: NDArray[np.float32], smooth: NDArray[np.float32]) -> float:
+    """The s.d. of a crop's noise, from the middle half of its residuals in soft tissue; 8 where there is none."""
+    residual = (image - smooth)[(smooth > -20) & (smooth < 180)][::7]
+    if len(residual) < 200:
+        return 8.0
+    low, high = np.percentile(residual, (25, 75))
+    return float(np.clip((high - low) / 1.35, 1.0, 60.0))

@@ -1,0 +1,155 @@
+"""The refinement head: a small U-shaped network at half resolution that is told where the clicks are (an extension).
+
+The paper's network knows one kind of tumour in a crop about its click, and needs to be told only what a click looks
+like. One for any tumour needs the place, and voxels finer than tokens. What no click changes, the crop's details and
+their share of the first convolutions, is computed once; the rest costs some 6 GFLOP a click for a crop of 64^3.
+
+B batch, N points, D H W crop, w width at half resolution, C feature width, m head width; a list of places that end
+with /2, /4 ... are at that share of the crop's resolution.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from voxsam.network.prompt_encoder import NEGATIVE, POSITIVE, in_crop
+from voxsam.network.sizes import ModelConfig
+
+FULL = 8  # channels at full resolution
+PREVIOUS_LOGIT = 6.0  # beyond which a previous mask is as sure as can be
+
+
+class Details(NamedTuple):
+    """What no click changes: shares of the first convolutions at 1/2 and 1/4, and of the last at full resolution."""
+
+    half: Tensor  # (B, w, D/2, H/2, W/2)
+    quarter: Tensor  # (B, 2 w, D/4, H/4, W/4)
+    full: Tensor  # (B, FULL, D, H, W)
+
+
+def click_maps(
+    points_BN3: Tensor, labels_BN: Tensor | None, shape: tuple[int, ...], deviations: tuple[float, ...], step: int = 1
+) -> Tensor:
+    """(B, 2 K, *shape): for each polarity and each of K s.d. (crop voxels) the highest Gaussian about its clicks.
+
+    Positive ones first. Points are crop voxels (d, h, w); a map's voxel holds `step` of the crop's on each axis. A
+    point outside the crop, and padding, draws nothing.
+    """
+    labels = torch.full(points_BN3.shape[:2], POSITIVE, device=points_BN3.device) if labels_BN is None else labels_BN
+    inside = in_crop(points_BN3, tuple(n * step for n in shape))
+    squares = [
+        (torch.arange(n, device=points_BN3.device) * step + (step - 1) / 2 - points_BN3[..., axis, None]).square()
+        for axis, n in enumerate(shape)
+    ]  # (B, N, n) each
+    maps = []
+    for kind in (POSITIVE, NEGATIVE):
+        far = torch.where(inside & (labels == kind), 0.0, torch.inf)[..., None]
+        for deviation in deviations:
+            d, h, w = (torch.exp(-(square + far) / (2 * deviation**2)) for square in squares)
+            best = points_BN3.new_zeros(len(points_BN3), *shape)
+            for n in range(points_BN3.shape[1]):  # a Gaussian is the product of its axes
+                best = torch.maximum(best, d[:, n, :, None, None] * h[:, n, None, :, None] * w[:, n, None, None, :])
+            maps.append(best)
+    return torch.stack(maps, 1)
+
+
+class Stage(nn.Module):
+    """3x3x3 convolution, InstanceNorm, LeakyReLU; then another, added to the first: a residual of two convolutions."""
+
+    def __init__(self, width: int, given: int | None = None, stride: int = 1) -> None:
+        super().__init__()
+        self.enter = nn.Conv3d(width if given is None else given, width, 3, stride, 1, bias=False)
+        self.norm1, self.norm2 = (nn.InstanceNorm3d(width, affine=True) for _ in range(2))
+        self.conv = nn.Conv3d(width, width, 3, padding=1, bias=False)
+
+    def forward(self, x_BcDHW: Tensor, share: Tensor | None = None) -> Tensor:
+        """`share` is added to the first convolution: the part of its sum that was computed before."""
+        x = self.enter(x_BcDHW)
+        x = F.leaky_relu(self.norm1(x if share is None else x + share), 0.01)
+        return F.leaky_relu(x + self.norm2(self.conv(x)), 0.01)
+
+
+class RefinementHead(nn.Module):
+    """Crop, coarse logits, features that clicks have changed, click maps, a previous mask -> logits at full resolution.
+
+    The coarse logits are those of the mask decoder; what the head adds to them starts at zero, so that an untrained
+    head leaves them as they are. Sides of a crop are multiples of 16.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        w, self.deviations = config.refine_width, config.click_maps
+        maps = 2 * len(self.deviations)
+        # Of the crop alone
+        self.stem = nn.Conv3d(config.channels, w, 4, 2, 1)
+        self.detail_half = Stage(w)
+        self.detail_quarter = Stage(2 * w, w, stride=2)
+        self.share_half = nn.Conv3d(w, w, 3, padding=1, bias=False)
+        self.share_quarter = nn.Conv3d(2 * w, 2 * w, 1, bias=False)
+        self.share_full = nn.Conv3d(config.channels, FULL, 3, padding=1)
+        # Of the clicks
+        self.half = Stage(w, maps + 2)
+        self.quarter = Stage(2 * w, w, stride=2)
+        self.fused = nn.Conv3d(config.head_width, 2 * w, 1, bias=False)
+        self.eighth = Stage(3 * w, 2 * w, stride=2)
+        self.tokens = nn.Conv3d(config.feature_width, 3 * w, 1, bias=False)
+        self.sixteenth = Stage(4 * w, 3 * w, stride=2)
+        self.to_eighth = nn.Conv3d(4 * w, 3 * w, 1)
+        self.up_eighth = Stage(3 * w)
+        self.to_quarter = nn.Conv3d(3 * w, 2 * w, 1)
+        self.up_quarter = Stage(2 * w)
+        self.to_half = nn.Conv3d(2 * w, w, 1)
+        self.up_half = Stage(w)
+        self.to_full = nn.Conv3d(w, FULL, 1)
+        self.norm_full = nn.InstanceNorm3d(FULL, affine=True)
+        self.last = nn.Conv3d(FULL, FULL, 3, padding=1)
+        self.classify = nn.Conv3d(FULL, 2, 1)
+        nn.init.zeros_(self.classify.weight)
+        nn.init.zeros_(self.classify.bias)  # type: ignore[arg-type]
+
+    def details(self, crops_B1DHW: Tensor) -> Details:
+        """What no click changes; holds while the crop does."""
+        crops = crops_B1DHW.contiguous(memory_format=torch.channels_last_3d)
+        half = self.detail_half(self.stem(crops))
+        quarter = self.detail_quarter(half)
+        return Details(self.share_half(half), self.share_quarter(quarter), self.share_full(crops))
+
+    def forward(
+        self,
+        details: Details,
+        coarse_B2DHW: Tensor,
+        fused_BmFFF: Tensor,
+        tokens_BCGGG: Tensor,
+        points_BN3: Tensor,
+        labels_BN: Tensor | None,
+        previous_B1DHW: Tensor | None = None,
+    ) -> Tensor:
+        """(B, 2, D, H, W) logits. `previous`: the logits, tumour less background, of a mask to go on from, if any."""
+        shape = tuple(coarse_B2DHW.shape[2:])
+        half = tuple(n // 2 for n in shape)
+        coarse = coarse_B2DHW[:, 1:] - coarse_B2DHW[:, :1]
+        if previous_B1DHW is None:
+            previous_B1DHW = torch.zeros_like(coarse)
+        seen = [F.avg_pool3d(x.clamp(-PREVIOUS_LOGIT, PREVIOUS_LOGIT), 2) for x in (coarse, previous_B1DHW)]
+        maps = click_maps(points_BN3, labels_BN, half, self.deviations, 2).to(coarse.dtype)
+        x = torch.cat([maps, *seen], 1).contiguous(memory_format=torch.channels_last_3d)
+        at_half = self.half(x, details.half)
+        grid = details.quarter.shape[2:]
+        at_quarter = self.quarter(at_half, details.quarter + _resized(self.fused(fused_BmFFF), grid))
+        at_eighth = self.eighth(at_quarter, _resized(self.tokens(tokens_BCGGG), tuple(-(-n // 2) for n in grid)))
+        x = self.sixteenth(at_eighth)
+        x = self.up_eighth(at_eighth + _resized(self.to_eighth(x), at_eighth.shape[2:]))
+        x = self.up_quarter(at_quarter + _resized(self.to_quarter(x), at_quarter.shape[2:]))
+        x = self.up_half(at_half + _resized(self.to_half(x), half))
+        x = details.full + _resized(self.to_full(x), shape)
+        x = self.last(F.leaky_relu(self.norm_full(x), 0.01))
+        return coarse_B2DHW + self.classify(F.leaky_relu(x, 0.01))
+
+
+def _resized(x: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Trilinear, voxel faces on voxel faces."""
+    return x if tuple(x.shape[2:]) == tuple(size) else F.interpolate(x, tuple(size), mode="trilinear")
