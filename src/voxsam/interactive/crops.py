@@ -20,7 +20,7 @@ from torch import Tensor
 from voxsam.boxes import NOWHERE, bounding_box, grown, hull, intersection, is_empty, joined, within
 from voxsam.errors import CheckpointError
 from voxsam.geometry import Grid
-from voxsam.network.promptable import Features, Promptable
+from voxsam.network.promptable import Features, Promptable, Static
 from voxsam.preprocess import Slices, Window, read_crops
 from voxsam.volume import Volume
 
@@ -179,13 +179,14 @@ class Encoded:
     """What is kept of an encoded crop: the features that clicks change, and the part of decoding that they do not."""
 
     features: Features
-    static: Tensor
+    static: Static
     crop: Tensor  # (1, K, D, H, W), K images
 
     @property
     def nbytes(self) -> int:
         """Memory that it takes."""
-        return sum(tensor.nbytes for tensor in (*self.features, self.static, self.crop))
+        static = (self.static,) if isinstance(self.static, Tensor) else self.static
+        return sum(tensor.nbytes for tensor in (*self.features, *static, self.crop))
 
 
 class EncodedCrops:

@@ -16,7 +16,8 @@ from voxsam.network.image_encoder import ImageEncoder
 from voxsam.network.mask_decoder import MaskDecoder
 from voxsam.network.positional_prompt import PositionalPromptEncoder
 from voxsam.network.prompt_encoder import PromptEncoder, sample_features
-from voxsam.network.promptable import BlockProgress, Features, Promptable
+from voxsam.network.promptable import BlockProgress, Features, Promptable, Static
+from voxsam.network.refinement import Details, RefinementHead
 from voxsam.network.sizes import LEVELS
 
 
@@ -37,6 +38,7 @@ class VoxSAMNetwork(Promptable):
         for level in config.prompt_levels:
             self.add_module(_prompt_encoder(level), None if card.automatic else encoder(config))
         self.mask_decoder = MaskDecoder(config)
+        self.refinement = RefinementHead(config) if config.click_maps else None
 
     def encode(self, crops_B1DHW: Tensor, progress: BlockProgress | None = None) -> Features:
         """(B, 1, D, H, W) float, normalised -> four (B, C, D/T, H/T, W/T), level 4 last, T = config.stride."""
@@ -71,9 +73,10 @@ class VoxSAMNetwork(Promptable):
         levels = self.config.prompt_levels
         return features if len(features) == len(levels) else tuple(features[level - LEVELS - 1] for level in levels)
 
-    def static(self, features: Features, crops_B1DHW: Tensor) -> Tensor:
+    def static(self, features: Features, crops_B1DHW: Tensor) -> Static:
         """The part of decoding that no click changes; pass it to `decode` to click again in the same crop."""
-        return self.mask_decoder.static(features, crops_B1DHW)
+        static = self.mask_decoder.static(features, crops_B1DHW)
+        return static if self.refinement is None else (static, *self.refinement.details(crops_B1DHW))
 
     def decode(
         self,
@@ -83,8 +86,9 @@ class VoxSAMNetwork(Promptable):
         *,
         prompt_features: Tensor | None = None,
         labels: Tensor | None = None,
-        static: Tensor | None = None,
+        static: Static | None = None,
         conditioning: Conditioning | None = None,
+        previous: Tensor | None = None,
     ) -> Tensor:
         """(B, 2, D, H, W) logits: background, tumour. With `static`, `features` may be the prompted levels alone.
 
@@ -92,21 +96,53 @@ class VoxSAMNetwork(Promptable):
         crop; neither: automatic mode, the prompt encoder is left out. With both, the features count, and the points say
         where a model with `config.marks` marks them (outside the crop: nowhere). `labels` (B, N): 1 positive, 0
         negative, -1 padding; left out, all are positive. With `conditioning` the answer then agrees with the points.
+        With `config.click_maps` the refinement head sees the points and `previous` (B, 1, D, H, W: the logits, tumour
+        less background, of a mask to go on from).
         """
-        if points is not None and prompt_features is None:
-            prompt_features = self.sample(features, points)
-        if static is None:
-            static = self.static(features, crops_B1DHW)
-        prompted = self.prompted(features)
-        if prompt_features is not None:
-            prompted = self._prompt(prompted, prompt_features, labels, points)
-        fused = self.mask_decoder.fused(static, prompted)
-        logits = self.mask_decoder(fused, tuple(crops_B1DHW.shape[2:]))
+        coarse, fused, logits = self.decode_stages(
+            features,
+            crops_B1DHW,
+            points,
+            prompt_features=prompt_features,
+            labels=labels,
+            static=static,
+            previous=previous,
+        )
+        logits = coarse if logits is None else logits
         if conditioning is None or points is None:
             return logits
         if labels is None:
             labels = torch.ones(points.shape[:2], dtype=torch.long, device=points.device)
         return condition(logits, fused, points, labels, conditioning)
+
+    def decode_stages(
+        self,
+        features: Features,
+        crops_B1DHW: Tensor,
+        points: Tensor | None = None,
+        *,
+        prompt_features: Tensor | None = None,
+        labels: Tensor | None = None,
+        static: Static | None = None,
+        previous: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The mask decoder's logits, its fused features (B, m, F, F, F), and the refined logits or None."""
+        if points is not None and prompt_features is None:
+            prompt_features = self.sample(features, points)
+        if static is None:
+            static = self.static(features, crops_B1DHW)
+        static, *details = (static,) if isinstance(static, Tensor) else static
+        prompted = self.prompted(features)
+        if prompt_features is not None:
+            prompted = self._prompt(prompted, prompt_features, labels, points)
+        fused = self.mask_decoder.fused(static, prompted)
+        coarse = self.mask_decoder(fused, tuple(crops_B1DHW.shape[2:]))
+        if self.refinement is None:
+            return coarse, fused, None
+        if points is None:
+            points, labels = crops_B1DHW.new_zeros((len(crops_B1DHW), 0, 3)), None
+        refined = self.refinement(Details(*details), coarse, fused, prompted[-1], points, labels, previous)
+        return coarse, fused, refined
 
     def _prompt(
         self, levels: Features, prompt_features: Tensor, labels: Tensor | None, points: Tensor | None

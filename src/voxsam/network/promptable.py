@@ -14,6 +14,7 @@ from voxsam.network.conditioning import Conditioning
 from voxsam.network.sizes import ModelConfig
 
 Features = tuple[Tensor, ...]
+Static = Tensor | tuple[Tensor, ...]
 BlockProgress = Callable[[int, int], None]  # blocks done, and blocks in all
 
 
@@ -51,7 +52,7 @@ class Promptable(nn.Module, ABC):
         """(B, N, C): what the voxels under the points (d, h, w in crop voxels) look like; 0 outside the crop."""
 
     @abstractmethod
-    def static(self, features: Features, crops_B1DHW: Tensor) -> Tensor:
+    def static(self, features: Features, crops_B1DHW: Tensor) -> Static:
         """The part of decoding that no click changes; pass it to `decode` to click again in the same crop."""
 
     def prompted(self, features: Features) -> Features:
@@ -67,10 +68,15 @@ class Promptable(nn.Module, ABC):
         *,
         prompt_features: Tensor | None = None,
         labels: Tensor | None = None,
-        static: Tensor | None = None,
+        static: Static | None = None,
         conditioning: Conditioning | None = None,
+        previous: Tensor | None = None,
     ) -> Tensor:
-        """(B, 2, D, H, W) logits: background, tumour. `labels` (B, N): 1 positive, 0 negative, -1 padding."""
+        """(B, 2, D, H, W) logits: background, tumour. `labels` (B, N): 1 positive, 0 negative, -1 padding.
+
+        `previous` (B, 1, D, H, W): the logits, tumour less background, of a mask to go on from; a network that cannot
+        leaves it aside.
+        """
 
     def forward(self, crops_B1DHW: Tensor, points_BN3: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
         """encode, then decode."""

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from voxsam.kernels.convolution import convolve
 from voxsam.network.prompt_encoder import NEGATIVE, POSITIVE, in_crop
 from voxsam.network.sizes import ModelConfig
 
@@ -68,9 +69,22 @@ class Stage(nn.Module):
 
     def forward(self, x_BcDHW: Tensor, share: Tensor | None = None) -> Tensor:
         """`share` is added to the first convolution: the part of its sum that was computed before."""
-        x = self.enter(x_BcDHW)
+        x = self.enter(x_BcDHW) if self.enter.stride != (1, 1, 1) else convolve(x_BcDHW, self.enter.weight)
         x = F.leaky_relu(self.norm1(x if share is None else x + share), 0.01)
-        return F.leaky_relu(x + self.norm2(self.conv(x)), 0.01)
+        return F.leaky_relu(x + self.norm2(convolve(x, self.conv.weight)), 0.01)
+
+
+class Joined(nn.Module):
+    """3x3x3 convolution, InstanceNorm, LeakyReLU: of the stem, and on the way up."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(width, width, 3, padding=1, bias=False)
+        self.norm = nn.InstanceNorm3d(width, affine=True)
+
+    def forward(self, x_BcDHW: Tensor) -> Tensor:
+        """The same shape."""
+        return F.leaky_relu(self.norm(convolve(x_BcDHW, self.conv.weight)), 0.01)
 
 
 class RefinementHead(nn.Module):
@@ -86,26 +100,26 @@ class RefinementHead(nn.Module):
         maps = 2 * len(self.deviations)
         # Of the crop alone
         self.stem = nn.Conv3d(config.channels, w, 4, 2, 1)
-        self.detail_half = Stage(w)
+        self.detail_half = Joined(w)
         self.detail_quarter = Stage(2 * w, w, stride=2)
         self.share_half = nn.Conv3d(w, w, 3, padding=1, bias=False)
         self.share_quarter = nn.Conv3d(2 * w, 2 * w, 1, bias=False)
         self.share_full = nn.Conv3d(config.channels, FULL, 3, padding=1)
         # Of the clicks
-        self.half = Stage(w, maps + 2)
-        self.quarter = Stage(2 * w, w, stride=2)
+        self.at2 = Stage(w, maps + 2)
+        self.at4 = Stage(2 * w, w, stride=2)
         self.fused = nn.Conv3d(config.head_width, 2 * w, 1, bias=False)
-        self.eighth = Stage(3 * w, 2 * w, stride=2)
+        self.at8 = Stage(3 * w, 2 * w, stride=2)
         self.tokens = nn.Conv3d(config.feature_width, 3 * w, 1, bias=False)
-        self.sixteenth = Stage(4 * w, 3 * w, stride=2)
-        self.to_eighth = nn.Conv3d(4 * w, 3 * w, 1)
-        self.up_eighth = Stage(3 * w)
-        self.to_quarter = nn.Conv3d(3 * w, 2 * w, 1)
-        self.up_quarter = Stage(2 * w)
-        self.to_half = nn.Conv3d(2 * w, w, 1)
-        self.up_half = Stage(w)
-        self.to_full = nn.Conv3d(w, FULL, 1)
-        self.norm_full = nn.InstanceNorm3d(FULL, affine=True)
+        self.at16 = Stage(4 * w, 3 * w, stride=2)
+        self.to8 = nn.ConvTranspose3d(4 * w, 3 * w, 2, 2)
+        self.up8 = Joined(3 * w)
+        self.to4 = nn.ConvTranspose3d(3 * w, 2 * w, 2, 2)
+        self.up4 = Joined(2 * w)
+        self.to2 = nn.ConvTranspose3d(2 * w, w, 2, 2)
+        self.up2 = Joined(w)
+        self.to1 = nn.ConvTranspose3d(w, FULL, 2, 2)
+        self.norm1 = nn.InstanceNorm3d(FULL, affine=True)
         self.last = nn.Conv3d(FULL, FULL, 3, padding=1)
         self.classify = nn.Conv3d(FULL, 2, 1)
         nn.init.zeros_(self.classify.weight)
@@ -116,7 +130,8 @@ class RefinementHead(nn.Module):
         crops = crops_B1DHW.contiguous(memory_format=torch.channels_last_3d)
         half = self.detail_half(self.stem(crops))
         quarter = self.detail_quarter(half)
-        return Details(self.share_half(half), self.share_quarter(quarter), self.share_full(crops))
+        full = convolve(crops, self.share_full.weight, self.share_full.bias)
+        return Details(convolve(half, self.share_half.weight), self.share_quarter(quarter), full)
 
     def forward(
         self,
@@ -137,16 +152,16 @@ class RefinementHead(nn.Module):
         seen = [F.avg_pool3d(x.clamp(-PREVIOUS_LOGIT, PREVIOUS_LOGIT), 2) for x in (coarse, previous_B1DHW)]
         maps = click_maps(points_BN3, labels_BN, half, self.deviations, 2).to(coarse.dtype)
         x = torch.cat([maps, *seen], 1).contiguous(memory_format=torch.channels_last_3d)
-        at_half = self.half(x, details.half)
+        at2 = self.at2(x, details.half)
         grid = details.quarter.shape[2:]
-        at_quarter = self.quarter(at_half, details.quarter + _resized(self.fused(fused_BmFFF), grid))
-        at_eighth = self.eighth(at_quarter, _resized(self.tokens(tokens_BCGGG), tuple(-(-n // 2) for n in grid)))
-        x = self.sixteenth(at_eighth)
-        x = self.up_eighth(at_eighth + _resized(self.to_eighth(x), at_eighth.shape[2:]))
-        x = self.up_quarter(at_quarter + _resized(self.to_quarter(x), at_quarter.shape[2:]))
-        x = self.up_half(at_half + _resized(self.to_half(x), half))
-        x = details.full + _resized(self.to_full(x), shape)
-        x = self.last(F.leaky_relu(self.norm_full(x), 0.01))
+        at4 = self.at4(at2, details.quarter + _resized(self.fused(fused_BmFFF), grid))
+        at8 = self.at8(at4, _resized(self.tokens(tokens_BCGGG), tuple(-(-n // 2) for n in grid)))
+        x = self.at16(at8)
+        x = self.up8(at8 + self.to8(x))
+        x = self.up4(at4 + self.to4(x))
+        x = self.up2(at2 + self.to2(x))
+        x = details.full + self.to1(x)
+        x = convolve(F.leaky_relu(self.norm1(x), 0.01), self.last.weight, self.last.bias)
         return coarse_B2DHW + self.classify(F.leaky_relu(x, 0.01))
 
 

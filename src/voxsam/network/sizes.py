@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, model_validator
 
 LEVELS = 4  # feature maps that the encoder hands to the decoder (paper, Fig. 4)
 SAM_WINDOW = 14  # SAM's own window: its relative-position tables have 2 * 14 - 1 rows
@@ -57,6 +57,8 @@ class ModelConfig(BaseModel):
     fusion: Literal["double", "crop"] = "double"
     polarity: bool = False  # learned embeddings for positive and negative clicks (an extension)
     marks: bool = False  # a click also marks the tokens about it, in its own crop (an extension; needs polarity)
+    click_maps: tuple[PositiveFloat, ...] = ()  # s.d. (voxels) of the maps of clicks for a refinement head; (): no head
+    refine_width: PositiveInt = 32  # of that head at half resolution (an extension, voxsam.network.refinement)
     # The paper's ablations (Sec. 4.4); what they are compared with is the default.
     prompt_kind: Literal["sampler", "positional"] = "sampler"  # a click is what lies under it, or where it lies
     prompt_levels: tuple[int, ...] = (LEVELS,)  # feature maps that clicks change; each has a prompt encoder of its own
@@ -74,6 +76,8 @@ class ModelConfig(BaseModel):
             raise ValueError("tokens of slices are made of one channel")
         if self.marks and not self.polarity:
             raise ValueError("marks need polarity")
+        if self.click_maps and (not self.polarity or self.crop % 16):
+            raise ValueError("click_maps need polarity, and a crop of a multiple of 16")
         self._check_prompts()
         return self
 

@@ -14,7 +14,7 @@ from voxsam.lab.systems.networks.parts import Size, cube, read_options, storable
 from voxsam.network.card import Card
 from voxsam.network.conditioning import Conditioning
 from voxsam.network.prompt_encoder import NEGATIVE, POSITIVE
-from voxsam.network.promptable import BlockProgress, Features, Promptable
+from voxsam.network.promptable import BlockProgress, Features, Promptable, Static
 
 WIDTHS = (8, 16, 32, 64, 128)  # of the U-Net: channels at 1, 1/2, 1/4, 1/8, 1/16 of the crop's resolution
 BALL = 2.0  # voxels: s.d. of the Gaussian that marks a click
@@ -112,8 +112,9 @@ class ClickUNet(CropNetwork):
         *,
         prompt_features: Tensor | None = None,
         labels: Tensor | None = None,
-        static: Tensor | None = None,
+        static: Static | None = None,
         conditioning: Conditioning | None = None,
+        previous: Tensor | None = None,
     ) -> Tensor:
         """(B, 2, D, H, W) logits: background, tumour. Only `points` and `labels` count."""
         size = crops_B1DHW.shape[2:]
