@@ -21,6 +21,7 @@ from voxsam.network.prompt_encoder import NEGATIVE, POSITIVE, in_crop
 from voxsam.network.sizes import ModelConfig
 
 FULL = 8  # channels at full resolution
+NARROW, WIDE = 2.5, 4.0  # the crop is seen twice: up to so much either side of 0, and whole, divided by so much
 PREVIOUS_LOGIT = 6.0  # beyond which a previous mask is as sure as can be
 
 
@@ -99,12 +100,12 @@ class RefinementHead(nn.Module):
         w, self.deviations = config.refine_width, config.click_maps
         maps = 2 * len(self.deviations)
         # Of the crop alone
-        self.stem = nn.Conv3d(config.channels, w, 4, 2, 1)
+        self.stem = nn.Conv3d(2 * config.channels, w, 4, 2, 1)
         self.detail_half = Joined(w)
         self.detail_quarter = Stage(2 * w, w, stride=2)
         self.share_half = nn.Conv3d(w, w, 3, padding=1, bias=False)
         self.share_quarter = nn.Conv3d(2 * w, 2 * w, 1, bias=False)
-        self.share_full = nn.Conv3d(config.channels, FULL, 3, padding=1)
+        self.share_full = nn.Conv3d(2 * config.channels, FULL, 3, padding=1)
         # Of the clicks
         self.at2 = Stage(w, maps + 2)
         self.at4 = Stage(2 * w, w, stride=2)
@@ -127,7 +128,10 @@ class RefinementHead(nn.Module):
 
     def details(self, crops_B1DHW: Tensor) -> Details:
         """What no click changes; holds while the crop does."""
-        crops = crops_B1DHW.contiguous(memory_format=torch.channels_last_3d)
+        seen = torch.cat(
+            [crops_B1DHW.clamp(-NARROW, NARROW), crops_B1DHW / WIDE], 1
+        )  # soft tissue beside lung and bone
+        crops = seen.contiguous(memory_format=torch.channels_last_3d)
         half = self.detail_half(self.stem(crops))
         quarter = self.detail_quarter(half)
         full = convolve(crops, self.share_full.weight, self.share_full.bias)

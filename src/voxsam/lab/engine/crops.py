@@ -55,7 +55,7 @@ def _about(axis: int, angle: float) -> NDArray[np.float64]:
 
 
 def cut_to(label: NDArray[np.bool_], spacing_mm: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.bool_]:
-    """(D, H, W) the box of the crop in which a scan cut round the lesion would lie, with margins drawn for each side."""
+    """(D, H, W) the box of the crop in which a scan cut round the lesion would lie, each side's margin drawn."""
     box = scipy.ndimage.find_objects(label.astype(np.uint8))[0]
     kept = np.zeros(label.shape, dtype=bool)
     margins = np.rint(rng.uniform(*CUT_MM, (3, 2)) / spacing_mm[:, None]).astype(int)

@@ -101,7 +101,7 @@ def _level(tissue: int, around_hu: float, rng: np.random.Generator) -> float:
     """The level of a lesion's inside: darker, brighter, nearly the same, cystic, or of another kind altogether."""
     draw = rng.random()
     if tissue == LUNG:
-        return rng.uniform(-60, 80) if draw < 0.85 else rng.uniform(-180, -60)
+        return rng.uniform(-60, 80) if draw < 0.85 else rng.uniform(-500, -100)
     if tissue == FAT:
         return rng.uniform(-10, 90)
     if tissue == BONE:

@@ -61,7 +61,7 @@ def main(recipe: str, data: str, picture: str, count: str = "30") -> None:
     from PIL import Image
 
     from voxsam.lab.training.recipe import read_recipe
-    from voxsam.lab.training.samples import make_stream
+    from voxsam.lab.training.run import make_stream
 
     stream = make_stream(read_recipe(Path(recipe)), Path(data))
     Image.fromarray(sheet([stream[n] for n in range(int(count))])).save(picture, optimize=True)

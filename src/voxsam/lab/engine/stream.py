@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from voxsam.errors import InputError, InternalError
-from voxsam.lab.data.points import draw_points
-from voxsam.lab.data.sampling import Sample
+from voxsam.lab.data.sampling import Sample, draw_points
 from voxsam.lab.engine.crops import Frame, cut_to, draw_frame, draw_spacing, normalised
 from voxsam.lab.engine.painting import (
     BONE,
@@ -180,7 +179,9 @@ class EngineStream(Dataset[Sample]):
                 at = rng.integers(0, self.side, 3)
                 if tissue_of(site.smooth[tuple(at)][None])[0] != tissue or avoid[tuple(at)]:
                     continue
-                alike = like(look, rng) if rng.random() < 0.8 else draw_look(diameter, tissue, float(around.mean()), rng)
+                alike = (
+                    like(look, rng) if rng.random() < 0.8 else draw_look(diameter, tissue, float(around.mean()), rng)
+                )
                 size = max(5.0, diameter * rng.uniform(0.3, 1.1))
                 other = paint(site, at.astype(float), draw_shape(size, rng), alike, rng, avoid)
                 if other is not None:
@@ -210,7 +211,9 @@ class EngineStream(Dataset[Sample]):
         label = mask > 0.5
         if label.sum() < SMALLEST_NODULE:
             return None
-        tissue = scipy.ndimage.affine_transform(nodule.image, matrix, offset, output_shape=size, order=1, mode="nearest")
+        tissue = scipy.ndimage.affine_transform(
+            nodule.image, matrix, offset, output_shape=size, order=1, mode="nearest"
+        )
         own_weight = np.clip(2 * scipy.ndimage.gaussian_filter(mask, PASTE_VOXELS, truncate=2.5), 0, 1)
         return image * (1 - own_weight) + tissue * own_weight, label & seen, seen, frame
 
@@ -221,7 +224,7 @@ class EngineStream(Dataset[Sample]):
             return None
         frame = draw_frame(float(np.exp(rng.uniform(*np.log(self.settings.spacing_mm)))), self.settings, rng)
         middle = place + self._aside(frame, rng)
-        image, label, seen = scan.read(middle, frame.matrix, self.side)
+        image, _, seen = scan.read(middle, frame.matrix, self.side)
         at = np.rint(np.linalg.solve(frame.matrix, place - middle) + self.side // 2).astype(int)
         d, h, w = at.clip(0, self.side - 1).tolist()
         region = stable_region(np.where(seen, image, np.float32(-1024)), (d, h, w), rng.uniform(0.6, 1.4), rng)

@@ -44,7 +44,8 @@ Identity = dict[str, Any]
 
 def identity(recipe: Recipe, data: Path | None) -> Identity:
     """What run.json holds: the whole recipe, and the fingerprint of the data, None without. Reads no voxel."""
-    found = {"recipe": recipe.model_dump(mode="json"), "data": None if data is None else fingerprint(data)}
+    plain = data is not None and recipe.engine is None  # an engine reads what the split in its code names
+    found = {"recipe": recipe.model_dump(mode="json"), "data": fingerprint(data) if plain else None}
     return json.loads(json.dumps(found))
 
 

@@ -26,6 +26,7 @@ from pydantic_settings import BaseSettings, CliSettingsSource, PydanticBaseSetti
 from voxsam.errors import FileError, InputError
 from voxsam.lab.data.augmentation import AUGMENTATIONS, Augmentation
 from voxsam.lab.data.sampling import Prompts
+from voxsam.lab.engine.settings import EngineSettings
 from voxsam.network.conditioning import Conditioning
 from voxsam.network.sizes import PROFILES, SIZES, ModelConfig
 from voxsam.preprocess import Preprocessing
@@ -147,10 +148,12 @@ class Recipe(BaseModel):
     phantom_shape: tuple[PositiveInt, PositiveInt, PositiveInt] = (72, 72, 72)
     phantom_wide: Fraction = 0.0  # of the phantoms: a body with all that lies around it, for shapes of 300 mm and more
     phantom_small: Fraction = 0.0  # of the phantoms: a lesion of 1 to 60 mL
+    engine: EngineSettings | None = None  # samples come from the data engine: `data` is a folder like the shared one
     # prompts; with "none" the model is automatic: it has no prompt encoder, and what follows of clicks does not count
     prompts: Prompts = "clicks"
     corrections: NonNegativeInt = 4  # most simulated clicks after the first ones, in one step
     corrected: Fraction = 0.6  # of the steps, in which there are any
+    previous: Fraction = 0.5  # of the corrected steps, in which a network with click maps is given its last mask
     unmarked: Fraction = 0.15  # of the steps, in which a model with marks is not told where the clicks are
     # optimisation
     steps: PositiveInt | None = None

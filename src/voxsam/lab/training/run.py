@@ -19,10 +19,12 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Sampler as TorchSampler
 
 from voxsam.atomic import remove_leftovers
-from voxsam.errors import FileError, UnsupportedError
+from voxsam.errors import FileError, InputError, UnsupportedError
 from voxsam.kernels.device import keep_float32
 from voxsam.lab.data.sampling import Sample, Sampler
 from voxsam.lab.data.stream import SampleStream, load_cases, make_phantoms, validation_samples
+from voxsam.lab.engine.load import load_sources
+from voxsam.lab.engine.stream import EngineStream
 from voxsam.lab.training.callbacks import LiveProgress, StopOnSignal
 from voxsam.lab.training.keep import (
     BEST,
@@ -45,12 +47,26 @@ from voxsam.lab.training.task import VALIDATION, SegmentationTask
 from voxsam.phantoms.phantoms import Scene
 
 
-def make_stream(recipe: Recipe, data: Path | None) -> SampleStream:
+def make_engine_stream(recipe: Recipe, data: Path | None) -> EngineStream:
+    """The samples of a recipe whose engine makes them. Raises FileError without data, InputError for `epochs`."""
+    assert recipe.engine is not None
+    if data is None:
+        raise FileError("a data engine without data", "a folder like the shared data", "give --data")
+    if recipe.steps is None:
+        raise InputError("epochs of a data engine", "steps: its samples never end", "set `steps` in the recipe")
+    sources, _ = load_sources(data, recipe.engine)
+    length = recipe.steps * recipe.crops_per_step
+    return EngineStream(sources, recipe.engine, recipe.preprocessing, recipe.model.crop, length, recipe.seed)
+
+
+def make_stream(recipe: Recipe, data: Path | None) -> SampleStream | EngineStream:
     """The samples of a recipe: the cases of `data` without the held-out and the validation ones, and phantoms.
 
     Its length is that of the whole run. Raises FileError for such cases that `data` does not have: a misspelt name
     would be trained on.
     """
+    if recipe.engine is not None:
+        return make_engine_stream(recipe, data)
     aside = {*recipe.held_out, *recipe.validation}
     scans = [] if data is None else load_cases(data, leave_out=aside)
     sampler = Sampler(recipe.preprocessing, recipe.model.crop, recipe.augmentation, recipe.prompts)
@@ -68,16 +84,20 @@ def make_stream(recipe: Recipe, data: Path | None) -> SampleStream:
     )
 
 
-def make_validation(recipe: Recipe, data: Path | None, sampler: Sampler) -> list[Sample]:
-    """One sample of each validation case. Raises FileError for cases that are not there."""
+def make_validation(recipe: Recipe, data: Path | None, stream: SampleStream | EngineStream) -> list[Sample]:
+    """One sample of each validation case. Raises FileError for cases that are not there.
+
+    Of a data engine there are none: what it makes is scored lesion by lesion afterwards (docs/training.md).
+    """
     if not recipe.validation:
         return []
     if data is None:
         raise FileError("validation cases without data", "the folder that holds them", "give --data")
-    return validation_samples(sampler, load_cases(data, only=recipe.validation), recipe.seed)
+    assert isinstance(stream, SampleStream), "validation cases of a data engine"
+    return validation_samples(stream.sampler, load_cases(data, only=recipe.validation), recipe.seed)
 
 
-def make_loader(recipe: Recipe, stream: SampleStream, order: TorchSampler[int]) -> DataLoader:
+def make_loader(recipe: Recipe, stream: SampleStream | EngineStream, order: TorchSampler[int]) -> DataLoader:
     """Batches of the stream in an order, made by as many processes as the recipe wants."""
     busy = recipe.workers > 0
     return DataLoader(stream, recipe.batch, sampler=order, num_workers=recipe.workers, persistent_workers=busy)
@@ -127,9 +147,9 @@ def train(
         remove_leftovers(folder)
     lightning.seed_everything(recipe.seed, verbose=False)
     stream = make_stream(recipe, data)
-    recipe = recipe.planned(len(stream.scans) or recipe.phantoms)
+    recipe = recipe.planned(0 if isinstance(stream, EngineStream) else len(stream.scans) or recipe.phantoms)
     network = make_network(recipe)
-    validation = make_validation(recipe, data, stream.sampler)
+    validation = make_validation(recipe, data, stream)
     examples = DrawExamples(
         lambda: validation[: recipe.pictures] or [stream[number] for number in range(recipe.pictures)],
         out / "pictures",

@@ -23,7 +23,7 @@ from voxsam.network.network import VoxSAMNetwork
 
 FSDP = "fsdp"
 AVERAGE_EVERY = 10  # steps
-ENTRIES = ("encode", "sample", "static", "decode")  # a task calls these of a network, not its forward
+ENTRIES = ("encode", "sample", "static", "decode", "decode_stages")  # a task calls these of a network, not its forward
 
 
 def choose_strategy(recipe: Recipe) -> str | Strategy:

@@ -14,6 +14,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from voxsam.lab.training.recipe import Recipe
+from voxsam.network.network import VoxSAMNetwork
 from voxsam.network.prompt_encoder import NEGATIVE, PADDING, POSITIVE
 from voxsam.network.promptable import Promptable
 
@@ -59,6 +60,7 @@ def _correct(
 
 
 VALIDATION = "validation dice"
+COARSE = 0.3  # weight of the loss of the mask decoder's logits where a head refines them
 OUTSIDE = 1e4  # voxels: a point moved by this lies in no crop
 
 
@@ -89,23 +91,31 @@ class SegmentationTask(lightning.LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
         """One batch of samples (voxsam.lab.data.sampling.Sampler.draw, stacked) -> the loss."""
-        losses, scores, truth = [], [], batch["label"]
-        for logits in self._automatic(batch) if self.recipe.automatic else self._clicked(batch):
-            losses.append(self.loss(logits, truth))
+        losses, weights, scores, truth = [], [], [], batch["label"]
+        for logits, coarse in self._automatic(batch) if self.recipe.automatic else self._clicked(batch):
+            losses.append(self.loss(logits.float(), truth))
+            weights.append(1.0)
+            if coarse is not None:
+                losses.append(COARSE * self.loss(coarse.float(), truth))
+                weights.append(COARSE)
             scores.append(_dice(logits.detach().argmax(1), truth[:, 0]))
-        loss = torch.stack(losses).mean()
+        loss = torch.stack(losses).sum() / sum(weights)
         self.log_dict({"loss": loss.detach(), "dice": scores[0]}, prog_bar=True, sync_dist=True)
         if len(scores) > 1:
             self.log("dice corrected", scores[-1], sync_dist=True)
         return loss
 
-    def _automatic(self, batch: dict[str, Tensor]) -> Iterator[Tensor]:
+    def _automatic(self, batch: dict[str, Tensor]) -> Iterator[tuple[Tensor, Tensor | None]]:
         """The logits, of the image alone."""
         features = self.network.encode(batch["crop"])
-        yield self.network.decode(features, batch["crop"], static=self.network.static(features, batch["crop"]))
+        yield self.network.decode(features, batch["crop"], static=self.network.static(features, batch["crop"])), None
 
-    def _clicked(self, batch: dict[str, Tensor]) -> Iterator[Tensor]:
-        """The logits after the first clicks, and in some steps after each further one, where the last were wrong."""
+    def _clicked(self, batch: dict[str, Tensor]) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """The logits after the first clicks, and in some steps after each additional one, where the last were wrong.
+
+        Beside them those of the mask decoder, where a head refines them; then of several corrections the last alone is
+        learnt from (Sofiiuk et al., Reviving Iterative Training with Mask Guidance, 2021).
+        """
         rng = np.random.default_rng([self.recipe.seed, self.global_step])  # the same in every process
         users = [np.random.default_rng([self.recipe.seed, 1, int(number)]) for number in batch["number"]]
         network, truth = self.network, batch["label"][:, 0]
@@ -115,13 +125,24 @@ class SegmentationTask(lightning.LightningModule):
         corrected = self.recipe.corrections > 0 and rng.random() < self.recipe.corrected
         more = int(rng.integers(1, self.recipe.corrections + 1)) if corrected else 0
         marked = rng.random() >= self.recipe.unmarked
+        refines = isinstance(network, VoxSAMNetwork) and network.refinement is not None
+        goes_on, previous = rng.random() < self.recipe.previous, None
         for number in range(1 + more):
             prompt_features = network.sample(features, points)
             places = points if marked else points - OUTSIDE  # all parameters take part in every step, as DDP wants
-            logits = network.decode(
-                features, batch["crop"], places, prompt_features=prompt_features, labels=labels, static=static
-            )
-            yield logits
+            given = {"prompt_features": prompt_features, "labels": labels, "static": static}
+            if refines:
+                learnt = number in (0, more)
+                with torch.set_grad_enabled(learnt and torch.is_grad_enabled()):
+                    coarse, _, logits = network.decode_stages(
+                        features, batch["crop"], places, previous=previous, **given
+                    )
+                if learnt:
+                    yield logits, coarse
+                previous = (logits[:, 1:] - logits[:, :1]).detach() if goes_on else None
+            else:
+                logits = network.decode(features, batch["crop"], places, **given)
+                yield logits, None
             if number < more:
                 new = corrections(logits.detach().argmax(1), truth, users, network.config.polarity)
                 points, labels = torch.cat([points, new[0]], 1), torch.cat([labels, new[1]], 1)

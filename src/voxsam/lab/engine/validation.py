@@ -1,0 +1,112 @@
+"""Validation lesions: painted ones that were fixed before training, sarcomas and lesions_ct, each in its whole scan."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import scipy.ndimage
+
+from voxsam.io import read_volume
+from voxsam.lab.engine.painting import BONE, FAT, LUNG, SOFT, Site, draw_look, draw_shape, paint
+from voxsam.lab.engine.scans import ORGAN, Scan
+from voxsam.lab.engine.split import cases
+from voxsam.lab.engine.stream import noise_hu
+from voxsam.volume import Volume
+
+BINS_MM = ((10.0, 20.0), (20.0, 40.0), (40.0, 80.0), (80.0, 120.0))
+PER_BIN = 8
+KINDS = (ORGAN, ORGAN, LUNG, ORGAN, SOFT, ORGAN, LUNG, FAT)  # where the lesions of a bin lie, in turn
+TISSUE = {ORGAN: SOFT, SOFT: SOFT, LUNG: LUNG, FAT: FAT, BONE: BONE}
+TRIES = 200
+SEED = 20_260  # of the painted lesions, never changed
+
+
+@dataclass(frozen=True)
+class Lesion:
+    """One lesion of a scan: its group in tables, and its mask (uint8) on the scan's grid."""
+
+    name: str
+    group: str
+    scan: Volume
+    mask: Volume
+
+    @property
+    def diameter_mm(self) -> float:
+        """Of the ball of its volume."""
+        return float(np.cbrt(self.mask.volume_ml * 6000 / np.pi))
+
+
+def sarcomas(folder: Path) -> Iterator[Lesion]:
+    """The validation sarcomas, each the whole label of its scan."""
+    root = folder / "sarcoma_ct"
+    for case in cases("sarcoma_ct", "validation"):
+        scan = read_volume(root / "imagesTr" / f"{case}_0000.nii.gz")
+        label = read_volume(root / "labelsTr" / f"{case}.nii.gz", labels=True)
+        yield Lesion(case, "sarcomas", scan, label.with_array((label.array > 0).astype(np.uint8)))
+
+
+def whole_ct(folder: Path) -> Iterator[Lesion]:
+    """The lesions of lesions_ct one by one."""
+    root = folder / "lesions_ct"
+    for case in cases("lesions_ct", "validation"):
+        scan = read_volume(root / "imagesTr" / f"{case}_0000.nii.gz")
+        numbers = read_volume(root / "labelsInstances" / f"{case}.nii.gz", labels=True)
+        for number in range(1, int(numbers.array.max()) + 1):
+            mask = numbers.with_array((numbers.array == number).astype(np.uint8))
+            yield Lesion(f"{case} {number}", "lesions_ct", scan, mask)
+
+
+def painted(folder: Path) -> Iterator[Lesion]:
+    """PER_BIN painted lesions of each range of diameters, in turn in the backgrounds that no training touches."""
+    scans = []
+    for case in cases("backgrounds_ct", "validation"):
+        volume = read_volume(folder / "backgrounds_ct" / "imagesTr" / f"{case}_0000.nii.gz")
+        scans.append((Scan.of(case, volume), _upright(volume)))
+    for number, (low, high) in enumerate(BINS_MM):
+        group = f"painted {low:.0f}-{high:.0f} mm" if high < BINS_MM[-1][1] else f"painted over {low:.0f} mm"
+        for place in range(PER_BIN):
+            rng = np.random.default_rng([SEED, number, place])
+            scan, volume = scans[place % len(scans)]
+            yield _painted(f"{scan.name} {low:.0f} {place}", group, scan, volume, KINDS[place], (low, high), rng)
+
+
+def _upright(volume: Volume) -> Volume:
+    order, flips = volume.grid.permutation_to("SAR")
+    array = volume.array.transpose(order)[tuple(slice(None, None, -1 if flip else 1) for flip in flips)]
+    return Volume(np.ascontiguousarray(array), volume.grid.reorient("SAR"), "CT")
+
+
+def _painted(
+    name: str,
+    group: str,
+    scan: Scan,
+    volume: Volume,
+    kind: int,
+    range_mm: tuple[float, float],
+    rng: np.random.Generator,
+) -> Lesion:
+    """A scan with one lesion whose diameter, as painted, lies in a range."""
+    spacing = volume.grid.spacing_mm
+    for _ in range(TRIES):
+        places = scan.places[kind]
+        diameter = float(np.exp(rng.uniform(*np.log(range_mm))))
+        at = places[rng.integers(len(places))] / spacing - 0.5
+        reach = np.ceil((0.9 * diameter + 10) / spacing).astype(int)
+        low = np.maximum(np.rint(at).astype(int) - reach, 0)
+        box = tuple(slice(int(a), int(b)) for a, b in zip(low, np.rint(at).astype(int) + reach + 1, strict=True))
+        site = Site.of(volume.array[box].astype(np.float32), spacing, 0.0)
+        site = Site(site.image, site.smooth, spacing, noise_hu(site.image, site.smooth))
+        around = scipy.ndimage.map_coordinates(site.smooth, (at - low)[:, None], order=0, mode="nearest")[0]
+        look = draw_look(diameter, TISSUE[kind], float(around), rng)
+        done = paint(site, at - low, draw_shape(diameter, rng), look, rng, None)
+        if done is None:
+            continue
+        array, mask = volume.array.copy(), np.zeros(volume.array.shape, np.uint8)
+        array[box], mask[box] = np.rint(done[0].image), done[1]
+        lesion = Lesion(name, group, Volume(array, volume.grid, "CT"), Volume(mask, volume.grid, "SEG"))
+        if range_mm[0] <= lesion.diameter_mm < range_mm[1] * 1.05:
+            return lesion
+    raise AssertionError(f"no lesion {name} in {TRIES} tries")
