@@ -99,7 +99,7 @@ class VoxSAMNetwork(Promptable):
         With `config.click_maps` the refinement head sees the points and `previous` (B, 1, D, H, W: the logits, tumour
         less background, of a mask to go on from).
         """
-        coarse, fused, logits = self.decode_stages(
+        _, fused, logits = self.decode_stages(
             features,
             crops_B1DHW,
             points,
@@ -108,7 +108,6 @@ class VoxSAMNetwork(Promptable):
             static=static,
             previous=previous,
         )
-        logits = coarse if logits is None else logits
         if conditioning is None or points is None:
             return logits
         if labels is None:
@@ -125,8 +124,8 @@ class VoxSAMNetwork(Promptable):
         labels: Tensor | None = None,
         static: Static | None = None,
         previous: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """The mask decoder's logits, its fused features (B, m, F, F, F), and the refined logits or None."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The mask decoder's logits, its fused features (B, m, F, F, F), and the refined logits; no head: the same."""
         if points is not None and prompt_features is None:
             prompt_features = self.sample(features, points)
         if static is None:
@@ -138,7 +137,7 @@ class VoxSAMNetwork(Promptable):
         fused = self.mask_decoder.fused(static, prompted)
         coarse = self.mask_decoder(fused, tuple(crops_B1DHW.shape[2:]))
         if self.refinement is None:
-            return coarse, fused, None
+            return coarse, fused, coarse
         if points is None:
             points, labels = crops_B1DHW.new_zeros((len(crops_B1DHW), 0, 3)), None
         refined = self.refinement(Details(*details), coarse, fused, prompted[-1], points, labels, previous)

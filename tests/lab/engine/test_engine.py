@@ -55,14 +55,14 @@ def test_places_lie_in_their_tissue(body, scan):
 
 def test_a_crop_is_read_at_its_place_spacing_and_turn(labelled):
     centre = np.array([90.0, 80.0, 96.0])  # mm along S, A, R: the axis of the cylinder
-    step = np.diag([4.0, 2.0, 2.0])
+    step = np.diag([4.0, 3.0, 3.0])
     image, label, seen = labelled.read(centre, step, 32)
     assert image.shape == (32, 32, 32)
     assert seen[:, 16, 16].all()
     beyond = labelled.read(np.array([4.0, 80.0, 96.0]), step, 32)[2]
     assert beyond[16:, 16, 16].all() and not beyond[:15].any()  # 4 mm a step: from the 15th on below the scan
-    assert label[16, 16, 16 - 17] == 1 and image[16, 16, 16 - 17] > 300  # the bone, 35 mm to the left of the axis
-    assert image[16, 16, 16 + 12] < -700  # the lung, 25 mm to the right
+    assert label[16, 16, 16 - 12] == 1 and image[16, 16, 16 - 12] > 300  # the bone, 35 mm to the left of the axis
+    assert image[16, 16, 16 + 8] < -700  # the lung, 25 mm to the right
     turned, _, _ = labelled.read(centre, step[:, [0, 2, 1]], 32)
     np.testing.assert_allclose(turned[16].T, image[16], atol=1)
 

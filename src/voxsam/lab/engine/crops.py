@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.ndimage
 from numpy.typing import NDArray
 
 from voxsam.lab.engine.settings import EngineSettings
+from voxsam.lab.engine.voxels import Image, Mask, box_of, smoothed
 from voxsam.preprocess import Preprocessing
 
 TURN_DEGREES = 20.0
@@ -54,9 +54,9 @@ def _about(axis: int, angle: float) -> NDArray[np.float64]:
     return turn
 
 
-def cut_to(label: NDArray[np.bool_], spacing_mm: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.bool_]:
+def cut_to(label: Mask, spacing_mm: NDArray[np.float64], rng: np.random.Generator) -> Mask:
     """(D, H, W) the box of the crop in which a scan cut round the lesion would lie, each side's margin drawn."""
-    box = scipy.ndimage.find_objects(label.astype(np.uint8))[0]
+    box = box_of(label)
     kept = np.zeros(label.shape, dtype=bool)
     margins = np.rint(rng.uniform(*CUT_MM, (3, 2)) / spacing_mm[:, None]).astype(int)
     kept[tuple(slice(max(0, p.start - a), p.stop + b) for p, (a, b) in zip(box, margins, strict=True))] = True
@@ -64,31 +64,31 @@ def cut_to(label: NDArray[np.bool_], spacing_mm: NDArray[np.float64], rng: np.ra
 
 
 def normalised(
-    image_hu: NDArray[np.float32],
-    seen: NDArray[np.bool_],
+    image_hu: Image,
+    seen: Mask,
     use: EngineSettings,
     preprocessing: Preprocessing,
     rng: np.random.Generator,
-) -> NDArray[np.float32]:
+) -> Image:
     """The crop as a model gets it, its intensities varied; 0 where the scan has ended."""
     image = image_hu
     if rng.random() < use.blur:
         width = np.zeros(3)
         width[rng.integers(3) if rng.random() < 0.3 else 0] = rng.uniform(0.4, 1.3)
-        image = scipy.ndimage.gaussian_filter(image, width, truncate=2.5)
+        image = smoothed(image, width)
     if rng.random() < 0.5:
         grain = rng.standard_normal(image.shape).astype(np.float32)
         if rng.random() < 0.5:
-            grain = scipy.ndimage.gaussian_filter(grain, 0.6, truncate=2) * 2.5
+            grain = smoothed(grain, 0.6) * 2.5
         image = image + rng.uniform(0, use.noise_hu) * grain
     if rng.random() < use.contrast:
-        return np.where(seen, _recoloured(image, seen, rng), np.float32(0))
+        return np.where(seen, _recoloured(image.astype(np.float32), seen, rng), np.float32(0))
     middle = preprocessing.mean
     image = middle + (image - middle) * rng.uniform(0.85, 1.15) + rng.uniform(-use.shift_hu, use.shift_hu)
     return np.where(seen, preprocessing.normalise(image), np.float32(0))
 
 
-def _recoloured(image: NDArray[np.float32], seen: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.float32]:
+def _recoloured(image: Image, seen: Mask, rng: np.random.Generator) -> Image:
     """Intensities through a random curve, standardised as an MR scan is: other organs become bright and dark."""
     steps = rng.gamma(0.7, 1.0, len(CURVE_HU)) * np.sqrt(np.diff(CURVE_HU, prepend=-2000.0))
     steps *= np.where(rng.random(len(CURVE_HU)) < 0.25, -1, 1)

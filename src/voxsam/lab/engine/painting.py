@@ -9,17 +9,15 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
-import scipy.ndimage
 from numpy.typing import NDArray
 
 from voxsam.lab.engine.fields import smooth_noise
-
-Image = NDArray[np.float32]
-Mask = NDArray[np.bool_]
+from voxsam.lab.engine.voxels import Image, Mask, box_of, dilated, eroded, largest_part, smoothed
 
 LUNG, FAT, SOFT, BONE = range(4)  # tissues; the air round the body and in the bowel counts as lung
 BOUNDS_HU = (-300.0, -25.0, 190.0)  # between them
 FEWEST = 12  # voxels of a lesion: fewer are not painted
+THREADS_FROM = 200  # voxels of a lesion from which on its threads are cut
 
 
 @dataclass(frozen=True)
@@ -145,12 +143,11 @@ class Site:
     @classmethod
     def of(cls, image: Image, spacing_mm: NDArray[np.float64], noise_hu: float) -> Site:
         """The site of a scan, smoothed over some 3 mm, at least a voxel."""
-        smooth = scipy.ndimage.gaussian_filter(image, np.maximum(1.5 / spacing_mm, 0.7), truncate=2.5)
-        return cls(image, smooth, spacing_mm, noise_hu)
+        return cls(image, smoothed(image, np.maximum(1.5 / spacing_mm, 0.7)), spacing_mm, noise_hu)
 
 
 def paint(
-    site: Site, centre: NDArray[np.float64], shape: Shape, look: Look, rng: np.random.Generator, avoid: Mask | None
+    site: Site, centre: NDArray[np.floating], shape: Shape, look: Look, rng: np.random.Generator, avoid: Mask | None
 ) -> tuple[Site, Mask] | None:
     """The site with a lesion about the index `centre`, and the lesion's voxels; None if fewer than FEWEST are left.
 
@@ -160,11 +157,9 @@ def paint(
     inside = _clean(depth_mm > 0, site, look.keeps, avoid, centre)
     if inside is None:
         return None
-    box = tuple(
-        slice(max(0, part.start - 4), part.stop + 4) for part in scipy.ndimage.find_objects(inside.astype(np.uint8))[0]
-    )
+    box = box_of(inside, 4)
     depth_mm, inside = depth_mm[box], inside[box]
-    fade = _fade(depth_mm, inside, look.edge_mm, site.spacing_mm)
+    fade = _fade(depth_mm, inside, look.edge_mm)
     before, smooth = site.image[box], site.smooth[box]
     tissue = _inside(depth_mm, shape.diameter_mm / 2, look, site, before, smooth, rng)
     fade = fade * (1 - look.veil)
@@ -179,7 +174,7 @@ def paint(
     return replace(site, image=image), mask
 
 
-def _depth(site: Site, centre: NDArray[np.float64], shape: Shape, rng: np.random.Generator) -> Image:
+def _depth(site: Site, centre: NDArray[np.floating], shape: Shape, rng: np.random.Generator) -> Image:
     """(D, H, W) how far inside the outline each voxel lies, about in mm; negative outside."""
     radius = shape.diameter_mm / 2
     d, h, w = (
@@ -196,47 +191,34 @@ def _depth(site: Site, centre: NDArray[np.float64], shape: Shape, rng: np.random
         correlation = size * radius
         if amplitude > 0 and correlation > 0.8 * site.spacing_mm.min():
             depth += np.float32(amplitude) * smooth_noise(depth.shape, site.spacing_mm.tolist(), correlation, rng)
-    return depth * np.float32(radius * np.mean(shape.axes))
+    return (depth * (radius * np.mean(shape.axes))).astype(np.float32)
 
 
 def _smooth_max(a: Image, b: Image, width: float = 0.15) -> Image:
     """The larger one, with the edge between both rounded off: a polynomial smooth maximum."""
     blend = np.clip(0.5 + (b - a) / (2 * width), 0, 1)
-    return a + (b - a) * blend + np.float32(width) * blend * (1 - blend)
+    return (a + (b - a) * blend + width * blend * (1 - blend)).astype(np.float32)
 
 
 def _clean(
-    inside: Mask, site: Site, keeps: tuple[int, ...], avoid: Mask | None, centre: NDArray[np.float64]
+    inside: Mask, site: Site, keeps: tuple[int, ...], avoid: Mask | None, centre: NDArray[np.floating]
 ) -> Mask | None:
     """The part that lies in the tissues that it keeps to and hangs together, its largest; None where too little is."""
     if keeps:
         inside = inside & np.isin(tissue_of(site.smooth), keeps)
     if avoid is not None:
         inside = inside & ~avoid
-    parts, count = scipy.ndimage.label(inside)  # type: ignore[misc]
-    if not count:
-        return None
-    sizes = np.bincount(parts.ravel())
-    sizes[0] = 0
-    part = parts == sizes.argmax()
-    opened = scipy.ndimage.binary_opening(part) if sizes.max() > 200 else part  # no threads of one voxel
-    if sizes.max() > 200:
-        parts, count = scipy.ndimage.label(opened)  # type: ignore[misc]
-        if not count:
-            return None
-        sizes = np.bincount(parts.ravel())
-        sizes[0] = 0
-        opened = parts == sizes.argmax()
-    return opened if sizes.max() >= FEWEST else None
+    part = largest_part(inside)
+    if part.sum() > THREADS_FROM:
+        part = largest_part(dilated(eroded(part)) & part)  # no threads of one voxel
+    return part if part.sum() >= FEWEST else None
 
 
-def _fade(depth_mm: Image, inside: Mask, edge_mm: float, spacing_mm: NDArray[np.float64]) -> Image:
+def _fade(depth_mm: Image, inside: Mask, edge_mm: float) -> Image:
     """0 outside to 1 inside, a half at the border of the mask, which follows tissue where the outline does not."""
     soft = 1 / (1 + np.exp(-np.clip(depth_mm * (3 / edge_mm), -30, 30)))
-    cut = scipy.ndimage.gaussian_filter(inside.astype(np.float32), 0.6, truncate=2)
-    spread = max(1, round(edge_mm / float(spacing_mm.min())))
-    near = scipy.ndimage.maximum_filter(cut, 3) if spread > 1 else cut
-    return np.minimum(soft, np.where(inside, np.maximum(cut, 0.5), np.minimum(near, 0.5)))
+    cut = smoothed(inside.astype(np.float32), 0.6)
+    return np.minimum(soft, np.where(inside, np.maximum(cut, 0.5), np.minimum(cut, 0.5))).astype(np.float32)
 
 
 def _inside(
@@ -265,7 +247,7 @@ def _inside(
     if look.flecks:
         grain = smooth_noise(depth_mm.shape, spacing, 2.0, rng)
         tissue += np.where(grain > np.quantile(grain, 1 - look.flecks), rng.uniform(100, 350), 0)
-    grain = scipy.ndimage.gaussian_filter(rng.standard_normal(depth_mm.shape).astype(np.float32), 0.6, truncate=2)
+    grain = smoothed(rng.standard_normal(depth_mm.shape), 0.6)
     grain *= site.noise_hu / max(float(grain.std()), 1e-6)
     own = before - smooth
     calm = np.abs(smooth - before.mean()) < 150  # where the scan's own residual is noise, and no vessel or edge

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 import scipy.ndimage
-from numpy.typing import NDArray
+
+from voxsam.lab.engine.voxels import Image, Mask, dilated, eroded, parts_of, smoothed
 
 TOLERANCES_HU = 12.0 * 1.45 ** np.arange(6)  # between the seed and the threshold
 SMALLEST, LARGEST = 40, 30_000  # voxels
@@ -17,11 +18,9 @@ AT_BORDER = 0.02  # share of the crop's outermost voxels that a region may take
 WINDOW_HU = (-250.0, 250.0)  # beyond it nothing is told apart: lung from air, bone from bone
 
 
-def stable_region(
-    image: NDArray[np.float32], seed: tuple[int, int, int], blur: float, rng: np.random.Generator
-) -> NDArray[np.bool_] | None:
+def stable_region(image: Image, seed: tuple[int, int, int], blur: float, rng: np.random.Generator) -> Mask | None:
     """(D, H, W) a stable region about a voxel of an image smoothed by `blur` voxels; None if there is none."""
-    smooth = scipy.ndimage.gaussian_filter(image.clip(*WINDOW_HU), blur, truncate=2.5)
+    smooth = smoothed(image.clip(*WINDOW_HU), blur)
     above = smooth - smooth[seed] if rng.random() < 0.6 else smooth[seed] - smooth
     bridge = int(rng.integers(1, 3))
     before, stable = None, []
@@ -35,18 +34,16 @@ def stable_region(
         before = region
     if not stable:
         return None
-    region = scipy.ndimage.binary_fill_holes(stable[int(rng.integers(len(stable)))])
+    region = np.asarray(scipy.ndimage.binary_fill_holes(stable[int(rng.integers(len(stable)))]), dtype=bool)
     border = np.ones(region.shape, dtype=bool)
     border[1:-1, 1:-1, 1:-1] = False
     return region if region[border].mean() <= AT_BORDER else None
 
 
-def _joined(mask: NDArray[np.bool_], seed: tuple[int, int, int], bridge: int) -> NDArray[np.bool_]:
+def _joined(mask: Mask, seed: tuple[int, int, int], bridge: int) -> Mask:
     """The part of a mask that hangs together with a voxel by more than `bridge` voxels on either side; may be empty."""
-    core = scipy.ndimage.binary_erosion(mask, iterations=bridge, border_value=1)
-    parts, _ = scipy.ndimage.label(core)  # type: ignore[misc]
+    parts, _ = parts_of(eroded(mask, bridge, beyond=True))
     near = parts[tuple(slice(max(0, s - bridge), s + bridge + 1) for s in seed)]
     if not near.any():
         return np.zeros_like(mask)
-    core = parts == near[near > 0][0]
-    return scipy.ndimage.binary_dilation(core, iterations=bridge + 1, mask=mask)
+    return dilated(parts == near[near > 0][0], bridge + 1, within=mask)

@@ -8,13 +8,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
-import scipy.ndimage
 from numpy.typing import NDArray
 
 from voxsam.lab.engine.painting import BONE, FAT, LUNG, SOFT
-from voxsam.preprocess import Preprocessing
+from voxsam.lab.engine.voxels import eroded, parts_of, sampled, smoothed
 from voxsam.resample import resample
 from voxsam.volume import Volume
 
@@ -66,10 +66,7 @@ class Scan:
         matrix = frame / level.spacing_mm[:, None]
         offset = centre_mm / level.spacing_mm - 0.5 - matrix @ np.full(3, side // 2)
         size = (side,) * 3
-        image = np.empty(size, dtype=np.float32)
-        scipy.ndimage.affine_transform(
-            level.array, matrix, offset, output_shape=size, output=image, order=1, mode="nearest"
-        )
+        image = sampled(level.array, matrix, offset, size)
         inside = np.ones(size, dtype=bool)
         steps = [matrix[:, axis, None] * np.arange(side) for axis in range(3)]
         for axis, length in enumerate(level.array.shape):
@@ -77,8 +74,15 @@ class Scan:
             inside &= (at >= -0.5) & (at <= length - 0.5)
         if level.label is None:
             return image, None, inside
-        label = scipy.ndimage.affine_transform(level.label, matrix, offset, output_shape=size, order=0, cval=0)
-        return image, label, inside
+        label = sampled(level.label, matrix, offset, size, nearest=True) * inside
+        return image, label.astype(np.uint8), inside
+
+    @cached_property
+    def numbers(self) -> NDArray[np.uint8]:
+        """The numbers in its label, ascending, without 0."""
+        assert self.levels[-1].label is not None
+        found = np.unique(self.levels[-1].label)
+        return found[found > 0]
 
     def label_voxels(self, value: int) -> NDArray[np.float64]:
         """(n, 3) mm of the voxels of a label, on the coarsest level."""
@@ -96,7 +100,8 @@ def content_sha256(volume: Volume) -> str:
 
 
 def _level(volume: Volume, label: Volume | None, spacing_mm: float) -> Level:
-    grid = Preprocessing(axes="SAR", spacing_mm=(spacing_mm,) * 3, clip=(0, 1), mean=0, sd=1).model_grid(volume.grid)
+    spacing = (spacing_mm, spacing_mm, spacing_mm)
+    grid = volume.grid.reorient("SAR").respace(spacing)
     array = np.rint(resample(volume, grid, "area")).clip(-1024, 3071).astype(np.int16)
     numbers = None if label is None else resample(label, grid, "nearest").astype(np.uint8)
     return Level(array, numbers, grid.spacing_mm)
@@ -104,21 +109,19 @@ def _level(volume: Volume, label: Volume | None, spacing_mm: float) -> Level:
 
 def _places(level: Level) -> dict[int, NDArray[np.float32]]:
     """Voxels of each tissue that are not at its border, in mm."""
-    smooth = scipy.ndimage.gaussian_filter(level.array.astype(np.float32), 1.0)
-    spread = np.sqrt(np.maximum(scipy.ndimage.gaussian_filter(np.square(level.array - smooth), 2.0), 0))
-    spread = scipy.ndimage.uniform_filter(spread, 3)
+    smooth = smoothed(level.array, 1.0)
+    spread = smoothed(np.sqrt(smoothed(np.square(level.array - smooth), 2.0)), 1.0)
     body = _body(smooth)
     lung = body & (smooth < -600)
-    parts, count = scipy.ndimage.label(lung)  # type: ignore[misc]
-    sizes = np.bincount(parts.ravel(), minlength=count + 1) * np.prod(level.spacing_mm) / 1000
-    lung &= sizes[parts] > LUNG_ML
+    parts, sizes = parts_of(lung)
+    lung &= sizes[parts] * np.prod(level.spacing_mm) / 1000 > LUNG_ML
     soft = body & (smooth > 0) & (smooth < 190)
     kinds = {
         LUNG: lung,
         FAT: body & (smooth > -140) & (smooth < -70),
         SOFT: soft,
         BONE: body & (smooth > 260),
-        ORGAN: scipy.ndimage.binary_erosion(soft & (spread < EVEN_HU), iterations=2),
+        ORGAN: eroded(soft & (spread < EVEN_HU), 2),
     }
     return {kind: _some(where, level.spacing_mm) for kind, where in kinds.items()}
 
@@ -127,10 +130,10 @@ def _body(smooth: NDArray[np.float32]) -> NDArray[np.bool_]:
     """All that the air round the patient does not reach, slice by slice."""
     outer = np.zeros(smooth.shape, dtype=bool)
     for plane, values in zip(outer, smooth, strict=True):
-        parts, _ = scipy.ndimage.label(values < AIR_HU)  # type: ignore[misc]
+        parts, _ = parts_of(values < AIR_HU)
         edge = np.unique(np.concatenate([parts[0], parts[-1], parts[:, 0], parts[:, -1]]))
         plane[:] = np.isin(parts, edge[edge > 0])
-    return scipy.ndimage.binary_erosion(~outer, iterations=2)
+    return eroded(~outer, 2)
 
 
 def _some(where: NDArray[np.bool_], spacing_mm: NDArray[np.float64]) -> NDArray[np.float32]:

@@ -32,5 +32,6 @@ def cases(source: str, part: Part) -> tuple[str, ...]:
 def nodule_part(case: str) -> Part:
     """Where a case of nodules_lidc belongs, by the patient in its name `LIDC-IDRI-PATIENT_R_NODULE`."""
     patient = case.removeprefix("LIDC-IDRI-").partition("_")[0]
-    parts = read_split()["nodules_lidc"]
-    return next((part for part in ("excluded", "validation") if patient in parts.get(part, ())), "train")
+    if patient in cases("nodules_lidc", "excluded"):
+        return "excluded"
+    return "validation" if patient in cases("nodules_lidc", "validation") else "train"

@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.ndimage
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
@@ -22,7 +21,6 @@ from voxsam.lab.engine.painting import (
     FAT,
     LUNG,
     SOFT,
-    Mask,
     Site,
     draw_look,
     draw_shape,
@@ -33,6 +31,7 @@ from voxsam.lab.engine.painting import (
 from voxsam.lab.engine.regions import stable_region
 from voxsam.lab.engine.scans import ORGAN, Scan, with_places
 from voxsam.lab.engine.settings import EngineSettings
+from voxsam.lab.engine.voxels import Image, Mask, dilated, parts_of, sampled, smoothed
 from voxsam.preprocess import Preprocessing
 
 TRIES = 60  # of drawing one sample: a lesion may find no room, a voxel no region
@@ -48,8 +47,8 @@ FILLED = 0.35  # of the crops that reach beyond a sarcoma's scan: other tissue l
 class Nodule:
     """A real nodule: `image` HU and `mask` (D, H, W) at one mm, SAR."""
 
-    image: NDArray[np.float32]
-    mask: NDArray[np.float32]
+    image: Image
+    mask: Image
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ class Sources:
     sarcomas: Sequence[Scan] = ()  # with label 1
 
 
-Drawn = tuple[NDArray[np.float32], Mask, Mask, Frame]  # image HU, what is clicked, where the scan is, the crop's axes
+Drawn = tuple[Image, Mask, Mask, Frame]  # image HU, what is clicked, where the scan is, the crop's axes
 
 
 class EngineStream(Dataset[Sample]):
@@ -155,10 +154,10 @@ class EngineStream(Dataset[Sample]):
 
     def _paint(
         self,
-        image: NDArray[np.float32],
+        image: Image,
         seen: Mask,
         frame: Frame,
-        centre: NDArray[np.float64],
+        centre: NDArray[np.floating],
         tissue: int,
         diameter: float,
         rng: np.random.Generator,
@@ -174,7 +173,7 @@ class EngineStream(Dataset[Sample]):
             return None
         site, label = done
         if rng.random() < self.settings.neighbours:
-            avoid = ~seen | scipy.ndimage.binary_dilation(label, iterations=APART)
+            avoid = ~seen | dilated(label, APART)
             for _ in range(int(rng.integers(1, OTHERS + 1))):
                 at = rng.integers(0, self.side, 3)
                 if tissue_of(site.smooth[tuple(at)][None])[0] != tissue or avoid[tuple(at)]:
@@ -185,7 +184,7 @@ class EngineStream(Dataset[Sample]):
                 size = max(5.0, diameter * rng.uniform(0.3, 1.1))
                 other = paint(site, at.astype(float), draw_shape(size, rng), alike, rng, avoid)
                 if other is not None:
-                    site, avoid = other[0], avoid | scipy.ndimage.binary_dilation(other[1], iterations=APART)
+                    site, avoid = other[0], avoid | dilated(other[1], APART)
         return site.image, label, seen, frame
 
     # Real things
@@ -207,15 +206,13 @@ class EngineStream(Dataset[Sample]):
         at = np.linalg.solve(frame.matrix, place - middle) + self.side // 2
         offset = clicked - matrix @ at
         size = (self.side,) * 3
-        mask = scipy.ndimage.affine_transform(nodule.mask, matrix, offset, output_shape=size, order=1, cval=0)
+        mask = sampled(nodule.mask, matrix, offset, size)  # 0 at its edge, and so beyond it
         label = mask > 0.5
         if label.sum() < SMALLEST_NODULE:
             return None
-        tissue = scipy.ndimage.affine_transform(
-            nodule.image, matrix, offset, output_shape=size, order=1, mode="nearest"
-        )
-        own_weight = np.clip(2 * scipy.ndimage.gaussian_filter(mask, PASTE_VOXELS, truncate=2.5), 0, 1)
-        return image * (1 - own_weight) + tissue * own_weight, label & seen, seen, frame
+        weight = (2 * smoothed(mask, PASTE_VOXELS)).clip(0, 1)
+        image += weight * (sampled(nodule.image, matrix, offset, size) - image)
+        return image, label & seen, seen, frame
 
     def _region(self, rng: np.random.Generator) -> Drawn | None:
         kind = int(rng.choice([ORGAN, SOFT, BONE], p=[0.3, 0.6, 0.1]))
@@ -232,8 +229,7 @@ class EngineStream(Dataset[Sample]):
 
     def _organ(self, rng: np.random.Generator) -> Drawn | None:
         scan = self.sources.organs[int(rng.integers(len(self.sources.organs)))]
-        numbers = np.unique(scan.levels[-1].label)
-        return self._labelled(scan, int(rng.choice(numbers[numbers > 0])), rng)
+        return self._labelled(scan, int(rng.choice(scan.numbers)), rng)
 
     def _sarcoma(self, rng: np.random.Generator) -> Drawn | None:
         drawn = self._labelled(self.sources.sarcomas[int(rng.integers(len(self.sources.sarcomas)))], 1, rng)
@@ -261,7 +257,7 @@ class EngineStream(Dataset[Sample]):
         image, label, seen = scan.read(middle, frame.matrix, self.side)
         assert label is not None
         at = np.rint(np.linalg.solve(frame.matrix, place - middle) + self.side // 2).astype(int)
-        parts, _ = scipy.ndimage.label(label == value)  # type: ignore[misc]
+        parts, _ = parts_of(label == value)
         number = parts[tuple(at.clip(0, self.side - 1))]
         return None if not number else (image, parts == number, seen, frame)
 
@@ -269,7 +265,7 @@ class EngineStream(Dataset[Sample]):
 SMALLEST_NODULE = 12  # voxels
 
 
-def noise_hu(image: NDArray[np.float32], smooth: NDArray[np.float32]) -> float:
+def noise_hu(image: Image, smooth: Image) -> float:
     """The s.d. of a crop's noise, from the middle half of its residuals in soft tissue; 8 where there is none."""
     residual = (image - smooth)[(smooth > -20) & (smooth < 180)][::7]
     if len(residual) < 200:

@@ -64,8 +64,9 @@ class PlainNetwork(CropNetwork):
         *,
         prompt_features: Tensor | None = None,
         labels: Tensor | None = None,
-        static: Tensor | None = None,
+        static: Static | None = None,
         conditioning: Conditioning | None = None,
+        previous: Tensor | None = None,
     ) -> Tensor:
         """(B, 2, D, H, W) logits: background, tumour. Clicks do not count."""
         return self.network(crops_B1DHW)

@@ -44,8 +44,8 @@ Identity = dict[str, Any]
 
 def identity(recipe: Recipe, data: Path | None) -> Identity:
     """What run.json holds: the whole recipe, and the fingerprint of the data, None without. Reads no voxel."""
-    plain = data is not None and recipe.engine is None  # an engine reads what the split in its code names
-    found = {"recipe": recipe.model_dump(mode="json"), "data": fingerprint(data) if plain else None}
+    read = data if recipe.engine is None else None  # an engine reads what the split in its code names
+    found = {"recipe": recipe.model_dump(mode="json"), "data": None if read is None else fingerprint(read)}
     return json.loads(json.dumps(found))
 
 

@@ -119,30 +119,30 @@ class SegmentationTask(lightning.LightningModule):
         rng = np.random.default_rng([self.recipe.seed, self.global_step])  # the same in every process
         users = [np.random.default_rng([self.recipe.seed, 1, int(number)]) for number in batch["number"]]
         network, truth = self.network, batch["label"][:, 0]
+        refined = network if isinstance(network, VoxSAMNetwork) and network.refinement is not None else None
         features = network.encode(batch["crop"])
         static = network.static(features, batch["crop"])
         points, labels = batch["points"], batch["labels"]
         corrected = self.recipe.corrections > 0 and rng.random() < self.recipe.corrected
         more = int(rng.integers(1, self.recipe.corrections + 1)) if corrected else 0
         marked = rng.random() >= self.recipe.unmarked
-        refines = isinstance(network, VoxSAMNetwork) and network.refinement is not None
         goes_on, previous = rng.random() < self.recipe.previous, None
         for number in range(1 + more):
             prompt_features = network.sample(features, points)
             places = points if marked else points - OUTSIDE  # all parameters take part in every step, as DDP wants
             given = {"prompt_features": prompt_features, "labels": labels, "static": static}
-            if refines:
+            if refined is None:
+                logits = network.decode(features, batch["crop"], places, **given)
+                yield logits, None
+            else:
                 learnt = number in (0, more)
                 with torch.set_grad_enabled(learnt and torch.is_grad_enabled()):
-                    coarse, _, logits = network.decode_stages(
+                    coarse, _, logits = refined.decode_stages(
                         features, batch["crop"], places, previous=previous, **given
                     )
                 if learnt:
                     yield logits, coarse
                 previous = (logits[:, 1:] - logits[:, :1]).detach() if goes_on else None
-            else:
-                logits = network.decode(features, batch["crop"], places, **given)
-                yield logits, None
             if number < more:
                 new = corrections(logits.detach().argmax(1), truth, users, network.config.polarity)
                 points, labels = torch.cat([points, new[0]], 1), torch.cat([labels, new[1]], 1)
