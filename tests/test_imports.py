@@ -78,6 +78,7 @@ PUBLIC_NAMES = [
     "__version__",
     "load_model",
     "read_volume",
+    "segment",
     "write_mask",
 ]
 
@@ -282,5 +283,5 @@ def test_the_version_is_that_of_the_project_file():
 
 
 def test_a_name_that_does_not_exist_is_an_attribute_error():
-    with pytest.raises(AttributeError, match="module 'voxsam' has no attribute 'segment'"):
-        _ = voxsam.segment
+    with pytest.raises(AttributeError, match="module 'voxsam' has no attribute 'segments'"):
+        _ = voxsam.segments

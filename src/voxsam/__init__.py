@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from voxsam.errors import InputError, VoxSAMError
     from voxsam.geometry import Grid
     from voxsam.interactive.predictor import Prediction, Predictor
+    from voxsam.interactive.segment import segment
     from voxsam.interactive.session import Session
     from voxsam.io import read_volume, write_mask
     from voxsam.prompts import Box, MaskHint, Point, Scribble
@@ -32,6 +33,7 @@ __all__ = [
     "__version__",
     "load_model",
     "read_volume",
+    "segment",
     "write_mask",
 ]
 
@@ -49,6 +51,7 @@ _HOME = {
     "Volume": "volume",
     "load_model": "weights.checkpoint",
     "read_volume": "io",
+    "segment": "interactive.segment",
     "write_mask": "io",
 }
 

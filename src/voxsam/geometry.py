@@ -53,28 +53,30 @@ class Grid:
 
     @classmethod
     def from_spacing(
-        cls, shape: Sequence[int], spacing_mm: Sequence[float], origin_mm: Sequence[float] = (0, 0, 0)
+        cls,
+        shape: Sequence[int],
+        spacing_mm: Sequence[float],
+        origin_mm: Sequence[float] = (0, 0, 0),
+        axes: str = "RAS",
     ) -> Grid:
-        """A grid along the world's axes: voxel (0, 0, 0) has its centre at `origin_mm`."""
-        affine = np.diag([*spacing_mm, 1.0])
+        """A grid along the world's axes, its indices growing into the directions of `axes`, e.g. "LPS".
+
+        Voxel (0, 0, 0) has its centre at `origin_mm`.
+        """
+        if np.shape(spacing_mm) != (3,):
+            raise GeometryError(f"a spacing of {spacing_mm}", "three numbers, in mm", "give one for each axis")
+        upright = np.eye(4) if axes == "RAS" else cls((1, 1, 1), np.eye(4)).reorient(axes).affine
+        affine = upright @ np.diag([*spacing_mm, 1.0])
         affine[:3, 3] = origin_mm
         return cls(tuple(shape), affine)  # type: ignore[arg-type]
 
-    @classmethod
-    def from_lps(cls, shape: Sequence[int], steps_lps_mm: ArrayLike, origin_lps_mm: ArrayLike) -> Grid:
-        """The grid as DICOM and ITK say it, whose x grows to the Left and y to Posterior.
-
-        Column a of `steps_lps_mm` (3, 3) is the step from voxel to voxel along axis a; `origin_lps_mm` (3,) is the
-        centre of voxel (0, 0, 0).
-        """
-        affine = np.eye(4)
-        affine[:3, :3] = _RAS_FROM_LPS @ np.asarray(steps_lps_mm, dtype=np.float64)
-        affine[:3, 3] = flip_lps(origin_lps_mm)
-        return cls(tuple(shape), affine)  # type: ignore[arg-type]
-
-    def to_lps(self) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-        """(3,) origin in LPS mm, (3,) spacing in mm, (3, 3) direction (unit columns, LPS), as ITK wants them."""
-        return flip_lps(self.affine[:3, 3]), self.spacing_mm, _RAS_FROM_LPS @ self.affine[:3, :3] / self.spacing_mm
+    def turned(self, axis: int, degrees: float) -> Grid:
+        """The grid turned about its own `axis` through its first voxel, as by a tilted gantry."""
+        direction, angle = self.affine[:3, axis] / self.spacing_mm[axis], np.deg2rad(degrees)
+        cross = np.cross(np.eye(3), direction)  # Rodrigues' formula
+        affine = self.affine.copy()
+        affine[:3, :3] = (np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross) @ affine[:3, :3]
+        return Grid(self.shape, affine)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Grid) and self.shape == other.shape and bool(np.array_equal(self.affine, other.affine))
@@ -194,7 +196,7 @@ def flip_lps(points_mm: ArrayLike) -> NDArray[np.float64]:
     return np.asarray(points_mm, dtype=np.float64) @ _RAS_FROM_LPS
 
 
-def _mapped(affine: NDArray[np.float64], points: ArrayLike) -> NDArray[np.float64]:
+def _mapped(affine: NDArray[np.floating], points: ArrayLike) -> NDArray[np.float64]:
     """(..., 3) points through a (4, 4) affine. Multiplied and added one by one: BLAS's sums have other last bits on
     other processors, and affines stand in files."""
     at = np.asarray(points, dtype=np.float64)

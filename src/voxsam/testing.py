@@ -9,9 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from voxsam.geometry import Grid
 from voxsam.phantoms.phantoms import make_phantom
 from voxsam.volume import Volume
 
@@ -20,7 +17,7 @@ if TYPE_CHECKING:
 
 STUB_SHAPE = (44, 36, 22)
 STUB_SPACING_MM = (3.0, 3.5, 6.0)
-STUB_TURN_DEGREES = 12.0  # of the grid about its own first axis, as of a tilted gantry
+STUB_TURN_DEGREES = -12.0  # of the grid about its own first axis, as of a tilted gantry
 
 
 @dataclass(frozen=True)
@@ -61,16 +58,5 @@ def stub_network(seed: int = 0, *, polarity: bool = True, automatic: bool = Fals
 def stub_scan(seed: int = 0) -> StubScan:
     """A phantom on 44 x 36 x 22 voxels of 3 x 3.5 x 6 mm whose axes are permuted and oblique to the world's."""
     phantom = make_phantom(seed, STUB_SHAPE, STUB_SPACING_MM, "PLS")
-    grid = _tilted(phantom.scan.grid)
+    grid = phantom.scan.grid.turned(0, STUB_TURN_DEGREES)
     return StubScan(Volume(phantom.scan.array, grid, "CT"), Volume(phantom.label.array, grid, "SEG"), phantom.click)
-
-
-def _tilted(grid: Grid) -> Grid:
-    """The grid turned about its first axis through its first voxel."""
-    turn = np.deg2rad(STUB_TURN_DEGREES)
-    axis = grid.affine[:3, 0] / grid.spacing_mm[0]
-    cross = np.cross(np.eye(3), -axis)  # Rodrigues' formula
-    rotation = np.eye(3) + np.sin(turn) * cross + (1 - np.cos(turn)) * cross @ cross
-    affine = grid.affine.copy()
-    affine[:3, :3] = rotation @ affine[:3, :3]
-    return Grid(grid.shape, affine)

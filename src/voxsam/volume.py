@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from voxsam.errors import InternalError
+from voxsam.errors import ImageError, InternalError
 from voxsam.geometry import Grid
 
 
@@ -30,6 +31,33 @@ class Volume:
     def __post_init__(self) -> None:
         if tuple(self.array.shape) != self.grid.shape:
             raise InternalError(f"array of shape {self.array.shape} on a grid of shape {self.grid.shape}")
+
+    @classmethod
+    def from_array(
+        cls,
+        array: ArrayLike,
+        *,
+        spacing_mm: Sequence[float],
+        axes: str = "RAS",
+        origin_mm: Sequence[float] = (0, 0, 0),
+        modality: str = "CT",
+    ) -> Volume:
+        """A scan from an array (i, j, k), the mm between its voxels along each axis, and where each axis grows.
+
+        `axes` says it in three letters of R/L, A/P, S/I: an array of SimpleITK or pydicom, (z, y, x), most often has
+        "SPL". `origin_mm` is the first voxel's centre, RAS+. "CT" are Hounsfield units. Raises ImageError for an array
+        that has not three axes of finite numbers, GeometryError for a spacing or axes that make no sense.
+        """
+        voxels = np.asarray(array)
+        if voxels.ndim != 3 or voxels.dtype.kind not in "biuf" or not voxels.size:
+            given = f"an array of shape {voxels.shape} and type {voxels.dtype}"
+            raise ImageError(given, "three axes (i, j, k) of numbers", "give one scan; channels as a list of volumes")
+        if not np.isfinite(voxels).all():
+            given = f"an array with {np.count_nonzero(~np.isfinite(voxels))} voxels of NaN or infinity"
+            raise ImageError(given, "numbers", "fill them, for example with the value of air")
+        if voxels.dtype.kind == "b":
+            voxels = voxels.astype(np.uint8)
+        return cls(voxels, Grid.from_spacing(voxels.shape, spacing_mm, origin_mm, axes), modality)
 
     def with_array(self, array: NDArray[Any], modality: str | None = None) -> Volume:
         """The same place with other voxels."""

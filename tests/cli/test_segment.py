@@ -211,7 +211,7 @@ def test_a_model_that_works_the_other_way_is_refused_before_the_scan_is_read(tmp
         save_model(stub_network(automatic=automatic), tmp_path / "model.safetensors")
         more = ["--click", "1,1,1"] if automatic else ["--auto"]
         line = _refusal(_words((tmp_path / "scan.nii.gz", tmp_path / "model.safetensors"), *more), capsys)
-        assert "trained without clicks" in line and ("--auto with the model stub" in line) is not automatic
+        assert "trained without clicks" in line and ("no prompts (--auto) with the model stub" in line) is not automatic
 
 
 def test_a_model_with_nan_weights_is_refused(files: tuple[Path, Path], stub: StubScan, capsys) -> None:
@@ -341,7 +341,7 @@ def test_info_of_nothing_names_scans_and_models(what: str, capsys: pytest.Captur
 
 
 def test_the_demo_passes_the_sessions_messages_on(tmp_path: Path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr("voxsam.interactive.session.MAX_CROPS", 1)
+    monkeypatch.setattr("voxsam.interactive.predictor.MAX_CROPS", 1)
     monkeypatch.setattr("voxsam.phantoms.demo_scan.SHAPE", (40, 40, 24))
     monkeypatch.setattr("voxsam.phantoms.demo_scan.SPACING_MM", (6.0, 6.0, 10.0))
     save_model(stub_network(), tmp_path / "model.safetensors")  # random weights: its mask reaches the crop's border

@@ -14,23 +14,18 @@ from voxsam.atomic import make_folder
 from voxsam.batch.listing import Job
 from voxsam.batch.overlap import AHEAD, overlapped
 from voxsam.boxes import crop_to_objects
-from voxsam.errors import InputError, UnsupportedError
-from voxsam.interactive.automatic import OVERLAP, predict, prepare
-from voxsam.interactive.predictor import Predictor
-from voxsam.io import check_mask_output, read_channels, read_volume, write_mask
+from voxsam.errors import InputError
+from voxsam.interactive.automatic import OVERLAP
+from voxsam.interactive.predictor import Prediction
+from voxsam.interactive.segment import check_mode, opened, read_images
+from voxsam.io import check_mask_output, write_mask
 from voxsam.kernels.linear import Precision
 from voxsam.kernels.warm_up import warm_up
-from voxsam.network.promptable import Promptable
 from voxsam.network.tuning import tensors_sha256
 from voxsam.report.metrics import longest_axial_diameter
-from voxsam.volume import Volume
 from voxsam.weights import load_model
 
 FILES_MATTER = 0.5  # reading and writing that take this share of the network's time, or more, get a core of their own
-
-Found = tuple[Volume, tuple[str, ...]]  # a mask, and what the user should know of it
-Finish = Callable[[], Found]  # what is left when the network is done
-Segment = Callable[[], Finish]  # the network's part
 
 
 @dataclass(frozen=True)
@@ -70,13 +65,13 @@ class Row:
 
 @dataclass(frozen=True, eq=False)
 class _Opened:
-    segment: Segment
+    segment: Callable[[], Prediction]  # the network's part
     seconds: float
 
 
 @dataclass(frozen=True, eq=False)
 class _Segmented:
-    finish: Finish
+    found: Prediction
     reading_s: float
     seconds: float
 
@@ -87,7 +82,7 @@ class Worker:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.model = load_model(settings.model, settings.device, settings.precision)
-        check_mode(self.model, settings)
+        check_mode(self.model.card, settings.automatic)
         self._ready = settings.automatic  # nothing to warm up where nobody clicks
 
     @property
@@ -119,23 +114,20 @@ class Worker:
 
     def _open(self, job: Job) -> _Opened:
         start = time.perf_counter()
-        if self.model.config.channels == 1:
-            images = tuple(read_volume(path) for path in job.images)
-        else:
-            images = tuple(image for path in job.images for image in read_channels(path))
+        images = read_images(job.images, self.model.config.channels)
         check_mask_output(images[0], Path(f"{job.name}{self.settings.suffix}"))
-        open_ = _open_automatic if self.settings.automatic else _open_clicked
-        segment = open_(self.model, images, job, self.settings)
+        points = [click.on(images[0].grid) for click in job.clicks]
+        segment = opened(self.model, images, points, follow=self.settings.follow, overlap=self.settings.overlap)
         return _Opened(segment, time.perf_counter() - start)
 
-    def _segment(self, job: Job, opened: _Opened) -> _Segmented:
+    def _segment(self, job: Job, scan: _Opened) -> _Segmented:
         start = time.perf_counter()
-        finish = opened.segment()
-        return _Segmented(finish, opened.seconds, time.perf_counter() - start)
+        found = scan.segment()
+        return _Segmented(found, scan.seconds, time.perf_counter() - start)
 
     def _finish(self, job: Job, segmented: _Segmented, output: Path) -> Row:
         start = time.perf_counter()
-        mask, messages = segmented.finish()
+        mask = segmented.found.mask
         target = mask_path(output, job, self.settings)
         make_folder(target.parent)
         write_mask(mask, target, model=self.model.card.name)
@@ -150,7 +142,7 @@ class Worker:
             round(segmented.reading_s, 3),
             round(segmented.seconds, 3),
             round(time.perf_counter() - start, 3),
-            "; ".join(messages),
+            "; ".join(mask.remarks),
         )
 
 
@@ -169,41 +161,6 @@ def threads_beside(row: Row, threads: int) -> int:
 def mask_path(output: Path, job: Job, settings: Settings) -> Path:
     """Where the mask of a scan lies."""
     return output / f"{job.name}{settings.suffix}"
-
-
-def check_mode(model: Promptable, settings: Settings) -> None:
-    """Raises UnsupportedError for an automatic model with clicks, and the other way round."""
-    if model.card.automatic == settings.automatic:
-        return
-    if settings.automatic:
-        given, expected = f"--auto with the model {model.card.name}", "a model trained without clicks"
-        raise UnsupportedError(
-            given, expected, "leave --auto out and give a table with clicks, or choose another model"
-        )
-    given, expected = f"clicks for the model {model.card.name}", "--auto: this model was trained without clicks"
-    raise UnsupportedError(given, expected, "add --auto, or choose another model with --model")
-
-
-def _open_clicked(model: Promptable, images: tuple[Volume, ...], job: Job, settings: Settings) -> Segment:
-    predictor = Predictor(model, follow=settings.follow).set_image(images)
-    points = [click.on(images[0].grid) for click in job.clicks]
-
-    def segment() -> Finish:
-        found = predictor.predict(points)
-        predictor.forget_features()
-        return lambda: (found.mask, found.remarks)
-
-    return segment
-
-
-def _open_automatic(model: Promptable, images: tuple[Volume, ...], job: Job, settings: Settings) -> Segment:
-    prepared = prepare(model, images)
-
-    def segment() -> Finish:
-        found = predict(model, prepared, overlap=settings.overlap)
-        return lambda: (found.mask, found.remarks)
-
-    return segment
 
 
 def _failed(job: Job, error: Exception) -> Row:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,10 +11,9 @@ import typer
 from voxsam.cli.outputs import Outputs
 from voxsam.cli.parse import PromptWords, given_path
 from voxsam.cli.progress import Progress
-from voxsam.errors import InputError, PromptError, UnsupportedError
+from voxsam.errors import InputError, PromptError
 
 if TYPE_CHECKING:
-    from voxsam.network.card import Card
     from voxsam.prompts import Prompt
     from voxsam.volume import Volume
 
@@ -62,8 +60,12 @@ def command(
     if auto == bool(words):
         given = "both --auto and prompts" if auto else "no prompt"
         raise PromptError(given, "prompts, or --auto alone", "click the tumour, for example --click 120,88,45")
+    from voxsam.interactive.segment import check_mode, opened, read_images
     from voxsam.io import MASK_SUFFIXES, SUFFIXES, check_mask_output, write_mask, write_volume
     from voxsam.report.report import report_dict, write_report_json
+    from voxsam.weights import load_model
+    from voxsam.weights.model_file import read_card
+    from voxsam.weights.registry import find_model
 
     target = output or Path(_stem(scan) + "_mask.nii.gz")
     outputs = Outputs(
@@ -75,28 +77,38 @@ def command(
         set_threads(threads)
     start = time.perf_counter()
     with Progress(quiet) as progress:
-        card = _check_model(model, auto)
+        card = read_card(find_model(model))
+        check_mode(card, auto)
         _check_precision(precision, device)
         progress("reading")
-        images = _read([scan, *(channel or [])], card.config.channels, series)
+        images = read_images([scan, *(channel or [])], card.config.channels, series)
         volume = images[0]
         check_mask_output(volume, target)
         prompts = words.on(volume)
         read = time.perf_counter()
-        mask, soft, messages = _segment(images, prompts, (model, device, precision), not no_follow, progress)
+        progress("loading the model")
+        network = load_model(model, device, precision)  # type: ignore[arg-type]  # its words are checked there
+        found = opened(network, images, prompts, follow=not no_follow, progress=progress)()
+        mask = found.mask
         seconds = {"reading": read - start, "segmenting": time.perf_counter() - read}
         clicks = _clicks(volume, prompts)
         facts = report_dict(
-            scan=volume, scan_name=scan.name, mask=mask, model=model, clicks=clicks, seconds=seconds, messages=messages
+            scan=volume,
+            scan_name=scan.name,
+            mask=mask,
+            model=model,
+            clicks=clicks,
+            seconds=seconds,
+            messages=mask.remarks,
         )
         progress("writing")
         outputs.write("-o", lambda path: write_mask(mask, path, model=card.name))
-        outputs.write("--probabilities", lambda path: write_volume(soft(), path))
+        outputs.write("--probabilities", lambda path: write_volume(found.probabilities, path))
         outputs.write("--report", lambda path: write_report_json(path, facts))
         outputs.write("--preview", lambda path: _draw(volume, mask, clicks, path, progress))
     if not quiet:
-        for message in messages:
-            typer.echo(message)
+        for remark in mask.remarks:
+            typer.echo(remark)
         typer.echo(f"{target}: {_sizes(facts)}, {time.perf_counter() - start:.1f} s")
 
 
@@ -107,36 +119,6 @@ def set_threads(count: int) -> None:
     import torch
 
     torch.set_num_threads(count)
-
-
-def _check_model(model: str, auto: bool) -> Card:
-    """The model's card. Refuses, before the scan is read, one that works the other way; reads the head of its file."""
-    from voxsam.weights.model_file import read_card
-    from voxsam.weights.registry import find_model
-
-    card = read_card(find_model(model))
-    if auto and not card.automatic:
-        raise UnsupportedError(
-            f"--auto with the model {card.name}",
-            "a model trained without clicks",
-            "click the tumour (--click I,J,K), or choose another model with --model",
-        )
-    if card.automatic and not auto:
-        raise UnsupportedError(
-            f"prompts for the model {card.name}",
-            "--auto: this model was trained without clicks",
-            "leave the prompts out, or choose another model with --model",
-        )
-    return card
-
-
-def _read(paths: list[Path], channels: int, series: str) -> tuple[Volume, ...]:
-    """All images of the files; a file of several volumes only for a model that takes several."""
-    from voxsam.io import read_channels, read_volume
-
-    if channels == 1:
-        return tuple(read_volume(path, series=series) for path in paths)
-    return tuple(image for path in paths for image in read_channels(path, series=series))
 
 
 def _check_precision(precision: str, device: str) -> None:
@@ -159,29 +141,6 @@ def _clicks(volume: Volume, prompts: list[Prompt]) -> list[Click]:
     """Every prompt's clicks as voxel indices, rounded to a thousandth, and whether they are positive."""
     points = [point for prompt in prompts for point in prompt.points(volume.grid)]
     return [(point.index_on(volume.grid), point.positive) for point in points]
-
-
-def _segment(
-    images: tuple[Volume, ...],
-    prompts: list[Prompt],
-    model: tuple[str, str, str],
-    follow: bool,
-    progress: Progress,
-) -> tuple[Volume, Callable[[], Volume], tuple[str, ...]]:
-    """The mask, the probabilities (a float for every voxel, so made only when asked for), and the messages."""
-    from voxsam.weights import load_model
-
-    progress("loading the model")
-    network = load_model(*model)  # type: ignore[arg-type]  # its words are checked there
-    if not prompts:
-        from voxsam.interactive.automatic import segment_automatically
-
-        found = segment_automatically(network, images, progress=progress)
-        return found.mask, lambda: found.probabilities, found.remarks
-    from voxsam.interactive.session import Session
-
-    session = Session(network, images, follow=follow, progress=progress)
-    return session.prompt(*prompts), lambda: session.probabilities, session.remarks
 
 
 def _sizes(facts: dict[str, Any]) -> str:

@@ -1,0 +1,133 @@
+"""A scan segmented in one call, and its steps as the command, the cohort and Python share them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from voxsam.errors import InputError, UnsupportedError
+from voxsam.interactive.automatic import OVERLAP, predict, prepare
+from voxsam.interactive.crops import Progress
+from voxsam.interactive.predictor import Prediction, Predictor
+from voxsam.io import read_channels, read_volume
+from voxsam.kernels.linear import Precision
+from voxsam.network.card import Card
+from voxsam.network.promptable import Promptable
+from voxsam.prompts import Box, MaskHint, Point, Prompt, Scribble
+from voxsam.volume import Volume
+from voxsam.weights import load_model
+from voxsam.weights.model_file import read_card
+from voxsam.weights.registry import find_model
+
+File = str | Path
+Scan = File | Volume | NDArray
+Index = Sequence[float]
+
+
+def segment(
+    scan: Scan | Sequence[Scan],
+    clicks: Sequence[Index] = (),
+    *,
+    negative: Sequence[Index] = (),
+    clicks_mm: Sequence[Index] = (),
+    negative_mm: Sequence[Index] = (),
+    boxes: Sequence[tuple[Index, Index]] = (),
+    scribbles: Sequence[File | Volume] = (),
+    hints: Sequence[File | Volume] = (),
+    model: File | Promptable = "voxsam-tiny",
+    device: str = "auto",
+    precision: Precision = "float32",
+    follow: bool = True,
+    spacing_mm: Sequence[float] | None = None,
+    series: str | int = "",
+    progress: Progress | None = None,
+) -> Volume:
+    """The mask of the tumour that the prompts point at, on the scan's grid: `voxsam segment` in Python.
+
+    `scan` is a path, a Volume, or an array (i, j, k) with the `spacing_mm` of its axes (`Volume.from_array` says more
+    of an array); a list of them are the channels of a model of several. `clicks` and `negative` are voxel indices
+    (i, j, k), those in mm RAS+ coordinates, `boxes` pairs of opposite corner voxels; scribbles and hints are labels as
+    files or Volumes. No prompts: for a model trained without clicks. `series` chooses one of several in a folder.
+    What to know of the mask is in its `remarks`. Raises InputError, in one line, for what cannot be used.
+    """
+    card = model.card if isinstance(model, Promptable) else read_card(find_model(model))
+    given = (clicks, negative, clicks_mm, negative_mm, boxes, scribbles, hints)
+    check_mode(card, automatic=not any(map(len, given)))
+    scans = (scan,) if isinstance(scan, File | Volume | np.ndarray) else scan
+    images = tuple(image for one in scans for image in _images(one, card.config.channels, spacing_mm, series))
+    grid = images[0].grid
+    prompts: list[Prompt] = [Point.at_index(grid, index) for index in _each(clicks)]
+    prompts += [Point.at_index(grid, index, positive=False) for index in _each(negative)]
+    prompts += [Point(_triple(place), positive=True) for place in _each(clicks_mm)]
+    prompts += [Point(_triple(place), positive=False) for place in _each(negative_mm)]
+    prompts += [Box.at_index(grid, low, high) for low, high in boxes]
+    prompts += [Scribble(_labels(one, images[0])) for one in scribbles]
+    prompts += [MaskHint(_labels(one, images[0])) for one in hints]
+    network = model if isinstance(model, Promptable) else load_model(model, device, precision)
+    return opened(network, images, prompts, follow=follow, progress=progress)().mask
+
+
+def check_mode(card: Card, automatic: bool) -> None:
+    """Raises UnsupportedError for prompts with a model that was trained without, and the other way round."""
+    if automatic and not card.automatic:
+        raise UnsupportedError(
+            f"no prompts (--auto) with the model {card.name}",
+            "a model trained without clicks",
+            "click the tumour (--click I,J,K; in a table a click for each scan), or choose another model",
+        )
+    if card.automatic and not automatic:
+        raise UnsupportedError(
+            f"prompts for the model {card.name}",
+            "none (--auto): this model was trained without clicks",
+            "leave the prompts out, or choose another model",
+        )
+
+
+def read_images(paths: Sequence[File], channels: int, series: str | int = "") -> tuple[Volume, ...]:
+    """All images of the files; a file of several volumes only for a model of several `channels`."""
+    if channels == 1:
+        return tuple(read_volume(path, series=series) for path in paths)
+    return tuple(image for path in paths for image in read_channels(path, series=series))
+
+
+def opened(
+    network: Promptable,
+    images: Sequence[Volume],
+    prompts: Sequence[Prompt],
+    *,
+    follow: bool = True,
+    overlap: float = OVERLAP,
+    progress: Progress | None = None,
+) -> Callable[[], Prediction]:
+    """A scan made ready for the network; called, the network's part. Without prompts by a sliding window."""
+    if network.card.automatic and not prompts:
+        prepared = prepare(network, images)
+        return lambda: predict(network, prepared, overlap=overlap, progress=progress)
+    predictor = Predictor(network, follow=follow, progress=progress).set_image(images)
+    return lambda: predictor.predict(prompts)
+
+
+def _images(scan: Scan, channels: int, spacing_mm: Sequence[float] | None, series: str | int) -> tuple[Volume, ...]:
+    if isinstance(scan, Volume):
+        return (scan,)
+    if not isinstance(scan, np.ndarray):
+        return read_images([Path(scan)], channels, series)
+    if spacing_mm is None:
+        raise InputError("an array without its spacing", "spacing_mm=(i, j, k)", "give the mm between its voxels")
+    return (Volume.from_array(scan, spacing_mm=spacing_mm),)
+
+
+def _labels(given: File | Volume, scan: Volume) -> Volume:
+    return given if isinstance(given, Volume) else read_volume(given, labels=True, scan=scan)
+
+
+def _each(places: Sequence[Index]) -> Sequence[Index]:
+    """The places; one that was given without a list counts as one."""
+    return [places] if len(places) == 3 and np.ndim(places) == 1 else places  # type: ignore[list-item]
+
+
+def _triple(place: Index) -> tuple[float, float, float]:
+    return tuple(float(value) for value in place)  # type: ignore[return-value]
