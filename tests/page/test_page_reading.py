@@ -105,7 +105,10 @@ def test_a_drag_with_the_right_button_or_w_changes_the_window_and_a_right_click_
     assert _prompts(server, block) == []
     block.answered(lambda: page.keyboard.press("Enter"))
     block.answered(lambda: page.mouse.click(x, y, button="right"))
-    assert [prompt["positive"] for prompt in _prompts(server, block)] == [True, False]
+    page.keyboard.down("Shift")
+    block.answered(lambda: page.mouse.click(x + 3, y))
+    page.keyboard.up("Shift")
+    assert [prompt["positive"] for prompt in _prompts(server, block)] == [True, False, False]
     page.keyboard.press("1")
     assert _window(block) == (-160, 240)
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
-from voxsam.boxes import within
+from voxsam.boxes import bounding_box, within
 from voxsam.errors import PromptError
 from voxsam.geometry import Grid
 from voxsam.preprocess import Slices
@@ -116,7 +116,7 @@ def fill_holes(mask: ArrayLike, grid: Grid, axis: int | None = None) -> Edit:
 
     Background is connected by faces, or by sides in a slice; what reaches the border of the object's box is no hole.
     """
-    box = _bounds(mask)
+    box = bounding_box(np.asarray(mask))
     part = np.asarray(mask)[box] != 0
     structure = ndimage.generate_binary_structure(3, 1)
     if axis is not None:
@@ -133,7 +133,7 @@ def smooth(mask: ArrayLike, grid: Grid, sigma_mm: float) -> Edit:
     if not (np.isfinite(sigma_mm) and sigma_mm > 0):
         raise PromptError(f"smoothing by {sigma_mm:g} mm", "more than 0 mm", "choose a larger value")
     sigma = sigma_mm / grid.spacing_mm
-    bounds = _bounds(mask)
+    bounds = bounding_box(np.asarray(mask))
     margin = np.ceil(SMOOTHING_REACH * sigma)
     box = _box_in(grid, [p.start for p in bounds] - margin, [p.stop - 1 for p in bounds] + margin)
     part = np.asarray(mask)[box] != 0
@@ -176,7 +176,7 @@ def interpolate_slices(mask: ArrayLike, grid: Grid, axis: int) -> Edit:
     outlines are in one piece, their centroids are first brought together, so that an oblique vessel stays whole.
     Slices that hold anything are left as they are.
     """
-    box = _bounds(mask)
+    box = bounding_box(np.asarray(mask))
     part = np.asarray(mask)[box] != 0
     after = part.copy()
     planes, filled = np.moveaxis(part, axis, 0), np.moveaxis(after, axis, 0)  # views
@@ -237,7 +237,7 @@ def _component(mask: ArrayLike, grid: Grid, index: ArrayLike) -> tuple[Slices, M
     if not grid.contains(index) or not np.asarray(mask)[voxel]:
         given = f"voxel {', '.join(map(str, voxel))}, which is not in the mask"
         raise PromptError(given, "a voxel of the object", "click in the part that is meant")
-    box = _bounds(mask)
+    box = bounding_box(np.asarray(mask))
     part = np.asarray(mask)[box] != 0
     labels, _ = ndimage.label(part)  # type: ignore[misc]
     return box, part, labels == labels[tuple(v - p.start for v, p in zip(voxel, box, strict=True))]
@@ -267,12 +267,6 @@ def _box_in(grid: Grid, low: ArrayLike, high: ArrayLike) -> Slices:
     stop = np.clip(np.asarray(high, dtype=int) + 1, start, grid.shape)
     i, j, k = (slice(int(a), int(b)) for a, b in zip(start, stop, strict=True))
     return i, j, k
-
-
-def _bounds(mask: ArrayLike) -> Slices:
-    """The smallest box that holds the object; without voxels if it is empty."""
-    found = ndimage.find_objects((np.asarray(mask) != 0).view(np.uint8))
-    return found[0] if found else (slice(0, 0), slice(0, 0), slice(0, 0))
 
 
 def _plane_of(axis: int) -> Mask:

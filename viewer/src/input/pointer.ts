@@ -30,6 +30,7 @@ interface Press {
   last: Place;
   pane: Pane;
   movement: Movement;
+  marks: boolean; // if it does not move, and the tool clicks
   opposite: boolean;
   still: number;
   moved: boolean;
@@ -70,15 +71,17 @@ class Pointer {
     const [ctrl, shift] = [event.ctrlKey || event.metaKey, event.shiftKey];
     const movement = movementOf({ button: event.button, ctrl, shift, held }, prompter.tool, pane);
     const still = STILL[event.pointerType] ?? STILL.mouse!;
-    this.press = {
-      id: event.pointerId, start, last: start, pane, movement, opposite: event.button === 2 || shift, still, moved: false, window: viewer.window,
-    };
+    const right = event.button === 2;
+    const marks = prompter.tool === "point" && (movement === "mark" || (movement === "window" && right));
+    const { window } = viewer;
+    this.press = { id: event.pointerId, start, last: start, pane, movement, marks, opposite: right || shift, still, moved: false, window };
     this.begin(this.press);
   }
 
   move(event: PointerEvent): void {
     const now = this.placeOf(event);
     if (this.fingers.size > 1) return this.pinch(event.pointerId, now);
+    if (this.fingers.has(event.pointerId)) this.fingers.set(event.pointerId, now);
     const { press } = this;
     if (!press || press.id !== event.pointerId) return;
     const last = press.last;
@@ -98,8 +101,7 @@ class Pointer {
       if (line) this.desk.measured(line);
       return this.desk.changed();
     }
-    const clicks = press.movement === "mark" || press.movement === "window";
-    if (!press.moved && clicks && this.desk.prompter.tool === "point" && this.desk.held.size === 0) this.mark(press);
+    if (press.marks && !press.moved) this.mark(press);
   }
 
   drop(event: PointerEvent): void {

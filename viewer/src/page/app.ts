@@ -169,6 +169,7 @@ export class Page implements Actions, Listener {
       await act();
     } catch (error) {
       showProblem(error);
+      this.opener.recent(); // what was asked for may be gone
     }
     if (!this.state) this.welcome(true);
   }
