@@ -11,9 +11,8 @@ from contextlib import contextmanager
 
 import httpx
 import numpy as np
-import uvicorn
-
 from voxsam.server.app import make_app
+from voxsam.server.guard import make_server
 from voxsam.server.settings import Settings
 
 WAIT_S = 20.0
@@ -23,7 +22,8 @@ WAIT_S = 20.0
 def running(settings: Settings, model, headers: dict[str, str] | None = None) -> Iterator[httpx.Client]:
     """A client of a server that runs as long as the block; `client.service` is the server's inside."""
     app = make_app(settings, model)
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, timeout_graceful_shutdown=2))
+    server = make_server(app, settings, port=0)
+    server.config.timeout_graceful_shutdown = 2
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     wait_until(lambda: server.started)
@@ -81,6 +81,7 @@ def error_of(answer: httpx.Response) -> dict:
     """The error of a refusal, checked for its form: one line, three parts, nothing of the inside."""
     error = answer.json()["error"]
     assert set(error) == {"message", "given", "expected", "remedy"}, error
+    assert answer.json()["detail"] == error["message"]
     assert all(isinstance(text, str) and text for text in error.values()), error
     assert "\n" not in error["message"] and "Traceback" not in answer.text
     return error

@@ -99,7 +99,7 @@ def test_downloads_lie_on_the_scan_and_hold_what_the_server_has(server, phantom,
     assert report["objects"][0]["voxels"] == (mask == 1).sum()
     error = error_of(server.get(f"/api/sessions/{sid}/download/mask.seg.dcm"))
     assert error["given"] == "DICOM-SEG of a scan that is not DICOM"
-    wait_until(lambda: not list(server.service.archive.scratch.iterdir()))
+    wait_until(lambda: not list(server.service.store.scratch.iterdir()))
 
 
 @pytest.mark.slow
@@ -108,7 +108,7 @@ def test_the_report_is_a_page_with_a_picture(server, phantom):
     post(server, sid, "prompts", point(phantom.click))
     page = server.get(f"/api/sessions/{sid}/download/report.html")
     assert page.headers["content-type"].startswith("text/html") and "data:image/png;base64" in page.text
-    wait_until(lambda: not list(server.service.archive.scratch.iterdir()))
+    wait_until(lambda: not list(server.service.store.scratch.iterdir()))
 
 
 def test_the_scan_comes_with_one_affine_and_nothing_of_its_header(server, phantom, tmp_path):
@@ -129,7 +129,7 @@ def test_an_upload_is_opened_under_its_own_name_and_goes_with_the_session(server
     assert state["name"] == "a_b_Meier.nii.gz" and state["shape"] == [44, 36, 22]
     assert labels_of(post(server, state["id"], "prompts", point(phantom.click))).any()
     assert server.delete(f"/api/sessions/{state['id']}").status_code == 204
-    assert not list(server.service.archive.uploads.iterdir()) and not list(server.service.archive.works.iterdir())
+    assert not list(server.service.store.uploads.iterdir()) and not list(server.service.store.works.iterdir())
     for path in ("", "/labels", "/events"):
         assert error_of(server.get(f"/api/sessions/{state['id']}{path}"))["given"] == "a session that is not here"
     assert server.delete(f"/api/sessions/{state['id']}").status_code == 404
@@ -139,7 +139,7 @@ def test_a_file_that_is_no_scan_is_refused_by_its_own_name_and_takes_no_place(se
     sent = server.post("/api/uploads?name=report.nii.gz", content=b"no scan").json()
     answer = server.post("/api/sessions", json={"source": {"upload": sent["upload"]}})
     assert answer.status_code == 400 and error_of(answer)["given"].startswith("report.nii.gz")
-    assert not server.service.store.slots
+    assert not server.service.sessions.open
 
 
 def test_files_are_listed_and_opened_from_served_folders_only(server):
@@ -182,7 +182,7 @@ def test_a_work_whose_scan_is_gone_says_so_and_stays_saved(tmp_path, network, sc
     with running(settings, network) as client:
         for _ in range(2):
             assert error_of(client.get(f"/api/sessions/{sid}"))["given"] == "a path that is not here"
-        assert not client.service.store.slots
+        assert not client.service.sessions.open
         (copy / "ct.nii.gz").write_bytes(content)
         assert client.get(f"/api/sessions/{sid}").status_code == 200
 
@@ -208,10 +208,10 @@ def test_a_session_that_timed_out_comes_back_when_asked_for(tmp_path, network, s
             beats = 0
             while beats < 5:  # who listens is alive, for longer than alive_s
                 beats += next(lines).startswith(":")
-            assert client.service.store.slots
+            assert client.service.sessions.open
             full = client.post("/api/sessions", json={"source": {"folder": "0", "path": "ct.nii.gz"}})
             assert full.status_code == 503 and error_of(full)["expected"] == "a free place"
-        wait_until(lambda: not client.service.store.slots, 5)
+        wait_until(lambda: not client.service.sessions.open, 5)
         assert client.get(f"/api/sessions/{sid}").json()["objects"] == before["objects"]
 
 

@@ -75,8 +75,8 @@ def test_eight_clients_at_once_get_what_each_would_get_alone(eight, network, tmp
             thread.start()
         for thread in threads:
             thread.join(120)
-        assert client.service.store.forgotten > 0
-        assert client.service.store.nbytes <= settings.memory_bytes + network_features(client)
+        assert client.service.sessions.forgotten > 0
+        assert client.service.sessions.nbytes <= settings.memory_bytes + network_features(client)
     assert sorted(got) == list(range(CLIENTS))
     for number, masks in got.items():
         alone = Session(network, scans[number])
@@ -88,7 +88,7 @@ def test_eight_clients_at_once_get_what_each_would_get_alone(eight, network, tmp
 
 def network_features(client) -> int:
     """The session that was used last keeps its own, however little memory there is."""
-    return max(slot.features_bytes for slot in client.service.store.slots)
+    return max(slot.features_bytes for slot in client.service.sessions.open)
 
 
 def test_a_killed_client_leaves_its_place_within_the_time_out(eight, network, tmp_path):
@@ -97,7 +97,7 @@ def test_a_killed_client_leaves_its_place_within_the_time_out(eight, network, tm
         command = [sys.executable, "-c", CLIENT, str(client.base_url)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout and process.stdout.readline() == "clicked\n"
-            assert len(client.service.store.slots) == 1
+            assert len(client.service.sessions.open) == 1
             process.kill()
-        wait_until(lambda: not client.service.store.slots, 10)
-        assert client.service.store.expired == 1 and client.service.store.nbytes == 0
+        wait_until(lambda: not client.service.sessions.open, 10)
+        assert client.service.sessions.expired == 1 and client.service.sessions.nbytes == 0

@@ -8,7 +8,7 @@ import pytest
 from serving import error_of, running
 
 from voxsam.server.guard import JSON_BYTES
-from voxsam.server.page import POLICY
+from voxsam.server.app import POLICY
 from voxsam.server.settings import Settings
 
 KEY = "s3cret-key"
@@ -90,7 +90,7 @@ def test_uploads_end_at_the_limit_whether_they_declare_their_size_or_not(guarded
     for content in (bytes(1001), pieces()):
         answer = guarded.post("/api/uploads?name=a.nii", content=content, headers=authorised())
         assert answer.status_code == 413 and "--upload-limit" in error_of(answer)["remedy"]
-    assert not list(guarded.service.archive.uploads.iterdir())
+    assert not list(guarded.service.store.uploads.iterdir())
     first = guarded.post("/api/uploads?name=a.nii", content=bytes(600), headers=authorised()).json()
     again = f"/api/uploads?name=b.nii&upload={first['upload']}"
     assert guarded.post(again, content=bytes(401), headers=authorised()).status_code == 413

@@ -74,7 +74,7 @@ def tree(folder):
 def test_three_hundred_malformed_requests_are_refused_with_a_reason(place, network, caplog):
     caplog.set_level(logging.ERROR)
     settings = Settings(
-        key=KEY, folders=(place / "in",), state=place / "state", most_voxels=1 << 22, upload_bytes=1 << 24, body_s=0.2
+        key=KEY, folders=(place / "in",), state=place / "state", max_voxels=1 << 22, upload_bytes=1 << 24, body_s=0.2
     )
     outside, seen = tree(place / "outside"), []
     with running(settings, network, headers={"authorization": f"Bearer {KEY}"}) as client:
@@ -87,7 +87,7 @@ def test_three_hundred_malformed_requests_are_refused_with_a_reason(place, netwo
             assert SECRET not in body and b"Traceback" not in body and b"root:" not in body, bad.what
             seen.append((bad.what, status))
         assert len(seen) == COUNT
-        assert len(client.service.store.slots) == 1  # none of them took a place
+        assert len(client.service.sessions.open) == 1  # none of them took a place
         state = client.get(f"/api/sessions/{session}").json()
         assert state["revision"] == 0  # and none of them did a step
     assert tree(place / "outside") == outside and {p.name for p in place.iterdir()} == {"in", "outside", "state"}

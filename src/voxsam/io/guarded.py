@@ -38,6 +38,10 @@ MIB = 1 << 20
 Accept = Callable[[int], Any]
 
 
+class MemoryNeeded(FileError):
+    """To read the file takes more memory than it may."""
+
+
 def read_volume(
     path: str | os.PathLike[str],
     *,
@@ -135,7 +139,7 @@ def _failed(name: str, status: int, time_s: float | None) -> FileError:
 
 
 def _error_type(kind: str) -> type[InputError]:
-    found = getattr(voxsam.errors, kind, FileError)
+    found = MemoryNeeded if kind == "MemoryNeeded" else getattr(voxsam.errors, kind, FileError)
     return found if isinstance(found, type) and issubclass(found, InputError) else FileError
 
 
@@ -165,7 +169,7 @@ def main() -> None:
         _send(answers, (type(error).__name__, error.given, error.expected, error.remedy))
     except MemoryError:
         given = f"{path.name} needs more than {request['memory_bytes'] // MIB} MiB of memory to be read"
-        _send(answers, ("FileError", given, "a smaller scan", "crop it, or start the server with more --memory"))
+        _send(answers, ("MemoryNeeded", given, "a smaller scan", "crop it, or start the server with more --memory"))
     os._exit(0)  # nothing is left to be done, and a library with a broken heap may not end in order
 
 

@@ -1,36 +1,58 @@
-"""make_app: the whole server as one ASGI application."""
+"""make_app: the whole server as one ASGI application, with its page."""
 
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
 
 from fastapi import FastAPI
+from fastapi.responses import HTMLResponse
+from starlette.datastructures import MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import voxsam
 from voxsam.network.promptable import Promptable
-from voxsam.server.api import about, downloads, files, sessions
-from voxsam.server.failures import add_handlers
-from voxsam.server.guard import JSON_BYTES, Guard
-from voxsam.server.nninteractive.image_routes import IMAGE_PATH
-from voxsam.server.nninteractive.router import router as nninteractive
-from voxsam.server.observe import LOG, Observe
-from voxsam.server.page import SecureHeaders, add_page
+from voxsam.server import nninteractive
+from voxsam.server.api import downloads, server, sessions
+from voxsam.server.errors import add_handlers
+from voxsam.server.guard import Guard, route_path
+from voxsam.server.observe import Observe
 from voxsam.server.service import Service
 from voxsam.server.settings import Settings
 
-SWEEP_S = 1.0  # how often leases are looked at; more often if they are short
-TIDY_S = 600.0  # how often the archive is
+STATIC = Path(__file__).resolve().parent / "static"
+NOT_BUILT = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><title>VoxSAM</title>
+<body style="font: 16px/1.5 system-ui, sans-serif; max-width: 40em; margin: 4em auto; padding: 0 1em">
+<h1>VoxSAM</h1>
+<p>The server runs, but its page is not built. In the project's folder, with Node.js installed, run</p>
+<pre>make viewer</pre>
+<p>and load this page again. The API works without it: <a href="/openapi.json">/openapi.json</a> describes it.</p>
+</body></html>
+"""
+# Nothing from elsewhere; WebAssembly and workers, blobs and data: for what the viewer makes itself.
+POLICY = (
+    "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; worker-src 'self' blob:; "
+    "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; "
+    "connect-src 'self' data: blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+HEADERS = {
+    "content-security-policy": POLICY,
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cross-origin-opener-policy": "same-origin",
+}
 
 
-def make_app(settings: Settings | None = None, model: Promptable | None = None) -> FastAPI:
-    """A server for `settings`, with `model` or the one that they name.
+def make_app(settings: Settings | None = None, model: Promptable | None = None, static: Path = STATIC) -> FastAPI:
+    """A server for `settings`, with `model` or the one that they name, and the page that was built to `static`.
 
-    `app.state.service` holds its parts. They are closed when the application shuts down. Raises InputError for a
-    model, a folder or a state folder that cannot be used.
+    `app.state.service` holds its parts. They are closed when the application shuts down; who mounts it in another one
+    calls `app.state.service.close()`. Raises InputError for a model, a folder or a state folder that cannot be used.
     """
     service = Service.start(settings or Settings(), model)
     app = FastAPI(
@@ -43,18 +65,32 @@ def make_app(settings: Settings | None = None, model: Promptable | None = None) 
     )
     app.state.service = service
     add_handlers(app)
-    for part in (about, files, sessions, downloads):
+    for part in (server, sessions, downloads, nninteractive):
         app.include_router(part.router)
-    app.include_router(nninteractive)
-    add_page(app)
-    _wrap(app, service)
+    _add_page(app, static)
+    _wrap(app, service, static)
     return app
 
 
-def _wrap(app: FastAPI, service: Service) -> None:
+def _add_page(app: FastAPI, static: Path) -> None:
+    """Serve the page at /; what is not a file of it is answered as not found."""
+    if (static / "index.html").is_file():
+        app.mount("/", StaticFiles(directory=static, html=True), name="page")
+        return
+
+    @app.get("/", response_class=HTMLResponse, include_in_schema=False)
+    async def not_built() -> str:
+        return NOT_BUILT
+
+
+def _wrap(app: FastAPI, service: Service, static: Path) -> None:
     """Put the layers round the routes; the last one is the outermost."""
     settings = service.settings
-    app.add_middleware(Guard, settings=settings, body_limit=_body_limit(settings))
+    files = {f"/{file.relative_to(static).as_posix()}" for file in static.rglob("*") if file.is_file()}
+    public = {"/", "/healthz"} | files  # these hold no data; everything else needs the key
+    app.add_middleware(
+        Guard, settings=settings, memory=service.sessions.memory, public=public, arrays=nninteractive.ARRAY_PATHS
+    )
     if settings.cors:
         app.add_middleware(
             CORSMiddleware,
@@ -68,36 +104,28 @@ def _wrap(app: FastAPI, service: Service) -> None:
     app.add_middleware(Observe, metrics=service.metrics)
 
 
-def _body_limit(settings: Settings) -> Callable[[str], int]:
-    def limit(path: str) -> int:
-        return settings.upload_bytes if path in ("/api/uploads", IMAGE_PATH) else JSON_BYTES
+class SecureHeaders:
+    """Wraps the application: every answer gets HEADERS, and answers of the API are never kept by caches."""
 
-    return limit
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def give(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in HEADERS.items():
+                    headers.setdefault(name, value)
+                if not route_path(scope).startswith("/assets/"):
+                    headers.setdefault("cache-control", "no-store")
+            await send(message)
+
+        await self.app(scope, receive, give if scope["type"] == "http" else send)
 
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    service: Service = app.state.service
-    sweeper = asyncio.create_task(_sweep(service))
     try:
         yield
     finally:
-        sweeper.cancel()
-        with suppress(asyncio.CancelledError):
-            await sweeper
-        await asyncio.to_thread(service.close)
-
-
-async def _sweep(service: Service) -> None:
-    """End the sessions whose time is over, and more rarely what is left over in the archive."""
-    pause = min(SWEEP_S, service.settings.alive_s / 4)
-    next_tidying = 0.0
-    while True:
-        try:
-            await asyncio.to_thread(service.store.expire)
-            if time.monotonic() >= next_tidying:
-                next_tidying = time.monotonic() + TIDY_S
-                await asyncio.to_thread(service.archive.tidy)
-        except Exception as error:  # a disk that fails now and then must not keep all sessions open for ever
-            LOG.error("sweeping failed", extra={"facts": {"error": type(error).__name__}})
-        await asyncio.sleep(pause)
+        await asyncio.to_thread(app.state.service.close)

@@ -1,71 +1,162 @@
-"""What a request must pass before anything reads it: the host it names, its origin, its key, its size, its pace.
+"""What a connection and a request must pass before anything reads them: pace, host, origin, key, size, memory.
 
-Plain ASGI, so that bodies are counted as they come and are never kept.
+Plain ASGI, inside the application itself, so that it holds however the application is mounted. Everything needs the
+key but what is listed as public; bodies are counted as they come, and memory is taken for them before they are kept.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hmac
-from collections.abc import Callable
+import ipaddress
+import socket
+from collections.abc import Callable, Container
+from typing import Any
 from urllib.parse import urlsplit
 
+import uvicorn
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from voxsam.server.errors import Forbidden, KeyNeeded, Refused, TooLarge, TooSlow
-from voxsam.server.failures import answer_failure
-from voxsam.server.settings import LOCAL_HOSTS, Settings
+from voxsam.server.errors import Forbidden, KeyNeeded, Refused, TooLarge, TooSlow, failure
+from voxsam.server.sessions import Memory
+from voxsam.server.settings import Settings
 
-GUARDED = ("/api/", "/metrics", "/openapi.json")  # need the key; /healthz and the page's files hold no data
 JSON_BYTES = 16 << 20  # of any body but an upload: a scribble of a few 100,000 voxels
+SMALL_BYTES = 64 << 10  # of a body that no memory is taken for: a click is answered however full the server is
+JSON_MEMORY = 24  # bytes of memory for a byte of JSON, read and understood: numbers in lists in lists
+ARRAY_MEMORY = 2  # for a byte of a packed array: its pieces, and the whole
+UPLOAD_MEMORY = 4 << 20  # of an upload, however large: it goes to disk piece by piece
+MIN_BYTES_S = 4096  # that a body must bring on average, after the first pause
+SEND_S = 60.0  # that a client may take for a piece of an answer, some 50 kB
+MAX_CONNECTIONS = 512
+ENDING_S = 5  # that open requests get when the server is stopped
 
 
 class Guard:
-    """Wraps the application. `body_limit` says how many bytes the body for a path may have."""
+    """Wraps the application. `public` are the paths that hold no data, `arrays` those whose bodies are no JSON."""
 
-    def __init__(self, app: ASGIApp, settings: Settings, body_limit: Callable[[str], int]) -> None:
-        self.app, self.settings, self.body_limit = app, settings, body_limit
+    def __init__(
+        self, app: ASGIApp, settings: Settings, memory: Memory, public: Container[str], arrays: Container[str]
+    ) -> None:
+        self.app, self.settings, self.memory, self.public, self.arrays = app, settings, memory, public, arrays
+        self.key = None if settings.key is None else settings.key.get_secret_value().encode()
+        self.names = known_names(settings)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
-            return
-        headers = Headers(scope=scope)
-        body = Body(receive, headers, self.body_limit(scope["path"]), self.settings.body_s)
-        send = _closing(send, body)
+        elif scope["type"] == "http":
+            await self._answer(scope, receive, send)
+        else:  # there are no websockets here
+            await send({"type": "websocket.close", "code": 1008})
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers, path = Headers(scope=scope), route_path(scope)
+        limit, factor, base = self._cost(path)
+        body = Body(receive, headers, limit, self.settings.body_s)
+        send = _limited(send, body)
         try:
-            check_host(headers, self.settings)
-            check_origin(headers, self.settings)
-            if scope["path"].startswith(GUARDED) and scope["method"] != "OPTIONS":
-                check_key(headers.get("authorization", "").removeprefix("Bearer "), self.settings)
+            self.check_host(headers)
+            self.check_origin(headers)
+            if path not in self.public:
+                self.check_key(headers)
             body.check()
+            with self.memory.take(base) as part:
+                body.charge = lambda count: part.resize(base + factor * max(0, count - SMALL_BYTES))
+                await self.app(scope, body, send)
         except Refused as error:
-            await answer_failure(error)(scope, receive, send)
+            if body.answered:
+                raise
+            await failure(error)(scope, receive, send)
+
+    def _cost(self, path: str) -> tuple[int, int, int]:
+        """Of a body: how many bytes it may have, the memory for each of them, and for all of it."""
+        if path == "/api/uploads":
+            return self.settings.upload_bytes, 0, UPLOAD_MEMORY
+        if path in self.arrays:
+            return self.settings.upload_bytes, ARRAY_MEMORY, 0
+        return JSON_BYTES, JSON_MEMORY, 0
+
+    def check_host(self, headers: Headers) -> None:
+        """Refuse names that someone else's DNS made point here (DNS rebinding), unless a key is asked for anyway.
+
+        Of a server for this machine alone, whatever else its name may be. An address itself cannot be rebound.
+        """
+        if self.key is not None and not self.settings.is_local:
             return
-        await self.app(scope, body, send)
+        name = _host_name(f"//{headers.get('host', '')}")
+        if name in self.names:
+            return
+        try:
+            address = ipaddress.ip_address(name)
+        except ValueError:
+            address = None
+        if address is None or (self.settings.is_local and not address.is_loopback):
+            remedy = "use the address that the server printed, or start it with --allow-host NAME"
+            raise Forbidden("a request for another host", "an address or a name of this machine", remedy)
+
+    def check_origin(self, headers: Headers) -> None:
+        """Refuse what another site's page sends, unless the server was told to take it."""
+        origin = headers.get("origin")
+        if origin is None or origin in self.settings.cors:
+            return
+        try:
+            place = urlsplit(origin).netloc
+        except ValueError:
+            place = ""
+        if not place or place.lower() != headers.get("host", "").lower():
+            raise Forbidden(
+                "a request from another site's page", "the server's own page", "start it with --cors ORIGIN"
+            )
+
+    def check_key(self, headers: Headers) -> None:
+        """Compare in constant time. Raises KeyNeeded."""
+        given = headers.get("authorization", "").removeprefix("Bearer ")
+        if self.key is not None and not hmac.compare_digest(given.encode("latin-1", "replace"), self.key):
+            what = "a wrong key" if given else "no key"
+            raise KeyNeeded(what, "the server's key", "send the header Authorization: Bearer KEY")
+
+
+def route_path(scope: Scope) -> str:
+    """The path within the application, which may be mounted under a prefix."""
+    path, root = scope["path"], scope.get("root_path", "")
+    return path.removeprefix(root) if root and path.startswith(f"{root}/") else path
+
+
+def known_names(settings: Settings) -> frozenset[str]:
+    """The names, in lower case, by which a server without a key may be called."""
+    own = {"localhost", socket.gethostname(), socket.getfqdn()} if not settings.is_local else {"localhost"}
+    return frozenset(name.lower().rstrip(".") for name in (*own, settings.host, *settings.hosts))
 
 
 class Body:
-    """A request's body as it comes. Raises Refused (too large, too slow, cut off) into whoever reads it."""
+    """A request's body as it comes. Raises Refused (too large, too slow, cut off, no memory) into whoever reads it."""
 
     def __init__(self, receive: Receive, headers: Headers, limit: int, pause_s: float) -> None:
         self.receive, self.limit, self.pause_s = receive, limit, pause_s
         self.declared = headers.get("content-length", "0")
         self.count, self.is_over = 0, self.declared == "0" and "transfer-encoding" not in headers
+        self.charge: Callable[[int], Any] = lambda count: None
+        self.begin_s: float | None = None
+        self.answered = False
 
     def check(self) -> None:
         """Raises TooLarge if the request says so itself."""
         if self.declared.isdecimal() and int(self.declared) > self.limit:
-            raise _too_large(self.limit)
+            raise self._too_large()
 
     async def __call__(self) -> Message:
         if self.is_over:  # what comes now may come late: the end of the connection
             return await self.receive()
+        now_s = asyncio.get_running_loop().time()
+        self.begin_s = self.begin_s or now_s
+        left_s = self.begin_s + self.pause_s + self.count / MIN_BYTES_S - now_s
         try:
-            message = await asyncio.wait_for(self.receive(), self.pause_s)
+            message = await asyncio.wait_for(self.receive(), max(0.0, min(self.pause_s, left_s)))
         except TimeoutError:
-            given = f"a body that paused for {self.pause_s:g} s"
+            given = f"a body that paused for {self.pause_s:g} s, or came with less than {MIN_BYTES_S} bytes a second"
             raise TooSlow(given, "all of it", "send it again") from None
         if message["type"] == "http.disconnect":
             raise Refused("a body that was cut off", "all of it", "send it again")  # for the log: nobody listens
@@ -73,51 +164,110 @@ class Body:
             self.count += len(message.get("body", b""))
             self.is_over = not message.get("more_body", False)
             if self.count > self.limit:
-                raise _too_large(self.limit)
+                raise self._too_large()
+            self.charge(self.count)
         return message
 
+    def _too_large(self) -> TooLarge:
+        return TooLarge(
+            "a body that is too large", f"at most {self.limit:,} bytes", "send less, or raise --upload-limit"
+        )
 
-def _closing(send: Send, body: Body) -> Send:
+
+def _limited(send: Send, body: Body) -> Send:
     """Let an answer that comes before the end of the body close the connection: what still comes is not read."""
 
     async def give(message: Message) -> None:
-        if message["type"] == "http.response.start" and not body.is_over:
-            message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
+        if message["type"] == "http.response.start":
+            body.answered = True
+            if not body.is_over:
+                message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
         await send(message)
 
     return give
 
 
-def check_host(headers: Headers, settings: Settings) -> None:
-    """On a server for this machine alone, refuse names that someone else's DNS made point here (DNS rebinding)."""
-    if settings.is_local and _name(f"//{headers.get('host', '')}") not in LOCAL_HOSTS:
-        raise Forbidden("a request for another host", "localhost", "use the address that the server printed")
-
-
-def check_origin(headers: Headers, settings: Settings) -> None:
-    """Refuse what another site's page sends, unless the server was told to take it."""
-    origin = headers.get("origin")
-    if origin is None or origin in settings.cors:
-        return
-    if origin == "null" or urlsplit(origin).netloc != headers.get("host"):
-        raise Forbidden("a request from another site's page", "the server's own page", "start it with --cors ORIGIN")
-
-
-def check_key(given: str, settings: Settings) -> None:
-    """Compare in constant time. Raises KeyNeeded."""
-    if settings.key is None:
-        return
-    if not hmac.compare_digest(given.encode(), settings.key.get_secret_value().encode()):
-        what = "a wrong key" if given else "no key"
-        raise KeyNeeded(what, "the server's key", "send the header Authorization: Bearer KEY")
-
-
-def _name(address: str) -> str | None:
+def _host_name(address: str) -> str:
     try:
-        return urlsplit(address).hostname
+        return (urlsplit(address).hostname or "").rstrip(".")
     except ValueError:
-        return None
+        return ""
 
 
-def _too_large(limit: int) -> TooLarge:
-    return TooLarge("a body that is too large", f"at most {limit:,} bytes", "send less, or raise --upload-limit")
+# Connections
+
+
+def make_server(app: ASGIApp, settings: Settings, **options: Any) -> uvicorn.Server:
+    """uvicorn for the application, with limits on what a client may hold before it has shown a key."""
+
+    class Connection(Waiting):
+        head_s, most, waiting, together = settings.head_s, max_connections(), {}, set()
+
+    options = {"log_config": None, "access_log": False, "server_header": False, **options}
+    return uvicorn.Server(uvicorn.Config(app, http=Connection, timeout_graceful_shutdown=ENDING_S, **options))
+
+
+def max_connections() -> int:
+    """Half of the files that this process may open at most: the others are for the work."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return MAX_CONNECTIONS
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return MAX_CONNECTIONS if most == resource.RLIM_INFINITY else min(MAX_CONNECTIONS, most // 2)
+
+
+class Waiting(H11Protocol):
+    """A connection that must send each head within `head_s`; with too many, the one that waits longest is closed."""
+
+    head_s: float
+    most: int
+    waiting: dict[Waiting, asyncio.TimerHandle]  # that have asked nothing yet or any more; the oldest first
+    together: set[Waiting]
+    stalled: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.together.add(self)
+        self._wait()
+        if len(self.together) > self.most:
+            next(iter(self.waiting)).transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._wait_no_more()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.cycle is None or self.cycle.response_complete:
+            self._wait()
+
+    def pause_writing(self) -> None:
+        """The client does not take its answer: not for ever."""
+        super().pause_writing()
+        self.stalled = self.loop.call_later(SEND_S, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._take_up()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._wait_no_more()
+        self._take_up()
+        self.together.discard(self)
+
+    def _wait(self) -> None:
+        self._wait_no_more()
+        self.waiting[self] = self.loop.call_later(self.head_s, self.transport.abort)
+
+    def _wait_no_more(self) -> None:
+        timer = self.waiting.pop(self, None)
+        if timer is not None:
+            timer.cancel()
+
+    def _take_up(self) -> None:
+        if self.stalled is not None:
+            self.stalled.cancel()
+            self.stalled = None

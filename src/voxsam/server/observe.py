@@ -12,16 +12,17 @@ import logging
 import secrets
 import sys
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from voxsam.server.store import Store
+from voxsam.server.errors import LOG
+from voxsam.server.sessions import Sessions
 
-LOG = logging.getLogger("voxsam.server")
 BUCKETS_S = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
 UNKNOWN = "unmatched"
 
@@ -29,7 +30,7 @@ UNKNOWN = "unmatched"
 class Metrics:
     """The numbers of one server, in a registry of its own."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, sessions: Sessions) -> None:
         self.registry = CollectorRegistry()
         labels = ("method", "route", "status")
         self.requests = Counter("voxsam_requests", "Requests answered.", labels, registry=self.registry)
@@ -38,31 +39,31 @@ class Metrics:
         )
         self.bytes = Counter("voxsam_bytes", "Bytes of bodies.", ("direction",), registry=self.registry)
         self.steps = Histogram(
-            "voxsam_step_seconds", "Of a step on the device.", ("step",), registry=self.registry, buckets=BUCKETS_S
+            "voxsam_step_seconds", "Of a step on the worker.", ("step",), registry=self.registry, buckets=BUCKETS_S
         )
-        self.registry.register(_StoreNumbers(store))
+        self.registry.register(_Gauges(sessions))
 
     def step(self, name: str, seconds: float) -> None:
-        """Take in a step that the device did."""
+        """Take in a step that the worker did."""
         self.steps.labels(name).observe(seconds)
 
 
-class _StoreNumbers(Collector):
-    """Read from the store when asked for."""
+class _Gauges(Collector):
+    """Read from the sessions when asked for."""
 
-    def __init__(self, store: Store) -> None:
-        self.store = store
+    def __init__(self, sessions: Sessions) -> None:
+        self.sessions = sessions
 
-    def collect(self):
-        store = self.store
+    def collect(self) -> Iterator[Metric]:
+        sessions = self.sessions
         numbers = (
-            ("voxsam_sessions", "Open sessions.", len(store.slots)),
-            ("voxsam_sessions_most", "Sessions that may be open.", store.limits.capacity),
-            ("voxsam_memory_bytes", "Of open scans and their features.", store.nbytes),
-            ("voxsam_memory_bytes_most", "That they may take.", store.limits.memory_bytes),
-            ("voxsam_waiting", "Requests that wait for the device.", store.device.waiting),
-            ("voxsam_expired_total", "Sessions that ended by a time-out.", store.expired),
-            ("voxsam_features_forgotten_total", "Times that a session's features made room.", store.forgotten),
+            ("voxsam_sessions", "Open sessions.", len(sessions.open)),
+            ("voxsam_sessions_most", "Sessions that may be open.", sessions.limits.capacity),
+            ("voxsam_memory_bytes", "Of requests, open scans, masks, steps and features.", sessions.nbytes),
+            ("voxsam_memory_bytes_most", "That they may take.", sessions.memory.limit),
+            ("voxsam_waiting", "Requests that wait for the worker.", sessions.worker.waiting),
+            ("voxsam_expired_total", "Sessions that ended by a time-out.", sessions.expired),
+            ("voxsam_features_forgotten_total", "Times that a session's features made room.", sessions.forgotten),
         )
         for name, text, value in numbers:
             family = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily

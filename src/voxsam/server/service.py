@@ -2,51 +2,82 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import asyncio
+import threading
+import time
+from dataclasses import dataclass, field
 
 from voxsam.kernels.warm_up import warm_up
 from voxsam.network.promptable import Promptable
-from voxsam.server.archive import Archive
-from voxsam.server.desk import Desk
-from voxsam.server.device import Device
-from voxsam.server.folders import Folders
+from voxsam.server.errors import LOG
 from voxsam.server.observe import Metrics
-from voxsam.server.reading import Reader
+from voxsam.server.saved import SavedSessions
+from voxsam.server.scans import Folders, Reader, Uploads
+from voxsam.server.sessions import Limits, Sessions
 from voxsam.server.settings import Settings
-from voxsam.server.store import Limits, Store
-from voxsam.server.uploads import Uploads
+from voxsam.server.store import Store
+from voxsam.server.worker import Worker
 from voxsam.weights import load_model
+
+SWEEP_S = 1.0  # how often leases are looked at; more often if they are short
+TIDY_S = 600.0  # how often the store is
 
 
 @dataclass(frozen=True)
 class Service:
-    """What runs, from the ground up: `device` and `store` serve every protocol, `desk` the page and programs."""
+    """What runs: `worker` and `sessions` serve every protocol, `saved` the page and programs."""
 
     settings: Settings
-    device: Device
-    store: Store
+    worker: Worker
+    sessions: Sessions
     folders: Folders
-    archive: Archive
+    store: Store
     uploads: Uploads
-    desk: Desk
+    saved: SavedSessions
     metrics: Metrics
+    sending: asyncio.Semaphore = field(default_factory=asyncio.Semaphore)  # held while a file is made: it takes memory
+    _ended: threading.Event = field(default_factory=threading.Event)
 
     @classmethod
     def start(cls, settings: Settings, model: Promptable | None = None) -> Service:
         """Load the model (unless one is given) and begin. Raises InputError for what cannot be used."""
         folders = Folders(settings.folders)
         model = model or load_model(settings.model, settings.device)
-        archive = Archive(settings.state)
+        store = Store(settings.state)
         warm_up(model)
-        device = Device(model)
-        store = Store(device, Limits(settings.capacity, settings.memory_bytes, settings.idle_s, settings.alive_s))
-        metrics = Metrics(store)
-        desk = Desk(store, Reader(settings, folders, archive), archive, metrics.step)
-        uploads = Uploads(archive, settings.upload_bytes)
-        return cls(settings, device, store, folders, archive, uploads, desk, metrics)
+        worker = Worker(model)
+        limits = Limits(settings.capacity, settings.memory_bytes, settings.idle_s, settings.alive_s)
+        sessions = Sessions(worker, limits)
+        reader = Reader(settings, folders, store, sessions.memory)
+        saved, uploads = SavedSessions(sessions, reader, store), Uploads(store, settings.upload_bytes)
+        service = cls(settings, worker, sessions, folders, store, uploads, saved, Metrics(sessions))
+        threading.Thread(target=service._sweep, name="voxsam-sweep", daemon=True).start()
+        return service
+
+    @property
+    def private(self) -> tuple[str, ...]:
+        """Folders that no answer names: the state folder first."""
+        return (str(self.store.folder), *map(str, self.folders.roots.values()))
 
     def close(self) -> None:
-        """Release all sessions and stop the device; their works stay saved."""
-        self.store.close()
-        self.device.close()
-        self.archive.close()
+        """Release all sessions and stop the worker; their works stay saved. Again: nothing."""
+        if not self._ended.is_set():
+            self._ended.set()
+            self.sessions.close()
+            self.worker.close()
+            self.store.close()
+
+    def _sweep(self) -> None:
+        """End the sessions whose time is over, and more rarely what is left over in the store.
+
+        A thread, not a task of the event loop: a mounted application is never told that it starts.
+        """
+        next_tidying = 0.0
+        while not self._ended.wait(min(SWEEP_S, self.settings.alive_s / 4)):
+            try:
+                self.sessions.expire()
+                if time.monotonic() >= next_tidying:
+                    next_tidying = time.monotonic() + TIDY_S
+                    self.store.tidy()
+            except Exception as error:  # a disk that fails now and then must not keep all sessions open for ever
+                LOG.error("sweeping failed", extra={"facts": {"error": type(error).__name__}})

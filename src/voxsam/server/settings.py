@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import ipaddress
+import socket
+from functools import cached_property
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, SecretStr
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, SecretStr, field_validator
+
+from voxsam.errors import InputError
 
 GIB = 1 << 30
-LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
 
 
 class Settings(BaseModel):
-    """One server. Sizes in bytes, times in seconds."""
+    """One server. Sizes in bytes, times in seconds. Raises InputError for a key that no request could show."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -19,6 +23,7 @@ class Settings(BaseModel):
     port: int = Field(default=8000, ge=0, le=65535, description="0: any free one.")
     key: SecretStr | None = Field(default=None, description="What clients must show; None: everyone is let in.")
     cors: tuple[str, ...] = Field(default=(), description="Other origins whose pages may call, as https://name:port.")
+    hosts: tuple[str, ...] = Field(default=(), description="Names, beside this machine's own, that it is called by.")
 
     folders: tuple[Path, ...] = Field(
         default=(), description="Scans in these, and nowhere else, may be opened by path."
@@ -32,14 +37,33 @@ class Settings(BaseModel):
     device: str = Field(default="auto", description="auto, cpu, cuda or mps.")
 
     capacity: PositiveInt = Field(default=16, description="Sessions that may be open at once.")
-    memory_bytes: PositiveInt = Field(default=4 * GIB, description="Of open scans and their features together.")
+    memory_bytes: PositiveInt = Field(
+        default=4 * GIB, description="Of requests being read, open scans, their masks, steps and features together."
+    )
     upload_bytes: PositiveInt = Field(default=2 * GIB, description="Of one upload, all its files together.")
-    most_voxels: PositiveInt = Field(default=1 << 29, description="Of one scan: 512 x 512 x 2048.")
+    max_voxels: PositiveInt = Field(default=1 << 29, description="Of one scan: 512 x 512 x 2048.")
     idle_s: PositiveFloat = Field(default=1800.0, description="A session that nobody used for so long is closed.")
     alive_s: PositiveFloat = Field(default=60.0, description="A session whose client gave no sign of life is closed.")
+    head_s: PositiveFloat = Field(default=5.0, description="The longest that a request's head may take.")
     body_s: PositiveFloat = Field(default=20.0, description="The longest pause within a request's body.")
+    read_s: PositiveFloat = Field(default=120.0, description="The longest that reading a scan may take.")
 
-    @property
+    @field_validator("key")
+    @classmethod
+    def _check_key(cls, key: SecretStr | None) -> SecretStr | None:
+        if key is None:
+            return None
+        word = key.get_secret_value()
+        if not word or not word.isascii() or not word.isprintable() or " " in word:
+            given = "an empty key" if not word else "a key with spaces, or with characters beyond ASCII"
+            raise InputError(given, "letters, digits and signs of ASCII", "make one with: openssl rand -hex 16")
+        return key
+
+    @cached_property
     def is_local(self) -> bool:
-        """Whether only this machine can reach the server."""
-        return self.host in LOCAL_HOSTS
+        """Whether only this machine can reach the server: by the addresses that `host` stands for, not its spelling."""
+        try:
+            found = socket.getaddrinfo(self.host, None, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError):
+            return False
+        return all(ipaddress.ip_address(str(entry[4][0]).partition("%")[0]).is_loopback for entry in found)

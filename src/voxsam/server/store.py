@@ -1,256 +1,355 @@
-"""Store: the sessions that are open, each in a slot that its client holds on a lease; no HTTP, no wire format.
+"""Store: the state folder of one server. What clients did, what they sent, and files on their way; for its owner alone.
 
-A client claims a slot, opens a scan in it, and lets it run steps on the device. A slot ends when it is released, when
-nobody used it for `idle_s`, or when its client gave no sign of life for `alive_s` (a request, a heartbeat). All slots
-together keep to a budget of memory: features that were used least recently are forgotten and encoded again when needed.
+    STATE/.lock               held by the one server that works here
+    STATE/works/ID.jsonl      a client's work: a line that says which scan it is of, and a line for each event
+    STATE/works/ID.json       the same of an earlier version, with all steps in one object; read, and replaced
+    STATE/uploads/ID/FILE     what a client sent; removed with its work, or after an hour if no work needs it
+    STATE/scratch/            downloads and unpacked files, for as long as they are used
+
+A line is written, and is on the disk, before its event is answered; what a crash cut off is left out. Long lines are
+packed. When a work is taken up again, its file is written anew with what its session still needs.
 """
 
 from __future__ import annotations
 
+import base64
+import json
+import os
+import re
 import secrets
-import threading
+import shutil
+import tempfile
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, TypeVar
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
 
-from voxsam.interactive.session import Session
-from voxsam.server.device import Device
-from voxsam.server.errors import Dropped, Full, NotThere
-from voxsam.volume import Volume
+from filelock import FileLock, Timeout
+from pydantic import BaseModel, ConfigDict, Field
 
-T = TypeVar("T")
-Clock = Callable[[], float]
+from voxsam.atomic import make_folder
+from voxsam.errors import FileError
+from voxsam.interactive.history import UNDO_STEPS
+from voxsam.server.errors import NotThere, TooLarge
+from voxsam.server.messages import AnyPrompt, Source, UploadSource
 
-
-@dataclass(frozen=True)
-class Limits:
-    """What all slots together may take, and for how long one lasts by itself (seconds)."""
-
-    capacity: int = 16
-    memory_bytes: int = 4 << 30
-    idle_s: float = 1800.0
-    alive_s: float = 60.0
-    undo_bytes: int = 64 << 20  # of each session's past steps
-
-
-@dataclass(frozen=True)
-class Busy:
-    """What is being done for a slot now; `fraction` from 0 to 1."""
-
-    stage: str
-    fraction: float
+NAME = re.compile(r"[A-Za-z0-9_-]{8,64}")
+KEPT_DAYS = 30  # that a work nobody opened stays
+DAY_S = 86400.0
+ORPHAN_S = 3600.0  # that an upload may wait to be opened
+PACKED_BYTES = 1024  # a line that is longer is packed
+MAX_WORK_BYTES = 16 << 20  # of a work's lines, unpacked
 
 
-WAITING = Busy("waiting", 0.0)  # for its turn on the device
+class Event(BaseModel):
+    """Something that a client did. `object` was current before it (of "select": is chosen), `current` is it after."""
 
-Listener = Callable[[Busy | None], None]
+    model_config = ConfigDict(extra="forbid")
+
+    do: Literal["prompt", "new_object", "reset", "undo", "redo", "select"]
+    object: int = Field(default=1, ge=1)
+    prompts: tuple[AnyPrompt, ...] = ()
+    current: int = Field(default=1, ge=1)
+    revision: int = 0
 
 
-class Slot:
-    """One client's place: its lease, and once it has opened a scan, its Session. Made by `Store.claim`.
+class Work(BaseModel):
+    """What one client works on: the scan it opened, where that lay and what it held, and the model.
 
-    `session` must be touched on the device's thread only, that is, inside `run`; what never changes of it (model,
-    volume) may be read anywhere. `notes` is for whoever claimed it: what a protocol keeps beside the session.
+    `place` and `digest` are empty in works of earlier versions, which knew a scan by its path alone.
     """
 
-    def __init__(self, store: Store, name: str) -> None:
-        self.id = name
-        self.session: Session | None = None
-        self.busy: Busy | None = None
-        self.notes: dict[str, Any] = {}
-        self.released = False
-        self.pending = 0  # steps that wait or run: such a slot does not expire
-        self.volume_bytes = self.features_bytes = self.answers_bytes = 0
-        self._store = store
-        self._listeners: set[Listener] = set()
-        self.seen = self.used = store.clock()
+    model_config = ConfigDict(extra="forbid")
+
+    format: int = 2
+    id: str
+    name: str
+    model: str
+    source: Source
+    place: str = ""
+    digest: str = ""
+    revision: int = 0
+
+
+def compact(events: Iterable[Event]) -> list[Event]:
+    """The fewest events that bring a session to the same place, with the same undo and redo.
+
+    What was taken back and then done otherwise is left out, and so is what lies before a reset that undo cannot reach.
+    """
+    past: list[Event] = []
+    future: list[Event] = []
+    last: Event | None = None
+    for last in events:
+        if last.do == "undo":
+            future += [past.pop()] if past else []
+        elif last.do == "redo":
+            past += [future.pop()] if future else []
+        elif last.do != "select":
+            past.append(last)
+            future.clear()
+    if last is None:
+        return []
+    resets = [at for at, event in enumerate(past[: max(0, len(past) - UNDO_STEPS)]) if event.do == "reset"]
+    kept = past[resets[-1] :] if resets else past
+    end = {"current": last.current, "revision": last.revision}
+    return [*kept, *reversed(future), *[Event(do="undo")] * len(future), Event(do="select", object=last.current, **end)]
+
+
+class Journal:
+    """A work's file, to which lines are added. What could not be written waits, and goes with what comes next."""
+
+    def __init__(self, path: Path, work: Work, known: dict[str, Work]) -> None:
+        self.path, self.work, self._known = path, work, known
+        self.size = 0  # of what is whole on the disk
+        self.text_bytes = 0  # of all lines, unpacked
+        self._waiting = b""
 
     @property
-    def owner(self) -> str:
-        """Under which the device queues its requests."""
-        return self.id
+    def waiting_bytes(self) -> int:
+        """Of what is not on the disk yet."""
+        return len(self._waiting)
 
-    @property
-    def lease_s(self) -> float:
-        """Seconds until it ends by itself if nothing is heard of its client."""
-        limits, now = self._store.limits, self._store.clock()
-        return max(0.0, min(self.seen + limits.alive_s, self.used + limits.idle_s) - now)
+    def begin(self, events: Iterable[Event] = ()) -> None:
+        """Write the work anew, whole or not at all. Raises FileError."""
+        self.size = self.text_bytes = 0
+        self._waiting = b"".join(map(self._line, (self.work, *events)))
+        self._known[self.work.id] = self.work
+        self._write()
+        self.path.with_suffix(".json").unlink(missing_ok=True)  # of an earlier version
 
-    def open(self, volume: Volume) -> None:
-        """Begin a session on a scan; one that was open in the slot is closed. Raises Full, Dropped.
+    def add(self, event: Event) -> None:
+        """Add a line. Raises FileError if the disk does not take it."""
+        self._waiting += self._line(event)
+        self._write()
 
-        What still waits for the old session is dropped.
-        """
-        self._store._open(self, volume)
+    def check_room(self, event: Event) -> None:
+        """Raises TooLarge if the work would have more steps than are kept; those that nothing needs go first."""
+        room = MAX_WORK_BYTES - len(event.model_dump_json())
+        if self.text_bytes > room and self.size and not self._waiting:
+            self.begin(compact(_read(self.path)[1]))
+        if self.text_bytes > room:
+            given, expected = "a session of too many steps", f"at most {MAX_WORK_BYTES >> 20} MiB of them"
+            raise TooLarge(given, expected, "close this session, and open the scan again")
 
-    def run(self, work: Callable[[Session], T]) -> Future[T]:
-        """Let the device's thread call `work` with the session when it is this slot's turn: a use of the slot.
+    def _line(self, item: Work | Event) -> bytes:
+        text = item.model_dump_json().encode()
+        self.text_bytes += len(text)
+        return (b"z" + base64.b64encode(zlib.compress(text, 1)) if len(text) > PACKED_BYTES else text) + b"\n"
 
-        The future raises what `work` raises, and Dropped if the slot is released before its turn comes. Raises
-        NotThere if no scan is open, Dropped if the slot was released, TooMany if too much waits already.
-        """
-        return self._store._run(self, work)
-
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """Within it the slot does not end by a time-out: its client waits for the server."""
-        with self._store._lock:
-            self.pending += 1
+    def _write(self) -> None:
         try:
-            yield
-        finally:
-            self._store._done(self)
-
-    def report(self, stage: str, fraction: float) -> None:
-        """Progress of what runs; Session calls it."""
-        self._report(Busy(stage, fraction))
-
-    def listen(self, listener: Listener) -> Callable[[], None]:
-        """Call `listener` with each change of `busy`, on the thread where it happens; returns how to end that."""
-        self._listeners.add(listener)
-        return lambda: self._listeners.discard(listener)
-
-    def _report(self, busy: Busy | None) -> None:
-        self.busy = busy
-        for listener in tuple(self._listeners):
-            listener(busy)
+            if self.size:
+                with open(self.path, "r+b") as file:
+                    _append(file, self.size, self._waiting)
+            else:
+                _replace(self.path, self._waiting)
+        except OSError as error:
+            raise FileError("a step that could not be saved", "a disk with room", "see the server's log") from error
+        self.size += len(self._waiting)
+        self._waiting = b""
 
 
 class Store:
-    """All slots. Its methods may be called on any thread."""
+    """A state folder, locked until `close`; None: a temporary one, which is gone when the server stops.
 
-    def __init__(self, device: Device, limits: Limits | None = None, clock: Clock = time.monotonic) -> None:
-        self.device, self.limits, self.clock = device, limits or Limits(), clock
-        self.expired = self.forgotten = 0  # slots that ended by a time-out; sessions whose features made room
-        self._slots: dict[str, Slot] = {}
-        self._lock = threading.RLock()
+    Raises FileError if the folder cannot be made or written, or if another server works in it.
+    """
 
-    @property
-    def slots(self) -> tuple[Slot, ...]:
-        """Those that are held now."""
-        with self._lock:
-            return tuple(self._slots.values())
+    def __init__(self, folder: Path | None) -> None:
+        self._temporary = tempfile.TemporaryDirectory(prefix="voxsam-") if folder is None else None
+        self.folder = Path(self._temporary.name) if self._temporary else Path(folder or "").absolute()
+        self.works, self.uploads, self.scratch = (self.folder / name for name in ("works", "uploads", "scratch"))
+        for part in (self.folder, self.works, self.uploads, self.scratch):
+            make_folder(part)
+            try:
+                part.chmod(0o700)
+            except OSError as error:
+                given = f"{part} ({error.strerror})"
+                raise FileError(given, "a state folder of your own", "choose another with --state") from error
+        self._lock = FileLock(self.folder / ".lock", timeout=0, mode=0o600, thread_local=False)
+        try:
+            self._lock.acquire()
+        except Timeout:
+            given = f"the state folder {self.folder}, in which another server works"
+            raise FileError(given, "a folder for each server", "stop the other, or choose another --state") from None
+        for left in self.scratch.iterdir():  # by a server that was killed
+            shutil.rmtree(left, ignore_errors=True)
+        self._in_use: Counter[str] = Counter()  # uploads that are being sent or read
+        self._known = {work.id: work for work in map(_work_of, self.works.glob("*.json*")) if work is not None}
 
-    @property
-    def nbytes(self) -> int:
-        """Memory of the open scans, of their answers with the steps back, and of the features that are kept."""
-        return sum(slot.volume_bytes + slot.answers_bytes + slot.features_bytes for slot in self.slots)
+    # Works
 
-    def claim(self, name: str | None = None) -> Slot:
-        """A new slot, named at random unless a `name` is given (to take up earlier work). Raises Full."""
-        self.expire()
-        with self._lock:
-            if len(self._slots) >= self.limits.capacity:
-                raise Full(f"{len(self._slots)} open sessions", "a free place", "close one, or try again in a minute")
-            slot = Slot(self, name or secrets.token_urlsafe(18))
-            assert slot.id not in self._slots, "this name is held"
-            self._slots[slot.id] = slot
-            return slot
+    def create(self, work: Work) -> Journal:
+        """The journal of a new work; its file is made when it begins."""
+        return Journal(self._file(work.id), work, self._known)
 
-    def find(self, name: str) -> Slot | None:
-        """The slot of a name, None if it is not, or no longer, held; asking for it is a sign of life."""
-        with self._lock:
-            slot = self._slots.get(name)
-            if slot is None or self._is_over(slot):
-                return None
-            slot.seen = self.clock()
-            return slot
+    def load(self, name: str) -> tuple[Journal, list[Event]]:
+        """A work and what its session needs of its events; it then counts as opened today.
 
-    def get(self, name: str) -> Slot:
-        """As `find`, but raises NotThere."""
-        slot = self.find(name)
-        if slot is None:
-            raise NotThere("a session that is not open", "the id of an open session", "open the scan again")
-        return slot
+        Raises NotThere, and FileError if its file is damaged.
+        """
+        file = self._file(name)
+        file = file if file.exists() else file.with_suffix(".json")
+        work, events = _read(file)
+        with suppress(OSError):
+            os.utime(file)
+        return self.create(work), compact(events)
 
-    def release(self, name: str) -> bool:
-        """End a slot: its session is freed, what waits for it is dropped. False if there was none."""
-        with self._lock:
-            slot = self._slots.pop(name, None)
-            if slot is None:
-                return False
-            slot.released = True
-        self.device.drop(slot.owner)
-        slot.session, slot.volume_bytes, slot.answers_bytes, slot.features_bytes = None, 0, 0, 0
-        slot._report(None)
-        return True
+    def saved(self, name: str) -> datetime:
+        """When a work was saved last."""
+        return datetime.fromtimestamp(time.time() - _age_s(self._file(name)), UTC)
 
-    def expire(self) -> list[str]:
-        """End the slots whose time is over, and return their names; call it every few seconds."""
-        with self._lock:
-            over = [slot.id for slot in self._slots.values() if self._is_over(slot)]
-        ended = [name for name in over if self.release(name)]
-        self.expired += len(ended)
-        return ended
+    def with_digest(self, digest: str) -> list[Work]:
+        """The works on a scan of this content, those that were used last first."""
+        found = [work for work in tuple(self._known.values()) if digest and work.digest == digest]
+        return sorted(found, key=lambda work: _age_s(self._file(work.id)))
+
+    def delete(self, name: str) -> None:
+        """Forget a work, and its upload unless another work needs it. Raises NotThere if there is none."""
+        file = self._file(name)
+        work = self._known.pop(name, None)
+        if work is None:
+            raise _no_work()
+        for path in (file, file.with_suffix(".json")):
+            path.unlink(missing_ok=True)
+        if isinstance(work.source, UploadSource) and work.source.upload not in self._needed():
+            shutil.rmtree(self.uploads / work.source.upload, ignore_errors=True)
+
+    def tidy(self, kept_days: float = KEPT_DAYS, orphan_s: float = ORPHAN_S) -> None:
+        """Remove works that nobody opened for long, uploads that no work needs, and files cut off by a crash."""
+        for file in self.works.iterdir():
+            is_work = file.suffix in (".jsonl", ".json") and not file.name.startswith(".")
+            if _age_s(file) > (kept_days * DAY_S if is_work else orphan_s):
+                file.unlink(missing_ok=True)
+                self._known.pop(file.stem, None)
+        needed = self._needed()
+        for folder in (*self.uploads.iterdir(), *self.scratch.iterdir()):
+            if folder.name not in needed and not self._in_use[folder.name] and _age_s(folder) > orphan_s:
+                shutil.rmtree(folder, ignore_errors=True)
 
     def close(self) -> None:
-        """Release all slots."""
-        for slot in self.slots:
-            self.release(slot.id)
+        """Let another server work in the folder; a temporary one is removed."""
+        self._lock.release()
+        if self._temporary is not None:
+            self._temporary.cleanup()
 
-    def _is_over(self, slot: Slot) -> bool:
-        return not slot.pending and slot.lease_s <= 0
+    def _file(self, name: str) -> Path:
+        if not NAME.fullmatch(name):
+            raise _no_work()
+        return self.works / f"{name}.jsonl"
 
-    def _open(self, slot: Slot, volume: Volume) -> None:
-        with self._lock:
-            if slot.released:
-                raise _released()
-            others = sum(other.volume_bytes for other in self._slots.values() if other is not slot)
-            if others + volume.array.nbytes > self.limits.memory_bytes:
-                raise Full(
-                    f"a scan of {volume.array.nbytes >> 20} MiB beside {others >> 20} MiB of open ones",
-                    f"at most {self.limits.memory_bytes >> 20} MiB together",
-                    "close a session, or start the server with more --memory",
-                )
-            self.device.drop(slot.owner)
-            slot.session = Session(self.device.model, volume, progress=slot.report, undo_bytes=self.limits.undo_bytes)
-            slot.volume_bytes, slot.answers_bytes, slot.features_bytes = volume.array.nbytes, 0, 0
-            slot.seen = slot.used = self.clock()
+    def _needed(self) -> set[str]:
+        """The uploads of all works."""
+        sources = [work.source for work in tuple(self._known.values())]
+        return {source.upload for source in sources if isinstance(source, UploadSource)}
 
-    def _run(self, slot: Slot, work: Callable[[Session], T]) -> Future[T]:
-        with self._lock:
-            session = slot.session
-            if slot.released:
-                raise _released()
-            if session is None:
-                raise NotThere("a session without a scan", "an open scan", "open a scan first")
-            slot.seen = slot.used = self.clock()
-            if slot.busy is None:
-                slot._report(WAITING)
-            future = self.device.submit(slot.owner, lambda: self._step(slot, session, work))
-            slot.pending += 1
-        future.add_done_callback(lambda _: self._done(slot))
-        return future
+    # Files
 
-    def _step(self, slot: Slot, session: Session, work: Callable[[Session], T]) -> T:
-        """One turn on the device's thread."""
+    @contextmanager
+    def scratch_folder(self) -> Iterator[Path]:
+        """A new folder for as long as the block lasts."""
+        with tempfile.TemporaryDirectory(dir=self.scratch, ignore_cleanup_errors=True) as folder:
+            yield Path(folder)
+
+    def new_upload(self) -> str:
+        """A name for an upload, its folder made."""
+        name = secrets.token_urlsafe(18)
+        (self.uploads / name).mkdir(mode=0o700)
+        return name
+
+    def upload_folder(self, name: str) -> Path:
+        """Where an upload lies. Raises NotThere if there is none of that name."""
+        folder = self.uploads / name
+        if not NAME.fullmatch(name) or not folder.is_dir():
+            raise NotThere("an upload that is not here", "the id of an upload", "send the file again")
+        return folder
+
+    @contextmanager
+    def using(self, upload: str) -> Iterator[None]:
+        """Within it an upload is not tidied away."""
+        self._in_use[upload] += 1
         try:
-            return work(session)
+            yield
         finally:
-            if slot.session is session:
-                slot.features_bytes, slot.answers_bytes = session.features_bytes, session.predictions_bytes
-                self._make_room(slot)
-            slot._report(None)
-
-    def _done(self, slot: Slot) -> None:
-        with self._lock:
-            slot.pending -= 1
-            slot.seen = slot.used = self.clock()
-
-    def _make_room(self, latest: Slot) -> None:
-        """Forget the features that were used least recently until all fits; on the device's thread."""
-        for slot in sorted(self.slots, key=lambda slot: slot.used):
-            if self.nbytes <= self.limits.memory_bytes:
-                return
-            session = slot.session  # once: another thread may release the slot now
-            if slot is not latest and slot.features_bytes and session is not None:
-                session.forget_features()
-                slot.features_bytes = 0
-                self.forgotten += 1
+            self._in_use[upload] -= 1
 
 
-def _released() -> Dropped:
-    return Dropped("a session that was closed", "an open session", "open the scan again")
+# Lines
+
+
+def _unpacked(line: bytes) -> bytes:
+    return zlib.decompress(base64.b64decode(line[1:], validate=True)) if line.startswith(b"z") else line
+
+
+def _read(file: Path) -> tuple[Work, list[Event]]:
+    """A work and its events; a last line that was cut off is left out. Raises NotThere, FileError for damage."""
+    try:
+        content = file.read_bytes()
+        if file.suffix == ".json":
+            return _earlier(json.loads(content))
+        work, *events = [_unpacked(line) for line in content.splitlines(keepends=True) if line.endswith(b"\n")]
+        return Work.model_validate_json(work), [Event.model_validate_json(event) for event in events]
+    except FileNotFoundError:
+        raise _no_work() from None
+    except (ValueError, KeyError, TypeError, AttributeError, zlib.error, OSError) as error:
+        raise FileError("a work whose file is damaged", "a work of this server", "open the scan again") from error
+
+
+def _earlier(kept: dict[str, Any]) -> tuple[Work, list[Event]]:
+    """A work of format 1: `script` has all steps, of which the first `done` are seen, and the current object."""
+    script = {"steps": [], "done": 0, "current": 1, **kept.pop("script", {})}
+    steps = [Event.model_validate(step) for step in script["steps"]]
+    undone = [Event(do="undo")] * (len(steps) - script["done"])
+    end = Event(do="select", object=script["current"], current=script["current"], revision=kept.get("revision", 0))
+    return Work.model_validate({**kept, "format": 2}), [*steps, *undone, end]
+
+
+def _work_of(file: Path) -> Work | None:
+    """The work that a file is of, without its events; None for a file that is damaged."""
+    with suppress(ValueError, KeyError, TypeError, AttributeError, OSError, zlib.error, NotThere, FileError):
+        if file.suffix == ".json":
+            return _read(file)[0]
+        with open(file, "rb") as stream:
+            return Work.model_validate_json(_unpacked(stream.readline()))
+    return None
+
+
+def _append(file: Any, size: int, data: bytes) -> None:
+    """Add data where the file was whole, and see it on the disk."""
+    file.truncate(size)  # of what was cut off before
+    file.seek(size)
+    file.write(data)
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Write a file, whole or not at all, for its owner alone."""
+    temporary = path.with_name(f".{secrets.token_hex(4)}-{path.name}")
+    try:
+        with open(temporary, "xb", opener=private) as file:
+            _append(file, 0, data)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def private(path: str, flags: int) -> int:
+    """An opener: new files are for their owner alone."""
+    return os.open(path, flags, 0o600)
+
+
+def _age_s(path: Path) -> float:
+    """Seconds since it was changed; 0 for what went away meanwhile."""
+    try:
+        return time.time() - path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
+def _no_work() -> NotThere:
+    return NotThere("a session that is not here", "the id of an open or saved session", "open the scan again")

@@ -23,8 +23,8 @@ class Running:
     """A server; its clock may be set ahead."""
 
     def __init__(self, http: httpx.Client) -> None:
-        self.url, self.store, self.ahead_s = str(http.base_url).rstrip("/"), http.service.store, 0.0
-        self.store.clock = lambda: time.monotonic() + self.ahead_s
+        self.url, self.sessions, self.ahead_s = str(http.base_url).rstrip("/"), http.service.sessions, 0.0
+        self.sessions.clock = lambda: time.monotonic() + self.ahead_s
 
     @contextmanager
     def client(self, image: np.ndarray | None = None, key: str | None = None, **properties) -> Iterator[RemoteSession]:

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from voxsam.errors import GeometryError, ImageError
 from voxsam.server.errors import TooLarge
-from voxsam.server.nninteractive.image import ImageProperties, as_volume, check_image_shape
+from voxsam.server.nninteractive.inputs import ImageProperties, as_volume, check_image_shape
 
 SHAPE = (4, 5, 6)
 HU = np.random.default_rng(3).integers(-1000, 900, (1, *SHAPE)).astype(np.int16)

@@ -8,6 +8,7 @@ from known_model import FAR, KnownModel, block_scan, upright
 
 from voxsam.boxes import is_empty
 from voxsam.errors import PromptError
+from voxsam.interactive.predictor import Predictor
 from voxsam.interactive.session import Session
 from voxsam.prompts import Box, Point
 from voxsam.server.nninteractive.segment import Segment, seed_of
@@ -20,7 +21,7 @@ class Buffer:
 
     def __init__(self) -> None:
         self.scan = block_scan(upright(40, 41, 42), FIRST, SECOND)
-        self.segment = Segment(Session(KnownModel(), self.scan))
+        self.segment = Segment(Predictor(KnownModel()).set_image(self.scan))
         self.array = np.zeros(self.scan.grid.shape, np.uint8)
 
     def take(self, change) -> bool:
@@ -115,7 +116,7 @@ def test_crops_stay_encoded_over_a_reset(buffer):
     buffer.click((11, 12, 13))
     buffer.segment.reset()
     buffer.click((11, 12, 13))
-    assert buffer.segment.session.model.encoded == 1
+    assert buffer.segment.predictor.model.encoded == 1
 
 
 def test_what_cannot_be_used_changes_nothing(buffer):
@@ -128,8 +129,8 @@ def test_what_cannot_be_used_changes_nothing(buffer):
 
 
 def test_a_prediction_that_fails_forgets_its_interaction_and_keeps_what_waited(buffer):
-    session = buffer.segment.session
-    session.predictor.follow = False
+    predictor = buffer.segment.predictor
+    predictor.follow = False
     buffer.click((11, 12, 13), predict=False)
     with pytest.raises(PromptError, match="with one crop"):
         buffer.click((25, 26, 24))

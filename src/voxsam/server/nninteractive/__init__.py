@@ -1,11 +1,13 @@
-"""The nnInteractive wire protocol: 3D Slicer, napari, MITK and other clients of it work with VoxSAM unchanged.
+"""The wire protocol of nnInteractive's server, for its clients (3D Slicer, napari, Python): docs/nninteractive.md.
 
-wire               arrays in and out, as the protocol packs them
-image              the client's array as a Volume: spacing, axes
-interactions       points, boxes, scribbles, lassos as VoxSAM's prompts
-segment            the one object that a client works on: what was prompted, what its buffer shows, undo
-capabilities       what the loaded model can do, in the protocol's words
-answers            changes and failures as the protocol sends them
-client             what every route is given: the client's slot by its lease
-*_routes, router   the HTTP routes
+wire       arrays as they travel
+inputs     a client's image as a Volume, its interactions as prompts
+segment    the one object that a client works on
+routes     all of it as HTTP
 """
+
+from __future__ import annotations
+
+from voxsam.server.nninteractive.routes import ARRAY_PATHS, router
+
+__all__ = ["ARRAY_PATHS", "router"]

@@ -1,24 +1,25 @@
 """Segment: the one object that a client works on. What was prompted, what its buffer shows, and the way back.
 
 The protocol has one object at a time: a client that begins the next one resets the interactions. An interaction may
-wait without a prediction; the next prediction takes all that wait, in one step of the session.
+wait without a prediction; the next prediction takes all that wait. What is seen is one value, and undo swaps it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from voxsam.boxes import NOWHERE, hull, intersection, is_empty, within
 from voxsam.geometry import Grid
-from voxsam.interactive.history import UNDO_STEPS
-from voxsam.interactive.session import Session
+from voxsam.interactive.history import UNDO_BYTES, UNDO_STEPS
+from voxsam.interactive.predictor import Prediction, Predictor
 from voxsam.preprocess import Slices
 from voxsam.prompts import SCRIBBLE_POSITIVE, MaskHint, Point, Prompt, Scribble
-from voxsam.server.nninteractive.interactions import trimmed
+from voxsam.server.messages import kept_bytes
+from voxsam.server.nninteractive.inputs import trimmed
 from voxsam.volume import Volume
 
 
@@ -38,7 +39,7 @@ def seed_of(mask: NDArray[np.bool_], grid: Grid) -> Seed | None:
     inside, start = trimmed(mask, "an initial mask")
     i, j, k = (slice(int(s), int(s) + n) for s, n in zip(start, inside.shape, strict=True))
     here = grid.crop(start.tolist(), inside.shape)
-    return Seed((i, j, k), inside, MaskHint(Volume(inside.astype(np.uint8), here, "SEG")))
+    return Seed((i, j, k), inside.copy(), MaskHint(Volume(inside.astype(np.uint8), here, "SEG")))
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,96 +51,109 @@ class Change:
     mask: NDArray[np.uint8] = field(default_factory=lambda: np.zeros((0, 0, 0), dtype=np.uint8))
 
 
-@dataclass(eq=False)
-class _Before:
-    """How it was before an interaction, and how many steps of the session the interaction took."""
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """The prompts that wait for a prediction, an initial mask that is shown until then, and the last prediction."""
 
-    waiting: tuple[Prompt, ...]
-    seed: Seed | None
-    steps: int = 0
+    waiting: tuple[Prompt, ...] = ()
+    seed: Seed | None = None
+    prediction: Prediction | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of masks and probabilities."""
+        prompts = self.waiting if self.prediction is None else (*self.waiting, *self.prediction.prompts)
+        seed = 0 if self.seed is None else self.seed.mask.nbytes
+        return kept_bytes(prompts) + seed + (0 if self.prediction is None else self.prediction.nbytes)
+
+    @property
+    def reach(self) -> tuple[Slices, ...]:
+        """Boxes outside which the buffer is empty."""
+        if self.seed is not None:
+            return (self.seed.box,)
+        return () if self.prediction is None else self.prediction.reach
+
+    def mask(self, box: Slices) -> NDArray[np.uint8]:
+        """What the buffer shows in a box."""
+        mask = np.zeros([part.stop - part.start for part in box], dtype=np.uint8)
+        if self.seed is not None:
+            common = intersection(box, self.seed.box)
+            mask[within(common, box)] = self.seed.mask[within(common, self.seed.box)]
+        elif self.prediction is not None:
+            mask[:] = self.prediction.mask.array[box]
+        return mask
 
 
 class Segment:
-    """The object of one Session. Interactions that raise (InputError) leave everything as it was."""
+    """The object on one image. Interactions that raise (InputError) leave everything as it was."""
 
-    def __init__(self, session: Session) -> None:
-        self.session = session
-        self._waiting: tuple[Prompt, ...] = ()
-        self._seed: Seed | None = None
-        self._past: list[_Before] = []
+    def __init__(self, predictor: Predictor, undo_bytes: int = UNDO_BYTES) -> None:
+        self.predictor, self.undo_bytes = predictor, undo_bytes
+        self._seen = _Seen()
+        self._past: list[_Seen] = []
+
+    @property
+    def features_bytes(self) -> int:
+        """Memory of the encoded crops."""
+        return self.predictor.encoded.nbytes
+
+    @property
+    def predictions_bytes(self) -> int:
+        """Memory of what is seen, and of what undo gives back."""
+        return sum(seen.nbytes for seen in (*self._past, self._seen))
+
+    def forget_features(self) -> None:
+        """Free the encoded crops."""
+        self.predictor.forget_features()
 
     def add(self, prompts: Sequence[Prompt], predict: bool) -> Change:
         """One interaction: prompts that wait, or with all that wait give a mask."""
         if not predict:
             for prompt in prompts:
-                prompt.points(self.session.volume.grid)  # raises now what a later prediction would
-        self._remember()
-        try:
-            self._waiting += tuple(prompts)
-            return self.predict() if predict else Change(False)
-        except Exception:
-            self.undo()
-            raise
+                prompt.points(self.predictor.volume.grid)  # raises now what a later prediction would
+        return self._enter(replace(self._seen, waiting=(*self._seen.waiting, *prompts)), predict)
 
     def seed(self, seed: Seed | None, predict: bool) -> Change:
         """Begin anew with an initial mask (None: an empty one), which the client's buffer shows already."""
-        self._remember()
-        try:
-            self._step(self.session.reset)
-            self._waiting, self._seed = ((seed.hint,), seed) if seed else ((), None)
-            return self.predict() if predict else Change(False)
-        except Exception:
-            self.undo()
-            raise
+        return self._enter(_Seen((seed.hint,), seed) if seed else _Seen(), predict)
 
     def predict(self) -> Change:
-        """A mask for all that waits. Nothing runs if nothing waits; negative prompts wait for a positive one."""
-        if not self._waiting:
-            return Change(False)
-        if not self.session.prompts and not any(map(_is_positive, self._waiting)):
-            return Change(True)
-        self._step(lambda: self.session.prompt(*self._waiting))
-        box = hull([self.session.changed, _box(self._seed)])
-        self._waiting, self._seed = (), None
-        return self._change(box)
+        """A mask for all that waits, in one step with the last interaction. Nothing runs if nothing waits."""
+        return self._show(self._predicted(self._seen), ran=bool(self._seen.waiting))
 
     def undo(self) -> Change:
         """Take back the last interaction since the last reset; nothing runs if there is none."""
-        if not self._past or (self._past[-1].steps and not self.session.can_undo):  # the session forgets very old steps
-            self._past.clear()
-            return Change(False)
-        before = self._past.pop()
-        boxes = [_box(self._seed), _box(before.seed)]
-        for _ in range(before.steps):
-            self.session.undo()
-            boxes.append(self.session.changed)
-        self._waiting, self._seed = before.waiting, before.seed
-        return self._change(hull(boxes))
+        return self._show(self._past.pop(), ran=True) if self._past else Change(False)
 
     def reset(self) -> None:
         """Forget all interactions: another object begins, and there is no way back to this one."""
-        self.session.reset()
-        self._waiting, self._seed = (), None
+        self._seen = _Seen()
         self._past.clear()
 
-    def _remember(self) -> None:
-        self._past = [*self._past, _Before(self._waiting, self._seed)][-UNDO_STEPS:]
+    def _enter(self, seen: _Seen, predict: bool) -> Change:
+        """One more interaction, of which undo remembers what was before; as much as is affordable, one at least."""
+        before = self._seen
+        ran = predict and bool(seen.waiting)
+        change = self._show(self._predicted(seen) if predict else seen, ran)
+        self._past = [*self._past, before][-UNDO_STEPS:]
+        while len(self._past) > 1 and sum(past.nbytes for past in self._past) > self.undo_bytes:
+            del self._past[0]
+        return change if predict else Change(False)
 
-    def _step(self, act: Callable[[], object]) -> None:
-        """A step of the session, counted for the interaction that it belongs to."""
-        act()
-        if self._past:
-            self._past[-1].steps += 1
+    def _predicted(self, seen: _Seen) -> _Seen:
+        """With a prediction of all that waits; negative prompts go on waiting for the first positive one."""
+        before = () if seen.prediction is None else seen.prediction.prompts
+        if not seen.waiting or not (before or any(map(_is_positive, seen.waiting))):
+            return seen
+        return _Seen(prediction=self.predictor.predict((*before, *seen.waiting), seen.prediction))
 
-    def _change(self, box: Slices) -> Change:
-        if is_empty(box):
-            return Change(True)
-        if self._seed is None:
-            return Change(True, box, (self.session.mask.array[box] != 0).astype(np.uint8))
-        mask = np.zeros([part.stop - part.start for part in box], dtype=np.uint8)
-        common = intersection(box, self._seed.box)
-        mask[within(common, box)] = self._seed.mask[within(common, self._seed.box)]
-        return Change(True, box, mask)
+    def _show(self, seen: _Seen, ran: bool) -> Change:
+        before, self._seen = self._seen, seen
+        same = (before.seed, before.prediction) == (seen.seed, seen.prediction)
+        box = NOWHERE if same else hull((*before.reach, *seen.reach))
+        if before.prediction is not None and before.prediction is not seen.prediction:
+            before.prediction.forget_pasted()
+        return Change(ran) if is_empty(box) else Change(ran, box, seen.mask(box))
 
 
 def _is_positive(prompt: Prompt) -> bool:
@@ -147,7 +161,3 @@ def _is_positive(prompt: Prompt) -> bool:
     if isinstance(prompt, Point):
         return prompt.positive
     return not isinstance(prompt, Scribble) or bool((prompt.volume.array == SCRIBBLE_POSITIVE).any())
-
-
-def _box(seed: Seed | None) -> Slices:
-    return NOWHERE if seed is None else seed.box

@@ -1,4 +1,4 @@
-"""Device: the one model, and the one thread that works with it, for every owner in turn.
+"""Worker: the one model, and the one thread that works with it, for every owner in turn.
 
 All that touches a session runs on this thread, so that the steps of a session are serial without a lock, and
 the model's memory is used by one request at a time. It knows nothing of HTTP.
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from voxsam.network.promptable import Promptable
-from voxsam.server.errors import Dropped, TooMany
+from voxsam.server.errors import TooMany, closed
 
 MAX_WAITING = 64  # requests of one owner
 
@@ -22,12 +22,12 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
-class _Job:
+class _Task:
     work: Callable[[], Any]
     done: Future[Any] = field(default_factory=Future)
 
     def do(self) -> None:
-        """Work, and tell who asked; whatever it raises belongs to them, and the thread goes on."""
+        """Work, and give who asked what comes of it, errors too: the thread goes on."""
         try:
             result = self.work()
         except BaseException as error:
@@ -36,15 +36,15 @@ class _Job:
             self.done.set_result(result)
 
 
-class Device:
+class Worker:
     """Runs what it is given, one at a time: owners in turn (round robin), each owner's own in the order given."""
 
     def __init__(self, model: Promptable) -> None:
         self.model = model
-        self._waiting: OrderedDict[str, deque[_Job]] = OrderedDict()
+        self._waiting: OrderedDict[str, deque[_Task]] = OrderedDict()
         self._news = threading.Condition()
         self._open = True
-        self._thread = threading.Thread(target=self._run, name="voxsam-device", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="voxsam-worker", daemon=True)
         self._thread.start()
 
     @property
@@ -57,28 +57,28 @@ class Device:
         """Let the thread call `work` when it is the owner's turn; the future holds what it returns or raises.
 
         A future may be cancelled as long as it waits. Raises TooMany if the owner has too many waiting, Dropped if the
-        device is closed.
+        worker is closed.
         """
-        job = _Job(work)
+        task = _Task(work)
         with self._news:
             if not self._open:
-                raise _dropped()
+                raise closed()
             queue = self._waiting.setdefault(owner, deque())
             if len(queue) >= MAX_WAITING:
                 raise TooMany(
                     f"{len(queue)} requests that wait already", f"at most {MAX_WAITING}", "wait for the answers"
                 )
-            queue.append(job)
+            queue.append(task)
             self._news.notify()
-        return job.done
+        return task.done
 
     def drop(self, owner: str) -> None:
         """Forget what waits for an owner (its futures raise Dropped); what runs already runs to its end."""
         with self._news:
-            jobs = self._waiting.pop(owner, ())
-        for job in jobs:
-            if job.done.set_running_or_notify_cancel():
-                job.done.set_exception(_dropped())
+            tasks = self._waiting.pop(owner, ())
+        for task in tasks:
+            if task.done.set_running_or_notify_cancel():
+                task.done.set_exception(closed())
 
     def close(self) -> None:
         """Drop everyone, and wait for the thread to end what it does."""
@@ -91,24 +91,20 @@ class Device:
         self._thread.join()
 
     def _run(self) -> None:
-        while (job := self._next()) is not None:
-            if job.done.set_running_or_notify_cancel():
-                job.do()
-            del job  # while it waits for the next one, the thread holds no arrays of the last one
+        while (task := self._next()) is not None:
+            if task.done.set_running_or_notify_cancel():
+                task.do()
+            del task  # while it waits for the next one, the thread holds no arrays of the last one
 
-    def _next(self) -> _Job | None:
-        """The first job of the owner whose turn it is, who then goes to the end of the row; None: closed."""
+    def _next(self) -> _Task | None:
+        """The first task of the owner whose turn it is, who then goes to the end of the row; None: closed."""
         with self._news:
             while not self._waiting:
                 if not self._open:
                     return None
                 self._news.wait()
-            owner, jobs = self._waiting.popitem(last=False)
-            job = jobs.popleft()
-            if jobs:
-                self._waiting[owner] = jobs
-            return job
-
-
-def _dropped() -> Dropped:
-    return Dropped("a request of a session that was closed", "an open session", "open the scan again")
+            owner, tasks = self._waiting.popitem(last=False)
+            task = tasks.popleft()
+            if tasks:
+                self._waiting[owner] = tasks
+            return task

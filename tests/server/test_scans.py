@@ -9,7 +9,7 @@ import pytest
 
 from voxsam.errors import FileError
 from voxsam.server.errors import Forbidden, NotThere
-from voxsam.server.folders import Folders
+from voxsam.server.scans import Folders
 
 
 @pytest.fixture

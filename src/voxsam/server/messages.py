@@ -1,0 +1,305 @@
+"""What travels as JSON: where a scan comes from, prompts in; a session's state, measurements and changed labels out."""
+
+from __future__ import annotations
+
+import base64
+import zlib
+from array import array
+from collections.abc import Container
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, TypeAdapter, WithJsonSchema
+
+from voxsam.boxes import hull, intersection, is_empty
+from voxsam.errors import PromptError
+from voxsam.geometry import Grid
+from voxsam.interactive.predictor import Prediction
+from voxsam.interactive.session import Session
+from voxsam.preprocess import Slices
+from voxsam.prompts import SCRIBBLE_NEGATIVE, SCRIBBLE_POSITIVE, Box, Point, Prompt, Scribble
+from voxsam.report.metrics import longest_axial_diameter, volume_ml
+from voxsam.volume import Volume
+
+MAX_PROMPTS = 256  # in one step
+MAX_STROKE_VOXELS = 200_000  # of one scribble
+MAX_STROKE_BOX = 1 << 23  # voxels of the box that holds a scribble
+STROKE_MEMORY = 24  # bytes for a voxel of that box, while clicks are spread over the stroke
+DEFLATE_LEVEL = 6
+
+Place = tuple[float, float, float]
+Voxel = tuple[int, int, int]
+
+
+class Strict(BaseModel):
+    """A message without other fields, and without NaN."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+# Sources
+
+
+class DemoSource(Strict):
+    """The generated scan of `voxsam demo`."""
+
+    demo: Literal[True]
+
+
+class FolderSource(Strict):
+    """A file or a DICOM folder in a served folder."""
+
+    folder: str = Field(max_length=16, description="The id of a folder in /api/info.", examples=["0"])
+    path: str = Field(max_length=4096, description="As listed by /api/files.", examples=["patient1/ct.nii.gz"])
+
+
+class UploadSource(Strict):
+    """Files that were sent to /api/uploads."""
+
+    upload: str = Field(max_length=64, description="The id that /api/uploads gave.")
+
+
+Source = DemoSource | FolderSource | UploadSource
+
+
+# Prompts
+
+
+class PointPrompt(Strict):
+    """A click on a voxel of the scan's own array."""
+
+    kind: Literal["point"]
+    index: Place = Field(description="Voxel (i, j, k); fractions are allowed.", examples=[[210, 148, 62]])
+    positive: bool = Field(default=True, description="false: this is not the tumour.")
+
+    def on(self, grid: Grid) -> Prompt:
+        """The prompt of a session. Raises PromptError."""
+        return Point.at_index(grid, self.index, self.positive)
+
+
+class BoxPrompt(Strict):
+    """A box of voxels that holds the tumour; both corners belong to it."""
+
+    kind: Literal["box"]
+    low: Place = Field(examples=[[190, 130, 50]])
+    high: Place = Field(examples=[[230, 170, 75]])
+
+    def on(self, grid: Grid) -> Prompt:
+        """The prompt of a session. Raises PromptError."""
+        return Box.at_index(grid, self.low, self.high)
+
+
+_INT32 = Annotated[int, Field(ge=-(2**31), lt=2**31)]
+_VOXELS = TypeAdapter(
+    Annotated[list[tuple[_INT32, _INT32, _INT32]], Field(min_length=1, max_length=MAX_STROKE_VOXELS)],
+)
+Voxels = Annotated[
+    array,  # of i, j, k, i, j, k ...: twelve bytes for a voxel, where lists of numbers take over a hundred
+    PlainValidator(lambda given: given if isinstance(given, array) else _flat(given)),
+    PlainSerializer(lambda voxels: np.reshape(voxels, (-1, 3)).tolist(), return_type=list),
+    WithJsonSchema(_VOXELS.json_schema()),
+]
+
+
+def _flat(given: Any) -> array[int]:
+    return array("i", (at for voxel in _VOXELS.validate_python(given) for at in voxel))
+
+
+class ScribblePrompt(Strict):
+    """Voxels that were drawn over."""
+
+    kind: Literal["scribble"]
+    voxels: Voxels = Field(examples=[[[210, 148, 62], [211, 148, 62]]])
+    positive: bool = Field(default=True, description="false: this is not the tumour.")
+
+    @property
+    def box_voxels(self) -> int:
+        """Of the box that holds the stroke, in Python's integers, which do not overflow."""
+        spans = (int(n) + 1 for n in np.ptp(np.reshape(self.voxels, (-1, 3)).astype(np.int64), axis=0))
+        a, b, c = spans
+        return a * b * c
+
+    def on(self, grid: Grid) -> Prompt:
+        """The prompt of a session: its labels lie on the part of the grid that the stroke needs. Raises PromptError."""
+        voxels = np.reshape(self.voxels, (-1, 3))
+        outside = ((voxels < 0) | (voxels >= grid.shape)).any(axis=1)
+        if outside.any():
+            last = ", ".join(str(n - 1) for n in grid.shape)
+            given, expected = f"a scribble with the voxel {voxels[outside][0].tolist()}", f"(0, 0, 0) to ({last})"
+            raise PromptError(given, f"voxels from {expected}", "send (i, j, k) of the scan's own array")
+        if self.box_voxels > MAX_STROKE_BOX:
+            given, expected = "a scribble all over the scan", f"a box of {MAX_STROKE_BOX:,} voxels that holds it"
+            raise PromptError(given, expected, "send its parts as scribbles of their own")
+        low, high = voxels.min(0), voxels.max(0)
+        labels = np.zeros(high - low + 1, dtype=np.uint8)
+        labels[tuple((voxels - low).T)] = SCRIBBLE_POSITIVE if self.positive else SCRIBBLE_NEGATIVE
+        return Scribble(Volume(labels, grid.crop(low.tolist(), labels.shape), "SEG"))
+
+
+AnyPrompt = Annotated[PointPrompt | BoxPrompt | ScribblePrompt, Field(discriminator="kind")]
+
+
+class Prompts(Strict):
+    """Prompts for the current object that belong together: one step of undo."""
+
+    prompts: list[AnyPrompt] = Field(min_length=1, max_length=MAX_PROMPTS)
+
+
+def work_bytes(prompts: list[AnyPrompt]) -> int:
+    """Memory that is needed to make clicks of prompts: all of their boxes, and the work on the largest."""
+    boxes = [prompt.box_voxels for prompt in prompts if isinstance(prompt, ScribblePrompt)]
+    return sum(boxes) + STROKE_MEMORY * max(boxes, default=0)
+
+
+def kept_bytes(prompts: tuple[Prompt, ...]) -> int:
+    """Memory of prompts that are kept."""
+    return sum(prompt.volume.array.nbytes for prompt in prompts if not isinstance(prompt, Point | Box))
+
+
+# States and answers
+
+
+class ObjectState(BaseModel):
+    """One object of a session."""
+
+    number: int = Field(description="Its label in the mask.")
+    prompts: list[dict[str, Any]] = Field(
+        description="As they were given, scribbles by their number of voxels.",
+        examples=[[{"kind": "point", "index": [210, 148, 62], "positive": True}]],
+    )
+    volume_ml: float
+    longest_diameter_mm: float = Field(description="The longest in an axial slice (RECIST 1.1); 0 without a mask.")
+    messages: list[str] = Field(description="What the user should know of its mask.")
+
+
+class BusyState(BaseModel):
+    """What is being done now."""
+
+    stage: str
+    fraction: float = Field(ge=0, le=1)
+
+
+class Earlier(BaseModel):
+    """Another session on the same scan, whose work is saved."""
+
+    id: str
+    name: str
+    saved: str = Field(description="When, UTC.", examples=["2026-11-30T09:15:00+00:00"])
+
+
+class SessionState(BaseModel):
+    """A session as it is now."""
+
+    id: str
+    name: str
+    lease_s: float = Field(description="It ends in so many seconds unless something is heard of the client.")
+    shape: tuple[int, int, int]
+    spacing_mm: tuple[float, float, float]
+    affine: list[list[float]] = Field(description="4 x 4: voxel (i, j, k) to RAS+ millimetres.")
+    modality: str = Field(description="CT, MR, or empty.")
+    dicom: bool = Field(description="Whether the mask can be had as DICOM-SEG.")
+    revision: int = Field(description="Grows with every step.")
+    objects: list[ObjectState]
+    current: int = Field(description="The object that prompts go to.")
+    can_undo: bool
+    can_redo: bool
+    busy: BusyState | None
+    notes: list[str] = Field(description="What the user should know of the session as a whole.")
+    earlier: list[Earlier] = Field(description="Saved sessions on a scan of the same content, the latest first.")
+
+
+class ChangedBox(BaseModel):
+    """A box of voxels, `high` not in it."""
+
+    low: Voxel
+    high: Voxel
+
+
+class StepState(SessionState):
+    """The state after a step, and the labels that the step may have changed."""
+
+    seconds: float = Field(description="That the step took, without waiting for its turn.")
+    changed: ChangedBox
+    labels: str = Field(description="base64 of zlib of uint8, i fastest: all labels in `changed`.")
+
+
+@dataclass
+class Measured:
+    """What was measured of each object, kept until a step draws where the object is."""
+
+    known: dict[int, tuple[float, float]] = field(default_factory=dict)  # mL, mm
+
+    def update(self, masks: dict[int, Volume], present: set[int]) -> None:
+        """Measure the objects that may have changed; `present` are all there are."""
+        self.known = {number: found for number, found in self.known.items() if number in present}
+        for number, mask in masks.items():
+            diameter = longest_axial_diameter(mask)
+            self.known[number] = (volume_ml(mask), diameter.length_mm if diameter else 0.0)
+
+
+@dataclass(frozen=True)
+class View:
+    """What was taken from a session on the worker's thread; the rest of an answer needs no turn there.
+
+    `labels` are those of `box`; `masks` (bool) are the objects to measure, each cut to where it is.
+    """
+
+    objects: dict[int, Prediction]
+    current: int
+    can_undo: bool
+    can_redo: bool
+    box: Slices
+    labels: NDArray[np.uint8]
+    masks: dict[int, Volume]
+
+    @classmethod
+    def of(cls, session: Session, box: Slices, stale: Slices, known: Container[int] = ()) -> View:
+        """With the labels of `box`; objects that meet `stale` or are not `known` are to be measured."""
+        grid, mask = session.volume.grid, session.mask.array
+        masks = {}
+        for number, prediction in session.predictions.items():
+            reach = hull(prediction.reach)
+            if is_empty(reach):
+                masks[number] = Volume(np.zeros((1, 1, 1), bool), grid.crop((0, 0, 0), (1, 1, 1)), "SEG")
+            elif number not in known or not is_empty(intersection(reach, stale)):
+                part = grid.crop([s.start for s in reach], [s.stop - s.start for s in reach])
+                masks[number] = Volume(mask[reach] == number, part, "SEG")
+        state = (session.current, session.can_undo, session.can_redo)
+        return cls(dict(session.predictions), *state, box, mask[box].copy(), masks)
+
+    def changes(self) -> dict[str, Any]:
+        """The box and its labels, for a StepState."""
+        low, high = tuple(s.start for s in self.box), tuple(s.stop for s in self.box)
+        packed = base64.b64encode(zlib.compress(self.labels.tobytes("F"), DEFLATE_LEVEL)).decode()
+        return {"changed": ChangedBox(low=low, high=high), "labels": packed}
+
+    def object_states(self, measured: Measured, grid: Grid) -> list[ObjectState]:
+        """Every object; measures those that changed, which may take a while: on no event loop."""
+        measured.update(self.masks, set(self.objects))
+        return [
+            ObjectState(
+                number=number,
+                prompts=[_as_given(prompt, grid) for prompt in prediction.prompts],
+                volume_ml=round(measured.known[number][0], 4),
+                longest_diameter_mm=round(measured.known[number][1], 2),
+                messages=list(prediction.remarks),
+            )
+            for number, prediction in self.objects.items()
+        ]
+
+
+def _as_given(prompt: Prompt, grid: Grid) -> dict[str, Any]:
+    """A prompt as JSON, in voxels of the scan."""
+    if isinstance(prompt, Point):
+        index = [round(float(at), 3) for at in grid.world_to_index(prompt.world_mm)]
+        return {"kind": "point", "index": index, "positive": prompt.positive}
+    if isinstance(prompt, Box):
+        low, high = prompt.index_range(grid)
+        return {"kind": "box", "low": low.tolist(), "high": high.tolist()}
+    labels = prompt.volume.array
+    count = int(np.count_nonzero(labels))
+    if isinstance(prompt, Scribble):
+        return {"kind": "scribble", "count": count, "positive": bool(labels.max() == SCRIBBLE_POSITIVE)}
+    return {"kind": "hint", "count": count}

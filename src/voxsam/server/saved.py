@@ -1,0 +1,299 @@
+"""Saved sessions: those of the page and of programs. Opened, stepped through, saved at every step, brought back.
+
+Async, for it is called from the event loop, which it never blocks: scans are read and numbers measured on threads,
+segmenters are touched on the worker's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from typing import Any
+
+from voxsam.boxes import NOWHERE
+from voxsam.errors import FileError
+from voxsam.geometry import Grid
+from voxsam.interactive.session import Session
+from voxsam.network.promptable import Promptable
+from voxsam.preprocess import Slices
+from voxsam.server.errors import LOG, NotThere, OtherScan, TooMany, closed
+from voxsam.server.messages import (
+    BusyState,
+    Earlier,
+    FolderSource,
+    Measured,
+    SessionState,
+    Source,
+    StepState,
+    View,
+    work_bytes,
+)
+from voxsam.server.scans import Reader, Scan
+from voxsam.server.sessions import OpenSession, Sessions
+from voxsam.server.store import Event, Journal, Store, Work
+from voxsam.server.worker import MAX_WAITING
+from voxsam.volume import Volume
+
+MAX_EARLIER = 20  # sessions on the same scan that are listed
+NOT_SAVED = "the work could not be saved: it would not outlive the server"
+UNKNOWN_SCAN = "saved by an earlier version, which did not note what the scan held: check that it is the right one"
+
+
+class SavedSession(OpenSession):
+    """A session with a journal: the steps are on the disk before they are answered."""
+
+    kind = "a session opened at /api/sessions"
+    journal: Journal
+
+    def __init__(self, sessions: Sessions, name: str) -> None:
+        super().__init__(sessions, name)
+        self.ready: asyncio.Task[None] | None = None  # until the scan is read and the steps are done again
+        self.measured = Measured()
+        self.notes: list[str] = []
+        self.earlier: list[Earlier] = []
+        self.left = False  # for good: its work is not saved any more
+        self.saving = asyncio.Lock()  # while its work is saved, or deleted
+        self._waiting = 0
+        self._turn = asyncio.Lock()
+
+    def make(self, model: Promptable, volume: Volume, undo_bytes: int) -> Session:
+        """What the steps are done with."""
+        return Session(model, volume, progress=self.report, undo_bytes=undo_bytes)
+
+    @property
+    def kept_bytes(self) -> int:
+        """Of lines that the disk did not take yet."""
+        return self.journal.waiting_bytes
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """One request of a session at a time, from its step to its answer. Raises TooMany if too many wait."""
+        if self._waiting >= MAX_WAITING:
+            raise TooMany(f"{self._waiting} requests that wait already", f"at most {MAX_WAITING}", "wait for answers")
+        self._waiting += 1
+        try:
+            async with self._turn:
+                yield
+        finally:
+            self._waiting -= 1
+
+    async def step(self, event: Event, on_step: Callable[[str, float], None]) -> StepState:
+        """Do something, save it, and answer. Raises InputError, with the session as it was."""
+
+        def work(session: Session) -> tuple[View, float, bool]:
+            start = time.perf_counter()
+            before = session.current
+            done = play(event, session)
+            view = View.of(session, session.changed, session.changed, self.measured.known)
+            event.object = session.current if event.do == "select" else before
+            event.current = session.current
+            return view, time.perf_counter() - start, done
+
+        async with self.turn():
+            async with self.saving:
+                if self.left:
+                    raise closed()
+                await asyncio.to_thread(self.journal.check_room, event)
+            if event.do == "prompt":
+                self.check_growth()
+            view, seconds, done = await asyncio.wrap_future(self.run(work, work_bytes(event.prompts)))
+            on_step(event.do, seconds)
+            if done:
+                self.journal.work.revision += 1
+                event.revision = self.journal.work.revision
+                await self.save(lambda: self.journal.add(event))
+            return await asyncio.to_thread(self._step_state, view, seconds)
+
+    async def state(self) -> SessionState:
+        """The session as it is."""
+        async with self.turn():
+            view = await self._look(lambda session: NOWHERE)
+            return await asyncio.to_thread(lambda: SessionState(**self._facts(view)))
+
+    async def labels(self, full: bool) -> StepState:
+        """The session as it is with all labels: of the whole scan, or of the box outside which there are none."""
+        voxels = self.require_volume().array.size if full else 0
+        async with self.turn():
+            view = await self._look(lambda session: whole(session.volume.grid) if full else session.extent, 3 * voxels)
+            return await asyncio.to_thread(self._step_state, view, 0.0)
+
+    async def _look(self, box: Callable[[Session], Slices], memory_bytes: int = 0) -> View:
+        known = self.measured.known
+        work = lambda session: View.of(session, box(session), NOWHERE, known)  # noqa: E731
+        return await asyncio.wrap_future(self.run(work, memory_bytes))
+
+    async def save(self, write: Callable[[], None]) -> None:
+        """Write to the journal, unless the client has left. A full disk is no reason to lose a step: it is noted."""
+        async with self.saving:
+            if self.left:  # saved now, the work that was forgotten would be back
+                raise closed()
+            self.notes[:] = [note for note in self.notes if note != NOT_SAVED]
+            try:
+                await asyncio.to_thread(write)
+            except FileError as error:
+                LOG.error("not saved", extra={"facts": {"error": type(error.__cause__).__name__}})
+                self.notes.append(NOT_SAVED)
+
+    def _step_state(self, view: View, seconds: float) -> StepState:
+        return StepState(**self._facts(view), seconds=round(seconds, 4), **view.changes())
+
+    def _facts(self, view: View) -> dict[str, Any]:
+        volume, busy, work = self.require_volume(), self.busy, self.journal.work
+        return {
+            "id": self.id,
+            "name": work.name,
+            "lease_s": round(self.lease_s, 1),
+            "shape": volume.grid.shape,
+            "spacing_mm": tuple(volume.grid.spacing_mm.tolist()),
+            "affine": volume.grid.affine.tolist(),
+            "modality": volume.modality,
+            "dicom": "dicom" in volume.header,
+            "revision": work.revision,
+            "objects": view.object_states(self.measured, volume.grid),
+            "current": view.current,
+            "can_undo": view.can_undo,
+            "can_redo": view.can_redo,
+            "busy": None if busy is None else BusyState(stage=busy.stage, fraction=busy.fraction),
+            "notes": self.notes,
+            "earlier": self.earlier,
+        }
+
+
+def play(event: Event, session: Session) -> bool:
+    """Do it; whether anything was done. Raises PromptError and UnsupportedError, with the session as it was."""
+    if event.do == "prompt":
+        session.prompt(*(prompt.on(session.volume.grid) for prompt in event.prompts))
+    elif event.do == "new_object":
+        session.new_object()
+    elif event.do == "reset":
+        session.reset()
+    elif event.do == "select":
+        session.select(event.object)
+    else:
+        can, act = (session.can_undo, session.undo) if event.do == "undo" else (session.can_redo, session.redo)
+        act()
+        return can
+    return True
+
+
+def replay(event: Event, session: Session) -> None:
+    """Do it again, with the object current that was."""
+    if event.do in ("prompt", "new_object", "reset"):
+        session.select(event.object)
+    play(event, session)
+
+
+def whole(grid: Grid) -> Slices:
+    """The box of all voxels."""
+    i, j, k = (slice(0, n) for n in grid.shape)
+    return i, j, k
+
+
+class SavedSessions:
+    """Opens sessions, finds them again, and forgets them."""
+
+    def __init__(self, sessions: Sessions, reader: Reader, store: Store) -> None:
+        self.sessions, self.reader, self.store = sessions, reader, store
+        self._reading = asyncio.Semaphore()
+
+    @property
+    def model(self) -> str:
+        """The name of the model that answers."""
+        return self.sessions.worker.model.card.name
+
+    async def open(self, source: Source, name: str | None) -> SavedSession:
+        """A new session on a scan. Raises InputError; then its place is free again."""
+        name = name or await asyncio.to_thread(self.reader.name, source)
+        session = self.sessions.claim(SavedSession)
+        session.journal = self.store.create(Work(id=session.id, name=name, model=self.model, source=source))
+        await self._begin(session)
+        return session
+
+    async def find(self, name: str, *, wait: bool = True) -> SavedSession:
+        """A session, brought back from the store if it is not open. Raises NotThere, Full, InputError.
+
+        With `wait=False` it may still be on its way back.
+        """
+        session = self.sessions.find(SavedSession, name)
+        if session is None:
+            journal, events = await asyncio.to_thread(self.store.load, name)
+            session = self.sessions.find(SavedSession, name)  # someone else may have asked meanwhile
+            if session is None:
+                session = self.sessions.claim(SavedSession, name)
+                session.journal = journal
+                session.ready = asyncio.create_task(self._refill(session, events))
+                session.ready.add_done_callback(lambda task: task.cancelled() or task.exception())  # maybe nobody waits
+        if wait and session.ready is not None:
+            await asyncio.shield(session.ready)
+        return session
+
+    async def leave(self, name: str) -> None:
+        """Release a session and forget its work. Raises NotThere."""
+        session = self.sessions.find(SavedSession, name)
+        if session is None:
+            await asyncio.to_thread(self.store.delete, name)
+            return
+        session.left = True
+        try:
+            async with session.saving:
+                with suppress(NotThere):
+                    await asyncio.to_thread(self.store.delete, name)
+        finally:
+            self.sessions.release(name)
+
+    async def _begin(self, session: SavedSession, events: Sequence[Event] = ()) -> None:
+        """Read the scan, note what it is, and save the work. Raises OtherScan if it is not what it was."""
+        work = session.journal.work
+        try:
+            with session.held():
+                async with self._reading:  # not a lock of threads: those who wait would keep others from theirs
+                    scan = await asyncio.to_thread(self._read, work)
+                session.open(scan.volume, scan.part)
+            if events and not work.digest and isinstance(work.source, FolderSource):
+                session.notes.append(UNKNOWN_SCAN)
+            work.place, work.digest = scan.place, scan.digest
+            session.earlier = self._earlier(work)
+            await session.save(lambda: session.journal.begin(events))
+        except BaseException:
+            self.sessions.release(session.id)
+            raise
+
+    def _read(self, work: Work) -> Scan:
+        """The work's scan: where it lay, in whatever order the folders are now. Raises OtherScan for another one."""
+        if work.place:
+            with suppress(NotThere):  # it may lie elsewhere now: what it holds will say
+                work.source = self.reader.folders.source_of(work.place)
+        scan = self.reader.read(work.source)
+        if work.digest and scan.digest != work.digest:
+            scan.part.close()
+            given = f"a session on {work.name}, where another scan is now"
+            raise OtherScan(given, "the scan that it was opened on", "put that scan back, or open the new one")
+        return scan
+
+    async def _refill(self, session: SavedSession, events: Sequence[Event]) -> None:
+        """Read the scan and do the steps again. If that fails the work stays saved, and the place is free."""
+        await self._begin(session, events)
+        work = session.journal.work
+        try:
+            with session.held():
+                for event in events:
+                    await asyncio.wrap_future(session.run(partial(replay, event), work_bytes(event.prompts)))
+        except BaseException:
+            self.sessions.release(session.id)
+            raise
+        work.revision = max([work.revision, *(event.revision for event in events)])
+        if work.model != self.model:
+            session.notes.append(f"made with the model {work.model}, computed again with {self.model}")
+            work.model = self.model
+        session.ready = None
+
+    def _earlier(self, work: Work) -> list[Earlier]:
+        """Other works on a scan of the same content."""
+        found = [other for other in self.store.with_digest(work.digest) if other.id != work.id]
+        return [
+            Earlier(id=other.id, name=other.name, saved=self.store.saved(other.id).isoformat(timespec="seconds"))
+            for other in found[:MAX_EARLIER]
+        ]

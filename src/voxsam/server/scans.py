@@ -1,0 +1,361 @@
+"""Scans: the served folders and what clients send, and how a scan of either is read, within the server's limits."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+import secrets
+import shutil
+import threading
+from collections.abc import AsyncIterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from pydantic import BaseModel, Field
+
+from voxsam.errors import FileError, ImageError, InputError
+from voxsam.io import NIFTI_SUFFIXES, SUFFIXES, guarded, read_volume
+from voxsam.io.checks import at_most
+from voxsam.server.errors import Forbidden, Full, NotThere, TooLarge, no_room
+from voxsam.server.messages import DemoSource, FolderSource, Source, UploadSource
+from voxsam.server.sessions import Memory, Part
+from voxsam.server.settings import Settings
+from voxsam.server.store import Store, private
+from voxsam.volume import Volume
+
+SCAN_SUFFIXES = (*SUFFIXES, ".zip")
+MAX_ENTRIES = 10_000  # of a folder that are looked at
+MAX_FILES = 20_000  # of a series, or of one upload
+LOOKED_AT = 4  # files of a folder whose first bytes say whether they are DICOM
+MAGIC = slice(128, 132)  # where "DICM" stands (PS3.10 7.1)
+ODD_BYTE = re.compile(r"\\udc([89a-f][0-9a-f])")  # of a name that is no UTF-8, as it is shown
+DEMO_NAME, SENT_SERIES = "generated scan", "DICOM series"
+SMALL_VOXELS = 1 << 24  # of a NIfTI file that is read in this process: to start another takes longer
+VOXEL_BYTES = 12  # that one of them may take while it is read: stored as float64, converted to float32
+UNPACKED_RATIO = 12  # a scan takes at most so many times its file's size, if it takes more than half of the memory
+SPARE_BYTES = 1 << 30  # that must stay free on the disk
+PIECE_BYTES = 1 << 20  # of an upload that are written at once
+UNSAFE = re.compile(r"[^\w.\-]+", re.ASCII)
+LONGEST_NAME = 100
+
+
+class Folder(BaseModel):
+    """A folder that the server was told to offer."""
+
+    id: str
+    name: str
+
+
+class Entry(BaseModel):
+    """What a folder holds: a folder, a scan in one file, or a folder that is one DICOM series."""
+
+    name: str
+    kind: Literal["folder", "scan", "series"]
+    path: str = Field(description="Relative to the served folder; send it back to open the entry.")
+    bytes: int = Field(description="Of a scan's file; 0 otherwise.")
+
+
+def shown(name: str) -> str:
+    """A file's name as UTF-8 can hold it: other bytes are written as `\\udcXX`."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+def _hidden(name: str) -> str:
+    """The name that is shown so."""
+    return ODD_BYTE.sub(lambda byte: chr(0xDC00 + int(byte[1], 16)), name)
+
+
+class Folders:
+    """The folders that were named on the command line. Raises FileError for one that is none."""
+
+    def __init__(self, folders: tuple[Path, ...]) -> None:
+        self.roots = {str(number): folder.resolve() for number, folder in enumerate(folders)}
+        for root in self.roots.values():
+            if not root.is_dir():
+                raise FileError(f"{root} is no folder", "a folder of scans", "check the path")
+
+    @property
+    def listed(self) -> list[Folder]:
+        """What a client may ask for."""
+        return [Folder(id=number, name=shown(root.name or str(root))) for number, root in self.roots.items()]
+
+    def find(self, number: str, relative: str) -> Path:
+        """The file or folder at a path under a served folder, through links only as far as they stay inside.
+
+        Raises NotThere, and Forbidden for whatever lies outside: told apart by the path alone where it says so.
+        """
+        root = self.roots.get(number)
+        if root is None:
+            raise NotThere("a folder that is not served", "the id of a folder in /api/info", "choose one of those")
+        relative = _hidden(relative)
+        if "\0" in relative or Path(relative).is_absolute() or ".." in Path(relative).parts or "\\" in relative:
+            raise _outside()
+        try:
+            path = (root / relative).resolve()
+            if not path.is_relative_to(root):
+                raise _outside()
+            if not path.exists():
+                raise NotThere("a path that is not here", "a path listed by /api/files", "list the folder again")
+        except (OSError, RuntimeError, ValueError) as error:  # a ring of links, a name that is too long
+            raise NotThere("a path that cannot be looked up", "a path listed by /api/files", "list it again") from error
+        return path
+
+    def find_scan(self, number: str, relative: str) -> Path:
+        """As `find`, for something to read: no file of a series may lie outside either."""
+        path = self.find(number, relative)
+        if path.is_dir():
+            for count, file in enumerate(path.rglob("*")):
+                if count >= MAX_FILES:
+                    raise TooLarge("a folder of too many files", f"at most {MAX_FILES:,}", "open one series of it")
+                if file.is_symlink() and not file.resolve().is_relative_to(self.roots[number]):
+                    raise _outside()
+        return path
+
+    def source_of(self, place: str) -> FolderSource:
+        """Where a path lies now, in whatever order the folders were named. Raises NotThere if it is not served."""
+        path = Path(_hidden(place))
+        for number, root in self.roots.items():
+            if path.is_relative_to(root):
+                return FolderSource(folder=number, path=shown(path.relative_to(root).as_posix()))
+        raise NotThere("a session on a scan that is not served now", "its folder", "start the server with that folder")
+
+    def entries(self, number: str, relative: str) -> list[Entry]:
+        """What is in a folder: folders first, by name; what is hidden, or no scan, or leads outside, is left out."""
+        folder, root = self.find(number, relative), self.roots[number]
+        if not folder.is_dir():
+            raise NotThere("a file", "a folder", "open it as a scan")
+        try:
+            paths = list(islice(folder.iterdir(), MAX_ENTRIES))
+        except OSError as error:  # may not be looked into, or has just gone
+            raise NotThere("a folder that cannot be read", "one that the server may read", "choose another") from error
+        found = [self._entry(path, root, Path(relative)) for path in paths]
+        return sorted((entry for entry in found if entry), key=lambda e: (e.kind == "scan", e.name.lower()))
+
+    def _entry(self, path: Path, root: Path, relative: Path) -> Entry | None:
+        try:
+            if path.name.startswith(".") or not path.resolve().is_relative_to(root):
+                return None
+            name, place = shown(path.name), shown((relative / path.name).as_posix())
+            if path.is_dir():
+                return Entry(name=name, kind="series" if _is_series(path) else "folder", path=place, bytes=0)
+            if path.name.lower().endswith(SCAN_SUFFIXES):
+                return Entry(name=name, kind="scan", path=place, bytes=path.stat().st_size)
+        except (OSError, RuntimeError):  # it went away, or may not be looked at
+            pass
+        return None
+
+
+def _is_series(folder: Path) -> bool:
+    """Whether the first files of a folder are DICOM."""
+    files = (path for path in islice(folder.iterdir(), MAX_ENTRIES) if path.is_file() and path.name[0] != ".")
+    return any(_is_dicom(file) for file in islice(files, LOOKED_AT))
+
+
+def _is_dicom(file: Path) -> bool:
+    with open(file, "rb") as stream:
+        return stream.read(MAGIC.stop)[MAGIC] == b"DICM"
+
+
+def _outside() -> Forbidden:
+    return Forbidden("a path outside the served folders", "a path inside one", "name its folder on the command line")
+
+
+# Reading
+
+
+@dataclass(frozen=True)
+class Scan:
+    """A scan that was read, the memory that was taken for it, where it lay, and a digest of its voxels and grid."""
+
+    volume: Volume
+    part: Part
+    place: str
+    digest: str
+
+
+class Reader:
+    """Reads scans of every kind of source, one at a time: each is large."""
+
+    def __init__(self, settings: Settings, folders: Folders, store: Store, memory: Memory) -> None:
+        self.settings, self.folders, self.store, self.memory = settings, folders, store, memory
+        self._turn = threading.Lock()
+
+    def read(self, source: Source) -> Scan:
+        """The scan. Raises InputError: for what is no scan, is not there, lies outside, or is too large; Full."""
+        upload = source.upload if isinstance(source, UploadSource) else None
+        with self._turn, self.store.using(upload) if upload else nullcontext():
+            if isinstance(source, DemoSource):
+                volume, place = self._demo, ""
+                part = self.memory.take(volume.array.nbytes)
+            else:
+                path = self._path(source)
+                place = shown(str(path)) if isinstance(source, FolderSource) else ""
+                volume, part = self._read(path, self.name(source))
+        return Scan(volume, part, place, digest_of(volume))
+
+    def name(self, source: Source) -> str:
+        """What to call the scan if the client does not say."""
+        if isinstance(source, DemoSource):
+            return DEMO_NAME
+        path = self._path(source)
+        if isinstance(source, FolderSource):
+            return shown(path.name)
+        return SENT_SERIES if path.is_dir() else path.name.partition("-")[2] or "the upload"
+
+    def _read(self, path: Path, name: str) -> tuple[Volume, Part]:
+        """The scan at a path, and the memory that it takes; while it is read that is what reading may take."""
+        limit, size = self.memory.limit, path.stat().st_size if path.is_file() else self.memory.limit
+        part = self.memory.take(min(self.memory.free, max(limit // 2, UNPACKED_RATIO * size)))
+        try:
+            volume = self._small(path, name, part.nbytes) or self._guarded(path, name, part.nbytes)
+            part.resize(volume.array.nbytes)
+        except BaseException:
+            part.close()
+            raise
+        return volume, part
+
+    def _small(self, path: Path, name: str, nbytes: int) -> Volume | None:
+        """A NIfTI file, read here: by nibabel, in Python, every length checked first. None if it is large, or no scan.
+
+        That it is no scan is said by `_guarded` again.
+        """
+        if not path.name.lower().endswith(NIFTI_SUFFIXES):
+            return None
+        try:
+            with at_most(min(SMALL_VOXELS, nbytes // VOXEL_BYTES, self.settings.max_voxels)):
+                return read_volume(path)
+        except ImageError:
+            return None
+        except InputError as error:
+            raise type(error)(error.given.replace(path.name, name), error.expected, error.remedy) from error
+
+    def _guarded(self, path: Path, name: str, nbytes: int) -> Volume:
+        try:
+            return guarded.read_volume(
+                path,
+                name=name,
+                memory_bytes=nbytes,
+                max_voxels=self.settings.max_voxels,
+                time_s=self.settings.read_s,
+                temporary=self.store.scratch,
+            )
+        except guarded.MemoryNeeded as error:
+            remedy = "close a session, or start the server with more --memory"
+            raise Full(error.given, "a scan that fits beside what is open", remedy) from error
+
+    @cached_property
+    def _demo(self) -> Volume:
+        if not self.settings.demo:
+            raise NotThere("the demo scan", "an upload or a served folder", "this server offers no demo scan")
+        from voxsam.phantoms.demo_scan import demo_phantom
+
+        return demo_phantom().scan
+
+    def _path(self, source: FolderSource | UploadSource) -> Path:
+        if isinstance(source, FolderSource):
+            return self.folders.find_scan(source.folder, source.path)
+        folder = self.store.upload_folder(source.upload)
+        files = [file for file in folder.iterdir() if not file.name.startswith(".")]  # not what is still coming
+        alone = len(files) == 1 and files[0].name.lower().endswith(SCAN_SUFFIXES)
+        return files[0] if alone else folder
+
+
+def digest_of(volume: Volume) -> str:
+    """SHA-256 of a scan's voxels (k slowest), their type, and its grid: the same for every file that holds the same."""
+    array, grid = volume.array, volume.grid
+    digest = hashlib.sha256(f"{array.dtype.name} {grid.shape}".encode() + grid.affine.astype("<f8").tobytes())
+    for k in range(array.shape[2]):
+        digest.update(np.asfortranarray(array[:, :, k]).T.data)
+    return digest.hexdigest()
+
+
+# Uploads
+
+
+@dataclass
+class Tally:
+    """How much an upload has, what is still coming included."""
+
+    files: int = 0
+    bytes: int = 0
+
+
+class Uploads:
+    """Takes bodies into the store, each upload within one limit. To be used on one event loop."""
+
+    def __init__(self, store: Store, limit: int) -> None:
+        self.store, self.limit = store, limit
+        self._tallies: dict[str, Tally] = {}
+
+    async def take(self, body: AsyncIterator[bytes], name: str, upload: str | None) -> tuple[str, Tally]:
+        """Write a body into an upload, a new one or that of the id `upload`; returns its id and what it has now.
+
+        Raises TooLarge beyond the limit, Full if the disk is, NoRoom if it cannot be written, NotThere for an unknown
+        id; then nothing is left of it.
+        """
+        try:
+            key = upload or self.store.new_upload()
+            with self.store.using(key):
+                return key, await self._take(body, name, key, is_new=upload is None)
+        except OSError as error:
+            raise no_room() from error
+
+    async def _take(self, body: AsyncIterator[bytes], name: str, key: str, is_new: bool) -> Tally:
+        folder = self.store.upload_folder(key)
+        tally = self._tallies.get(key) or await asyncio.to_thread(_count, folder)
+        tally = self._tallies.setdefault(key, tally)
+        if tally.files >= MAX_FILES:
+            raise TooLarge(f"an upload of {tally.files} files", f"at most {MAX_FILES}", "send one series, or a zip")
+        tally.files += 1
+        target, own = folder / _stored_name(name), Tally()
+        coming = target.with_name(f".{target.name}")
+        try:
+            await self._write(body, coming, tally, own)
+            coming.rename(target)
+        except BaseException:
+            coming.unlink(missing_ok=True)
+            tally.files, tally.bytes = tally.files - 1, tally.bytes - own.bytes
+            if is_new:
+                shutil.rmtree(folder, ignore_errors=True)
+                self._tallies.pop(key, None)
+            raise
+        return tally
+
+    async def _write(self, body: AsyncIterator[bytes], file: Path, tally: Tally, own: Tally) -> None:
+        """Write the body, counting it in the upload's tally and in its own."""
+        waiting = bytearray()
+
+        def flush() -> None:
+            if shutil.disk_usage(self.store.uploads).free < SPARE_BYTES + len(waiting):
+                given, expected = "an upload beyond the free disk space", "a disk with room"
+                raise Full(given, expected, "delete sessions, then try again")
+            stream.write(bytes(waiting))
+            waiting.clear()
+
+        with open(file, "xb", buffering=0, opener=private) as stream:
+            async for piece in body:
+                own.bytes += len(piece)
+                tally.bytes += len(piece)
+                if tally.bytes > self.limit:
+                    given, expected = "an upload that is too large", f"at most {self.limit:,} bytes"
+                    raise TooLarge(given, expected, "send less, or start the server with more --upload-limit")
+                waiting += piece
+                if len(waiting) >= PIECE_BYTES:
+                    await asyncio.to_thread(flush)
+            await asyncio.to_thread(flush)
+
+
+def _stored_name(name: str) -> str:
+    """A name for the disk: a random word, and of the client's name what no file system minds, its suffixes kept."""
+    return f"{secrets.token_hex(6)}-{UNSAFE.sub('_', name)[-LONGEST_NAME:].lstrip('.')}"
+
+
+def _count(folder: Path) -> Tally:
+    sizes = [file.stat().st_size for file in folder.iterdir() if not file.name.startswith(".")]
+    return Tally(len(sizes), sum(sizes))
