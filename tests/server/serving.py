@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 import httpx
 import numpy as np
+
 from voxsam.server.app import make_app
 from voxsam.server.guard import make_server
 from voxsam.server.settings import Settings

@@ -7,8 +7,8 @@ from concurrent.futures import CancelledError
 
 import pytest
 
-from voxsam.server.worker import MAX_WAITING, Worker
 from voxsam.server.errors import Dropped, TooMany
+from voxsam.server.worker import MAX_WAITING, Worker
 
 
 @pytest.fixture

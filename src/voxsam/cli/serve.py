@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from voxsam.server.settings import Settings
 
 GIB = 1 << 30
-ENDING_S = 5  # that open requests get when the server is stopped
 EXTRA = ("fastapi", "uvicorn", "prometheus_client", "blosc2")
 
 
@@ -37,10 +36,13 @@ def command(
         Path | None, typer.Option(help="Where uploads and the work are kept; default: the user's folder for state.")
     ] = None,
     upload_limit: Annotated[float, typer.Option(min=1e-6, help="GiB of one upload.")] = 2.0,
-    memory: Annotated[float, typer.Option(min=1e-3, help="GiB of open scans and their features together.")] = 4.0,
+    memory: Annotated[float, typer.Option(min=1e-3, help="GiB of requests being read, open scans, masks, steps and features together.")] = 4.0,
     sessions: Annotated[int, typer.Option(min=1, help="That may be open at once.")] = 16,
     idle: Annotated[float, typer.Option(min=1, help="Seconds until an unused session is closed.")] = 1800.0,
     alive: Annotated[float, typer.Option(min=1, help="Seconds without a sign of life until one is closed.")] = 60.0,
+    allow_host: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Another name that the server is called by, as by a proxy.")
+    ] = None,
     cors: Annotated[list[str] | None, typer.Option(metavar="ORIGIN", help="Let pages of another site call.")] = None,
     demo: Annotated[bool, typer.Option(help="Offer the generated scan.")] = True,
     browser: Annotated[bool, typer.Option(help="Open the page; only where this machine's user can see it.")] = False,
@@ -52,7 +54,8 @@ def command(
     settings = Settings(
         host=host,
         port=port,
-        key=key or None,  # type: ignore[arg-type]  # pydantic wraps it
+        key=key,  # type: ignore[arg-type]  # pydantic wraps it
+        hosts=tuple(allow_host or ()),
         model=model,
         device=device,
         folders=tuple(folders or ()),
@@ -74,9 +77,8 @@ def command(
 
 def serve(settings: Settings, browser: bool) -> None:
     """Run the server until it is interrupted. Raises InputError if it cannot begin."""
-    import uvicorn
-
     from voxsam.server.app import make_app
+    from voxsam.server.guard import make_server
     from voxsam.server.observe import log_to_stderr
 
     listener = _listen(settings.host, settings.port)
@@ -84,14 +86,11 @@ def serve(settings: Settings, browser: bool) -> None:
         address = _address(settings.host, listener.getsockname()[1])
         log_to_stderr()  # before the application, whose warm-up says what it chose
         app = make_app(settings)
-        config = uvicorn.Config(
-            app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=ENDING_S
-        )
         _log(settings, address)
         if browser:
             threading.Timer(0.5, webbrowser.open, [_first_page(settings, address)]).start()
         try:
-            uvicorn.Server(config).run(sockets=[listener])
+            make_server(app, settings).run(sockets=[listener])
         finally:
             app.state.service.close()
 

@@ -231,7 +231,7 @@ class Waiting(H11Protocol):
         self.together.add(self)
         self._wait()
         if len(self.together) > self.most:
-            next(iter(self.waiting)).transport.abort()
+            next(iter(self.waiting))._abort()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -260,7 +260,12 @@ class Waiting(H11Protocol):
 
     def _wait(self) -> None:
         self._wait_no_more()
-        self.waiting[self] = self.loop.call_later(self.head_s, self.transport.abort)
+        self.waiting[self] = self.loop.call_later(self.head_s, self._abort)
+
+    def _abort(self) -> None:
+        self._wait_no_more()
+        self.together.discard(self)
+        self.transport.abort()
 
     def _wait_no_more(self) -> None:
         timer = self.waiting.pop(self, None)

@@ -166,7 +166,11 @@ def test_malformed_requests_are_answered_in_one_line_and_the_work_goes_on(
     client = server_with_scan
     answer = post(client, path, body, meta)
     assert answer.status_code == status, answer.text
-    assert words in answer.text and answer.json()["detail"] == answer.json()["error"]["message"] and "\n" not in answer.text
+    assert (
+        words in answer.text
+        and answer.json()["detail"] == answer.json()["error"]["message"]
+        and "\n" not in answer.text
+    )
     assert client.add_point_interaction((10, 11, 12), True) is not None
 
 

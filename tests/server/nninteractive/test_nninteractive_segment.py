@@ -173,8 +173,8 @@ def test_a_buffer_that_was_emptied_is_filled_by_the_next_prediction(buffer):
     assert buffer.shows(FIRST)
 
 
-def test_nothing_runs_where_the_session_has_forgotten(buffer, monkeypatch):
-    monkeypatch.setattr("voxsam.interactive.history.UNDO_STEPS", 2)
+def test_undo_goes_so_far_back_and_no_further(buffer, monkeypatch):
+    monkeypatch.setattr("voxsam.server.nninteractive.segment.UNDO_STEPS", 2)
     for _ in range(4):
         buffer.click((11, 12, 13))
     assert [buffer.undo() for _ in range(4)] == [True, True, False, False]
@@ -183,3 +183,11 @@ def test_nothing_runs_where_the_session_has_forgotten(buffer, monkeypatch):
 
 def test_a_change_without_voxels_has_an_empty_box(buffer):
     assert is_empty(buffer.segment.undo().box)
+
+
+def test_undo_keeps_to_its_memory_but_one_step_always(buffer):
+    buffer.segment.undo_bytes = 0
+    for _ in range(3):
+        buffer.click((11, 12, 13))
+    assert [buffer.undo() for _ in range(2)] == [True, False]
+    assert buffer.segment.predictions_bytes == buffer.segment._seen.nbytes > 0
