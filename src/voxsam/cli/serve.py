@@ -36,7 +36,7 @@ def command(
         Path | None, typer.Option(help="Where uploads and the work are kept; default: the user's folder for state.")
     ] = None,
     upload_limit: Annotated[float, typer.Option(min=1e-6, help="GiB of one upload.")] = 2.0,
-    memory: Annotated[float, typer.Option(min=1e-3, help="GiB of requests being read, open scans, masks, steps and features together.")] = 4.0,
+    memory: Annotated[float, typer.Option(min=1e-3, help="GiB of all that is in work and open together.")] = 4.0,
     sessions: Annotated[int, typer.Option(min=1, help="That may be open at once.")] = 16,
     idle: Annotated[float, typer.Option(min=1, help="Seconds until an unused session is closed.")] = 1800.0,
     alive: Annotated[float, typer.Option(min=1, help="Seconds without a sign of life until one is closed.")] = 60.0,
