@@ -27,7 +27,7 @@ from voxsam.geometry import Grid
 from voxsam.io import gunzip, read_volume, write_mask, write_volume
 from voxsam.lab.data.prepare import Options, prepare
 from voxsam.lab.data.sampling import Labelled
-from voxsam.lab.data.store import Store
+from voxsam.lab.data.store import PreparedData
 from voxsam.lab.evaluation.tables import markdown_table
 from voxsam.phantoms.phantoms import make_phantom
 from voxsam.preprocess import Preprocessing, Window, read_crop
@@ -88,7 +88,7 @@ def measure(shape: Sequence[int], side: int, crops: int) -> list[dict[str, objec
     with tempfile.TemporaryDirectory() as folder:
         raw = make_raw(Path(folder) / "raw", shape)
         start = time.perf_counter()
-        store: Store = prepare(raw, Path(folder) / "store", Options(spacing_mm=(1.0, 1.0, 1.0), workers=1)).store
+        store: PreparedData = prepare(raw, Path(folder) / "store", Options(spacing_mm=(1.0, 1.0, 1.0), workers=1)).store
         seconds = time.perf_counter() - start
         case, preprocessing = store.load("a"), store.preprocessing
         rng = np.random.default_rng(0)

@@ -96,6 +96,7 @@ def test_a_whole_comparison(tmp_path: Path, compare: Callable[..., tuple[int, st
     assert r"\multicolumn{3}{c}{Boxes}" in (out / "table.tex").read_text()
 
 
+@pytest.mark.slow
 def test_what_is_done_is_not_done_again(tmp_path: Path, compare: Callable[..., tuple[int, str, str]]) -> None:
     first, again = compare(["box"]), compare(["box"])
     assert first[:2] == again[:2] and first[0] == 0 and attempts(tmp_path / "out", "box") == 1
@@ -107,6 +108,7 @@ def test_what_is_done_is_not_done_again(tmp_path: Path, compare: Callable[..., t
     assert shown[0] == shown[1]  # the plan changed back finds its results
 
 
+@pytest.mark.slow
 def test_another_file_of_the_same_name_is_other_work(
     tmp_path: Path, compare: Callable[..., tuple[int, str, str]]
 ) -> None:
@@ -118,6 +120,7 @@ def test_another_file_of_the_same_name_is_other_work(
         assert attempts(tmp_path / "out", "box") == expected
 
 
+@pytest.mark.slow
 def test_failures_cost_their_own_rows(tmp_path: Path, compare: Callable[..., tuple[int, str, str]]) -> None:
     reasons = {
         "crash": "RuntimeError: the box fell",
@@ -132,6 +135,7 @@ def test_failures_cost_their_own_rows(tmp_path: Path, compare: Callable[..., tup
         assert re.search(rf"\| Box, {fault} \| failed \| failed \|", shown)
 
 
+@pytest.mark.slow
 def test_a_failed_row_is_tried_again(tmp_path: Path, compare: Callable[..., tuple[int, str, str]]) -> None:
     shared = {"system": "box", "row": "far", "trained_as": "box", "evaluation": {"region": "margin"}}
     rows = [{"system": "box", "options": {"fault": "once"}}, shared]
@@ -141,6 +145,7 @@ def test_a_failed_row_is_tried_again(tmp_path: Path, compare: Callable[..., tupl
     assert compare(rows)[0] == 0 and attempts(tmp_path / "out", "box") == 2
 
 
+@pytest.mark.slow
 def test_what_a_job_leaves_behind_is_ended(tmp_path: Path, compare: Callable[..., tuple[int, str, str]]) -> None:
     assert compare([{"system": "box", "options": {"fault": "child"}}])[0] == 1
     assert not running(f"time.sleep.600. {tmp_path}")
@@ -153,6 +158,7 @@ def test_two_commands_do_not_share_a_folder(tmp_path: Path, compare: Callable[..
     assert status == 2 and "another `voxsam compare` is running" in errors
 
 
+@pytest.mark.slow
 def test_a_job_may_take_too_long(compare: Callable[..., tuple[int, str, str]]) -> None:
     status, shown, _ = compare([{"system": "box", "options": {"fault": "slow"}}], timeout_minutes=0.1)
     assert status == 1 and "stopped after 0.1 minutes" in shown
@@ -187,6 +193,7 @@ def test_a_plan_that_runs_python_is_refused_until_it_is_trusted(
     assert re.search(r"plan\.yaml runs Python of its own: planted_module; .*; read them, then add --trust", errors)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_a_comparison_that_ends_early_ends_its_jobs(
     tmp_path: Path, scans: Path, compare: Callable[..., tuple[int, str, str]], how: signal.Signals

@@ -7,17 +7,17 @@ import math
 import pytest
 
 from voxsam.lab.compare.results import Found, counterpart, p_value
-from voxsam.lab.evaluation.protocol import Evaluation, Row, Settings
+from voxsam.lab.evaluation.protocol import Evaluation, EvaluationSettings, ScoredMask
 from voxsam.lab.evaluation.scores import Scores
 
 
-def row(case: str, dice: float, kind: str = "random", clicks: int = 1, trial: int = 0) -> Row:
+def row(case: str, dice: float, kind: str = "random", clicks: int = 1, trial: int = 0) -> ScoredMask:
     scores = Scores(dice, dice, 1.0, 1.0, 1.0, 0.0, 1, 1, 0)
-    return Row(case, 0, kind, trial, clicks, scores, (), 0.1)
+    return ScoredMask(case, 0, kind, trial, clicks, scores, (), 0.1)
 
 
-def found(*rows: Row) -> Found:
-    evaluation = Evaluation("a", "b", Settings(), rows, {})
+def found(*rows: ScoredMask) -> Found:
+    evaluation = Evaluation("a", "b", EvaluationSettings(), rows, {})
     return Found(evaluation, (), (evaluation,))
 
 
@@ -52,7 +52,7 @@ def test_a_line_meets_as_many_clicks() -> None:
 
 
 def test_spread_over_seeds() -> None:
-    one, two = (Evaluation("a", "b", Settings(), (row("x", d), row("y", d + 0.2)), {}) for d in (0.4, 0.6))
-    both = Found(Evaluation("a", "b", Settings(), (*one.rows, *two.rows), {}), (), (one, two))
+    one, two = (Evaluation("a", "b", EvaluationSettings(), (row("x", d), row("y", d + 0.2)), {}) for d in (0.4, 0.6))
+    both = Found(Evaluation("a", "b", EvaluationSettings(), (*one.rows, *two.rows), {}), (), (one, two))
     assert both.spread(both.lines()[0], "dice") == pytest.approx(math.sqrt(0.02))  # of 0.5 and 0.7
     assert math.isnan(found(row("x", 0.4)).spread(both.lines()[0], "dice"))

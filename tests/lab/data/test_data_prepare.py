@@ -150,7 +150,7 @@ def test_every_fault_is_named_at_once_and_nothing_is_prepared(tmp_path):
     save(block(), raw / "labelsTr" / "j.nii.gz", np.diag([1.0, -1, 1, 1]) @ AFFINE)
     save(np.stack([noise(10), noise(11)], -1), raw / "imagesTr" / "k_0000.nii.gz")
     out = tmp_path / "out"
-    with pytest.raises(FaultyCasesError, match=r"10 faults in 10 cases \(.*faults.csv\); expected none; mend the"):
+    with pytest.raises(FaultyCasesError, match=r"10 faults in 10 cases \(.*faults.csv\); expected none; correct the"):
         prepare(raw, out, ONE)
     with open(out / "faults.csv", newline="") as file:
         rows = [(row["case"], row["fault"]) for row in csv.DictReader(file)]

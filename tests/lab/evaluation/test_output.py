@@ -15,11 +15,11 @@ from tests.lab.evaluation.known_systems import LESION, SMALL, Painter, Threshold
 from voxsam.errors import FileError, InputError
 from voxsam.lab.evaluation import output
 from voxsam.lab.evaluation.output import check_output, choose_examples, write_evaluation, write_run_report
-from voxsam.lab.evaluation.protocol import Evaluation, Settings, evaluate
+from voxsam.lab.evaluation.protocol import Evaluation, EvaluationSettings, evaluate
 from voxsam.lab.evaluation.selection import choose_cases, split_names
 from voxsam.report.page import png_size
 
-SETTINGS = Settings(clicks=(1, 3), trials=2, corrective=2)
+SETTINGS = EvaluationSettings(clicks=(1, 3), trials=2, corrective=2)
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +135,7 @@ def test_the_same_seed_writes_the_same_bytes_and_replaces(
 
 
 def test_an_automatic_run_has_no_figure_of_clicks(cases: dict, tmp_path: Path):
-    result = evaluate(Threshold(), list(cases.values()), Settings(), "set")
+    result = evaluate(Threshold(), list(cases.values()), EvaluationSettings(), "set")
     write_evaluation(result, Threshold(), cases, tmp_path / "out")
     names = {path.name for path in (tmp_path / "out" / "figures").iterdir()}
     assert "dice_against_clicks.png" not in names and "overlay_median.png" in names

@@ -16,13 +16,13 @@ from voxsam.errors import GeometryError, InputError, UnsupportedError
 from voxsam.geometry import Grid
 from voxsam.io import write_mask
 from voxsam.lab.data.cases import find_cases
-from voxsam.lab.evaluation.protocol import Settings, evaluate, evaluate_scan
+from voxsam.lab.evaluation.protocol import EvaluationSettings, evaluate, evaluate_scan
 from voxsam.lab.evaluation.systems import SessionSystem
 from voxsam.prompts import Point
 from voxsam.volume import Volume
 from voxsam.weights import load_model
 
-SETTINGS = Settings(clicks=(1, 3), trials=2)
+SETTINGS = EvaluationSettings(clicks=(1, 3), trials=2)
 
 
 def test_a_row_for_each_case_trial_and_number_of_clicks(tmp_path: Path):
@@ -38,7 +38,7 @@ def test_a_row_for_each_case_trial_and_number_of_clicks(tmp_path: Path):
 def test_a_score_known_beforehand(tmp_path: Path):
     # One click deepest in 9 x 6 x 6 voxels of 6 mm3 paints 5 x 5 x 5 of them.
     cases = write_cases(tmp_path, a=[LESION])
-    (row,) = evaluate(Painter(), cases, Settings(clicks=(1,), trials=1, region="deepest"), "set").rows
+    (row,) = evaluate(Painter(), cases, EvaluationSettings(clicks=(1,), trials=1, region="deepest"), "set").rows
     assert row.scores.dice == pytest.approx(2 * 125 / (125 + 324))
     assert (row.scores.mask_ml, row.scores.truth_ml) == pytest.approx((0.75, 1.944))
     assert row.scores.volume_error == pytest.approx(125 / 324 - 1)
@@ -57,7 +57,7 @@ def test_the_numbers_of_a_case_do_not_depend_on_the_others_nor_on_the_counts(tmp
 
 def test_corrections_begin_with_the_random_click_and_mend_the_mask(tmp_path: Path):
     cases = write_cases(tmp_path, a=[LESION])
-    result = evaluate(Painter(), cases, Settings(clicks=(1,), trials=1, corrective=6), "set")
+    result = evaluate(Painter(), cases, EvaluationSettings(clicks=(1,), trials=1, corrective=6), "set")
     first, *corrected = result.rows
     assert [row.clicks for row in corrected] == [1, 2, 3, 4, 5, 6]
     assert {row.kind for row in corrected} == {"corrective"}
@@ -69,7 +69,7 @@ def test_corrections_begin_with_the_random_click_and_mend_the_mask(tmp_path: Pat
 def test_without_faults_the_scores_stay(tmp_path: Path):
     place = (slice(4, 7), slice(6, 9), slice(3, 6))
     cases = write_cases(tmp_path, a=[place])
-    settings = Settings(clicks=(1,), trials=1, corrective=3, region="deepest")
+    settings = EvaluationSettings(clicks=(1,), trials=1, corrective=3, region="deepest")
     rows = evaluate(Painter(reach=1), cases, settings, "set").rows
     assert [row.scores.dice for row in rows] == [1, 1, 1, 1]
     assert [len(row.points) for row in rows] == [1, 1, 1, 1]
@@ -79,15 +79,15 @@ def test_a_system_without_negative_clicks_gets_none(tmp_path: Path):
     cases = write_cases(tmp_path, a=[SMALL])
     painter = Painter(reach=4)
     painter.takes_negative = False
-    rows = evaluate(painter, cases, Settings(clicks=(1,), trials=2, corrective=4), "set").rows
+    rows = evaluate(painter, cases, EvaluationSettings(clicks=(1,), trials=2, corrective=4), "set").rows
     assert all(positive for row in rows for _, positive in row.points)
-    rows = evaluate(Painter(reach=4), cases, Settings(clicks=(1,), trials=2, corrective=4), "set").rows
+    rows = evaluate(Painter(reach=4), cases, EvaluationSettings(clicks=(1,), trials=2, corrective=4), "set").rows
     assert not all(positive for row in rows for _, positive in row.points)
 
 
 def test_each_lesion_by_itself(tmp_path: Path):
     cases = write_cases(tmp_path, a=[LESION, SMALL])
-    rows = evaluate(Painter(reach=20), cases, Settings(clicks=(1,), trials=2, per_lesion=True), "set").rows
+    rows = evaluate(Painter(reach=20), cases, EvaluationSettings(clicks=(1,), trials=2, per_lesion=True), "set").rows
     assert [(row.lesion, row.trial) for row in rows] == [(1, 0), (1, 1), (2, 0), (2, 1)]
     assert [row.scores.truth_ml for row in rows] == pytest.approx([1.944, 1.944, 0.108, 0.108])
     # The mask is the whole scan: what lies in the other lesion neither counts for nor against it.
@@ -182,7 +182,7 @@ def test_all_channels_of_a_case_are_opened(tmp_path: Path):
 )
 def test_settings_that_make_no_sense(settings, words):
     with pytest.raises(InputError, match=words):
-        Settings(**settings)
+        EvaluationSettings(**settings)
 
 
 def test_no_cases_and_clicks_for_an_automatic_system(tmp_path: Path):
@@ -195,7 +195,9 @@ def test_no_cases_and_clicks_for_an_automatic_system(tmp_path: Path):
 def test_the_packaged_model_on_a_scan_it_never_saw(shared_data: Path):
     case = next(case for case in find_cases(shared_data / "sarcoma_ct") if case.name == "STS_047")
     system = SessionSystem(load_model("voxsam-tiny", "cpu"))
-    rows = evaluate(system, [case], Settings(clicks=(1, 3), trials=2, corrective=2), "sarcoma_ct").rows
+    rows = evaluate(system, [case], EvaluationSettings(clicks=(1, 3), trials=2, corrective=2), "sarcoma_ct").rows
     assert len(rows) == 2 * (2 + 2)
     assert all(row.scores.dice > 0.75 and row.scores.nsd > 0.7 and row.scores.lesions_found == 1 for row in rows)
-    assert rows == evaluate(system, [case], Settings(clicks=(1, 3), trials=2, corrective=2), "sarcoma_ct").rows
+    assert (
+        rows == evaluate(system, [case], EvaluationSettings(clicks=(1, 3), trials=2, corrective=2), "sarcoma_ct").rows
+    )

@@ -13,12 +13,12 @@ from voxsam.errors import UnsupportedError
 from voxsam.geometry import Grid
 from voxsam.lab.evaluation.charts import COLOURS
 from voxsam.lab.evaluation.clicks import axial_axis, clicks_in_slices
-from voxsam.lab.evaluation.protocol import Settings, evaluate
+from voxsam.lab.evaluation.protocol import EvaluationSettings, evaluate
 from voxsam.lab.evaluation.summary import summarise
 from voxsam.lab.evaluation.tables import paper_rows, write_tables
 from voxsam.volume import Volume
 
-SETTINGS = Settings(clicks=(1, 3), trials=2)
+SETTINGS = EvaluationSettings(clicks=(1, 3), trials=2)
 
 
 class SlicePainter(Painter):
@@ -84,8 +84,8 @@ def test_what_tables_call_it_and_what_they_admit(tmp_path: Path):
     result = evaluate(SlicePainter(reach=0), cases, SETTINGS, "set")
     assert [line.label for line in summarise(result)] == ["1 pt/slice", "3 pts/slice"]
     assert [row["Method"] for row in paper_rows([result])][1] == "slice painter (3 pts/slice)"
-    assert "the system is told where along the patient the tumour begins and ends" in write_tables(result)
-    assert "is told" not in write_tables(evaluate(Painter(), cases, SETTINGS, "set"))
+    assert "the system is given where along the patient the tumour begins and ends" in write_tables(result)
+    assert "is given where" not in write_tables(evaluate(Painter(), cases, SETTINGS, "set"))
     assert "| 3 clicks per slice |" in write_tables(result)
     assert {line.kind for line in summarise(result)} <= COLOURS.keys()
 

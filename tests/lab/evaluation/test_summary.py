@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from voxsam.lab.evaluation.protocol import Evaluation, Row, Settings
+from voxsam.lab.evaluation.protocol import Evaluation, EvaluationSettings, ScoredMask
 from voxsam.lab.evaluation.scores import Scores
 from voxsam.lab.evaluation.summary import by_case, estimate, number, summarise
 from voxsam.lab.evaluation.tables import additional_rows, case_rows, describe, paper_rows, shown, write_tables
@@ -15,14 +15,14 @@ from voxsam.lab.evaluation.tables import additional_rows, case_rows, describe, p
 KNOWN = {"a": (0.5, 0.7), "b": (0.9, 0.9)}  # Dice of two trials
 
 
-def row(case: str, trial: int, dice: float, clicks: int = 1, kind: str = "random", **other: float) -> Row:
+def row(case: str, trial: int, dice: float, clicks: int = 1, kind: str = "random", **other: float) -> ScoredMask:
     numbers = {"nsd": dice / 2, "hd95_mm": 10 * trial + 1, "truth_ml": 8.0, "mask_ml": 10.0, "volume_error": 0.25}
     counts = {"lesions": 2, "lesions_found": 1, "false_lesions": 3}
-    return Row(case, 0, kind, trial, clicks, Scores(dice, **{**numbers, **counts, **other}), (), 2.0)
+    return ScoredMask(case, 0, kind, trial, clicks, Scores(dice, **{**numbers, **counts, **other}), (), 2.0)
 
 
-def evaluation(rows: list[Row], name: str = "model", data: str = "set", **settings: object) -> Evaluation:
-    return Evaluation(name, data, Settings(**settings), tuple(rows), {}, 25_460_000)
+def evaluation(rows: list[ScoredMask], name: str = "model", data: str = "set", **settings: object) -> Evaluation:
+    return Evaluation(name, data, EvaluationSettings(**settings), tuple(rows), {}, 25_460_000)
 
 
 TWO_CASES = [row(case, trial, dice) for case, found in KNOWN.items() for trial, dice in enumerate(found)]

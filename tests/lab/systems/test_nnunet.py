@@ -16,7 +16,7 @@ from voxsam.errors import InputError, UnsupportedError, VoxSAMError
 from voxsam.io import read_volume, write_volume
 from voxsam.lab.data.cases import Case
 from voxsam.lab.data.store import open_store
-from voxsam.lab.evaluation.protocol import Settings, evaluate, evaluate_scan
+from voxsam.lab.evaluation.protocol import EvaluationSettings, evaluate, evaluate_scan
 from voxsam.lab.systems.common_loop import compared_system
 from voxsam.lab.systems.compared import Job
 from voxsam.lab.systems.nnunet import system as nnunet_system
@@ -177,7 +177,7 @@ def test_a_scan_reaches_the_predictor_as_its_own_reader_gives_it(tmp_path: Path)
     scan = stub.scan.with_array(stub.scan.array + 5000 * (stub.truth.array > 0).astype(np.int16))
     predictor = BrightPredictor()
     system = NnUNetSystem(predictor, "nnU-Net", 5)
-    (row,) = evaluate_scan(system, "a", [scan], stub.truth.array > 0, Settings())
+    (row,) = evaluate_scan(system, "a", [scan], stub.truth.array > 0, EvaluationSettings())
     assert (row.kind, row.clicks, row.scores.lesions_found) == ("automatic", 0, 1) and row.scores.dice == 1
     assert predictor.array.dtype == np.float32
     pytest.importorskip("nnunetv2")
@@ -227,7 +227,7 @@ def test_the_real_nnunet_from_the_data_set_to_masks(easy, tmp_path: Path):
     assert losses[2] < losses[0] - 0.2
     system = compared.load(job)
     assert system.parameters == compared.tuned_parameters(job) == parameters_of(folders)
-    rows = evaluate(system, easy[1], Settings(), "easy").rows
+    rows = evaluate(system, easy[1], EvaluationSettings(), "easy").rows
     assert [row.scores.dice > LEAST_DICE for row in rows] == [True] * 3, [row.scores.dice for row in rows]
 
 

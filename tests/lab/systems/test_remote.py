@@ -17,16 +17,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "server"))
 from serving import running
 
 from voxsam.errors import InputError, UnsupportedError
-from voxsam.lab.evaluation.protocol import Settings, evaluate_scan
+from voxsam.lab.evaluation.protocol import EvaluationSettings, evaluate_scan
 from voxsam.lab.evaluation.systems import SessionSystem
 from voxsam.lab.systems.common_loop import compared_system
 from voxsam.lab.systems.compared import Job
 from voxsam.lab.systems.remote import RemoteSystem
 from voxsam.prompts import Point
-from voxsam.server.settings import Settings as ServerSettings
+from voxsam.server.settings import EvaluationSettings as ServerSettings
 from voxsam.testing import StubScan, stub_network, stub_scan
 
-SETTINGS = Settings(clicks=(1, 3), trials=1, corrective=3)
+SETTINGS = EvaluationSettings(clicks=(1, 3), trials=1, corrective=3)
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from tests.lab.systems.small_set import small_set
 from voxsam.errors import InputError
 from voxsam.geometry import Grid
 from voxsam.lab.data.cases import Case
-from voxsam.lab.evaluation.protocol import PER_SLICE, Settings, evaluate
+from voxsam.lab.evaluation.protocol import PER_SLICE, EvaluationSettings, evaluate
 from voxsam.lab.evaluation.systems import OpenedPerSlice, turned
 from voxsam.lab.systems.common_loop import compared_system
 from voxsam.lab.systems.compared import Job
@@ -153,7 +153,7 @@ def test_the_real_sam_in_the_protocol(prepared):
     system = compared.load(job)
     assert system.name == "SAM per slice, random weights" and compared.tuned_parameters(job) == 0
     assert system.parameters == sum(p.numel() for p in random_sam(seed=3, image=64).parameters())
-    settings = Settings(clicks=(1, 3), trials=2)
+    settings = EvaluationSettings(clicks=(1, 3), trials=2)
     rows = evaluate(system, cases[:1], settings, "set").rows
     assert {row.kind for row in rows} == {PER_SLICE} and rows == evaluate(system, cases[:1], settings, "set").rows
     assert len({row.scores.dice for row in rows}) > 1

@@ -1,4 +1,4 @@
-"""Memory is told before it is needed: known counts, how they grow, and the words where there is too little."""
+"""Memory is estimated before it is needed: known counts, how they grow, and the words where there is too little."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_a_step_is_weights_averages_gradients_moments_and_crops() -> None:
     assert found.step(recipe(ema=0, strategy="fsdp", devices=2)) == 657 + crops * 5000
 
 
-def test_too_little_memory_names_the_dials(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_memory_names_what_takes_less(monkeypatch: pytest.MonkeyPatch) -> None:
     given = recipe(batch=4)
     monkeypatch.setattr(memory, "available_bytes", lambda device: 1000)
     monkeypatch.setattr(memory, "PROGRAM", 100e9)
@@ -83,7 +83,7 @@ def test_enough_memory_is_one_line_and_changes_nothing() -> None:
     assert all(p.grad is None for p in network.parameters())
 
 
-def test_running_out_of_memory_is_one_line_with_the_dials(
+def test_running_out_of_memory_is_one_line_with_what_takes_less(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail(*_: object, **__: object) -> None:

@@ -78,7 +78,7 @@ def test_a_fault_is_named_in_one_line(tmp_path: Path, changes: dict, words: str)
     with pytest.raises(InputError) as error:
         read_recipe(path)
     assert str(error.value).startswith(f"{path}: {words}")
-    assert str(error.value).endswith("expected the keys of voxsam.lab.training.recipe.Recipe; mend it")
+    assert str(error.value).endswith("expected the keys of voxsam.lab.training.recipe.Recipe; correct it")
     assert "\n" not in str(error.value)
 
 

@@ -57,20 +57,18 @@ def folder_of_cases(folder: Path, *seeds: int) -> Path:
 
 
 def test_the_crops_are_those_of_clicks_and_a_crop_beside_a_tumour_keeps_what_it_shows_of_it() -> None:
-    near = Augmentation(background=0.5)
+    near, given = Augmentation(background=0.5), case(1)
     shown = 0
     for seed in range(30):
         clicked, plain = (
-            Sampler(USE, 32, near, prompts).draw(case(1), np.random.default_rng(seed)) for prompts in ("paper", "none")
+            Sampler(USE, 32, near, prompts).draw(given, np.random.default_rng(seed)) for prompts in ("paper", "none")
         )
         np.testing.assert_array_equal(plain["crop"], clicked["crop"])
         np.testing.assert_array_equal(plain["label"], clicked["label"])
         assert plain["points"].shape == (0, 3) and plain["labels"].shape == (0,)
-        to_click = Sampler(USE, 32, near, "clicks").draw(case(1), np.random.default_rng(seed))
+        to_click = Sampler(USE, 32, near, "clicks").draw(given, np.random.default_rng(seed))
         shown += bool(plain["label"].any() and not to_click["label"].any())
-    assert (
-        shown > 0
-    )  # crops beside the tumour that see a part of it: a click there gets nothing, no click gets the part
+    assert shown > 0  # crops beside the tumour that see some of it: a click there gets nothing, no click gets that part
 
 
 def test_validation_is_one_click_in_the_middle_whatever_training_is_prompted_with() -> None:

@@ -94,7 +94,7 @@ def _list() -> None:
         typer.echo(f"{name}: {about.title}")
         facts = {"paper": about.paper, "original": f"{about.source} ({about.licence})", "here": about.library}
         facts["differs"] = about.differences
-        facts["told"] = about.note
+        facts["given"] = about.note
         facts["install"] = about.install
         for key, fact in facts.items():
             if fact:

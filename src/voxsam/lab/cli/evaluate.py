@@ -39,7 +39,7 @@ def command(
     clicks: Annotated[str, typer.Option(help="Numbers of random clicks to score.")] = "1,3,10",
     trials: Annotated[int, typer.Option(help="Trials for each number of clicks.")] = 10,
     region: Annotated[str, typer.Option(help="any, centre, surround, margin or deepest.")] = "any",
-    noise: Annotated[float, typer.Option(help="Share of the random clicks that miss the tumour.")] = 0.0,
+    noise: Annotated[float, typer.Option(help="Fraction of the random clicks that miss the tumour.")] = 0.0,
     corrective: Annotated[int, typer.Option(help="Also: up to N clicks, each on the worst fault so far.")] = 0,
     per_lesion: Annotated[bool, typer.Option("--per-lesion", help="Click and score each lesion by itself.")] = False,
     auto: Annotated[bool, typer.Option("--auto", help="No clicks: for models trained without.")] = False,
@@ -60,11 +60,11 @@ def command(
     """Score a model on labelled cases: Dice, NSD, HD95, volume, lesions, for 1, 3, 10 clicks."""
     from voxsam.lab.evaluation.clicks import REGIONS
     from voxsam.lab.evaluation.output import check_output, write_evaluation
-    from voxsam.lab.evaluation.protocol import Settings, evaluate
+    from voxsam.lab.evaluation.protocol import EvaluationSettings, evaluate
     from voxsam.lab.evaluation.selection import check_labels, find_labelled
     from voxsam.lab.evaluation.tables import require_markers
 
-    settings = Settings(
+    settings = EvaluationSettings(
         clicks=_whole_numbers("--clicks", clicks),
         trials=trials,
         region=next((known for known in REGIONS if known == region), region),  # type: ignore[arg-type]

@@ -17,9 +17,9 @@ def command(
     shape: Annotated[str, typer.Option(help="Voxels: columns, rows, slices.")] = "108,108,72",
     spacing: Annotated[str, typer.Option(help="mm between them.")] = "2,2,3",
     wide: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of whole cross-sections: hips, two legs, trunks with arms.")
+        float, typer.Option(min=0, max=1, help="Fraction of whole cross-sections: hips, two legs, trunks with arms.")
     ] = 0.0,
-    small: Annotated[float, typer.Option(min=0, max=1, help="Share with a tumour of 1 to 60 mL.")] = 0.0,
+    small: Annotated[float, typer.Option(min=0, max=1, help="Fraction with a tumour of 1 to 60 mL.")] = 0.0,
 ) -> None:
     """Write generated CT scans with labelled tumours in MSD layout, ready for `voxsam prepare`."""
     from voxsam.lab.cli.prepare import three_lengths

@@ -63,11 +63,11 @@ def command(
         if not is_out_of_memory(error):
             raise
         given = f"a step that takes more memory than there is (batch {chosen.batch}, {chosen.precision})"
-        raise InputError(given, "one that fits", f"turn a dial: {_dials()}") from error
+        raise InputError(given, "one that fits", f"take less: {_cheaper()}") from error
     typer.echo(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
 
 
-def _dials() -> str:
+def _cheaper() -> str:
     return (
         "--recompute true, --batch 1 with --accumulate, --precision bf16-mixed, a smaller --model.crop;"
         " the same command goes on from the last checkpoint"

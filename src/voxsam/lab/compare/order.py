@@ -1,4 +1,4 @@
-"""The jobs of a comparison: data sets prepared once, and each job as files in its own folder, asked for and answered.
+"""The jobs of a comparison: data sets prepared once, and each job as files in its own folder, an order and an outcome.
 
 JOB/order.json      a WorkOrder; the folder's name ends in a digest of what the training depends on, so that a changed
                     plan never meets the results of another, and one that is changed back finds its own again
@@ -16,7 +16,7 @@ import json
 import os.path
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,19 +28,18 @@ from voxsam.errors import InputError
 from voxsam.lab.compare.plan import DataSpec, Phantoms, Plan, RowSpec, settings
 from voxsam.lab.data.cases import Case
 from voxsam.lab.data.layouts import write_phantoms
+from voxsam.lab.data.parallel import ReportProgress
 from voxsam.lab.data.prepare import Options, prepare
-from voxsam.lab.data.store import Store, open_store
-from voxsam.lab.evaluation.protocol import Settings
+from voxsam.lab.data.store import PreparedData, open_store
+from voxsam.lab.evaluation.protocol import EvaluationSettings
 from voxsam.lab.evaluation.selection import choose_cases, find_labelled
 from voxsam.lab.systems.common_loop import compared_system
 from voxsam.lab.systems.compared import ComparedSystem, Job
 from voxsam.lab.training.recipe import overridden
 from voxsam.phantoms.phantoms import CLOSE
 
-Progress = Callable[[str, float | None], None]
 
-
-def prepare_data(spec: DataSpec, folder: Path, progress: Progress) -> Store:
+def prepare_data(spec: DataSpec, folder: Path, progress: ReportProgress) -> PreparedData:
     """The store in `folder`/prepared, made or brought up to date. Raises what `prepare` raises.
 
     Raises InputError for a data set of which nothing is left for testing.
@@ -59,14 +58,14 @@ def cases_to_test(prepared: Path) -> list[Case]:
     return choose_cases(find_labelled(prepared)[0], open_store(prepared).split["test"])
 
 
-def example_names(store: Store, count: int) -> list[str]:
+def example_names(store: PreparedData, count: int) -> list[str]:
     """Test cases to draw: `count` of them, evenly from the smallest to the largest tumour."""
     ordered = sorted(store.split["test"], key=lambda name: (store.description.cases[name].volume_ml, name))
     places = np.linspace(0, len(ordered) - 1, min(count, len(ordered)))
     return [ordered[round(place)] for place in places]
 
 
-def _phantoms(spec: Phantoms, folder: Path, progress: Progress) -> Path:
+def _phantoms(spec: Phantoms, folder: Path, progress: ReportProgress) -> Path:
     """Scans of these seeds on this grid, generated anew unless they are there already."""
     shape, spacing = ("x".join(map(str, numbers)) for numbers in (spec.shape, spec.spacing_mm))
     raw = folder / f"phantoms-{spec.count}-{spec.seed}-{shape}-{spacing}-{spec.brighter_hu}"
@@ -117,12 +116,12 @@ class WorkOrder(Record):
     evaluation_digest: str
 
     @property
-    def settings(self) -> Settings:
+    def settings(self) -> EvaluationSettings:
         """How masks are asked for and scored; every seed of the training draws its own clicks."""
         return settings(self.evaluation, {"seed": self.evaluation.get("seed", 0) + self.seed})
 
     def job(self, folder: Path) -> Job:
-        """What the compared system is told."""
+        """What the compared system is given."""
         return Job(Path(self.prepared), folder, self.seed, self.recipe, self.options, self.device)
 
     def compared(self) -> ComparedSystem:
@@ -159,7 +158,9 @@ class Failure(Record):
     reason: str
 
 
-def make_order(plan: Plan, row: RowSpec, data: DataSpec, seed: int, store: Store, examples: list[str]) -> WorkOrder:
+def make_order(
+    plan: Plan, row: RowSpec, data: DataSpec, seed: int, store: PreparedData, examples: list[str]
+) -> WorkOrder:
     """The order for one row, data set and seed; `store` is the prepared data set."""
     trained = plan.trained(row)
     recipe = overridden(overridden(plan.recipe, data.recipe), trained.recipe)

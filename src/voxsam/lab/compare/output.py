@@ -35,7 +35,7 @@ DPI, BAR_DPI = 100, 150
 PANEL_INCHES, HEAD_INCHES = 2.0, 0.34
 SHOWN = 1.8  # the panels show so many times the tumour's longest side
 LEAST_MM = 90.0
-SERIES = ("#0072b2", "#56b4e9", "#009e73", "#e69f00", "#cc79a7")  # told apart by the colour-blind
+SERIES = ("#0072b2", "#56b4e9", "#009e73", "#e69f00", "#cc79a7")  # distinct for the colour-blind
 DARK, GREY = "#1f2933", "#52606d"
 
 

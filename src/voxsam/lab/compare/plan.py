@@ -21,9 +21,9 @@ from pydantic import (
 )
 
 from voxsam.errors import FileError, InputError
-from voxsam.lab.evaluation.protocol import Settings
+from voxsam.lab.evaluation.protocol import EvaluationSettings
 
-_SETTINGS = TypeAdapter(Settings)
+_SETTINGS = TypeAdapter(EvaluationSettings)
 Key = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]  # part of a folder's name
 
 
@@ -139,15 +139,15 @@ class Plan(_Strict):
         return self.model_copy(update={"systems": systems, "reference": reference})
 
 
-def settings(*fields: Mapping[str, Any]) -> Settings:
-    """How masks are asked for and scored: the keys of voxsam.lab.evaluation.protocol.Settings, later ones winning.
+def settings(*fields: Mapping[str, Any]) -> EvaluationSettings:
+    """How masks are asked for and scored: the keys of EvaluationSettings, later ones winning.
 
     Raises ValueError for a key that is not known or makes no sense.
     """
     keys: dict[str, Any] = {}
     for more in fields:
         keys |= more
-    known = [field.name for field in dataclasses.fields(Settings)]
+    known = [field.name for field in dataclasses.fields(EvaluationSettings)]
     unknown = sorted(set(keys) - set(known))
     if unknown:
         raise ValueError(f"evaluation: {unknown[0]} is no key; there are {', '.join(known)}")
@@ -179,7 +179,9 @@ def read_plan(path: Path, folders: Mapping[str, str] | None = None) -> Plan:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the plan"
         what = first["msg"].removeprefix("Value error, ")
-        raise InputError(f"{path}: {where}: {what}", "the keys of voxsam.lab.compare.plan.Plan", "mend it") from error
+        raise InputError(
+            f"{path}: {where}: {what}", "the keys of voxsam.lab.compare.plan.Plan", "correct it"
+        ) from error
     return _with_folders(plan, folders or {})
 
 

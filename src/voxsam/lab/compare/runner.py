@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,10 +34,10 @@ from voxsam.lab.compare.order import (
 )
 from voxsam.lab.compare.plan import DataSpec, Plan, RowSpec
 from voxsam.lab.compare.processes import Processes, ended_together
-from voxsam.lab.data.store import Store
+from voxsam.lab.data.parallel import ReportProgress
+from voxsam.lab.data.store import PreparedData
 from voxsam.lab.systems.common_loop import compared_system
 
-Progress = Callable[[str, float | None], None]
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
@@ -113,7 +113,7 @@ def visible_gpus(count: int) -> tuple[str, ...]:
     return tuple(name.strip() for name in shown.split(","))[:count] if shown else tuple(map(str, range(count)))
 
 
-def make_tasks(plan: Plan, out: Path, progress: Progress = lambda stage, fraction: None) -> list[Task]:
+def make_tasks(plan: Plan, out: Path, progress: ReportProgress = lambda stage, fraction: None) -> list[Task]:
     """Every job of a plan, its data sets prepared. Raises InputError for a system, key or option that cannot be."""
     import_modules(plan.modules)
     for row in plan.systems:
@@ -129,7 +129,7 @@ def make_tasks(plan: Plan, out: Path, progress: Progress = lambda stage, fractio
     return tasks
 
 
-def _tasks_of(plan: Plan, out: Path, data: DataSpec, store: Store) -> Iterator[Task]:
+def _tasks_of(plan: Plan, out: Path, data: DataSpec, store: PreparedData) -> Iterator[Task]:
     examples = example_names(store, plan.examples)
     for seed in plan.seeds:
         for row in plan.systems:
@@ -152,7 +152,7 @@ def _naming(plan: Plan, row: RowSpec) -> Iterator[None]:
 
 
 def run(
-    plan: Plan, tasks: Sequence[Task], room: Room, out: Path, progress: Progress = lambda stage, fraction: None
+    plan: Plan, tasks: Sequence[Task], room: Room, out: Path, progress: ReportProgress = lambda stage, fraction: None
 ) -> None:
     """Run the jobs without an outcome; rows that share a training follow the one that trains.
 
@@ -170,7 +170,7 @@ def run(
         Timing(seconds=seconds, jobs=room.jobs, threads=room.threads).save(path)
 
 
-def _run_all(plan: Plan, tasks: Sequence[Task], waiting: Sequence[Task], room: Room, progress: Progress) -> None:
+def _run_all(plan: Plan, tasks: Sequence[Task], waiting: Sequence[Task], room: Room, progress: ReportProgress) -> None:
     chains: dict[Path, list[Task]] = {}
     for task in sorted(waiting, key=lambda task: task.row.trained_as is not None):
         chains.setdefault(task.folder, []).append(task)

@@ -100,7 +100,7 @@ def cost_rows(plan: Plan, rows: Sequence[RowResult]) -> list[dict[str, str]]:
 
 
 def notes(plan: Plan, rows: Sequence[RowResult]) -> list[str]:
-    """What a reader has to know: protocol, machine, failures, and what some systems are told."""
+    """What a reader has to know: protocol, machine, failures, and what some systems are given."""
     lines = []
     for data in plan.data:
         found = [row.found[data.name] for row in rows if data.name in row.found]

@@ -24,7 +24,7 @@ from voxsam.errors import InputError
 from voxsam.io import write_mask
 from voxsam.lab.compare.order import Failure, Outcome, Training, WorkOrder, cases_to_test
 from voxsam.lab.compare.processes import end_with_parent
-from voxsam.lab.evaluation.protocol import Evaluation, Row, Watch, evaluate, save_evaluation
+from voxsam.lab.evaluation.protocol import Evaluation, ScoredMask, Watch, evaluate, save_evaluation
 from voxsam.lab.systems.compared import ComparedSystem, Job
 from voxsam.lab.training import Stopped
 from voxsam.volume import Volume
@@ -95,7 +95,7 @@ def machine() -> str:
 
 
 def _train(system: ComparedSystem, job: Job, path: Path) -> Training:
-    """Train unless that is done, and add up the time of all attempts, as far as they could still tell it."""
+    """Train unless that is done, and add up the time of all attempts, as far as they could still record it."""
     before: Training = Training.read(path) or Training()
     if before.done:
         return before
@@ -114,7 +114,7 @@ def _keep_masks(order: WorkOrder, results: Path) -> Watch:
     make_folder(results / "masks")
     left = set(order.examples)
 
-    def keep(row: Row, mask: Volume) -> None:
+    def keep(row: ScoredMask, mask: Volume) -> None:
         if row.case in left:
             left.remove(row.case)
             write_mask(mask, results / "masks" / f"{row.case}.nii.gz")
@@ -134,7 +134,7 @@ def _progress(stage: str, fraction: float | None) -> None:
 
 
 @contextmanager
-def _told(results: Path) -> Iterator[None]:
+def _recorded(results: Path) -> Iterator[None]:
     """Write down why a job failed, in one line; the log has the whole story."""
     try:
         yield
@@ -155,7 +155,7 @@ def main(arguments: list[str]) -> None:
     folder, digest = Path(arguments[0]), arguments[1]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # so that the time of the attempt is kept
     end_with_parent()
-    with _told(folder / digest):
+    with _recorded(folder / digest):
         work(folder, digest)
 
 

@@ -281,10 +281,10 @@ class Labelled:
         cls, scan: Volume, label: Volume, additional: Sequence[Volume] = (), choice: LabelChoice = ABOVE_0
     ) -> Labelled:
         """What `choice` takes of `label` is foreground. Raises GeometryError for another grid, ImageError for none."""
-        for other, what in ((label, "a label"), *((image, "a further image") for image in additional)):
+        for other, what in ((label, "a label"), *((image, "an additional image") for image in additional)):
             if not other.grid.close_to(scan.grid):
                 given, expected = f"{what} on {other.grid}", f"the scan's grid, {scan.grid}"
-                raise GeometryError(given, expected, f"resample {what.replace('a ', 'the ')} to its scan")
+                raise GeometryError(given, expected, f"resample the {what.partition(' ')[2]} to its scan")
         tumour = choice(label.array)
         foreground = np.argwhere(tumour).astype(np.int32)
         if not len(foreground):

@@ -71,7 +71,7 @@ class FaultyCasesError(ImageError):
         self.faults = tuple(faults)
         cases = len({fault.case for fault in faults})
         given = f"{len(faults)} fault{'s' if len(faults) > 1 else ''} in {cases} case{'s' if cases > 1 else ''}"
-        super().__init__(f"{given} ({report})", "none", "mend the files, or leave these cases out with --skip-faulty")
+        super().__init__(f"{given} ({report})", "none", "correct the files, or leave the cases out with --skip-faulty")
 
 
 def check_case(case: Case, choice: LabelChoice) -> Check:

@@ -21,10 +21,10 @@ CASE_NAME = re.compile(r"\w[\w.-]*")  # becomes the name of a folder
 
 
 def read_csv(path: Path) -> RawData:
-    """A table with a header: `image` (further channels `image_1`, `image_2`, ...), `label`, and if wanted `name`.
+    """A table with a header: `image` (additional channels `image_1`, `image_2`, ...), `label`, and if wanted `name`.
 
     Paths are relative to the table's folder. Without `name` a case is called as its label file; where several have one
-    name, as the folder of its label file, or by as many folders as tell it apart.
+    name, as the folder of its label file, or by as many folders as distinguish it.
     Raises FileError for a file that is no such table.
     """
     try:
@@ -71,7 +71,7 @@ def _files(path: Path, line: int, row: dict[str, str | None], channels: list[str
 def _names(rows: Sequence[tuple[str, Path]], table: Path) -> list[str]:
     """The name of each line: its own, if it has one, else the first that no other line has of what its label suggests.
 
-    Where lines share a name, those that have moved on furthest already move on.
+    Where lines have one name, those that have moved on furthest already move on.
     """
     choices = [[own] if own else _names_of(label, table.parent) for own, label in rows]
     levels = [0] * len(rows)
@@ -94,7 +94,7 @@ def _names(rows: Sequence[tuple[str, Path]], table: Path) -> list[str]:
 def _names_of(label: Path, folder: Path) -> list[str]:
     """What a case may be called by its label file: its name, its folder's, both, and with ever more of the folders.
 
-    Those are told from `folder` on, where it lies inside.
+    They begin at `folder`, where it lies inside.
     """
     suffixes = r"\.(nii\.gz|nii|nrrd|nhdr|mha|mhd|hdr|img|(seg\.|rtstruct\.)?dcm)$"
     stem = re.sub(suffixes, "", label.name, flags=re.IGNORECASE)

@@ -16,7 +16,7 @@ from voxsam.errors import InputError
 
 MAX_WORKERS = 8  # by default: each holds a few copies of a scan in memory
 
-ReportProgress = Callable[[str, float], None]
+ReportProgress = Callable[[str, float | None], None]  # a stage's name, and the fraction done, None if nobody knows
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 

@@ -23,11 +23,11 @@ from voxsam.lab.data.fingerprint import Fingerprint, Intensities, Triple, choose
 from voxsam.lab.data.layouts import DataSet, choose_data_set
 from voxsam.lab.data.parallel import ReportProgress, available_cores
 from voxsam.lab.data.resampling import case_jobs, make_cases
-from voxsam.lab.data.store import Description, Store, check_output, read_description
+from voxsam.lab.data.store import Description, PreparedData, check_output, read_description
 from voxsam.preprocess import Preprocessing
 
 PARTS = ("train", "validation", "test")
-SHARES = (0.7, 0.1, 0.2)  # paper, Sec. 4.1
+FRACTIONS = (0.7, 0.1, 0.2)  # paper, Sec. 4.1
 
 Split = dict[str, tuple[str, ...]]
 
@@ -39,8 +39,8 @@ def split_sizes(count: int, folds: tuple[int, int, int] | None = None) -> tuple[
     """
     if folds is not None and sum(folds) == count:
         return folds
-    validation = max(1, round(SHARES[1] * count)) if count > 2 else 0
-    test = max(1, round(SHARES[2] * count)) if count > 1 else 0
+    validation = max(1, round(FRACTIONS[1] * count)) if count > 2 else 0
+    test = max(1, round(FRACTIONS[2] * count)) if count > 1 else 0
     return count - validation - test, validation, test
 
 
@@ -78,7 +78,7 @@ class Options:
 class Outcome:
     """The store, and how many cases of it had to be made anew in this run."""
 
-    store: Store
+    store: PreparedData
     made: int
 
 
@@ -101,7 +101,7 @@ def prepare(
         raise FaultyCasesError(faults, output / "faults.csv")
     sound = {name: m for name, m in measures.items() if m.channels}
     if not sound:
-        raise ImageError(f"{raw} without a sound case that has a tumour", "at least one", "mend the cases")
+        raise ImageError(f"{raw} without a sound case that has a tumour", "at least one", "correct the cases")
     split = split_cases(sound, options.seed, data_set.folds)
     fingerprint, preprocessing = _decide(data_set, data, sound, split["train"], choice, options)
     jobs = case_jobs(data, sound, choice, preprocessing[0], output)
@@ -122,7 +122,7 @@ def prepare(
         faults=tuple(faults),
     )
     _finish(output, description)
-    return Outcome(Store(output, description), made)
+    return Outcome(PreparedData(output, description), made)
 
 
 def _label_choice(data_set: DataSet, data: RawData, labels: tuple[int, ...] | None) -> LabelChoice:

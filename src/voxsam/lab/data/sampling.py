@@ -41,9 +41,9 @@ def draw_points(
     if prompts == "paper":
         tumour = bool(label.any())
         return some_voxels(label if tumour else ~label, IN_TUMOUR if tumour else IN_BACKGROUND, rng, IN_TUMOUR)
-    inner, marks = some_voxels(label, RELEASED_IN_TUMOUR, rng, RELEASED_IN_TUMOUR)
+    inner, labels = some_voxels(label, RELEASED_IN_TUMOUR, rng, RELEASED_IN_TUMOUR)
     outer = rng.integers(0, label.shape[0], (RELEASED_ANYWHERE, 3)).astype(np.float32)
-    return np.concatenate([inner, outer]), np.concatenate([marks, np.ones(RELEASED_ANYWHERE, np.int64)])
+    return np.concatenate([inner, outer]), np.concatenate([labels, np.ones(RELEASED_ANYWHERE, np.int64)])
 
 
 def some_voxels(region: NDArray[np.bool_], count: int, rng: np.random.Generator, length: int) -> Points:

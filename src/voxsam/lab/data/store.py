@@ -97,7 +97,7 @@ class Description(BaseModel):
     faults: tuple[Fault, ...] = ()
 
 
-class Store:
+class PreparedData:
     """A prepared data set, open for reading; opening it reads dataset.json and no voxel."""
 
     def __init__(self, folder: Path, description: Description) -> None:
@@ -154,7 +154,7 @@ class Store:
         )
 
 
-def open_store(folder: str | os.PathLike[str]) -> Store:
+def open_store(folder: str | os.PathLike[str]) -> PreparedData:
     """The store that `voxsam prepare` made in `folder`. Raises FileError if it is none, not finished, or of another
     format.
     """
@@ -164,7 +164,7 @@ def open_store(folder: str | os.PathLike[str]) -> Store:
     description = find_description(Path(folder))
     if description is None:
         raise FileError(f"{path} is not that of a prepared data set", f"one of format {FORMAT}", REMEDY)
-    return Store(Path(folder), description)
+    return PreparedData(Path(folder), description)
 
 
 def find_description(folder: Path) -> Description | None:

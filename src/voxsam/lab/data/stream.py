@@ -37,7 +37,7 @@ def load_cases(folder: Path, *, leave_out: Collection[str] = (), only: Collectio
 
 
 def fingerprint(folder: Path) -> str:
-    """16 digits that tell a data set from another one, without reading its voxels; where it lies does not count.
+    """16 digits that differ for another data set, without reading its voxels; where it lies does not count.
 
     Of a prepared store: its cases, what each was made of, and the split. Else: the names and sizes of its files.
     """
@@ -80,7 +80,7 @@ PASSES = 2**31  # sets the orders' random numbers apart from the samples'
 
 
 class SampleStream(Dataset[Sample]):
-    """`length` samples; the share of generated scans falls linearly from `share[0]` to `share[1]`.
+    """`length` samples; the fraction of generated scans goes linearly from `fraction[0]` to `fraction[1]`.
 
     Each is of a scan drawn by chance; with `passes` the scans come in turn, in another order on each pass over them.
     Sample n is always the same, whatever was drawn before. Raises InputError without scans and phantoms.

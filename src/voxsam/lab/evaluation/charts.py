@@ -17,7 +17,7 @@ from voxsam.atomic import atomic_path
 from voxsam.lab.evaluation.protocol import Evaluation
 from voxsam.lab.evaluation.summary import Estimate, Line, by_case, grouped, rows_of, summarise
 
-COLOURS = {  # told apart by the colour-blind
+COLOURS = {  # distinct for the colour-blind
     "random": "#0072b2",
     "corrective": "#d55e00",
     "automatic": "#0072b2",
@@ -29,7 +29,7 @@ HALO = [withStroke(linewidth=2.5, foreground="white")]  # names stay readable wh
 MAX_NAMED_CASES = 40  # beyond it the boxes get no names
 MAX_NAMED_DOTS = 12
 MAX_BOX_INCHES = 16.0
-DODGE = 0.04  # a second kind of clicks is drawn this share farther to the right
+DODGE = 0.04  # a second kind of clicks is drawn this fraction farther to the right
 
 
 def write_charts(evaluation: Evaluation, folder: Path) -> list[str]:

@@ -19,7 +19,7 @@ from voxsam.lab.evaluation.scores import Mask, components
 
 Region = Literal["any", "centre", "surround", "margin", "deepest"]
 REGIONS: tuple[Region, ...] = get_args(Region)
-DEPTH_SHARES = {"centre": (2 / 3, 1.0), "surround": (1 / 3, 2 / 3), "margin": (0.0, 1 / 3)}  # of the greatest depth
+DEPTH_FRACTIONS = {"centre": (2 / 3, 1.0), "surround": (1 / 3, 2 / 3), "margin": (0.0, 1 / 3)}  # of the greatest depth
 NOISE_REACH_MM = 10.0  # a noisy click misses the tumour by at most this
 
 Index = tuple[int, int, int]
@@ -55,7 +55,7 @@ class ClickMaker:
 def region_of(tumour: Mask, spacing_mm: NDArray[np.float64], region: Region) -> Mask:
     """The part of a tumour in which a click may lie: all of it, or a part of its largest lesion; never empty.
 
-    A voxel's depth is its distance in mm to the nearest voxel outside, as a share of the greatest depth in the lesion:
+    A voxel's depth is its distance in mm to the nearest voxel outside, as a fraction of the lesion's greatest depth:
     centre from 2/3 on, surround from 1/3 to 2/3, margin below 1/3. A part without voxels, as a small lesion may have,
     is replaced by the voxels whose depth comes nearest to it. "deepest" is one voxel.
     """
@@ -68,7 +68,7 @@ def region_of(tumour: Mask, spacing_mm: NDArray[np.float64], region: Region) -> 
         return chosen
     depth = depth_mm(lesion, spacing_mm)
     fraction = depth / depth.max()
-    low, high = DEPTH_SHARES[region]
+    low, high = DEPTH_FRACTIONS[region]
     chosen = lesion & (fraction >= low) & ((fraction < high) | (high == 1))
     if chosen.any():
         return chosen
@@ -79,11 +79,11 @@ def region_of(tumour: Mask, spacing_mm: NDArray[np.float64], region: Region) -> 
 def correction(
     mask: Mask, truth: Mask, spacing_mm: NDArray[np.float64], clicked: Sequence[Click] = (), negative: bool = True
 ) -> Click | None:
-    """The next click of a user who looks for the worst fault of a mask; None if there is none to click on.
+    """The next click of a user who looks for the worst error of a mask; None if there is none to click on.
 
-    It is the deepest voxel of the largest connected fault (26 neighbours, by voxels): positive where the mask lacks
-    tumour, negative where it goes too far. Of faults alike in size, missing tumour goes first. Without `negative` only
-    missing tumour is looked for. Voxels clicked before count as outside, so that a second click in a fault that
+    It is the deepest voxel of the largest connected error (26 neighbours, by voxels): positive where the mask lacks
+    tumour, negative where it goes too far. Of errors alike in size, missing tumour goes first. Without `negative` only
+    missing tumour is looked for. Voxels clicked before count as outside, so that a second click in an error that
     persists lies elsewhere.
     """
     faults = [(truth & ~mask, True)] + ([(mask & ~truth, False)] if negative else [])

@@ -21,7 +21,7 @@ from voxsam.errors import FileError
 from voxsam.lab.data.cases import Case
 from voxsam.lab.evaluation.charts import write_charts
 from voxsam.lab.evaluation.clicks import deepest_voxel
-from voxsam.lab.evaluation.protocol import Evaluation, Row, open_images, read_case
+from voxsam.lab.evaluation.protocol import Evaluation, ScoredMask, open_images, read_case
 from voxsam.lab.evaluation.scores import Scores, components
 from voxsam.lab.evaluation.summary import Line, by_case, grouped, rows_of, summarise
 from voxsam.lab.evaluation.systems import System
@@ -31,7 +31,7 @@ from voxsam.report.figures import overview_figure
 from voxsam.report.page import bullets, image, png_size, write_page
 
 
-def choose_examples(evaluation: Evaluation) -> dict[str, Row]:
+def choose_examples(evaluation: Evaluation) -> dict[str, ScoredMask]:
     """`best`, `median`, `worst`: the case by the mean Dice of the first line, its row nearest to that mean.
 
     Two cases have no median, one case is the best.
@@ -41,7 +41,7 @@ def choose_examples(evaluation: Evaluation) -> dict[str, Row]:
     means = by_case(rows, "dice")
     order = sorted(means, key=lambda case: (means[case], case))
     chosen = {"best": order[-1], "median": order[len(order) // 2], "worst": order[0]}
-    kept: dict[str, Row] = {}
+    kept: dict[str, ScoredMask] = {}
     for name in ("best", "worst", "median"):
         if chosen[name] not in {row.case for row in kept.values()}:
             own = [row for row in rows if row.case == chosen[name]]
@@ -267,7 +267,7 @@ def _digits(value: float) -> str:
     return str(value) if isinstance(value, int) else f"{value:.6f}"
 
 
-def _points(row: Row) -> str:
+def _points(row: ScoredMask) -> str:
     return ";".join(f"{i} {j} {k} {'+' if positive else '-'}" for (i, j, k), positive in row.points)
 
 

@@ -21,6 +21,7 @@ from voxsam.atomic import atomic_path
 from voxsam.errors import FileError, GeometryError, InputError, UnsupportedError
 from voxsam.io import read_channels, read_volume
 from voxsam.lab.data.cases import Case
+from voxsam.lab.data.parallel import ReportProgress
 from voxsam.lab.evaluation.clicks import REGIONS, Click, ClickMaker, Region, clicks_in_slices, correction
 from voxsam.lab.evaluation.scores import TOLERANCE_MM, Mask, Scores, components, score
 from voxsam.lab.evaluation.systems import Opened, OpenedPerSlice, System
@@ -29,17 +30,15 @@ from voxsam.volume import Volume
 
 RANDOM, CORRECTIVE, AUTOMATIC, PER_SLICE = "random", "corrective", "automatic", "per slice"
 
-Progress = Callable[[str, float | None], None]
-
 
 @dataclass(frozen=True)
-class Settings:
+class EvaluationSettings:
     """What an evaluation does. Raises InputError for numbers that make no sense."""
 
     clicks: tuple[int, ...] = (1, 3, 10)  # numbers of random clicks that are scored
     trials: int = 10
     region: Region = "any"
-    noise: float = 0.0  # share of the random clicks that miss the tumour
+    noise: float = 0.0  # fraction of the random clicks that miss the tumour
     corrective: int = 0  # trials of one random click and up to this many clicks in all, placed by a simulated user
     per_lesion: bool = False  # click and score every lesion by itself
     labels: tuple[int, ...] = ()  # values of the label file that are the tumour; none: all above 0
@@ -50,7 +49,7 @@ class Settings:
         _require(bool(self.clicks) and min(self.clicks) >= 1, f"clicks {self.clicks}", "numbers from 1 on")
         _require(self.trials >= 1, f"{self.trials} trials", "one or more")
         _require(self.region in REGIONS, f"region {self.region!r}", f"one of {', '.join(REGIONS)}")
-        _require(0 <= self.noise <= 1, f"noise {self.noise}", "a share from 0 to 1")
+        _require(0 <= self.noise <= 1, f"noise {self.noise}", "a fraction from 0 to 1")
         _require(self.corrective >= 0, f"{self.corrective} corrective clicks", "0 for none, or more")
         _require(0 not in self.labels, "label 0", "labels of the tumour, which are not 0")
         _require(0 <= self.tolerance_mm < np.inf, f"tolerance {self.tolerance_mm} mm", "millimetres from 0 on")
@@ -59,7 +58,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Row:
+class ScoredMask:
     """One scored mask. `lesion` is 0 for the whole label; `seconds` differ from run to run and do not count in ==."""
 
     case: str
@@ -78,8 +77,8 @@ class Evaluation:
 
     system: str
     dataset: str
-    settings: Settings
-    rows: tuple[Row, ...]
+    settings: EvaluationSettings
+    rows: tuple[ScoredMask, ...]
     skipped: dict[str, str]
     parameters: int | None = None  # of the system
 
@@ -89,21 +88,21 @@ class Evaluation:
         return tuple(dict.fromkeys(row.case for row in self.rows))
 
 
-Watch = Callable[[Row, Volume], None]
+Watch = Callable[[ScoredMask, Volume], None]
 
 
 def evaluate(
     system: System,
     cases: Sequence[Case],
-    settings: Settings,
+    settings: EvaluationSettings,
     dataset: str,
-    progress: Progress | None = None,
+    progress: ReportProgress | None = None,
     watch: Watch | None = None,
 ) -> Evaluation:
     """Run every trial on every case. A case whose label is empty is skipped, unless the system needs no clicks.
 
     `watch` is shown each row with the mask that was scored, on the scan's grid, which is not kept.
-    Raises what reading a case raises, GeometryError for a label or an answer on another grid, InputError without cases
+    Raises what reading a case raises, GeometryError for a label or a mask on another grid, InputError without cases
     or if all are skipped, UnsupportedError for clicks or lesions asked of a system that takes none.
     """
     _require(bool(cases), "no cases", "one or more")
@@ -111,7 +110,7 @@ def evaluate(
         raise UnsupportedError(
             f"corrective clicks or single lesions with {system.name}", "a system that takes clicks", "leave them out"
         )
-    rows: list[Row] = []
+    rows: list[ScoredMask] = []
     skipped: dict[str, str] = {}
     for number, case in enumerate(cases):
         if progress is not None:
@@ -145,9 +144,9 @@ def evaluate_scan(
     name: str,
     images: Sequence[Volume],
     tumour: Mask,
-    settings: Settings,
+    settings: EvaluationSettings,
     watch: Watch | None = None,
-) -> Iterator[Row]:
+) -> Iterator[ScoredMask]:
     """The rows of one scan of one or more channels; `tumour` (i, j, k) is not empty for a system that takes clicks."""
     opened = open_images(system, images, tumour)
     run = _Run(name, images[0], opened, settings, system.takes_negative, watch)
@@ -182,7 +181,7 @@ class _Run:
     name: str
     scan: Volume
     opened: Opened
-    settings: Settings
+    settings: EvaluationSettings
     negative: bool
     watch: Watch | None
 
@@ -190,7 +189,7 @@ class _Run:
     def spacing_mm(self) -> NDArray[np.float64]:
         return self.scan.grid.spacing_mm
 
-    def trials(self, target: Mask, tumour: Mask, lesion: int) -> Iterator[Row]:
+    def trials(self, target: Mask, tumour: Mask, lesion: int) -> Iterator[ScoredMask]:
         """All trials on `target`, a lesion of the tumour or the whole tumour."""
         settings = self.settings
         maker = ClickMaker(target, self.spacing_mm, settings.region, settings.noise)
@@ -202,7 +201,7 @@ class _Run:
             if settings.corrective:
                 yield from self.corrected(lesion, trial, target, tumour, clicks[0])
 
-    def slices(self, tumour: Mask) -> Iterator[Row]:
+    def slices(self, tumour: Mask) -> Iterator[ScoredMask]:
         """All trials of a system that is clicked in every slice of the tumour."""
         settings = self.settings
         for trial in range(settings.trials):
@@ -211,7 +210,7 @@ class _Run:
                 clicks = tuple(click for in_slice in drawn for click in in_slice[:count])
                 yield self.row(PER_SLICE, 0, trial, tumour, tumour, clicks, count)[0]
 
-    def corrected(self, lesion: int, trial: int, target: Mask, tumour: Mask, first: Click) -> Iterator[Row]:
+    def corrected(self, lesion: int, trial: int, target: Mask, tumour: Mask, first: Click) -> Iterator[ScoredMask]:
         """Rows of 1, 2, ... clicks, each placed on the worst fault; when none is left the scores stay as they are."""
         points = (first,)
         row, wrong = self.row(CORRECTIVE, lesion, trial, target, tumour, points)
@@ -234,27 +233,27 @@ class _Run:
         tumour: Mask,
         clicks: tuple[Click, ...],
         count: int | None = None,
-    ) -> tuple[Row, Mask]:
-        """The row of one answer, and the mask that was scored: without what lies in other lesions than the target.
+    ) -> tuple[ScoredMask, Mask]:
+        """The row of one mask, and the mask that was scored: without what lies in other lesions than the target.
 
         `count` is what tables call the number of clicks, where it is not all of them.
         """
         start = time.perf_counter()
-        answer = self.opened.segment([Point.at_index(self.scan.grid, at, positive) for at, positive in clicks])
+        found = self.opened.segment([Point.at_index(self.scan.grid, at, positive) for at, positive in clicks])
         seconds = time.perf_counter() - start
-        if not answer.grid.close_to(self.scan.grid):
-            raise GeometryError(f"{self.name}: a mask on {answer.grid}", f"the scan's {self.scan.grid}", "resample it")
-        mask = answer.array != 0
+        if not found.grid.close_to(self.scan.grid):
+            raise GeometryError(f"{self.name}: a mask on {found.grid}", f"the scan's {self.scan.grid}", "resample it")
+        mask = found.array != 0
         if lesion:
             mask &= target | ~tumour
         scores = score(mask, target, self.spacing_mm, self.settings.tolerance_mm)
-        row = Row(self.name, lesion, kind, trial, count or len(clicks), scores, clicks, seconds)
+        row = ScoredMask(self.name, lesion, kind, trial, count or len(clicks), scores, clicks, seconds)
         if self.watch is not None:
-            self.watch(row, answer.with_array(mask.astype(np.uint8), "SEG"))
+            self.watch(row, found.with_array(mask.astype(np.uint8), "SEG"))
         return row, mask
 
 
-def _require_plain(settings: Settings, name: str) -> None:
+def _require_plain(settings: EvaluationSettings, name: str) -> None:
     """Raises UnsupportedError for settings that have no meaning for clicks in every slice."""
     asked = {
         "corrective clicks": settings.corrective > 0,

@@ -13,7 +13,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from voxsam.lab.evaluation.protocol import AUTOMATIC, PER_SLICE, RANDOM, Evaluation, Row
+from voxsam.lab.evaluation.protocol import AUTOMATIC, PER_SLICE, RANDOM, Evaluation, ScoredMask
 
 RESAMPLES, LEVEL = 2000, 0.95
 MEANS = ("dice", "nsd", "volume_error", "volume_error_abs", "found", "false_lesions")
@@ -65,13 +65,13 @@ def summarise(evaluation: Evaluation) -> list[Line]:
     return [_line(evaluation, kinds[kind], clicks) for kind, clicks in groups]
 
 
-def rows_of(evaluation: Evaluation, kind: str, clicks: int) -> list[Row]:
+def rows_of(evaluation: Evaluation, kind: str, clicks: int) -> list[ScoredMask]:
     """The rows of one line."""
     return [row for row in evaluation.rows if (row.kind, row.clicks) == (kind, clicks)]
 
 
-def number(row: Row, name: str) -> float:
-    """One number of a row: a field of its scores, or `found` (share of the lesions) or `volume_error_abs`."""
+def number(row: ScoredMask, name: str) -> float:
+    """One number of a row: a field of its scores, or `found` (fraction of the lesions) or `volume_error_abs`."""
     scores = row.scores
     if name == "found":
         return scores.lesions_found / scores.lesions if scores.lesions else math.nan
@@ -80,15 +80,15 @@ def number(row: Row, name: str) -> float:
     return float(getattr(scores, name))
 
 
-def by_case(rows: Sequence[Row], name: str) -> dict[str, float]:
+def by_case(rows: Sequence[ScoredMask], name: str) -> dict[str, float]:
     """For each case the mean of a number over its rows that have one (of HD95 the median, which may be infinite)."""
     middle = _median if name == "hd95_mm" else _mean
     return {case: float(middle(np.array([number(row, name) for row in own]))) for case, own in grouped(rows).items()}
 
 
-def grouped(rows: Sequence[Row]) -> dict[str, list[Row]]:
+def grouped(rows: Sequence[ScoredMask]) -> dict[str, list[ScoredMask]]:
     """The rows of each case, cases in the order of their first row."""
-    groups: dict[str, list[Row]] = {}
+    groups: dict[str, list[ScoredMask]] = {}
     for row in rows:
         groups.setdefault(row.case, []).append(row)
     return groups

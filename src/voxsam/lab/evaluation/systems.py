@@ -1,4 +1,4 @@
-"""What is evaluated: anything that opens a scan and answers clicks with a mask; here VoxSAM's own models."""
+"""What is evaluated: anything that opens a scan and gives a mask for clicks; here VoxSAM's own models."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class Opened(Protocol):
 
 @runtime_checkable
 class OpenedPerSlice(Opened, Protocol):
-    """A scan opened with a 2D system, which is clicked in every axial slice that holds tumour, and so told which do.
+    """A scan opened with a 2D system, which is clicked in every axial slice that holds tumour, and so given which do.
 
-    `segment` answers in the slices that have clicks; all others stay empty.
+    `segment` fills the slices that have clicks; all others stay empty.
     """
 
     def show_truth(self, truth: Volume) -> None:

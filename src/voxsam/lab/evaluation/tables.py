@@ -64,8 +64,8 @@ def require_markers(path: Path, marker: str) -> re.Match[str]:
 
 
 INFINITE = "∞"
-TOLD = (
-    "The clicks are made in every axial slice that holds tumour, so the system is told where along the patient the "
+PER_SLICE_NOTE = (
+    "The clicks are made in every axial slice that holds tumour, so the system is given where along the patient the "
     "tumour begins and ends; all other slices stay empty."
 )
 
@@ -136,7 +136,7 @@ def describe(evaluation: Evaluation) -> str:
     where = "each lesion by itself" if settings.per_lesion and settings.region == "any" else where
     text += f" {settings.trials} trial{'s' * (settings.trials != 1)} for each number of clicks, drawn from {where}."
     if any(row.kind == PER_SLICE for row in evaluation.rows):
-        text += f" {TOLD}"
+        text += f" {PER_SLICE_NOTE}"
     if settings.noise:
         text += f" {settings.noise:.0%} of the clicks miss the tumour."
     if settings.corrective:
@@ -152,7 +152,7 @@ def shown(estimate: Estimate, percent: bool = False, decimals: int = 2) -> str:
 
 
 def plain(value: float, name: str) -> str:
-    """One number of the table of cases: shares with three decimals, the rest with one."""
+    """One number of the table of cases: fractions with three decimals, the rest with one."""
     return _text(value, 1 if name in ("mL", "HD95 mm") else 3)
 
 

@@ -27,7 +27,7 @@ class About:
     differences: str = ""  # what is known to differ from the original, or to be wrong with it
     trained: bool = True  # False: it is compared as it is
     install: str = ""  # the commands that install what it needs, where VoxSAM itself does not bring it
-    note: str = ""  # what stands under every table with it: what it is told that others are not
+    note: str = ""  # what stands under every table with it: what it is given that others are not
 
 
 @dataclass(frozen=True)

@@ -42,11 +42,11 @@ class Houlsby(BlockHook):
         self.mlp = Bottleneck(config.width, config.adapter_width)
 
     def after_attention(self, y_BDHWc: Tensor, precision: Precision) -> Tensor:
-        """The bottleneck's answer to what attention found, where there is one."""
+        """The bottleneck of what attention found, where there is one."""
         return y_BDHWc if self.attention is None else self.attention(y_BDHWc, precision)
 
     def after_mlp(self, y_BDHWc: Tensor, precision: Precision) -> Tensor:
-        """The bottleneck's answer to what the mlp found."""
+        """The bottleneck of what the mlp found."""
         return self.mlp(y_BDHWc, precision)
 
 
@@ -68,7 +68,7 @@ class ProTuning(BlockHook):
     def after_block(
         self, x_BDHWc: Tensor, carried: Tensor | None, precision: Precision
     ) -> tuple[Tensor, Tensor | None]:
-        """The block's answer and the prompt for the next one."""
+        """The block's output and the prompt for the next one."""
         hidden = F.relu(convolve_tokens(self.conv, multiply(self.down, x_BDHWc, precision, "relu")))
         return x_BDHWc + multiply(self.up, hidden, precision), carried
 

@@ -35,7 +35,7 @@ class Remote(ComparedSystem):
         source="https://github.com/MIC-DKFZ/nnInteractive",
         licence="Apache-2.0 (client)",
         library="nninteractive-client",
-        differences="what model answers is the server's affair; seconds include the network",
+        differences="which model runs is the server's affair; seconds include the network",
         trained=False,
         install=EXTRA,
         note="nobody here knows what its model was trained on: it may have seen the test cases",
@@ -71,7 +71,7 @@ class Remote(ComparedSystem):
             self.about.title,
             bool(options.get("negative", True)),
         )
-        with answered(system.address), system.client() as client:
+        with translated(system.address), system.client() as client:
             takes_points = bool(client.supported_interactions.get("points"))
         if not takes_points:
             raise UnsupportedError(f"{system.address}: its model takes no clicks", "one that does", "serve another")
@@ -90,7 +90,7 @@ class RemoteSystem:
     parameters: int | None = None
 
     def client(self) -> Client:
-        """A new session on the server, to be closed; errors as `answered` translates them."""
+        """A new session on the server, to be closed; errors as `translated` raises them."""
         from nnInteractive.inference.remote import nnInteractiveRemoteInferenceSession as Client
 
         return Client(self.address, api_key=self.api_key)
@@ -107,7 +107,7 @@ class OpenedRemote:
         self.address, self.grid = system.address, scan.grid
         sent = turned(scan, AXES)
         self.sent_grid = sent.grid
-        with answered(self.address):
+        with translated(self.address):
             self.client = system.client()
             weakref.finalize(self, self.client.close)
             # VoxSAM's own server reads the affine, others the spacing alone.
@@ -116,19 +116,19 @@ class OpenedRemote:
             self.client.set_target_buffer(np.zeros(sent.grid.shape, np.uint8))
 
     def segment(self, points: Sequence[Point]) -> Volume:
-        """The mask of these clicks alone: the first is answered, then all others at once."""
-        with answered(self.address):
+        """The mask of these clicks alone: the first is predicted, then all others at once."""
+        with translated(self.address):
             self.client.reset_interactions()
             for number, point in enumerate(points):
                 at = [float(i) for i in np.rint(self.sent_grid.world_to_index(point.world_mm))]
-                answer = number in (0, len(points) - 1)
-                self.client.add_point_interaction(at, point.positive, run_prediction=answer)
+                predict = number in (0, len(points) - 1)
+                self.client.add_point_interaction(at, point.positive, run_prediction=predict)
         buffer = np.array(self.client.target_buffer)  # a copy: the client goes on writing into its own
         return turned_back(Volume((buffer != 0).astype(np.uint8), self.sent_grid, "SEG"), self.grid)
 
 
 @contextmanager
-def answered(address: str) -> Iterator[None]:
+def translated(address: str) -> Iterator[None]:
     """Whatever goes wrong between the client and a server, as an InputError of one line."""
     import httpx
 
@@ -142,9 +142,11 @@ def answered(address: str) -> Iterator[None]:
         ) from error
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         given = f"{address} does not answer ({str(error) or type(error).__name__})"
-        raise InputError(given, "a running nnInteractive server", "start it, or mend `address` in the plan") from error
-    except (RuntimeError, ValueError, KeyError) as error:  # leases, and answers of a server that is none
-        given = f"{address} answers in other words ({str(error) or type(error).__name__})"
+        raise InputError(
+            given, "a running nnInteractive server", "start it, or change `address` in the plan"
+        ) from error
+    except (RuntimeError, ValueError, KeyError) as error:  # leases, and responses of a server that is none
+        given = f"{address} speaks otherwise ({str(error) or type(error).__name__})"
         raise InputError(given, "a server of the nnInteractive protocol that has room", "try again later") from error
 
 

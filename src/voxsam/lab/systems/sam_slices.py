@@ -34,8 +34,8 @@ Selection = Literal["pred_iou", "first", "oracle"]
 SELECTIONS: tuple[Selection, ...] = get_args(Selection)
 UPRIGHT = "LPS"  # of a slice the columns run to the patient's left, the rows to the back: as a radiologist sees it
 NOTE = (
-    "it is clicked so often in every axial slice that holds tumour, so it is told where the tumour begins and ends and "
-    "gets tens of clicks for a volume where others get one"
+    "it is clicked so often in every axial slice that holds tumour, so it is given where the tumour begins and ends, "
+    "and gets tens of clicks for a volume where others get one"
 )
 
 
@@ -59,7 +59,7 @@ class SamSlices(ComparedSystem):
     options: Mapping[str, str] = {
         "weights": "SAM's file in Meta's layout (sam_vit_b_01ec64.pth), or a folder of transformers' SamModel",
         "random": "instead of weights: {seed: 0, width: 32, ...}, a small untrained SAM, which shows the protocol only",
-        "selection": "which of three masks of one click: pred_iou (SAM's own guess), first, or oracle (told the truth)",
+        "selection": "which of three masks of one click: pred_iou (SAM's own guess), first, oracle (given the truth)",
         "window": "[low, high] that become 0 and 255; default: the clip range of the data set",
     }
 
@@ -153,14 +153,14 @@ class SliceSystem:
         """
         (rows, columns), (new_rows, new_columns) = picture.shape, picture.resized
         scaled, device = points * (new_columns / columns, new_rows / rows), self.model.device
-        answer = self.model(
+        output = self.model(
             image_embeddings=picture.embedding,
             input_points=torch.as_tensor(scaled, dtype=torch.float32, device=device)[None, None],
             input_labels=torch.as_tensor(labels, device=device)[None, None],
             multimask_output=len(points) == 1,
         )
-        whole = self.processor.post_process_masks([answer.pred_masks[0].cpu()], [picture.shape], [picture.resized])
-        return whole[0][0].numpy(), answer.iou_scores[0, 0].cpu().numpy()
+        whole = self.processor.post_process_masks([output.pred_masks[0].cpu()], [picture.shape], [picture.resized])
+        return whole[0][0].numpy(), output.iou_scores[0, 0].cpu().numpy()
 
 
 class OpenedSlices:

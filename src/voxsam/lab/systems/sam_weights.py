@@ -1,6 +1,6 @@
 """A transformers.SamModel from SAM's own files: Meta's layout or a folder in transformers' layout; or small, at random.
 
-The sizes are told by the shapes of the tensors, so any width, depth and image size is read.
+The sizes follow from the shapes of the tensors, so any width, depth and image size is read.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from transformers import SamConfig, SamModel
 
 WANTED = "a whole SAM checkpoint (Meta's sam_vit_*.pth, or a folder of transformers' SamModel)"
-DECODER_HEADS = 8  # of attention in the mask decoder: SAM's, which no shape tells
+DECODER_HEADS = 8  # of attention in the mask decoder: SAM's, which no shape shows
 RANDOM_SIZES = {"seed": 0, "width": 32, "depth": 2, "heads": 2, "image": 128, "patch": 16, "embedding": 32}
 RANDOM_SD = 0.1  # of the weights: large enough for every click to give another mask
 
@@ -89,7 +89,7 @@ def sam_from_tensors(contents: Mapping[str, Any], origin: str) -> SamModel:
 
 
 def transformers_name(name: str) -> str:
-    """The name in transformers' SamModel of a tensor in Meta's layout; names that both share stay."""
+    """The name in transformers' SamModel of a tensor in Meta's layout; names that both have stay."""
     for pattern, new in _RENAMED:
         renamed, found = re.subn(pattern, new, name)
         if found:

@@ -34,7 +34,7 @@ class LiveProgress(TQDMProgressBar):
         self._terminal = sys.stderr.isatty()
 
     def init_train_tqdm(self) -> Tqdm:
-        """The bar, on stderr as all that VoxSAM tells of its progress."""
+        """The bar, on stderr as all progress."""
         return self._bar("training")
 
     def init_validation_tqdm(self) -> Tqdm:

@@ -1,6 +1,6 @@
 """What a run's folder holds: whose run it is, whole checkpoints, a log that goes on, and models.
 
-run.json has the recipe and the data set's fingerprint, so that a folder answers for no other run. What decides only the
+run.json has the recipe and the data set's fingerprint, so that a folder continues no other run. What decides only the
 length of a run, or only what its machine does, may change from one start to the next.
 """
 
@@ -190,8 +190,8 @@ class WriteModels(Callback):
     """At the end of training: OUT/model.safetensors, and OUT/best.safetensors from the best checkpoint, if any.
 
     Both hold the averaged weights, where a recipe averages. Stands after the callback that averages. `blend` is the
-    share of the weights that training began with: their mean keeps what the start was good at (Wortsman et al., Robust
-    Fine-Tuning of Zero-Shot Models, CVPR 2022).
+    fraction of the weights that training began with: their mean keeps what the start was good at (Wortsman et al.,
+    Robust Fine-Tuning of Zero-Shot Models, CVPR 2022).
     """
 
     def __init__(self, out: Path, blend: float = 0.0) -> None:

@@ -1,4 +1,4 @@
-"""How much memory a training step takes, told before it is needed, and which dial to turn where there is too little.
+"""How much memory a training step takes, estimated before it starts, and which options take less.
 
 What a step keeps for its backward pass grows with the voxels of its crops. So it is measured: the network takes a
 small crop forward, and one twice as long, while every tensor that autograd keeps is counted; the difference is scaled
@@ -28,7 +28,7 @@ from voxsam.network.promptable import Promptable
 
 PROGRAM = 0.65e9  # bytes: Python, torch, Lightning and the weights of convolutions in another order
 WORKING = 1.5  # times what is kept: gradients on their way back, and the work space of convolutions
-ERROR = 0.25  # largest share by which a measured peak may differ; the last ones differed by 4 % (docs/training.md)
+ERROR = 0.25  # largest fraction by which a measured peak may differ; the last ones differed by 4 % (docs/training.md)
 MIXED = 2 / 3  # of what is kept in float32, where most operations are computed in 16 bits
 SMALL = 32  # voxels, side of the crop that is measured
 POINTS = 10
@@ -79,7 +79,7 @@ class Footprint:
 def check_memory(network: Promptable, recipe: Recipe, device: torch.device, strict: bool = True) -> str:
     """One line on what the recipe will take and what there is.
 
-    Raises InputError, with the dials that would help, if there is surely too little; not if `strict` is off.
+    Raises InputError, with the options that would help, if there is surely too little; not if `strict` is off.
     """
     footprint = Footprint.of(network, recipe)
     on_cpu = device.type == "cpu"
@@ -89,12 +89,12 @@ def check_memory(network: Promptable, recipe: Recipe, device: torch.device, stri
     line = f"a step takes about {_gb(need)} (within {ERROR:.0%}) of {_gb(free)}"
     if need * (1 - ERROR) > free and strict:
         raise InputError(
-            f"{line}: too little memory", f"{_gb(need)} on this machine", f"turn a dial: {dials(footprint, recipe)}"
+            f"{line}: too little memory", f"{_gb(need)} on this machine", f"take less: {cheaper(footprint, recipe)}"
         )
     return line
 
 
-def dials(footprint: Footprint, recipe: Recipe) -> str:
+def cheaper(footprint: Footprint, recipe: Recipe) -> str:
     """The options that take less memory, each with what a step would then take, less the program itself."""
     options: list[tuple[str, dict[str, object]]] = []
     if not recipe.recompute and footprint.again < footprint.kept:
@@ -163,7 +163,7 @@ class _Tally:
         self.inputs += given[0].nbytes
         self.inside.append(-self.total)
 
-    def leave(self, block: nn.Module, given: tuple[Tensor, ...], answer: Tensor) -> None:
+    def leave(self, block: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
         """After it."""
         self.inside[-1] += self.total
 

@@ -1,4 +1,4 @@
-"""What the model answers while it learns: a picture of some examples, drawn at each validation.
+"""What the model predicts while it learns: a picture of some examples, drawn at each validation.
 
 A row is an example: three planes through its first click, or the middle of its tumour where none is clicked, the
 model's mask, the truth.
@@ -61,10 +61,10 @@ class DrawExamples(Callback):
         self._drawn = trainer.global_step
         if self._examples is None:
             self._examples = self.make()
-        answers = [answer(task, sample) for sample in self._examples]  # in all processes: tensors may be sharded
+        masks = [predict(task, sample) for sample in self._examples]  # in all processes: tensors may be sharded
         if not trainer.is_global_zero:
             return
-        figure = draw(self._examples, answers, task.network.card.preprocessing, f"step {trainer.global_step}")
+        figure = draw(self._examples, masks, task.network.card.preprocessing, f"step {trainer.global_step}")
         make_folder(self.folder)
         with atomic_path(self.folder / f"step-{trainer.global_step:06d}.png") as path:
             figure.savefig(path, facecolor=BACKGROUND, format="png")
@@ -74,13 +74,13 @@ class DrawExamples(Callback):
                 logger.experiment.add_image("examples", picture, trainer.global_step, dataformats="HWC")
 
 
-def answer(task: SegmentationTask, sample: Sample) -> NDArray[np.uint8]:
+def predict(task: SegmentationTask, sample: Sample) -> NDArray[np.uint8]:
     """(D, H, W): the mask that the first click of a sample gets; more of them would hide what one click does."""
     device = next(task.network.parameters()).device
     crop, points, labels = (torch.from_numpy(sample[key])[None].to(device) for key in ("crop", "points", "labels"))
     first = _first_click(sample)
     with torch.no_grad():
-        logits = task.answer(crop, points[:, first : first + 1], labels[:, first : first + 1])
+        logits = task.predict(crop, points[:, first : first + 1], labels[:, first : first + 1])
     return logits[0].argmax(0).to(torch.uint8).cpu().numpy()
 
 
@@ -98,9 +98,9 @@ def _middle(truth: NDArray[np.uint8]) -> NDArray[np.int_]:
 
 
 def draw(
-    samples: Sequence[Sample], answers: Sequence[NDArray[np.uint8]], preprocessing: Preprocessing, title: str
+    samples: Sequence[Sample], masks: Sequence[NDArray[np.uint8]], preprocessing: Preprocessing, title: str
 ) -> Figure:
-    """A row for each sample: axial, coronal, sagittal plane through the click (circle); truth dashed, answer solid.
+    """A row for each sample: axial, coronal, sagittal plane through the click (circle); truth dashed, mask solid.
 
     Without clicks the planes are those through the middle of the tumour.
     """
@@ -110,9 +110,9 @@ def draw(
     panels = figure.subplots(rows, len(PLANE_AXES), squeeze=False)
     top = 1 - 0.45 / (rows * PANEL_INCHES + 0.5)
     figure.subplots_adjust(left=0.01, right=0.99, bottom=0.01, top=top, wspace=0.02, hspace=0.12)
-    answered = "the answer to the click" if any(len(sample["points"]) for sample in samples) else "the answer"
-    figure.suptitle(f"{title}; dashed: the truth, solid: {answered}", color=INK, fontsize=10, y=0.995)
-    for row, sample, mask in zip(panels, samples, answers, strict=True):
+    shown = "the mask of the click" if any(len(sample["points"]) for sample in samples) else "the mask"
+    figure.suptitle(f"{title}; dashed: the truth, solid: {shown}", color=INK, fontsize=10, y=0.995)
+    for row, sample, mask in zip(panels, samples, masks, strict=True):
         grid = crop_grid(preprocessing, mask.shape)
         truth = sample["label"][0].astype(np.uint8)
         click = sample["points"][_first_click(sample)] if len(sample["points"]) else None

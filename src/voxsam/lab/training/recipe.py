@@ -140,7 +140,7 @@ class Recipe(BaseModel):
     held_out: tuple[str, ...] = ()  # cases that training never sees
     validation: tuple[str, ...] = ()  # cases that choose the best checkpoint, and are not trained on
     phantoms: NonNegativeInt = 0  # how many generated scans are mixed in
-    # of the crops, falling linearly to `phantom_fraction_end`; recipes of 0.1 say share
+    # of the crops, falling linearly to `phantom_fraction_end`; recipes of 0.1: phantom_share
     phantom_fraction: Fraction = Field(default=0.0, validation_alias=AliasChoices("phantom_fraction", "phantom_share"))
     phantom_fraction_end: Fraction = Field(
         default=0.0, validation_alias=AliasChoices("phantom_fraction_end", "phantom_share_end")
@@ -154,7 +154,7 @@ class Recipe(BaseModel):
     corrections: NonNegativeInt = 4  # most simulated clicks after the first ones, in one step
     corrected: Fraction = 0.6  # of the steps, in which there are any
     previous: Fraction = 0.5  # of the corrected steps, in which a network with click maps is given its last mask
-    unmarked: Fraction = 0.15  # of the steps, in which a model with marks is not told where the clicks are
+    unmarked: Fraction = 0.15  # of the steps, in which a model with click maps gets none
     # optimisation
     steps: PositiveInt | None = None
     epochs: PositiveInt | None = None  # instead of `steps`; the learning rate then changes once an epoch
@@ -162,7 +162,7 @@ class Recipe(BaseModel):
     accumulate: PositiveInt = 1  # batches whose gradients make one step
     learning_rate: PositiveFloat = 1e-3
     warmup: NonNegativeInt = 100  # steps
-    decay: Fraction = 0.3  # last share of the steps, in which the learning rate falls linearly
+    decay: Fraction = 0.3  # last fraction of the steps, in which the learning rate falls linearly
     final_factor: Fraction = 0.0  # of the learning rate, to which it falls
     betas: tuple[Beta, Beta] = (0.9, 0.999)  # AdamW's
     weight_decay: NonNegativeFloat = 0.05
@@ -247,9 +247,9 @@ def read_recipe(
     except ValidationError as error:
         first = error.errors()[0]
         where = ": ".join([str(path), *([".".join(map(str, first["loc"]))] if first["loc"] else []), first["msg"]])
-        raise InputError(where, "the keys of voxsam.lab.training.recipe.Recipe", "mend it") from error
+        raise InputError(where, "the keys of voxsam.lab.training.recipe.Recipe", "correct it") from error
     except ArithmeticError as error:  # of sizes that divide by one another
-        raise InputError(f"{path}: model: {error}", "sizes above 0", "mend it") from error
+        raise InputError(f"{path}: model: {error}", "sizes above 0", "correct it") from error
     except SettingsError as error:
         what = str(error).removeprefix("error parsing CLI: ")
         raise InputError(

@@ -51,7 +51,7 @@ def make_network(recipe: Recipe) -> Promptable:
     except (RuntimeError, ValueError, ArithmeticError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(
-            f"no network has the recipe's sizes ({reason})", "sizes that fit together", "mend `model`"
+            f"no network has the recipe's sizes ({reason})", "sizes that fit together", "correct `model`"
         ) from error
     if not (network.clicks or recipe.automatic):
         given = f"prompts: {recipe.prompts} for the system {recipe.system}, which takes no clicks"
@@ -71,8 +71,8 @@ def make_network(recipe: Recipe) -> Promptable:
 def start(network: Promptable, model: str) -> None:
     """Take over the tensors of a trained model; what an extension adds keeps its own beginning.
 
-    Another crop stretches the table of depth positions. Further image channels begin as the one that the model has: all
-    together answer as it does when they show the same. An automatic network leaves the prompt encoder behind; another
+    Another crop stretches the table of depth positions. Additional image channels begin as the one that the model has:
+    together they predict as it does when they show the same. An automatic network leaves the prompt encoder behind; another
     one that starts from an automatic model has a new one. Raises CheckpointError for a model of other sizes.
     """
     own, before = network.state_dict(), load_model(model, "cpu")

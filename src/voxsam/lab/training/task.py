@@ -80,8 +80,8 @@ def schedule(step: int, recipe: Recipe) -> float:
 class SegmentationTask(lightning.LightningModule):
     """Loss 0.5 Dice + 0.5 cross-entropy over softmax, background left out of Dice (docs/released.md, "Training").
 
-    The crop is encoded once. In a share of the steps the model's mask is then corrected by simulated clicks, one after
-    the other; the loss is the mean over the clicks. With `prompts: none` nothing is ever clicked.
+    The crop is encoded once. In a fraction of the steps the model's mask is then corrected by simulated clicks, one by
+    one; the loss is the mean over the clicks. With `prompts: none` nothing is ever clicked.
     """
 
     def __init__(self, recipe: Recipe, network: Promptable) -> None:
@@ -147,7 +147,7 @@ class SegmentationTask(lightning.LightningModule):
                 new = corrections(logits.detach().argmax(1), truth, users, network.config.polarity)
                 points, labels = torch.cat([points, new[0]], 1), torch.cat([labels, new[1]], 1)
 
-    def answer(self, crops: Tensor, points: Tensor, labels: Tensor) -> Tensor:
+    def predict(self, crops: Tensor, points: Tensor, labels: Tensor) -> Tensor:
         """The network's logits, step by step: a sharded one gathers its tensors for one step at a time.
 
         An automatic network does not look at the clicks.
@@ -163,7 +163,7 @@ class SegmentationTask(lightning.LightningModule):
 
     def validation_step(self, batch: dict[str, Tensor], _: int) -> None:
         """Dice of the first clicks, logged as VALIDATION: the mean over the crops."""
-        logits = self.answer(batch["crop"], batch["points"], batch["labels"])
+        logits = self.predict(batch["crop"], batch["points"], batch["labels"])
         dice = _dice(logits.argmax(1), batch["label"][:, 0])
         self.log(VALIDATION, dice, prog_bar=True, on_epoch=True, sync_dist=True, batch_size=len(logits))
 

@@ -134,7 +134,7 @@ def shift_regions(size: Size, side: int, shift: int) -> Tensor:
     return partition(regions[None, ..., None], side)[..., 0]
 
 
-DROP_PATH = 0.2  # share of the samples for which the last block is left out in training; it rises linearly from 0
+DROP_PATH = 0.2  # fraction of the samples for which the last block is left out in training; it rises linearly from 0
 LEVELS = 4
 
 

@@ -26,7 +26,7 @@ from voxsam.lab.systems.networks.parts import (
 )
 
 STEP = 8  # voxels of the crop for each token of the transformer, on each axis
-FIRST_DROPOUT = 0.2  # share of the first convolution's channels that training leaves out
+FIRST_DROPOUT = 0.2  # fraction of the first convolution's channels that training leaves out
 
 
 class TransBTSOptions(Options):

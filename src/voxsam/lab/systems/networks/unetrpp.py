@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from voxsam.lab.systems.networks.parts import CLASSES, NetworkKind, Options, Size, divided, require_crop, volume
 
 LEVELS = 4
-SCALE = 1e-6  # of an attention's answer when training begins
+SCALE = 1e-6  # of an attention's output when training begins
 DROPOUT, CHANNEL_DROPOUT = 0.15, 0.1  # of the attention, and of whole channels in front of a block's last convolution
 Four = tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt]
 
@@ -108,7 +108,7 @@ class PairedBlock(nn.Module):
 class PairedAttention(nn.Module):
     """Channels attend to channels and tokens to P projected tokens, with the same queries and keys.
 
-    `original_order` puts the spatial answer (h, N, c) into rows of C as if it were (c, h, N), as UNETR++'s code does:
+    `original_order` puts the spatial output (h, N, c) into rows of C as if it were (c, h, N), as UNETR++'s code does:
     then a token gets numbers of other tokens.
     """
 
@@ -130,13 +130,13 @@ class PairedAttention(nn.Module):
         queries, keys = F.normalize(queries, dim=-1), F.normalize(keys, dim=-1)
 
         channels_Bhcc = queries @ keys.transpose(-2, -1) * self.temperature_channels
-        answer_BhcN = self.dropout(channels_Bhcc.softmax(-1)) @ over_channels
+        out_BhcN = self.dropout(channels_Bhcc.softmax(-1)) @ over_channels
         space_BhNP = queries.transpose(-2, -1) @ keys_BhcP * self.temperature_space
-        answer_BhNc = self.dropout(space_BhNP.softmax(-1)) @ values_BhcP.transpose(-2, -1)
+        out_BhNc = self.dropout(space_BhNP.softmax(-1)) @ values_BhcP.transpose(-2, -1)
 
-        by_channels = answer_BhcN.permute(0, 3, 1, 2).reshape(x_BNC.shape)
+        by_channels = out_BhcN.permute(0, 3, 1, 2).reshape(x_BNC.shape)
         order = (0, 3, 1, 2) if self.original_order else (0, 2, 1, 3)
-        by_space = answer_BhNc.permute(order).reshape(x_BNC.shape)
+        by_space = out_BhNc.permute(order).reshape(x_BNC.shape)
         return torch.cat([self.out_space(by_space), self.out_channels(by_channels)], -1)
 
 

@@ -16,7 +16,7 @@ from voxsam.lab.systems.networks.parts import CLASSES, ChannelNorm, NetworkKind,
 
 KERNEL = 7
 EXPANSION = 4  # hidden channels of a block, times its own
-SCALE = 1e-6  # of a block's answer when training begins
+SCALE = 1e-6  # of a block's output when training begins
 STEP = 16  # voxels of the crop for each voxel of the deepest map
 
 

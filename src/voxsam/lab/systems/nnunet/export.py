@@ -13,7 +13,7 @@ import numpy as np
 
 from voxsam.atomic import atomic_path, make_folder
 from voxsam.io import write_mask, write_volume
-from voxsam.lab.data.store import Store
+from voxsam.lab.data.store import PreparedData
 from voxsam.lab.evaluation.protocol import read_case
 from voxsam.lab.evaluation.selection import choose_cases, find_labelled
 from voxsam.volume import Volume
@@ -22,7 +22,7 @@ SAME_AFFINE = 1e-3  # mm: two readings of one header
 READER = "NibabelIOWithReorient"  # turns every file to RAS, so that scans of any orientation may be mixed
 
 
-def export(store: Store, folder: Path) -> None:
+def export(store: PreparedData, folder: Path) -> None:
     """Write the raw data set into `folder`: dataset.json last, so that a half-written one is begun again.
 
     The label is the tumour (1) alone. A .nii.gz image that nnU-Net reads as VoxSAM does is linked, every other one is
@@ -54,7 +54,7 @@ def export(store: Store, folder: Path) -> None:
     _write(folder / "dataset.json", description)
 
 
-def _channel_names(store: Store) -> dict[str, str]:
+def _channel_names(store: PreparedData) -> dict[str, str]:
     """nnU-Net normalises by the name: "CT" by the data set's statistics, any other by the scan's own."""
     kinds, names = store.description.preprocessing, store.description.channels
     return {

@@ -155,7 +155,7 @@ def train(folders: Folders, settings: NnUNetSettings) -> None:
     trainer = get_trainer_from_args(DATASET, settings.configuration, 0, "nnUNetTrainer", plans, goes_on, device)
     trainer.num_epochs = settings.epochs
     trainer.num_iterations_per_epoch = settings.iterations
-    trainer.num_val_iterations_per_epoch = max(1, settings.iterations // 5)  # nnU-Net's own share
+    trainer.num_val_iterations_per_epoch = max(1, settings.iterations // 5)  # nnU-Net's own fraction
     trainer.save_every = max(1, min(trainer.save_every, settings.epochs // 20))
     maybe_load_checkpoint(trainer, goes_on, False)
     trainer.run_training()
