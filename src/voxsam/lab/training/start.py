@@ -72,8 +72,8 @@ def start(network: Promptable, model: str) -> None:
     """Take over the tensors of a trained model; what an extension adds keeps its own beginning.
 
     Another crop stretches the table of depth positions. Additional image channels begin as the one that the model has:
-    together they predict as it does when they show the same. An automatic network leaves the prompt encoder behind; another
-    one that starts from an automatic model has a new one. Raises CheckpointError for a model of other sizes.
+    together they predict as it does when they show the same. An automatic network leaves the prompt encoder behind;
+    another that starts from an automatic model has a new one. Raises CheckpointError for a model of other sizes.
     """
     own, before = network.state_dict(), load_model(model, "cpu")
     tensors = {
