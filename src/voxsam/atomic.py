@@ -26,6 +26,34 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
         os.replace(temporary, path)
 
 
+@contextmanager
+def atomic_folder(target: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a new, empty folder beside `target`; when the block ends it takes its place, when it raises it is removed.
+
+    Raises FileError if the folder or the disk does not take the files (any OSError of the block).
+    """
+    path = Path(os.path.realpath(target))
+    made, old = (path.with_name(f".{secrets.token_hex(4)}-{path.name}") for _ in range(2))
+    try:
+        made.mkdir(parents=True)
+        yield made
+        for file in made.rglob("*"):
+            if file.is_file():
+                _flush_to_disk(file)
+        if path.exists():
+            path.rename(old)
+        made.rename(path)
+    except OSError as error:
+        if old.exists() and not path.exists():
+            old.rename(path)
+        reason, remedy = error.strerror or str(error), "check its permissions and free space"
+        raise FileError(f"{path} could not be written ({reason})", "a folder that takes files", remedy) from error
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+        if path.exists():
+            shutil.rmtree(old, ignore_errors=True)
+
+
 def check_writable(target: str | os.PathLike[str]) -> None:
     """Raises FileError, as `atomic_path` would, if no file can be made for `target`; tried out, and nothing is left."""
     with _beside(target):

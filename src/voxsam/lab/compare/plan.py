@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -20,8 +19,9 @@ from pydantic import (
     model_validator,
 )
 
-from voxsam.errors import FileError, InputError
+from voxsam.errors import InputError
 from voxsam.lab.evaluation.protocol import EvaluationSettings
+from voxsam.lab.training.recipe import read_keys
 
 _SETTINGS = TypeAdapter(EvaluationSettings)
 Key = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]  # part of a folder's name
@@ -165,14 +165,7 @@ def read_plan(path: Path, folders: Mapping[str, str] | None = None) -> Plan:
 
     Raises FileError or InputError with the first fault in one line.
     """
-    if not path.is_file():
-        raise FileError(f"{path}: no such file", "a plan in YAML", "see the folder plans/")
-    try:
-        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: {error}", "a plan in YAML", "repair the file") from error
-    if not isinstance(fields, dict):
-        raise InputError(f"{path}: no keys", "a plan in YAML", "see the folder plans/")
+    fields = read_keys(path, "plan")
     try:
         plan = Plan.model_validate({"name": path.stem, **fields})
     except ValidationError as error:

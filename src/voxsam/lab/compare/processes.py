@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from voxsam.errors import InputError
 
 GRACE_S = 20.0  # that a process has to write a checkpoint when it is asked to stop
@@ -112,15 +114,11 @@ def end_with_parent() -> None:
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
     """Raises InputError if another process is in this block with the same folder."""
+    lock = FileLock(folder / ".lock")
     try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            given = f"{folder}, in which another `voxsam compare` is running"
-            raise InputError(given, "a folder of its own", "wait for it, or choose another with -o") from error
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        given = f"{folder}, in which another `voxsam compare` is running"
+        raise InputError(given, "a folder of its own", "wait for it, or choose another with -o") from error
+    with lock:
         yield

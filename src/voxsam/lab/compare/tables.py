@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import re
 from collections.abc import Sequence
@@ -11,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from voxsam.lab.compare.plan import DataSpec, Plan
 from voxsam.lab.compare.results import Found, RowResult, counterpart, p_value
@@ -238,18 +237,16 @@ def latex(plan: Plan, rows: Sequence[RowResult], footnotes: Sequence[str] = ()) 
 
 def table_csv(plan: Plan, rows: Sequence[RowResult]) -> str:
     """One line for each method and data set, every number in full."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, FIELDS, restval="", lineterminator="\n")
-    writer.writeheader()
+    lines = []
     for method in methods(plan, rows):
         for data in plan.data:
             entry, failed = method.entries.get(data.name), method.row.failed.get(data.name, "")
             if entry is not None or failed:
                 numbers = {} if entry is None else _numbers(entry)
-                writer.writerow(
+                lines.append(
                     {"method": method.title, "row": method.row.row, "data": data.name, "failed": failed, **numbers}
                 )
-    return text.getvalue()
+    return pd.DataFrame(lines, columns=list(FIELDS)).to_csv(index=False, lineterminator="\n")
 
 
 def _numbers(entry: Entry) -> dict[str, Any]:

@@ -13,10 +13,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,7 +22,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 from zarr.codecs import BloscCodec
 
-from voxsam.atomic import make_folder
+from voxsam.atomic import atomic_folder, make_folder
 from voxsam.errors import FileError, InputError
 from voxsam.geometry import Grid
 from voxsam.lab.data.cases import Fault, Labelled
@@ -218,7 +214,7 @@ def write_case(
     record: CaseRecord,
 ) -> None:
     """Write a case's arrays; `folder` appears whole or not at all and replaces an older one. Raises FileError."""
-    with _new_folder(folder) as partial:
+    with atomic_folder(folder) as partial:
         group = zarr.create_group(partial, attributes={"record": record.model_dump(mode="json")})
         for number, array in enumerate(channels):
             _write_array(group, f"channel_{number}", array)
@@ -236,28 +232,6 @@ def _write_array(group: zarr.Group, name: str, array: NDArray[Any]) -> None:
         name, shape=array.shape, dtype=array.dtype, chunks=(CHUNK,) * 3, shards=shards, compressors=compressor
     )
     stored[...] = array
-
-
-@contextmanager
-def _new_folder(target: Path) -> Iterator[Path]:
-    """A folder beside `target` that takes its name when the block ends, and goes when it raises."""
-    partial = target.with_name(f".{secrets.token_hex(4)}-{target.name}")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        yield partial
-        for file in partial.rglob("*"):
-            if file.is_file():
-                with open(file, "rb+") as opened:
-                    os.fsync(opened.fileno())
-        if target.exists():
-            shutil.rmtree(target)
-        os.replace(partial, target)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        given, expected = f"{target} could not be written ({reason})", "a folder that takes files"
-        raise FileError(given, expected, "check its permissions and free space") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def sample_positions(label: NDArray[np.uint8], always: NDArray[np.int32]) -> NDArray[np.int32]:

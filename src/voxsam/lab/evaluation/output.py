@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import os
 import re
-import secrets
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from html import escape
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from voxsam import __version__
+from voxsam.atomic import atomic_folder
 from voxsam.errors import FileError
 from voxsam.lab.data.cases import Case
 from voxsam.lab.evaluation.charts import write_charts
 from voxsam.lab.evaluation.clicks import deepest_voxel
 from voxsam.lab.evaluation.protocol import Evaluation, ScoredMask, open_images, read_case
-from voxsam.lab.evaluation.scores import Scores, components
+from voxsam.lab.evaluation.scores import components
 from voxsam.lab.evaluation.summary import Line, by_case, grouped, rows_of, summarise
 from voxsam.lab.evaluation.systems import System
 from voxsam.lab.evaluation.tables import NOTHING, additional_rows, case_rows, describe, paper_rows, write_tables
@@ -161,6 +160,7 @@ def _figure(path: Path) -> str:
 KIND = "voxsam evaluation"
 FILES = {"scores.csv", "cases.csv", "summary.json", "table.md", "figures", "report.html"}
 CASE_NUMBERS = ("dice", "nsd", "hd95_mm", "truth_ml", "mask_ml", "volume_error", "found", "false_lesions")
+CSV: dict[str, Any] = {"index": False, "float_format": "%.6f", "na_rep": "nan", "lineterminator": "\n"}
 KEYS = ("case", "lesion", "kind", "trial", "clicks")
 
 
@@ -184,7 +184,7 @@ def write_evaluation(evaluation: Evaluation, system: System, cases: Mapping[str,
     Raises FileError as `check_output` does, or if the disk does not take the files.
     """
     check_output(out)
-    with _whole_folder(out) as folder:
+    with atomic_folder(out) as folder:
         figures = folder / "figures"
         figures.mkdir()
         write_scores(evaluation, folder / "scores.csv")
@@ -201,25 +201,23 @@ def write_scores(evaluation: Evaluation, path: Path) -> None:
 
     Infinite is `inf`, no number `nan`. No times: the same seed gives the same file.
     """
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([*KEYS, *Scores.names(), "points"])
-        for row in evaluation.rows:
-            numbers = [_digits(value) for value in asdict(row.scores).values()]
-            writer.writerow([*(getattr(row, key) for key in KEYS), *numbers, _points(row)])
+    lines = [
+        {**{key: getattr(row, key) for key in KEYS}, **asdict(row.scores), "points": _points(row)}
+        for row in evaluation.rows
+    ]
+    pd.DataFrame(lines).to_csv(path, **CSV)
 
 
 def write_cases(evaluation: Evaluation, path: Path) -> None:
     """One line for each case, kind and number of clicks: the mean of its trials and lesions (of HD95 the median)."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["case", "kind", "clicks", "masks", *CASE_NUMBERS])
-        for line in summarise(evaluation):
-            rows = rows_of(evaluation, line.kind, line.clicks)
-            columns = {name: by_case(rows, name) for name in CASE_NUMBERS}
-            for case, own in grouped(rows).items():
-                numbers = [_digits(column[case]) for column in columns.values()]
-                writer.writerow([case, line.kind, line.clicks, len(own), *numbers])
+    lines = []
+    for line in summarise(evaluation):
+        rows = rows_of(evaluation, line.kind, line.clicks)
+        columns = {name: by_case(rows, name) for name in CASE_NUMBERS}
+        for case, own in grouped(rows).items():
+            counts = {"case": case, "kind": line.kind, "clicks": line.clicks, "masks": len(own)}
+            lines.append({**counts, **{name: column[case] for name, column in columns.items()}})
+    pd.DataFrame(lines).to_csv(path, **CSV)
 
 
 def summary(evaluation: Evaluation) -> dict[str, Any]:
@@ -263,10 +261,6 @@ def _number(value: float) -> float | None:
     return round(float(value), 6) if math.isfinite(value) else None
 
 
-def _digits(value: float) -> str:
-    return str(value) if isinstance(value, int) else f"{value:.6f}"
-
-
 def _points(row: ScoredMask) -> str:
     return ";".join(f"{i} {j} {k} {'+' if positive else '-'}" for (i, j, k), positive in row.points)
 
@@ -277,25 +271,3 @@ def _is_evaluation(folder: Path) -> bool:
     except (OSError, ValueError):
         return False
     return isinstance(found, dict) and found.get("kind") == KIND
-
-
-@contextmanager
-def _whole_folder(out: Path) -> Iterator[Path]:
-    """Yield a new folder beside `out`; when the block ends it takes the name, when it raises it is removed."""
-    out = Path(os.path.realpath(out))
-    made, old = (out.with_name(f".{secrets.token_hex(4)}-{out.name}") for _ in range(2))
-    try:
-        made.mkdir()
-        yield made
-        if out.exists():
-            out.rename(old)
-        made.rename(out)
-    except OSError as error:
-        if old.exists() and not out.exists():
-            old.rename(out)
-        reason = error.strerror or str(error)
-        raise FileError(f"{out} could not be written ({reason})", "a folder that takes files", "check it") from error
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
-        if out.exists():
-            shutil.rmtree(old, ignore_errors=True)

@@ -235,7 +235,7 @@ def read_recipe(
     `defaults` are the keys that the file may leave out: what a prepared data set says of itself. Raises FileError or
     InputError with the first fault in one line.
     """
-    fields = {**(defaults or {}), **_read_keys(path)}
+    fields = {**(defaults or {}), **read_keys(path)}
     for preset in presets:
         fields = overridden(fields, preset)
     named = {"steps", "epochs"} & {option.lstrip("-").partition("=")[0] for option in options}
@@ -265,7 +265,7 @@ def read_preset(name: str) -> dict[str, Any]:
     path = PRESETS / f"{name}.yaml" if name in preset_names() else Path(name)
     if not path.is_file():
         raise FileError(f"the preset {name}", f"{', '.join(preset_names())}, or a YAML file", "choose one of them")
-    return _read_keys(path)
+    return read_keys(path)
 
 
 def preset_names() -> list[str]:
@@ -273,15 +273,17 @@ def preset_names() -> list[str]:
     return sorted(path.stem for path in PRESETS.glob("*.yaml"))
 
 
-def _read_keys(path: Path) -> dict[str, Any]:
+def read_keys(path: Path, what: str = "recipe") -> dict[str, Any]:
+    """The keys of a YAML file, a recipe or a plan. Raises FileError or InputError if there are none."""
+    expected, remedy = f"a {what} in YAML", f"see the folder {what}s/"
     if not path.is_file():
-        raise FileError(f"{path}: no such file", "a recipe in YAML", "see the folder recipes/")
+        raise FileError(f"{path}: no such file", expected, remedy)
     try:
         fields = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: {error}", "a recipe in YAML", "repair the file") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: {error}", expected, "repair the file") from error
     if not isinstance(fields, dict):
-        raise InputError(f"{path}: no keys", "a recipe in YAML", "see the folder recipes/")
+        raise InputError(f"{path}: no keys", expected, remedy)
     return fields
 
 
