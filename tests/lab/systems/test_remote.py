@@ -23,7 +23,7 @@ from voxsam.lab.systems.common_loop import compared_system
 from voxsam.lab.systems.compared import Job
 from voxsam.lab.systems.remote import RemoteSystem
 from voxsam.prompts import Point
-from voxsam.server.settings import EvaluationSettings as ServerSettings
+from voxsam.server.settings import Settings as ServerSettings
 from voxsam.testing import StubScan, stub_network, stub_scan
 
 SETTINGS = EvaluationSettings(clicks=(1, 3), trials=1, corrective=3)
