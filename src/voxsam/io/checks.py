@@ -107,6 +107,8 @@ def check_dtype(name: str, dtype: np.dtype[Any]) -> None:
         raise colour(name)
     if dtype.kind == "c":
         raise ImageError(f"{name} has complex voxels", "real numbers", "save its magnitude")
+    if dtype.kind not in "biuf" or dtype.itemsize < 1:
+        raise ImageError(f"{name} has voxels of no known type", "integers or floats", "export it again")
 
 
 def without_nan(name: str, array: NDArray[Any]) -> tuple[NDArray[Any], list[str]]:

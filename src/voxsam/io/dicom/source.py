@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -63,7 +64,8 @@ class DicomSource:
     @classmethod
     def of(cls, slices: Sequence[Slice], grid: Grid) -> DicomSource:
         """The source of sorted slices; reads one of their headers again, all of it."""
-        with slices[0].stored.open() as stream:
+        with slices[0].stored.open() as stream, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # as files.read_slice
             common = pydicom.dcmread(stream, stop_before_pixels=True, force=True)
         for tag in [tag for tag, _ in common.items() if tag.group not in KEPT_GROUPS]:
             del common[tag]
