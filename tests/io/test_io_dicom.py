@@ -353,7 +353,7 @@ def test_a_tilted_gantry_is_the_sheared_grid_that_it_is(tmp_path, write_series, 
     volume = read_volume(write_series(tmp_path / "ct", step=step))
     assert np.array_equal(volume.array, scan_array)
     assert volume.grid.index_to_world((0, 0, 8)) == pytest.approx(RAS @ (ORIGIN + 8 * step), abs=1e-5)
-    (remark,) = volume.remarks
+    remark = volume.remarks[0]
     assert f"the slices of ct lean by {abs(degrees):.1f} degrees (gantry tilt)" in remark
 
 

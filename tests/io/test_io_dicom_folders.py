@@ -19,6 +19,12 @@ from voxsam.errors import FileError, GeometryError, InputError
 from voxsam.io import read_volume
 from voxsam.io.checks import at_most
 
+
+def said(volume):
+    """The remarks, but for the one on values: the phantom is no CT."""
+    return tuple(remark for remark in volume.remarks if "Hounsfield" not in remark)
+
+
 # Copies
 
 
@@ -27,14 +33,14 @@ def test_a_file_that_was_copied_counts_once(tmp_path, write_series, scan_array):
     (folder / "IM00 (1).dcm").write_bytes((folder / "IM00.dcm").read_bytes())
     volume = read_volume(folder)
     assert np.array_equal(volume.array, scan_array)
-    assert volume.remarks == ("ct has 1 copy of the same image; each counts once",)
+    assert said(volume) == ("ct has 1 copy of the same image; each counts once",)
 
 
 def test_a_whole_folder_that_was_copied_counts_once(tmp_path, write_series, scan_array):
     shutil.copytree(write_series(tmp_path / "ct" / "a"), tmp_path / "ct" / "b")
     volume = read_volume(tmp_path / "ct")
     assert np.array_equal(volume.array, scan_array)
-    assert volume.remarks == ("ct has 9 copies of the same image; each counts once",)
+    assert said(volume) == ("ct has 9 copies of the same image; each counts once",)
 
 
 def test_a_copy_that_was_written_by_another_program_is_the_same_image(tmp_path, write_series, scan_array):
@@ -72,7 +78,7 @@ def test_a_linked_folder_is_entered_once(tmp_path, write_series, scan_array):
     (tmp_path / "linked" / "again").symlink_to("../real/slices")
     (tmp_path / "linked" / "round").symlink_to(tmp_path / "linked")
     volume = read_volume(tmp_path / "linked")
-    assert np.array_equal(volume.array, scan_array) and volume.remarks == ()
+    assert np.array_equal(volume.array, scan_array) and said(volume) == ()
 
 
 def test_links_to_single_slices_are_followed_but_not_for_others(tmp_path, write_series, scan_array):
@@ -108,7 +114,7 @@ def test_a_localizer_beside_the_scan_is_left_out_and_named(tmp_path, write_serie
     write_series(tmp_path / "study" / "b", localizer, array=array, series="1.2.3.4" if same else "1.2.3.5")
     volume = read_volume(tmp_path / "study")
     assert np.array_equal(volume.array, scan_array)
-    (remark,) = volume.remarks
+    (remark,) = said(volume)
     images = f"{slices} image{'s' if slices > 1 else ''}"
     assert re.fullmatch(
         rf"study: read CT series 4\.\d 'liver': 9 images; left out: CT series 4\.\d '.*': {images}", remark
@@ -121,7 +127,7 @@ def test_one_image_across_the_others_needs_no_name(tmp_path, write_series, scan_
     write_series(tmp_path / "study" / "b", series="1.2.3.5", array=scan_array[:, :, :1], **across)
     volume = read_volume(tmp_path / "study")
     assert np.array_equal(volume.array, scan_array)
-    assert volume.remarks == ("study: read CT series 4 'phantom': 9 images; left out: CT series 1 'phantom': 1 image",)
+    assert said(volume) == ("study: read CT series 4 'phantom': 9 images; left out: CT series 1 'phantom': 1 image",)
 
 
 @pytest.fixture
@@ -136,7 +142,7 @@ def two_series(tmp_path, write_series, scan_array):
 def test_a_series_is_chosen_by_number_or_uid(two_series, scan_array, series, mirrored):
     volume = read_volume(two_series, series=series)
     assert np.array_equal(volume.array, scan_array[::-1] if mirrored else scan_array)
-    assert "left out" in volume.remarks[0]
+    assert "left out" in said(volume)[0]
 
 
 def test_a_series_in_a_zip_is_chosen_too(tmp_path, two_series, scan_array):

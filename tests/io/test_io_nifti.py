@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from voxsam.errors import FileError, GeometryError
+from voxsam.errors import FileError, GeometryError, InputError
 from voxsam.geometry import Grid
 from voxsam.io import read_volume
 
@@ -316,6 +316,15 @@ def test_a_slope_that_is_no_number_is_none(tmp_path, scan_array):
     path = save(tmp_path / "a.nii", scan_array, (OTHER, 1), (OTHER, 1))
     volume = read_volume(patched(path, SCALING, [np.nan, 0]))
     assert np.array_equal(volume.array, scan_array) and "slope (scl_slope) of nan" in volume.remarks[0]
+
+
+@pytest.mark.parametrize("code", [0, 1, 255, 7777])
+def test_voxels_of_no_known_type_are_refused_in_one_line(tmp_path, scan_array, code):
+    content = bytearray(save(tmp_path / "a.nii", scan_array, sform=(OTHER, 1)).read_bytes())
+    content[70:72] = np.int16(code).tobytes()
+    (tmp_path / "a.nii").write_bytes(content)
+    with pytest.raises(InputError, match="has voxels of no known type|has a broken NIfTI header"):
+        read_volume(tmp_path / "a.nii")
 
 
 def test_bytes_after_the_gzip_stream_do_no_harm(tmp_path, scan_array):

@@ -117,8 +117,8 @@ def series(folder: Path, axes: np.ndarray, spacing: tuple[float, float, float]) 
     return folder
 
 
-def places_of_frames(path: Path) -> dict[tuple[int, ...], set[int]]:
-    """Where each segment has voxels, by the frames' own positions and orientations, in whole 1/100 mm."""
+def places_of_frames(path: Path) -> dict[int, list[np.ndarray]]:
+    """Where each segment has voxels, LPS mm, by the frames' own positions and orientations."""
     from pydicom.pixels import pixel_array
 
     dataset, found = pydicom.dcmread(path), {}

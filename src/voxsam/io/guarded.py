@@ -119,7 +119,7 @@ def _receive(stream: IO[bytes], accept: Accept | None) -> Any:
 
 
 def _exactly(stream: IO[bytes], length: int) -> memoryview:
-    view = memoryview(np.empty(length, dtype=np.uint8)).cast("B")
+    view = np.empty(length, dtype=np.uint8).data
     done = 0
     while done < length:
         count = stream.readinto(view[done : done + 16 * MIB])  # type: ignore[attr-defined]

@@ -165,7 +165,7 @@ def decode(slices: Sequence[Slice], shape: tuple[int, int, int]) -> NDArray[np.g
         for k, image in enumerate(slices):
             try:
                 pixels = _stored_numbers(image, file, path)
-            except (RuntimeError, OSError) as error:
+            except (RuntimeError, *BROKEN) as error:
                 raise _undecodable(image) from error
             if pixels.size != shape[0] * shape[1]:
                 raise truncated(image.name, f"{pixels.size} pixels were decoded, {shape[0] * shape[1]} are declared")
@@ -217,7 +217,7 @@ def _uncompressed(data: bytes, image: Slice) -> NDArray[np.generic]:
         raise _undecodable(image, f"{bits} bits for a pixel")
     big = not header.original_encoding[1] or _syntax(header) == GE_PRIVATE_SYNTAX
     kind = np.dtype(f"{'>' if big else '<'}{'i' if signed else 'u'}{bits // 8}")
-    numbers = np.frombuffer(data, kind).astype(kind.newbyteorder("="), copy=False)
+    numbers = np.frombuffer(data[: frame_bytes(header)], kind).astype(kind.newbyteorder("="), copy=False)
     used = int(header.get("BitsStored") or bits)
     high = int(header.get("HighBit") if header.get("HighBit") is not None else used - 1)
     if not 0 < used <= high + 1 <= bits:
