@@ -348,3 +348,11 @@ def test_world_coordinates_are_products_added_one_by_one() -> None:
     i, j, k = 17.3, 0.1, -29.7
     expected = [i * a + j * b + k * c + t for a, b, c, t in affine[:3]]
     assert Grid((4, 5, 6), affine).index_to_world((i, j, k)).tolist() == expected
+
+
+def test_a_grid_in_the_world_of_dicom_and_back():
+    grid = Grid.from_lps((3, 4, 5), np.diag([0.5, 0.7, 2.5]), (-10, 20, 30))
+    assert grid.axes == "LPS" and grid.index_to_world((1, 1, 1)) == pytest.approx([9.5, -20.7, 32.5])
+    origin, spacing, direction = grid.to_lps()
+    assert (origin, spacing) == (pytest.approx([-10, 20, 30]), pytest.approx([0.5, 0.7, 2.5]))
+    assert direction == pytest.approx(np.eye(3))

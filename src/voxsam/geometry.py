@@ -78,6 +78,22 @@ class Grid:
         affine[:3, :3] = (np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross) @ affine[:3, :3]
         return Grid(self.shape, affine)
 
+    @classmethod
+    def from_lps(cls, shape: Sequence[int], steps_lps_mm: ArrayLike, origin_lps_mm: ArrayLike) -> Grid:
+        """The grid as DICOM and ITK say it, whose x grows to the Left and y to Posterior.
+
+        Column a of `steps_lps_mm` (3, 3) is the step from voxel to voxel along axis a; `origin_lps_mm` (3,) is the
+        centre of voxel (0, 0, 0).
+        """
+        affine = np.eye(4)
+        affine[:3, :3] = _RAS_FROM_LPS @ np.asarray(steps_lps_mm, dtype=np.float64)
+        affine[:3, 3] = flip_lps(origin_lps_mm)
+        return cls(tuple(shape), affine)  # type: ignore[arg-type]
+
+    def to_lps(self) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+        """(3,) origin in LPS mm, (3,) spacing in mm, (3, 3) direction (unit columns, LPS), as ITK wants them."""
+        return flip_lps(self.affine[:3, 3]), self.spacing_mm, _RAS_FROM_LPS @ self.affine[:3, :3] / self.spacing_mm
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Grid) and self.shape == other.shape and bool(np.array_equal(self.affine, other.affine))
 
