@@ -18,6 +18,7 @@ from benchmarks.operations import encoder_operations
 from benchmarks.plain import PlainNetwork
 from benchmarks.reading import big_scan, measure_reading
 from voxsam.errors import InputError
+from voxsam.kernels import install
 from voxsam.kernels.linear import precisions
 from voxsam.network.card import Card
 from voxsam.network.network import VoxSAMNetwork
@@ -53,12 +54,14 @@ class Settings(BaseModel):
 
 
 def build(form: type[VoxSAMNetwork], config: ModelConfig, preprocessing: Preprocessing, seed: int) -> VoxSAMNetwork:
-    """A network with random weights, the same for the same seed in either form."""
+    """A network with random weights, the same for the same seed in either form; VoxSAM's own with its kernels."""
     torch.manual_seed(seed)
     network = form(Card(name=f"{config.size}, random", config=config, preprocessing=preprocessing)).eval()
     for name, parameter in network.named_parameters():
         if "rel_pos_" in name and parameter.ndim == 2:  # they start at 0, where a wrong bias would not show
             nn.init.normal_(parameter, std=0.1)
+    if form is VoxSAMNetwork:
+        install(network)
     return network
 
 
@@ -132,7 +135,7 @@ def precision(settings: Settings) -> Numbers:
     found: Numbers = {}
     two_clicks(network, scan)
     for name in precisions(torch.device("cpu")):
-        network.use_precision(name)
+        install(network, name)
         found[name] = two_clicks(network, scan)
     return found
 

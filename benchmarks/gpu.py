@@ -26,7 +26,7 @@ from benchmarks.machine import describe_machine
 from voxsam.kernels.device import keep_float32
 from voxsam.kernels.warm_up import warm_up
 from voxsam.lab.evaluation.tables import markdown_table
-from voxsam.network.attention import _fused
+from voxsam.network.attention import WindowAttention
 from voxsam.network.network import VoxSAMNetwork
 from voxsam.network.sizes import SIZES, ModelConfig
 from voxsam.phantoms.phantoms import Phantom, make_phantom
@@ -73,9 +73,10 @@ def attention_inputs(config: ModelConfig, windows: int, device: torch.device, dt
 def measure_attention(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> Results:
     """Seconds of one block's attention core: torch's fused kernel with appended channels, and FlexAttention."""
     q, k, v, relative, code = attention_inputs(config, WINDOWS if device.type == "cuda" else 2, device, dtype)
+    attention = WindowAttention(config.width, config.heads, 1)
     attend = torch.compile(flex_attention) if device.type == "cuda" else flex_attention
     ways = {
-        "sdpa_s": lambda: _fused(q, k, v, relative, code),
+        "sdpa_s": lambda: attention.attend(q, k, v, relative, code),
         "flex_s": lambda: flexible(q, k, v, relative, config.window, attend),
     }
     with torch.inference_mode():

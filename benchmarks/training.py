@@ -36,6 +36,7 @@ def measure_step(size: str, crop: int, recompute: bool, device: str, threads: in
     import torch
     from monai.losses import DiceCELoss
 
+    from voxsam.kernels import install
     from voxsam.network.card import Card
     from voxsam.network.network import VoxSAMNetwork
     from voxsam.network.sizes import ModelConfig
@@ -46,6 +47,7 @@ def measure_step(size: str, crop: int, recompute: bool, device: str, threads: in
     torch.manual_seed(0)
     config = ModelConfig.model_validate({**SIZES[size].model_dump(), "crop": crop})
     network = freeze(VoxSAMNetwork(Card(name=size, config=config, preprocessing=RELEASED["kits"])).to(device))
+    install(network)
     network.image_encoder.recompute = recompute
     optimiser = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], lr=1e-5)
     image = torch.randn(1, 1, crop, crop, crop, device=device)

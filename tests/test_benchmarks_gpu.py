@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks import gpu
-from voxsam.network.attention import _fused
+from voxsam.network.attention import WindowAttention
 from voxsam.network.sizes import TINY
 
 TOLERANCE = 1e-5
@@ -20,7 +20,8 @@ def test_flex_attention_is_our_attention(window):
     torch.manual_seed(0)
     q, k, v, relative, code = gpu.attention_inputs(config, 3, torch.device("cpu"), torch.float32)
     found = gpu.flexible(q, k, v, relative, window)
-    torch.testing.assert_close(found, _fused(q, k, v, relative, code), atol=TOLERANCE, rtol=TOLERANCE)
+    expected = WindowAttention(config.width, config.heads, 1).attend(q, k, v, relative, code)
+    torch.testing.assert_close(found, expected, atol=TOLERANCE, rtol=TOLERANCE)
     wrong = gpu.flexible(q, k, v, relative.roll(window, -1), window)  # axes d, h, w in another order
     assert (found - wrong).abs().max() > 0.1
 

@@ -43,7 +43,6 @@ LEVEL = {part: level for level, layer in enumerate(LAYERS) for part in layer}
 
 # Parts that may import less than their layer allows: these parts and no other.
 ONLY = {"network": {"errors", "extras", "geometry", "preprocess"}}
-PENDING = {("network", "kernels")}  # to be installed on a network by one call; then this line goes
 
 # Libraries that a part must not know: network/ knows no files, server/ knows no tensors.
 FOREIGN = {
@@ -136,8 +135,6 @@ def forbidden(part: str, name: str) -> str | None:
         return None
     if other not in LEVEL:
         return f"{part} imports {other}, which is in no layer"
-    if (part, other) in PENDING:
-        return None
     if LEVEL[other] > LEVEL[part]:
         return f"{part} imports {other}, which lies above it"
     if part in ONLY and other not in ONLY[part]:
@@ -151,9 +148,7 @@ def ring(package: Path) -> list[str]:
     for file in package.rglob("*.py"):
         part = part_of(file, package)
         others = {imported_part(name) for name, _ in imported_names(file, package)}
-        graph.setdefault(part, set()).update(
-            other for other in others if other and other != part and (part, other) not in PENDING
-        )
+        graph.setdefault(part, set()).update(other for other in others if other and other != part)
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from voxsam.errors import UnsupportedError
-from voxsam.kernels.linear import Precision
-from voxsam.network import block as module
-from voxsam.network.adapters import ADAPTERS, AdapterKind, BlockHook, adapter_kind
+from voxsam.kernels import block as kernels
+from voxsam.kernels.block import FastBlock
+from voxsam.network.adapters import ADAPTERS, AdapterKind, BlockHook, NoAdapter, adapter_kind
 from voxsam.network.block import Block
 from voxsam.network.image_encoder import ImageEncoder
 from voxsam.testing import stub_network
@@ -21,7 +21,7 @@ WIDTH = CONFIG.width
 TOLERANCE = 1e-5
 
 
-class Told(BlockHook):
+class Noting(BlockHook):
     """Notes the calls and adds to each place a number of its own, another for each token."""
 
     places = ("before_attention", "after_attention", "before_mlp", "after_mlp", "after_block")
@@ -36,32 +36,44 @@ class Told(BlockHook):
         self.calls.append(place)
         return x + self.added[place]
 
-    def before_attention(self, x_BDHWc: Tensor, precision: Precision) -> Tensor:
+    def before_attention(self, x_BDHWc: Tensor) -> Tensor:
         return self._note("before_attention", x_BDHWc)
 
-    def after_attention(self, y_BDHWc: Tensor, precision: Precision) -> Tensor:
+    def after_attention(self, y_BDHWc: Tensor) -> Tensor:
         return self._note("after_attention", y_BDHWc)
 
-    def before_mlp(self, x_BDHWc: Tensor, precision: Precision) -> Tensor:
+    def before_mlp(self, x_BDHWc: Tensor) -> Tensor:
         return self._note("before_mlp", x_BDHWc)
 
-    def after_mlp(self, y_BDHWc: Tensor, precision: Precision) -> Tensor:
+    def after_mlp(self, y_BDHWc: Tensor) -> Tensor:
         return self._note("after_mlp", y_BDHWc)
 
-    def after_block(self, x_BDHWc: Tensor, carried: Tensor | None, precision: Precision) -> tuple[Tensor, Tensor]:
+    def after_block(self, x_BDHWc: Tensor, carried: Tensor | None) -> tuple[Tensor, Tensor]:
         return self._note("after_block", x_BDHWc), carried + 1 if carried is not None else torch.zeros(())
 
 
 class Shifted(BlockHook):
     """Adds to query and value, not to key, what it finds in the normed token."""
 
+    between = False
+
     def change_qkv(self, normed_ntc: Tensor, qkv_ntk: Tensor) -> Tensor:
         return qkv_ntk + torch.cat([normed_ntc, torch.zeros_like(normed_ntc), 2 * normed_ntc], -1)
 
 
+KIND: dict[str, type[Block]] = {}
+
+
+@pytest.fixture(autouse=True, params=[Block, FastBlock])
+def _kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test has the block as it is, and the fast one, in several chunks of which the last is not full."""
+    monkeypatch.setitem(KIND, "block", request.param)
+    monkeypatch.setattr(kernels, "CHUNK_TOKENS", 24)
+
+
 def make(hook: BlockHook, number: int = 0, config=CONFIG) -> Block:
     torch.manual_seed(3)
-    block = Block(config, number, hook)
+    block = KIND["block"](config, number, hook)
     for parameter in block.parameters():
         nn.init.normal_(parameter, std=0.3)
     return block.eval()
@@ -76,9 +88,9 @@ def tokens() -> Tensor:
 @pytest.mark.parametrize("gradients", [True, False])
 def test_each_place_is_reached_in_order_and_adds_what_it_says(config, number: int, gradients: bool) -> None:
     """By a block without hooks, whose two halves are told apart by an mlp that is made 0."""
-    hook, x = Told(), tokens()
-    block, plain = make(hook, number, config), make(BlockHook(), number, config)
-    attention_alone = make(BlockHook(), number, config)
+    hook, x = Noting(), tokens()
+    block, plain = make(hook, number, config), make(NoAdapter(), number, config)
+    attention_alone = make(NoAdapter(), number, config)
     for parameter in attention_alone.mlp.parameters():
         nn.init.zeros_(parameter)
     add = hook.added
@@ -89,8 +101,8 @@ def test_each_place_is_reached_in_order_and_adds_what_it_says(config, number: in
         expected = between + mlp + add["after_mlp"] + add["after_block"]
     with torch.set_grad_enabled(gradients):
         found, carried = block(x)
-        again, carried = block(x, "float32", carried)
-    assert hook.calls == list(Told.places) * 2
+        again, carried = block(x, carried)
+    assert hook.calls == list(Noting.places) * 2
     assert torch.equal(found, again)
     assert carried is not None and float(carried) == 1
     assert float((found.detach() - expected).abs().max()) < TOLERANCE * float(expected.abs().max())
@@ -98,14 +110,13 @@ def test_each_place_is_reached_in_order_and_adds_what_it_says(config, number: in
 
 @pytest.mark.parametrize("config", [CONFIG, SLICES], ids=["volume", "slices"])
 @pytest.mark.parametrize("gradients", [True, False])
-def test_query_and_value_change_as_weights_that_are_changed_alike(config, gradients: bool, monkeypatch) -> None:
-    monkeypatch.setattr(module, "CHUNK_TOKENS", 24)  # several chunks, the last not full
-    block, plain, x = make(Shifted(), config=config), make(BlockHook(), config=config), tokens()
+def test_query_and_value_change_as_weights_that_are_changed_alike(config, gradients: bool) -> None:
+    block, plain, x = make(Shifted(), config=config), make(NoAdapter(), config=config), tokens()
     eye = torch.eye(WIDTH)
     with torch.no_grad():
         plain.attention.qkv.weight += torch.cat([eye, 0 * eye, 2 * eye])
         expected = plain(x)[0]
-        unchanged = make(BlockHook(), config=config)(x)[0]
+        unchanged = make(NoAdapter(), config=config)(x)[0]
     with torch.set_grad_enabled(gradients):
         found = block(x)[0].detach()
     assert float((found - expected).abs().max()) < TOLERANCE * float(expected.abs().max())
@@ -116,13 +127,19 @@ def test_a_block_leaves_the_tokens_that_it_is_given_as_they_are() -> None:
     x = tokens()
     before = x.clone()
     with torch.inference_mode():
-        make(BlockHook())(x)
+        make(NoAdapter())(x)
     assert torch.equal(x, before)
 
 
-def test_only_hooks_between_attention_and_the_end_keep_windows_from_finishing_one_by_one() -> None:
-    assert Told().inside
-    assert not BlockHook().inside and not Shifted().inside
+def test_every_design_that_acts_between_attention_and_the_end_says_so() -> None:
+    """`between` is said, not found out: what does not say it is safe, and what denies it has no such method."""
+    acting = ("after_attention", "before_mlp", "after_mlp")
+    assert BlockHook.between
+    for name, kind in ADAPTERS.items():
+        config = CONFIG.model_copy(update={"adapter": name})
+        hook = kind.make(config, 0, kind.shared(config) if kind.shared else None)
+        acts = any(getattr(type(hook), place) is not getattr(BlockHook, place) for place in acting)
+        assert hook.between or not acts, name
 
 
 def test_what_a_block_hands_on_reaches_the_next_and_what_is_shared_is_the_encoders(monkeypatch) -> None:
@@ -132,7 +149,7 @@ def test_what_a_block_hands_on_reaches_the_next_and_what_is_shared_is_the_encode
             self._shared = (shared,)
             self.heard: Tensor | None = None
 
-        def after_block(self, x_BDHWc: Tensor, carried: Tensor | None, precision: Precision) -> tuple[Tensor, Tensor]:
+        def after_block(self, x_BDHWc: Tensor, carried: Tensor | None) -> tuple[Tensor, Tensor]:
             self.heard = carried
             shared = self._shared[0]
             assert isinstance(shared, nn.Linear)

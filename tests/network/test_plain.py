@@ -1,4 +1,4 @@
-"""VoxSAM's folded network equals the plain form of the released computation: values, and every gradient.
+"""VoxSAM's network equals the reference implementation, bare and with its kernels: values, and every gradient.
 
 The configurations are chosen to break a fold: grids that are no multiple of the window, crops with three different
 sides, one window or less per axis, patches finer and coarser than the stride, long tables of relative positions.
@@ -14,12 +14,13 @@ from torch import Tensor
 
 from benchmarks import plain
 from benchmarks.plain import PlainNetwork
-from voxsam.network import block, prompt_encoder
+from voxsam.kernels import block as kernels
+from voxsam.kernels import install
+from voxsam.network.attention import windows
 from voxsam.network.card import Card
 from voxsam.network.network import VoxSAMNetwork
 from voxsam.network.prompt_encoder import PADDING
 from voxsam.network.sizes import TINY, ModelConfig
-from voxsam.network.windows import windows
 from voxsam.preprocess import RELEASED
 
 VALUE_TOLERANCE = 1e-4  # float32 sums of a few thousand terms in another order
@@ -45,6 +46,8 @@ SMALL = ModelConfig(
     prompt_heads=4,
     prompt_mlp=20,
 )
+
+FORM = {"kernels": False}
 
 # What is changed in SMALL, and the crop (D, H, W). The token grid is the crop / stride.
 CASES: dict[str, tuple[dict[str, object], tuple[int, int, int]]] = {
@@ -87,6 +90,8 @@ def pair(config: ModelConfig, seed: int = 0) -> tuple[VoxSAMNetwork, PlainNetwor
     card = Card(name="small", config=config, preprocessing=RELEASED["colon"])
     network, oracle = random_(VoxSAMNetwork(card), seed), PlainNetwork(card).eval()
     oracle.load_state_dict(network.state_dict())
+    if FORM["kernels"]:
+        install(network)
     return network, oracle
 
 
@@ -110,6 +115,13 @@ def agree(found: Tensor, expected: Tensor, tolerance: float = VALUE_TOLERANCE) -
     assert float((found - expected).abs().max()) < tolerance * max(1.0, float(expected.abs().max()))
 
 
+@pytest.fixture(autouse=True, params=[False, True], ids=["bare", "kernels"])
+def _form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test runs on the network as it is, and with its kernels, in chunks of which the last is not full."""
+    monkeypatch.setitem(FORM, "kernels", request.param)
+    monkeypatch.setattr(kernels, "CHUNK_TOKENS", 3 * SMALL.window**3)
+
+
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
     before = torch.get_num_threads()
@@ -124,8 +136,7 @@ def test_features_prompted_features_and_logits_agree(case, profile, monkeypatch)
     change, shape = CASES[case]
     network, oracle = pair(SMALL.model_copy(update=change).in_profile(profile))
     crops, points = crops_and_points(shape)
-    monkeypatch.setattr(block, "CHUNK_TOKENS", 3 * network.config.window**3)  # the last chunk is not full
-    monkeypatch.setattr(prompt_encoder, "CHUNK_TOKENS", 25)
+    monkeypatch.setattr(kernels, "CHUNK_TOKENS", 3 * network.config.window**3)
     with torch.inference_mode():
         features, expected = network.encode(crops), oracle.encode(crops)
         for level, expected_level in zip(features, expected, strict=True):
@@ -198,7 +209,7 @@ def test_each_polarity_agrees_and_padding_points_change_nothing():
         assert float((oracle(crops, points[:, :4], 1 - labels) - expected).abs().max()) > VISIBLE
 
 
-def test_a_second_click_with_the_static_share_agrees():
+def test_a_second_click_with_the_static_part_agrees():
     network, oracle = pair(SMALL)
     crops, points = crops_and_points((20, 32, 28))
     with torch.inference_mode():
@@ -216,7 +227,7 @@ def test_a_grid_first_used_in_inference_mode_can_be_trained_on():
     network(crops, points).sum().backward()
 
 
-# The plain form itself, against answers known beforehand
+# The reference implementation itself, against answers known beforehand
 
 
 def test_the_mask_of_one_axis_by_hand():

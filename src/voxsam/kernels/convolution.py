@@ -1,12 +1,21 @@
-"""The one 3x3x3 convolution of the network: zero padding of 1, by the fastest kernel that there is for its size."""
+"""The network's 3x3x3 convolutions: by the fastest kernel for their size, and of an enlarged map without enlarging it.
+
+n batch, C channels in, O channels out, d h w a map's own grid, D H W the grid that it is resized to.
+"""
 
 from __future__ import annotations
 
+from functools import cache
+from typing import Any
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+from voxsam.network.mask_decoder import MaskDecoder
 
 FEW, MANY = 2, 64  # channels out and in: a kernel that computes sixteen channels out at a time wastes most of its work
+TAPS = 3  # of the kernel, on each axis
 
 
 def convolve(x_BCDHW: Tensor, weight: Tensor, bias: Tensor | None = None, groups: int = 1) -> Tensor:
@@ -19,7 +28,7 @@ def convolve(x_BCDHW: Tensor, weight: Tensor, bias: Tensor | None = None, groups
     direct = x_BCDHW.device.type == "cpu" and x_BCDHW.dtype == torch.float32 and torch.backends.mkldnn.is_available()
     if direct and not torch.is_grad_enabled():
         few = bias is None and len(weight) <= FEW and weight.shape[1] >= MANY
-        if few and not torch.is_autocast_enabled("cpu"):  # autocast would add the shares in bf16
+        if few and not torch.is_autocast_enabled("cpu"):  # autocast would add the taps in bf16
             return _to_few_channels(x_BCDHW, weight)
         one = [1, 1, 1]
         return torch.mkldnn_convolution(x_BCDHW, weight, bias, one, one, one, groups)
@@ -27,13 +36,134 @@ def convolve(x_BCDHW: Tensor, weight: Tensor, bias: Tensor | None = None, groups
 
 
 def _to_few_channels(x_BCDHW: Tensor, weight: Tensor) -> Tensor:
-    """The channels of each slice mixed for all 27 taps in one product; then each tap's share put where it belongs."""
+    """The channels of each slice mixed for all 27 taps in one product; then each tap's part put where it belongs."""
     (b, c, depth, height, width), out = x_BCDHW.shape, len(weight)
     taps = weight.flip(3, 4).permute(2, 0, 3, 4, 1).reshape(-1, c)  # (3 of d, O, 9 of h and w) x C
     total = x_BCDHW.new_zeros(b, out, depth + 2, height, width)
     for d in range(depth):
         mixed = torch.matmul(taps, x_BCDHW[:, :, d].flatten(2))
-        shares = F.fold(mixed, (height, width), 3, padding=1).unflatten(1, (3, out))
-        for tap, fraction in enumerate(shares.unbind(1)):
-            total[:, :, d + 2 - tap] += fraction
+        parts = F.fold(mixed, (height, width), 3, padding=1).unflatten(1, (3, out))
+        for tap, part in enumerate(parts.unbind(1)):
+            total[:, :, d + 2 - tap] += part
     return total[:, :, 1:-1]
+
+
+def resized_convolution(x_nCdhw: Tensor, weight: Tensor, onto_nODHW: Tensor) -> Tensor:
+    """(n, O, D, H, W): onto + conv3d(interpolate(x, (D, H, W), "trilinear", align_corners=True), weight, padding=1).
+
+    `weight` (O, C, 3, 3, 3). Resizing acts on each axis alone and the same on all channels; so does each tap of the
+    kernel. The channels may therefore be mixed before d and h are enlarged: O C 27 products for each of the d h W
+    places instead of D H W. Slices of the map go through one at a time, which keeps them in the processor's cache, and
+    each is added to the few slices of the result that it touches.
+    """
+    device = x_nCdhw.device.type
+    cast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    dtype = torch.get_autocast_dtype(device) if cast else x_nCdhw.dtype
+    return _ResizedConvolution.apply(x_nCdhw.to(dtype), weight.to(dtype), onto_nODHW)  # type: ignore[return-value]
+
+
+@cache
+@torch.inference_mode(False)  # a table made while clicking must also serve training
+def _resize_taps(length: int, size: int) -> Tensor:
+    """(3, size, length) float64: tap a of row p weighs the map's own samples for the enlarged sample p + a - 1.
+
+    Linear with align_corners=True; rows beyond the ends are 0, as the convolution's padding is.
+    """
+    at = torch.linspace(0, length - 1, size, dtype=torch.float64)
+    rows = (1 - (at[:, None] - torch.arange(length)).abs()).clamp(min=0)
+    padded = F.pad(rows, (0, 0, 1, 1))
+    return torch.stack([padded[tap : tap + size] for tap in range(TAPS)])
+
+
+def _tables(x_nCdhw: Tensor, size: tuple[int, ...]) -> tuple[Tensor, ...]:
+    """_resize_taps of the three axes, as x is."""
+    like = x_nCdhw.dtype, x_nCdhw.device
+    return tuple(_resize_taps_as(n, side, *like) for n, side in zip(x_nCdhw.shape[2:], size, strict=True))
+
+
+@cache
+@torch.inference_mode(False)
+def _resize_taps_as(length: int, size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """_resize_taps kept on the device, for ever: a CUDA graph reads them where they lay when it was recorded."""
+    return _resize_taps(length, size).to(device, dtype)
+
+
+@cache
+def _touched(length: int, size: int) -> tuple[slice, ...]:
+    """For each sample of a map's axis, the enlarged samples that any tap of the kernel takes from it."""
+    rows = [taken.nonzero().flatten().tolist() for taken in _resize_taps(length, size).any(0).unbind(1)]
+    return tuple(slice(row[0], row[-1] + 1) if row else slice(0) for row in rows)
+
+
+def _mixing(weight: Tensor) -> Tensor:
+    """(O 9, 3 C): the kernel as a matrix, taps of d and h with the channels out, taps of w with those in."""
+    return weight.permute(0, 2, 3, 1, 4).reshape(weight.shape[0] * TAPS * TAPS, -1)
+
+
+def _enlarged(x_nChw: Tensor, on_w: Tensor) -> Tensor:
+    """(n, 3 C, h W): one slice, enlarged along w for each tap."""
+    return torch.einsum("nChw,cWw->nCchW", x_nChw, on_w).flatten(3).flatten(1, 2)
+
+
+class _ResizedConvolution(torch.autograd.Function):
+    """Both ways slice by slice; for the way back only the map and the weight are kept. Sums are float32 or more."""
+
+    @staticmethod
+    def forward(ctx: Any, x_nCdhw: Tensor, weight: Tensor, onto_nODHW: Tensor) -> Tensor:
+        ctx.save_for_backward(x_nCdhw, weight)
+        ctx.size, ctx.onto = tuple(onto_nODHW.shape[2:]), onto_nODHW.dtype
+        on_d, on_h, on_w = _tables(x_nCdhw, ctx.size)
+        (n, _, depth, height, _), (*_, W) = x_nCdhw.shape, ctx.size
+        out, mix, rows_h = len(weight), _mixing(weight), on_h.transpose(0, 1).flatten(1)
+        total = onto_nODHW.to(torch.promote_types(x_nCdhw.dtype, torch.float32), copy=True)
+        for k, (x_nChw, at) in enumerate(zip(x_nCdhw.unbind(2), _touched(depth, ctx.size[0]), strict=True)):
+            mixed = torch.matmul(mix, _enlarged(x_nChw, on_w)).reshape(n, TAPS * out, TAPS * height, W)
+            one = torch.matmul(rows_h, mixed).reshape(n, out, TAPS, -1)
+            total[:, :, at] += torch.matmul(on_d[:, at, k].T, one).unflatten(3, ctx.size[1:])
+        return total.to(torch.promote_types(x_nCdhw.dtype, onto_nODHW.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x_nCdhw, weight = ctx.saved_tensors
+        on_d, on_h, on_w = _tables(x_nCdhw, ctx.size)
+        (n, channels, depth, height, _), (*_, W) = x_nCdhw.shape, ctx.size
+        out, mix, rows_h = len(weight), _mixing(weight), on_h.transpose(0, 1).flatten(1)
+        gradient = gradients[0].to(x_nCdhw.dtype)
+        to_x = torch.empty_like(x_nCdhw)
+        to_mix = torch.zeros_like(mix, dtype=torch.promote_types(mix.dtype, torch.float32))  # a sum over all slices
+        for k, (x_nChw, at) in enumerate(zip(x_nCdhw.unbind(2), _touched(depth, ctx.size[0]), strict=True)):
+            one = torch.matmul(on_d[:, at, k], gradient[:, :, at].flatten(3)).reshape(n, TAPS * out, -1, W)
+            mixed = torch.matmul(rows_h.T, one).reshape(n, len(mix), height * W)
+            to_mix += torch.einsum("nqp,nrp->qr", mixed, _enlarged(x_nChw, on_w))
+            enlarged = torch.matmul(mix.T, mixed).reshape(n, channels, TAPS, height, W)
+            to_x[:, :, k] = torch.einsum("nCchW,cWw->nChw", enlarged, on_w)
+        to_weight = to_mix.reshape(out, TAPS, TAPS, channels, TAPS).permute(0, 3, 1, 2, 4)
+        return to_x, to_weight.to(weight.dtype), gradients[0].to(ctx.onto)
+
+
+class FastConvolution(nn.Conv3d):
+    """A 3x3x3 convolution that keeps its grid, by `convolve`; in the precision of x."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, C, D, H, W) -> (n, O, D, H, W)."""
+        return convolve(x, self.weight, self.bias, self.groups)
+
+
+class FastPlaneConvolution(nn.Conv2d):
+    """A convolution of slices in the precision of x."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, C, H, W) -> (n, O, H, W)."""
+        return self._conv_forward(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+
+
+class FastMaskDecoder(MaskDecoder):
+    """MaskDecoder, whose levels are mixed before they are enlarged; with gradients too, which take less memory so."""
+
+    def convolution(self, x_BCDHW: Tensor, weight: Tensor) -> Tensor:
+        """As MaskDecoder.convolution."""
+        return convolve(x_BCDHW, weight)
+
+    def enlarged_convolution(self, x_BmGGG: Tensor, weight: Tensor, onto_BmFFF: Tensor) -> Tensor:
+        """As MaskDecoder.enlarged_convolution."""
+        return resized_convolution(x_BmGGG, weight, onto_BmFFF)

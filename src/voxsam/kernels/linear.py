@@ -23,6 +23,12 @@ X86 = ("x86_64", "AMD64")  # where packed products were measured to be faster
 UNSIGNED_PEAK, SIGNED_PEAK = 255, 127  # of bytes; VNNI multiplies unsigned ones (activations) by signed (weights)
 
 
+class Lower:
+    """A module whose products may be of a lower precision, where no gradient is kept."""
+
+    precision: Precision = "float32"
+
+
 class Product(Protocol):
     """One linear layer, ready to be multiplied."""
 
@@ -98,13 +104,13 @@ class PlainProduct:
         self.linear = linear
 
     def __call__(self, x: Tensor, activation: Activation = "none") -> Tensor:
-        out = self.linear(x)
+        out = F.linear(x, self.linear.weight, self.linear.bias)
         if activation == "none":
             return out
         return F.gelu(out) if activation == "gelu" else F.relu(out)
 
     def plus(self, x: Tensor, residual: Tensor) -> Tensor:
-        return residual + self.linear(x)
+        return residual + self(x)
 
 
 class PackedProduct:

@@ -1,27 +1,41 @@
-"""What is done on a GPU before the first click: kernels are chosen, and the parts of a click are recorded.
+"""What is done on a GPU before the first click: kernels are chosen, and the parts of a click recorded as CUDA graphs.
 
 Each choice is measured on this machine, and a way is taken only if it gives the plain way's numbers (`fastest`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+import logging
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from voxsam.kernels.choose import fastest
-from voxsam.kernels.cuda_graph import Graphed, Record, record_on_gpu
 from voxsam.network.network import VoxSAMNetwork
 from voxsam.network.prompt_encoder import PADDING, POSITIVE
 from voxsam.network.promptable import Promptable
 
+LOG = logging.getLogger("voxsam.weights")
 COUNTS = (4, 8, 16, 32)  # clicks are filled up to one of them, so that few kinds of input are recorded
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}  # of the largest value: other kernels add in another order
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last_3d": torch.channels_last_3d}
 
-Click = Callable[[], Tensor]
+REPEATS = 5  # of each way, of which the least time counts
+KEPT = 4  # kinds of input; each recording holds the memory of its intermediate results
+WARM_UPS = 3  # runs before the recording, in which libraries choose their kernels
+
+Work = Callable[[], Tensor]
+Replay = Callable[[], object]
+Record = Callable[[Work], tuple[Replay, Tensor]]
+Way = Callable[[], Tensor]
 
 
 def warm_up(model: Promptable) -> dict[str, str]:
@@ -59,7 +73,7 @@ def choose_ways(network: VoxSAMNetwork, record: Record) -> dict[str, str]:
         return {"layout": layout, **_choose_parts(network, click, tolerance, record)}
 
 
-def _laid_out(network: VoxSAMNetwork, layout: str, click: Click) -> Tensor:
+def _laid_out(network: VoxSAMNetwork, layout: str, click: Way) -> Tensor:
     """What `click` answers with the decoder's convolutions in a layout, which they keep."""
     with torch.inference_mode(False), torch.no_grad():
         for parameter in network.mask_decoder.parameters():
@@ -68,7 +82,7 @@ def _laid_out(network: VoxSAMNetwork, layout: str, click: Click) -> Tensor:
     return click()
 
 
-def _choose_parts(network: VoxSAMNetwork, click: Click, tolerance: float, record: Record) -> dict[str, str]:
+def _choose_parts(network: VoxSAMNetwork, click: Way, tolerance: float, record: Record) -> dict[str, str]:
     """Each part of a click recorded ("graph") or not ("plain"), one after the other; what was chosen, by name."""
     prompting = [name for name, _ in network.named_children() if name.startswith("prompt_encoder")]
     chosen = {}
@@ -82,7 +96,7 @@ def _choose_parts(network: VoxSAMNetwork, click: Click, tolerance: float, record
     return chosen
 
 
-def _ways(part: nn.Module, method: str, click: Click, record: Record) -> dict[str, Click]:
+def _ways(part: nn.Module, method: str, click: Way, record: Record) -> dict[str, Way]:
     """`click` with a part's own method, and with its recording; each leaves the part as it used it."""
     graphed = Graphed(part, getattr(part, method), record)
 
@@ -126,3 +140,141 @@ def filled_up(
         labels_BN = torch.full(points_BN3.shape[:2], POSITIVE, dtype=torch.long, device=points_BN3.device)
     prompt_features = None if prompt_features_BNC is None else F.pad(prompt_features_BNC, (0, 0, 0, more))
     return F.pad(points_BN3, (0, 0, 0, more)), prompt_features, F.pad(labels_BN, (0, more), value=PADDING)
+
+
+# The fastest of several ways
+
+
+def fastest(ways: Mapping[str, Way], tolerance: float, of: str = "") -> str:
+    """The name of the way that takes the least time, of those that answer as the first one does.
+
+    A way that raises, or differs from the first by more than `tolerance` of its largest value, is not taken: so
+    what a driver or a compiler does not master costs speed and never a mask. Why it was not taken goes to the log
+    "voxsam.weights", as information, under the name `of` what it is a way of. The first way's own errors are raised.
+    """
+    (first, plain), *others = ways.items()
+    answer = plain()
+    seconds = {first: _seconds(plain)}
+    for name, way in others:
+        try:
+            if _close(way(), answer, tolerance):
+                seconds[name] = _seconds(way)
+            else:
+                LOG.info("%s: %s is not taken, its answer is another than that of %s", of, name, first)
+        except Exception as error:  # whatever it is, the first way works
+            LOG.info("%s: %s is not taken, it failed", of, name, exc_info=error)
+    LOG.info("%s: seconds %s", of, seconds)
+    return min(seconds, key=seconds.__getitem__)
+
+
+def _close(found: Tensor, expected: Tensor, tolerance: float) -> bool:
+    """False for another shape, and for NaN."""
+    if found.shape != expected.shape:
+        return False
+    return bool((found.float() - expected.float()).abs().max() <= tolerance * expected.float().abs().max())
+
+
+def _seconds(way: Way) -> float:
+    """The least of a few runs, until the device has finished."""
+    best = float("inf")
+    for _ in range(REPEATS):
+        start = time.perf_counter()
+        found = way()
+        if found.device.type == "cuda":
+            torch.cuda.synchronize(found.device)
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+# Recordings
+
+
+def record_on_gpu(work: Work) -> tuple[Replay, Tensor]:
+    """What replays `work` on the tensors that it reads now, and the tensor that its answer will be in.
+
+    Raises RuntimeError if it does what cannot be recorded, such as waiting for the GPU; the thread is then on its own
+    stream again.
+    """
+    own = torch.cuda.current_stream()
+    aside = torch.cuda.Stream()
+    aside.wait_stream(own)
+    with torch.cuda.stream(aside):
+        for _ in range(WARM_UPS):
+            work()
+    own.wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    # torch.cuda.graph stays on its stream where ending a recording fails: the outer `with` leaves it.
+    with torch.cuda.stream(own), torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        answer = work()
+    return graph.replay, answer
+
+
+def end_of_replay(device: torch.device) -> torch.cuda.Event | None:
+    """What marks on a GPU where a replay has ended; None elsewhere, where it has ended when it returns."""
+    return torch.cuda.Event() if device.type == "cuda" else None
+
+
+@dataclass(frozen=True, eq=False)
+class _Recording:
+    inputs: list[Any]  # tensors of its own, that a replay reads; what else there is
+    replay: Replay
+    answer: Tensor
+    weights: tuple[int, ...]
+    end: torch.cuda.Event | None
+
+    def __call__(self, given: list[Any]) -> Tensor:
+        """The answer for these inputs, after what another thread's stream has still to do with the recording."""
+        if self.end is not None:
+            self.end.wait()
+        for own, new in zip(self.inputs, given, strict=True):
+            if isinstance(own, Tensor):
+                own.copy_(new)
+        self.replay()
+        answer = self.answer.clone()
+        if self.end is not None:
+            self.end.record()
+        return answer
+
+    def finish(self) -> None:
+        """Wait until nothing reads its tensors any more."""
+        if self.end is not None:
+            self.end.synchronize()
+
+
+class Graphed:
+    """Calls like `work`, a part of `module` that takes tensors, tuples of them, numbers or None, and returns a tensor.
+
+    Recorded anew when shapes, types or the place of the module's weights and buffers change. With gradients it is
+    `work` itself. Threads take turns, and so do their streams. `record` is the seam for tests, which have no GPU.
+    """
+
+    def __init__(self, module: nn.Module, work: Callable[..., Tensor], record: Record = record_on_gpu) -> None:
+        self.work = work
+        self._module, self._record = module, record
+        self._kept: OrderedDict[Hashable, _Recording] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __call__(self, *inputs: Any) -> Tensor:
+        """What `work(*inputs)` returns, in a tensor of its own."""
+        if torch.is_grad_enabled():
+            return self.work(*inputs)
+        given, structure = tree_flatten(inputs)
+        with self._lock, torch.inference_mode():
+            return self._recorded(given, structure)(given)
+
+    def _recorded(self, given: list[Any], structure: Any) -> _Recording:
+        kind = (structure, *((i.shape, i.dtype, i.device) if isinstance(i, Tensor) else i for i in given))
+        held = itertools.chain(self._module.parameters(), self._module.buffers())
+        weights = tuple(tensor.data_ptr() for tensor in held)
+        found = self._kept.get(kind)
+        if found is None or found.weights != weights:
+            if found is not None:
+                found.finish()
+            own = [i.clone() if isinstance(i, Tensor) else i for i in given]
+            inputs = tree_unflatten(own, structure)
+            replay, answer = self._record(lambda: self.work(*inputs))
+            found = self._kept[kind] = _Recording(own, replay, answer, weights, end_of_replay(answer.device))
+            while len(self._kept) > KEPT:
+                self._kept.popitem(last=False)[1].finish()
+        self._kept.move_to_end(kind)
+        return found

@@ -13,8 +13,6 @@ from torch import Tensor, nn
 
 from voxsam.errors import UnsupportedError
 from voxsam.extras import load_systems
-from voxsam.kernels.convolution import convolve
-from voxsam.kernels.linear import Activation, Precision, product
 from voxsam.network.sizes import ModelConfig
 
 
@@ -22,10 +20,13 @@ class BlockHook(nn.Module):
     """Where an adapter may act in a block; as it stands it changes nothing, and has no parameters.
 
     x is what the block hands on, y what attention or mlp are about to add to it; both are (B, D, H, W, c) and stay so.
-    `precision` is that of products where no gradients are kept (`multiply`).
+    `between` says whether it acts between attention and the block's end. One that does not, and says so, lets a block
+    finish some windows before it begins others (voxsam.kernels.block).
     """
 
-    def before_attention(self, x_BDHWc: Tensor, precision: Precision) -> Tensor:
+    between = True
+
+    def before_attention(self, x_BDHWc: Tensor) -> Tensor:
         """What the block begins with."""
         return x_BDHWc
 
@@ -33,38 +34,31 @@ class BlockHook(nn.Module):
         """Query, key and value (k = 3 c) of the tokens of some windows, made of the normed tokens; may change them."""
         return qkv_ntk
 
-    def after_attention(self, y_BDHWc: Tensor, precision: Precision) -> Tensor:
+    def after_attention(self, y_BDHWc: Tensor) -> Tensor:
         """What attention adds to x."""
         return y_BDHWc
 
-    def before_mlp(self, x_BDHWc: Tensor, precision: Precision) -> Tensor:
+    def before_mlp(self, x_BDHWc: Tensor) -> Tensor:
         """x with attention's part."""
         return x_BDHWc
 
-    def after_mlp(self, y_BDHWc: Tensor, precision: Precision) -> Tensor:
+    def after_mlp(self, y_BDHWc: Tensor) -> Tensor:
         """What the mlp adds to x."""
         return y_BDHWc
 
-    def after_block(
-        self, x_BDHWc: Tensor, carried: Tensor | None, precision: Precision
-    ) -> tuple[Tensor, Tensor | None]:
+    def after_block(self, x_BDHWc: Tensor, carried: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """What the block ends with; `carried` comes from the block before, None in the first, and goes to the next."""
         return x_BDHWc, carried
 
-    @property
-    def inside(self) -> bool:
-        """Whether it acts between attention and the block's end: then a block cannot finish window after window."""
-        kind, plain = type(self), BlockHook
-        return (
-            kind.after_attention is not plain.after_attention
-            or kind.before_mlp is not plain.before_mlp
-            or kind.after_mlp is not plain.after_mlp
-        )
+
+class NoAdapter(BlockHook):
+    """SAM's block as it is."""
+
+    between = False
 
 
-def multiply(linear: nn.Linear, x: Tensor, precision: Precision, activation: Activation = "none") -> Tensor:
-    """(..., k) -> (..., m), in the type of x: activation(linear(x)), the fastest way for all the rows of x together."""
-    return product(linear, x.numel() // x.shape[-1], x, precision)(x, activation).to(x.dtype)
+class GridLinear(nn.Linear):
+    """A linear layer that multiplies all tokens of the grid together, as an adapter's do."""
 
 
 def convolve_tokens(convolution: nn.Conv3d, x_BDHWm: Tensor) -> Tensor:
@@ -78,21 +72,20 @@ class SpatialAdapter(BlockHook):
     The convolution is depth-wise and 3 x 3 x 3.
     """
 
+    between = False
+
     def __init__(self, width: int, bottleneck: int, outer_relu: bool) -> None:
         super().__init__()
         self.outer_relu = outer_relu
-        self.down = nn.Linear(width, bottleneck)
+        self.down = GridLinear(width, bottleneck)
         self.conv = nn.Conv3d(bottleneck, bottleneck, 3, padding=1, groups=bottleneck)
-        self.up = nn.Linear(bottleneck, width)
+        self.up = GridLinear(bottleneck, width)
 
-    def before_attention(self, x_BDHWc: Tensor, precision: Precision) -> Tensor:
-        """x and the adapter's share of it."""
-        rows = x_BDHWc.numel() // x_BDHWc.shape[-1]
-        down, up = (product(linear, rows, x_BDHWc, precision) for linear in (self.down, self.up))
-        hidden = down(x_BDHWc, "relu").permute(0, 4, 1, 2, 3)
-        hidden = convolve(hidden, self.conv.weight, self.conv.bias, self.conv.groups)
-        hidden = F.relu(hidden).permute(0, 2, 3, 4, 1)
-        return x_BDHWc + up(hidden, "relu") if self.outer_relu else up.plus(hidden, x_BDHWc)
+    def before_attention(self, x_BDHWc: Tensor) -> Tensor:
+        """x and what the adapter adds to it."""
+        hidden = F.relu(convolve_tokens(self.conv, F.relu(self.down(x_BDHWc))))
+        change = self.up(hidden)
+        return x_BDHWc + (F.relu(change) if self.outer_relu else change)
 
 
 @dataclass(frozen=True)
@@ -109,7 +102,7 @@ class AdapterKind:
 
 # By the `adapter` of a ModelConfig; voxsam.lab.systems adds those that VoxSAM's own is compared with.
 ADAPTERS: dict[str, AdapterKind] = {
-    "none": AdapterKind(lambda config, block, shared: BlockHook()),
+    "none": AdapterKind(lambda config, block, shared: NoAdapter()),
     "spatial": AdapterKind(
         lambda config, block, shared: SpatialAdapter(config.width, config.adapter_width, config.adapter_relu)
     ),

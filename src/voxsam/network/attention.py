@@ -1,20 +1,81 @@
-"""Window attention with decomposed relative positions in 3D, without a bias tensor.
+"""Window attention with decomposed relative positions in 3D, and which tokens of a grid share a window.
 
-n windows, t tokens of a window (a box of d, h, w), c width, h heads, e width of a head.
+n windows, t tokens of a window (a box of d, h, w), c width, h heads, e width of a head, D H W token grid.
 """
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from voxsam.network.windows import SIDE_LOGIT
-
+SIDE_LOGIT = 64.0  # two sides of a wrap differ by 2 * 64 in their logit: e^-128 is 0 in float32 (released: e^-100)
 KERNEL_MULTIPLE = 16  # fused kernels like head widths that fill whole vector registers
-OPEN_TOKENS = 256  # from so many tokens of a window on, plain products beat a CPU's fused kernel
+
+
+@dataclass(frozen=True)
+class Windows:
+    """For n windows of t tokens, those of a box of `window` = (d, h, w): one index table per grid and shift.
+
+    `index` (n, t): flat token index in the (D, H, W) grid, any valid one for padding. `padding` (n, t) bool, None if
+    the grid needs none. `sides` (n, t, 3): +1 or -1 on an axis where the window spans the wrap of a shifted grid, 0
+    where it does not; None for a grid that is not shifted. `inverse` (D * H * W,): where each token stands in `index`.
+    """
+
+    index: Tensor
+    padding: Tensor | None
+    sides: Tensor | None
+    inverse: Tensor
+    window: tuple[int, int, int]
+
+
+@lru_cache(maxsize=32)
+@torch.inference_mode(False)  # a table made while clicking must also serve training
+def windows(grid: tuple[int, int, int], window: tuple[int, int, int], shifted: bool, device: torch.device) -> Windows:
+    """The windows of a token grid (D, H, W); `shifted` moves them by half a window (Swin's cyclic roll).
+
+    The roll, the zero padding of grids that are no multiple of the window, and the partition are all in the table:
+    gathering tokens by it is a single copy.
+    """
+    axes = [_axis(length, side, side // 2 if shifted else 0) for length, side in zip(grid, window, strict=True)]
+    (pos_d, side_d), (pos_h, side_h), (pos_w, side_w) = axes
+
+    def spread(d: Tensor, h: Tensor, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        shape = (len(d), len(h), len(w), *window)
+        parts = (d[:, None, None, :, None, None], h[None, :, None, None, :, None], w[None, None, :, None, None, :])
+        full = [p.expand(shape).reshape(-1, math.prod(window)) for p in parts]
+        return full[0], full[1], full[2]
+
+    d, h, w = spread(pos_d, pos_h, pos_w)
+    outside = (d >= grid[0]) | (h >= grid[1]) | (w >= grid[2])
+    index = torch.where(outside, 0, (d * grid[1] + h) * grid[2] + w)
+    inverse = torch.empty(math.prod(grid), dtype=torch.long)
+    inside = (~outside).flatten()
+    inverse[index.flatten()[inside]] = torch.arange(index.numel())[inside]
+    sides = torch.stack(spread(side_d, side_h, side_w), -1).float().to(device) if shifted else None
+    padding = outside.to(device) if bool(outside.any()) else None
+    return Windows(index.to(device), padding, sides, inverse.to(device), window)
+
+
+def _axis(length: int, window: int, shift: int) -> tuple[Tensor, Tensor]:
+    """(windows, w) positions in the padded, rolled axis, and their sides."""
+    padded = -(-length // window) * window
+    position = ((torch.arange(padded) + shift) % padded).reshape(-1, window)
+    wraps = position[:, :1] > position[:, -1:]
+    return position, torch.where(position < shift, -1, 1) * wraps
+
+
+@lru_cache(maxsize=32)
+@torch.inference_mode(False)
+def _key_code(window: tuple[int, int, int], axes: str, device: torch.device) -> Tensor:
+    """(t, r): for each token of a window the one-hot codes of its position on the axes, side by side."""
+    position = torch.stack(torch.meshgrid(*(torch.arange(side) for side in window), indexing="ij")).flatten(1)
+    codes = [F.one_hot(place, side) for place, side, axis in zip(position, window, "dhw", strict=True) if axis in axes]
+    return torch.cat(codes, 1).float().to(device)
 
 
 class WindowAttention(nn.Module):
@@ -80,49 +141,16 @@ class WindowAttention(nn.Module):
             sides = (sides_nt3 * SIDE_LOGIT**0.5).to(q.dtype)
             relative = torch.cat([relative, sides[:, None].expand(-1, self.heads, -1, -1)], -1)
             code = torch.cat([code, sides], -1)
-        return (_open if t >= OPEN_TOKENS and _plain_cpu(q.device) else _fused)(q, k, v, relative, code).flatten(2)
+        return self.attend(q, k, v, relative, code).flatten(2)
 
-
-def _plain_cpu(device: torch.device) -> bool:
-    """Whether tensors may be written into on a CPU: no gradients, and no autocast, which changes types on the way."""
-    return device.type == "cpu" and not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
-
-
-@lru_cache(maxsize=32)
-@torch.inference_mode(False)  # a table made while clicking must also serve training
-def _key_code(window: tuple[int, int, int], axes: str, device: torch.device) -> Tensor:
-    """(t, r): for each token of a window the one-hot codes of its position on the axes, side by side."""
-    position = torch.stack(torch.meshgrid(*(torch.arange(side) for side in window), indexing="ij")).flatten(1)
-    codes = [F.one_hot(place, side) for place, side, axis in zip(position, window, "dhw", strict=True) if axis in axes]
-    return torch.cat(codes, 1).float().to(device)
-
-
-def _fused(q_nhte: Tensor, k_nhte: Tensor, v_nhte: Tensor, relative_nhtr: Tensor, code_ntr: Tensor) -> Tensor:
-    """(n, t, h, e) by torch's fused attention: `relative` and `code` are r channels more of query and key."""
-    e, r = q_nhte.shape[-1], relative_nhtr.shape[-1]
-    spare = -(e + r) % KERNEL_MULTIPLE
-    out = F.scaled_dot_product_attention(
-        F.pad(torch.cat([q_nhte * e**-0.5, relative_nhtr], -1), (0, spare)),
-        F.pad(torch.cat([k_nhte, code_ntr[:, None].expand(-1, q_nhte.shape[1], -1, -1)], -1), (0, spare)),
-        F.pad(v_nhte, (0, r + spare)),
-        scale=1.0,
-    )
-    return out[..., :e].transpose(1, 2)
-
-
-def _open(q_nhte: Tensor, k_nhte: Tensor, v_nhte: Tensor, relative_nhtr: Tensor, code_ntr: Tensor) -> Tensor:
-    """(n, t, h, e) by plain products, head by head: the same as `_fused`, without gradients.
-
-    The logits of one head fit in a core's cache and their memory is used again; query, key and value are read where
-    they lie; nothing is padded. With windows of 8^3 this is a fifth faster than torch's fused kernel on a CPU.
-    """
-    n, h, t, e = q_nhte.shape
-    out, logits = q_nhte.new_empty(n, t, h, e), q_nhte.new_empty(t, t)
-    for window in range(n):
-        code_rt = code_ntr[window].T
-        for head in range(h):
-            torch.mm(relative_nhtr[window, head], code_rt, out=logits)
-            logits.addmm_(q_nhte[window, head], k_nhte[window, head].T, alpha=e**-0.5)
-            torch.softmax(logits, -1, out=logits)
-            torch.mm(logits, v_nhte[window, head], out=out[window, :, head])
-    return out
+    def attend(self, q_nhte: Tensor, k_nhte: Tensor, v_nhte: Tensor, relative_nhtr: Tensor, code_ntr: Tensor) -> Tensor:
+        """(n, t, h, e) by torch's fused attention: `relative` and `code` are r channels more of query and key."""
+        e, r = q_nhte.shape[-1], relative_nhtr.shape[-1]
+        spare = -(e + r) % KERNEL_MULTIPLE
+        out = F.scaled_dot_product_attention(
+            F.pad(torch.cat([q_nhte * e**-0.5, relative_nhtr], -1), (0, spare)),
+            F.pad(torch.cat([k_nhte, code_ntr[:, None].expand(-1, q_nhte.shape[1], -1, -1)], -1), (0, spare)),
+            F.pad(v_nhte, (0, r + spare)),
+            scale=1.0,
+        )
+        return out[..., :e].transpose(1, 2)

@@ -10,9 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from voxsam.kernels.convolution import convolve
-from voxsam.kernels.linear import Precision, product
-from voxsam.network.adapters import adapter_kind
+from voxsam.network.adapters import adapter_kind, convolve_tokens
 from voxsam.network.block import LAYER_NORM_EPS, Block
 from voxsam.network.patch_embedding import PatchEmbedding, SlicePatchEmbedding
 from voxsam.network.promptable import BlockProgress
@@ -33,20 +31,17 @@ class Neck(nn.Module):
         self.conv = convolution(feature_width, feature_width, 3, padding=1, bias=False)
         self.norm2 = nn.LayerNorm(feature_width, eps=LAYER_NORM_EPS)
 
-    def forward(self, x_BDHWc: Tensor, precision: Precision = "float32") -> Tensor:
-        """(B, D, H, W, c) -> (B, C, D, H, W), in the precision of x."""
-        dtype, rows = x_BDHWc.dtype, x_BDHWc.numel() // x_BDHWc.shape[-1]
-        reduced = product(self.reduce, rows, x_BDHWc, precision)(x_BDHWc)
-        x = self.norm1(reduced.to(dtype)).to(reduced.dtype)
-        return self.norm2(self._convolved(x).to(dtype)).permute(0, 4, 1, 2, 3)
+    def forward(self, x_BDHWc: Tensor) -> Tensor:
+        """(B, D, H, W, c) -> (B, C, D, H, W)."""
+        x = self.convolved(self.norm1(self.reduce(x_BDHWc)))
+        return self.norm2(x).permute(0, 4, 1, 2, 3)
 
-    def _convolved(self, x_BDHWC: Tensor) -> Tensor:
-        weight = self.conv.weight
-        if weight.ndim == 5:
-            return convolve(x_BDHWC.permute(0, 4, 1, 2, 3), weight).permute(0, 2, 3, 4, 1)
-        planes = x_BDHWC.flatten(0, 1).permute(0, 3, 1, 2)
-        out = F.conv2d(planes, weight.to(planes.dtype), padding=1)
-        return out.permute(0, 2, 3, 1).unflatten(0, x_BDHWC.shape[:2])
+    def convolved(self, x_BDHWC: Tensor) -> Tensor:
+        """The second convolution, on the volume or on each slice."""
+        if isinstance(self.conv, nn.Conv3d):
+            return convolve_tokens(self.conv, x_BDHWC)
+        planes = self.conv(x_BDHWC.flatten(0, 1).permute(0, 3, 1, 2))
+        return planes.permute(0, 2, 3, 1).unflatten(0, x_BDHWC.shape[:2])
 
 
 class ImageEncoder(nn.Module):
@@ -58,8 +53,7 @@ class ImageEncoder(nn.Module):
     its planes.
 
     Set `recompute` to keep only the input of each block for the backward pass and compute the rest again: a training
-    step then needs the memory of one block instead of all. `precision` is that of products and convolutions on a CPU
-    where no gradients are kept (`product`); the tokens and their norms stay float32.
+    step then needs the memory of one block instead of all.
 
     Raises UnsupportedError for an adapter that is not known.
     """
@@ -68,7 +62,6 @@ class ImageEncoder(nn.Module):
         super().__init__()
         self.config = config
         self.recompute = False
-        self.precision: Precision = "float32"
         c, side, slices = config.width, config.position_grid, config.tokens == "slices"
         if slices:
             self.patch_embedding = SlicePatchEmbedding(c, config.patch, config.stride)
@@ -104,11 +97,11 @@ class ImageEncoder(nn.Module):
         levels, carried = [], None
         for number, block in enumerate(self.blocks, 1):
             if self.recompute and torch.is_grad_enabled():
-                x, carried = checkpoint(block, x, self.precision, carried, use_reentrant=False)  # type: ignore[misc]
+                x, carried = checkpoint(block, x, carried, use_reentrant=False)  # type: ignore[misc]
             else:
-                x, carried = block(x, self.precision, carried)
+                x, carried = block(x, carried)
             if number in self.config.level_blocks:
-                levels.append(self.necks[len(levels) % len(self.necks)](x, self.precision))
+                levels.append(self.necks[len(levels) % len(self.necks)](x))
             if progress is not None:
                 progress(number, len(self.blocks))
         return tuple(levels)

@@ -9,8 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from voxsam.kernels.convolution import convolve
-from voxsam.kernels.resized_convolution import resized_convolution
 from voxsam.network.sizes import ModelConfig
 
 CLASSES = 2  # background, tumour
@@ -28,7 +26,7 @@ def _normed(x: Tensor) -> Tensor:
 
 
 class Head(nn.Module):
-    """Two 3x3x3 convolutions, each with InstanceNorm and ReLU: one level's share of the mask features."""
+    """Two 3x3x3 convolutions, each with InstanceNorm and ReLU: what one level gives to the mask features."""
 
     def __init__(self, feature_width: int, head_width: int) -> None:
         super().__init__()
@@ -37,17 +35,15 @@ class Head(nn.Module):
 
     def forward(self, x_BCDHW: Tensor) -> Tensor:
         """(B, C, G, G, G) -> (B, m, G, G, G)."""
-        x = _normed(convolve(x_BCDHW, self.conv1.weight))
-        return _normed(convolve(x, self.conv2.weight))
+        return _normed(self.conv2(_normed(self.conv1(x_BCDHW))))
 
 
 class MaskDecoder(nn.Module):
     """Four heads, upsampled and concatenated with the crop, fused by a 3x3x3 convolution, then two logits per voxel.
 
     The fusing convolution is a sum over its input groups, and a click changes `config.prompt_levels` only, most often
-    level 4 alone. `static` computes the share of the other levels and of the crop once; `fused` adds that of the
-    prompted ones. No concatenation is ever made, and no level is enlarged before the convolution has mixed its
-    channels. Without `config.multi_layer` there is one head, for level 4.
+    level 4 alone. `static` computes the part of the other levels and of the crop once; `fused` adds that of the
+    prompted ones, and no concatenation is ever made. Without `config.multi_layer` there is one head, for level 4.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -64,27 +60,36 @@ class MaskDecoder(nn.Module):
     def _fusion_grid(self, token_grid: torch.Size, crop_shape: torch.Size) -> tuple[int, ...]:
         return tuple(crop_shape) if self.full_resolution else tuple(2 * n for n in token_grid)
 
-    def _with_share(self, total_BmFFF: Tensor, head: int, features_BCDHW: Tensor) -> Tensor:
+    def _with_level(self, total_BmFFF: Tensor, head: int, features_BCDHW: Tensor) -> Tensor:
         """The sum so far, and what the level of one head (from 0) adds to the fusing convolution."""
         m = self.fuse.out_channels
         weight = self.fuse.weight[:, head * m : (head + 1) * m]
-        return resized_convolution(self.heads[head](features_BCDHW), weight, total_BmFFF)
+        return self.enlarged_convolution(self.heads[head](features_BCDHW), weight, total_BmFFF)
+
+    def convolution(self, x_BCDHW: Tensor, weight: Tensor) -> Tensor:
+        """conv3d(x, weight), 3 x 3 x 3, which keeps the grid."""
+        return F.conv3d(x_BCDHW, weight, padding=1)
+
+    def enlarged_convolution(self, x_BmGGG: Tensor, weight: Tensor, onto_BmFFF: Tensor) -> Tensor:
+        """onto + conv3d(x enlarged to onto's grid, weight)."""
+        enlarged = _resize(x_BmGGG, onto_BmFFF.shape[2:], align_corners=True)
+        return onto_BmFFF + self.convolution(enlarged, weight)
 
     def static(self, features: tuple[Tensor, ...], crops_B1DHW: Tensor) -> Tensor:
-        """(B, m, F, F, F): the share of the crop and of the levels that no click changes; holds while the crop does."""
+        """(B, m, F, F, F): the part of the crop and of the levels that no click changes; holds while the crop does."""
         size = self._fusion_grid(features[0].shape[2:], crops_B1DHW.shape[2:])
         image = _resize(crops_B1DHW, size, align_corners=False)
-        total = convolve(image, self.fuse.weight[:, len(self.heads) * self.fuse.out_channels :])
+        total = self.convolution(image, self.fuse.weight[:, len(self.heads) * self.fuse.out_channels :])
         for head in self.unprompted:
-            total = self._with_share(total, head, features[head])
+            total = self._with_level(total, head, features[head])
         return total
 
     def fused(self, static: Tensor, prompted: tuple[Tensor, ...]) -> Tensor:
-        """The static share and the prompted levels, after the prompt encoder -> (B, m, F, F, F) mask features."""
+        """The static part and the prompted levels, after the prompt encoder -> (B, m, F, F, F) mask features."""
         for head, features_BCDHW in zip(self.prompted, prompted, strict=True):
-            static = self._with_share(static, head, features_BCDHW)
+            static = self._with_level(static, head, features_BCDHW)
         return _normed(static)
 
     def forward(self, fused_BmFFF: Tensor, crop_shape: tuple[int, ...]) -> Tensor:
         """Mask features -> (B, 2, D, H, W) logits on the crop."""
-        return _resize(convolve(fused_BmFFF, self.classify.weight), crop_shape, align_corners=True)
+        return _resize(self.classify(fused_BmFFF), crop_shape, align_corners=True)

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from voxsam.errors import UnsupportedError
-from voxsam.kernels.linear import Precision, require_precision
 from voxsam.network.card import Card
 from voxsam.network.conditioning import Conditioning, condition
 from voxsam.network.image_encoder import ImageEncoder
@@ -43,19 +42,6 @@ class VoxSAMNetwork(Promptable):
     def encode(self, crops_B1DHW: Tensor, progress: BlockProgress | None = None) -> Features:
         """(B, 1, D, H, W) float, normalised -> four (B, C, D/T, H/T, W/T), level 4 last, T = config.stride."""
         return self.image_encoder(crops_B1DHW, progress)
-
-    def use_precision(self, precision: Precision) -> None:
-        """Encode in bf16 or int8 from now on, with an error (docs/performance.md, "Lower precision").
-
-        On a CPU the encoder's products are made so; its parameters, and the decoder, stay float32. On a GPU the whole
-        network becomes bf16. Raises UnsupportedError where the machine has no instructions for it.
-        """
-        device = next(self.parameters()).device
-        require_precision(precision, device)
-        if device.type == "cpu":
-            self.image_encoder.precision = precision
-        elif precision == "bf16":
-            self.to(torch.bfloat16)
 
     def sample(self, features: Features, points_BN3: Tensor) -> Tensor:
         """(B, N, C): what the voxels under the points (d, h, w in crop voxels) look like; 0 outside the crop.

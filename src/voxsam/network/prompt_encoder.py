@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from voxsam.network.sizes import ModelConfig
 
 PADDING, NEGATIVE, POSITIVE = -1, 0, 1  # labels of points
-CHUNK_TOKENS = 2048  # image tokens that stay in a processor's cache
 
 
 def sample_features(features_BCDHW: Tensor, points_BN3: Tensor, crop_shape: tuple[int, int, int]) -> Tensor:
@@ -162,18 +161,11 @@ class PromptEncoder(nn.Module):
         for layer in self.layers:
             queries, points = layer.ask(points, mask)  # type: ignore[operator]
             asked.append(queries)
-        parts = [self._look(part, asked) for part in features_BCDHW.flatten(2).split(self._chunk(features_BCDHW), 2)]
-        return (parts[0] if len(parts) == 1 else torch.cat(parts, 2)).reshape(features_BCDHW.shape)
+        return self.look(features_BCDHW.flatten(2), asked).reshape(features_BCDHW.shape)
 
-    def _look(self, image_BCT: Tensor, asked: list[Tensor]) -> Tensor:
+    def look(self, image_BCT: Tensor, asked: list[Tensor]) -> Tensor:
         """Image tokens through all layers: the queries do not depend on them, nor a token on another."""
         image = image_BCT.transpose(1, 2)
         for layer, queries in zip(self.layers, asked, strict=True):
             image = layer(image, queries)
         return image.transpose(1, 2)
-
-    @staticmethod
-    def _chunk(features_BCDHW: Tensor) -> int:
-        """How many tokens go through together: a cache full of them on a CPU where no gradient is kept."""
-        few = features_BCDHW.device.type == "cpu" and not torch.is_grad_enabled()
-        return CHUNK_TOKENS if few else features_BCDHW[0, 0].numel()

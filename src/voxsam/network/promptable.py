@@ -7,8 +7,6 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from voxsam.errors import UnsupportedError
-from voxsam.kernels.linear import Precision
 from voxsam.network.card import Card
 from voxsam.network.conditioning import Conditioning
 from voxsam.network.sizes import ModelConfig
@@ -41,11 +39,6 @@ class Promptable(nn.Module, ABC):
         A network that takes its time calls `progress` now and then. It belongs to this call alone: threads that share a
         network each hear of their own crops.
         """
-
-    def use_precision(self, precision: Precision) -> None:
-        """Encode in another precision from now on. Raises UnsupportedError for one that network or machine lacks."""
-        if precision != "float32":
-            raise UnsupportedError(f"{precision} for the model {self.card.name}", "float32", "leave --precision out")
 
     @abstractmethod
     def sample(self, features: Features, points_BN3: Tensor) -> Tensor:

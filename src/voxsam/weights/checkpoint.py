@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from voxsam.errors import CheckpointError, InputError
+from voxsam.kernels import install
 from voxsam.kernels.device import choose_device, keep_float32
 from voxsam.kernels.linear import Precision, require_precision
 from voxsam.network.card import Card
@@ -57,7 +58,7 @@ def load_model(source: str | Path, device: str = "auto", precision: Precision = 
     if card.delta_of is not None:
         tensors = {**_frozen_of_base(card, path), **tensors}
     network = assemble(card, tensors, str(path)).to(target)
-    network.use_precision(precision)
+    install(network, precision)
     return network
 
 

@@ -10,8 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from voxsam.kernels.linear import Precision
-from voxsam.network.adapters import ADAPTERS, AdapterKind, BlockHook, convolve_tokens, multiply
+from voxsam.network.adapters import ADAPTERS, AdapterKind, BlockHook, GridLinear, convolve_tokens
 from voxsam.network.sizes import LEVELS, ModelConfig
 
 
@@ -20,14 +19,14 @@ class Bottleneck(nn.Module):
 
     def __init__(self, width: int, bottleneck: int) -> None:
         super().__init__()
-        self.down = nn.Linear(width, bottleneck)
-        self.up = nn.Linear(bottleneck, width)
+        self.down = GridLinear(width, bottleneck)
+        self.up = GridLinear(bottleneck, width)
         nn.init.zeros_(self.up.weight)
         nn.init.zeros_(self.up.bias)
 
-    def forward(self, y_BDHWc: Tensor, precision: Precision) -> Tensor:
+    def forward(self, y_BDHWc: Tensor) -> Tensor:
         """(B, D, H, W, c) -> the same shape."""
-        return y_BDHWc + multiply(self.up, multiply(self.down, y_BDHWc, precision, "gelu"), precision)
+        return y_BDHWc + self.up(F.gelu(self.down(y_BDHWc)))
 
 
 class Houlsby(BlockHook):
@@ -41,13 +40,13 @@ class Houlsby(BlockHook):
         self.attention = Bottleneck(config.width, config.adapter_width) if config.adapter_twice else None
         self.mlp = Bottleneck(config.width, config.adapter_width)
 
-    def after_attention(self, y_BDHWc: Tensor, precision: Precision) -> Tensor:
+    def after_attention(self, y_BDHWc: Tensor) -> Tensor:
         """The bottleneck of what attention found, where there is one."""
-        return y_BDHWc if self.attention is None else self.attention(y_BDHWc, precision)
+        return y_BDHWc if self.attention is None else self.attention(y_BDHWc)
 
-    def after_mlp(self, y_BDHWc: Tensor, precision: Precision) -> Tensor:
+    def after_mlp(self, y_BDHWc: Tensor) -> Tensor:
         """The bottleneck of what the mlp found."""
-        return self.mlp(y_BDHWc, precision)
+        return self.mlp(y_BDHWc)
 
 
 class ProTuning(BlockHook):
@@ -59,18 +58,16 @@ class ProTuning(BlockHook):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         m = config.adapter_width
-        self.down = nn.Linear(config.width, m)
+        self.down = GridLinear(config.width, m)
         self.conv = nn.Conv3d(m, m, (1, 3, 3), padding=(0, 1, 1), groups=m)
-        self.up = nn.Linear(m, config.width)
+        self.up = GridLinear(m, config.width)
         nn.init.zeros_(self.up.weight)
         nn.init.zeros_(self.up.bias)
 
-    def after_block(
-        self, x_BDHWc: Tensor, carried: Tensor | None, precision: Precision
-    ) -> tuple[Tensor, Tensor | None]:
+    def after_block(self, x_BDHWc: Tensor, carried: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The block's output and the prompt for the next one."""
-        hidden = F.relu(convolve_tokens(self.conv, multiply(self.down, x_BDHWc, precision, "relu")))
-        return x_BDHWc + multiply(self.up, hidden, precision), carried
+        hidden = F.relu(convolve_tokens(self.conv, F.relu(self.down(x_BDHWc))))
+        return x_BDHWc + self.up(hidden), carried
 
 
 class DepthBottleneck(nn.Module):
@@ -78,17 +75,17 @@ class DepthBottleneck(nn.Module):
 
     def __init__(self, width: int, bottleneck: int) -> None:
         super().__init__()
-        self.down = nn.Linear(width, bottleneck)
+        self.down = GridLinear(width, bottleneck)
         self.conv = nn.Conv3d(bottleneck, bottleneck, (3, 1, 1), padding=(1, 0, 0), groups=bottleneck)
-        self.up = nn.Linear(bottleneck, width)
+        self.up = GridLinear(bottleneck, width)
         for zero in (self.conv.weight, self.conv.bias, self.down.bias, self.up.bias):
             assert zero is not None
             nn.init.zeros_(zero)
 
-    def forward(self, x_BDHWc: Tensor, precision: Precision) -> Tensor:
+    def forward(self, x_BDHWc: Tensor) -> Tensor:
         """(B, D, H, W, c) -> the same shape."""
-        hidden = convolve_tokens(self.conv, multiply(self.down, x_BDHWc, precision))
-        return x_BDHWc + multiply(self.up, hidden, precision)
+        hidden = convolve_tokens(self.conv, self.down(x_BDHWc))
+        return x_BDHWc + self.up(hidden)
 
 
 class STAdapter(BlockHook):
@@ -101,9 +98,9 @@ class STAdapter(BlockHook):
         super().__init__()
         self.attention = DepthBottleneck(config.width, config.adapter_width)
 
-    def before_attention(self, x_BDHWc: Tensor, precision: Precision) -> Tensor:
+    def before_attention(self, x_BDHWc: Tensor) -> Tensor:
         """x and what its neighbours along depth say."""
-        return self.attention(x_BDHWc, precision)
+        return self.attention(x_BDHWc)
 
 
 class STAdapterTwice(STAdapter):
@@ -113,9 +110,9 @@ class STAdapterTwice(STAdapter):
         super().__init__(config)
         self.mlp = DepthBottleneck(config.width, config.adapter_width)
 
-    def before_mlp(self, x_BDHWc: Tensor, precision: Precision) -> Tensor:
+    def before_mlp(self, x_BDHWc: Tensor) -> Tensor:
         """x and what its neighbours along depth say."""
-        return self.mlp(x_BDHWc, precision)
+        return self.mlp(x_BDHWc)
 
 
 class MedAdapter(BlockHook):
@@ -128,26 +125,24 @@ class MedAdapter(BlockHook):
     def __init__(self, config: ModelConfig, block: int) -> None:
         super().__init__()
         m = config.adapter_width
-        self.down = nn.Linear(config.width, m)
+        self.down = GridLinear(config.width, m)
         self.near, self.wide = _branch(m, 3), _branch(m, 5)
         self.frequency_weight = nn.Parameter(torch.ones(config.token_grid))
         self.frequency_bias = nn.Parameter(torch.ones(config.token_grid))
         self.mix = nn.Conv3d(m, m, 1)
-        self.up = nn.Linear(m, config.width)
+        self.up = GridLinear(m, config.width)
         ends_a_stage = (block + 1) % (config.depth // LEVELS) == 0
         self.earlier = nn.Conv3d(m, m, 1) if ends_a_stage else None
         self.join = nn.Conv3d(2 * m, m, 1) if ends_a_stage else None
 
-    def after_block(
-        self, x_BDHWc: Tensor, carried: Tensor | None, precision: Precision
-    ) -> tuple[Tensor, Tensor | None]:
+    def after_block(self, x_BDHWc: Tensor, carried: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The tokens, and the mix of the last finished stage (B, m, D, H, W)."""
-        hidden = multiply(self.down, x_BDHWc, precision, "gelu").permute(0, 4, 1, 2, 3)
+        hidden = F.gelu(self.down(x_BDHWc)).permute(0, 4, 1, 2, 3)
         mixed = self.mix(self.near(hidden) + self.wide(hidden) + self._filtered(hidden))
         if self.earlier is not None and self.join is not None:
             before = torch.zeros_like(mixed) if carried is None else carried
             carried = mixed = self.join(torch.cat([mixed, self.earlier(before)], 1))
-        out = multiply(self.up, (hidden + mixed).permute(0, 2, 3, 4, 1), precision, "gelu")
+        out = F.gelu(self.up((hidden + mixed).permute(0, 2, 3, 4, 1)))
         return x_BDHWc + out, carried
 
     def _filtered(self, x_BmDHW: Tensor) -> Tensor:
@@ -193,6 +188,8 @@ def add_to_query_and_value(qkv_ntk: Tensor, query_ntc: Tensor, value_ntc: Tensor
 class LoRA(BlockHook):
     """q + Bq Aq x and v + Bv Av x; B starts as 0 (Hu et al., LoRA, ICLR 2022, Sec. 4.1, with alpha = r)."""
 
+    between = False
+
     def __init__(self, width: int, rank: int) -> None:
         super().__init__()
         self.query_down, self.value_down = (nn.Linear(width, rank, bias=False) for _ in "qv")
@@ -222,14 +219,14 @@ class DepthConvolution(nn.Module):
     def __init__(self, width: int, bottleneck: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width, eps=1e-6)
-        self.down = nn.Linear(width, bottleneck, bias=False)
+        self.down = GridLinear(width, bottleneck, bias=False)
         self.conv = nn.Conv3d(bottleneck, bottleneck, (3, 1, 1), padding=(1, 0, 0))
-        self.up = nn.Linear(bottleneck, width, bias=False)
+        self.up = GridLinear(bottleneck, width, bias=False)
 
-    def forward(self, x_BDHWc: Tensor, precision: Precision) -> Tensor:
+    def forward(self, x_BDHWc: Tensor) -> Tensor:
         """(B, D, H, W, c) -> the same shape."""
-        hidden = convolve_tokens(self.conv, multiply(self.down, self.norm(x_BDHWc), precision))
-        return x_BDHWc + multiply(self.up, F.gelu(hidden), precision)
+        hidden = convolve_tokens(self.conv, self.down(self.norm(x_BDHWc)))
+        return x_BDHWc + self.up(F.gelu(hidden))
 
 
 class MASAM(BlockHook):
@@ -246,9 +243,9 @@ class MASAM(BlockHook):
         self.dropout = nn.Dropout(FACTOR_DROPOUT)
         self._factors = (factors,)  # in a tuple: they are the encoder's, and each file holds them once
 
-    def before_attention(self, x_BDHWc: Tensor, precision: Precision) -> Tensor:
+    def before_attention(self, x_BDHWc: Tensor) -> Tensor:
         """x and what its neighbours along depth say."""
-        return self.attention(x_BDHWc, precision)
+        return self.attention(x_BDHWc)
 
     def change_qkv(self, normed_ntc: Tensor, qkv_ntk: Tensor) -> Tensor:
         """Query and value changed."""
@@ -257,9 +254,9 @@ class MASAM(BlockHook):
         query, value = (factors.up(self.dropout(core(inner))) for core in (self.query, self.value))
         return add_to_query_and_value(qkv_ntk, query, value)
 
-    def before_mlp(self, x_BDHWc: Tensor, precision: Precision) -> Tensor:
+    def before_mlp(self, x_BDHWc: Tensor) -> Tensor:
         """x and what its neighbours along depth say."""
-        return self.mlp(x_BDHWc, precision)
+        return self.mlp(x_BDHWc)
 
 
 RANKS = {"lora": 8, "samed": 4, "masam": 32}  # where a configuration names none

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from voxsam.errors import CheckpointError, InputError, UnsupportedError
+from voxsam.kernels import install
 from voxsam.lab.training.recipe import Recipe
 from voxsam.network.card import Card
 from voxsam.network.network import VoxSAMNetwork
@@ -60,6 +61,7 @@ def make_network(recipe: Recipe) -> Promptable:
         start_sam(network, recipe.start_from)
     elif recipe.start_from is not None:
         start(network, recipe.start_from)
+    install(network)  # the forms that training uses, too: their gradients are proven
     if isinstance(network, VoxSAMNetwork):
         network.image_encoder.recompute = recipe.recompute
         return freeze(network) if recipe.tune == "adapters" else network

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import voxsam.lab.systems  # noqa: F401
+from voxsam.kernels import install
 from voxsam.kernels.linear import precisions
 from voxsam.lab.systems.peft import MASAM
 from voxsam.network.card import Card
@@ -162,7 +163,7 @@ def test_lower_precision_is_near(design: str, precision: str) -> None:
     made = network(design, "slices", fill=True)
     with torch.inference_mode():
         expected = made.encode(crop())[-1]
-        made.use_precision(precision)  # type: ignore[arg-type]
+        install(made, precision)  # type: ignore[arg-type]
         found = made.encode(crop())[-1]
     assert 0 < float((found - expected).square().mean().sqrt() / expected.std()) < 0.15
     assert found.dtype == torch.float32

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from voxsam.kernels.resized_convolution import _resize_taps_as, resized_convolution
+from voxsam.kernels.convolution import _resize_taps_as, resized_convolution
 
 TOLERANCE = 1e-11  # double precision: only rounding is left
 SIZES = [  # the map's own grid, and the one it is resized to

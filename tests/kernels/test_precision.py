@@ -9,6 +9,7 @@ import torch
 from voxsam.errors import UnsupportedError
 from voxsam.interactive.session import Session
 from voxsam.io import read_volume
+from voxsam.kernels import install
 from voxsam.kernels.linear import precisions
 from voxsam.testing import stub_network, stub_scan
 from voxsam.weights import load_model, save_model
@@ -43,7 +44,7 @@ def test_the_probabilities_hardly_change(precision, tmp_path):
 def test_the_parameters_stay_as_they_were(precision):
     network = stub_network()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    network.use_precision(precision)
+    install(network, precision)
     with torch.inference_mode():
         network.encode(torch.randn(1, 1, 16, 16, 16))
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from voxsam.interactive.session import Session
 from voxsam.kernels import warm_up as module
-from voxsam.kernels.choose import fastest
-from voxsam.kernels.cuda_graph import KEPT, Graphed, Replay, Work
+from voxsam.kernels.warm_up import KEPT, Graphed, Replay, Work, fastest
 from voxsam.network.network import VoxSAMNetwork
 from voxsam.testing import stub_network, stub_scan
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from voxsam.network import block as module
-from voxsam.network.attention import OPEN_TOKENS
-from voxsam.network.block import Block
-from voxsam.network.image_encoder import ImageEncoder
+from voxsam.kernels import block as module
+from voxsam.kernels import install
+from voxsam.kernels.block import OPEN_TOKENS, FastBlock
 from voxsam.network.network import VoxSAMNetwork
 from voxsam.testing import stub_network
 
@@ -18,9 +17,18 @@ ROUNDING = 1e-5
 BF16 = 0.05  # of the largest value: 8 bits of mantissa
 
 
-def made(config=CONFIG, number: int = 0) -> Block:
+def network_of(**changes: object) -> VoxSAMNetwork:
+    card = stub_network().card
     torch.manual_seed(0)
-    block = ImageEncoder(config).blocks[number]
+    network = VoxSAMNetwork(card.model_copy(update={"config": CONFIG.model_copy(update=changes)})).eval()
+    install(network)
+    return network
+
+
+def made(config=CONFIG, number: int = 0) -> FastBlock:
+    block = network_of(window=config.window).image_encoder.blocks[number]
+    assert isinstance(block, FastBlock)
+    torch.manual_seed(0)
     for parameter in block.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     return block.eval()
@@ -42,10 +50,7 @@ def test_autocast_on_a_cpu_without_gradients(number: int, grid: tuple[int, int, 
 
 @pytest.mark.parametrize("window", [2, 8])
 def test_a_whole_network_under_autocast_on_a_cpu(window: int) -> None:
-    card = stub_network().card
-    config = CONFIG.model_copy(update={"window": window, "crop": 32})
-    torch.manual_seed(0)
-    network = VoxSAMNetwork(card.model_copy(update={"config": config})).eval()
+    network = network_of(window=window, crop=32)
     crop, points = torch.randn(1, 1, 32, 32, 32), torch.tensor([[[3.0, 14, 25]]])
     with torch.no_grad():
         expected = network(crop, points)
@@ -67,7 +72,7 @@ def test_on_a_gpu_the_windows_go_through_together(
         expected = block(x)[0]
         assert len(counted) == 12  # 16 windows of each grid, 3 at a time
         counted.clear()
-        monkeypatch.setattr(module, "_on_gpu", lambda device: True)
+        monkeypatch.setattr(module, "on_gpu", lambda device: True)
         monkeypatch.setattr(module, "GPU_CHUNK_TOKENS", few)
         found = block(x)[0]
     assert len(counted) == calls
@@ -75,7 +80,7 @@ def test_on_a_gpu_the_windows_go_through_together(
 
 
 def test_which_devices_are_gpus() -> None:
-    kinds = {kind: module._on_gpu(torch.device(kind)) for kind in ("cpu", "cuda", "mps", "meta")}
+    kinds = {kind: module.on_gpu(torch.device(kind)) for kind in ("cpu", "cuda", "mps", "meta")}
     assert kinds == {"cpu": False, "cuda": True, "mps": True, "meta": False}
     assert module.GPU_CHUNK_TOKENS >= 32**3  # a crop of 128^3 with a stride of 4
 

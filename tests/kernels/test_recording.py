@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from voxsam.kernels import cuda_graph as module
-from voxsam.kernels.cuda_graph import Graphed, Replay, Work, record_on_gpu
+from voxsam.kernels import warm_up as module
+from voxsam.kernels.warm_up import Graphed, Replay, Work, record_on_gpu
 from voxsam.network.card import Card
 from voxsam.network.network import VoxSAMNetwork
 from voxsam.network.prompt_encoder import PADDING
