@@ -10,6 +10,7 @@ import torch
 from monai.losses import DiceCELoss
 from torch import Tensor
 
+from voxsam.kernels import install
 from voxsam.network.card import Card
 from voxsam.network.network import VoxSAMNetwork
 from voxsam.network.sizes import ModelConfig
@@ -34,7 +35,9 @@ def ablated(name: str = "full", **more: Any) -> VoxSAMNetwork:
     card: Card = stub_network().card
     config = ModelConfig.model_validate({**card.config.model_dump(), **ABLATIONS[name], **more})
     torch.manual_seed(0)
-    return VoxSAMNetwork(card.model_copy(update={"config": config, "name": name})).eval()
+    network = VoxSAMNetwork(card.model_copy(update={"config": config, "name": name})).eval()
+    install(network)
+    return network
 
 
 @dataclass(frozen=True)

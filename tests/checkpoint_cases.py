@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from voxsam.errors import CheckpointError
+from voxsam.kernels import install
 from voxsam.network.card import Card
 from voxsam.network.network import VoxSAMNetwork
 from voxsam.network.sizes import ModelConfig
@@ -54,6 +55,7 @@ def small_network(seed: int = 0, **changes: object) -> VoxSAMNetwork:
     """The small network with random values in every tensor."""
     torch.manual_seed(seed)
     network = VoxSAMNetwork(small_card(**changes))
+    install(network)
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.normal_()

@@ -14,6 +14,7 @@ from voxsam.geometry import Grid
 from voxsam.interactive.automatic import segment_automatically
 from voxsam.interactive.session import Session
 from voxsam.io import read_volume, write_volume
+from voxsam.kernels import install
 from voxsam.network.card import Card
 from voxsam.network.network import VoxSAMNetwork
 from voxsam.network.patch_embedding import PatchEmbedding
@@ -32,6 +33,7 @@ def two_channels() -> VoxSAMNetwork:
     fields["preprocessing"] = card.preprocessing.with_channels([T2])
     torch.manual_seed(3)
     network = VoxSAMNetwork(card.model_copy(update=fields))
+    install(network)
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     return network.eval()

@@ -36,6 +36,7 @@ def stub_network(seed: int = 0, *, polarity: bool = True, automatic: bool = Fals
     """
     import torch
 
+    from voxsam.kernels import install
     from voxsam.network.card import Card
     from voxsam.network.network import VoxSAMNetwork
     from voxsam.network.sizes import TINY
@@ -52,6 +53,7 @@ def stub_network(seed: int = 0, *, polarity: bool = True, automatic: bool = Fals
         network = VoxSAMNetwork(card)
         for parameter in network.parameters():  # some start as 0, which would make every click answer alike
             torch.nn.init.normal_(parameter, std=0.2)
+    install(network)  # as load_model does
     return network.eval()
 
 

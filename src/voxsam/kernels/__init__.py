@@ -54,7 +54,7 @@ def install(network: Promptable, precision: Precision = "float32") -> None:
         return
     for module in network.modules():
         if type(module) in FASTER and not (isinstance(module, nn.Conv3d) and not _keeps_grid(module)):
-            module.__class__ = FASTER[type(module)]
+            module.__class__ = FASTER[type(module)]  # type: ignore[assignment]
         if isinstance(module, Lower):
             module.precision = precision
     if device.type != "cpu" and precision == "bf16":

@@ -27,6 +27,7 @@ from tests.lab.systems.sam_layout import (
     sam_tensors,
 )
 from voxsam.errors import CheckpointError, FileError, InputError
+from voxsam.kernels import install
 from voxsam.lab.systems.sam_weights import config_of, load_sam, random_sam, sam_from_tensors, transformers_name
 from voxsam.network.card import Card
 from voxsam.network.network import VoxSAMNetwork
@@ -76,6 +77,7 @@ def test_the_embedding_is_that_of_voxsams_own_encoder_of_slices():
     config = TINY.model_copy(update={**sizes, **slices, "patch": PATCH, "feature_width": OUT, "marks": False})
     card = Card(name="sam", config=config, preprocessing=RELEASED["kits"])
     network = VoxSAMNetwork(card).eval()
+    install(network)
     import_sam.load_sam(network, import_sam.encoder_tensors(tensors, "here"), "here")
     with torch.no_grad():
         found = network.encode(plane.expand(PATCH, -1, -1, -1).transpose(0, 1)[None])[-1][:, :, 0]

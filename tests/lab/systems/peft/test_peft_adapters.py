@@ -46,6 +46,7 @@ def network(design: str, tokens: str, fill: bool = False) -> VoxSAMNetwork:
     card = Card(name="x", config=config, preprocessing=STUB.card.preprocessing, automatic=True)
     torch.manual_seed(1)
     made = VoxSAMNetwork(card)
+    install(made)
     for number, (name, parameter) in enumerate(made.named_parameters()):
         if ".adapter." in name or "shared_adapter" in name:
             if fill:
