@@ -68,7 +68,8 @@ def tuned_names(network: VoxSAMNetwork) -> list[str]:
 
 
 def answer(network: VoxSAMNetwork) -> Tensor:
-    """Logits for one crop and click: they depend on every tensor and on every computed table."""
+    """Logits for one crop and click, with the kernels: they depend on every tensor and on every computed table."""
+    install(network)
     crop = torch.sin(torch.arange(20.0**3)).reshape(1, 1, 20, 20, 20)
     with torch.no_grad():
         return network(crop, torch.tensor([[[4.0, 9.0, 15.0]]]))
