@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from voxsam.kernels.convolution import convolve
 from voxsam.network.prompt_encoder import NEGATIVE, POSITIVE, in_crop
 from voxsam.network.sizes import ModelConfig
 
@@ -70,9 +69,9 @@ class Stage(nn.Module):
 
     def forward(self, x_BcDHW: Tensor, share: Tensor | None = None) -> Tensor:
         """`share` is added to the first convolution: the part of its sum that was computed before."""
-        x = self.enter(x_BcDHW) if self.enter.stride != (1, 1, 1) else convolve(x_BcDHW, self.enter.weight)
+        x = self.enter(x_BcDHW)
         x = F.leaky_relu(self.norm1(x if share is None else x + share), 0.01)
-        return F.leaky_relu(x + self.norm2(convolve(x, self.conv.weight)), 0.01)
+        return F.leaky_relu(x + self.norm2(self.conv(x)), 0.01)
 
 
 class Joined(nn.Module):
@@ -85,7 +84,7 @@ class Joined(nn.Module):
 
     def forward(self, x_BcDHW: Tensor) -> Tensor:
         """The same shape."""
-        return F.leaky_relu(self.norm(convolve(x_BcDHW, self.conv.weight)), 0.01)
+        return F.leaky_relu(self.norm(self.conv(x_BcDHW)), 0.01)
 
 
 class RefinementHead(nn.Module):
@@ -134,8 +133,8 @@ class RefinementHead(nn.Module):
         crops = seen.contiguous(memory_format=torch.channels_last_3d)
         half = self.detail_half(self.stem(crops))
         quarter = self.detail_quarter(half)
-        full = convolve(crops, self.share_full.weight, self.share_full.bias)
-        return Details(convolve(half, self.share_half.weight), self.share_quarter(quarter), full)
+        full = self.share_full(crops)
+        return Details(self.share_half(half), self.share_quarter(quarter), full)
 
     def forward(
         self,
@@ -165,7 +164,7 @@ class RefinementHead(nn.Module):
         x = self.up4(at4 + self.to4(x))
         x = self.up2(at2 + self.to2(x))
         x = details.full + self.to1(x)
-        x = convolve(F.leaky_relu(self.norm1(x), 0.01), self.last.weight, self.last.bias)
+        x = self.last(F.leaky_relu(self.norm1(x), 0.01))
         return coarse_B2DHW + self.classify(F.leaky_relu(x, 0.01))
 
 
