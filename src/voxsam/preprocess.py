@@ -55,6 +55,7 @@ class Preprocessing(Intensity):
 
     axes: str = "SAR"
     spacing_mm: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (1.0, 1.0, 1.0)
+    spacing_range_mm: tuple[PositiveFloat, PositiveFloat] | None = None  # in which a lesion's size chooses
     interpolation: Literal["linear", "area"] = "linear"  # "area" averages where the scan is finer than the crop
     # `further` is its name in model files of 0.1
     additional: tuple[Intensity, ...] = Field(
@@ -67,6 +68,13 @@ class Preprocessing(Intensity):
         if sorted(axes.translate(str.maketrans("LPI", "RAS"))) != ["A", "R", "S"]:
             raise ValueError("one letter each of R/L, A/P, S/I")
         return axes
+
+    @field_validator("spacing_range_mm")
+    @classmethod
+    def _range(cls, ends: tuple[float, float] | None) -> tuple[float, float] | None:
+        if ends is not None and ends[0] > ends[1]:
+            raise ValueError("the finest spacing first")
+        return ends
 
     @property
     def channels(self) -> int:

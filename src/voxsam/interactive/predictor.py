@@ -7,7 +7,7 @@ followed into additional crops, and the probabilities are put back on the scan.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -32,6 +32,7 @@ from voxsam.interactive.crops import (
     next_windows,
     parts_of,
 )
+from voxsam.interactive.scale import MAX_LOOKS, Scale, voxels_across
 from voxsam.io.checks import not_hounsfield
 from voxsam.network.promptable import Promptable
 from voxsam.preprocess import Slices, Window, images_of, paste, paste_box
@@ -40,6 +41,8 @@ from voxsam.volume import Volume
 
 MAX_CROPS = 12  # that one tumour is followed into
 
+Decode = Callable[[Window], NDArray[np.float32]]
+Look = tuple[list[Window], list[Piece], Decode]
 Pasted = tuple[Slices, NDArray[np.float32]]  # a box of the scan, and the probabilities in it
 
 
@@ -147,7 +150,9 @@ class Predictor:
 
     `follow=False` keeps to one crop, as released; otherwise a mask that reaches the border of its crop is continued.
     `progress` is called with a stage's name and the fraction done, 0 to 1. `features_bytes` is what encoded crops may
-    take; None: 1 GiB, and for the current object more as far as memory is free.
+    take; None: 1 GiB, and for the current object more as far as memory is free. `spacing_mm` is the voxel size that a
+    model for many sizes looks with; None: the lesion's size chooses it (voxsam.interactive.scale). Raises InputError
+    for one that the model cannot look with.
     """
 
     def __init__(
@@ -157,8 +162,10 @@ class Predictor:
         follow: bool = True,
         progress: Progress | None = None,
         features_bytes: int | None = None,
+        spacing_mm: float | None = None,
     ) -> None:
-        self.model, self.follow, self.features_limit = model, follow, features_bytes
+        self.model, self.follow, self.features_limit, self.spacing_mm = model, follow, features_bytes, spacing_mm
+        _check_spacing(model, spacing_mm)
         self.progress = progress or (lambda stage, fraction: None)
         self._encoded: EncodedCrops | None = None
 
@@ -205,7 +212,7 @@ class Predictor:
         self._check(clicks)
         self.encoded.used = {window for window, _ in before.pieces}
         with torch.inference_mode():
-            windows, pieces, complete = self._segment(self.model_grid(), clicks, before.windows)
+            windows, pieces, complete = self._segment(clicks, before.windows)
         box = common_box(prompts, clicks, self.volume.grid)
         remarks = [
             *scan_remarks(self.encoded.images, self.model),
@@ -245,12 +252,29 @@ class Predictor:
                 "leave it out, or use a model that lists negative clicks in `voxsam info`",
             )
 
-    def _segment(
-        self, model_grid: Grid, clicks: Sequence[Point], current: Sequence[Window]
-    ) -> tuple[list[Window], list[Piece], bool]:
-        """The windows of a model grid that clicks choose, the pieces there and where the mask went on, and whether it
-        ends inside them. The scan may be seen at several spacings: each look has its own model grid.
+    def _segment(self, clicks: Sequence[Point], current: Sequence[Window]) -> tuple[list[Window], list[Piece], bool]:
+        """The windows that clicks choose, the pieces there and where the mask went on, and whether it ends inside them.
+
+        A model for many sizes looks again where its mask shows that another spacing fits the lesion better.
         """
+        scale = Scale.of(self.model.card.preprocessing, self.model.config.crop)
+        if scale is None:
+            return self._followed(*self._look(self.model_grid(), clicks, current))
+        if self.spacing_mm is not None:
+            return self._followed(*self._look(self.model_grid((self.spacing_mm,) * 3), clicks, current))
+        places_mm = np.array([click.world_mm for click in clicks])
+        spacing, seen = scale.first(places_mm, current), set[float]()
+        while True:
+            seen.add(spacing)
+            looked = self._look(self.model_grid((spacing,) * 3), clicks, current)
+            across = voxels_across(looked[1], [click.world_mm for click in clicks if click.positive])
+            wanted = scale.next(spacing, across, places_mm)
+            if wanted in seen or len(seen) == MAX_LOOKS:
+                return self._followed(*looked)
+            spacing = wanted
+
+    def _look(self, model_grid: Grid, clicks: Sequence[Point], current: Sequence[Window]) -> Look:
+        """The windows of a model grid that clicks choose, the pieces there, and how a window is decoded."""
         at = model_grid.world_to_index([click.world_mm for click in clicks])
         side = self.model.config.crop
         windows = choose_windows(model_grid, at, side, [w for w in current if w.model_grid == model_grid])
@@ -266,7 +290,12 @@ class Predictor:
         def decode(window: Window) -> NDArray[np.float32]:
             return self.encoded.decode(window, [click.world_mm for click in clicks], prompt_features, labels)
 
-        pieces = [(window, decode(window)) for window in windows]
+        return windows, [(window, decode(window)) for window in windows], decode
+
+    def _followed(
+        self, windows: list[Window], pieces: list[Piece], decode: Decode
+    ) -> tuple[list[Window], list[Piece], bool]:
+        """The pieces with those where the mask went on, and whether it ends inside them."""
         waiting = [new for window, probability in pieces for new in next_windows(window, probability > THRESHOLD)]
         while waiting := [window for window in waiting if is_new(window, [done for done, _ in pieces])]:
             # A model that cannot see clicks outside a crop would guess there.
@@ -302,6 +331,15 @@ class Predictor:
         elif not complete:
             remarks.append("the mask reaches the border of its crop and was not followed beyond it")
         return remarks
+
+
+def _check_spacing(model: Promptable, spacing_mm: float | None) -> None:
+    ends = model.card.preprocessing.spacing_range_mm
+    if spacing_mm is None or (ends is not None and ends[0] <= spacing_mm <= ends[1]):
+        return
+    own = ", ".join(f"{s:g}" for s in model.card.preprocessing.spacing_mm)
+    expected = f"its own, {own} mm" if ends is None else f"{ends[0]:g} to {ends[1]:g} mm"
+    raise InputError(f"a spacing of {spacing_mm:g} mm for the model {model.card.name}", expected, "leave it out")
 
 
 def scan_remarks(images: Sequence[Volume], model: Promptable) -> list[str]:

@@ -25,8 +25,9 @@ class Session:
     A model of several channels (MR sequences) takes a sequence of volumes of one patient, which may lie on different
     grids; the first is the scan that is clicked. `follow=False` keeps to one crop, as released. `progress` is called
     with a stage's name and the fraction done, 0 to 1. `undo_bytes` is what past steps may take, 256 MB unless
-    given. Raises GeometryError or PromptError for prompts that cannot be used, UnsupportedError for what the model
-    cannot do; the session is then as it was before.
+    given. `spacing_mm` is the voxel size that a model for many sizes looks with; None: the lesion chooses it. Raises
+    GeometryError or PromptError for prompts that cannot be used, UnsupportedError for what the model cannot do; the
+    session is then as it was before. InputError for a spacing that the model cannot look with.
     """
 
     def __init__(
@@ -37,8 +38,9 @@ class Session:
         follow: bool = True,
         progress: Progress | None = None,
         undo_bytes: int | None = None,
+        spacing_mm: float | None = None,
     ) -> None:
-        self.predictor = Predictor(model, follow=follow, progress=progress).set_image(volume)
+        self.predictor = Predictor(model, follow=follow, progress=progress, spacing_mm=spacing_mm).set_image(volume)
         self.volume = self.predictor.volume
         self._history = History(Prediction(self.volume.grid, self.volume.header), undo_bytes)
         self._labels = LabelMap(self.volume.grid)

@@ -1,0 +1,161 @@
+"""The spacing that a lesion asks for: chosen by looking, told, kept, and left alone for models of one spacing."""
+
+import numpy as np
+import pytest
+import torch
+
+from voxsam import Session
+from voxsam.errors import InputError
+from voxsam.geometry import Grid
+from voxsam.interactive.scale import Scale, voxels_across
+from voxsam.network.card import Card
+from voxsam.network.promptable import Promptable
+from voxsam.network.sizes import TINY
+from voxsam.preprocess import Preprocessing, Window
+from voxsam.testing import stub_network
+from voxsam.volume import Volume
+
+SPACING_MM = (1.2, 1.6, 2.5)
+SHAPE = (150, 110, 72)  # 180 mm on each axis, about
+MIDDLE = (74, 56, 36)
+RANGE = (1.0, 4.0)
+MANY = Preprocessing(
+    axes="SAR", spacing_mm=(2, 2, 2), spacing_range_mm=RANGE, clip=(0, 100), mean=50, sd=10, interpolation="area"
+)
+
+
+class Bright(Promptable):
+    """Tumour is what is brighter than the mean: what it sees of a ball depends on the spacing alone."""
+
+    def __init__(self, preprocessing: Preprocessing = MANY) -> None:
+        config = TINY.model_copy(update={"crop": 48, "marks": False})
+        super().__init__(Card(name="bright", config=config, preprocessing=preprocessing))
+        self.weight = torch.nn.Parameter(torch.ones(1))
+        self.encoded = 0
+
+    def encode(self, crops_B1DHW, progress=None):
+        self.encoded += 1
+        return (crops_B1DHW,)
+
+    def sample(self, features, points_BN3):
+        return points_BN3.new_zeros((*points_BN3.shape[:2], 1))
+
+    def static(self, features, crops_B1DHW):
+        return crops_B1DHW
+
+    def decode(self, features, crops_B1DHW, points=None, **_):
+        return torch.cat([-crops_B1DHW, crops_B1DHW - 0.1], 1)  # the padding, 0, is no tumour
+
+
+def ball(*balls: tuple[tuple[int, int, int], float]) -> tuple[Volume, np.ndarray]:
+    """A scan with bright balls of a diameter in mm, and their mask."""
+    at = np.indices(SHAPE).transpose(1, 2, 3, 0)
+    inside = np.zeros(SHAPE, bool)
+    for middle, diameter_mm in balls:
+        inside |= np.linalg.norm((at - middle) * SPACING_MM, axis=-1) < diameter_mm / 2
+    array = np.where(inside, 90, 10).astype(np.int16)
+    return Volume(array, Grid.from_spacing(SHAPE, SPACING_MM), "CT"), inside
+
+
+def dice(a: np.ndarray, b: np.ndarray) -> float:
+    return 2 * np.count_nonzero(a & b) / (np.count_nonzero(a) + np.count_nonzero(b))
+
+
+def spacing_of(session: Session) -> float:
+    (grid,) = {window.model_grid for window in session.prediction.windows}
+    return float(grid.spacing_mm[0])
+
+
+@pytest.mark.parametrize(("diameter_mm", "low", "high"), [(18, 1.0, 1.4), (44, 1.4, 3.0), (110, 3.0, 4.0)])
+def test_the_spacing_follows_the_lesion(diameter_mm, low, high):
+    scan, truth = ball((MIDDLE, diameter_mm))
+    session = Session(Bright(), scan)
+    mask = session.click(MIDDLE)
+    assert low <= spacing_of(session) <= high
+    assert dice(mask.array > 0, truth) > 0.85
+
+
+def test_a_click_beside_a_large_lesions_middle_still_sees_all_of_it():
+    scan, truth = ball((MIDDLE, 110))
+    session = Session(Bright(), scan)
+    mask = session.click((MIDDLE[0] + 35, MIDDLE[1], MIDDLE[2]))
+    assert dice(mask.array > 0, truth) > 0.9
+
+
+def test_a_told_spacing_is_kept_to():
+    scan, _ = ball((MIDDLE, 110))
+    session = Session(Bright(), scan, spacing_mm=1.5)
+    session.click(MIDDLE)
+    assert spacing_of(session) == 1.5
+
+
+def test_a_later_click_stays_at_the_spacing_and_encodes_nothing():
+    scan, _ = ball((MIDDLE, 44))
+    model = Bright()
+    session = Session(model, scan)
+    session.click(MIDDLE)
+    chosen, encoded = spacing_of(session), model.encoded
+    session.click((MIDDLE[0] + 2, MIDDLE[1], MIDDLE[2]))
+    assert spacing_of(session) == chosen and model.encoded == encoded
+
+
+def test_undo_gives_the_mask_of_the_spacing_before():
+    scan, _ = ball(((40, 56, 36), 16), ((115, 56, 36), 16))
+    session = Session(Bright(), scan)
+    first = session.click((40, 56, 36)).array
+    fine = spacing_of(session)
+    session.click((115, 56, 36))  # 90 mm away: both must lie in one crop
+    assert spacing_of(session) > fine
+    np.testing.assert_array_equal(session.undo().array, first)
+    assert spacing_of(session) == fine
+
+
+def test_objects_have_spacings_of_their_own():
+    scan, truth = ball(((40, 56, 36), 14), ((110, 56, 36), 70))
+    session = Session(Bright(), scan)
+    session.click((40, 56, 36))
+    small = spacing_of(session)
+    session.new_object()
+    mask = session.click((110, 56, 36))
+    assert spacing_of(session) > small
+    assert dice(mask.array > 0, truth) > 0.9
+
+
+def test_a_model_of_one_spacing_looks_with_it():
+    scan, _ = ball((MIDDLE, 18))
+    session = Session(Bright(MANY.model_copy(update={"spacing_range_mm": None})), scan)
+    session.click(MIDDLE)
+    assert spacing_of(session) == 2.0
+
+
+def test_a_spacing_that_the_model_cannot_look_with_is_refused():
+    scan, _ = ball((MIDDLE, 18))
+    with pytest.raises(InputError, match=r"a spacing of 5 mm for the model bright; expected 1 to 4 mm; leave it out"):
+        Session(Bright(), scan, spacing_mm=5)
+    with pytest.raises(InputError, match=r"a spacing of 5 mm for the model stub; expected its own, 6, 6, 6 mm"):
+        Session(stub_network(), scan, spacing_mm=5)
+
+
+def test_a_range_begins_with_its_finest_spacing():
+    with pytest.raises(ValueError, match="the finest spacing first"):
+        Preprocessing(clip=(0, 1), mean=0, sd=1, spacing_range_mm=(3, 1))
+
+
+def test_the_ladder_runs_from_end_to_end_in_equal_steps():
+    scale = Scale.of(MANY, 48)
+    assert scale is not None
+    assert (scale.ladder[0], scale.ladder[-1]) == RANGE
+    steps = np.diff(np.log(scale.ladder))
+    assert steps.max() < np.log(1.3) + 1e-3 and np.ptp(steps) < 1e-3
+
+
+def test_across_is_the_diameter_of_a_ball_of_the_clicked_parts():
+    grid = Grid.from_spacing((60, 60, 60), (2.0, 2.0, 2.0))
+    window = Window(grid, (10, 5, 0), (40, 40, 40))
+    probability = np.zeros((40, 40, 40), np.float32)
+    at = np.indices(probability.shape).transpose(1, 2, 3, 0)
+    probability[np.linalg.norm(at - 20, axis=-1) < 8] = 1
+    probability[2:6, 2:6, 2:6] = 1  # not clicked
+    click = grid.index_to_world([30.0, 25.0, 20.0])
+    assert voxels_across([(window, probability)], [click.tolist()]) == pytest.approx(16, abs=0.3)
+    assert voxels_across([(window, probability)], [grid.index_to_world([11.0, 6.0, 1.0]).tolist()]) == 0
