@@ -40,6 +40,10 @@ def command(
     hint: Annotated[list[Path] | None, typer.Option(help="A rough mask; FILE#N: segment N of a DICOM one.")] = None,
     auto: Annotated[bool, typer.Option("--auto", help="No prompts: for models trained without.")] = False,
     no_follow: Annotated[bool, typer.Option("--no-follow", help="Keep to one crop, as released.")] = False,
+    spacing: Annotated[
+        float | None,
+        typer.Option(help="Voxel size in mm, of a model for many sizes; default: the lesion chooses it."),
+    ] = None,
     model: Annotated[str, typer.Option(help="A name or a .safetensors file.")] = "voxsam-tiny",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     precision: Annotated[str, typer.Option(help="float32, or bf16 or int8: faster, with a small error.")] = "float32",
@@ -88,7 +92,7 @@ def command(
         read = time.perf_counter()
         progress("loading the model")
         network = load_model(model, device, precision)  # type: ignore[arg-type]  # its words are checked there
-        found = opened(network, images, prompts, follow=not no_follow, progress=progress)()
+        found = opened(network, images, prompts, follow=not no_follow, look_mm=spacing, progress=progress)()
         mask = found.mask
         seconds = {"reading": read - start, "segmenting": time.perf_counter() - read}
         clicks = _clicks(volume, prompts)

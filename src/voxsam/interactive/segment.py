@@ -100,13 +100,17 @@ def opened(
     *,
     follow: bool = True,
     overlap: float = OVERLAP,
+    look_mm: float | None = None,
     progress: Progress | None = None,
 ) -> Callable[[], Prediction]:
-    """A scan made ready for the network; called, the network's part. Without prompts by a sliding window."""
+    """A scan made ready for the network; called, the network's part. Without prompts by a sliding window.
+
+    `look_mm`: the voxel size that a model for many sizes looks with (Predictor's `spacing_mm`).
+    """
     if network.card.automatic and not prompts:
         prepared = prepare(network, images)
         return lambda: predict(network, prepared, overlap=overlap, progress=progress)
-    predictor = Predictor(network, follow=follow, progress=progress).set_image(images)
+    predictor = Predictor(network, follow=follow, progress=progress, spacing_mm=look_mm).set_image(images)
     return lambda: predictor.predict(prompts)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, JsonValue, computed_field, model_validator
@@ -36,9 +37,15 @@ class Card(BaseModel):
     automatic: bool = False  # trained without clicks, the prompt encoder left out (paper, Sec. 4.3)
     recipe: dict[str, JsonValue] = {}  # the training recipe as it was run
     scores: dict[str, float] = {}  # on the recipe's held-out cases, e.g. {"dice": 0.81}
+    trained_on: dict[str, dict[str, str]] = {}  # data set -> case -> digest of its voxels; those of its start, too
     frozen_sha256: str | None = None  # of the frozen tensors (voxsam.network.tuning.frozen_sha256)
     delta_of: str | None = None  # a delta: the frozen_sha256 of its base
     base_name: str | None = None  # a delta: the name of its base, for people
+
+    def having_seen(self, more: Mapping[str, Mapping[str, str]]) -> Card:
+        """The card of a network that was trained on these cases, too."""
+        seen = {name: {**self.trained_on.get(name, {}), **more.get(name, {})} for name in {**self.trained_on, **more}}
+        return self.model_copy(update={"trained_on": seen})
 
     @model_validator(mode="before")
     @classmethod

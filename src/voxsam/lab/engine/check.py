@@ -24,6 +24,7 @@ from voxsam.network.promptable import Promptable
 from voxsam.preprocess import Window, read_crop
 from voxsam.resample import resample
 from voxsam.weights.checkpoint import load_model
+from voxsam.weights.pickles import read_pickle
 
 ACROSS, SPACINGS_MM = 24.0, (1.0, 4.0)  # voxels that a lesion is to be long, and the spacings that do it
 CORRECTED = 5
@@ -107,7 +108,7 @@ def read_any(path: Path) -> Promptable:
 
     recipe = json.loads((path.parent / "run.json").read_text(encoding="utf-8"))["recipe"]
     network = make_network(Recipe.model_validate({**recipe, "start_from": None}))
-    state = torch.load(path, map_location="cpu", weights_only=False)["state_dict"]  # our own file
+    state = read_pickle(path, "a checkpoint of voxsam train")["state_dict"]
     network.load_state_dict({name.removeprefix(PREFIX): x for name, x in state.items() if name.startswith(PREFIX)})
     return network.eval()
 

@@ -20,8 +20,8 @@ ONE_MM = Preprocessing(axes="SAR", spacing_mm=(1.0, 1.0, 1.0), clip=(0, 1), mean
 Seen = dict[str, dict[str, str]]  # source -> case -> digest of its voxels
 
 
-def load_sources(folder: Path, use: EngineSettings, part: Part = "train") -> tuple[Sources, Seen]:
-    """The sources that have a share, of one part of the split, and what was read with the digests of its voxels.
+def load_sources(folder: Path, use: EngineSettings, part: Part = "train") -> Sources:
+    """The sources that have a share, of one part of the split.
 
     Backgrounds are always read. Raises FileError for a folder or a case that is not there.
     """
@@ -30,7 +30,7 @@ def load_sources(folder: Path, use: EngineSettings, part: Part = "train") -> tup
     organs = [_organs(folder, seen)] if use.organs and part == "train" else []
     sarcomas = _scans(folder, "sarcoma_ct", part, seen) if use.sarcomas else []
     nodules = _nodules(folder, part, seen) if use.nodules else []
-    return Sources(backgrounds, organs, nodules, sarcomas), seen
+    return Sources(backgrounds, organs, nodules, sarcomas, seen)
 
 
 def _scans(folder: Path, source: str, part: Part, seen: Seen, labelled: bool = True) -> list[Scan]:

@@ -6,8 +6,8 @@ nodule put into a lung with room, an organ, a stable region of a scan, a sarcoma
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +40,7 @@ LARGEST_MM = {ORGAN: 150.0, SOFT: 150.0, LUNG: 90.0, FAT: 150.0, BONE: 70.0}
 OTHERS = 5  # at most, of lesions like the painted one
 APART = 2  # voxels at least between it and those
 PASTE_VOXELS = 1.0  # over which a pasted nodule fades into the lung
+FINER = 0.7  # of a labelled scan's spacing: it is not looked at more closely
 FILLED = 0.35  # of the crops that reach beyond a sarcoma's scan: other tissue lies there
 
 
@@ -59,6 +60,7 @@ class Sources:
     organs: Sequence[Scan] = ()  # with labels 1..n
     nodules: Sequence[Nodule] = ()
     sarcomas: Sequence[Scan] = ()  # with label 1
+    seen: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # folder -> case -> digest of its voxels
 
 
 Drawn = tuple[Image, Mask, Mask, Frame]  # image HU, what is clicked, where the scan is, the crop's axes
@@ -252,7 +254,8 @@ class EngineStream(Dataset[Sample]):
             return None
         place = voxels[rng.integers(len(voxels))] + rng.uniform(-0.4, 0.4, 3) * scan.levels[-1].spacing_mm
         diameter = float(np.cbrt(len(voxels) * np.prod(scan.levels[-1].spacing_mm)) * 1.5)
-        frame = self._frame(diameter, rng)
+        finest = FINER * float(scan.levels[0].spacing_mm.max())  # labels drawn on coarse voxels have steps
+        frame = draw_frame(max(finest, draw_spacing(diameter, self.settings, rng)), self.settings, rng)
         middle = place + self._aside(frame, rng)
         image, label, seen = scan.read(middle, frame.matrix, self.side)
         assert label is not None

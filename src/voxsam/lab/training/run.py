@@ -54,7 +54,7 @@ def make_engine_stream(recipe: Recipe, data: Path | None) -> EngineStream:
         raise FileError("a data engine without data", "a folder like the shared data", "give --data")
     if recipe.steps is None:
         raise InputError("epochs of a data engine", "steps: its samples never end", "set `steps` in the recipe")
-    sources, _ = load_sources(data, recipe.engine)
+    sources = load_sources(data, recipe.engine)
     length = recipe.steps * recipe.crops_per_step
     return EngineStream(sources, recipe.engine, recipe.preprocessing, recipe.model.crop, length, recipe.seed)
 
@@ -149,6 +149,8 @@ def train(
     stream = make_stream(recipe, data)
     recipe = recipe.planned(0 if isinstance(stream, EngineStream) else len(stream.scans) or recipe.phantoms)
     network = make_network(recipe)
+    if isinstance(stream, EngineStream):
+        network.card = network.card.having_seen(stream.sources.seen)
     validation = make_validation(recipe, data, stream)
     examples = DrawExamples(
         lambda: validation[: recipe.pictures] or [stream[number] for number in range(recipe.pictures)],

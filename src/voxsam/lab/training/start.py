@@ -93,6 +93,7 @@ def start(network: Promptable, model: str) -> None:
             "change `model` or `start_from` in the recipe",
         )
     network.load_state_dict(tensors, strict=False)
+    network.card = network.card.having_seen(before.card.trained_on)
 
 
 def start_sam(network: Promptable, source: str) -> None:

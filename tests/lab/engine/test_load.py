@@ -1,0 +1,72 @@
+"""The engine's sources from a folder: only what the split lets a model see, with the digests of its voxels."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from voxsam.errors import FileError
+from voxsam.geometry import Grid
+from voxsam.io import write_mask, write_volume
+from voxsam.lab.engine import load
+from voxsam.lab.engine.load import load_sources
+from voxsam.lab.engine.scans import content_sha256
+from voxsam.lab.engine.settings import EngineSettings
+from voxsam.volume import Volume
+
+SMALL = EngineSettings(organs=0, regions=0, sarcomas=0)
+
+
+def scan(seed: int) -> Volume:
+    array = np.random.default_rng(seed).integers(-50, 90, (12, 10, 8)).astype(np.int16)
+    return Volume(array, Grid.from_spacing(array.shape, (1.5, 2.0, 3.0)), "CT")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two backgrounds of which one trains, and nodules of patients of all three parts."""
+    split = {"backgrounds_ct": {"train": ("one",), "validation": ("two",)}}
+    known = load.cases
+    monkeypatch.setattr(load, "cases", lambda source, part: split.get(source, {}).get(part, known(source, part)))
+    for place, names in {
+        "backgrounds_ct": ("one", "two"),
+        "nodules_lidc": ("LIDC-IDRI-0171_R_1", "LIDC-IDRI-0017_R_1", "LIDC-IDRI-0001_R_1"),
+    }.items():
+        for part in ("imagesTr", "labelsTr"):
+            (tmp_path / place / part).mkdir(parents=True)
+        for number, name in enumerate(names):
+            volume = scan(number)
+            write_volume(volume, tmp_path / place / "imagesTr" / f"{name}_0000.nii.gz")
+            label = np.zeros(volume.array.shape, np.uint8)
+            label[3:9, 3:8, 2:6] = 1
+            write_mask(volume.with_array(label, "SEG"), tmp_path / place / "labelsTr" / f"{name}.nii.gz")
+    return tmp_path
+
+
+def test_only_the_training_part_is_read_and_said(folder):
+    sources = load_sources(folder, SMALL)
+    assert [background.name for background in sources.backgrounds] == ["one"]
+    assert len(sources.nodules) == 1
+    assert sources.seen == {
+        "backgrounds_ct": {"one": content_sha256(scan(0))},
+        "nodules_lidc": {"LIDC-IDRI-0171_R_1": content_sha256(scan(0))},
+    }
+
+
+def test_a_nodule_is_of_one_mm_and_0_at_its_edge(folder):
+    (nodule,) = load_sources(folder, SMALL).nodules
+    assert nodule.mask.sum() == pytest.approx(6 * 1.5 * 5 * 2 * 4 * 3, rel=0.1)  # mm^3: voxels of one
+    assert not any(np.moveaxis(nodule.mask, axis, 0)[[0, -1]].any() for axis in range(3))
+
+
+def test_a_case_of_the_split_that_is_not_there_is_named(folder):
+    (folder / "backgrounds_ct" / "imagesTr" / "one_0000.nii.gz").unlink()
+    with pytest.raises(FileError, match=r"one_0000\.nii\.gz: no such file; expected the data that the split names"):
+        load_sources(folder, SMALL)
+
+
+def test_a_share_of_nodules_without_any_is_said(folder):
+    for path in (folder / "nodules_lidc" / "labelsTr").iterdir():
+        path.unlink()
+    with pytest.raises(FileError, match="nodules_lidc: no nodules"):
+        load_sources(folder, SMALL)
