@@ -173,7 +173,7 @@ def test_all_channels_of_a_case_are_opened(tmp_path: Path):
         ({"clicks": (0, 1)}, "expected numbers from 1 on"),
         ({"trials": 0}, "0 trials; expected one or more"),
         ({"region": "edge"}, "region 'edge'; expected one of any, centre, surround, margin, deepest"),
-        ({"noise": 1.5}, "noise 1.5; expected a share from 0 to 1"),
+        ({"noise": 1.5}, "noise 1.5; expected a fraction from 0 to 1"),
         ({"corrective": -1}, "-1 corrective clicks"),
         ({"seed": -1}, "seed -1; expected a whole number from 0 on"),
         ({"labels": (0,)}, "label 0; expected labels of the tumour"),
