@@ -56,7 +56,7 @@ test: $(INSTALLED) ## the tests of every day: all units, golden values, one path
 test-all: $(INSTALLED) ## every test (ARGS goes to pytest)
 	@$(PYTEST) $(ARGS)
 
-test-viewer: page-if-node ## the tests of the page's own code (needs Node.js)
+test-viewer: viewer/node_modules ## the tests of the page's own code (needs Node.js)
 	@cd viewer && npm test --silent
 
 # What another processor's kernels must not change: the last bits of NumPy's products, and PyTorch without AVX-512.
@@ -84,8 +84,11 @@ clean: ## remove .venv, caches, builds and the demo
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis .coverage htmlcov build dist demo train-demo
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(PAGE): $(PAGE_SOURCES)
-	@cd viewer && npm ci --no-audit --no-fund --loglevel=error && npm run --silent build
+$(PAGE): $(PAGE_SOURCES) | viewer/node_modules
+	@cd viewer && npm run --silent build
+
+viewer/node_modules: viewer/package.json viewer/package-lock.json
+	@cd viewer && npm ci --no-audit --no-fund --loglevel=error && touch node_modules
 
 # The stamp is younger than what it was installed from, so nothing is installed twice.
 $(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
