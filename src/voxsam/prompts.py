@@ -6,7 +6,7 @@ into points through sampling"), so every prompt ends as points.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -134,6 +134,11 @@ class MaskHint:
 
 
 Prompt = Point | Box | Scribble | MaskHint
+
+
+def prompts_bytes(prompts: Iterable[Prompt]) -> int:
+    """Memory of the labels of scribbles and hints."""
+    return sum(prompt.volume.array.nbytes for prompt in prompts if isinstance(prompt, Scribble | MaskHint))
 
 
 def common_box(prompts: Sequence[Prompt], clicks: Sequence[Point], scan: Grid) -> Slices | None:

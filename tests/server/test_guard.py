@@ -179,7 +179,7 @@ def test_a_body_is_not_waited_for_without_the_key(guarded):
             assert connection.recv(100).startswith(b"HTTP/1.1 401"), path
 
 
-@pytest.mark.parametrize("key", ["", "schlüssel", "two words", "tab\t", "new\nline"])
+@pytest.mark.parametrize("key", ["", "  ", "schlüssel", "ends ", "tab\t", "new\nline"])
 def test_a_key_that_no_header_can_show_is_refused_at_the_start(key):
     with pytest.raises(InputError, match="make one with: openssl rand -hex 16"):
         Settings(key=key)

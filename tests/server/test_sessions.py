@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 
 from voxsam.interactive.session import Session
+from voxsam.prompts import Scribble
 from voxsam.server.errors import Dropped, Full, NotThere, TooMany
 from voxsam.server.sessions import MAX_LISTENERS, Busy, Limits, Memory, OpenSession, Sessions
 from voxsam.server.worker import Worker
+from voxsam.volume import Volume
 
 LIMITS = Limits(capacity=2, memory_bytes=1 << 30, idle_s=100.0, alive_s=10.0)
 
@@ -294,3 +296,15 @@ def test_a_session_that_grows_beyond_its_part_of_a_full_memory_is_refused(make_s
         click(place, phantom.click)
     with pytest.raises(Full, match="of masks and steps; expected room in the server's memory; reset it"):
         place.check_growth()
+
+
+def test_scribbles_count_as_long_as_undo_can_bring_them_back(make_sessions, phantom):
+    place = make_sessions().claim(Place)
+    scan_in(place, phantom.scan)
+    labels = np.zeros(phantom.scan.grid.shape, np.uint8)
+    labels[phantom.click] = 1
+    place.run(lambda session: session.prompt(Scribble(Volume(labels, phantom.scan.grid)))).result(30)
+    with_scribble = place.part.nbytes
+    assert with_scribble >= phantom.scan.array.nbytes + labels.nbytes
+    place.run(lambda session: session.reset()).result(10)
+    assert place.part.nbytes == with_scribble

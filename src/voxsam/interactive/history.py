@@ -14,6 +14,7 @@ from voxsam.geometry import Grid
 from voxsam.interactive.crops import THRESHOLD
 from voxsam.interactive.predictor import Prediction
 from voxsam.preprocess import Slices
+from voxsam.prompts import prompts_bytes
 
 UNDO_STEPS = 100
 UNDO_BYTES = 256 << 20  # of probabilities that only past steps hold; the oldest go first, the last one always stays
@@ -62,10 +63,11 @@ class History:
 
     @property
     def nbytes(self) -> int:
-        """Memory of the probabilities of all snapshots, each counted once."""
+        """Memory of the probabilities and prompts of all snapshots, each counted once."""
         snapshots = (*self._past, self.seen, *self._future)
         predictions = {id(found): found for snapshot in snapshots for found in snapshot.predictions.values()}
-        return sum(prediction.nbytes for prediction in predictions.values())
+        prompts = {id(prompt): prompt for found in predictions.values() for prompt in found.prompts}
+        return sum(found.nbytes for found in predictions.values()) + prompts_bytes(prompts.values())
 
     def enter(self, snapshot: Snapshot) -> None:
         """Make a new step; what was taken back is forgotten."""

@@ -153,11 +153,6 @@ def work_bytes(prompts: list[AnyPrompt]) -> int:
     return sum(boxes) + STROKE_MEMORY * max(boxes, default=0)
 
 
-def kept_bytes(prompts: tuple[Prompt, ...]) -> int:
-    """Memory of prompts that are kept."""
-    return sum(prompt.volume.array.nbytes for prompt in prompts if not isinstance(prompt, Point | Box))
-
-
 # States and answers
 
 

@@ -54,8 +54,8 @@ class Settings(BaseModel):
         if key is None:
             return None
         word = key.get_secret_value()
-        if not word or not word.isascii() or not word.isprintable() or " " in word:
-            given = "an empty key" if not word else "a key with spaces, or with characters beyond ASCII"
+        if not word or not word.isascii() or not word.isprintable() or word != word.strip():
+            given = "a key with spaces at its ends, or with characters beyond ASCII" if word.strip() else "an empty key"
             raise InputError(given, "letters, digits and signs of ASCII", "make one with: openssl rand -hex 16")
         return key
 

@@ -223,7 +223,7 @@ def test_autozoom_off_keeps_to_one_crop(server, network, image):
         client.set_target_buffer(np.zeros(SHAPE, np.int32))
         client.add_point_interaction((10, 20, 30), True)
         own = own_session(network, image, wide)
-        own.follow = False
+        own.predictor.follow = False
         agree(client, own.click((10, 20, 30)))
         in_one_crop = client.target_buffer.copy()
         client.set_do_autozoom(True)

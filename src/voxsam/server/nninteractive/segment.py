@@ -17,8 +17,7 @@ from voxsam.geometry import Grid
 from voxsam.interactive.history import UNDO_BYTES, UNDO_STEPS
 from voxsam.interactive.predictor import Prediction, Predictor
 from voxsam.preprocess import Slices
-from voxsam.prompts import SCRIBBLE_POSITIVE, MaskHint, Point, Prompt, Scribble
-from voxsam.server.messages import kept_bytes
+from voxsam.prompts import SCRIBBLE_POSITIVE, MaskHint, Point, Prompt, Scribble, prompts_bytes
 from voxsam.server.nninteractive.inputs import trimmed
 from voxsam.volume import Volume
 
@@ -64,7 +63,7 @@ class _Seen:
         """Memory of masks and probabilities."""
         prompts = self.waiting if self.prediction is None else (*self.waiting, *self.prediction.prompts)
         seed = 0 if self.seed is None else self.seed.mask.nbytes
-        return kept_bytes(prompts) + seed + (0 if self.prediction is None else self.prediction.nbytes)
+        return prompts_bytes(prompts) + seed + (0 if self.prediction is None else self.prediction.nbytes)
 
     @property
     def reach(self) -> tuple[Slices, ...]:
