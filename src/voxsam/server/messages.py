@@ -262,12 +262,14 @@ class View:
                 part = grid.crop([s.start for s in reach], [s.stop - s.start for s in reach])
                 masks[number] = Volume(mask[reach] == number, part, "SEG")
         state = (session.current, session.can_undo, session.can_redo)
-        return cls(dict(session.predictions), *state, box, mask[box].copy(), masks)
+        return cls(dict(session.predictions), *state, box, mask[box], masks)
 
     def changes(self) -> dict[str, Any]:
         """The box and its labels, for a StepState."""
         low, high = tuple(s.start for s in self.box), tuple(s.stop for s in self.box)
-        packed = base64.b64encode(zlib.compress(self.labels.tobytes("F"), DEFLATE_LEVEL)).decode()
+        packer = zlib.compressobj(DEFLATE_LEVEL)
+        pieces = [packer.compress(self.labels[:, :, k].tobytes("F")) for k in range(self.labels.shape[2])]
+        packed = base64.b64encode(b"".join([*pieces, packer.flush()])).decode()
         return {"changed": ChangedBox(low=low, high=high), "labels": packed}
 
     def object_states(self, measured: Measured, grid: Grid) -> list[ObjectState]:

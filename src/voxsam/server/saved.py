@@ -117,13 +117,13 @@ class SavedSession(OpenSession):
         """The session as it is with all labels: of the whole scan, or of the box outside which there are none."""
         voxels = self.require_volume().array.size if full else 0
         async with self.turn():
-            view = await self._look(lambda session: whole(session.volume.grid) if full else session.extent, 3 * voxels)
-            return await asyncio.to_thread(self._step_state, view, 0.0)
+            with self.sessions.memory.take(2 * voxels):
+                view = await self._look(lambda session: whole(session.volume.grid) if full else session.extent)
+                return await asyncio.to_thread(self._step_state, view, 0.0)
 
-    async def _look(self, box: Callable[[Session], Slices], memory_bytes: int = 0) -> View:
+    async def _look(self, box: Callable[[Session], Slices]) -> View:
         known = self.measured.known
-        work = lambda session: View.of(session, box(session), NOWHERE, known)  # noqa: E731
-        return await asyncio.wrap_future(self.run(work, memory_bytes))
+        return await asyncio.wrap_future(self.run(lambda session: View.of(session, box(session), NOWHERE, known)))
 
     async def save(self, write: Callable[[], None]) -> None:
         """Write to the journal, unless the client has left. A full disk is no reason to lose a step: it is noted."""

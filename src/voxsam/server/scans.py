@@ -7,7 +7,6 @@ import hashlib
 import re
 import secrets
 import shutil
-import threading
 from collections.abc import AsyncIterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -180,16 +179,15 @@ class Scan:
 
 
 class Reader:
-    """Reads scans of every kind of source, one at a time: each is large."""
+    """Reads scans of every kind of source; to be called by one thread at a time: each is large."""
 
     def __init__(self, settings: Settings, folders: Folders, store: Store, memory: Memory) -> None:
         self.settings, self.folders, self.store, self.memory = settings, folders, store, memory
-        self._turn = threading.Lock()
 
     def read(self, source: Source) -> Scan:
         """The scan. Raises InputError: for what is no scan, is not there, lies outside, or is too large; Full."""
         upload = source.upload if isinstance(source, UploadSource) else None
-        with self._turn, self.store.using(upload) if upload else nullcontext():
+        with self.store.using(upload) if upload else nullcontext():
             if isinstance(source, DemoSource):
                 volume, place = self._demo, ""
                 part = self.memory.take(volume.array.nbytes)
