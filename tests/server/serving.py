@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import base64
+import os
+import re
+import subprocess
+import sys
 import threading
 import time
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -37,6 +42,24 @@ def running(settings: Settings, model, headers: dict[str, str] | None = None) ->
             server.should_exit = True
             thread.join(WAIT_S)
             assert not thread.is_alive(), "the server did not end"
+
+
+@contextmanager
+def served(place: Path, *options: str) -> Iterator[tuple[subprocess.Popen, str]]:
+    """`voxsam serve` of `place`/scans with the model `place`/stub.safetensors in a process; its address."""
+    known = ["--port", "0", "--model", str(place / "stub.safetensors"), "--state", str(place / "state")]
+    command = [sys.executable, "-m", "voxsam.cli", "serve", str(place / "scans"), *known, "--threads", "1", *options]
+    environment = {**os.environ, "TMPDIR": str(place / "tmp")}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
+    ) as process:
+        try:
+            assert process.stdout
+            address = re.search(r"http://\S+/", process.stdout.readline())
+            assert address, "the server did not start"
+            yield process, address[0]
+        finally:
+            process.kill()
 
 
 def wait_until(condition, limit_s: float = WAIT_S) -> None:

@@ -7,20 +7,15 @@ from __future__ import annotations
 
 import os
 import random
-import re
 import stat
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import psutil
 import pytest
-from serving import point
+from serving import point, served
 
 from voxsam.io import write_volume
 from voxsam.server.store import Store
@@ -29,25 +24,6 @@ from voxsam.weights.checkpoint import save_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name == "nt", reason="SIGKILL")]
 KILLS = int(os.environ.get("VOXSAM_KILLS", "6"))
-START_S = 120.0
-
-
-@contextmanager
-def server(place: Path) -> Iterator[tuple[subprocess.Popen, str]]:
-    """`voxsam serve` in a process of its own, and its address."""
-    options = ["--port", "0", "--model", str(place / "stub.safetensors"), "--state", str(place / "state")]
-    command = [sys.executable, "-m", "voxsam.cli", "serve", str(place / "scans"), *options, "--threads", "1"]
-    environment = {**os.environ, "TMPDIR": str(place / "tmp")}
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
-    ) as process:
-        try:
-            assert process.stdout
-            address = re.search(r"http://\S+/", process.stdout.readline())
-            assert address, "the server did not start"
-            yield process, address[0]
-        finally:
-            process.kill()
 
 
 class Work(threading.Thread):
@@ -109,7 +85,7 @@ def test_what_was_answered_is_there_after_each_kill_and_nothing_else_is(tmp_path
     save_model(stub_network(), tmp_path / "stub.safetensors")
     chance, steps = random.Random(5), 0
     for kill in range(KILLS):
-        with server(tmp_path) as (process, address):
+        with served(tmp_path) as (process, address):
             work = Work(address, kill)
             work.start()
             time.sleep(chance.uniform(0.5, 6.0))
@@ -119,7 +95,7 @@ def test_what_was_answered_is_there_after_each_kill_and_nothing_else_is(tmp_path
         assert not psutil.wait_procs(children, timeout=20)[1], "a reader outlived its server"
         assert not list((tmp_path / "tmp").iterdir())
         check_files(tmp_path / "state")
-        with server(tmp_path) as (_, address), httpx.Client(base_url=address, timeout=120) as client:
+        with served(tmp_path) as (_, address), httpx.Client(base_url=address, timeout=120) as client:
             for session, last in chance.sample(list(work.sessions.items()), min(3, len(work.sessions))):
                 steps += last["revision"]
                 found = client.get(f"/api/sessions/{session}").raise_for_status().json()

@@ -1,0 +1,190 @@
+"""Attacks on the memory of a real server: it keeps to --memory, and an honest client is answered all the while."""
+
+from __future__ import annotations
+
+import json
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import blosc2
+import httpx
+import nibabel as nib
+import numpy as np
+import psutil
+import pytest
+from serving import opened, point, served
+
+from voxsam.io import write_volume
+from voxsam.testing import stub_network, stub_scan
+from voxsam.weights.checkpoint import save_model
+
+pytestmark = pytest.mark.slow
+MEMORY_MIB = 128
+ALLOWED_MIB = MEMORY_MIB * 3 // 2 + 64  # half as much again for the work at hand; allocators keep some of what is freed
+PATIENCE_S = 60.0  # of the honest client for one click, on a busy machine
+
+
+class Peak(threading.Thread):
+    """The most that a process and its children take at once, in MiB."""
+
+    def __init__(self, process: int) -> None:
+        super().__init__(daemon=True)
+        self.process, self.mib, self.over = psutil.Process(process), 0, threading.Event()
+        self.start()
+
+    def now(self) -> int:
+        return self.process.memory_info().rss >> 20
+
+    def run(self) -> None:
+        while not self.over.wait(0.05):
+            self.mib = max(self.mib, self.now())
+
+
+class Honest(threading.Thread):
+    """A client that clicks and takes back, again and again, and notes what went wrong."""
+
+    def __init__(self, address: str) -> None:
+        super().__init__(daemon=True)
+        self.address, self.over = address, threading.Event()
+        self.answered, self.wrong = 0, []
+        self.begun = threading.Event()
+
+    def run(self) -> None:
+        with httpx.Client(base_url=self.address, timeout=PATIENCE_S) as client:
+            session = opened(client, {"folder": "0", "path": "small.nii.gz"})
+            while not self.over.is_set():
+                for action, body in (("prompts", point((20, 18, 11))), ("undo", None)):
+                    answer = client.post(f"/api/sessions/{session}/{action}", json=body)
+                    if answer.status_code == 200:
+                        self.answered += 1
+                    else:
+                        self.wrong.append(answer.text)
+                self.begun.set()
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    place = tmp_path_factory.mktemp("attacked")
+    for folder in ("scans", "tmp"):
+        (place / folder).mkdir()
+    write_volume(stub_scan().scan, place / "scans" / "small.nii.gz")
+    array = np.full((384, 384, 384), -100, np.int64)
+    array[::7] = 50
+    nib.save(nib.Nifti1Image(array, np.eye(4), dtype=np.int64), place / "scans" / "wide.nii.gz")
+    far = np.full((300, 300, 300), -100, np.int16)
+    for at in (30, 250):
+        far[at : at + 16, at : at + 16, at : at + 16] = 100
+    nib.save(nib.Nifti1Image(far, np.eye(4)), place / "scans" / "far.nii")
+    save_model(stub_network(), place / "stub.safetensors")
+    return place
+
+
+@pytest.fixture(scope="module")
+def attacked(place) -> Iterator[tuple[httpx.Client, Peak, Honest]]:
+    with (
+        served(place, "--memory", str(MEMORY_MIB / 1024)) as (process, address),
+        httpx.Client(base_url=address, timeout=120) as client,
+    ):
+        honest = Honest(address)
+        honest.start()
+        assert honest.begun.wait(120)
+        peak = Peak(process.pid)
+        yield client, peak, honest
+        honest.over.set()
+        honest.join(120)
+        peak.over.set()
+        peak.join()
+
+
+def lease_of(client: httpx.Client) -> dict[str, str]:
+    return {"X-Lease-Token": client.post("/claim").json()["lease_token"]}
+
+
+def bombs(client: httpx.Client) -> list[int]:
+    """An image of some 100 kB that unpacks to 128 MiB, four times at once with one lease."""
+    array = np.zeros(256**3, "float64")
+    array[::1000] = -900
+    packing = {"codec": blosc2.Codec.ZSTD, "clevel": 1, "typesize": 8, "filters": [blosc2.Filter.NOFILTER]}
+    chunk = blosc2.compress2(array.view(np.uint8).data, cparams=packing)
+    head = struct.pack("<4sBBBB7s", b"NNIA", 1, 1, 4, 7, b"float64") + struct.pack("<4qI", 1, 256, 256, 256, 1)
+    body, lease = head + struct.pack("<QQ", array.nbytes, len(chunk)) + chunk, lease_of(client)
+    return at_once(lambda: client.post("/set_image", content=body, headers=lease))
+
+
+def endless(client: httpx.Client) -> list[int]:
+    """Bodies of 150 MiB, four at once with leases of their own."""
+
+    def send() -> httpx.Response:
+        return client.post("/set_image", content=(bytes(1 << 20) for _ in range(150)), headers=lease_of(client))
+
+    return at_once(send)
+
+
+def unpacked(client: httpx.Client) -> list[int]:
+    """A .nii.gz that unpacks to 432 MiB."""
+    source = {"source": {"folder": "0", "path": "wide.nii.gz"}}
+    return at_once(lambda: client.post("/api/sessions", json=source))
+
+
+def scribbles(client: httpx.Client) -> list[int]:
+    """Four million voxels of scribbles, each time."""
+    session = opened(client, {"folder": "0", "path": "small.nii.gz"})
+    voxels = np.indices((44, 36, 22)).reshape(3, -1).T.tolist()
+    body = json.dumps({"prompts": [{"kind": "scribble", "voxels": voxels}] * 20}, separators=(",", ":"))
+    kind = {"Content-Type": "application/json"}
+    found = at_once(lambda: client.post(f"/api/sessions/{session}/prompts", content=body, headers=kind))
+    client.delete(f"/api/sessions/{session}").raise_for_status()
+    return found
+
+
+def sparse(client: httpx.Client) -> list[int]:
+    """Scribbles of two voxels, in opposite corners of a scan of 52 MiB."""
+    session = opened(client, {"folder": "0", "path": "far.nii"})
+    body = {"prompts": [{"kind": "scribble", "voxels": [[0, 0, 0], [299, 299, 299]]}] * 50}
+    found = at_once(lambda: client.post(f"/api/sessions/{session}/prompts", json=body))
+    client.delete(f"/api/sessions/{session}").raise_for_status()
+    return found
+
+
+def far_clicks(client: httpx.Client) -> list[int]:
+    """Two clicks far apart, and all labels of the scan."""
+    session = opened(client, {"folder": "0", "path": "far.nii"})
+    clicks = {"prompts": [*point((38, 38, 38))["prompts"], *point((258, 258, 258))["prompts"]]}
+    found = [client.post(f"/api/sessions/{session}/prompts", json=clicks).status_code]
+    found += at_once(lambda: client.get(f"/api/sessions/{session}/labels?box=full"))
+    client.delete(f"/api/sessions/{session}").raise_for_status()
+    return found
+
+
+def at_once(send: Callable[[], httpx.Response], times: int = 4) -> list[int]:
+    """The statuses; 0: the server hung up before it had all of it."""
+
+    def status(_: int) -> int:
+        try:
+            return send().status_code
+        except httpx.TransportError:
+            return 0
+
+    with ThreadPoolExecutor(times) as pool:
+        return list(pool.map(status, range(times)))
+
+
+@pytest.mark.parametrize("attack", [bombs, endless, unpacked, scribbles, sparse, far_clicks])
+def test_an_attack_on_the_memory_is_refused_and_others_are_answered(attacked, attack):
+    client, peak, honest = attacked
+    start, answered = peak.now(), honest.answered
+    peak.mib = 0
+    statuses = attack(client)
+    taken = peak.mib - start
+    assert taken < ALLOWED_MIB, f"{attack.__name__}: {taken} MiB more, {statuses}"
+    assert set(statuses) <= {0, 200, 400, 413, 429, 503}, statuses
+    if attack is not far_clicks:
+        assert 200 not in statuses or attack is scribbles, statuses
+    end = time.monotonic() + PATIENCE_S
+    while honest.answered == answered and time.monotonic() < end:
+        time.sleep(0.1)
+    assert honest.answered > answered and not honest.wrong, honest.wrong[:1]
