@@ -29,7 +29,7 @@ class Running:
     @contextmanager
     def client(self, image: np.ndarray | None = None, key: str | None = None, **properties) -> Iterator[RemoteSession]:
         """A client; with an image (X, Y, Z) it is sent, and a buffer of zeros is set."""
-        with RemoteSession(self.url, api_key=key) as client:
+        with RemoteSession(self.url, api_key=key, read_timeout=600.0) as client:
             if image is not None:
                 client.set_image(image[None], properties)
                 client.set_target_buffer(np.zeros(image.shape, np.uint8))
