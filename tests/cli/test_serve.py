@@ -122,7 +122,9 @@ def test_what_cannot_be_served_is_told_in_one_line(tmp_path, model, capsys):
             assert told in errors and errors.count("\n") == 1
 
 
-@pytest.mark.parametrize(("key", "told"), [("", "an empty key"), ("schlüssel", "beyond ASCII"), ("a b ", "with spaces at its ends")])
+@pytest.mark.parametrize(
+    ("key", "told"), [("", "an empty key"), ("schlüssel", "beyond ASCII"), ("a b ", "with spaces at its ends")]
+)
 def test_a_key_that_no_request_could_show_is_refused_at_the_start(tmp_path, model, capsys, key, told):
     assert main(["serve", "--model", model, "--port", "0", "--state", str(tmp_path / "s"), "--key", key]) == 2
     errors = capsys.readouterr().err

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import zlib
 from array import array
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -147,7 +147,7 @@ class Prompts(Strict):
     prompts: list[AnyPrompt] = Field(min_length=1, max_length=MAX_PROMPTS)
 
 
-def work_bytes(prompts: list[AnyPrompt]) -> int:
+def work_bytes(prompts: Sequence[AnyPrompt]) -> int:
     """Memory that is needed to make clicks of prompts: all of their boxes, and the work on the largest."""
     boxes = [prompt.box_voxels for prompt in prompts if isinstance(prompt, ScribblePrompt)]
     return sum(boxes) + STROKE_MEMORY * max(boxes, default=0)

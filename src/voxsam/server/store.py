@@ -95,8 +95,8 @@ def compact(events: Iterable[Event]) -> list[Event]:
         return []
     resets = [at for at, event in enumerate(past[: max(0, len(past) - UNDO_STEPS)]) if event.do == "reset"]
     kept = past[resets[-1] :] if resets else past
-    end = {"current": last.current, "revision": last.revision}
-    return [*kept, *reversed(future), *[Event(do="undo")] * len(future), Event(do="select", object=last.current, **end)]
+    end = Event(do="select", object=last.current, current=last.current, revision=last.revision)
+    return [*kept, *reversed(future), *[Event(do="undo")] * len(future), end]
 
 
 class Journal:

@@ -22,7 +22,7 @@ from voxsam.errors import UnsupportedError
 from voxsam.interactive.predictor import Predictor
 from voxsam.network.card import Card
 from voxsam.network.promptable import Promptable
-from voxsam.prompts import Prompt
+from voxsam.prompts import Prompt, Scribble
 from voxsam.server.api import TheService
 from voxsam.server.errors import Dropped, NotThere, Refused, TooMany, first_problem
 from voxsam.server.messages import STROKE_MEMORY
@@ -395,5 +395,5 @@ def _with_mask(
 
 async def _add(client: Client, image: Volume, prompts: Sequence[Prompt], predict: bool) -> Response:
     client.check_growth()
-    boxes = [prompt.volume.array.size for prompt in prompts if hasattr(prompt, "volume")]
+    boxes = [prompt.volume.array.size for prompt in prompts if isinstance(prompt, Scribble)]
     return await client.change(image, lambda segment: segment.add(prompts, predict), STROKE_MEMORY * sum(boxes))
