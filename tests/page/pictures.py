@@ -60,10 +60,20 @@ def photograph(viewer: Viewer, phantom: Phantom, folder: Path) -> None:
     _draw_box(viewer, phantom)
     picture.take("box")
     page.keyboard.press("Escape")
+    _measure_line(viewer, phantom)
+    picture.take("measured")
+    page.keyboard.press("0")
+    page.keyboard.press("f")
     page.keyboard.press("c")
-    page.click("#layouts [value=render]", force=True)
+    page.evaluate("voxsam.view.setLayout('render')")
     picture.take("3d")
-    page.click("#layouts [value=all]", force=True)
+    page.keyboard.press("h")
+    picture.take("surface")
+    page.keyboard.press("h")
+    page.evaluate("voxsam.view.setLayout('all')")
+    page.click("#another")
+    picture.take("recent")
+    page.click("#back")
     page.keyboard.press("?")
     picture.take("help")
     page.keyboard.press("Escape")
@@ -88,6 +98,25 @@ def _correct(viewer: Viewer, phantom: Phantom) -> None:
         depth = distance_transform_edt(wrong)
         i, j = divmod(int(depth.argmax()), depth.shape[1])
         viewer.answered(lambda at=(i, j, k), button=button: viewer.page.mouse.click(*viewer.place(at), button=button))
+
+
+def _measure_line(viewer: Viewer, phantom: Phantom) -> None:
+    """Enlarged about the tumour, the mask as an outline, a line across it."""
+    page = viewer.page
+    page.keyboard.press("f")
+    page.mouse.move(*viewer.place(phantom.click))
+    page.keyboard.down("Control")
+    for _ in range(4):
+        page.mouse.wheel(0, -100)
+    page.keyboard.up("Control")
+    viewer.drawn()
+    page.keyboard.press("r")
+    i, j, k = phantom.click
+    (x0, y0), (x1, y1) = (viewer.place(end) for end in ((i - 9, j - 7, k), (i + 9, j + 7, k)))
+    page.mouse.move(x0, y0)
+    page.mouse.down()
+    page.mouse.move(x1, y1, steps=3)
+    page.mouse.up()
 
 
 def _draw_box(viewer: Viewer, phantom: Phantom) -> None:

@@ -50,7 +50,7 @@ export function showResult(result: StepResult): void {
   const object = result.objects.find(({ number }) => number === result.current);
   if (!object) return;
   const time = seconds(result.seconds);
-  element("took").textContent = `Segmented in ${time}.`;
+  element("took").textContent = object.prompts.length ? `Segmented in ${time}.` : "";
   const measures = `${millilitres(object.volume_ml)}, longest diameter ${millimetres(object.longest_diameter_mm)}`;
   say(`Object ${object.number}: ${measures}, in ${time}. ${object.messages.join(". ")}`);
 }

@@ -121,7 +121,9 @@ export class Panel {
     list.replaceChildren(...state.objects.map((object) => this.object(object, object.number === state.current)));
     if (focused) list.querySelector<HTMLElement>('[aria-pressed="true"]')?.focus();
     const messages = state.objects.find(({ number }) => number === state.current)?.messages ?? [];
-    element("messages").replaceChildren(...[...state.notes, ...messages].map((text) => Object.assign(document.createElement("p"), { textContent: text })));
+    const remarks = [...state.notes, ...messages].map((text) => Object.assign(document.createElement("p"), { textContent: sentence(text) }));
+    element("messages").hidden = !remarks.length;
+    element("messages").replaceChildren(...remarks);
   }
 
   private object(object: State["objects"][number], current: boolean): HTMLElement {

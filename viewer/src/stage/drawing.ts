@@ -12,7 +12,7 @@ const SLICE: Record<Pane, SLICE_TYPE> = {
 const PLANE_OF = { 0: "axial", 1: "coronal", 2: "sagittal" } as Record<number, Plane>;
 
 export class Drawing extends Niivue {
-  /** Whether the 3D view shows the body, or the masks' surfaces alone. */
+  /** Whether the 3D view shows the body, or the masks' surfaces alone, if there are any. */
   body = true;
 
   constructor(private readonly tiles: Tiles) {
@@ -38,6 +38,10 @@ export class Drawing extends Niivue {
     Object.assign(this.scene, { renderAzimuth: azimuth, renderElevation: elevation, volScaleMultiplier: approach });
     this.setCustomLayout(this.layoutOf(render)); // draws
     this.customLayout = this.layoutOf(false); // for what NiiVue draws by itself, after a change of size or window
+  }
+
+  private get showsBody(): boolean {
+    return this.body || !this.meshes.length;
   }
 
   private layoutOf(render: boolean) {
@@ -70,7 +74,7 @@ export class Drawing extends Niivue {
   /** Without the body the 3D view turns about the masks, and they fill it. */
   override setPivot3D(): void {
     super.setPivot3D();
-    if (this.body || !this.meshes.length) return;
+    if (this.showsBody) return;
     const ends = [0, 1, 2].map((axis) => {
       const low = Math.min(...this.meshes.map(({ extentsMin }) => (extentsMin as number[])[axis]!));
       return [low, Math.max(...this.meshes.map(({ extentsMax }) => (extentsMax as number[])[axis]!))] as const;
@@ -80,6 +84,10 @@ export class Drawing extends Niivue {
   }
 
   override drawImage3D(...view: Parameters<Niivue["drawImage3D"]>): void {
-    if (this.body) super.drawImage3D(...view);
+    if (this.showsBody) super.drawImage3D(...view);
+  }
+
+  override drawMesh3D(...view: Parameters<Niivue["drawMesh3D"]>): void {
+    if (!this.showsBody) super.drawMesh3D(...view);
   }
 }

@@ -12,6 +12,7 @@ const FOCUS = "#ffd166";
 const RADIUS = 7;
 const CURSOR_GAP = 12;
 const RULER = "#ffffff";
+const NARROW = 300; // pixels of a plane in which its name and slice do not stand beside each other
 const SLIDER = 22; // pixels at a plane's right side that its slider takes
 // The patient's sides at the left, right, top and bottom of each plane.
 const LETTERS: Record<Plane, [string, string, string, string]> = {
@@ -137,7 +138,10 @@ export class Overlay {
     this.write(bottom, x, rect.y + rect.height - 13, "center");
     const axis = normalAxis(this.viewer.orientation, plane);
     const slice = `${this.viewer.cursor[axis]! + 1} / ${this.viewer.orientation.shape[axis]}`;
-    this.write(`${plane}  ${slice}`, rect.x + 8, rect.y + 13, "left");
+    if (rect.width < NARROW) {
+      this.write(plane, rect.x + 8, rect.y + 13, "left");
+      this.write(slice, rect.x + 8, rect.y + 29, "left");
+    } else this.write(`${plane}  ${slice}`, rect.x + 8, rect.y + 13, "left");
   }
 
   private drawLine(line: Line, place: Projector, affine: number[][]): void {

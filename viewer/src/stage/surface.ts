@@ -8,7 +8,7 @@ export interface Surface {
   triangles: Uint32Array;
 }
 
-const ROUNDS = 6; // of smoothing, each there and back
+const ROUNDS = 15; // of smoothing, each there and back
 const WEIGHTS = [0.5, -0.53] as const; // of the mean of the neighbours
 const REACH = 0.5; // voxels that smoothing may move a vertex, on each axis
 
