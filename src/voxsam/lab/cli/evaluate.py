@@ -29,7 +29,9 @@ def command(
         ),
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="The folder for the results.")],
-    model: Annotated[str, typer.Option(help="A name or a .safetensors file.")] = "voxsam-tiny",
+    model: Annotated[
+        str, typer.Option(help="A name or a .safetensors file; region-growing, random-walker: what needs no training.")
+    ] = "voxsam-tiny",
     cases: Annotated[str | None, typer.Option(help="Only these cases: a,b,c.")] = None,
     held_out: Annotated[
         Path | None,
@@ -94,10 +96,11 @@ def command(
 
 
 def _finish(evaluation: Evaluation, output: Path, card: Path | None, quiet: bool) -> None:
-    from voxsam.lab.evaluation.tables import case_rows, markdown_table, paper_rows, write_between_markers
+    from voxsam.lab.evaluation.tables import case_rows, lesion_rows, markdown_table, paper_rows, write_between_markers
 
     if card is not None:
-        write_between_markers(card, MARKER, markdown_table(case_rows(evaluation), right=True))
+        rows = lesion_rows if evaluation.settings.per_lesion else case_rows
+        write_between_markers(card, MARKER, markdown_table(rows(evaluation), right=True))
     if not quiet:
         for case, reason in evaluation.skipped.items():
             typer.echo(f"{case} was skipped: {reason}")
@@ -108,8 +111,11 @@ def _finish(evaluation: Evaluation, output: Path, card: Path | None, quiet: bool
 def _system(model: tuple[str, str, str], auto: bool, follow: bool) -> System:
     import voxsam.lab.systems  # noqa: F401, their model files can be evaluated, too
     from voxsam.lab.evaluation.systems import AutomaticSystem, SessionSystem
+    from voxsam.lab.systems.classical import CLASSICAL
     from voxsam.weights import load_model
 
+    if model[0] in CLASSICAL:
+        return CLASSICAL[model[0]]()
     network = load_model(*model)  # type: ignore[arg-type]  # its words are checked there
     return AutomaticSystem(network) if auto else SessionSystem(network, follow)
 

@@ -119,7 +119,8 @@ def evaluate(
         if system.takes_clicks and not tumour.any():
             skipped[case.name] = "its label is empty: there is nothing to click on"
         else:
-            rows += evaluate_scan(system, case.name, images, tumour, settings, watch)
+            lesions = read_lesions(case, tumour) if settings.per_lesion else None
+            rows += evaluate_scan(system, case.name, images, tumour, settings, watch, lesions)
     _require(bool(rows), f"{len(cases)} cases with empty labels", "tumours to click on")
     return Evaluation(system.name, dataset, settings, tuple(rows), skipped, system.parameters)
 
@@ -139,6 +140,23 @@ def read_case(case: Case, labels: Sequence[int] = ()) -> tuple[tuple[Volume, ...
     return images, case.choice.of(labels)(label.array)
 
 
+def read_lesions(case: Case, tumour: Mask) -> NDArray[np.int32] | None:
+    """Which lesion each voxel of the tumour belongs to, from 1 on, as labelsInstances beside labelsTr says.
+
+    None where there is no such file: then what hangs together is a lesion. Raises GeometryError for another shape,
+    InputError for tumour that the file leaves without a number.
+    """
+    path = case.label.parent.parent / "labelsInstances" / case.label.name
+    if case.label.parent.name != "labelsTr" or not path.is_file():
+        return None
+    found = read_volume(path, labels=True).array
+    if found.shape != tumour.shape:
+        raise GeometryError(f"{path}: shape {found.shape}", f"the label's, {tumour.shape}", "number its lesions again")
+    numbered = np.where(tumour, found, 0).astype(np.int32)
+    _require(bool((numbered[tumour] > 0).all()), f"{path}: tumour without a number", "one for each of its voxels")
+    return numbered
+
+
 def evaluate_scan(
     system: System,
     name: str,
@@ -146,8 +164,12 @@ def evaluate_scan(
     tumour: Mask,
     settings: EvaluationSettings,
     watch: Watch | None = None,
+    lesions: NDArray[np.int32] | None = None,
 ) -> Iterator[ScoredMask]:
-    """The rows of one scan of one or more channels; `tumour` (i, j, k) is not empty for a system that takes clicks."""
+    """The rows of one scan of one or more channels; `tumour` (i, j, k) is not empty for a system that takes clicks.
+
+    `lesions` numbers the tumour's; None: its connected components.
+    """
     opened = open_images(system, images, tumour)
     run = _Run(name, images[0], opened, settings, system.takes_negative, watch)
     if not system.takes_clicks:
@@ -156,8 +178,8 @@ def evaluate_scan(
         _require_plain(settings, system.name)
         yield from run.slices(tumour)
     elif settings.per_lesion:
-        numbered, count = components(tumour)
-        for lesion in range(1, count + 1):
+        numbered = components(tumour)[0] if lesions is None else lesions
+        for lesion in np.unique(numbered[numbered > 0]).tolist():
             yield from run.trials(numbered == lesion, tumour, lesion)
     else:
         yield from run.trials(tumour, tumour, 0)

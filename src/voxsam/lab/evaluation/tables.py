@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from voxsam.errors import FileError
-from voxsam.lab.evaluation.protocol import PER_SLICE, Evaluation
+from voxsam.lab.evaluation.protocol import PER_SLICE, RANDOM, Evaluation
 from voxsam.lab.evaluation.summary import Estimate, Line, by_case, grouped, rows_of, summarise
 
 NOTHING = "–"
@@ -111,6 +114,44 @@ def case_rows(evaluation: Evaluation) -> list[Cells]:
     return [*table, {"case": "mean", **means}]
 
 
+DIAMETERS_MM = (0.0, 10.0, 20.0, 40.0, 80.0, math.inf)  # between which lesions are grouped by size
+
+
+def lesion_rows(evaluation: Evaluation) -> list[Cells]:
+    """The lesion board: each lesion of `per_lesion`, then the mean of each size (diameter of a ball of its volume) and
+    of all: Dice of each number of random clicks, and after 1, 5 and 10 corrections of the first.
+    """
+    corrected = {1 + more for more in (1, 5, 10)} & set(range(evaluation.settings.corrective + 1))
+    lines = [line for line in summarise(evaluation) if line.kind == RANDOM or line.clicks in corrected]
+    dice: dict[tuple[str, int], dict[str, list[float]]] = {}
+    size_ml: dict[tuple[str, int], float] = {}
+    for line in lines:
+        title = line.title if line.kind == RANDOM else f"1 + {line.clicks - 1}"
+        for row in rows_of(evaluation, line.kind, line.clicks):
+            size_ml[row.case, row.lesion] = row.scores.truth_ml
+            dice.setdefault((row.case, row.lesion), {}).setdefault(title, []).append(row.scores.dice)
+    means = {key: {title: float(np.mean(values)) for title, values in of.items()} for key, of in dice.items()}
+    table: list[Cells] = [
+        {"lesion": f"{case} {lesion}", "n": 1, "mL": plain(size_ml[case, lesion], "mL"), **_dice(means[case, lesion])}
+        for case, lesion in means
+    ]
+    diameter = {key: (6000 * ml / math.pi) ** (1 / 3) for key, ml in size_ml.items()}
+    groups = [
+        (f"{low:g} to {high:g} mm" if high < math.inf else f"{low:g} mm and more", low, high)
+        for low, high in pairwise(DIAMETERS_MM)
+    ]
+    for name, low, high in [*groups, ("all", 0.0, math.inf)]:
+        of = [means[key] for key in means if low <= diameter[key] < high]
+        if of:
+            mean = {title: float(np.mean([one[title] for one in of])) for title in of[0]}
+            table.append({"lesion": name, "n": len(of), **_dice(mean)})
+    return table
+
+
+def _dice(values: Mapping[str, float]) -> Cells:
+    return {f"Dice, {title}": f"{value:.3f}" for title, value in values.items()}
+
+
 def write_tables(evaluation: Evaluation) -> str:
     """All tables as one Markdown text."""
     parts = [
@@ -122,6 +163,9 @@ def write_tables(evaluation: Evaluation) -> str:
         "Each case, its trials averaged (HD95: the median):",
         markdown_table(case_rows(evaluation), right=True),
     ]
+    if evaluation.settings.per_lesion:
+        parts.append("Each lesion, its trials averaged, and lesions by size:")
+        parts.append(markdown_table(lesion_rows(evaluation), right=True))
     parts += [f"Skipped: {case}: {reason}." for case, reason in evaluation.skipped.items()]
     return "\n\n".join(parts) + "\n"
 
