@@ -266,6 +266,7 @@ def test_a_killed_run_leaves_no_store_and_the_next_one_goes_on(tmp_path, monkeyp
     assert sorted(path.name for path in (out / "cases").iterdir()) == ["a.zarr", "b.zarr", "c.zarr"]
 
 
+@pytest.mark.slow
 def test_several_processes_give_the_same_store(tmp_path):
     raw = decathlon(tmp_path / "raw")
     one, two = (prepare(raw, tmp_path / f"{n}", Options(workers=n)).store for n in (1, 2))

@@ -122,6 +122,7 @@ def test_a_chart_of_many_cases_has_the_whole_width(result: Evaluation, tmp_path:
     assert ('<figure class="broad">' in (tmp_path / "page.html").read_text(encoding="utf-8")) is broad
 
 
+@pytest.mark.slow
 def test_the_same_seed_writes_the_same_bytes_and_replaces(
     written: Path, result: Evaluation, cases: dict, tmp_path: Path
 ):

@@ -84,9 +84,9 @@ def test_a_session_ends_with_its_scan(stub: StubScan):
     with running(ServerSettings(), stub_network()) as http:
         system = RemoteSystem(str(http.base_url), None, "one")
         opened = system.open(stub.scan)
-        assert len(http.service.store.slots) == 1
+        assert len(http.service.sessions.open) == 1
         del opened
-        assert len(http.service.store.slots) == 0
+        assert len(http.service.sessions.open) == 0
 
 
 def test_a_server_that_is_not_there(tmp_path: Path):

@@ -59,6 +59,7 @@ def test_a_run_killed_at_a_random_step_has_the_loss_curve_of_an_uninterrupted_on
     assert all(torch.equal(first[name], second[name].cpu()) for name in first)
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_knows_how_good_its_best_validation_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

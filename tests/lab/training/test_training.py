@@ -74,6 +74,7 @@ def test_three_steps_write_a_model_that_loads_and_segments(tmp_path: Path, every
     assert Session(model, given.scan).click(given.click).grid == given.scan.grid
 
 
+@pytest.mark.slow
 def test_a_blended_model_lies_between_its_start_and_the_end_also_after_a_restart(tmp_path: Path, every_step) -> None:
     start = train(recipe(), None, tmp_path / "start")
     on = recipe(start_from=str(start), seed=2)
@@ -207,6 +208,7 @@ def test_a_start_of_other_sizes_is_refused(tmp_path: Path) -> None:
         make_network(recipe(start_from=str(tmp_path / "other.safetensors")))
 
 
+@pytest.mark.slow
 def test_accumulated_batches_are_one_larger_batch(tmp_path: Path, every_step) -> None:
     """Without clipping and weight decay to first order: the same gradient, so the same weights."""
     one = load_model(train(recipe(batch=4, steps=2), None, tmp_path / "one"), "cpu").state_dict()
