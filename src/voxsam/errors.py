@@ -24,8 +24,13 @@ class InputError(VoxSAMError):
     """The user's input is wrong. `given`, `expected` and `remedy` are kept for programs; str() is one line."""
 
     def __init__(self, given: str, expected: str, remedy: str) -> None:
-        self.given, self.expected, self.remedy = given, expected, remedy
-        super().__init__(" ".join(f"{given}; expected {expected}; {remedy}".split()))
+        self.given, self.expected, self.remedy = map(one_line, (given, expected, remedy))
+        super().__init__(f"{self.given}; expected {self.expected}; {self.remedy}")
+
+
+def one_line(text: str) -> str:
+    """The text in one line that can be printed: names of files are bytes, and headers hold anything."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(text.split()))
 
 
 class FileError(InputError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -313,3 +314,15 @@ def test_a_link_that_leads_round(tmp_path):
     (tmp_path / "a.nii").symlink_to("a.nii")
     with pytest.raises(FileError, match=r"a\.nii (does not exist|could not be read)"):
         read_volume(tmp_path / "a.nii")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are bytes on Linux")
+def test_a_name_that_is_no_utf_8_can_be_printed(tmp_path, scan_array):
+    name = os.fsdecode(b"l\xe4sion\n.nii")
+    nib.save(nib.Nifti1Image(scan_array, None), tmp_path / "a.nii")
+    (tmp_path / "a.nii").rename(tmp_path / name)
+    (remark,) = read_volume(tmp_path / name).remarks
+    assert remark.isprintable() and remark.startswith("l\ufffdsion")
+    with pytest.raises(FileError) as caught:
+        read_volume(tmp_path / f"{name}x")
+    assert str(caught.value).isprintable() and caught.value.given.isprintable()

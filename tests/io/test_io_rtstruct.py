@@ -145,7 +145,7 @@ def test_a_scan_with_other_axes(tmp_path, scan, axes):
 
 def test_refuses_to_read_without_a_scan(tmp_path, scan):
     write_mask(ring_and_speck(scan), tmp_path / "m.rtstruct.dcm")
-    words = r"m\.rtstruct\.dcm is an RTSTRUCT, contours without voxels; expected the scan that they lie on; give grid="
+    words = r"m\.rtstruct\.dcm is an RTSTRUCT, contours without voxels; expected the scan that they lie on; give"
     with pytest.raises(GeometryError, match=words):
         read_volume(tmp_path / "m.rtstruct.dcm", labels=True)
 

@@ -16,7 +16,7 @@ from typing import TypeVar
 import numpy as np
 
 from voxsam.atomic import atomic_path
-from voxsam.errors import FileError, GeometryError, ImageError
+from voxsam.errors import FileError, GeometryError, ImageError, one_line
 from voxsam.geometry import Grid
 from voxsam.io.checks import (
     as_labels,
@@ -74,6 +74,7 @@ def read_volume(
     """
     path, grid = Path(path), scan.grid if scan is not None and grid is None else grid
     volume = _named(path, lambda: _read(path, labels, grid, segment, str(series)))
+    volume = replace(volume, remarks=tuple(map(one_line, volume.remarks)))
     if not labels:
         return _as_scan(path.name, volume)
     volume = volume.with_array(as_labels(path.name, volume.array), modality="SEG")

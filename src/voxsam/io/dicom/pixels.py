@@ -22,6 +22,7 @@ import numpy as np
 import pydicom
 import SimpleITK as sitk
 from numpy.typing import NDArray
+from pydicom import config
 from pydicom.dataset import FileMetaDataset
 from pydicom.encaps import encapsulate, generate_frames
 from pydicom.uid import UID, CTImageStorage, generate_uid
@@ -204,7 +205,7 @@ def _stored_numbers(image: Slice, file: int, path: Path) -> NDArray[np.generic]:
 def _is_encapsulated(header: pydicom.Dataset) -> bool | None:
     """Whether pixels of the transfer syntax are compressed; None for one that nobody knows."""
     try:
-        return UID(_syntax(header)).is_encapsulated
+        return _syntax(header).is_encapsulated
     except ValueError:
         return None
 
@@ -336,11 +337,11 @@ def _nameless_file() -> Iterator[tuple[int, Path]]:
             os.close(file)
 
 
-def _syntax(header: pydicom.Dataset) -> str:
-    return str(header.file_meta.get("TransferSyntaxUID", ""))
+def _syntax(header: pydicom.Dataset) -> UID:
+    return UID(str(header.file_meta.get("TransferSyntaxUID", "")), validation_mode=config.IGNORE)
 
 
 def _undecodable(image: Slice, what: str = "") -> FileError:
-    syntax = UID(_syntax(image.header) or "unknown")
-    given = f"the pixels of {image.name} cannot be decoded ({what or f'transfer syntax {syntax.name}'})"
+    syntax = f"transfer syntax {_syntax(image.header).name or 'unknown'}"
+    given = f"the pixels of {image.name} cannot be decoded ({what or syntax})"
     return FileError(given, "undamaged pixels in a common transfer syntax", "export the series again, uncompressed")

@@ -157,7 +157,7 @@ def read(path: Path, dataset: pydicom.Dataset, grid: Grid | None, roi: int | Non
     """
     if grid is None:
         given = f"{path.name} is an RTSTRUCT, contours without voxels"
-        raise GeometryError(given, "the scan that they lie on", "give grid=scan.grid to read_volume")
+        raise GeometryError(given, "the scan that they lie on", "give the scan too: scan= or grid= of read_volume")
     names = {n: str(item.get("ROIName", "")) for n, item in enumerate(dataset.get("StructureSetROISequence") or [], 1)}
     if roi is not None and roi not in names:
         listed = ", ".join(f"{number} {name}" for number, name in names.items())
