@@ -145,15 +145,15 @@ def test_a_stroke_is_a_scribble_and_a_drag_only_looks(viewer: Viewer, server: Se
     assert stroke["kind"] == "scribble" and stroke["positive"] and stroke["count"] > 2
 
 
-def test_errors_are_told_in_words_and_the_scan_stays(viewer: Viewer, phantoms: Path, tmp_path: Path) -> None:
+def test_errors_are_in_words_and_the_scan_stays(viewer: Viewer, phantoms: Path, tmp_path: Path) -> None:
     page = viewer.page
     _open(viewer, phantoms / "phantom.nii.gz")
     broken = tmp_path / "broken.nii.gz"
     broken.write_bytes(b"no scan at all")
     page.set_input_files("#choose-files", broken)
     page.wait_for_selector("#problem:not([hidden])")
-    told = page.inner_text("#problem")
-    assert "broken.nii.gz" in told.lower() and "Expected: " in told and "What to do: " in told
+    problem = page.inner_text("#problem")
+    assert "broken.nii.gz" in problem.lower() and "Expected: " in problem and "What to do: " in problem
     assert page.is_visible("#panel")
     page.click("#problem-close")
     assert page.is_hidden("#problem")

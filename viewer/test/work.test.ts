@@ -14,7 +14,7 @@ async function* silence(_: string, signal: AbortSignal): AsyncGenerator<Notice> 
   await new Promise((resolve) => signal.addEventListener("abort", resolve));
 }
 
-/** A page that notes what it is told, and an engine of which each test says what it does. */
+/** A page that notes what it hears, and an engine of which each test says what it does. */
 function setting(engine: Partial<Engine>) {
   const heard: string[] = [];
   const stages: string[] = [];
