@@ -56,7 +56,7 @@ def test_a_way_that_fails_is_never_chosen_and_why_is_logged_and_the_first_may_no
     with caplog.at_level(logging.INFO, "voxsam.weights"):
         fastest({"plain": lambda: torch.ones(1), "broken": fails, "wrong": lambda: torch.zeros(1)}, TOLERANCE, "part")
     assert "part: broken is not taken, it failed" in caplog.text and "no such kernel" in caplog.text
-    assert "part: wrong is not taken, its answer is another than that of plain" in caplog.text
+    assert "part: wrong is not taken, its result is another than that of plain" in caplog.text
     with pytest.raises(RuntimeError, match="no such kernel"):
         fastest({"broken": fails, "fine": lambda: torch.ones(1)}, TOLERANCE)
 

@@ -88,3 +88,12 @@ def test_marks_need_polarity() -> None:
     config = stub_network().config
     with pytest.raises(ValueError, match="marks need polarity"):
         type(config).model_validate({**config.model_dump(), "marks": True, "polarity": False})
+
+
+def test_the_old_name_of_prompt_features_is_accepted_and_said() -> None:
+    network, crop = stub_network(), torch.randn(1, 1, 16, 16, 16)
+    features = network.encode(crop)
+    given = network.sample(features, torch.tensor([[[3.0, 4.0, 5.0]]]))
+    with pytest.warns(DeprecationWarning, match=r"decode\(looks=\) is now decode\(prompt_features=\)"):
+        found = network.decode(features, crop, looks=given)
+    assert torch.equal(found, network.decode(features, crop, prompt_features=given))

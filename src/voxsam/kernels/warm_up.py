@@ -41,7 +41,7 @@ Way = Callable[[], Tensor]
 def warm_up(model: Promptable) -> dict[str, str]:
     """Make the model ready for clicks on its GPU; what was chosen, by name. On other devices nothing is done.
 
-    The model answers as before, and faster. Call it when device and precision are final; it takes seconds.
+    The model predicts as before, and faster. Call it when device and precision are final; it takes seconds.
     """
     device = next(model.parameters()).device
     if not isinstance(model, VoxSAMNetwork) or device.type != "cuda":
@@ -74,7 +74,7 @@ def choose_ways(network: VoxSAMNetwork, record: Record) -> dict[str, str]:
 
 
 def _laid_out(network: VoxSAMNetwork, layout: str, click: Way) -> Tensor:
-    """What `click` answers with the decoder's convolutions in a layout, which they keep."""
+    """What `click` returns with the decoder's convolutions in a layout, which they keep."""
     with torch.inference_mode(False), torch.no_grad():
         for parameter in network.mask_decoder.parameters():
             if parameter.ndim == 5:
@@ -146,21 +146,21 @@ def filled_up(
 
 
 def fastest(ways: Mapping[str, Way], tolerance: float, of: str = "") -> str:
-    """The name of the way that takes the least time, of those that answer as the first one does.
+    """The name of the way that takes the least time, of those that return what the first one does.
 
     A way that raises, or differs from the first by more than `tolerance` of its largest value, is not taken: so
     what a driver or a compiler does not master costs speed and never a mask. Why it was not taken goes to the log
     "voxsam.weights", as information, under the name `of` what it is a way of. The first way's own errors are raised.
     """
     (first, plain), *others = ways.items()
-    answer = plain()
+    expected = plain()
     seconds = {first: _seconds(plain)}
     for name, way in others:
         try:
-            if _close(way(), answer, tolerance):
+            if _close(way(), expected, tolerance):
                 seconds[name] = _seconds(way)
             else:
-                LOG.info("%s: %s is not taken, its answer is another than that of %s", of, name, first)
+                LOG.info("%s: %s is not taken, its result is another than that of %s", of, name, first)
         except Exception as error:  # whatever it is, the first way works
             LOG.info("%s: %s is not taken, it failed", of, name, exc_info=error)
     LOG.info("%s: seconds %s", of, seconds)
@@ -190,7 +190,7 @@ def _seconds(way: Way) -> float:
 
 
 def record_on_gpu(work: Work) -> tuple[Replay, Tensor]:
-    """What replays `work` on the tensors that it reads now, and the tensor that its answer will be in.
+    """What replays `work` on the tensors that it reads now, and the tensor that its result will be in.
 
     Raises RuntimeError if it does what cannot be recorded, such as waiting for the GPU; the thread is then on its own
     stream again.
@@ -205,8 +205,8 @@ def record_on_gpu(work: Work) -> tuple[Replay, Tensor]:
     graph = torch.cuda.CUDAGraph()
     # torch.cuda.graph stays on its stream where ending a recording fails: the outer `with` leaves it.
     with torch.cuda.stream(own), torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        answer = work()
-    return graph.replay, answer
+        result = work()
+    return graph.replay, result
 
 
 def end_of_replay(device: torch.device) -> torch.cuda.Event | None:
@@ -218,22 +218,22 @@ def end_of_replay(device: torch.device) -> torch.cuda.Event | None:
 class _Recording:
     inputs: list[Any]  # tensors of its own, that a replay reads; what else there is
     replay: Replay
-    answer: Tensor
+    result: Tensor
     weights: tuple[int, ...]
     end: torch.cuda.Event | None
 
     def __call__(self, given: list[Any]) -> Tensor:
-        """The answer for these inputs, after what another thread's stream has still to do with the recording."""
+        """The result for these inputs, after what another thread's stream has still to do with the recording."""
         if self.end is not None:
             self.end.wait()
         for own, new in zip(self.inputs, given, strict=True):
             if isinstance(own, Tensor):
                 own.copy_(new)
         self.replay()
-        answer = self.answer.clone()
+        result = self.result.clone()
         if self.end is not None:
             self.end.record()
-        return answer
+        return result
 
     def finish(self) -> None:
         """Wait until nothing reads its tensors any more."""
@@ -272,8 +272,8 @@ class Graphed:
                 found.finish()
             own = [i.clone() if isinstance(i, Tensor) else i for i in given]
             inputs = tree_unflatten(own, structure)
-            replay, answer = self._record(lambda: self.work(*inputs))
-            found = self._kept[kind] = _Recording(own, replay, answer, weights, end_of_replay(answer.device))
+            replay, result = self._record(lambda: self.work(*inputs))
+            found = self._kept[kind] = _Recording(own, replay, result, weights, end_of_replay(result.device))
             while len(self._kept) > KEPT:
                 self._kept.popitem(last=False)[1].finish()
         self._kept.move_to_end(kind)

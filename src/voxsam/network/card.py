@@ -32,7 +32,7 @@ class Card(BaseModel):
     preprocessing: Preprocessing
     description: dict[str, str] = {}
     conditioning: Conditioning | None = (
-        None  # how clicks bind the answer (voxsam.network.conditioning); None: they do not
+        None  # how clicks bind the prediction (voxsam.network.conditioning); None: they do not
     )
     automatic: bool = False  # trained without clicks, the prompt encoder left out (paper, Sec. 4.3)
     recipe: dict[str, JsonValue] = {}  # the training recipe as it was run

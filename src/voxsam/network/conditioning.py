@@ -1,6 +1,6 @@
-"""Clicks as observations: the answer is changed so that it agrees with every click, near it and where it looks alike.
+"""Clicks as observations: the prediction is changed so that it agrees with every click, near it and where it looks alike.
 
-The logit of being tumour is taken as a Gaussian process whose mean is the network's answer. Its covariance falls with
+The logit of being tumour is taken as a Gaussian process whose mean is the network's prediction. Its covariance falls with
 the distance to a click and with the difference of the fused features; a click observes the logit at its voxel. What is
 added is the change of the posterior mean (Rasmussen and Williams, Gaussian Processes for Machine Learning, eq. 2.25).
 An extension: models that were trained by others are never conditioned.
@@ -27,7 +27,7 @@ class Conditioning(BaseModel):
 
     reach: PositiveFloat  # s.d. of the Gaussian over distance, crop voxels
     likeness: PositiveFloat = 1.0  # s.d. of the Gaussian over the root mean square difference of standardised features
-    margin: PositiveFloat = 5.0  # logits; a click that the network answers with as much changes nothing
+    margin: PositiveFloat = 5.0  # logits; a click where the network predicts as much changes nothing
 
 
 def condition(
@@ -58,8 +58,8 @@ def _change(logits_2DHW: Tensor, fused_mFFF: Tensor, points_N3: Tensor, labels_N
     points = points_N3[kept].clamp(min=0).minimum(side - 1.0)
     sign = torch.where(labels_N[kept] == NEGATIVE, -1.0, 1.0)
     nearest = points.round().long()
-    answer = (logits_2DHW[1] - logits_2DHW[0]).float()[tuple(nearest.T)]
-    missing = sign * (use.margin - sign * answer).clamp(min=0)
+    predicted = (logits_2DHW[1] - logits_2DHW[0]).float()[tuple(nearest.T)]
+    missing = sign * (use.margin - sign * predicted).clamp(min=0)
     features = _standardised(fused_mFFF.float())
     prompt_features = _at(features, points / (side - 1.0))
     places = torch.cartesian_prod(
@@ -74,7 +74,7 @@ def _change(logits_2DHW: Tensor, fused_mFFF: Tensor, points_N3: Tensor, labels_N
 
 
 def _covariance(places: Tensor, features: Tensor, points: Tensor, prompt_features: Tensor, use: Conditioning) -> Tensor:
-    """(M, N): 1 for the same place and look, falling to 0."""
+    """(M, N): 1 for the same place and features, falling to 0."""
     apart = torch.cdist(places, points) / use.reach
     unlike = torch.cdist(features, prompt_features) / use.likeness
     return torch.exp(-(apart.square() + unlike.square()) / 2)
@@ -87,6 +87,6 @@ def _standardised(fused_mFFF: Tensor) -> Tensor:
 
 
 def _at(features_mFFF: Tensor, fraction_N3: Tensor) -> Tensor:
-    """(N, m) the features at places given as shares (0 to 1) of each axis, trilinear, corner on corner."""
+    """(N, m) the features at places given as fractions (0 to 1) of each axis, trilinear, corner on corner."""
     grid = (2 * fraction_N3 - 1).flip(-1)[None, :, None, None]
     return F.grid_sample(features_mFFF[None], grid, mode="bilinear", align_corners=True)[0, :, :, 0, 0].T

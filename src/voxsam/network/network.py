@@ -5,6 +5,8 @@ B batch, D H W crop, N points, C width of a feature map.
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor
 
@@ -46,7 +48,7 @@ class VoxSAMNetwork(Promptable):
     def sample(self, features: Features, points_BN3: Tensor) -> Tensor:
         """(B, N, C): what the voxels under the points (d, h, w in crop voxels) look like; 0 outside the crop.
 
-        The looks at several prompted levels stand one after the other in C; where a click is its place, C is 0.
+        The features of several prompted levels stand one after the other in C; where a click is its place, C is 0.
         """
         if self.config.prompt_kind == "positional":
             return points_BN3.new_zeros((*points_BN3.shape[:2], 0))
@@ -75,16 +77,21 @@ class VoxSAMNetwork(Promptable):
         static: Static | None = None,
         conditioning: Conditioning | None = None,
         previous: Tensor | None = None,
+        looks: Tensor | None = None,
     ) -> Tensor:
         """(B, 2, D, H, W) logits: background, tumour. With `static`, `features` may be the prompted levels alone.
 
         `points` (B, N, 3) = (d, h, w) in crop voxels, or `prompt_features` (B, N, C) sampled before, here or in another
         crop; neither: automatic mode, the prompt encoder is left out. With both, the features count, and the points say
         where a model with `config.marks` marks them (outside the crop: nowhere). `labels` (B, N): 1 positive, 0
-        negative, -1 padding; left out, all are positive. With `conditioning` the answer then agrees with the points.
+        negative, -1 padding; left out, all are positive. With `conditioning` the prediction then agrees with the points.
         With `config.click_maps` the refinement head sees the points and `previous` (B, 1, D, H, W: the logits, tumour
         less background, of a mask to go on from).
+        `looks` is the old name of `prompt_features`, accepted for one release.
         """
+        if looks is not None:
+            warnings.warn("decode(looks=) is now decode(prompt_features=)", DeprecationWarning, stacklevel=2)
+            prompt_features = looks if prompt_features is None else prompt_features
         _, fused, logits = self.decode_stages(
             features,
             crops_B1DHW,
@@ -132,18 +139,18 @@ class VoxSAMNetwork(Promptable):
     def _prompt(
         self, levels: Features, prompt_features: Tensor, labels: Tensor | None, points: Tensor | None
     ) -> Features:
-        """The prompted levels, each changed by its own prompt encoder and the clicks' looks at it."""
+        """The prompted levels, each changed by its own prompt encoder and the features under the clicks."""
         assert not self.card.automatic, "clicks for a network without a prompt encoder"
         if points is None and not self.far_clicks:
             raise UnsupportedError(
-                f"looks without points for the model {self.card.name}",
+                f"prompt features without points for the model {self.card.name}",
                 "points: to this model a click is its place",
                 "give `points`",
             )
         encoders = [self.get_submodule(_prompt_encoder(level)) for level in self.config.prompt_levels]
         parts = prompt_features.chunk(len(levels), -1)
         return tuple(
-            encoder(level, look, labels, points) for encoder, level, look in zip(encoders, levels, parts, strict=True)
+            encoder(level, part, labels, points) for encoder, level, part in zip(encoders, levels, parts, strict=True)
         )
 
 

@@ -21,7 +21,7 @@ from voxsam.network.sizes import ModelConfig
 class TwoWayLayer(nn.Module):
     """Prompt tokens look at one another, then at the image; then every image token looks at them.
 
-    The places are added to what asks and to what is asked, not to what is answered; in the first layer the tokens ask
+    The places are added to queries and keys, not to values; in the first layer the tokens ask
     one another as they are, for they are hardly more than places yet (SAM's two-way block).
     """
 
@@ -48,8 +48,8 @@ class TwoWayLayer(nn.Module):
         placed_image = image_BTC + image_places_TC
         tokens = self.norm2(tokens + self.token_to_image(tokens + token_places_BMC, placed_image, image_BTC))
         tokens = self.norm3(tokens + self.mlp(tokens))
-        answer = self.image_to_token(placed_image, tokens + token_places_BMC, tokens, mask)
-        return self.norm4(image_BTC + answer), tokens
+        seen = self.image_to_token(placed_image, tokens + token_places_BMC, tokens, mask)
+        return self.norm4(image_BTC + seen), tokens
 
 
 class PositionalPromptEncoder(nn.Module):
@@ -72,7 +72,7 @@ class PositionalPromptEncoder(nn.Module):
         self.layers = nn.ModuleList(TwoWayLayer(config, first=n == 0) for n in range(config.prompt_layers))
 
     def places(self, fraction: Tensor) -> Tensor:
-        """(..., C) Fourier features of places (..., 3) given as shares (0 to 1) of the crop's sides d, h, w."""
+        """(..., C) Fourier features of places (..., 3) given as fractions (0 to 1) of the crop's sides d, h, w."""
         phase = 2 * math.pi * ((2 * fraction - 1) @ self.frequencies.float())
         return torch.cat([phase.sin(), phase.cos()], -1).to(self.frequencies.dtype)
 
@@ -90,7 +90,7 @@ class PositionalPromptEncoder(nn.Module):
     ) -> Tensor:
         """(B, C, D, H, W) features, (B, N) labels, (B, N, 3) points = (d, h, w) in crop voxels -> features.
 
-        `labels_BN`: 1 positive, 0 negative, -1 padding; left out, all are positive. The looks say nothing to it.
+        `labels_BN`: 1 positive, 0 negative, -1 padding; left out, all are positive. The features say nothing to it.
         """
         assert points_BN3 is not None, "a positional prompt without a place"
         if labels_BN is None:

@@ -53,7 +53,7 @@ def mark_tokens(values_BNC: Tensor, points_BN3: Tensor, crop_shape: tuple[int, .
 
 
 def _neighbours(at_BN: Tensor, side: int, count: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """The two of `count` tokens on an axis of `side` voxels that places lie between: (B, N) index and share of each."""
+    """The two of `count` tokens on an axis of `side` voxels that places lie between: (B, N) index and weight of each."""
     place = ((at_BN + 0.5) * count / side - 0.5).clamp(0, count - 1)
     below = place.floor()
     first, fraction = below.long(), place - below
@@ -112,7 +112,7 @@ class PromptLayer(nn.Module):
 class PromptEncoder(nn.Module):
     """Changes a feature map, by default the deepest, by what the clicks look like there.
 
-    With `config.polarity` a learned vector is added to the look of a positive and of a negative click; released
+    With `config.polarity` a learned vector is added to the features of a positive and of a negative click; released
     checkpoints have none, and take positive clicks only. With `config.marks` another one is added to the tokens about
     the click, so that a correction acts where it was made; the paper's prompt knows no place.
     """
@@ -143,7 +143,7 @@ class PromptEncoder(nn.Module):
         labels_BN: Tensor | None = None,
         points_BN3: Tensor | None = None,
     ) -> Tensor:
-        """(B, C, D, H, W) features, (B, N, C) looks, (B, N) labels (1 positive, 0 negative, -1 padding) -> features.
+        """(B, C, D, H, W) features, (B, N, C) features under the clicks, (B, N) labels (1 positive, 0 negative, -1 padding) -> features.
 
         `points_BN3` (crop voxels) are where the clicks leave their marks; left out, they leave none.
         """

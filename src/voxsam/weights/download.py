@@ -1,7 +1,7 @@
 """Download a named model: resumed where it was interrupted, checked by size and SHA-256, in place only when whole.
 
-The standard library's urllib does it: proxies and certificates of the system are honoured, and no dependency is added
-(httpx and requests would bring neither resuming nor checksums).
+The standard library's urllib does it: proxies and certificates of the system are honoured. huggingface_hub resumes only
+files of its own hub, and without If-Range; pooch, httpx and requests do not resume: ours stays.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ class _Transfer:
 
 
 def _start_of(response: http.client.HTTPResponse) -> int:
-    """The first byte of the file in this answer: 0 unless the server sends a part; -1 if it does not say which."""
+    """The first byte of the file in this response: 0 unless the server sends a part; -1 if it does not say which."""
     if response.status != http.HTTPStatus.PARTIAL_CONTENT:
         return 0
     found = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
