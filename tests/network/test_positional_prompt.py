@@ -107,7 +107,5 @@ def test_looks_say_nothing_to_it():
     features = network.encode(crop)
     assert network.sample(features, torch.zeros(1, 3, 3)).shape == (1, 3, 0)
     assert not network.far_clicks
-    with pytest.raises(
-        UnsupportedError, match=r"prompt features without points for the model positional.*give `points`"
-    ):
+    with pytest.raises(UnsupportedError, match=r"prompt features without points for the model positional.*`points`"):
         network.decode(features, crop, prompt_features=torch.zeros(1, 3, 0))

@@ -84,7 +84,7 @@ class VoxSAMNetwork(Promptable):
         `points` (B, N, 3) = (d, h, w) in crop voxels, or `prompt_features` (B, N, C) sampled before, here or in another
         crop; neither: automatic mode, the prompt encoder is left out. With both, the features count, and the points say
         where a model with `config.marks` marks them (outside the crop: nowhere). `labels` (B, N): 1 positive, 0
-        negative, -1 padding; left out, all are positive. With `conditioning` the prediction then agrees with the points.
+        negative, -1 padding; left out, all are positive. With `conditioning` the prediction agrees with the points.
         With `config.click_maps` the refinement head sees the points and `previous` (B, 1, D, H, W: the logits, tumour
         less background, of a mask to go on from).
         `looks` is the old name of `prompt_features`, accepted for one release.

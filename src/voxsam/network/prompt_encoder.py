@@ -53,7 +53,7 @@ def mark_tokens(values_BNC: Tensor, points_BN3: Tensor, crop_shape: tuple[int, .
 
 
 def _neighbours(at_BN: Tensor, side: int, count: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """The two of `count` tokens on an axis of `side` voxels that places lie between: (B, N) index and weight of each."""
+    """The two of `count` tokens on an axis of `side` voxels about each place: (B, N) index and weight of each."""
     place = ((at_BN + 0.5) * count / side - 0.5).clamp(0, count - 1)
     below = place.floor()
     first, fraction = below.long(), place - below
@@ -143,8 +143,9 @@ class PromptEncoder(nn.Module):
         labels_BN: Tensor | None = None,
         points_BN3: Tensor | None = None,
     ) -> Tensor:
-        """(B, C, D, H, W) features, (B, N, C) features under the clicks, (B, N) labels (1 positive, 0 negative, -1 padding) -> features.
+        """(B, C, D, H, W) features, (B, N, C) those under the clicks, (B, N) labels -> features.
 
+        Labels are 1 (positive), 0 (negative), -1 (padding).
         `points_BN3` (crop voxels) are where the clicks leave their marks; left out, they leave none.
         """
         if points_BN3 is not None:
