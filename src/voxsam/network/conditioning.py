@@ -2,7 +2,8 @@
 
 The logit of being tumour is taken as a Gaussian process whose mean is the network's prediction. Its covariance falls
 with the distance to a click and with the difference of the fused features; a click observes the logit at its voxel.
-What is added is the change of the posterior mean (Rasmussen and Williams, Gaussian Processes for Machine Learning, eq. 2.25).
+What is added is the change of the posterior mean (Rasmussen and Williams, Gaussian Processes for Machine Learning, eq.
+2.25).
 An extension: models that were trained by others are never conditioned.
 
 B batch, N points, m width of the fused features, F fusion grid.
