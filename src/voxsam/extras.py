@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, requires, version
 
 from voxsam.errors import UnsupportedError
 
@@ -24,16 +25,34 @@ def load_systems() -> None:
             entry.load()
 
 
+def require_extra(extra: str, what: str) -> None:
+    """Raises UnsupportedError, with the line that installs it, if a library of an extra of VoxSAM is not installed."""
+    try:
+        lines = requires("voxsam") or []
+    except PackageNotFoundError:  # run from a source tree that nobody installed
+        return
+    for line in lines:
+        name, _, condition = line.partition(";")
+        if re.search(rf"extra == ['\"]{extra}['\"]", condition) and not name.startswith("voxsam"):
+            library = re.split(r"[^\w.-]", name, maxsplit=1)[0]
+            try:
+                version(library)
+            except PackageNotFoundError as error:
+                raise _missing(extra, what, library) from error
+
+
 @contextmanager
 def needs_extra(extra: str, what: str) -> Iterator[None]:
-    """Turn a library that is not installed into an UnsupportedError with the line that installs `extra`."""
+    """Turn the import of a library that is not installed into an UnsupportedError: the line that installs `extra`."""
     try:
         yield
     except ModuleNotFoundError as error:
-        if (error.name or "voxsam").partition(".")[0] == "voxsam":
+        library = (error.name or "voxsam").partition(".")[0]
+        if library == "voxsam":
             raise
-        raise UnsupportedError(
-            f"{what} without {error.name}, which is not installed",
-            f"the extra `{extra}`",
-            f'run: pip install "voxsam[{extra}]"',
-        ) from error
+        raise _missing(extra, what, library) from error
+
+
+def _missing(extra: str, what: str, library: str) -> UnsupportedError:
+    given = f"{what} without {library}, which is not installed"
+    return UnsupportedError(given, f"the extra `{extra}`", f'run: pip install "voxsam[{extra}]"')

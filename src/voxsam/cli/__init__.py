@@ -19,7 +19,7 @@ import typer
 
 from voxsam.cli import batch, demo, info, segment, serve, weights
 from voxsam.errors import InputError
-from voxsam.extras import commands, needs_extra
+from voxsam.extras import commands, require_extra
 
 DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
 
@@ -55,9 +55,9 @@ def _add(entry: EntryPoint) -> None:
     module = entry.load()
 
     @functools.wraps(module.command)
-    def command(*arguments: Any, **options: Any) -> None:
-        with needs_extra("lab", f"`voxsam {entry.name}`"):
-            module.command(*arguments, **options)
+    def command(*arguments: Any, **options: Any) -> Any:
+        require_extra("lab", f"`voxsam {entry.name}`")
+        return module.command(*arguments, **options)
 
     app.command(entry.name, context_settings=getattr(module, "CONTEXT", None))(command)
 

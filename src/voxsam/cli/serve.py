@@ -13,13 +13,13 @@ from urllib.parse import quote
 
 import typer
 
-from voxsam.errors import InputError, UnsupportedError
+from voxsam.errors import InputError
+from voxsam.extras import require_extra
 
 if TYPE_CHECKING:
     from voxsam.server.settings import Settings
 
 GIB = 1 << 30
-EXTRA = ("fastapi", "uvicorn", "prometheus_client", "blosc2")
 
 
 def command(
@@ -48,7 +48,7 @@ def command(
     browser: Annotated[bool, typer.Option(help="Open the page; only where this machine's user can see it.")] = False,
 ) -> None:
     """Serve the page and the API, until Ctrl+C."""
-    _check_extra()
+    require_extra("serve", "`voxsam serve`")
     from voxsam.server.settings import Settings
 
     settings = Settings(
@@ -105,15 +105,6 @@ def state_folder() -> Path:
     if os.name == "nt":
         return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "voxsam" / "server"
     return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "voxsam" / "server"
-
-
-def _check_extra() -> None:
-    from importlib.util import find_spec
-
-    missing = [name for name in EXTRA if find_spec(name) is None]
-    if missing:
-        given, expected = f"an installation without {', '.join(missing)}", "what the server needs"
-        raise UnsupportedError(given, expected, "run: pip install 'voxsam[serve]'")
 
 
 def _listen(host: str, port: int) -> socket.socket:
