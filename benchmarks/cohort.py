@@ -25,10 +25,9 @@ import torch
 from benchmarks.cases import TINY_PREPROCESSING
 from benchmarks.machine import available_cores, describe_machine
 from benchmarks.reading import big_scan
-from voxsam.batch.listing import Click, Job
-from voxsam.batch.overlap import AHEAD
+from voxsam.batch.listing import ScanTask, TableClick
 from voxsam.batch.run import run_cohort
-from voxsam.batch.worker import Row, Settings
+from voxsam.batch.worker import AHEAD, BatchOptions, ScanResult
 from voxsam.io import write_volume
 from voxsam.lab.evaluation.tables import markdown_table, write_between_markers
 from voxsam.network.card import Card
@@ -48,7 +47,7 @@ REPEATS = 2
 Results = dict[str, Any]
 
 
-def write_scans(folder: Path, count: int, factor: int) -> list[Job]:
+def write_scans(folder: Path, count: int, factor: int) -> list[ScanTask]:
     """Scans of 128 x 128 x 37 voxels times `factor`, about their lesion, and a click in each."""
     jobs = []
     for seed in range(count):
@@ -59,11 +58,11 @@ def write_scans(folder: Path, count: int, factor: int) -> list[Job]:
         path = folder / f"scan{seed}.nii.gz"
         write_volume(Volume(phantom.scan.array[..., first : first + slices], grid, "CT"), path)
         i, j, k = phantom.click
-        jobs.append(Job(f"scan{seed}", (path,), (Click((i, j, k - first)),)))
+        jobs.append(ScanTask(f"scan{seed}", (path,), (TableClick((i, j, k - first)),)))
     return jobs
 
 
-def measure_ways(jobs: Sequence[Job], output: Path, settings: Settings, repeats: int = REPEATS) -> Results:
+def measure_ways(jobs: Sequence[ScanTask], output: Path, settings: BatchOptions, repeats: int = REPEATS) -> Results:
     """Seconds of the cohort in each way, the best of a few; and of each step, one after the other."""
     found: Results = {way: float("inf") for way in WAYS}
     for _ in range(repeats):
@@ -81,7 +80,7 @@ def measure_ways(jobs: Sequence[Job], output: Path, settings: Settings, repeats:
     return found
 
 
-def _steps(rows: Sequence[Row]) -> Results:
+def _steps(rows: Sequence[ScanResult]) -> Results:
     """Seconds of each step of a scan, on average."""
     return {step: sum(getattr(row, step) for row in rows) / len(rows) for step in STEPS}
 
@@ -118,7 +117,7 @@ def measure(scans: int, auto_scans: int, device: str, quick: bool, repeats: int 
         folder = Path(name)
         print("writing scans ...", file=sys.stderr, flush=True)
         jobs = write_scans(folder, max(scans, auto_scans), 1 if quick else 4)
-        clicked = Settings(device=device)
+        clicked = BatchOptions(device=device)
         run_cohort(jobs[:1], folder / "warm", clicked)
         print("clicks ...", file=sys.stderr, flush=True)
         results["clicks"] = measure_ways(jobs[:scans], folder / "clicks", clicked, repeats)
@@ -132,10 +131,10 @@ def measure(scans: int, auto_scans: int, device: str, quick: bool, repeats: int 
     return results
 
 
-def _automatic(path: Path, device: str) -> Settings:
+def _automatic(path: Path, device: str) -> BatchOptions:
     torch.manual_seed(0)
     save_model(VoxSAMNetwork(Card(name="auto", config=TINY, preprocessing=TINY_PREPROCESSING, automatic=True)), path)
-    return Settings(model=str(path), device=device, automatic=True)
+    return BatchOptions(model=str(path), device=device, automatic=True)
 
 
 def report(results: Results) -> str:

@@ -13,11 +13,9 @@ import pytest
 import torch
 
 from tests.known_model import KnownModel, block_scan, upright
-from voxsam.batch.ledger import TABLE, Ledger, read_table
-from voxsam.batch.listing import Click, Job, list_cohort
-from voxsam.batch.overlap import AHEAD
-from voxsam.batch.run import Outcome, Runner, run_cohort
-from voxsam.batch.worker import Row, Settings, Worker, mask_path, threads_beside
+from voxsam.batch.listing import ScanTask, TableClick, list_cohort
+from voxsam.batch.run import TABLE, Ledger, Outcome, Runner, read_table, run_cohort
+from voxsam.batch.worker import AHEAD, BatchOptions, ScanResult, Worker, mask_path, threads_beside
 from voxsam.cli import main
 from voxsam.errors import FileError, PromptError, UnsupportedError
 from voxsam.interactive.automatic import segment_automatically
@@ -31,7 +29,7 @@ SEEDS = (0, 1, 2)  # of the fixture's scans
 
 
 def _run(folder: Path, output: Path, **changes: object) -> Outcome:
-    settings = Settings(str(folder / "clicks.safetensors"), "cpu")
+    settings = BatchOptions(str(folder / "clicks.safetensors"), "cpu")
     settings = replace(settings, **{k: v for k, v in changes.items() if k != "again"})  # type: ignore[arg-type]
     source = folder if settings.automatic else folder / "clicks.csv"
     jobs = list_cohort(source, output, not settings.automatic)
@@ -78,16 +76,16 @@ def test_what_is_finished_is_kept_and_what_changed_is_made_again(folder: Path, t
 
 
 def test_a_mask_in_another_format_does_not_vouch_for_the_first(folder: Path, tmp_path: Path) -> None:
-    """Click 1 as .nii.gz, click 2 as .nrrd, click 2 as .nii.gz: the file of the first run is of click 1."""
+    """TableClick 1 as .nii.gz, click 2 as .nrrd, click 2 as .nii.gz: the file of the first run is of click 1."""
     for place, suffix in (((1, 1, 1), ".nii.gz"), ((2, 2, 2), ".nrrd"), ((2, 2, 2), ".nii.gz")):
-        settings = Settings(str(folder / "clicks.safetensors"), "cpu", suffix=suffix)
+        settings = BatchOptions(str(folder / "clicks.safetensors"), "cpu", suffix=suffix)
 
-        def make(jobs: Sequence[Job], output: Path, settings: Settings = settings) -> Iterator[Row]:
+        def make(jobs: Sequence[ScanTask], output: Path, settings: BatchOptions = settings) -> Iterator[ScanResult]:
             for job in jobs:
                 mask_path(output, job, settings).write_text(str(job.clicks[0].place))
-                yield Row(job.name, str(job.images[0]), "done")
+                yield ScanResult(job.name, str(job.images[0]), "done")
 
-        job = Job("s0", (folder / "s0.nii.gz",), (Click(place),))
+        job = ScanTask("s0", (folder / "s0.nii.gz",), (TableClick(place),))
         run_cohort([job], tmp_path, settings, runner=make)
         assert mask_path(tmp_path, job, settings).read_text() == str(place)
 
@@ -95,10 +93,10 @@ def test_a_mask_in_another_format_does_not_vouch_for_the_first(folder: Path, tmp
 @pytest.mark.parametrize("again", [False, True])
 def test_a_shorter_list_leaves_the_lines_of_the_other_scans(folder: Path, tmp_path: Path, again: bool) -> None:
     jobs = list_cohort(folder / "clicks.csv", tmp_path, clicks=True)
-    settings = Settings(str(folder / "clicks.safetensors"), "cpu")
+    settings = BatchOptions(str(folder / "clicks.safetensors"), "cpu")
 
     def make(volume_ml: float) -> Runner:
-        return lambda jobs, output: (Row(job.name, str(job.images[0]), "done", volume_ml) for job in jobs)
+        return lambda jobs, output: (ScanResult(job.name, str(job.images[0]), "done", volume_ml) for job in jobs)
 
     run_cohort(jobs, tmp_path, settings, runner=make(1.0))
     before = read_table(tmp_path)
@@ -109,8 +107,8 @@ def test_a_shorter_list_leaves_the_lines_of_the_other_scans(folder: Path, tmp_pa
 
 
 def test_a_row_with_a_number_of_a_spreadsheet_is_as_if_not_there(tmp_path: Path) -> None:
-    with Ledger(tmp_path, [Row(name, f"{name}.nii", "done", 1.25, key="0") for name in ("s0", "s1")]) as ledger:
-        ledger.add(Row("s2", "s2.nii", "done", 2.5, key="0"))
+    with Ledger(tmp_path, [ScanResult(name, f"{name}.nii", "done", 1.25, key="0") for name in ("s0", "s1")]) as ledger:
+        ledger.add(ScanResult("s2", "s2.nii", "done", 2.5, key="0"))
     table = tmp_path / TABLE
     table.write_text(table.read_text().replace(",2.5,", ",2;5,"))
     assert {name: row.volume_ml for name, row in read_table(tmp_path).items()} == {"s0": 1.25, "s1": 1.25}
@@ -131,7 +129,7 @@ def test_an_interrupted_run_leaves_whole_files_and_goes_on(
 ) -> None:
     calls, segment = [], Worker._segment
 
-    def stopped(worker: Worker, job: Job, opened: object) -> object:
+    def stopped(worker: Worker, job: ScanTask, opened: object) -> object:
         calls.append(job.name)
         if len(calls) == 3:
             raise KeyboardInterrupt
@@ -155,7 +153,7 @@ def test_an_interrupted_run_leaves_whole_files_and_goes_on(
 )
 def test_files_get_a_core_of_their_own_where_they_take_long_beside_the_network(seconds: tuple, expected: int) -> None:
     reading, segmenting, writing = seconds
-    row = Row("a", "a.nii", "done", reading_s=reading, segmenting_s=segmenting, writing_s=writing)
+    row = ScanResult("a", "a.nii", "done", reading_s=reading, segmenting_s=segmenting, writing_s=writing)
     assert threads_beside(row, 4) == expected
     assert threads_beside(row, 1) == 1
 
@@ -216,12 +214,12 @@ def test_clicks_that_the_model_does_not_take_are_refused(folder: Path, tmp_path:
     save_model(stub_network(polarity=False), tmp_path / "positive.safetensors")
     i, j, k = stub_scan(0).click
     (tmp_path / "t.csv").write_text(f"scan,i,j,k,positive\na.nii,{i},{j},{k},1\na.nii,1,2,3,0\n")
-    settings = Settings(str(tmp_path / "positive.safetensors"), "cpu")
+    settings = BatchOptions(str(tmp_path / "positive.safetensors"), "cpu")
     jobs = list_cohort(tmp_path / "t.csv", tmp_path / "out", clicks=True)
     with pytest.raises(UnsupportedError, match=r"a negative click \(a\) for the model stub"):
         run_cohort(jobs, tmp_path / "out", settings)
     with pytest.raises(PromptError, match="b without a click"):
-        run_cohort([Job("b", (tmp_path / "b.nii",))], tmp_path / "out", settings)
+        run_cohort([ScanTask("b", (tmp_path / "b.nii",))], tmp_path / "out", settings)
 
 
 def test_a_mask_can_be_a_segmentation_of_its_dicom_series(folder: Path, tmp_path: Path) -> None:
@@ -257,13 +255,16 @@ def test_no_mask_replaces_a_scan(folder: Path, tmp_path: Path, link: bool, capsy
 def test_no_mask_replaces_the_model_or_a_scan_that_is_still_to_come(folder: Path, tmp_path: Path) -> None:
     model = tmp_path / "model.nii.gz"
     model.write_bytes((folder / "clicks.safetensors").read_bytes())
-    click = (Click(stub_scan(0).click),)
+    click = (TableClick(stub_scan(0).click),)
     for job, words in (
-        (Job("model", (folder / "s0.nii.gz",), click), "model.nii.gz is an input itself"),
-        (Job("gone", (folder / "s0.nii.gz", tmp_path / "x" / ".." / "gone.nii.gz"), click), "gone.nii.gz is an input"),
+        (ScanTask("model", (folder / "s0.nii.gz",), click), "model.nii.gz is an input itself"),
+        (
+            ScanTask("gone", (folder / "s0.nii.gz", tmp_path / "x" / ".." / "gone.nii.gz"), click),
+            "gone.nii.gz is an input",
+        ),
     ):
         with pytest.raises(FileError, match=words):
-            run_cohort([job], tmp_path, Settings(str(model), "cpu"))
+            run_cohort([job], tmp_path, BatchOptions(str(model), "cpu"))
     assert [path.name for path in tmp_path.iterdir()] == ["model.nii.gz"]
 
 
@@ -285,9 +286,9 @@ def test_a_click_on_the_scans_last_face_is_of_the_last_voxel(tmp_path: Path, mon
     known.config.channels = 1
     monkeypatch.setattr("voxsam.batch.worker.load_model", lambda *_: known)
     places = [[(19.5, 8, 7)], [(19.5, 8, 7), (19.5, 17.5, 15.5)]]
-    clicks = [tuple(Click(tuple(scan.grid.index_to_world(at)), in_mm=True) for at in some) for some in places]
-    jobs = [Job(f"n{len(some)}", (tmp_path / "scan.nii.gz",), some) for some in clicks]
-    one, two = Worker(Settings(device="cpu", ahead=0, follow=False)).run(jobs, tmp_path)
+    clicks = [tuple(TableClick(tuple(scan.grid.index_to_world(at)), in_mm=True) for at in some) for some in places]
+    jobs = [ScanTask(f"n{len(some)}", (tmp_path / "scan.nii.gz",), some) for some in clicks]
+    one, two = Worker(BatchOptions(device="cpu", ahead=0, follow=False)).run(jobs, tmp_path)
     assert (one.status, one.messages, one.error) == ("done", "", "")
     found = read_volume(tmp_path / "n1.nii.gz", labels=True)
     np.testing.assert_array_equal(found.array != 0, scan.array > 0)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.known_model import oblique
-from voxsam.batch.listing import Click, Job, list_cohort, read_table
+from voxsam.batch.listing import ScanTask, TableClick, list_cohort, read_table
 from voxsam.errors import FileError, PromptError
 
 
@@ -27,8 +27,8 @@ def test_lines_of_one_scan_are_its_clicks(tmp_path: Path) -> None:
         "x,a/ct.nii.gz,7,8,9,0",
     )
     assert read_table(path, clicks=True) == [
-        Job("a/ct", (tmp_path / "a/ct.nii.gz",), (Click((1, 2, 3)), Click((7, 8, 9), positive=False))),
-        Job("b/ct", (tmp_path / "b/ct.nii.gz",), (Click((4, 5, 6)),)),
+        ScanTask("a/ct", (tmp_path / "a/ct.nii.gz",), (TableClick((1, 2, 3)), TableClick((7, 8, 9), positive=False))),
+        ScanTask("b/ct", (tmp_path / "b/ct.nii.gz",), (TableClick((4, 5, 6)),)),
     ]
 
 
@@ -36,24 +36,24 @@ def test_two_names_of_one_scan_are_two_masks(tmp_path: Path) -> None:
     path = _table(tmp_path, "scan,name,i,j,k", "a.nii,liver,1,2,3", "a.nii,kidney,4,5,6", "a.nii,liver,7,8,9")
     images = (tmp_path / "a.nii",)
     assert list_cohort(path, tmp_path / "out", clicks=True) == [
-        Job("liver", images, (Click((1, 2, 3)), Click((7, 8, 9)))),
-        Job("kidney", images, (Click((4, 5, 6)),)),
+        ScanTask("liver", images, (TableClick((1, 2, 3)), TableClick((7, 8, 9)))),
+        ScanTask("kidney", images, (TableClick((4, 5, 6)),)),
     ]
 
 
 def test_millimetres_names_and_further_channels(tmp_path: Path) -> None:
     path = _table(tmp_path, "name,scan,scan_1,x_mm,y_mm,z_mm", "P7,t1.mha,t2.mha,-1.5,2,3e1")
     (job,) = read_table(path, clicks=True)
-    assert job == Job("P7", (tmp_path / "t1.mha", tmp_path / "t2.mha"), (Click((-1.5, 2, 30), in_mm=True),))
+    assert job == ScanTask("P7", (tmp_path / "t1.mha", tmp_path / "t2.mha"), (TableClick((-1.5, 2, 30), in_mm=True),))
 
 
 def test_a_click_in_voxels_and_one_in_mm_are_the_same_place() -> None:
     grid = oblique(spacing=(2.0, 3.0, 5.0))
     place = grid.index_to_world((7, 4, 2))
-    there = Click(tuple(place.tolist()), in_mm=True).on(grid)
-    np.testing.assert_allclose(there.world_mm, Click((7, 4, 2)).on(grid).world_mm)
+    there = TableClick(tuple(place.tolist()), in_mm=True).on(grid)
+    np.testing.assert_allclose(there.world_mm, TableClick((7, 4, 2)).on(grid).world_mm)
     with pytest.raises(PromptError, match="outside the scan"):
-        Click((99, 0, 0)).on(grid)
+        TableClick((99, 0, 0)).on(grid)
 
 
 @pytest.mark.parametrize(

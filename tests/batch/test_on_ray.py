@@ -14,27 +14,27 @@ import torch
 
 from voxsam.batch import on_ray
 from voxsam.batch import worker as cohort_worker
-from voxsam.batch.listing import Job, list_cohort
+from voxsam.batch.listing import ScanTask, list_cohort
 from voxsam.batch.run import run_cohort
-from voxsam.batch.worker import Row, Settings, Worker
+from voxsam.batch.worker import BatchOptions, ScanResult, Worker
 from voxsam.cli import main
 from voxsam.errors import UnsupportedError
 from voxsam.io import read_volume
 
 
-def _failing(jobs: Sequence[Job], output: Path) -> Iterator[Row]:
+def _failing(jobs: Sequence[ScanTask], output: Path) -> Iterator[ScanResult]:
     """A runner that makes no mask."""
-    return (Row(job.name, str(job.images[0]), "failed") for job in jobs)
+    return (ScanResult(job.name, str(job.images[0]), "failed") for job in jobs)
 
 
 @pytest.fixture
-def handed_out(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
+def handed_out(monkeypatch: pytest.MonkeyPatch) -> list[BatchOptions]:
     """The settings that a run gives to Ray's workers; Ray itself is not there, and every scan fails."""
-    seen: list[Settings] = []
+    seen: list[BatchOptions] = []
     for name in ("ray", "ray.data"):
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
 
-    def rows(jobs: Sequence[Job], output: Path, settings: Settings) -> Iterator[Row]:
+    def rows(jobs: Sequence[ScanTask], output: Path, settings: BatchOptions) -> Iterator[ScanResult]:
         seen.append(settings)
         return _failing(jobs, output)
 
@@ -45,28 +45,28 @@ def handed_out(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
 def test_without_ray_the_option_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UnsupportedError, match=r"pip install 'voxsam\[ray\]'"):
-        on_ray.ray_runner(Settings())
+        on_ray.ray_runner(BatchOptions())
 
 
 def test_rays_worker_gives_the_rows_of_its_share(folder: Path, tmp_path: Path) -> None:
     """What Ray calls on another machine, called here."""
     jobs = list_cohort(folder / "clicks.csv", tmp_path, clicks=True)
-    worker = on_ray._RayWorker(Settings(str(folder / "clicks.safetensors"), "cpu"), jobs, tmp_path)
-    rows = [Row(**json.loads(text)) for text in worker({"id": np.array([2, 0])})["row"]]
+    worker = on_ray._RayWorker(BatchOptions(str(folder / "clicks.safetensors"), "cpu"), jobs, tmp_path)
+    rows = [ScanResult(**json.loads(text)) for text in worker({"id": np.array([2, 0])})["row"]]
     assert [(row.name, row.status) for row in rows] == [("s2", "done"), ("s0", "done")]
 
 
 def test_the_workers_find_the_model_in_any_folder(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, handed_out: list[Settings]
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, handed_out: list[BatchOptions]
 ) -> None:
     monkeypatch.chdir(folder)
-    on_ray.ray_runner(Settings("clicks.safetensors", "cpu"))([], tmp_path)
-    on_ray.ray_runner(Settings("voxsam-tiny", "cpu"))([], tmp_path)
+    on_ray.ray_runner(BatchOptions("clicks.safetensors", "cpu"))([], tmp_path)
+    on_ray.ray_runner(BatchOptions("voxsam-tiny", "cpu"))([], tmp_path)
     assert [settings.model for settings in handed_out] == [str(folder / "clicks.safetensors"), "voxsam-tiny"]
 
 
 def test_the_threads_reach_the_workers(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, handed_out: list[Settings]
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, handed_out: list[BatchOptions]
 ) -> None:
     words = ["--model", str(folder / "clicks.safetensors"), "--device", "cpu", "--ray", "--threads", "1"]
     jobs, segment, used = list_cohort(folder / "clicks.csv", tmp_path, clicks=True), Worker._segment, []
@@ -89,12 +89,12 @@ def test_the_driver_needs_no_gpu_and_warms_nothing_up(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr("voxsam.batch.run.precisions", lambda device: ("float32",))
     jobs = list_cohort(folder / "clicks.csv", tmp_path, clicks=True)
-    settings = Settings(str(folder / "clicks.safetensors"), "cuda", "bf16")
+    settings = BatchOptions(str(folder / "clicks.safetensors"), "cuda", "bf16")
     assert len(run_cohort(jobs, tmp_path, settings, runner=_failing).failed) == len(jobs) and not warmed
     with pytest.raises(UnsupportedError, match="'abacus'"):
-        run_cohort(jobs, tmp_path, Settings(settings.model, "abacus"), runner=_failing)
+        run_cohort(jobs, tmp_path, BatchOptions(settings.model, "abacus"), runner=_failing)
     with pytest.raises(UnsupportedError, match="'half'"):
-        run_cohort(jobs, tmp_path, Settings(settings.model, "cuda", "half"), runner=_failing)  # type: ignore[arg-type]
+        run_cohort(jobs, tmp_path, BatchOptions(settings.model, "cuda", "half"), runner=_failing)  # type: ignore[arg-type]
 
 
 def test_a_worker_warms_up_once_and_only_for_a_scan(
@@ -103,7 +103,7 @@ def test_a_worker_warms_up_once_and_only_for_a_scan(
     warmed: list[object] = []
     monkeypatch.setattr(cohort_worker, "warm_up", warmed.append)
     jobs = list_cohort(folder / "clicks.csv", tmp_path, clicks=True)
-    worker = Worker(Settings(str(folder / "clicks.safetensors"), "cpu"))
+    worker = Worker(BatchOptions(str(folder / "clicks.safetensors"), "cpu"))
     assert list(worker.run([], tmp_path)) == [] and not warmed
     for job in jobs[:2]:
         list(worker.run([job], tmp_path))
@@ -113,7 +113,7 @@ def test_a_worker_warms_up_once_and_only_for_a_scan(
 @pytest.mark.slow
 def test_ray_makes_the_same_masks(folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("ray.data")
-    settings = Settings(str(folder / "clicks.safetensors"), "cpu")
+    settings = BatchOptions(str(folder / "clicks.safetensors"), "cpu")
     jobs = list_cohort(folder / "clicks.csv", tmp_path / "ray", clicks=True)
     expected = run_cohort(jobs, tmp_path / "plain", settings)
     outcome = run_cohort(jobs, tmp_path / "ray", settings, runner=on_ray.ray_runner(settings))

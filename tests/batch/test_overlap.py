@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from voxsam.batch.overlap import overlapped
+from voxsam.batch.worker import overlapped
 
 WAIT_S = 10  # for another thread, before a test fails
 

@@ -15,7 +15,7 @@ from PIL import Image
 from voxsam.errors import FileError, GeometryError, UnsupportedError
 from voxsam.geometry import Grid
 from voxsam.interactive.session import Session
-from voxsam.report.notebook import DPI, SIZE_INCHES, picture
+from voxsam.report.figures import DPI, SIZE_INCHES, picture
 from voxsam.volume import Volume
 
 RED, BLUE, GREEN = (255, 90, 95), (62, 197, 255), (77, 255, 136)  # first object, second object, positive click

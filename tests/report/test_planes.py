@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from voxsam.geometry import Grid
-from voxsam.report.planes import Plane, three_planes
+from voxsam.report.panels import Plane, three_planes
 from voxsam.volume import Volume
 
 SHAPE, SPACING = (12, 10, 6), (1.5, 2.0, 5.0)  # R, A, S

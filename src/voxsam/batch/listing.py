@@ -22,7 +22,7 @@ TRUTHS = {"": True, "1": True, "true": True, "yes": True, "0": False, "false": F
 
 
 @dataclass(frozen=True)
-class Click:
+class TableClick:
     """One click of a table: a voxel's index (i, j, k), or with `in_mm` a place in RAS+ mm."""
 
     place: tuple[float, float, float]
@@ -37,15 +37,15 @@ class Click:
 
 
 @dataclass(frozen=True)
-class Job:
+class ScanTask:
     """One scan: the name of its outputs (it may have folders: a/b), its image files, its clicks (none: automatic)."""
 
     name: str
     images: tuple[Path, ...]
-    clicks: tuple[Click, ...] = ()
+    clicks: tuple[TableClick, ...] = ()
 
 
-def list_cohort(source: Path, output: Path, clicks: bool) -> list[Job]:
+def list_cohort(source: Path, output: Path, clicks: bool) -> list[ScanTask]:
     """The scans of a folder (by name) or of a CSV table (in its order), each with its clicks where `clicks` says so.
 
     Raises FileError for a source that is neither, is empty, or gives two scans one name; PromptError where clicks are
@@ -60,7 +60,7 @@ def list_cohort(source: Path, output: Path, clicks: bool) -> list[Job]:
         given, expected = f"the folder {source} without clicks", "a CSV table: scan,i,j,k or scan,x_mm,y_mm,z_mm"
         raise PromptError(given, expected, "list the scans with a click each, or take an automatic model with --auto")
     else:
-        jobs = [Job(_name(path, source), (path,)) for path in find_scans(source, output)]
+        jobs = [ScanTask(_name(path, source), (path,)) for path in find_scans(source, output)]
     if not jobs:
         raise FileError(f"{source} without scans", f"{', '.join(SCAN_SUFFIXES)} or folders of DICOM", "check the path")
     _check_names(jobs)
@@ -93,7 +93,7 @@ def _is_series(files: Sequence[Path]) -> bool:
     return any(is_dicom(path) for path in islice(others, LOOKED_AT))
 
 
-def read_table(path: Path, clicks: bool) -> list[Job]:
+def read_table(path: Path, clicks: bool) -> list[ScanTask]:
     """A table with a header: `scan` (further channels `scan_1`, ...), `i,j,k` or `x_mm,y_mm,z_mm`, and if wanted
     `positive` (1 or 0) and `name`. Lines of one scan and one name are its clicks; other columns are left alone.
 
@@ -108,13 +108,13 @@ def read_table(path: Path, clicks: bool) -> list[Job]:
         raise FileError(f"{path} with the columns {', '.join(rows[0][1])}", wanted, "name them in the first line")
     if places and not clicks:
         raise PromptError(f"clicks in {path} and --auto", "one of them", "take the columns of the clicks out")
-    jobs: dict[tuple[str, tuple[Path, ...]], Job] = {}  # two lesions of one scan have a name each
+    jobs: dict[tuple[str, tuple[Path, ...]], ScanTask] = {}  # two lesions of one scan have a name each
     for line, row in rows:
         images = tuple(path.parent / row[column] for column in channels if row[column])
         if not row["scan"]:
             raise FileError(f"{path}, line {line}: no scan", "a path in each line", "fill it in")
         key = (row.get("name") or _name(images[0], path.parent), images)
-        job = jobs.setdefault(key, Job(*key))
+        job = jobs.setdefault(key, ScanTask(*key))
         if clicks:
             click = _click(row, places, f"{path.name}, line {line}")
             jobs[key] = replace(job, clicks=(*job.clicks, click))
@@ -142,7 +142,7 @@ def _cells(row: Mapping[str | None, str]) -> dict[str, str]:
     return {column.strip(): cell.strip() for column, cell in row.items() if column}
 
 
-def _click(row: Mapping[str, str], places: Sequence[tuple[str, ...]], where: str) -> Click:
+def _click(row: Mapping[str, str], places: Sequence[tuple[str, ...]], where: str) -> TableClick:
     positive = TRUTHS.get(row.get("positive", "").lower())
     if positive is None:
         raise PromptError(f"{where}: positive {row['positive']!r}", "1 or 0", "correct it")
@@ -159,7 +159,7 @@ def _click(row: Mapping[str, str], places: Sequence[tuple[str, ...]], where: str
         given = f"{where}: {','.join(row[column] for column in filled[0])!r}"
         raise PromptError(given, "three numbers in mm" if in_mm else "three whole numbers", "correct it")
     a, b, c = numbers
-    return Click((a, b, c), positive, in_mm)
+    return TableClick((a, b, c), positive, in_mm)
 
 
 def _name(scan: Path, folder: Path) -> str:
@@ -171,8 +171,8 @@ def _name(scan: Path, folder: Path) -> str:
     return name[: len(name) - len(suffix)]
 
 
-def _check_names(jobs: Sequence[Job]) -> None:
-    first: dict[str, Job] = {}
+def _check_names(jobs: Sequence[ScanTask]) -> None:
+    first: dict[str, ScanTask] = {}
     for job in jobs:
         if Path(job.name).is_absolute() or ".." in Path(job.name).parts:
             raise FileError(f"the name {job.name!r}", "a name below the output folder", "rename it")

@@ -13,16 +13,16 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from voxsam.batch.listing import Job
+from voxsam.batch.listing import ScanTask
 from voxsam.batch.run import Runner
-from voxsam.batch.worker import Row, Settings, Worker
+from voxsam.batch.worker import BatchOptions, ScanResult, Worker
 from voxsam.errors import UnsupportedError
 from voxsam.weights.registry import MODELS, find_model
 
 SCANS = 8  # handed out together: enough to overlap their steps, few enough to share the last ones fairly
 
 
-def ray_runner(settings: Settings) -> Runner:
+def ray_runner(settings: BatchOptions) -> Runner:
     """For `run_cohort`: scans and output must lie in folders that every machine sees under the same path.
 
     Raises UnsupportedError if Ray is not installed.
@@ -42,7 +42,7 @@ def _model_everywhere(model: str) -> str:
     return model if model in MODELS else str(find_model(model).absolute())
 
 
-def _rows(jobs: Sequence[Job], output: Path, settings: Settings) -> Iterator[Row]:
+def _rows(jobs: Sequence[ScanTask], output: Path, settings: BatchOptions) -> Iterator[ScanResult]:
     """The rows in the order in which they become ready."""
     import ray  # type: ignore[import-not-found]
     import ray.data  # type: ignore[import-not-found]
@@ -63,7 +63,7 @@ def _rows(jobs: Sequence[Job], output: Path, settings: Settings) -> Iterator[Row
         **_shares(ray.nodes(), settings.device),
     )
     try:
-        yield from (Row(**json.loads(found["row"])) for found in made.iter_rows())
+        yield from (ScanResult(**json.loads(found["row"])) for found in made.iter_rows())
     finally:
         if started:
             ray.shutdown()
@@ -85,7 +85,7 @@ def _shares(nodes: Sequence[dict[str, Any]], device: str) -> dict[str, Any]:
 class _RayWorker:
     """What Ray starts on a machine: it loads the model once."""
 
-    def __init__(self, settings: Settings, jobs: Sequence[Job], output: Path) -> None:
+    def __init__(self, settings: BatchOptions, jobs: Sequence[ScanTask], output: Path) -> None:
         self.worker, self.jobs, self.output = Worker(settings), jobs, output
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:

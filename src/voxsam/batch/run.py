@@ -2,45 +2,147 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+import csv
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cache
 from pathlib import Path
-from typing import get_args
+from types import TracebackType
+from typing import Any, TextIO, get_args
 
 import torch
 
-from voxsam.atomic import make_folder, refuse_inputs
-from voxsam.batch.ledger import Ledger, key_of, read_table
-from voxsam.batch.listing import Job
-from voxsam.batch.worker import Row, Settings, Worker, mask_path
-from voxsam.errors import PromptError, UnsupportedError
+from voxsam.atomic import atomic_path, make_folder, refuse_inputs
+from voxsam.batch.listing import ScanTask
+from voxsam.batch.worker import BatchOptions, ScanResult, Worker, mask_path
+from voxsam.errors import FileError, PromptError, UnsupportedError
 from voxsam.kernels.device import require_device_name
 from voxsam.kernels.linear import Precision, precisions
 from voxsam.network.promptable import Promptable
 from voxsam.weights.registry import find_model
 
-Progress = Callable[[str, float], None]
-Runner = Callable[[Sequence[Job], Path], Iterable[Row]]  # makes the masks, and a row for each
+TABLE = "cohort.csv"
+COLUMNS = [field.name for field in fields(ScanResult)]
+NUMBERS = ("volume_ml", "diameter_mm", "reading_s", "segmenting_s", "writing_s")
+KEY_DIGITS = 16
+
+
+class Ledger:
+    """The table in the folder `output`; a context. When it opens, it holds the rows `kept` and no others.
+
+    A line is added as soon as a scan is finished. A line that a crash cut off is as if it had not been.
+    """
+
+    def __init__(self, output: Path, kept: Iterable[ScanResult]) -> None:
+        self.path = output / TABLE
+        with atomic_path(self.path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            writer.writeheader()
+            writer.writerows(asdict(row) for row in kept)
+
+    def __enter__(self) -> Ledger:
+        self._file: TextIO = open(self.path, "a", newline="", encoding="utf-8")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def add(self, row: ScanResult) -> None:
+        """Write a row, at once."""
+        try:
+            csv.DictWriter(self._file, COLUMNS).writerow(asdict(row))
+            self._file.flush()
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise FileError(f"{self.path} ({reason})", "a disk with space", "make room, then run it again") from error
+
+
+def read_table(output: Path) -> dict[str, ScanResult]:
+    """The rows that the folder's table has, by name; of several of one name, the last.
+
+    Raises FileError for a file that is no such table: it may be a list of scans, and is not to be replaced.
+    """
+    try:
+        with open(output / TABLE, newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            if not set(COLUMNS) <= set(reader.fieldnames or COLUMNS):
+                raise FileError(f"{output / TABLE} with other columns", "the table of a cohort", "move it away")
+            return {row.name: row for row in _rows(reader)}
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise FileError(f"{output / TABLE} ({error})", "the table of a cohort", "move it away") from error
+
+
+def _rows(reader: csv.DictReader[str]) -> Iterator[ScanResult]:
+    for cells in reader:
+        if not cells["key"]:  # the last column: the line is not whole
+            continue
+        try:
+            numbers = {name: float(cells[name]) if cells[name] else None for name in NUMBERS}
+        except ValueError:  # a spreadsheet has written it, with numbers of its own
+            continue
+        yield replace(ScanResult("", "", "done"), **{**{name: cells[name] for name in COLUMNS}, **numbers})
+
+
+def key_of(job: ScanTask, settings: BatchOptions, model: str) -> str:
+    """A short hash of all that a mask is made from: files (size, time of change), clicks, model, settings, code."""
+    made_from: dict[str, Any] = {
+        "voxsam": code_sha256(),
+        "model": [model, settings.precision],
+        "how": [settings.automatic, settings.follow, settings.overlap, settings.suffix],
+        "images": [_stamp(path) for path in job.images],
+        "clicks": [asdict(click) for click in job.clicks],
+    }
+    return hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:KEY_DIGITS]
+
+
+@cache
+def code_sha256() -> str:
+    """A hash of the package's source that a mask depends on: all but the laboratory, the server, the command line."""
+    package, digest = Path(__file__).parents[1], hashlib.sha256()
+    for file in sorted(package.rglob("*.py")):
+        if file.relative_to(package).parts[0] not in ("cli", "lab", "server"):
+            digest.update(file.relative_to(package).as_posix().encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+def _stamp(path: Path) -> list[Any]:
+    """What changes with a file, or with any file of a folder; a path that is not there has a stamp, too."""
+    try:
+        found = [path, *path.rglob("*")] if path.is_dir() else [path]
+        stats = [(str(file), file.stat()) for file in sorted(found)]
+    except OSError:
+        return [str(path)]
+    return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+
+
+ReportProgress = Callable[[str, float], None]
+Runner = Callable[[Sequence[ScanTask], Path], Iterable[ScanResult]]  # makes the masks, and a row for each
 
 
 @dataclass(frozen=True)
 class Outcome:
     """What a run did: a row for each scan in the order given, and which were made now; `made` counts failures, too."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[ScanResult, ...]
     made: int
 
     @property
-    def failed(self) -> tuple[Row, ...]:
+    def failed(self) -> tuple[ScanResult, ...]:
         """The scans without a mask."""
         return tuple(row for row in self.rows if row.status == "failed")
 
 
 def run_cohort(
-    jobs: Sequence[Job],
+    jobs: Sequence[ScanTask],
     output: Path,
-    settings: Settings,
-    progress: Progress = lambda stage, fraction: None,
+    settings: BatchOptions,
+    progress: ReportProgress = lambda stage, fraction: None,
     *,
     again: bool = False,
     runner: Runner | None = None,
@@ -74,8 +176,12 @@ def run_cohort(
 
 
 def _kept(
-    jobs: Sequence[Job], before: Mapping[str, Row], keys: Mapping[str, str], output: Path, settings: Settings
-) -> dict[str, Row]:
+    jobs: Sequence[ScanTask],
+    before: Mapping[str, ScanResult],
+    keys: Mapping[str, str],
+    output: Path,
+    settings: BatchOptions,
+) -> dict[str, ScanResult]:
     """The rows of masks that are there, and would be made from the same again."""
     return {
         job.name: before[job.name]
@@ -86,7 +192,7 @@ def _kept(
     }
 
 
-def _only_to_check(settings: Settings) -> Settings:
+def _only_to_check(settings: BatchOptions) -> BatchOptions:
     """For a process that checks and hashes the model, and leaves device and precision to the workers' machines."""
     require_device_name(settings.device)
     elsewhere = set(get_args(Precision)) - set(precisions(torch.device("cpu")))
@@ -94,7 +200,7 @@ def _only_to_check(settings: Settings) -> Settings:
     return replace(settings, device="cpu", precision=precision)
 
 
-def _check_clicks(jobs: Sequence[Job], model: Promptable) -> None:
+def _check_clicks(jobs: Sequence[ScanTask], model: Promptable) -> None:
     without = next((job for job in jobs if not job.clicks), None)
     if without is not None and not model.card.automatic:
         raise PromptError(f"{without.name} without a click", "a click for each scan", "add one to the table")

@@ -1,18 +1,20 @@
-"""Worker: one model, and the three steps of a scan: opened (read, resampled), segmented (network), finished (file)."""
+"""Worker: one model, and the three steps of a scan, overlapped: read and resampled, segmented, written."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 
 from voxsam.atomic import make_folder
-from voxsam.batch.listing import Job
-from voxsam.batch.overlap import AHEAD, overlapped
+from voxsam.batch.listing import ScanTask
 from voxsam.boxes import crop_to_objects
 from voxsam.errors import InputError
 from voxsam.interactive.automatic import OVERLAP
@@ -25,11 +27,91 @@ from voxsam.network.tuning import tensors_sha256
 from voxsam.report.metrics import longest_axial_diameter
 from voxsam.weights import load_model
 
+Item = TypeVar("Item")
+Read = TypeVar("Read")
+Worked = TypeVar("Worked")
+Written = TypeVar("Written")
+
+AHEAD = 2  # items that are read, or wait for the middle step, at any time; as many are written or wait for it
+
+
+def overlapped(
+    items: Iterable[Item],
+    read: Callable[[Item], Read],
+    work: Callable[[Item, Read], Worked],
+    write: Callable[[Item, Worked], Written],
+    ahead: int = AHEAD,
+) -> Iterator[tuple[Item, Written | Exception]]:
+    """Every item, in order, with what `write` returned, or with the exception that one of its steps raised.
+
+    `work` runs in the caller's thread, one item at a time; `read` and `write` in others. At most 2 `ahead` + 1 items
+    are in memory. When the caller stops, or is interrupted, what has not begun is not done, and what is being read or
+    written is waited for. With `ahead` 0 one step follows the other, in the caller's thread.
+    """
+    if ahead == 0:
+        yield from ((item, _tried(lambda item=item: write(item, work(item, read(item))))) for item in items)
+        return
+    queue = iter(items)
+    reading: deque[tuple[Item, Future[Read]]] = deque()
+    writing: deque[tuple[Item, Future[Written]]] = deque()
+    readers, writers = ThreadPoolExecutor(ahead, "read"), ThreadPoolExecutor(ahead, "write")
+
+    def read_next(count: int = 1) -> None:
+        reading.extend((item, readers.submit(read, item)) for item in islice(queue, count))
+
+    try:
+        read_next(ahead)
+        while reading:
+            item, future = reading.popleft()
+            writing.append((item, _passed_on(item, future, read_next, work, write, writers)))
+            del future  # it holds what was read
+            while writing and (len(writing) > ahead or writing[0][1].done()):
+                yield _finished(writing.popleft())
+        while writing:
+            yield _finished(writing.popleft())
+    finally:
+        readers.shutdown(cancel_futures=True)
+        writers.shutdown(cancel_futures=True)
+
+
+def _passed_on(
+    item: Item,
+    reading: Future[Read],
+    read_next: Callable[[], None],
+    work: Callable[[Item, Read], Worked],
+    write: Callable[[Item, Worked], Written],
+    writers: ThreadPoolExecutor,
+) -> Future[Written]:
+    """The item on its way from reading to writing; the next one is read as soon as this one leaves its place."""
+    try:
+        try:
+            read = reading.result()
+        finally:
+            read_next()
+        return writers.submit(write, item, work(item, read))
+    except Exception as error:
+        failed: Future[Any] = Future()
+        failed.set_exception(error)
+        return failed
+
+
+def _finished(pair: tuple[Item, Future[Written]]) -> tuple[Item, Written | Exception]:
+    item, future = pair
+    return item, _tried(future.result)
+
+
+def _tried(step: Callable[[], Written]) -> Written | Exception:
+    try:
+        return step()
+    except Exception as error:
+        return error
+
+
 FILES_MATTER = 0.5  # reading and writing that take this share of the network's time, or more, get a core of their own
 
 
 @dataclass(frozen=True)
-class Settings:
+class BatchOptions:
     """How every scan of a cohort is segmented. `suffix` chooses the masks' format; `ahead` see `overlapped`.
 
     `threads` are the CPU threads of each worker's network; None: as many as torch takes.
@@ -47,7 +129,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Row:
+class ScanResult:
     """What became of one scan. Volume and diameter (RECIST 1.1, longest axial one) are of the whole mask."""
 
     name: str
@@ -79,7 +161,7 @@ class _Segmented:
 class Worker:
     """Raises InputError for a model that is not there, or works the other way than `settings.automatic` says."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: BatchOptions) -> None:
         self.settings = settings
         self.model = load_model(settings.model, settings.device, settings.precision)
         check_mode(self.model.card, settings.automatic)
@@ -90,7 +172,7 @@ class Worker:
         """What tells this model from others, wherever it came from: a hash of its tensors, and its card."""
         return tensors_sha256(self.model.state_dict()) + self.model.card.model_dump_json()
 
-    def run(self, jobs: Sequence[Job], output: Path) -> Iterator[Row]:
+    def run(self, jobs: Sequence[ScanTask], output: Path) -> Iterator[ScanResult]:
         """A row for each scan, in order, as soon as its mask lies below the folder `output`, or as it failed."""
         read, segment, ahead = self._open, self._segment, self.settings.ahead
         before = torch.get_num_threads()
@@ -99,20 +181,20 @@ class Worker:
             torch.set_num_threads(threads)
             self._warm_up(jobs)
             for job, row in overlapped(jobs, read, segment, lambda j, s: self._finish(j, s, output), ahead):
-                row = row if isinstance(row, Row) else _failed(job, row)
+                row = row if isinstance(row, ScanResult) else _failed(job, row)
                 if ahead and next(self.model.parameters()).device.type == "cpu":
                     torch.set_num_threads(threads_beside(row, threads))
                 yield row
         finally:
             torch.set_num_threads(before)
 
-    def _warm_up(self, jobs: Sequence[Job]) -> None:
+    def _warm_up(self, jobs: Sequence[ScanTask]) -> None:
         """Once, and not for nothing: it takes seconds."""
         if jobs and not self._ready:
             warm_up(self.model)
             self._ready = True
 
-    def _open(self, job: Job) -> _Opened:
+    def _open(self, job: ScanTask) -> _Opened:
         start = time.perf_counter()
         images = read_images(job.images, self.model.config.channels)
         check_mask_output(images[0], Path(f"{job.name}{self.settings.suffix}"))
@@ -120,12 +202,12 @@ class Worker:
         segment = opened(self.model, images, points, follow=self.settings.follow, overlap=self.settings.overlap)
         return _Opened(segment, time.perf_counter() - start)
 
-    def _segment(self, job: Job, scan: _Opened) -> _Segmented:
+    def _segment(self, job: ScanTask, scan: _Opened) -> _Segmented:
         start = time.perf_counter()
         found = scan.segment()
         return _Segmented(found, scan.seconds, time.perf_counter() - start)
 
-    def _finish(self, job: Job, segmented: _Segmented, output: Path) -> Row:
+    def _finish(self, job: ScanTask, segmented: _Segmented, output: Path) -> ScanResult:
         start = time.perf_counter()
         mask = segmented.found.mask
         target = mask_path(output, job, self.settings)
@@ -133,7 +215,7 @@ class Worker:
         write_mask(mask, target, model=self.model.card.name)
         tumour = crop_to_objects(mask)
         diameter = longest_axial_diameter(tumour)
-        return Row(
+        return ScanResult(
             job.name,
             str(job.images[0]),
             "done",
@@ -146,7 +228,7 @@ class Worker:
         )
 
 
-def threads_beside(row: Row, threads: int) -> int:
+def threads_beside(row: ScanResult, threads: int) -> int:
     """The network's threads from here on, given how long the steps of a scan took: all `threads`, or one fewer.
 
     A network's threads wait for one another all the time. Where files keep a core busy, the thread there holds up
@@ -158,11 +240,11 @@ def threads_beside(row: Row, threads: int) -> int:
     return max(1, threads - 1) if files_matter else threads
 
 
-def mask_path(output: Path, job: Job, settings: Settings) -> Path:
+def mask_path(output: Path, job: ScanTask, settings: BatchOptions) -> Path:
     """Where the mask of a scan lies."""
     return output / f"{job.name}{settings.suffix}"
 
 
-def _failed(job: Job, error: Exception) -> Row:
+def _failed(job: ScanTask, error: Exception) -> ScanResult:
     what = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
-    return Row(job.name, str(job.images[0]), "failed", error=" ".join(what.split()))
+    return ScanResult(job.name, str(job.images[0]), "failed", error=" ".join(what.split()))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from voxsam.cli.parse import given_path
-from voxsam.cli.progress import Progress
+from voxsam.cli.progress import ProgressBar
 from voxsam.cli.segment import set_threads
 from voxsam.errors import FileError
 
@@ -45,7 +45,7 @@ def command(
     """Segment many scans. Run again after a stop: what is finished is kept."""
     from voxsam.batch.listing import list_cohort
     from voxsam.batch.run import run_cohort
-    from voxsam.batch.worker import Settings
+    from voxsam.batch.worker import BatchOptions
     from voxsam.io import MASK_SUFFIXES
 
     if suffix not in MASK_SUFFIXES:
@@ -53,7 +53,7 @@ def command(
     jobs = list_cohort(source, output, clicks=not auto)
     if threads is not None:
         set_threads(threads)
-    settings = Settings(
+    settings = BatchOptions(
         model=model,
         device=device,
         precision=precision,  # type: ignore[arg-type]  # checked with the device
@@ -69,7 +69,7 @@ def command(
 
         runner = ray_runner(settings)
     start = time.perf_counter()
-    with Progress(quiet) as progress:
+    with ProgressBar(quiet) as progress:
         progress("loading the model")
         outcome = run_cohort(jobs, output, settings, progress, again=again, runner=runner)
     if not quiet:
@@ -79,7 +79,7 @@ def command(
 
 def _show(outcome: Outcome, output: Path, seconds: float) -> None:
     """The failures, then one line about the run."""
-    from voxsam.batch.ledger import TABLE
+    from voxsam.batch.run import TABLE
 
     for row in outcome.failed[:SHOWN]:
         typer.echo(f"{row.name} failed: {row.error}")

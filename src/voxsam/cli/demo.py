@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from voxsam.atomic import make_folder
-from voxsam.cli.progress import Progress
+from voxsam.cli.progress import ProgressBar
 
 if TYPE_CHECKING:
     from voxsam.phantoms.phantoms import Phantom
@@ -23,12 +23,12 @@ def command(
 ) -> None:
     """Make a phantom CT, click its tumour once, and write scan, truth, mask, picture and report."""
     from voxsam.interactive.session import Session
-    from voxsam.phantoms.demo_scan import demo_phantom
+    from voxsam.phantoms.phantoms import demo_phantom
     from voxsam.report.report import report_dict
     from voxsam.weights import load_model
 
     make_folder(output)
-    with Progress() as progress:
+    with ProgressBar() as progress:
         progress("making a phantom scan")
         phantom = demo_phantom(seed)
         network = load_model(model)

@@ -10,7 +10,7 @@ from typing import Any
 DELAY_S = 2.0
 
 
-class Progress:
+class ProgressBar:
     """Call it with a stage's name and, if known, the share done (0..1); use it as a context.
 
     It is what Session calls. `quiet` shows nothing ever.
@@ -33,7 +33,7 @@ class Progress:
             if self._visible:
                 self._draw(is_new)
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> ProgressBar:
         self._open = True
         if self._timer is not None:
             self._timer.daemon = True

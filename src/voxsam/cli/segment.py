@@ -10,14 +10,14 @@ import typer
 
 from voxsam.cli.outputs import Outputs
 from voxsam.cli.parse import PromptWords, given_path
-from voxsam.cli.progress import Progress
+from voxsam.cli.progress import ProgressBar
 from voxsam.errors import InputError, PromptError
 
 if TYPE_CHECKING:
     from voxsam.prompts import Prompt
     from voxsam.volume import Volume
 
-Click = tuple[tuple[float, float, float], bool]
+ShownClick = tuple[tuple[float, float, float], bool]
 
 
 def command(
@@ -80,7 +80,7 @@ def command(
     if threads is not None:
         set_threads(threads)
     start = time.perf_counter()
-    with Progress(quiet) as progress:
+    with ProgressBar(quiet) as progress:
         card = read_card(find_model(model))
         check_mode(card, auto)
         _check_precision(precision, device)
@@ -134,14 +134,14 @@ def _check_precision(precision: str, device: str) -> None:
         require_precision(precision, choose_device(device))
 
 
-def _draw(volume: Volume, mask: Volume, clicks: list[Click], path: Path, progress: Progress) -> None:
+def _draw(volume: Volume, mask: Volume, clicks: list[ShownClick], path: Path, progress: ProgressBar) -> None:
     from voxsam.report.figures import overview_figure
 
     progress("drawing")
     overview_figure(volume, mask, clicks, path)
 
 
-def _clicks(volume: Volume, prompts: list[Prompt]) -> list[Click]:
+def _clicks(volume: Volume, prompts: list[Prompt]) -> list[ShownClick]:
     """Every prompt's clicks as voxel indices, rounded to a thousandth, and whether they are positive."""
     points = [point for prompt in prompts for point in prompt.points(volume.grid)]
     return [(point.index_on(volume.grid), point.positive) for point in points]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from voxsam.errors import UnsupportedError
-from voxsam.interactive.crops import Progress, require_numbers
+from voxsam.interactive.crops import ReportProgress, require_numbers
 from voxsam.interactive.predictor import Prediction, scan_remarks
 from voxsam.network.promptable import Promptable
 from voxsam.preprocess import Window, images_of, read_crops
@@ -39,7 +39,7 @@ def segment_automatically(
     volume: Volume | Sequence[Volume],
     *,
     overlap: float = OVERLAP,
-    progress: Progress | None = None,
+    progress: ReportProgress | None = None,
 ) -> Prediction:
     """The tumour of a whole scan.
 
@@ -72,7 +72,7 @@ def prepare(model: Promptable, volume: Volume | Sequence[Volume]) -> Prepared:
 
 
 def predict(
-    model: Promptable, prepared: Prepared, *, overlap: float = OVERLAP, progress: Progress | None = None
+    model: Promptable, prepared: Prepared, *, overlap: float = OVERLAP, progress: ReportProgress | None = None
 ) -> Prediction:
     """The mean, at every voxel of the model grid, of all windows that hold it.
 

@@ -25,7 +25,7 @@ from voxsam.preprocess import Slices, Window, read_crops
 from voxsam.volume import Volume
 
 Piece = tuple[Window, NDArray[np.float32]]
-Progress = Callable[[str, float], None]  # a stage's name, and the fraction done
+ReportProgress = Callable[[str, float], None]  # a stage's name, and the fraction done
 
 WELL_INSIDE = 8  # a click this fraction (1/8) of the side or more from the crop's faces keeps the crop where it is
 TOUCH = 2  # a mask within this many voxels of a face of its crop is said to reach it
@@ -197,7 +197,7 @@ class EncodedCrops:
     """
 
     def __init__(
-        self, model: Promptable, images: Sequence[Volume], progress: Progress, limit: int | None = None
+        self, model: Promptable, images: Sequence[Volume], progress: ReportProgress, limit: int | None = None
     ) -> None:
         self.model, self.images, self.progress, self.limit = model, images, progress, limit
         self.kept: OrderedDict[Window, Encoded] = OrderedDict()

@@ -24,7 +24,7 @@ from voxsam.interactive.crops import (
     THRESHOLD,
     EncodedCrops,
     Piece,
-    Progress,
+    ReportProgress,
     blend,
     choose_windows,
     connected,
@@ -160,7 +160,7 @@ class Predictor:
         model: Promptable,
         *,
         follow: bool = True,
-        progress: Progress | None = None,
+        progress: ReportProgress | None = None,
         features_bytes: int | None = None,
         spacing_mm: float | None = None,
     ) -> None:

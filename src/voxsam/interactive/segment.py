@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from voxsam.errors import InputError, UnsupportedError
 from voxsam.interactive.automatic import OVERLAP, predict, prepare
-from voxsam.interactive.crops import Progress
+from voxsam.interactive.crops import ReportProgress
 from voxsam.interactive.predictor import Prediction, Predictor
 from voxsam.io import read_channels, read_volume
 from voxsam.kernels.linear import Precision
@@ -43,7 +43,7 @@ def segment(
     follow: bool = True,
     spacing_mm: Sequence[float] | None = None,
     series: str | int = "",
-    progress: Progress | None = None,
+    progress: ReportProgress | None = None,
 ) -> Volume:
     """The mask of the tumour that the prompts point at, on the scan's grid: `voxsam segment` in Python.
 
@@ -101,7 +101,7 @@ def opened(
     follow: bool = True,
     overlap: float = OVERLAP,
     look_mm: float | None = None,
-    progress: Progress | None = None,
+    progress: ReportProgress | None = None,
 ) -> Callable[[], Prediction]:
     """A scan made ready for the network; called, the network's part. Without prompts by a sliding window.
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from voxsam.boxes import hull
 from voxsam.errors import PromptError
 from voxsam.geometry import Grid
-from voxsam.interactive.crops import Progress
+from voxsam.interactive.crops import ReportProgress
 from voxsam.interactive.history import History, LabelMap
 from voxsam.interactive.predictor import Prediction, Predictor
 from voxsam.network.promptable import Promptable
@@ -36,7 +36,7 @@ class Session:
         volume: Volume | Sequence[Volume],
         *,
         follow: bool = True,
-        progress: Progress | None = None,
+        progress: ReportProgress | None = None,
         undo_bytes: int | None = None,
         spacing_mm: float | None = None,
     ) -> None:
@@ -209,10 +209,10 @@ class Session:
         They go through the first click in the mask, or through `centre`, an index (i, j, k). `window`: level and width.
         With `interactive` it is NiiVue's viewer, to scroll and to turn. Raises UnsupportedError if it is not installed.
         """
-        from voxsam.report import notebook  # matplotlib: a second to import
+        from voxsam.report import figures  # matplotlib: a second to import
 
         if interactive:
-            return notebook.viewer(self.volume, self.mask, window)
+            return figures.viewer(self.volume, self.mask, window)
         clicks = [click for found in self.predictions.values() for click in found.clicks]
         places = [(click.index_on(self.volume.grid), click.positive) for click in clicks]
-        return notebook.picture(self.volume, self.mask, places, centre=centre, window=window)
+        return figures.picture(self.volume, self.mask, places, centre=centre, window=window)

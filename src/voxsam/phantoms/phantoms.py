@@ -1,8 +1,7 @@
 """Generated CT scans with one labelled soft-tissue tumour, for the demo, for tests and for pretraining.
 
 Nothing here comes from a patient. Anatomy is drawn in millimetres (phantom_body, phantom_anatomy), a lesion is put
-into it (phantom_lesion), then the scanner adds its noise and streaks. The same seed gives the same voxels.
-"""
+into it (phantom_lesion), then the scanner adds its noise and streaks. The same seed gives the same voxels."""
 
 from __future__ import annotations
 
@@ -16,10 +15,9 @@ from scipy import fft, ndimage
 from voxsam.errors import GeometryError
 from voxsam.geometry import Grid
 from voxsam.phantoms.anatomy import render_body
-from voxsam.phantoms.body import Body, draw_body, draw_site
+from voxsam.phantoms.body import Body, Tissue, draw_body, draw_site
 from voxsam.phantoms.lesion import Lesion, draw_lesion, largest_part, lesion_distance, paint_lesion
 from voxsam.phantoms.shapes import Field, Frame, lattice_noise
-from voxsam.phantoms.tissue import Tissue
 from voxsam.resample import resample
 from voxsam.volume import Volume
 
@@ -198,3 +196,11 @@ def _click(inside: NDArray[np.bool_], spacing: NDArray, rng: np.random.Generator
     depth = ndimage.distance_transform_edt(np.pad(inside[box], 1), sampling=spacing)[1:-1, 1:-1, 1:-1]  # type: ignore[index]
     deep = np.argwhere(depth >= 0.6 * depth.max())
     return deep[rng.integers(len(deep))] + [s.start for s in box]
+
+
+DEMO_SHAPE, DEMO_SPACING_MM, DEMO_SEED = (160, 160, 80), (1.5, 1.5, 3.0), 10
+
+
+def demo_phantom(seed: int = DEMO_SEED) -> Phantom:
+    """What `voxsam demo` clicks and the page offers: a CT of one tumour, its mask, and a click in it."""
+    return make_phantom(seed, DEMO_SHAPE, DEMO_SPACING_MM)

@@ -11,8 +11,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.colors import to_rgb
 
 from voxsam.boxes import labels_of
-from voxsam.report.render import Camera, Layer, View, compose, glass, solid
-from voxsam.report.surface import Mesh, object_mesh, tissue_mesh
+from voxsam.report.render import Camera, Layer, Mesh, View, compose, glass, object_mesh, solid, tissue_mesh
 from voxsam.volume import Volume
 
 Colour = tuple[float, float, float]

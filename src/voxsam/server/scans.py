@@ -251,7 +251,7 @@ class Reader:
     def _demo(self) -> Volume:
         if not self.settings.demo:
             raise NotThere("the demo scan", "an upload or a served folder", "this server offers no demo scan")
-        from voxsam.phantoms.demo_scan import demo_phantom
+        from voxsam.phantoms.phantoms import demo_phantom
 
         return demo_phantom().scan
 

@@ -11,7 +11,7 @@ from tests.lab.training.minuscule import recipe, rows
 from voxsam.lab.training.pictures import crop_grid, draw
 from voxsam.lab.training.run import train
 from voxsam.preprocess import Preprocessing
-from voxsam.report.planes import three_planes
+from voxsam.report.panels import three_planes
 
 TURNED = Preprocessing(axes="PIR", spacing_mm=(2, 3, 5), clip=(-100, 200), mean=50, sd=50)
 

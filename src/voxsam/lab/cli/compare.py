@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from voxsam.cli.progress import Progress
+from voxsam.cli.progress import ProgressBar
 from voxsam.errors import InputError
 
 FAILED = 1
@@ -57,7 +57,7 @@ def command(
     if write is not None:
         require_markers(write, chosen.name)
     make_folder(output)
-    with alone_in(output), Progress() as progress:
+    with alone_in(output), ProgressBar() as progress:
         tasks = make_tasks(chosen, output, progress)
         if not tables:
             run(chosen, tasks, Room.for_plan(chosen, jobs), output, progress)

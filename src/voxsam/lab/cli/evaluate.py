@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from voxsam.cli.parse import given_path, whole_numbers
-from voxsam.cli.progress import Progress
+from voxsam.cli.progress import ProgressBar
 from voxsam.cli.segment import set_threads
 from voxsam.errors import InputError
 
@@ -86,7 +86,7 @@ def command(
     check_labels(chosen, settings.labels if labels else ())
     if threads is not None:
         set_threads(threads)
-    with Progress(quiet) as progress:
+    with ProgressBar(quiet) as progress:
         progress("loading the model")
         system = _system((model, device, precision), auto, not no_follow)
         evaluation = evaluate(system, chosen, settings, folder.resolve().name, progress)

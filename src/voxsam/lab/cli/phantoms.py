@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from voxsam.cli.progress import Progress
+from voxsam.cli.progress import ProgressBar
 
 
 def command(
@@ -27,7 +27,7 @@ def command(
     from voxsam.phantoms.phantoms import Scene
 
     voxels = tuple(int(n) for n in three_lengths("--shape", shape))
-    with Progress() as progress:
+    with ProgressBar() as progress:
         grid = voxels, three_lengths("--spacing", spacing)
         write_phantoms(output, range(seed, seed + count), grid, Scene(wide, small), progress)
     typer.echo(f"{output}: {count} generated scans of {' x '.join(map(str, voxels))} voxels.")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from voxsam.cli.parse import decimals, given_path, whole_numbers
-from voxsam.cli.progress import Progress
+from voxsam.cli.progress import ProgressBar
 from voxsam.errors import InputError
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def command(
     options = Options(dataset, _labels(labels), _spacing(spacing), seed, workers, skip_faulty)
     start = time.perf_counter()
     try:
-        with Progress() as progress:
+        with ProgressBar() as progress:
             outcome = prepare(raw, output, options, progress)
     except FaultyCasesError as error:
         _show_faults(error.faults)

@@ -25,8 +25,7 @@ from voxsam.lab.evaluation.tables import write_between_markers
 from voxsam.lab.systems.common_loop import CommonLoop, compared_system
 from voxsam.lab.training.recipe import overridden
 from voxsam.report.metrics import dice
-from voxsam.report.panels import BACKGROUND, INK, Scene, draw_plane
-from voxsam.report.planes import Plane
+from voxsam.report.panels import BACKGROUND, INK, Plane, Scene, draw_plane
 from voxsam.volume import Volume
 from voxsam.weights.model_file import read_card
 from voxsam.weights.registry import find_model

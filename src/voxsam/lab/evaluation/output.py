@@ -27,7 +27,7 @@ from voxsam.lab.evaluation.systems import System
 from voxsam.lab.evaluation.tables import NOTHING, additional_rows, case_rows, describe, paper_rows, write_tables
 from voxsam.prompts import Point
 from voxsam.report.figures import overview_figure
-from voxsam.report.page import bullets, image, png_size, write_page
+from voxsam.report.report import bullets, image, png_size, write_page
 
 
 def choose_examples(evaluation: Evaluation) -> dict[str, ScoredMask]:

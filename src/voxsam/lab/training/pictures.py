@@ -24,8 +24,17 @@ from voxsam.lab.data.sampling import Sample
 from voxsam.lab.training.task import SegmentationTask
 from voxsam.preprocess import Preprocessing
 from voxsam.report.metrics import dice
-from voxsam.report.panels import BACKGROUND, FAINT, INK, OBJECT_COLOURS, POSITIVE, TRUTH
-from voxsam.report.planes import PLANE_AXES, Plane, three_planes
+from voxsam.report.panels import (
+    BACKGROUND,
+    FAINT,
+    INK,
+    OBJECT_COLOURS,
+    PLANE_AXES,
+    POSITIVE,
+    TRUTH,
+    Plane,
+    three_planes,
+)
 from voxsam.volume import Volume
 
 PANEL_INCHES, DPI = 2.6, 100
