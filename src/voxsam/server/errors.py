@@ -18,7 +18,7 @@ from voxsam.errors import FileError, InputError
 LOG = logging.getLogger("voxsam.server")
 OUT_OF_MEMORY = ("MemoryError", "OutOfMemoryError")  # the latter is torch's, known without importing torch
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-RETRY_S = 10  # what a client is told that found the server full
+RETRY_S = 10  # when a client that found the server full should come back
 
 
 class Refused(InputError):

@@ -70,7 +70,7 @@ class Service:
     def _sweep(self) -> None:
         """End the sessions whose time is over, and more rarely what is left over in the store.
 
-        A thread, not a task of the event loop: a mounted application is never told that it starts.
+        A thread, not a task of the event loop: a mounted application gets no sign that it starts.
         """
         next_tidying = 0.0
         while not self._ended.wait(min(SWEEP_S, self.settings.alive_s / 4)):

@@ -209,7 +209,7 @@ class OpenSession:
         return future
 
     def check_growth(self) -> None:
-        """Raises Full if the memory is full, and this session has more in masks and steps than its share of it."""
+        """Raises Full if the memory is full, and this session has more in masks and steps than its part of it."""
         part, volume = self.part, self.volume
         grown = 0 if part is None or volume is None else part.nbytes - volume.array.nbytes
         if grown > 2 * self.sessions.limits.undo_bytes and not self.sessions.memory.free:

@@ -1,4 +1,4 @@
-"""Settings: what a server is told when it starts. The command line fills them in; tests make their own."""
+"""Settings: what a server is started with. The command line fills them in; tests make their own."""
 
 from __future__ import annotations
 

@@ -119,7 +119,7 @@ async def leave(service: TheService, id: Id) -> Response:
 async def events(session: SavedSession) -> AsyncIterator[str]:
     """`progress` {stage, fraction} while something is done, `idle` {} when nothing is any more, `closed` {} at the end.
 
-    A comment line every few seconds tells both sides that the other one is there.
+    A comment line every few seconds shows both sides that the other one is there.
     """
     loop = asyncio.get_running_loop()
     news: asyncio.Queue[Busy | None] = asyncio.Queue(KEPT_EVENTS)
