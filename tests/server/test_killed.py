@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
-from serving import point, served
+from serving import point, served, wait_until
 
 from voxsam.io import write_volume
 from voxsam.server.store import Store
@@ -23,6 +23,7 @@ from voxsam.testing import stub_network, stub_scan
 from voxsam.weights.checkpoint import save_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name == "nt", reason="SIGKILL")]
+START_S = 120.0
 KILLS = int(os.environ.get("VOXSAM_KILLS", "6"))
 
 
@@ -34,14 +35,20 @@ class Work(threading.Thread):
         self.address, self.random = address, random.Random(seed)
         self.sessions: dict[str, dict] = {}  # the last answer of each
         self.maybe: set[str] = set()  # a step was sent, and perhaps done
+        self.answers = 0
 
     def run(self) -> None:
         with httpx.Client(base_url=self.address, timeout=60) as client:
             try:
                 while True:
                     self.act(client)
+                    self.answers += 1
             except httpx.HTTPError:
                 pass
+
+    def wait(self, answers: int) -> None:
+        """Until there are so many."""
+        wait_until(lambda: self.answers >= answers, START_S)
 
     def act(self, client: httpx.Client) -> None:
         chance = self.random.random()
@@ -88,7 +95,8 @@ def test_what_was_answered_is_there_after_each_kill_and_nothing_else_is(tmp_path
         with served(tmp_path) as (process, address):
             work = Work(address, kill)
             work.start()
-            time.sleep(chance.uniform(0.5, 6.0))
+            work.wait(chance.randrange(2, 12))
+            time.sleep(chance.uniform(0, 0.5))
             children = psutil.Process(process.pid).children(recursive=True)
             process.kill()
         work.join(60)
