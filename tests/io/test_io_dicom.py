@@ -19,7 +19,7 @@ from pydicom.uid import (
     SegmentationStorage,
 )
 
-from voxsam.errors import FileError, GeometryError, ImageError, UnsupportedError
+from voxsam.errors import FileError, GeometryError, ImageError, InputError, UnsupportedError
 from voxsam.io import read_volume
 from voxsam.io.dicom import files as dicom_files
 from voxsam.io.dicom import files as dicom_zip
@@ -368,10 +368,20 @@ def test_refuses_a_slice_that_is_shifted_in_its_plane(tmp_path, write_series):
         read_volume(write_series(tmp_path / "ct", move))
 
 
-def test_refuses_slices_of_another_orientation(tmp_path, write_series):
+@pytest.mark.parametrize(("few", "words"), [((4,), "missing slice"), ((0, 4, 7), "holds 2 image series")])
+def test_refuses_slices_of_another_orientation(tmp_path, write_series, few, words):
     def turn(dataset, k):
-        if k == 0:
+        if k in few:
             dataset.ImageOrientationPatient = [0, 1, 0, 0, 0, -1]
+
+    with pytest.raises(InputError, match=words):
+        read_volume(write_series(tmp_path / "ct", turn))
+
+
+def test_refuses_slices_that_are_not_quite_parallel(tmp_path, write_series):
+    def turn(dataset, k):
+        if k == 4:
+            dataset.ImageOrientationPatient = [float(x) for x in (*(ROW + 0.01 * COLUMN), *(COLUMN - 0.01 * ROW))]
 
     with pytest.raises(GeometryError, match="the slices of ct have different orientations; expected parallel slices"):
         read_volume(write_series(tmp_path / "ct", turn))

@@ -130,6 +130,27 @@ def test_one_image_across_the_others_needs_no_name(tmp_path, write_series, scan_
     assert said(volume) == ("study: read CT series 4 'phantom': 9 images; left out: CT series 1 'phantom': 1 image",)
 
 
+def test_one_image_across_the_others_of_its_own_series_is_left_out(tmp_path, write_series, scan_array):
+    folder = write_series(tmp_path / "ct")
+    across = {"ImageOrientationPatient": [0, 1, 0, 0, 0, -1]}
+    write_series(
+        folder, lambda d, k: setattr(d, "SOPInstanceUID", "1.77"), array=scan_array[:, :, :1], prefix="X", **across
+    )
+    volume = read_volume(folder)
+    assert np.array_equal(volume.array, scan_array)
+    assert said(volume) == ("ct: read CT series 4.1 'phantom': 9 images; left out: CT series 4.2 'phantom': 1 image",)
+
+
+def test_cosines_on_either_side_of_a_round_number_are_one_stack(tmp_path, write_series, scan_array):
+    def drift(dataset, k):
+        row, column = np.array([0.75, np.sqrt(1 - 0.75**2), 0]), np.array([0, 0, 1.0])
+        turn = 1e-6 * (k % 2 - 0.5)
+        dataset.ImageOrientationPatient = [*(row + turn), *column]
+        dataset.ImagePositionPatient = [float(x) for x in 2.5 * k * np.cross(row, column)]
+
+    assert np.array_equal(read_volume(write_series(tmp_path / "ct", drift)).array, scan_array)
+
+
 @pytest.fixture
 def two_series(tmp_path, write_series, scan_array):
     """A folder with series 4 (the scan) and series 7 (the scan, mirrored)."""

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from voxsam.errors import FileError, PromptError
 from voxsam.geometry import Grid
-from voxsam.io import SUFFIXES
+from voxsam.io import SCAN_SUFFIXES as SINGLE_FILES
 from voxsam.prompts import Point
 
-SCAN_SUFFIXES = (*SUFFIXES, ".zip")
+SCAN_SUFFIXES = (*SINGLE_FILES, ".zip")
 LOOKED_AT = 4  # files of a folder whose first bytes say whether it is a DICOM series
 INDEX, MILLIMETRES = ("i", "j", "k"), ("x_mm", "y_mm", "z_mm")
 TRUTHS = {"": True, "1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}

@@ -128,4 +128,5 @@ def _scan(path: Path) -> dict[str, str]:
         "axes": grid.axes,
         "modality": volume.modality or "unknown",
         "intensities": f"{volume.array.min():g}..{volume.array.max():g} ({volume.array.dtype})",
+        **({"remarks": "; ".join(volume.remarks)} if volume.remarks else {}),
     }

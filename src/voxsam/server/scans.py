@@ -19,7 +19,8 @@ import numpy as np
 from pydantic import BaseModel, Field
 
 from voxsam.errors import FileError, ImageError, InputError
-from voxsam.io import NIFTI_SUFFIXES, SUFFIXES, guarded, read_volume
+from voxsam.io import NIFTI_SUFFIXES, guarded, read_volume
+from voxsam.io import SCAN_SUFFIXES as SINGLE_FILES
 from voxsam.io.checks import at_most
 from voxsam.server.errors import Forbidden, Full, NotThere, TooLarge, no_room
 from voxsam.server.messages import DemoSource, FolderSource, Source, UploadSource
@@ -28,7 +29,7 @@ from voxsam.server.settings import Settings
 from voxsam.server.store import Store, private
 from voxsam.volume import Volume
 
-SCAN_SUFFIXES = (*SUFFIXES, ".zip")
+SCAN_SUFFIXES = (*SINGLE_FILES, ".zip")
 MAX_ENTRIES = 10_000  # of a folder that are looked at
 MAX_FILES = 20_000  # of a series, or of one upload
 LOOKED_AT = 4  # files of a folder whose first bytes say whether they are DICOM

@@ -27,6 +27,7 @@ from voxsam.volume import Volume
 
 LISTED = 24  # stacks in a message
 FEW = 2  # images of a stack that a scan with more may push aside
+PARALLEL = 0.05  # difference of the cosines of two images
 SCOUTS = ("LOCALIZER", "SCOUT", "TOPOGRAM", "SURVIEW")  # in ImageType or the description
 
 
@@ -112,32 +113,39 @@ def _chosen(images: Iterable[Slice], name: str, wanted: str) -> tuple[list[Slice
 
 
 def _stacks(images: Iterable[Slice]) -> list[list[Slice]]:
-    """The images by series, and within one set apart where the localizers or images across the others begin."""
+    """The images by series, those of one series apart where some are localizers or lie across the others."""
     series: dict[str, list[Slice]] = defaultdict(list)
     for image in images:
         series[image.series].append(image)
     found = []
     for members in series.values():
-        parts: dict[object, list[Slice]] = defaultdict(list)
+        parts: list[list[Slice]] = []
         for image in members:
-            parts[_direction(image), image.size, _is_scout(image)].append(image)
-        scans = [part for part in parts.values() if not _is_aside(part)]
-        # slices that differ in one or two images are a series with a fault, not two series: stack.py says which
-        apart = len(parts) > 1 and len(scans) >= 1 and all(_may_stand_apart(part) for part in parts.values())
-        found += list(parts.values()) if apart else [members]
+            part = next((part for part in parts if _is_like(part[0], image)), None)
+            if part is None:
+                parts.append([image])
+            else:
+                part.append(image)
+        largest = max(parts, key=len)
+        # a slice or two of another size are a fault of the series, not a series: stack.py says which
+        apart = all(len(part) > FEW or _is_scout(part[0]) or not _is_parallel(part[0], largest[0]) for part in parts)
+        found += parts if apart and not _is_aside(largest) else [members]
     return found
 
 
-def _direction(image: Slice) -> object:
-    """Something equal for parallel images."""
+def _is_like(image: Slice, other: Slice) -> bool:
+    """Whether two images may be slices of one stack."""
+    alike = image.size == other.size and _is_scout(image) == _is_scout(other)
+    return alike and _is_parallel(image, other)
+
+
+def _is_parallel(image: Slice, other: Slice) -> bool:
+    """Whether two images have about the same orientation; one that says none is like any other."""
     try:
-        return tuple(np.round(image.numbers("ImageOrientationPatient", 6), 1).tolist())
+        turns = [each.numbers("ImageOrientationPatient", 6) for each in (image, other)]
     except GeometryError:
-        return None
-
-
-def _may_stand_apart(stack: list[Slice]) -> bool:
-    return len(stack) > FEW or all(_is_scout(image) for image in stack)
+        return True
+    return bool(np.abs(turns[0] - turns[1]).max() < PARALLEL)
 
 
 def _is_scout(image: Slice) -> bool:
