@@ -73,7 +73,7 @@ def read_volume(
             answer = _receive(process.stdout, accept)
         except (OSError, EOFError) as error:
             with suppress(subprocess.TimeoutExpired):
-                process.wait(1.0)  # it is ending: how?
+                process.wait(10.0)  # it is ending: how?
             process.kill()
             raise _failed(name, process.wait(), time_s if too_late.is_set() else None) from error
         finally:
