@@ -17,12 +17,11 @@ from voxsam.io import read_volume, write_volume
 from voxsam.lab.data.cases import Case
 from voxsam.lab.data.store import open_store
 from voxsam.lab.evaluation.protocol import EvaluationSettings, evaluate, evaluate_scan
+from voxsam.lab.systems import nnunet_system
 from voxsam.lab.systems.common_loop import compared_system
 from voxsam.lab.systems.compared import Job
-from voxsam.lab.systems.nnunet import system as nnunet_system
-from voxsam.lab.systems.nnunet.export import export
-from voxsam.lab.systems.nnunet.stages import DATASET, Folders, capped
-from voxsam.lab.systems.nnunet.system import NnUNetSystem, settings_of
+from voxsam.lab.systems.nnunet_stages import DATASET, Folders, capped
+from voxsam.lab.systems.nnunet_system import NnUNetSystem, export, settings_of
 from voxsam.testing import stub_scan
 
 needs_nnunet = pytest.mark.skipif(nnunet_system.find_spec("nnunetv2") is None, reason="nnunetv2 is not installed")

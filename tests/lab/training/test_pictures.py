@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.lab.training.minuscule import recipe, rows
-from voxsam.lab.training.pictures import crop_grid, draw
+from voxsam.lab.training.callbacks import crop_grid, draw
 from voxsam.lab.training.run import train
 from voxsam.preprocess import Preprocessing
 from voxsam.report.panels import three_planes

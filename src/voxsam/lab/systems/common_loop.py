@@ -14,7 +14,7 @@ import torch
 import yaml
 from pydantic import ValidationError
 
-import voxsam.lab.systems.nnunet.system
+import voxsam.lab.systems.nnunet_system
 import voxsam.lab.systems.remote
 import voxsam.lab.systems.sam_slices  # noqa: F401, which register themselves
 from voxsam.errors import InputError, UnsupportedError

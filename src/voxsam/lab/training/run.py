@@ -25,7 +25,7 @@ from voxsam.lab.data.sampling import Sample, Sampler
 from voxsam.lab.data.stream import SampleStream, load_cases, make_phantoms, validation_samples
 from voxsam.lab.engine.load import load_sources
 from voxsam.lab.engine.stream import EngineStream
-from voxsam.lab.training.callbacks import LiveProgress, StopOnSignal
+from voxsam.lab.training.callbacks import DrawExamples, LiveProgress, StopOnSignal
 from voxsam.lab.training.keep import (
     BEST,
     LAST,
@@ -39,7 +39,6 @@ from voxsam.lab.training.keep import (
     write_identity,
 )
 from voxsam.lab.training.memory import check_memory
-from voxsam.lab.training.pictures import DrawExamples
 from voxsam.lab.training.recipe import Recipe
 from voxsam.lab.training.sharding import FSDP, ShardedTask, averaging, choose_strategy
 from voxsam.lab.training.start import make_network

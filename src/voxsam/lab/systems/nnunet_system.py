@@ -1,10 +1,11 @@
-"""nnU-Net as a compared system: its stages one after the other, each only if it is not finished yet; its predictor."""
+"""nnU-Net (nnunetv2 itself) as a compared system: its raw data set, its stages, each done once, and its predictor."""
 
 from __future__ import annotations
 
 import io
 import json
 import math
+import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -13,21 +14,89 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import torch
 from pydantic import ValidationError
 
 from voxsam.atomic import atomic_path, make_folder
 from voxsam.errors import InputError, UnsupportedError, VoxSAMError
+from voxsam.io import write_mask, write_volume
 from voxsam.kernels.device import choose_device
 from voxsam.lab.data.parallel import available_cores
-from voxsam.lab.data.store import open_store
+from voxsam.lab.data.store import PreparedData, open_store
+from voxsam.lab.evaluation.protocol import read_case
+from voxsam.lab.evaluation.selection import choose_cases, find_labelled
 from voxsam.lab.evaluation.systems import Images, System, turned, turned_back
+from voxsam.lab.systems import nnunet_stages as stages
 from voxsam.lab.systems.compared import EXTRA, About, ComparedSystem, Job, Log, register
-from voxsam.lab.systems.nnunet import stages
-from voxsam.lab.systems.nnunet.stages import DATASET, Folders, NnUNetSettings
+from voxsam.lab.systems.nnunet_stages import DATASET, Folders, NnUNetSettings
 from voxsam.prompts import Point
 from voxsam.volume import Volume
+
+SAME_AFFINE = 1e-3  # mm: two readings of one header
+READER = "NibabelIOWithReorient"  # turns every file to RAS, so that scans of any orientation may be mixed
+
+
+def export(store: PreparedData, folder: Path) -> None:
+    """Write the raw data set into `folder`: dataset.json last, so that a half-written one is begun again.
+
+    The label is the tumour (1) alone. A .nii.gz image that nnU-Net reads as VoxSAM does is linked, every other one is
+    written anew, each channel to its own file. Raises what reading the sources raises.
+    """
+    if (folder / "dataset.json").is_file():
+        return
+    for part in ("imagesTr", "labelsTr"):
+        make_folder(folder / part)
+    train, validation = store.split["train"], store.split["validation"]
+    found, _ = find_labelled(store.folder)
+    for case in choose_cases(found, [*train, *validation]):
+        images, tumour = read_case(case)
+        for number, image in enumerate(images):
+            target = folder / "imagesTr" / f"{case.name}_{number:04d}.nii.gz"
+            if len(case.images) != len(images) or not _linked(case.images[number], image, target):
+                write_volume(image, target)
+        label = Volume(tumour.astype(np.uint8), images[0].grid, "SEG")
+        write_mask(label, folder / "labelsTr" / f"{case.name}.nii.gz")
+    # nnU-Net wants validation cases: it watches them, and keeps the last checkpoint all the same.
+    _write(folder / "splits_final.json", [{"train": list(train), "val": list(validation or train)}])
+    description = {
+        "channel_names": _channel_names(store),
+        "labels": {"background": 0, "tumour": 1},
+        "numTraining": len(train) + len(validation),
+        "file_ending": ".nii.gz",
+        "overwrite_image_reader_writer": READER,
+    }
+    _write(folder / "dataset.json", description)
+
+
+def _channel_names(store: PreparedData) -> dict[str, str]:
+    """nnU-Net normalises by the name: "CT" by the data set's statistics, any other by the scan's own."""
+    kinds, names = store.description.preprocessing, store.description.channels
+    return {
+        str(n): "CT" if kind.modality == "CT" else name for n, (kind, name) in enumerate(zip(kinds, names, strict=True))
+    }
+
+
+def _linked(source: Path, image: Volume, target: Path) -> bool:
+    """Link the file if nibabel, which nnU-Net reads with, finds the same grid in it."""
+    if not source.name.endswith(".nii.gz"):
+        return False
+    header: Any = nib.load(source)  # type: ignore[attr-defined]
+    same = header.shape == image.grid.shape and np.allclose(header.affine, image.grid.affine, atol=SAME_AFFINE)
+    if same:
+        target.unlink(missing_ok=True)
+        try:
+            os.link(source.resolve(), target)
+        except OSError:  # another file system
+            target.symlink_to(source.resolve())
+    return bool(same)
+
+
+def _write(path: Path, contents: Sequence | dict) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(contents, indent=1) + "\n", encoding="utf-8")
+
 
 TINY: dict[str, Any] = {  # a run that shows all stages in a minute and a half on one core
     "patch": (32, 32, 32),
@@ -178,8 +247,6 @@ class NnUNet(ComparedSystem):
         make_folder(folders.out)
         with atomic_path(folders.settings) as temporary:
             temporary.write_text(settings.model_dump_json(indent=1), encoding="utf-8")
-        from voxsam.lab.systems.nnunet.export import export
-
         log("nnU-Net: the data set in its layout")
         export(open_store(job.data), folders.raw / DATASET)
         if folders.plans is None:
