@@ -20,7 +20,7 @@ from voxsam.network.sizes import ModelConfig
 from voxsam.network.tuning import is_tuned
 from voxsam.preprocess import Preprocessing
 from voxsam.weights.checkpoint import load_model, save_model
-from voxsam.weights.model_file import METADATA_KEY
+from voxsam.weights.file import METADATA_KEY
 
 PREPROCESSING = Preprocessing(axes="SAR", spacing_mm=(3.0, 2.0, 1.5), clip=(-57, 175), mean=65.2, sd=32.7)
 # Every number another, where the rules for sizes allow it, so that two swapped axes do not fit. The width is that of no

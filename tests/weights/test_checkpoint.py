@@ -17,9 +17,8 @@ from safetensors.torch import save_file
 import voxsam.weights
 from voxsam.errors import CheckpointError
 from voxsam.network.network import VoxSAMNetwork
-from voxsam.weights.assemble import assemble
-from voxsam.weights.checkpoint import load_model, save_model
-from voxsam.weights.model_file import METADATA_KEY, read_card
+from voxsam.weights.checkpoint import assemble, load_model, save_model
+from voxsam.weights.file import METADATA_KEY, read_card
 
 pytestmark = pytest.mark.usefixtures("models_home")
 

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from voxsam.errors import CheckpointError, FileError
 from voxsam.weights import registry
 from voxsam.weights.checkpoint import load_model, save_model
-from voxsam.weights.model_file import METADATA_KEY, read_card
+from voxsam.weights.file import METADATA_KEY, read_card
 
 pytestmark = pytest.mark.usefixtures("models_home")
 

@@ -21,8 +21,8 @@ from voxsam.network.tuning import counts
 from voxsam.preprocess import PAPER, RELEASED
 from voxsam.weights import import_released as module
 from voxsam.weights.checkpoint import load_model, save_model
+from voxsam.weights.file import read_pickle
 from voxsam.weights.import_released import import_released, translate_name
-from voxsam.weights.pickles import read_pickle
 
 
 @pytest.fixture

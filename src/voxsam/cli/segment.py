@@ -68,7 +68,7 @@ def command(
     from voxsam.io import MASK_SUFFIXES, SUFFIXES, check_mask_output, write_mask, write_volume
     from voxsam.report.report import report_dict, write_report_json
     from voxsam.weights import load_model
-    from voxsam.weights.model_file import read_card
+    from voxsam.weights.file import read_card
     from voxsam.weights.registry import find_model
 
     target = output or Path(_stem(scan) + "_mask.nii.gz")

@@ -87,7 +87,7 @@ def import_(
     if output.suffix != ".safetensors":
         raise InputError(f"the output {output}", "a name that ends in .safetensors", "change the name")
     from voxsam.weights.checkpoint import save_model
-    from voxsam.weights.files import check_new
+    from voxsam.weights.file import check_new
     from voxsam.weights.import_released import import_released
     from voxsam.weights.import_sam import UNTRAINED, import_sam
 

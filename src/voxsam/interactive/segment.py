@@ -19,7 +19,7 @@ from voxsam.network.promptable import Promptable
 from voxsam.prompts import Box, MaskHint, Point, Prompt, Scribble
 from voxsam.volume import Volume
 from voxsam.weights import load_model
-from voxsam.weights.model_file import read_card
+from voxsam.weights.file import read_card
 from voxsam.weights.registry import find_model
 
 File = str | Path

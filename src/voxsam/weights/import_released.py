@@ -20,8 +20,8 @@ from voxsam.network.card import Card
 from voxsam.network.network import VoxSAMNetwork
 from voxsam.network.sizes import VIT_B
 from voxsam.preprocess import PAPER, RELEASED, Preprocessing
-from voxsam.weights.assemble import assemble
-from voxsam.weights.pickles import read_pickle
+from voxsam.weights.checkpoint import assemble
+from voxsam.weights.file import read_pickle
 
 USED_PROMPT_ENCODER = 3  # of four in feature_dict
 Variant = Literal["released", "paper"]

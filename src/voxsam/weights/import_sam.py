@@ -19,11 +19,9 @@ from voxsam.network.card import Card
 from voxsam.network.network import VoxSAMNetwork
 from voxsam.network.sizes import VIT_B, VIT_H, VIT_L, ModelConfig
 from voxsam.network.tuning import ENCODER
-from voxsam.weights.assemble import check_tensors
-from voxsam.weights.files import first_bytes
+from voxsam.weights.checkpoint import check_tensors
+from voxsam.weights.file import METADATA_KEY, first_bytes, is_safetensors, open_safetensors, read_pickle
 from voxsam.weights.import_released import Variant, looks_released, preprocessing_of, translate_name, translate_tensor
-from voxsam.weights.model_file import METADATA_KEY, is_safetensors, open_safetensors
-from voxsam.weights.pickles import read_pickle
 
 WANTED = "a SAM checkpoint (sam_vit_b, sam_vit_l or sam_vit_h; Meta's .pth or Hugging Face's SamModel)"
 PREFIXES = ("image_encoder", "vision_encoder")  # Meta's, Hugging Face's

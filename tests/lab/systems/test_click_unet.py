@@ -16,7 +16,7 @@ from voxsam.lab.training.start import make_network
 from voxsam.network.card import Card
 from voxsam.prompts import Point
 from voxsam.testing import stub_network, stub_scan
-from voxsam.weights import assemble
+from voxsam.weights import checkpoint
 from voxsam.weights.checkpoint import load_model, save_model
 
 
@@ -64,7 +64,7 @@ def test_a_system_that_is_not_known_is_named(
     network: ClickUNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_model(network, tmp_path / "u.safetensors")
-    monkeypatch.delitem(assemble.BUILDERS, "click-unet")
+    monkeypatch.delitem(checkpoint.BUILDERS, "click-unet")
     with pytest.raises(UnsupportedError, match=r"a model of the system click-unet.*install what"):
         load_model(tmp_path / "u.safetensors", "cpu")
 

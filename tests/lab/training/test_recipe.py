@@ -16,7 +16,7 @@ from voxsam.lab.training.start import make_network
 from voxsam.lab.training.task import schedule
 from voxsam.network.sizes import TINY, VIT_B, VIT_L
 from voxsam.preprocess import PAPER, RELEASED
-from voxsam.weights.assemble import _Unfilled
+from voxsam.weights.checkpoint import _Unfilled
 
 RECIPES = sorted((Path(__file__).resolve().parents[3] / "recipes").glob("*.yaml"))
 MACHINES = {"laptop": 16e9, "gpu24": 24e9, "gpu80": 80e9}  # bytes, of the presets' machines

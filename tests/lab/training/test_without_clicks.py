@@ -30,8 +30,7 @@ from voxsam.network.promptable import Promptable
 from voxsam.phantoms.phantoms import make_phantom
 from voxsam.preprocess import Preprocessing
 from voxsam.testing import stub_scan
-from voxsam.weights.assemble import BUILDERS
-from voxsam.weights.checkpoint import load_model, save_model
+from voxsam.weights.checkpoint import BUILDERS, load_model, save_model
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's hints on loaders and loggers
 USE = Preprocessing(spacing_mm=(3, 4, 5), clip=(-120, 200), mean=35, sd=40, interpolation="area")

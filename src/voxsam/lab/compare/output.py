@@ -27,7 +27,7 @@ from voxsam.lab.training.recipe import overridden
 from voxsam.report.metrics import dice
 from voxsam.report.panels import BACKGROUND, INK, Plane, Scene, draw_plane
 from voxsam.volume import Volume
-from voxsam.weights.model_file import read_card
+from voxsam.weights.file import read_card
 from voxsam.weights.registry import find_model
 
 DPI, BAR_DPI = 100, 150

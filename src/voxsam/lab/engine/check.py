@@ -24,7 +24,7 @@ from voxsam.network.promptable import Promptable
 from voxsam.preprocess import Window, read_crop
 from voxsam.resample import resample
 from voxsam.weights.checkpoint import load_model
-from voxsam.weights.pickles import read_pickle
+from voxsam.weights.file import read_pickle
 
 ACROSS, SPACINGS_MM = 24.0, (1.0, 4.0)  # voxels that a lesion is to be long, and the spacings that do it
 CORRECTED = 5

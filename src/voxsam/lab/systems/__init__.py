@@ -2,7 +2,7 @@
 
 from voxsam.lab.systems import crop_networks, networks
 from voxsam.lab.systems import peft as peft  # makes its adapters known
-from voxsam.weights.assemble import BUILDERS
+from voxsam.weights.checkpoint import BUILDERS
 
 BUILDERS["click-unet"] = crop_networks.ClickUNet
 BUILDERS.update(dict.fromkeys(networks.FILES, crop_networks.PlainNetwork))

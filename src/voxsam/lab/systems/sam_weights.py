@@ -14,9 +14,7 @@ import torch
 from torch import Tensor
 
 from voxsam.errors import CheckpointError, InputError
-from voxsam.weights.files import first_bytes
-from voxsam.weights.model_file import is_safetensors, open_safetensors
-from voxsam.weights.pickles import read_pickle
+from voxsam.weights.file import first_bytes, is_safetensors, open_safetensors, read_pickle
 
 if TYPE_CHECKING:
     from transformers import SamConfig, SamModel

@@ -27,9 +27,8 @@ from voxsam.lab.data.stream import fingerprint
 from voxsam.lab.training.recipe import Recipe
 from voxsam.lab.training.task import SegmentationTask
 from voxsam.network.card import Card
-from voxsam.weights.assemble import assemble
-from voxsam.weights.checkpoint import save_model
-from voxsam.weights.pickles import read_pickle
+from voxsam.weights.checkpoint import assemble, save_model
+from voxsam.weights.file import read_pickle
 
 NAME = "run.json"
 KEPT = ("last.ckpt", "best.ckpt", "model.safetensors", "best.safetensors")  # what would go on, or be written over

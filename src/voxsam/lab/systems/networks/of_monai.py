@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from voxsam.errors import CheckpointError
 from voxsam.lab.systems.networks.parts import CLASSES, NetworkKind, Options, Size, cube, require_crop, require_library
-from voxsam.weights.pickles import read_pickle
+from voxsam.weights.file import read_pickle
 
 UNETR_PATCH = 16  # side of the cube of voxels that one token sees
 
