@@ -14,8 +14,8 @@ from voxsam.extras import needs_extra, require_extra
 from voxsam.network.adapters import ADAPTERS
 from voxsam.network.card import Card
 from voxsam.testing import stub_network
-from voxsam.weights import assemble as assemble_module
-from voxsam.weights.assemble import assemble
+from voxsam.weights import checkpoint
+from voxsam.weights.checkpoint import assemble
 
 LAB_COMMANDS = ["compare", "evaluate", "phantoms", "prepare", "train"]
 
@@ -76,10 +76,10 @@ def test_a_system_that_is_not_known_is_looked_for_once_among_those_installed(mon
         name = "planted"
 
         def load(self) -> None:
-            assemble_module.BUILDERS["planted"] = type(network)
+            checkpoint.BUILDERS["planted"] = type(network)
 
     monkeypatch.setattr(extras, "entry_points", lambda group: [Planted()] if group == "voxsam.systems" else [])
-    monkeypatch.setattr(assemble_module, "BUILDERS", dict(assemble_module.BUILDERS))
+    monkeypatch.setattr(checkpoint, "BUILDERS", dict(checkpoint.BUILDERS))
     assert isinstance(assemble(card, network.state_dict(), "here"), type(network))
     other = card.model_copy(update={"system": "of nobody"})
     with pytest.raises(UnsupportedError, match="here: a model of the system of nobody; expected one of voxsam"):
