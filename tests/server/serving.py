@@ -50,13 +50,14 @@ def served(place: Path, *options: str) -> Iterator[tuple[subprocess.Popen, str]]
     known = ["--port", "0", "--model", str(place / "stub.safetensors"), "--state", str(place / "state")]
     command = [sys.executable, "-m", "voxsam.cli", "serve", str(place / "scans"), *known, "--threads", "1", *options]
     environment = {**os.environ, "TMPDIR": str(place / "tmp")}
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
-    ) as process:
+    with (
+        (place / "server.log").open("a") as log,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment) as process,
+    ):
         try:
             assert process.stdout
             address = re.search(r"http://\S+/", process.stdout.readline())
-            assert address, "the server did not start"
+            assert address, (place / "server.log").read_text()[-2000:]
             yield process, address[0]
         finally:
             process.kill()
