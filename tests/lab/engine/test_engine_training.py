@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from voxsam.errors import FileError, InputError
+from voxsam.lab.engine import milestone
 from voxsam.lab.engine.scans import Scan
 from voxsam.lab.engine.stream import Sources
 from voxsam.lab.training import run
@@ -32,12 +34,18 @@ def sources(scan: Scan, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "load_sources", lambda folder, use: Sources([scan], seen=SEEN))
 
 
-def test_a_run_ends_goes_on_and_its_model_says_what_it_has_seen(sources, tmp_path: Path):
+def test_a_run_ends_goes_on_and_its_model_says_what_it_has_seen(sources, scan, tmp_path: Path, monkeypatch):
     run.train(recipe(), tmp_path, tmp_path / "out")
     path = run.train(recipe(steps=3), tmp_path, tmp_path / "out")
     card = load_model(path, "cpu").card
     assert card.trained_on == SEEN
     assert card.config.click_maps == (1.5, 4.0) and card.preprocessing.spacing_range_mm == (1, 4)
+    monkeypatch.setattr(milestone, "load_sources", lambda folder, use: Sources([scan], seen=SEEN))
+    assert milestone.write_milestone(tmp_path / "out", tmp_path, tmp_path / "half.safetensors") == 3
+    half = load_model(tmp_path / "half.safetensors", "cpu")
+    assert half.card.trained_on == SEEN and half.card.description["training"] == "3 of 3 steps"
+    assert (tmp_path / "half.safetensors").stat().st_size < 0.6 * path.stat().st_size
+    torch.testing.assert_close(half.state_dict(), load_model(path, "cpu").state_dict(), rtol=2e-3, atol=1e-4)
     follow = recipe(start_from=str(path), name="next", steps=1)
     after = load_model(run.train(follow, tmp_path, tmp_path / "next"), "cpu").card
     assert after.trained_on == SEEN

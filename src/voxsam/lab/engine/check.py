@@ -98,10 +98,11 @@ def _clicked(
     return tuple(scores), hit, more
 
 
-def read_any(path: Path) -> Promptable:
-    """A model file's network, or that of a run's checkpoint: its averaged weights."""
+def read_any(source: str) -> Promptable:
+    """The network of a model's name or file, or of a run's checkpoint: its averaged weights."""
+    path = Path(source)
     if path.suffix != ".ckpt":
-        return load_model(path, "cpu")
+        return load_model(source, "cpu")
     from voxsam.lab.training.keep import PREFIX
     from voxsam.lab.training.recipe import Recipe
     from voxsam.lab.training.start import make_network
@@ -130,7 +131,7 @@ def main(model: str, data: str, out: str | None = None, *names: str) -> None:
     folder = Path(data)
     kinds = {"painted": painted, "sarcomas": sarcomas, "whole_ct": whole_ct}
     lesions = chain.from_iterable(kinds[name](folder) for name in names or kinds)
-    rows = list(check(read_any(Path(model)), lesions))
+    rows = list(check(read_any(model), lesions))
     sys.stdout.write(table(rows) + "\n")
     if out is not None:
         Path(out).write_text(json.dumps([row.__dict__ for row in rows], indent=1) + "\n", encoding="utf-8")
