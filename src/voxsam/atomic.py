@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import secrets
 import shutil
@@ -60,9 +61,12 @@ def check_writable(target: str | os.PathLike[str]) -> None:
         pass
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Delete what writers that were killed left in a folder, into which nobody else may be writing now."""
-    for path in folder.glob(f".{'[0-9a-f]' * 8}-*"):
+def remove_leftovers(folder: Path, name: str | None = None) -> None:
+    """Delete what writers that were killed left in a folder, of the output `name` or of any (None).
+
+    Nobody else may be writing it now.
+    """
+    for path in folder.glob(f".{'[0-9a-f]' * 8}-{'*' if name is None else glob.escape(name)}"):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:

@@ -14,7 +14,7 @@ from typing import Any, TextIO, get_args
 
 import torch
 
-from voxsam.atomic import atomic_path, make_folder, refuse_inputs
+from voxsam.atomic import atomic_path, make_folder, refuse_inputs, remove_leftovers
 from voxsam.batch.listing import ScanTask
 from voxsam.batch.worker import BatchOptions, ScanResult, Worker, mask_path
 from voxsam.errors import FileError, PromptError, UnsupportedError
@@ -162,6 +162,8 @@ def run_cohort(
     made: Runner = runner or worker.run
     del worker  # where others make the masks, its model is not needed any more
     make_folder(output)
+    for folder in {output, *(mask_path(output, job, settings).parent for job in jobs)}:
+        remove_leftovers(folder)
     before = read_table(output)
     others = [row for name, row in before.items() if name not in keys]
     rows = {} if again else _kept(jobs, before, keys, output, settings)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from voxsam.atomic import check_writable, refuse_inputs
+from voxsam.atomic import check_writable, refuse_inputs, remove_leftovers
 from voxsam.errors import FileError, InputError
 
 
@@ -31,6 +31,7 @@ class Outputs:
             if first != option:
                 raise FileError(f"{first} and {option} both name {path}", "a file for each", "rename one of them")
             check_writable(path)
+            remove_leftovers(path.parent, path.name)
             refuse_inputs([path], inputs, f"change {option}")
 
     def write(self, option: str, writer: Callable[[Path], None]) -> None:
