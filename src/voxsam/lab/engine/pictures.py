@@ -1,6 +1,7 @@
 """Pictures of samples: each as the model sees it, and beside it what was clicked, to be looked at by a person.
 
-`python -m voxsam.lab.engine.pictures RECIPE DATA PICTURE.png` draws 30 samples of a recipe's engine.
+`python -m voxsam.lab.engine.pictures RECIPE DATA PICTURE.png [COUNT [MODEL]]` draws 30 samples of a recipe's engine, or
+COUNT of them, with the masks of a model (a file, or a run's last.ckpt) for their first clicks.
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from voxsam.lab.data.sampling import Sample
+from voxsam.network.promptable import Promptable
 
 ENLARGED, COLUMNS, GAP = 2, 5, 4
 LABEL, MASK, CLICK = (90, 220, 120), (255, 120, 60), (255, 230, 60)
@@ -56,15 +59,29 @@ def _outline(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return large[1:-1, 1:-1] & ~inner
 
 
-def main(recipe: str, data: str, picture: str, count: str = "30") -> None:
+def masks_of(model: Promptable, samples: Sequence[Sample]) -> list[NDArray[np.bool_]]:
+    """(D, H, W) each: a model's masks for the first click of each sample."""
+    found = []
+    with torch.inference_mode():
+        for sample in samples:
+            crop, points, labels = (torch.from_numpy(sample[key])[None] for key in ("crop", "points", "labels"))
+            logits = model(crop, points[:, :1], labels[:, :1])[0]
+            found.append((logits[1] > logits[0]).numpy())
+    return found
+
+
+def main(recipe: str, data: str, picture: str, count: str = "30", model: str | None = None) -> None:
     """Draw the first samples of a recipe's engine."""
     from PIL import Image
 
+    from voxsam.lab.engine.check import read_any
     from voxsam.lab.training.recipe import read_recipe
     from voxsam.lab.training.run import make_stream
 
     stream = make_stream(read_recipe(Path(recipe)), Path(data))
-    Image.fromarray(sheet([stream[n] for n in range(int(count))])).save(picture, optimize=True)
+    samples = [stream[n] for n in range(int(count))]
+    masks = None if model is None else masks_of(read_any(model), samples)
+    Image.fromarray(sheet(samples, masks)).save(picture, optimize=True)
 
 
 if __name__ == "__main__":
