@@ -88,7 +88,8 @@ def _painted(
     range_mm: tuple[float, float],
     rng: np.random.Generator,
 ) -> Lesion:
-    """A scan with one lesion whose diameter, as painted, lies in a range."""
+    """A scan with one lesion whose diameter, as painted, lies in a range; in soft tissue where it has no such place."""
+    kind = kind if len(scan.places[kind]) else SOFT  # a sharp kernel leaves nothing even
     spacing = volume.grid.spacing_mm
     for _ in range(TRIES):
         places = scan.places[kind]
