@@ -14,6 +14,7 @@ from benchmarks import cases, plain, run, sampling
 from benchmarks.machine import available_cores, describe_machine, matrix_product_rates, peak_memory_bytes
 from benchmarks.operations import encoder_operations
 from voxsam.errors import FileError
+from voxsam.kernels import install
 from voxsam.kernels.linear import precisions
 from voxsam.lab.evaluation.tables import markdown_table, three_digits, write_between_markers
 from voxsam.network.card import Card
@@ -76,6 +77,8 @@ def cost(form: type[VoxSAMNetwork], config: ModelConfig) -> dict[str, tuple[int,
     """Operations, and bytes of the largest tensor, of encoding and of a click; on paper: nothing is computed."""
     with torch.device("meta"):
         network = form(Card(name="counted", config=config, preprocessing=RELEASED["colon"]))
+        if form is VoxSAMNetwork:
+            install(network)
         crop, prompt_features = torch.zeros(1, 1, *[config.crop] * 3), torch.zeros(1, 1, config.feature_width)
     found, kept = {}, []
     steps = {

@@ -157,7 +157,8 @@ def test_a_checkpoint_of_automatic_mode_has_no_prompt_encoder_and_sees_wider_cro
     with torch.no_grad():
         logits = loaded(crop)
         assert logits.shape == (1, 2, 40, 40, 40)
-        assert torch.equal(logits, clicked(crop))  # the same encoder and decoder, asked without a click
+        # The same encoder and decoder, asked without a click; the kernels of the loaded one add in another order.
+        torch.testing.assert_close(logits, clicked(crop), rtol=1e-4, atol=1e-4)
 
 
 # Refusals
