@@ -211,6 +211,7 @@ def test_a_session_that_is_released_while_room_is_made_harms_no_other(make_sessi
     old, new = sessions.claim(Place), sessions.claim(Place)
     for place in (old, new):
         scan_in(place, phantom.scan)
+    sessions.worker.submit("", lambda: None).result(30)  # after what opening makes room for, which may come late
     click(old, phantom.click)
     assert old.features_bytes
     old.__class__ = Vanishing
