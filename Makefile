@@ -64,8 +64,8 @@ PROCESSOR_TESTS := tests/test_geometry.py tests/test_prompts.py tests/test_resam
     tests/interactive/test_session.py tests/network/test_plain.py tests/kernels
 
 test-processors: $(INSTALLED) ## fast tests as on a processor with other kernels, and as on one without AVX-512
-	@OPENBLAS_CORETYPE=Haswell $(BIN)/python -m pytest -q -m "not slow" $(PROCESSOR_TESTS)
-	@ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/python -m pytest -q -m "not slow" $(PROCESSOR_TESTS)
+	@OPENBLAS_CORETYPE=Haswell $(PYTEST) -q -m "not slow" $(PROCESSOR_TESTS)
+	@ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(PYTEST) -q -m "not slow" $(PROCESSOR_TESTS)
 
 check: $(INSTALLED) ## lint, format, types, and the direction of imports
 	@$(BIN)/python -m ruff check .

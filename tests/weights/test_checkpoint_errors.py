@@ -11,8 +11,12 @@ from checkpoint_cases import SMALL, Trap, refusal, rewritten, saved, small_netwo
 from safetensors.torch import save_file
 
 from voxsam.errors import CheckpointError, FileError
+from voxsam.network.card import Card
+from voxsam.network.network import VoxSAMNetwork
+from voxsam.network.sizes import TINY, ModelConfig
+from voxsam.preprocess import RELEASED
 from voxsam.weights import registry
-from voxsam.weights.checkpoint import load_model, save_model
+from voxsam.weights.checkpoint import assemble, load_model, save_model
 from voxsam.weights.file import METADATA_KEY, read_card
 
 pytestmark = pytest.mark.usefixtures("models_home")
@@ -130,7 +134,9 @@ def test_metadata_that_are_no_card(tmp_path, text, words):
 
 def test_a_configuration_that_no_network_has(tmp_path):
     config = SMALL.model_dump(mode="json") | {"adapter_width": -4}
-    assert "no network has its configuration" in refusal(rewritten(saved(tmp_path), config=config))
+    assert "adapter_width: Input should be greater than or equal to 1" in refusal(
+        rewritten(saved(tmp_path), config=config)
+    )
 
 
 # Refusals: the tensors
@@ -229,3 +235,28 @@ def test_sam_by_its_name_says_fetch_and_import(models_home):
 
 def test_the_authors_checkpoints_by_name_say_where_they_are():
     assert "download them by hand from their project page, https://github.com/med-air/" in refusal("3dsam-adapter")
+
+
+@pytest.mark.parametrize(
+    "field", ["width", "depth", "prompt_layers", "window", "position_grid", "crop", "queries", "refine_width"]
+)
+@pytest.mark.parametrize("asked", [0, -1, 10**6, 10**30])
+def test_sizes_that_no_network_has_are_refused_before_one_is_built(field, asked):
+    with pytest.raises(ValueError, match=rf"{field}\n  Input should be (greater|less) than or equal to \d+"):
+        ModelConfig.model_validate({**TINY.model_dump(), field: asked})
+
+
+def test_a_network_that_the_file_has_no_tensors_for_is_never_built(monkeypatch):
+    """512 blocks' worth of memory would be reserved: the shapes are compared on PyTorch's meta device first."""
+    devices = []
+    build = VoxSAMNetwork.__init__
+
+    def watched(self, card):
+        build(self, card)
+        devices.append({parameter.device.type for parameter in self.parameters()})
+
+    monkeypatch.setattr(VoxSAMNetwork, "__init__", watched)
+    large = TINY.model_copy(update={"width": 16_384, "depth": 256})
+    with pytest.raises(CheckpointError, match="made lacks the tensor"):
+        assemble(Card(name="large", config=large, preprocessing=RELEASED["colon"]), {}, "made")
+    assert devices == [{"meta"}]

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, model_validator
 
 LEVELS = 4  # feature maps that the encoder hands to the decoder (paper, Fig. 4)
 SAM_WINDOW = 14  # SAM's own window: its relative-position tables have 2 * 14 - 1 rows
+
+# A model file says its own sizes: these bounds keep one that is damaged, or made to, from asking for all memory.
+Count = Annotated[int, Field(ge=1, le=256)]  # blocks, heads, layers, channels of an image
+Side = Annotated[int, Field(ge=1, le=1024)]  # voxels or tokens on an axis
+Width = Annotated[int, Field(ge=1, le=16_384)]  # channels of features
 
 PROFILES: dict[str, dict[str, object]] = {
     "released": {"adapter_relu": True, "depth_start": "ones", "fusion": "double"},
@@ -30,35 +35,35 @@ class ModelConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     size: str
-    width: int
-    depth: int
-    heads: int
-    mlp_ratio: int = 4
+    width: Width
+    depth: Count
+    heads: Count
+    mlp_ratio: Count = 4
     adapter: str = "spatial"  # what is put into each block and tuned: a name in voxsam.network.adapters.ADAPTERS
-    adapter_width: int  # of its bottleneck
-    adapter_rank: PositiveInt | None = None  # of low-rank adapters; None: what their authors take
+    adapter_width: Width  # of its bottleneck
+    adapter_rank: Width | None = None  # of low-rank adapters; None: what their authors take
     adapter_twice: bool = False  # once for attention and once for the mlp, where a design has both ways
     tokens: Literal["volume", "slices"] = "volume"  # "slices": SAM's own 2D encoder, slice by slice
-    channels: int = 1  # images of the crop: several MR sequences, say
-    crop: int = 128  # side of the training crop, voxels
-    stride: int = 4  # voxels of the crop per token, on each axis
-    patch: int = 16  # side of the patch that one token sees, in upsampled voxels
-    window: int = 8  # side of an attention window, tokens
-    position_grid: int = 64  # side of SAM's table of absolute positions
+    channels: Count = 1  # images of the crop: several MR sequences, say
+    crop: Side = 128  # side of the training crop, voxels
+    stride: Side = 4  # voxels of the crop per token, on each axis
+    patch: Side = 16  # side of the patch that one token sees, in upsampled voxels
+    window: Side = 8  # side of an attention window, tokens
+    position_grid: Side = 64  # side of SAM's table of absolute positions
     global_blocks: tuple[int, ...] = ()  # SAM's blocks with global attention: longer relative-position tables
-    feature_width: int = 256
-    head_width: int = 128
-    queries: int = 10
-    prompt_layers: int = 2
-    prompt_heads: int = 8
-    prompt_mlp: int = 2048
+    feature_width: Width = 256
+    head_width: Width = 128
+    queries: Width = 10
+    prompt_layers: Count = 2
+    prompt_heads: Count = 8
+    prompt_mlp: Width = 2048
     adapter_relu: bool = True
     depth_start: Literal["ones", "zeros"] = "ones"
     fusion: Literal["double", "crop"] = "double"
     polarity: bool = False  # learned embeddings for positive and negative clicks (an extension)
     marks: bool = False  # a click also marks the tokens about it, in its own crop (an extension; needs polarity)
     click_maps: tuple[PositiveFloat, ...] = ()  # s.d. (voxels) of the maps of clicks for a refinement head; (): no head
-    refine_width: PositiveInt = 32  # of that head at half resolution (an extension, voxsam.network.refinement)
+    refine_width: Width = 32  # of that head at half resolution (an extension, voxsam.network.refinement)
     # The paper's ablations (Sec. 4.4); what they are compared with is the default.
     prompt_kind: Literal["sampler", "positional"] = "sampler"  # a click is what lies under it, or where it lies
     prompt_levels: tuple[int, ...] = (LEVELS,)  # feature maps that clicks change; each has a prompt encoder of its own
@@ -70,8 +75,6 @@ class ModelConfig(BaseModel):
             raise ValueError("width must divide by heads, feature_width by twice prompt_heads")
         if self.depth % LEVELS or self.crop % self.stride:
             raise ValueError(f"depth must divide by {LEVELS}, crop by stride")
-        if self.channels < 1:
-            raise ValueError("channels must be 1 or more")
         if self.tokens == "slices" and self.channels != 1:
             raise ValueError("tokens of slices are made of one channel")
         if self.marks and not self.polarity:

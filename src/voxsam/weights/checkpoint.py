@@ -150,14 +150,19 @@ def assemble(card: Card, tensors: Mapping[str, Tensor], origin: str) -> Promptab
             f"one of {', '.join(BUILDERS)}",
             "install what the model was made with",
         )
+    build = BUILDERS[card.system]
     try:
+        if build is VoxSAMNetwork:
+            with torch.device("meta"):  # shapes first: what does not fit takes no memory
+                check_tensors(build(card), tensors, origin)
         with needs_extra("lab", f"a model of the system {card.system}"), _Unfilled():
-            network = BUILDERS[card.system](card)
+            network = build(card)
     except (RuntimeError, ValueError, ArithmeticError, MemoryError) as error:
         raise CheckpointError(
             f"{origin}: no network has its configuration ({error})", "sizes that fit together", "get the file again"
         ) from error
-    check_tensors(network, tensors, origin)
+    if build is not VoxSAMNetwork:
+        check_tensors(network, tensors, origin)
     network.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, assign=True)
     return network.eval()
 

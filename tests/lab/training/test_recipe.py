@@ -309,7 +309,7 @@ def test_names_on_the_command_line(tmp_path: Path) -> None:
         (["--betas", "1,0.9"], "betas.0: Input should be less than 1"),
         (["--augmentation.zoom", "0,1"], "augmentation.zoom.*: Input should be greater than 0"),
         (["--augmentation.margin_mm", "5,1"], "augmentation.margin_mm: Value error, 5 to 1 is no range"),
-        (["--model.crop", "0"], "model.crop must be 1 or more"),
+        (["--model.crop", "0"], "model.crop: Input should be greater than or equal to 1"),
     ],
 )
 def test_numbers_that_no_run_can_use_are_refused(tmp_path: Path, options: list[str], words: str) -> None:

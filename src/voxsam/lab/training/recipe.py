@@ -194,8 +194,6 @@ class Recipe(BaseModel):
     def _consistent(self) -> Recipe:
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("steps or epochs: one of them, not both")
-        if self.model.crop < 1:
-            raise ValueError("model.crop must be 1 or more")
         if self.preprocessing.channels != self.model.channels:
             raise ValueError(
                 f"model.channels is {self.model.channels}, and preprocessing is for {self.preprocessing.channels}"
