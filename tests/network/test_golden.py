@@ -5,6 +5,7 @@ Tolerances: float32 sums of a few thousand terms in another order differ by abou
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import json
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ import torch
 
 from voxsam.interactive.session import Session
 from voxsam.io import read_volume
+from voxsam.kernels import install
 from voxsam.network.card import Card
 from voxsam.network.network import VoxSAMNetwork
 from voxsam.network.sizes import VIT_B
@@ -120,8 +122,14 @@ def test_bfloat16_finds_the_same_mask(
 
 
 def test_gradients_and_loss(network: VoxSAMNetwork, crop: torch.Tensor, shared_reference: Path) -> None:
-    """One training step's loss and the norm of every tuned tensor's gradient, blocks computed again on the way back."""
+    """One training step's loss and the norm of every tuned tensor's gradient, blocks computed again on the way back.
+
+    With the kernels, as every training has them: without, the attention's backward pass takes minutes.
+    """
     from monai.losses import DiceCELoss
+
+    network = copy.deepcopy(network)
+    install(network)
 
     golden = json.loads((shared_reference / "golden_gradients_seed0.json").read_text())
     names = {
