@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError
 
 import httpx
 import pytest
@@ -132,9 +133,12 @@ def test_a_key_that_no_request_could_show_is_refused_at_the_start(tmp_path, mode
 
 
 def test_without_the_extra_the_remedy_is_told(monkeypatch, capsys):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    def absent(name):
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("voxsam.extras.version", absent)
     assert main(["serve"]) == 2
-    assert "pip install 'voxsam[serve]'" in capsys.readouterr().err
+    assert 'pip install "voxsam[serve]"' in capsys.readouterr().err
 
 
 def test_the_work_is_kept_in_the_users_folder_for_state(monkeypatch, tmp_path):
