@@ -159,11 +159,12 @@ def _nifti(rng: np.random.Generator, shape=(12, 11, 10)) -> bytearray:
 
 
 # Offset in the header, and values that cannot stand there: sizes, kind, spacing, where the voxels begin, magic.
+SPACING = 80
 BREAKS = (
     (40, "<h", (-1, 0, 9, 2, 255)),
     (42, "<h", (0, -5, 32767)),
     (70, "<h", (0, 3, 128, 2304, -7)),
-    (80, "<f", (0.0, -2.0, float("nan"), float("inf"))),
+    (SPACING, "<f", (0.0, -2.0, float("nan"), float("inf"))),
     (108, "<f", (float("nan"), 1e30, -1e9)),
     (344, "<4s", (b"none", b"ni1\0", b"\xff" * 4)),
 )
@@ -173,6 +174,8 @@ def _broken_header(rng, session) -> Bad:
     data = _nifti(rng)
     offset, kind, values = BREAKS[rng.integers(len(BREAKS))]
     struct.pack_into(kind, data, offset, values[rng.integers(len(values))])
+    if offset == SPACING:
+        struct.pack_into("<2h", data, 252, 0, 0)  # neither qform nor sform: the spacing is all there is
     packed = rng.random() < 0.5
     name, content = ("ct.nii.gz", gzip.compress(data)) if packed else ("ct.nii", bytes(data))
     return Bad(f"a NIfTI header broken at {offset}", file=(name, content))

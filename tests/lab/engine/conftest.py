@@ -24,6 +24,18 @@ def body_volume(seed: int = 0) -> Volume:
     return Volume(np.rint(array).astype(np.int16), grid, "CT")
 
 
+def with_balls(body: Volume, count: int = 40, diameter_mm: float = 18.0) -> Volume:
+    """The same with balls of 160 HU in its soft tissue: things with a border of their own, which regions need."""
+    rng = np.random.default_rng(1)
+    array = body.array.astype(np.float32)
+    soft = np.argwhere((array > 20) & (array < 100))
+    for centre in soft[rng.integers(len(soft), size=count)]:
+        apart = [s * (np.arange(n) - c) for s, n, c in zip(SPACING_MM, SHAPE, centre, strict=True)]
+        near = sum(np.ix_(*(a**2 for a in apart))) < (diameter_mm / 2) ** 2
+        array[near & (array > 20) & (array < 100)] += 100
+    return body.with_array(np.rint(array).astype(np.int16))
+
+
 @pytest.fixture(scope="session")
 def body() -> Volume:
     return body_volume()

@@ -278,8 +278,8 @@ def test_the_command_line_trains_and_refuses(tmp_path: Path, capsys: pytest.Capt
         (["--stepz", "1"], "unrecognized arguments: --stepz 1"),
         (["--data", str(tmp_path / "nowhere")], "no dataset.json"),
         (["--strategy", "ring"], "devices 1, nodes 1, strategy ring; expected what this machine has ("),
-        (["--model.stride", "0"], "model: integer modulo by zero; expected sizes above 0"),
-        (["--model.width", "-16"], "no network has the recipe's sizes ("),
+        (["--model.stride", "0"], "model.stride: Input should be greater than or equal to 1"),
+        (["--model.width", "-16"], "model.width: Input should be greater than or equal to 1"),
     ):
         assert main(["train", str(path), "-o", str(tmp_path / "no"), *words]) == 2
         assert expected in capsys.readouterr().err

@@ -1,6 +1,6 @@
 """The server killed at random, again and again: what it answered is there, nothing is half written or left behind.
 
-VOXSAM_KILLS=200 pytest tests/server/test_killed.py is the long run of docs/reliability.md.
+VOXSAM_KILLS=200 pytest tests/server/test_server_killed.py is the long run of docs/reliability.md.
 """
 
 from __future__ import annotations
