@@ -238,9 +238,9 @@ def test_the_ring_check_finds_a_planted_ring(tmp_path):
 # Lightness
 
 
-def heavy_after(statement: str, path: Path) -> list[str]:
-    """Which of HEAVY a fresh interpreter has loaded after `statement`, with `path` first on its module path."""
-    code = f"{statement}\nimport sys\nprint(*sorted(set({HEAVY!r}) & set(sys.modules)))"
+def heavy_after(statement: str, path: Path, heavy: tuple[str, ...] = HEAVY) -> list[str]:
+    """Which of `heavy` a fresh interpreter has loaded after `statement`, with `path` first on its module path."""
+    code = f"{statement}\nimport sys\nprint(*sorted(set({heavy!r}) & set(sys.modules)))"
     environment = {**os.environ, "PYTHONPATH": str(path)}
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
     return run.stdout.split()
@@ -248,6 +248,13 @@ def heavy_after(statement: str, path: Path) -> list[str]:
 
 def test_import_voxsam_is_light():
     assert heavy_after("import voxsam", PACKAGE.parent) == []
+
+
+def test_a_click_does_not_import_the_compiler():
+    """torch._dynamo takes seconds to import, and makes a folder among the temporary files."""
+    click = "voxsam.Session(stub_network(), stub_scan().scan).click(stub_scan().click)"
+    load = "import voxsam; from voxsam.testing import stub_network, stub_scan; voxsam.load_model('voxsam-tiny', 'cpu')"
+    assert heavy_after(f"{load}; {click}", PACKAGE.parent, ("torch._dynamo",)) == []
 
 
 def test_the_lightness_check_finds_a_planted_import(tmp_path):

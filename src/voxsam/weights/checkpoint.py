@@ -29,6 +29,7 @@ from voxsam.weights.file import METADATA_KEY, new_file, read_card, read_model
 from voxsam.weights.registry import MODELS, PACKAGED_FOLDER, find_model, models_folder
 
 HASH_SHOWN = 16  # digits of a hash in a message
+UNSTORED_NUMBERS = 1 << 26  # that a network may make beside its tensors: tables of positions, say
 # Networks by the `system` of their card; voxsam.lab.systems adds those that VoxSAM is compared with.
 BUILDERS: dict[str, Callable[[Card], Promptable]] = {"voxsam": VoxSAMNetwork}
 
@@ -124,16 +125,25 @@ def _how_to_get(card: Card, folder: Path) -> str:
 class _Unfilled(TorchFunctionMode):
     """Leaves parameters unfilled: their memory is reserved, and never touched before the file's tensors replace it.
 
-    The meta device would do the same to the buffers that are computed, not stored (tables of positions and of taps).
+    Raises MemoryError once more than `most` numbers are asked for. The meta device would reserve nothing at all, but
+    it leaves the buffers that are computed, not stored, without values (tables of positions and of taps), and its
+    arithmetic imports torch._dynamo, which takes seconds.
     """
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.left = most
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if getattr(func, "__module__", "") == "torch.nn.init" or func in (Tensor.normal_, Tensor.uniform_):
             return args[0] if args else kwargs["tensor"]
-        if func is torch.randn:
-            func = torch.empty
-        return func(*args, **kwargs)
+        made = (torch.empty if func is torch.randn else func)(*args, **kwargs)
+        if func in (torch.empty, torch.randn, torch.zeros, torch.ones, torch.full):
+            self.left -= made.numel()
+            if self.left < 0:
+                raise MemoryError("it asks for more numbers than the file holds")
+        return made
 
 
 def assemble(card: Card, tensors: Mapping[str, Tensor], origin: str) -> Promptable:
@@ -150,19 +160,15 @@ def assemble(card: Card, tensors: Mapping[str, Tensor], origin: str) -> Promptab
             f"one of {', '.join(BUILDERS)}",
             "install what the model was made with",
         )
-    build = BUILDERS[card.system]
+    most = UNSTORED_NUMBERS + 2 * sum(tensor.numel() for tensor in tensors.values())  # a few are made of two
     try:
-        if build is VoxSAMNetwork:
-            with torch.device("meta"):  # shapes first: what does not fit takes no memory
-                check_tensors(build(card), tensors, origin)
-        with needs_extra("lab", f"a model of the system {card.system}"), _Unfilled():
-            network = build(card)
+        with needs_extra("lab", f"a model of the system {card.system}"), _Unfilled(most):
+            network = BUILDERS[card.system](card)
     except (RuntimeError, ValueError, ArithmeticError, MemoryError) as error:
         raise CheckpointError(
             f"{origin}: no network has its configuration ({error})", "sizes that fit together", "get the file again"
         ) from error
-    if build is not VoxSAMNetwork:
-        check_tensors(network, tensors, origin)
+    check_tensors(network, tensors, origin)
     network.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, assign=True)
     return network.eval()
 
