@@ -24,7 +24,7 @@ from voxsam.network.card import Card
 from voxsam.network.network import VoxSAMNetwork
 from voxsam.network.promptable import Promptable
 from voxsam.network.sizes import SIZES, TINY, ModelConfig
-from voxsam.phantoms.phantoms import Phantom, make_phantom
+from voxsam.phantoms import Phantom, make_phantom
 from voxsam.preprocess import RELEASED, Preprocessing
 from voxsam.weights import load_model
 

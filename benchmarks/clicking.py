@@ -9,7 +9,7 @@ import numpy as np
 
 from voxsam.interactive.session import Session
 from voxsam.network.promptable import Promptable
-from voxsam.phantoms.phantoms import Phantom
+from voxsam.phantoms import Phantom
 from voxsam.volume import Volume
 
 SAMPLED = np.arange(-8, 8, 2)  # voxels about the click, on each axis, whose probabilities are compared

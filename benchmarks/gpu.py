@@ -23,13 +23,13 @@ from torch.nn.attention.flex_attention import flex_attention
 from benchmarks.cases import build
 from benchmarks.clicking import all_clicks
 from benchmarks.machine import describe_machine
-from voxsam.kernels.device import keep_float32
+from voxsam.kernels import keep_float32
 from voxsam.kernels.warm_up import warm_up
 from voxsam.lab.evaluation.tables import markdown_table
 from voxsam.network.attention import WindowAttention
 from voxsam.network.network import VoxSAMNetwork
 from voxsam.network.sizes import SIZES, ModelConfig
-from voxsam.phantoms.phantoms import Phantom, make_phantom
+from voxsam.phantoms import Phantom, make_phantom
 from voxsam.preprocess import RELEASED
 
 REPEATS = 5

@@ -28,8 +28,7 @@ import torch
 from monai.networks.layers import DropPath
 from torch import Tensor, nn
 
-from voxsam.lab.systems.networks import network_kind
-from voxsam.lab.systems.networks.parts import Size, storable
+from voxsam.lab.systems.networks import Size, network_kind, storable
 
 TOLERANCE = 1e-4  # of logits, in float32
 

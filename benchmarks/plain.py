@@ -19,10 +19,9 @@ from torch import Tensor
 from voxsam.network.adapters import SpatialAdapter
 from voxsam.network.attention import WindowAttention
 from voxsam.network.block import Block
-from voxsam.network.image_encoder import ImageEncoder, Neck
+from voxsam.network.image_encoder import ImageEncoder, Neck, PatchEmbedding
 from voxsam.network.mask_decoder import Head, MaskDecoder
 from voxsam.network.network import VoxSAMNetwork
-from voxsam.network.patch_embedding import PatchEmbedding
 from voxsam.network.prompt_encoder import Attention, PromptEncoder, PromptLayer
 from voxsam.network.promptable import BlockProgress, Features
 

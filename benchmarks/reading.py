@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from voxsam.io import read_volume, write_volume
-from voxsam.phantoms.phantoms import Phantom, make_phantom
+from voxsam.phantoms import Phantom, make_phantom
 from voxsam.preprocess import Preprocessing, Window, read_crop
 from voxsam.volume import Volume
 

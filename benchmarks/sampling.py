@@ -29,7 +29,7 @@ from voxsam.lab.data.prepare import Options, prepare
 from voxsam.lab.data.sampling import Labelled
 from voxsam.lab.data.store import PreparedData
 from voxsam.lab.evaluation.tables import markdown_table
-from voxsam.phantoms.phantoms import make_phantom
+from voxsam.phantoms import make_phantom
 from voxsam.preprocess import Preprocessing, Window, read_crop
 from voxsam.resample import resample
 from voxsam.volume import Volume

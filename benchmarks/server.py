@@ -30,7 +30,7 @@ from benchmarks.machine import describe_machine
 from voxsam.geometry import Grid
 from voxsam.interactive.session import Session
 from voxsam.io import read_volume, write_volume
-from voxsam.phantoms.phantoms import make_phantom
+from voxsam.phantoms import make_phantom
 from voxsam.resample import resample
 from voxsam.volume import Volume
 from voxsam.weights import load_model

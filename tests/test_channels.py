@@ -16,8 +16,8 @@ from voxsam.interactive.session import Session
 from voxsam.io import read_volume, write_volume
 from voxsam.kernels import install
 from voxsam.network.card import Card
+from voxsam.network.image_encoder import PatchEmbedding
 from voxsam.network.network import VoxSAMNetwork
-from voxsam.network.patch_embedding import PatchEmbedding
 from voxsam.preprocess import Intensity, Preprocessing, Window, read_crops
 from voxsam.testing import stub_network, stub_scan
 from voxsam.volume import Volume

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from voxsam.phantoms.phantoms import make_phantom
+from voxsam.phantoms import make_phantom
 from voxsam.volume import Volume
 
 if TYPE_CHECKING:

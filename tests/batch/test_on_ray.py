@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from voxsam.batch import on_ray
+from voxsam.batch import run
 from voxsam.batch import worker as cohort_worker
 from voxsam.batch.listing import ScanTask, list_cohort
 from voxsam.batch.run import run_cohort
@@ -38,20 +38,20 @@ def handed_out(monkeypatch: pytest.MonkeyPatch) -> list[BatchOptions]:
         seen.append(settings)
         return _failing(jobs, output)
 
-    monkeypatch.setattr(on_ray, "_rows", rows)
+    monkeypatch.setattr(run, "_rows_by_ray", rows)
     return seen
 
 
 def test_without_ray_the_option_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UnsupportedError, match=r"pip install 'voxsam\[ray\]'"):
-        on_ray.ray_runner(BatchOptions())
+        run.ray_runner(BatchOptions())
 
 
 def test_rays_worker_gives_the_rows_of_its_share(folder: Path, tmp_path: Path) -> None:
     """What Ray calls on another machine, called here."""
     jobs = list_cohort(folder / "clicks.csv", tmp_path, clicks=True)
-    worker = on_ray._RayWorker(BatchOptions(str(folder / "clicks.safetensors"), "cpu"), jobs, tmp_path)
+    worker = run._RayWorker(BatchOptions(str(folder / "clicks.safetensors"), "cpu"), jobs, tmp_path)
     rows = [ScanResult(**json.loads(text)) for text in worker({"id": np.array([2, 0])})["row"]]
     assert [(row.name, row.status) for row in rows] == [("s2", "done"), ("s0", "done")]
 
@@ -60,8 +60,8 @@ def test_the_workers_find_the_model_in_any_folder(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, handed_out: list[BatchOptions]
 ) -> None:
     monkeypatch.chdir(folder)
-    on_ray.ray_runner(BatchOptions("clicks.safetensors", "cpu"))([], tmp_path)
-    on_ray.ray_runner(BatchOptions("voxsam-tiny", "cpu"))([], tmp_path)
+    run.ray_runner(BatchOptions("clicks.safetensors", "cpu"))([], tmp_path)
+    run.ray_runner(BatchOptions("voxsam-tiny", "cpu"))([], tmp_path)
     assert [settings.model for settings in handed_out] == [str(folder / "clicks.safetensors"), "voxsam-tiny"]
 
 
@@ -75,7 +75,7 @@ def test_the_threads_reach_the_workers(
     try:
         assert main(["batch", str(folder / "clicks.csv"), "-o", str(tmp_path / "out"), *words]) == 1
         torch.set_num_threads(2)  # another process, on a machine of two cores
-        on_ray._RayWorker(handed_out[0], jobs, tmp_path)({"id": np.array([0])})
+        run._RayWorker(handed_out[0], jobs, tmp_path)({"id": np.array([0])})
         assert used == [1] and torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
@@ -116,7 +116,7 @@ def test_ray_makes_the_same_masks(folder: Path, tmp_path: Path) -> None:
     settings = BatchOptions(str(folder / "clicks.safetensors"), "cpu")
     jobs = list_cohort(folder / "clicks.csv", tmp_path / "ray", clicks=True)
     expected = run_cohort(jobs, tmp_path / "plain", settings)
-    outcome = run_cohort(jobs, tmp_path / "ray", settings, runner=on_ray.ray_runner(settings))
+    outcome = run_cohort(jobs, tmp_path / "ray", settings, runner=run.ray_runner(settings))
     assert [row.volume_ml for row in outcome.rows] == [row.volume_ml for row in expected.rows]
     for job in jobs:
         one, other = (read_volume(tmp_path / kind / f"{job.name}.nii.gz", labels=True) for kind in ("plain", "ray"))

@@ -342,8 +342,8 @@ def test_info_of_nothing_names_scans_and_models(what: str, capsys: pytest.Captur
 
 def test_the_demo_passes_the_sessions_messages_on(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.setattr("voxsam.interactive.predictor.MAX_CROPS", 1)
-    monkeypatch.setattr("voxsam.phantoms.phantoms.DEMO_SHAPE", (40, 40, 24))
-    monkeypatch.setattr("voxsam.phantoms.phantoms.DEMO_SPACING_MM", (6.0, 6.0, 10.0))
+    monkeypatch.setattr("voxsam.phantoms.DEMO_SHAPE", (40, 40, 24))
+    monkeypatch.setattr("voxsam.phantoms.DEMO_SPACING_MM", (6.0, 6.0, 10.0))
     save_model(stub_network(), tmp_path / "model.safetensors")  # random weights: its mask reaches the crop's border
     assert main(["demo", "-o", str(tmp_path / "out"), "--model", str(tmp_path / "model.safetensors")]) == 0
     message = "the mask was not followed beyond 1 crops and may be incomplete"

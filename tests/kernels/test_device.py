@@ -7,7 +7,7 @@ import torch
 from checkpoint_cases import refusal, saved
 
 from voxsam.errors import UnsupportedError
-from voxsam.kernels.device import choose_device, keep_float32
+from voxsam.kernels import choose_device, keep_float32
 from voxsam.weights import checkpoint, load_model
 
 

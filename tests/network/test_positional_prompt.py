@@ -9,7 +9,7 @@ import torch
 from ablated import ablated
 
 from voxsam.errors import UnsupportedError
-from voxsam.network.positional_prompt import PositionalPromptEncoder
+from voxsam.network.prompt_encoder import PositionalPromptEncoder
 
 GRID = (2, 3, 4)
 CROP = (8, 12, 16)

@@ -15,7 +15,7 @@ import PIL.Image
 
 from tests.page.running import Server, Viewer, chromium
 from voxsam.io import write_volume
-from voxsam.phantoms.phantoms import Phantom, make_phantom
+from voxsam.phantoms import Phantom, make_phantom
 
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "images"
 COLOURS = 200  # of a picture's palette: what keeps it small

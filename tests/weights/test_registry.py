@@ -16,8 +16,7 @@ import pytest
 
 from voxsam.errors import CheckpointError, FileError, UnsupportedError
 from voxsam.weights import registry
-from voxsam.weights.download import CHUNK_BYTES, fetch
-from voxsam.weights.registry import MODELS, NamedModel, find_model, list_models, models_folder
+from voxsam.weights.registry import CHUNK_BYTES, MODELS, NamedModel, fetch, find_model, list_models, models_folder
 
 CONTENT = bytes(range(256)) * 12_000  # 3 MB: several chunks
 BREAK = 2 * CHUNK_BYTES + 77
@@ -242,7 +241,7 @@ def test_a_name_that_does_not_resolve(tmp_path, monkeypatch, model):
 
 def test_a_disk_without_room_is_told_before_the_transfer(server, tmp_path, monkeypatch):
     usage = type("Usage", (), {"free": 1_000_000})
-    monkeypatch.setattr("voxsam.weights.download.shutil.disk_usage", lambda _: usage)
+    monkeypatch.setattr("voxsam.weights.registry.shutil.disk_usage", lambda _: usage)
     with pytest.raises(FileError, match=r"m.pth needs 3\.1 MB more and the disk has 1\.0 MB free; .* set VOXSAM_HOME"):
         fetch("m", tmp_path)
     assert not (tmp_path / "m.pth.part").exists()

@@ -65,7 +65,7 @@ def command(
     )
     runner = None
     if ray:
-        from voxsam.batch.on_ray import ray_runner
+        from voxsam.batch.run import ray_runner
 
         runner = ray_runner(settings)
     start = time.perf_counter()

@@ -12,7 +12,7 @@ from voxsam.atomic import make_folder
 from voxsam.cli.progress import ProgressBar
 
 if TYPE_CHECKING:
-    from voxsam.phantoms.phantoms import Phantom
+    from voxsam.phantoms import Phantom
     from voxsam.volume import Volume
 
 
@@ -23,7 +23,7 @@ def command(
 ) -> None:
     """Make a phantom CT, click its tumour once, and write scan, truth, mask, picture and report."""
     from voxsam.interactive.session import Session
-    from voxsam.phantoms.phantoms import demo_phantom
+    from voxsam.phantoms import demo_phantom
     from voxsam.report.report import report_dict
     from voxsam.weights import load_model
 

@@ -56,7 +56,7 @@ def fetch(name: Annotated[str, typer.Argument(help="A name of `voxsam weights li
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-    from voxsam.weights.download import fetch as fetch_model
+    from voxsam.weights.registry import fetch as fetch_model
     from voxsam.weights.registry import named
 
     model = named(name)

@@ -15,8 +15,7 @@ from voxsam.network.card import Card
 from voxsam.network.conditioning import Conditioning, condition
 from voxsam.network.image_encoder import ImageEncoder
 from voxsam.network.mask_decoder import MaskDecoder
-from voxsam.network.positional_prompt import PositionalPromptEncoder
-from voxsam.network.prompt_encoder import PromptEncoder, sample_features
+from voxsam.network.prompt_encoder import PositionalPromptEncoder, PromptEncoder, sample_features
 from voxsam.network.promptable import BlockProgress, Features, Promptable, Static
 from voxsam.network.refinement import Details, RefinementHead
 from voxsam.network.sizes import LEVELS

@@ -14,10 +14,16 @@ from voxsam.phantoms.body import (
     SKIN_HU,
     SKIN_MM,
     Body,
+    Field,
+    Frame,
     Tissue,
+    ellipsoid,
+    lattice_noise,
     paint_muscles,
+    smooth_union,
+    superellipse,
+    tube,
 )
-from voxsam.phantoms.shapes import Field, Frame, ellipsoid, lattice_noise, smooth_union, superellipse, tube
 
 PART_MM = 14.0  # over which the trunk becomes two legs, along z
 PELVIS_MM = 90.0  # from the crotch up to the middle of the iliac wings

@@ -252,7 +252,7 @@ class Reader:
     def _demo(self) -> Volume:
         if not self.settings.demo:
             raise NotThere("the demo scan", "an upload or a served folder", "this server offers no demo scan")
-        from voxsam.phantoms.phantoms import demo_phantom
+        from voxsam.phantoms import demo_phantom
 
         return demo_phantom().scan
 

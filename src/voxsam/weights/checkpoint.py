@@ -18,8 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from voxsam.errors import CheckpointError, InputError, UnsupportedError
 from voxsam.extras import load_systems, needs_extra
-from voxsam.kernels import install
-from voxsam.kernels.device import choose_device, keep_float32
+from voxsam.kernels import choose_device, install, keep_float32
 from voxsam.kernels.linear import Precision, require_precision
 from voxsam.network.card import Card
 from voxsam.network.network import VoxSAMNetwork

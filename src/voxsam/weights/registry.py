@@ -1,14 +1,25 @@
-"""The models that have a name: where their files lie, or where they can be had."""
+"""The models that have a name: where their files lie, or where they can be had, and their download.
+
+The standard library's urllib does it: proxies and certificates of the system are honoured. huggingface_hub resumes only
+files of its own hub, and without If-Range; pooch, httpx and requests do not resume: ours stays.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import http.client
 import os
+import re
+import shutil
 import sys
+import urllib.error
+import urllib.request
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from voxsam.errors import CheckpointError, FileError
+from voxsam.errors import CheckpointError, FileError, UnsupportedError
 
 PACKAGED_FOLDER = Path(__file__).resolve().parents[1] / "weights"
 AUTHORS_PAGE = "https://github.com/med-air/3DSAM-adapter"
@@ -141,3 +152,167 @@ def _row(model: NamedModel, folder: Path) -> ModelRow:
         where = "packaged" if packaged else "downloaded"
         return ModelRow(model.name, path.stat().st_size, where, model.licence, model.note)
     return ModelRow(model.name, model.size_bytes, "missing" if packaged else "available", model.licence, model.note)
+
+
+Progress = Callable[[int, int | None], None]  # bytes done, bytes in all (None: the server does not say)
+
+TIMEOUT_S = 30  # of silence
+CHUNK_BYTES = 1 << 20
+
+
+def fetch(name: str, folder: Path | None = None, progress: Progress | None = None) -> Path:
+    """The file of a named model, downloaded to `folder` (the models folder) unless it is there.
+
+    Called again after an interruption, it goes on from where it stopped, if the server allows that and the file has not
+    changed there. Raises CheckpointError for an unknown name or a wrong checksum, FileError if the address or the disk
+    fails, UnsupportedError for a model without a direct address.
+    """
+    model = named(name)
+    if model.kind == "voxsam":
+        return PACKAGED_FOLDER / model.file
+    if model.url is None:
+        raise UnsupportedError(f"{name} has no direct address", "a model that can be fetched", model.note)
+    folder = models_folder() if folder is None else folder
+    target = folder / model.file
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _disk(target, error) from error
+    if not (target.is_file() and _sha256(target) == model.sha256):
+        _download(model, target, progress)
+    return target
+
+
+def _download(model: NamedModel, target: Path, progress: Progress | None) -> None:
+    part = target.with_name(f"{target.name}.part")
+    if not part.is_file() or part.stat().st_size != model.size_bytes:
+        _Transfer(model, target, part, progress).run()
+    if _sha256(part) != model.sha256:
+        part.unlink()
+        raise CheckpointError(
+            f"what came from {model.url} has another checksum, and was removed",
+            f"sha256 {model.sha256}",
+            f"try again; if it stays so, download it elsewhere and put it at {target}",
+        )
+    os.replace(part, target)
+    _tag_file(part).unlink(missing_ok=True)
+
+
+class _Transfer:
+    """One request for a file or the rest of it. `part` keeps what came, a file beside it the server's version tag."""
+
+    def __init__(self, model: NamedModel, target: Path, part: Path, progress: Progress | None) -> None:
+        self.url, self.target, self.part = str(model.url), target, part
+        self.tag = _tag_file(part)
+        self.progress = progress or (lambda done, total: None)
+
+    def run(self) -> None:
+        """Fill `part` to the end, or raise FileError."""
+        have = self.part.stat().st_size if self.part.is_file() and self.tag.is_file() else 0
+        try:
+            with self._open(have) as response:
+                start = _start_of(response)
+                if start in (0, have):
+                    return self._receive(response, start)
+                if not have:
+                    raise self._unreachable("the server sent a part of the file, unasked")
+        except urllib.error.HTTPError as error:
+            if error.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE or not have:
+                raise self._unreachable(f"{error.code} {error.reason}") from error
+        except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
+            raise self._unreachable(str(getattr(error, "reason", None) or error)) from error
+        self.tag.unlink()  # what we have is not a start of what the server has: from the beginning, once
+        self.run()
+
+    def _open(self, have: int) -> http.client.HTTPResponse:
+        headers = {"User-Agent": "voxsam", "Accept-Encoding": "identity"}
+        if have:  # If-Range: the rest only if the file is still the same, else all of it
+            headers |= {"Range": f"bytes={have}-", "If-Range": self.tag.read_text(encoding="ascii")}
+        return urllib.request.urlopen(urllib.request.Request(self.url, headers=headers), timeout=TIMEOUT_S)
+
+    def _receive(self, response: http.client.HTTPResponse, start: int) -> None:
+        length = response.headers.get("Content-Length")
+        total = start + int(length) if length else None
+        try:
+            self._check_space(total, start)
+            if not start:
+                self._keep_tag(response)
+            with open(self.part, "ab" if start else "wb") as file:
+                done = start
+                self.progress(done, total)
+                while chunk := self._read(response, done, total):
+                    file.write(chunk)
+                    file.flush()
+                    done += len(chunk)
+                    self.progress(done, total)
+        except OSError as error:
+            raise _disk(self.target, error) from error
+        if total is not None and done < total:
+            raise self._stopped("the connection was closed", done, total)
+
+    def _read(self, response: http.client.HTTPResponse, done: int, total: int | None) -> bytes:
+        try:
+            return response.read1(CHUNK_BYTES)
+        except (OSError, http.client.HTTPException) as error:
+            raise self._stopped(str(error), done, total) from error
+
+    def _check_space(self, total: int | None, start: int) -> None:
+        free = shutil.disk_usage(self.part.parent).free
+        if total is not None and total - start > free:
+            raise FileError(
+                f"{self.target} needs {_mb(total - start)} more and the disk has {_mb(free)} free",
+                "a disk with room for it",
+                "free some space, or set VOXSAM_HOME to a folder on another disk",
+            )
+
+    def _keep_tag(self, response: http.client.HTTPResponse) -> None:
+        tag = response.headers.get("ETag", "")
+        tag = tag if tag.startswith('"') else response.headers.get("Last-Modified", "")  # If-Range takes no weak tags
+        if tag.isascii() and tag:
+            self.tag.write_text(tag, encoding="ascii")
+        else:
+            self.tag.unlink(missing_ok=True)
+
+    def _stopped(self, reason: str, done: int, total: int | None) -> FileError:
+        of = f" of {_mb(total)}" if total else ""
+        return FileError(
+            f"the transfer of {self.url} stopped after {_mb(done)}{of} ({reason})",
+            "an unbroken connection",
+            "run the same command again: it goes on from there",
+        )
+
+    def _unreachable(self, reason: str) -> FileError:
+        return FileError(
+            f"{self.url} could not be fetched ({reason})",
+            "a connection to that address",
+            f"try again, or download it elsewhere and put it at {self.target}",
+        )
+
+
+def _start_of(response: http.client.HTTPResponse) -> int:
+    """The first byte of the file in this response: 0 unless the server sends a part; -1 if it does not say which."""
+    if response.status != http.HTTPStatus.PARTIAL_CONTENT:
+        return 0
+    found = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
+    return int(found[1]) if found else -1
+
+
+def _tag_file(part: Path) -> Path:
+    return part.with_name(f"{part.name}.tag")
+
+
+def _disk(target: Path, error: OSError) -> FileError:
+    return FileError(
+        f"{target} could not be written ({error.strerror or error})",
+        "a folder that takes files, with room for it",
+        "free some space, or set VOXSAM_HOME to another folder",
+    )
+
+
+def _mb(count: int) -> str:
+    return f"{count / 1e6:.1f} MB"
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -11,7 +11,7 @@ from voxsam.cli import main
 from voxsam.io import read_volume
 from voxsam.lab.data.cases import find_cases
 from voxsam.lab.data.store import open_store
-from voxsam.phantoms.phantoms import Scene, make_phantom
+from voxsam.phantoms import Scene, make_phantom
 
 ROOT = Path(__file__).resolve().parents[3]
 SMALL = ["--count", "5", "--shape", "48,40,30", "--spacing", "4,4,6"]

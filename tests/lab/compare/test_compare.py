@@ -18,8 +18,7 @@ import yaml
 
 from tests.lab.evaluation.known_systems import GRID, LESION, SMALL, write_cases
 from voxsam.cli import main
-from voxsam.lab.compare.processes import alone_in
-from voxsam.lab.compare.runner import visible_gpus
+from voxsam.lab.compare.runner import alone_in, visible_gpus
 from voxsam.lab.data.store import open_store
 from voxsam.lab.systems.compared import COMPARED
 

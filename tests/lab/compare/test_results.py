@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from voxsam.lab.compare.results import Found, counterpart, p_value
+from voxsam.lab.compare.tables import Found, counterpart, p_value
 from voxsam.lab.evaluation.protocol import Evaluation, EvaluationSettings, ScoredMask
 from voxsam.lab.evaluation.scores import Scores
 

@@ -12,7 +12,7 @@ from voxsam.errors import FileError, GeometryError, ImageError
 from voxsam.geometry import Grid
 from voxsam.io import write_mask, write_volume
 from voxsam.lab.data.cases import find_cases
-from voxsam.lab.data.stream import load_cases
+from voxsam.lab.data.sampling import load_cases
 from voxsam.lab.training.recipe import Recipe
 from voxsam.lab.training.run import make_stream
 from voxsam.volume import Volume

@@ -14,14 +14,13 @@ import pytest
 from tests.lab.data.raw_cases import AFFINE, KITS_AFFINE, SHAPE, block, decathlon, forget_orientation, noise, save
 from voxsam.errors import FileError, ImageError, InputError
 from voxsam.io import read_volume
-from voxsam.lab.data import resampling
+from voxsam.lab.data import prepare as preparing
 from voxsam.lab.data.augmentation import Augmentation
 from voxsam.lab.data.cases import Labelled, find_cases
 from voxsam.lab.data.faults import FaultyCasesError
 from voxsam.lab.data.prepare import Options, prepare
-from voxsam.lab.data.sampling import Sampler
+from voxsam.lab.data.sampling import Sampler, load_cases
 from voxsam.lab.data.store import open_store
-from voxsam.lab.data.stream import load_cases
 from voxsam.lab.evaluation.protocol import read_case
 from voxsam.lab.evaluation.selection import find_labelled
 from voxsam.preprocess import RELEASED
@@ -247,7 +246,7 @@ def test_a_killed_run_leaves_no_store_and_the_next_one_goes_on(tmp_path, monkeyp
     raw, out = decathlon(tmp_path / "raw"), tmp_path / "out"
     prepare(raw, out, ONE)
     other = Options(spacing_mm=(2.0, 2.0, 2.0), workers=1)
-    write, written = resampling.write_case, []
+    write, written = preparing.write_case, []
 
     def killed_at_the_second(folder, *rest):
         if written:
@@ -256,7 +255,7 @@ def test_a_killed_run_leaves_no_store_and_the_next_one_goes_on(tmp_path, monkeyp
         written.append(folder)
         write(folder, *rest)
 
-    monkeypatch.setattr(resampling, "write_case", killed_at_the_second)
+    monkeypatch.setattr(preparing, "write_case", killed_at_the_second)
     with pytest.raises(KeyboardInterrupt):
         prepare(raw, out, other)
     with pytest.raises(FileError, match=r"no dataset.json; .*to its end"):

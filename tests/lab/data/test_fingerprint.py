@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from voxsam.errors import InternalError
-from voxsam.lab.data.fingerprint import QUANTILES, Intensities, Sketch, choose_spacing
+from voxsam.lab.data.store import QUANTILES, Intensities, Sketch, choose_spacing
 
 
 @pytest.mark.parametrize("sizes", [(5, 17, 300), (1, 1), (QUANTILES, 3)])

@@ -7,8 +7,8 @@ import pytest
 from scipy import ndimage
 
 from voxsam.geometry import Grid
-from voxsam.lab.data import resampling
-from voxsam.lab.data.resampling import deepest_points, resample_label, resample_scan
+from voxsam.lab.data import prepare as preparing
+from voxsam.lab.data.prepare import deepest_points, resample_label, resample_scan
 from voxsam.resample import resample
 from voxsam.volume import Volume
 
@@ -105,7 +105,7 @@ def test_extreme_anisotropy_in_plane_first(method, monkeypatch):
         steps.append(onto.spacing_mm.round(3).tolist())
         return resample(volume, onto, how)
 
-    monkeypatch.setattr(resampling, "resample", spy)
+    monkeypatch.setattr(preparing, "resample", spy)
     found = resample_scan(scan, target, method)
     assert steps == [[6, 1, 1.5], [2, 1, 1.5]]
     np.testing.assert_allclose(found, resample(scan, target, method), atol=TOLERANCE)
@@ -113,6 +113,6 @@ def test_extreme_anisotropy_in_plane_first(method, monkeypatch):
 
 def test_moderate_anisotropy_in_one_step(monkeypatch):
     calls = []
-    monkeypatch.setattr(resampling, "resample", lambda *a: calls.append(a))
+    monkeypatch.setattr(preparing, "resample", lambda *a: calls.append(a))
     resample_scan(Volume(np.zeros(GRID.shape), GRID), GRID, "linear")
     assert len(calls) == 1

@@ -7,10 +7,9 @@ import pytest
 from scipy import ndimage
 
 from voxsam.errors import GeometryError
+from voxsam.phantoms import Phantom, Scene, make_phantom
 from voxsam.phantoms.anatomy import part_into_legs
-from voxsam.phantoms.body import draw_body
-from voxsam.phantoms.phantoms import Phantom, Scene, make_phantom
-from voxsam.phantoms.shapes import Frame, coverage, ellipsoid, lattice_noise, smooth_union, superellipse, tube
+from voxsam.phantoms.body import Frame, coverage, draw_body, ellipsoid, lattice_noise, smooth_union, superellipse, tube
 
 COARSE = {"shape": (48, 44, 32), "spacing_mm": (4.0, 4.0, 6.0)}  # 192 x 176 x 192 mm
 SEEDS = range(12)

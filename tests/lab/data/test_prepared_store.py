@@ -13,11 +13,12 @@ from voxsam.errors import FileError, InputError
 from voxsam.geometry import Grid
 from voxsam.lab.data import store as store_module
 from voxsam.lab.data.augmentation import Augmentation
-from voxsam.lab.data.fingerprint import Fingerprint, Intensities
-from voxsam.lab.data.sampling import Sampler
+from voxsam.lab.data.sampling import Sampler, load_cases
 from voxsam.lab.data.store import (
     CaseRecord,
     Description,
+    Fingerprint,
+    Intensities,
     case_folder,
     check_output,
     open_store,
@@ -26,7 +27,6 @@ from voxsam.lab.data.store import (
     sample_positions,
     write_case,
 )
-from voxsam.lab.data.stream import load_cases
 from voxsam.lab.evaluation.selection import find_labelled
 from voxsam.preprocess import Preprocessing, Window, read_crop
 from voxsam.volume import Volume

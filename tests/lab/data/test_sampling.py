@@ -10,8 +10,7 @@ from pydantic import ValidationError
 from voxsam.errors import GeometryError, ImageError, InputError
 from voxsam.geometry import Grid
 from voxsam.lab.data.augmentation import Augmentation
-from voxsam.lab.data.sampling import Labelled, Sampler
-from voxsam.lab.data.stream import SampleStream
+from voxsam.lab.data.sampling import Labelled, Sampler, SampleStream
 from voxsam.preprocess import Preprocessing
 from voxsam.volume import Volume
 

@@ -8,8 +8,7 @@ import pytest
 from voxsam.geometry import Grid
 from voxsam.lab.data.augmentation import Augmentation
 from voxsam.lab.data.cases import Labelled
-from voxsam.lab.data.sampling import SEAM, Sampler, fill, find_place
-from voxsam.lab.data.stream import SampleStream
+from voxsam.lab.data.sampling import SEAM, Sampler, SampleStream, fill, find_place
 from voxsam.preprocess import Preprocessing
 from voxsam.volume import Volume
 

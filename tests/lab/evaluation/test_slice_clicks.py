@@ -14,8 +14,7 @@ from voxsam.geometry import Grid
 from voxsam.lab.evaluation.charts import COLOURS
 from voxsam.lab.evaluation.clicks import axial_axis, clicks_in_slices
 from voxsam.lab.evaluation.protocol import EvaluationSettings, evaluate
-from voxsam.lab.evaluation.summary import summarise
-from voxsam.lab.evaluation.tables import paper_rows, write_tables
+from voxsam.lab.evaluation.tables import paper_rows, summarise, write_tables
 from voxsam.volume import Volume
 
 SETTINGS = EvaluationSettings(clicks=(1, 3), trials=2)

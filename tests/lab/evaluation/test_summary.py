@@ -9,8 +9,18 @@ import pytest
 
 from voxsam.lab.evaluation.protocol import Evaluation, EvaluationSettings, ScoredMask
 from voxsam.lab.evaluation.scores import Scores
-from voxsam.lab.evaluation.summary import by_case, estimate, number, summarise
-from voxsam.lab.evaluation.tables import additional_rows, case_rows, describe, paper_rows, shown, write_tables
+from voxsam.lab.evaluation.tables import (
+    additional_rows,
+    by_case,
+    case_rows,
+    describe,
+    estimate,
+    number,
+    paper_rows,
+    shown,
+    summarise,
+    write_tables,
+)
 
 KNOWN = {"a": (0.5, 0.7), "b": (0.9, 0.9)}  # Dice of two trials
 

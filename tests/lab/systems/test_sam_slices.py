@@ -20,8 +20,7 @@ from voxsam.lab.evaluation.protocol import PER_SLICE, EvaluationSettings, evalua
 from voxsam.lab.evaluation.systems import OpenedPerSlice, turned
 from voxsam.lab.systems.common_loop import compared_system
 from voxsam.lab.systems.compared import Job
-from voxsam.lab.systems.sam_slices import SliceSystem
-from voxsam.lab.systems.sam_weights import random_sam
+from voxsam.lab.systems.sam_slices import SliceSystem, random_sam
 from voxsam.prompts import Point
 from voxsam.volume import Volume
 

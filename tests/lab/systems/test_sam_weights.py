@@ -28,7 +28,7 @@ from tests.lab.systems.sam_layout import (
 )
 from voxsam.errors import CheckpointError, FileError, InputError
 from voxsam.kernels import install
-from voxsam.lab.systems.sam_weights import config_of, load_sam, random_sam, sam_from_tensors, transformers_name
+from voxsam.lab.systems.sam_slices import config_of, load_sam, random_sam, sam_from_tensors, transformers_name
 from voxsam.network.card import Card
 from voxsam.network.network import VoxSAMNetwork
 from voxsam.network.sizes import SAM_WINDOW, TINY

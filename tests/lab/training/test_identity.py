@@ -11,9 +11,9 @@ from tests.lab.training.minuscule import recipe, write
 from voxsam.cli import main
 from voxsam.errors import InputError
 from voxsam.io import write_mask, write_volume
-from voxsam.lab.data.stream import fingerprint
+from voxsam.lab.data.sampling import fingerprint
 from voxsam.lab.training.keep import check_identity, identity, write_identity
-from voxsam.phantoms.phantoms import make_phantom
+from voxsam.phantoms import make_phantom
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

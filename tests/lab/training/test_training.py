@@ -19,8 +19,8 @@ from voxsam.cli import main
 from voxsam.errors import InputError
 from voxsam.interactive.session import Session
 from voxsam.io import write_mask, write_volume
+from voxsam.lab.data.sampling import load_cases
 from voxsam.lab.data.store import open_store
-from voxsam.lab.data.stream import load_cases
 from voxsam.lab.training import run
 from voxsam.lab.training.recipe import read_recipe
 from voxsam.lab.training.run import Onwards, make_stream, train
@@ -28,7 +28,7 @@ from voxsam.lab.training.start import make_network
 from voxsam.lab.training.task import SegmentationTask
 from voxsam.network.network import VoxSAMNetwork
 from voxsam.network.tuning import is_tuned
-from voxsam.phantoms.phantoms import make_phantom
+from voxsam.phantoms import make_phantom
 from voxsam.testing import stub_network, stub_scan
 from voxsam.weights.checkpoint import load_model, save_model
 

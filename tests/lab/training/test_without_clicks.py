@@ -20,14 +20,13 @@ from voxsam.errors import UnsupportedError
 from voxsam.io import write_mask, write_volume
 from voxsam.lab.data.augmentation import Augmentation
 from voxsam.lab.data.cases import Labelled
-from voxsam.lab.data.sampling import Sampler
-from voxsam.lab.data.stream import validation_samples
+from voxsam.lab.data.sampling import Sampler, validation_samples
 from voxsam.lab.training.memory import Footprint
 from voxsam.lab.training.run import make_stream, train
 from voxsam.lab.training.start import make_network
 from voxsam.lab.training.task import SegmentationTask
 from voxsam.network.promptable import Promptable
-from voxsam.phantoms.phantoms import make_phantom
+from voxsam.phantoms import make_phantom
 from voxsam.preprocess import Preprocessing
 from voxsam.testing import stub_scan
 from voxsam.weights.checkpoint import BUILDERS, load_model, save_model

@@ -44,8 +44,7 @@ def command(
     from voxsam.atomic import make_folder
     from voxsam.lab.compare.output import write_output
     from voxsam.lab.compare.plan import read_plan
-    from voxsam.lab.compare.processes import alone_in
-    from voxsam.lab.compare.runner import Room, make_tasks, run
+    from voxsam.lab.compare.runner import Room, alone_in, make_tasks, run
     from voxsam.lab.evaluation.tables import require_markers
 
     chosen = read_plan(plan, _folders(data or []))

@@ -24,7 +24,7 @@ def command(
     """Write generated CT scans with labelled tumours in MSD layout, ready for `voxsam prepare`."""
     from voxsam.lab.cli.prepare import three_lengths
     from voxsam.lab.data.layouts import write_phantoms
-    from voxsam.phantoms.phantoms import Scene
+    from voxsam.phantoms import Scene
 
     voxels = tuple(int(n) for n in three_lengths("--shape", shape))
     with ProgressBar() as progress:

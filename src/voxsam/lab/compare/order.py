@@ -36,7 +36,7 @@ from voxsam.lab.evaluation.selection import choose_cases, find_labelled
 from voxsam.lab.systems.common_loop import compared_system
 from voxsam.lab.systems.compared import ComparedSystem, Job
 from voxsam.lab.training.recipe import overridden
-from voxsam.phantoms.phantoms import CLOSE
+from voxsam.phantoms import CLOSE
 
 
 def prepare_data(spec: DataSpec, folder: Path, progress: ReportProgress) -> PreparedData:

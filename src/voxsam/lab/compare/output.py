@@ -16,9 +16,8 @@ from voxsam.errors import InputError
 from voxsam.io import read_volume
 from voxsam.lab.compare.order import cases_to_test
 from voxsam.lab.compare.plan import DataSpec, Plan
-from voxsam.lab.compare.results import RowResult, collect
 from voxsam.lab.compare.runner import Task, Timing
-from voxsam.lab.compare.tables import NAMES, latex, markdown, methods, notes, table_csv
+from voxsam.lab.compare.tables import NAMES, RowResult, collect, latex, markdown, methods, notes, table_csv
 from voxsam.lab.evaluation.clicks import deepest_voxel
 from voxsam.lab.evaluation.protocol import read_case, read_evaluation
 from voxsam.lab.evaluation.tables import write_between_markers

@@ -1,20 +1,131 @@
-"""The tables of a comparison in the paper's shape and what stands under them: Markdown, LaTeX, CSV."""
+"""The tables of a comparison in the paper's shape and what stands under them: Markdown, LaTeX, CSV.
+
+A row's numbers are means over cases with intervals, and tests against the reference row.
+"""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import scipy.stats
 
+from voxsam.lab.compare.order import Outcome, import_modules
 from voxsam.lab.compare.plan import DataSpec, Plan
-from voxsam.lab.compare.results import Found, RowResult, counterpart, p_value
-from voxsam.lab.evaluation.summary import Line
-from voxsam.lab.evaluation.tables import NOTHING, markdown_table, shown
+from voxsam.lab.compare.runner import Task
+from voxsam.lab.evaluation.protocol import Evaluation, read_evaluation
+from voxsam.lab.evaluation.tables import NOTHING, Line, by_case, markdown_table, rows_of, shown, summarise
+from voxsam.lab.systems.common_loop import compared_system
+
+
+@dataclass(frozen=True)
+class Found:
+    """One row on one data set, its seeds together: every case weighs the same, its seeds and trials averaged first."""
+
+    evaluation: Evaluation
+    outcomes: tuple[Outcome, ...]
+    by_seed: tuple[Evaluation, ...]
+
+    def lines(self) -> list[Line]:
+        """One for each kind and number of clicks."""
+        return summarise(self.evaluation)
+
+    def cases(self, line: Line, name: str) -> dict[str, float]:
+        """A number of every case."""
+        return by_case(rows_of(self.evaluation, line.kind, line.clicks), name)
+
+    def spread(self, line: Line, name: str) -> float:
+        """The s.d. over seeds of the mean over cases; nan for one seed."""
+        means = [
+            float(np.nanmean(list(by_case(rows_of(one, line.kind, line.clicks), name).values())))
+            for one in self.by_seed
+        ]
+        return float(np.std(means, ddof=1)) if len(means) > 1 else math.nan
+
+
+@dataclass(frozen=True)
+class RowResult:
+    """A row of the tables: what was found on each data set, or why nothing was."""
+
+    row: str
+    title: str
+    note: str
+    found: dict[str, Found] = field(default_factory=dict)  # by the data set's name
+    failed: dict[str, str] = field(default_factory=dict)
+    waiting: dict[str, int] = field(default_factory=dict)  # how many seeds have not been run to an end
+
+    @property
+    def outcomes(self) -> list[Outcome]:
+        """Of all data sets and seeds."""
+        return [outcome for found in self.found.values() for outcome in found.outcomes]
+
+
+def collect(plan: Plan, tasks: Sequence[Task]) -> list[RowResult]:
+    """What is there so far, in the plan's order."""
+    return [_row(plan, number, tasks) for number in range(len(plan.systems))]
+
+
+def _row(plan: Plan, number: int, tasks: Sequence[Task]) -> RowResult:
+    spec = plan.systems[number]
+    import_modules(plan.modules)
+    about = compared_system(spec.system).about
+    found, failed, waiting = {}, {}, {}
+    for data in plan.data:
+        own = [task for task in tasks if task.row.row == spec.row and task.data.name == data.name]
+        done = [(outcome, task) for task in own if (outcome := task.outcome) is not None]
+        if done:
+            evaluations = tuple(read_evaluation(task.results / "evaluation.json") for _, task in done)
+            found[data.name] = Found(_together(evaluations), tuple(outcome for outcome, _ in done), evaluations)
+        lost = [(task.order.seed, task.failure) for task in own if task.outcome is None]
+        reasons = {seed: reason for seed, reason in lost if reason}
+        if len(reasons) < len(lost):
+            waiting[data.name] = len(lost) - len(reasons)
+        if reasons:
+            seeds = "" if len(plan.seeds) == 1 else f" (seed {', '.join(map(str, reasons))})"
+            failed[data.name] = f"{next(iter(reasons.values()))}{seeds}"
+    first = next((outcome for one in found.values() for outcome in one.outcomes), None)
+    title, note = (about.title, about.note) if first is None else (first.title, first.note)  # with its options
+    title = title if spec.row == spec.system else f"{title}, {spec.row}"
+    return RowResult(spec.row, spec.title or title, note, found, failed, waiting)
+
+
+def _together(evaluations: Sequence[Evaluation]) -> Evaluation:
+    """The rows of several seeds, as so many more trials."""
+    rows = tuple(
+        replace(row, trial=row.trial + number * evaluation.settings.trials)
+        for number, evaluation in enumerate(evaluations)
+        for row in evaluation.rows
+    )
+    return replace(evaluations[0], rows=rows)
+
+
+def p_value(own: dict[str, float], reference: dict[str, float]) -> float | None:
+    """Two-sided paired Wilcoxon signed-rank test over the cases that both have; None for fewer than two of them.
+
+    Cases without a difference are left out (Wilcoxon's own way); without any difference it is 1.
+    """
+    both = [case for case in own if case in reference and not math.isnan(own[case] + reference[case])]
+    if len(both) < 2:
+        return None
+    differences = np.array([own[case] - reference[case] for case in both])
+    differences = differences[differences != 0]
+    if not len(differences):
+        return 1.0
+    return float(scipy.stats.wilcoxon(differences).pvalue)  # type: ignore[attr-defined]
+
+
+def counterpart(line: Line, reference: Found) -> Line:
+    """The reference's line with as many clicks, else its first: a system without clicks meets one click."""
+    lines = reference.lines()
+    same = [other for other in lines if other.clicks == line.clicks and other.kind == line.kind]
+    same += [other for other in lines if other.clicks == line.clicks]
+    return (same or lines)[0]
+
 
 FAILED = "failed"
 NAMES = {"dice": "Dice", "nsd": "NSD"}
@@ -258,12 +369,12 @@ def _numbers(entry: Entry) -> dict[str, Any]:
         for part, value in zip(PARTS, values, strict=True):
             cells[name + part] = "" if value is None or math.isnan(value) else f"{value:.6g}"
     first = outcomes[0]
-    for field, count in zip(
-        ("tuned_parameters", "tuned_encoder_parameters", "parameters"),
-        (first.tuned, first.tuned_encoder, first.total),
-        strict=True,
-    ):
-        cells[field] = "" if count is None else count
+    counts = {
+        "tuned_parameters": first.tuned,
+        "tuned_encoder_parameters": first.tuned_encoder,
+        "parameters": first.total,
+    }
+    cells |= {column: "" if count is None else count for column, count in counts.items()}
     cells["training_s"] = f"{np.mean([o.training.seconds for o in outcomes]):.1f}"
     cells["peak_gb"] = f"{max(o.peak_gb for o in outcomes):.2f}"
     cells["scan_s"] = f"{np.mean([o.scan_seconds for o in outcomes]):.3f}"

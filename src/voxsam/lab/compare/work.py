@@ -23,7 +23,7 @@ from voxsam.atomic import make_folder
 from voxsam.errors import InputError
 from voxsam.io import write_mask
 from voxsam.lab.compare.order import Failure, Outcome, Training, WorkOrder, cases_to_test
-from voxsam.lab.compare.processes import end_with_parent
+from voxsam.lab.compare.runner import end_with_parent
 from voxsam.lab.evaluation.protocol import Evaluation, ScoredMask, Watch, evaluate, save_evaluation
 from voxsam.lab.systems.compared import ComparedSystem, Job
 from voxsam.lab.training import Stopped

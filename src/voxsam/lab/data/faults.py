@@ -24,9 +24,8 @@ from voxsam.errors import FileError, GeometryError, ImageError, InputError
 from voxsam.geometry import Grid
 from voxsam.io import is_oriented, read_channels, read_volume
 from voxsam.lab.data.cases import Case, Fault, FaultKind, LabelChoice, RawData, label_values, listed
-from voxsam.lab.data.fingerprint import Sketch
 from voxsam.lab.data.parallel import ReportProgress, each
-from voxsam.lab.data.store import FORMAT, Source
+from voxsam.lab.data.store import FORMAT, Sketch, Source
 from voxsam.volume import Volume
 
 SLICES = 16  # of a scan that are put into the digest at once

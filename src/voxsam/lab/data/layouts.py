@@ -14,7 +14,7 @@ import numpy as np
 from voxsam.errors import FileError, InputError
 from voxsam.io import write_mask, write_volume
 from voxsam.lab.data.cases import Case, Fault, LabelChoice, RawData, read_decathlon
-from voxsam.phantoms.phantoms import CLOSE, Scene, make_phantom
+from voxsam.phantoms import CLOSE, Scene, make_phantom
 from voxsam.preprocess import RELEASED, Preprocessing
 
 CASE_NAME = re.compile(r"\w[\w.-]*")  # becomes the name of a folder

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from voxsam.atomic import atomic_path
 from voxsam.lab.evaluation.protocol import Evaluation
-from voxsam.lab.evaluation.summary import Estimate, Line, by_case, grouped, rows_of, summarise
+from voxsam.lab.evaluation.tables import Estimate, Line, by_case, grouped, rows_of, summarise
 
 COLOURS = {  # distinct for the colour-blind
     "random": "#0072b2",

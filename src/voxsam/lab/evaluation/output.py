@@ -22,9 +22,20 @@ from voxsam.lab.evaluation.charts import write_charts
 from voxsam.lab.evaluation.clicks import deepest_voxel
 from voxsam.lab.evaluation.protocol import Evaluation, ScoredMask, open_images, read_case
 from voxsam.lab.evaluation.scores import components
-from voxsam.lab.evaluation.summary import Line, by_case, grouped, rows_of, summarise
 from voxsam.lab.evaluation.systems import System
-from voxsam.lab.evaluation.tables import NOTHING, additional_rows, case_rows, describe, paper_rows, write_tables
+from voxsam.lab.evaluation.tables import (
+    NOTHING,
+    Line,
+    additional_rows,
+    by_case,
+    case_rows,
+    describe,
+    grouped,
+    paper_rows,
+    rows_of,
+    summarise,
+    write_tables,
+)
 from voxsam.prompts import Point
 from voxsam.report.figures import overview_figure
 from voxsam.report.report import bullets, image, png_size, write_page

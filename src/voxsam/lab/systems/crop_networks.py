@@ -5,16 +5,16 @@ B batch, C channels, D H W crop, N points.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from voxsam.errors import UnsupportedError
-from voxsam.lab.systems.networks import network_kind
-from voxsam.lab.systems.networks.parts import Size, cube, read_options, storable
+from voxsam.lab.systems.networks import Size, cube, network_kind, read_options, storable
 from voxsam.network.card import Card
-from voxsam.network.conditioning import Conditioning
 from voxsam.network.prompt_encoder import NEGATIVE, POSITIVE
-from voxsam.network.promptable import BlockProgress, Features, Promptable, Static
+from voxsam.network.promptable import BlockProgress, Features, Promptable
 
 WIDTHS = (8, 16, 32, 64, 128)  # of the U-Net: channels at 1, 1/2, 1/4, 1/8, 1/16 of the crop's resolution
 BALL = 2.0  # voxels: s.d. of the Gaussian that marks a click
@@ -56,18 +56,7 @@ class PlainNetwork(CropNetwork):
         super().__init__(card.model_copy(update={"options": kept}))
         self.network = storable(kind.build(size or cube(self.config.crop), self.config.channels, options))
 
-    def decode(
-        self,
-        features: Features,
-        crops_B1DHW: Tensor,
-        points: Tensor | None = None,
-        *,
-        prompt_features: Tensor | None = None,
-        labels: Tensor | None = None,
-        static: Static | None = None,
-        conditioning: Conditioning | None = None,
-        previous: Tensor | None = None,
-    ) -> Tensor:
+    def decode(self, features: Features, crops_B1DHW: Tensor, points: Tensor | None = None, **_: Any) -> Tensor:
         """(B, 2, D, H, W) logits: background, tumour. Clicks do not count."""
         return self.network(crops_B1DHW)
 
@@ -111,11 +100,8 @@ class ClickUNet(CropNetwork):
         crops_B1DHW: Tensor,
         points: Tensor | None = None,
         *,
-        prompt_features: Tensor | None = None,
         labels: Tensor | None = None,
-        static: Static | None = None,
-        conditioning: Conditioning | None = None,
-        previous: Tensor | None = None,
+        **_: Any,
     ) -> Tensor:
         """(B, 2, D, H, W) logits: background, tumour. Only `points` and `labels` count."""
         size = crops_B1DHW.shape[2:]

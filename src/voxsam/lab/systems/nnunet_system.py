@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from voxsam.atomic import atomic_path, make_folder
 from voxsam.errors import InputError, UnsupportedError, VoxSAMError
 from voxsam.io import write_mask, write_volume
-from voxsam.kernels.device import choose_device
+from voxsam.kernels import choose_device
 from voxsam.lab.data.parallel import available_cores
 from voxsam.lab.data.store import PreparedData, open_store
 from voxsam.lab.evaluation.protocol import read_case

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from voxsam.atomic import atomic_path, make_folder
 from voxsam.errors import CheckpointError, InputError
-from voxsam.lab.data.stream import fingerprint
+from voxsam.lab.data.sampling import fingerprint
 from voxsam.lab.training.recipe import Recipe
 from voxsam.lab.training.task import SegmentationTask
 from voxsam.network.card import Card

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from voxsam.lab.systems.networks import network_kind, nnunet
+from voxsam.lab.systems.networks import network_kind, of_libraries
 
 PAPER = (64, 160, 160)  # the crop of the paper's baselines
 PLAN = {"strides": [(1, 2, 2), *[(2, 2, 2)] * 3, (1, 2, 2)], "kernels": [(1, 3, 3), *[(3, 3, 3)] * 5]}
@@ -45,7 +45,7 @@ def test_it_has_so_many_parameters(system: str, size: tuple[int, int, int], opti
 
 
 def test_nnunets_plan_halves_an_axis_as_long_as_four_voxels_are_left() -> None:
-    planned = nnunet.planned_strides
+    planned = of_libraries.planned_strides
     assert planned(PAPER) == [(2, 2, 2)] * 4 + [(1, 2, 2)]
     assert planned(CUBE) == [(2, 2, 2)] * 5
     assert planned((8, 14, 40)) == [(2, 2, 2), (1, 1, 2), (1, 1, 2)]  # 4, 7 (odd), 5 (odd)

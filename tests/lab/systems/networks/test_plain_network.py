@@ -11,8 +11,9 @@ from tests.lab.systems.networks.tiny import TINY, card, network
 from tests.lab.training.minuscule import recipe
 from voxsam.errors import InputError, UnsupportedError
 from voxsam.lab.evaluation.systems import AutomaticSystem
+from voxsam.lab.systems import networks
 from voxsam.lab.systems.crop_networks import PlainNetwork
-from voxsam.lab.systems.networks import FILES, network_kind, parts
+from voxsam.lab.systems.networks import FILES, network_kind
 from voxsam.lab.training.memory import Footprint
 from voxsam.lab.training.run import train
 from voxsam.lab.training.start import make_network
@@ -90,7 +91,7 @@ def test_crops_that_do_not_fit_are_refused(system: str, crop: int, words: str) -
 
 
 def test_a_library_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parts, "find_spec", lambda name: None)
+    monkeypatch.setattr(networks, "find_spec", lambda name: None)
     for system in ("nnunet-network", "resenc-unet"):
         with pytest.raises(UnsupportedError, match="pip install --no-deps dynamic-network-architectures"):
             network(system)

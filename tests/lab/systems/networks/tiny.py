@@ -11,9 +11,9 @@ from voxsam.lab.data.augmentation import Augmentation
 from voxsam.lab.data.cases import Labelled
 from voxsam.lab.data.sampling import Sampler
 from voxsam.lab.systems.crop_networks import PlainNetwork
-from voxsam.lab.systems.networks.parts import Size
+from voxsam.lab.systems.networks import Size
 from voxsam.network.card import Card
-from voxsam.phantoms.phantoms import make_phantom
+from voxsam.phantoms import make_phantom
 from voxsam.preprocess import Preprocessing
 from voxsam.testing import stub_network
 

@@ -6,22 +6,149 @@ their networks is.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from importlib import import_module
+from importlib.util import find_spec
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
-from voxsam.lab.systems.networks.parts import NetworkKind
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor, nn
 
+from voxsam.errors import InputError, UnsupportedError
+
+Size = tuple[int, int, int]  # D, H, W
+CLASSES = 2  # background, tumour
 FILES = {
-    "nnunet-network": "nnunet",
-    "resenc-unet": "nnunet",
+    "nnunet-network": "of_libraries",
+    "resenc-unet": "of_libraries",
     "transbts": "transbts",
     "nnformer": "nnformer",
-    "swin-unetr": "of_monai",
-    "unetr": "of_monai",
+    "swin-unetr": "of_libraries",
+    "unetr": "of_libraries",
     "unetrpp": "unetrpp",
     "ux-net": "ux_net",
-    "segresnet": "of_monai",
-    "mednext": "of_monai",
+    "segresnet": "of_libraries",
+    "mednext": "of_libraries",
 }
+
+
+class Options(BaseModel):
+    """What a network is built with beyond its crop and channels; each field's description is a line for people."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    once: ClassVar[tuple[str, ...]] = ()  # those that count when training begins, and are not kept in its model file
+
+    @classmethod
+    def lines(cls) -> dict[str, str]:
+        """The options' names, each with a line and what it is if it is not given."""
+        return {
+            name: f"{field.description} (default: {field.default})".replace("default: None", "default: none")
+            for name, field in cls.model_fields.items()
+        }
+
+
+class NetworkKind(NamedTuple):
+    """A network's options, and what makes it for crops of a size (D, H, W) and so many channels: (B, C, D, H, W) in,
+    (B, 2, D, H, W) logits out."""
+
+    options: type[Options]
+    build: Callable[[Size, int, Any], nn.Module]
+
+
+OptionsKind = TypeVar("OptionsKind", bound=Options)
+
+
+def read_options(kind: type[OptionsKind], given: Mapping[str, Any], system: str) -> OptionsKind:
+    """The options of a card. Raises InputError for one that is unknown, or a value that it cannot have."""
+    try:
+        return kind.model_validate(dict(given))
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"])) or "combination"
+        if first["type"] == "extra_forbidden":
+            known = ", ".join(kind.model_fields) or "none"
+            raise InputError(f"the option {name} of {system}", f"one of: {known}", "change `options`") from error
+        message = first["msg"].removeprefix("Value error, ")
+        raise InputError(f"the option {name} of {system}: {first['input']}", message, "change `options`") from error
+
+
+def require_crop(size: Size, multiples: Size, system: str, several: bool = False) -> None:
+    """Raises UnsupportedError unless `multiples` divide the sides; with `several`, more than once.
+
+    Networks want that which normalise their deepest map over its voxels: of one voxel alone, nothing would be left.
+    """
+    if any(side % multiple for side, multiple in zip(size, multiples, strict=True)) or (several and size == multiples):
+        given, unit = (" x ".join(map(str, sides)) for sides in (size, multiples))
+        more = " and more than that" if several else ""
+        raise UnsupportedError(f"a crop of {given} voxels for {system}", f"multiples of {unit}{more}", "change it")
+
+
+def require_library(module: str, system: str, remedy: str) -> None:
+    """Raises UnsupportedError if the library that makes a system's network is not installed."""
+    if find_spec(module) is None:
+        raise UnsupportedError(f"the system {system} without the library {module}", "it installed", remedy)
+
+
+def divided(size: Size, by: Size) -> Size:
+    """The grid that is left of `size` after steps of `by`, which divide it."""
+    return size[0] // by[0], size[1] // by[1], size[2] // by[2]
+
+
+def cube(side: int) -> Size:
+    """The size of a cube."""
+    return side, side, side
+
+
+def halved(size: Size) -> Size:
+    """The grid after a convolution of stride 2: odd sides are rounded up."""
+    return (size[0] + 1) // 2, (size[1] + 1) // 2, (size[2] + 1) // 2
+
+
+def volume(size: Size) -> int:
+    """How many voxels, or tokens."""
+    return size[0] * size[1] * size[2]
+
+
+def storable(network: nn.Module) -> nn.Module:
+    """The same network with floating-point tensors only in its state, as a model file wants; changed in place.
+
+    Tables of indices are computed when it is built and need no storing; the counters of BatchNorm become floats.
+    """
+    for module in network.modules():
+        for name, tensor in list(module.named_buffers(recurse=False)):
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and name == "num_batches_tracked":
+                module.num_batches_tracked = tensor.float()
+            elif not tensor.is_floating_point():
+                module.register_buffer(name, tensor, persistent=False)
+    return network
+
+
+class ChannelNorm(nn.Module):
+    """LayerNorm over the channels of (B, C, D, H, W)."""
+
+    def __init__(self, channels: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
+        self.eps = eps
+
+    def forward(self, x_BCDHW: Tensor) -> Tensor:
+        """(B, C, D, H, W) -> the same shape."""
+        x_BDHWC = x_BCDHW.movedim(1, -1)
+        return F.layer_norm(x_BDHWC, self.weight.shape, self.weight, self.bias, self.eps).movedim(-1, 1)
+
+
+class Residual(nn.Module):
+    """x + branch(x)."""
+
+    def __init__(self, *branch: nn.Module) -> None:
+        super().__init__()
+        self.branch = nn.Sequential(*branch)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape that the branch keeps."""
+        return x + self.branch(x)
 
 
 def network_kind(system: str) -> NetworkKind:

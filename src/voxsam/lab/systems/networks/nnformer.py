@@ -10,7 +10,7 @@ from monai.networks.layers import DropPath
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from voxsam.lab.systems.networks.parts import CLASSES, NetworkKind, Options, Size, divided, halved, require_crop
+from voxsam.lab.systems.networks import CLASSES, NetworkKind, Options, Size, divided, halved, require_crop
 
 HIDDEN = 4  # width of a block's MLP, times its channels
 BLOCKED = -100.0  # added to the attention between tokens that only the cyclic shift brought together

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from voxsam.lab.systems.networks.parts import (
+from voxsam.lab.systems.networks import (
     CLASSES,
     NetworkKind,
     Options,

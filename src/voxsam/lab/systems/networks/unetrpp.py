@@ -14,7 +14,7 @@ from monai.networks.blocks.dynunet_block import UnetResBlock
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from voxsam.lab.systems.networks.parts import CLASSES, NetworkKind, Options, Size, divided, require_crop, volume
+from voxsam.lab.systems.networks import CLASSES, NetworkKind, Options, Size, divided, require_crop, volume
 
 LEVELS = 4
 SCALE = 1e-6  # of an attention's output when training begins

@@ -12,7 +12,7 @@ from monai.networks.blocks import UnetOutBlock, UnetrBasicBlock, UnetrUpBlock
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
-from voxsam.lab.systems.networks.parts import CLASSES, ChannelNorm, NetworkKind, Options, Size, cube, require_crop
+from voxsam.lab.systems.networks import CLASSES, ChannelNorm, NetworkKind, Options, Size, cube, require_crop
 
 KERNEL = 7
 EXPANSION = 4  # hidden channels of a block, times its own
