@@ -25,6 +25,7 @@ from voxsam.kernels.linear import Precision
 from voxsam.kernels.warm_up import warm_up
 from voxsam.network.tuning import tensors_sha256
 from voxsam.report.metrics import longest_axial_diameter
+from voxsam.seen import Seen
 from voxsam.weights import load_model
 
 Item = TypeVar("Item")
@@ -148,12 +149,14 @@ class ScanResult:
 @dataclass(frozen=True, eq=False)
 class _Opened:
     segment: Callable[[], Prediction]  # the network's part
+    remarks: tuple[str, ...]  # on scan and model together
     seconds: float
 
 
 @dataclass(frozen=True, eq=False)
 class _Segmented:
     found: Prediction
+    remarks: tuple[str, ...]
     reading_s: float
     seconds: float
 
@@ -165,6 +168,7 @@ class Worker:
         self.settings = settings
         self.model = load_model(settings.model, settings.device, settings.precision)
         check_mode(self.model.card, settings.automatic)
+        self._seen = Seen(self.model.card.trained_on)
         self._ready = settings.automatic  # nothing to warm up where nobody clicks
 
     @property
@@ -200,12 +204,14 @@ class Worker:
         check_mask_output(images[0], Path(f"{job.name}{self.settings.suffix}"))
         points = [click.on(images[0].grid) for click in job.clicks]
         segment = opened(self.model, images, points, follow=self.settings.follow, overlap=self.settings.overlap)
-        return _Opened(segment, time.perf_counter() - start)
+        seen = self._seen.find(job.name, images[0])
+        remarks = (f"the model was {seen}",) if seen else ()
+        return _Opened(segment, remarks, time.perf_counter() - start)
 
     def _segment(self, job: ScanTask, scan: _Opened) -> _Segmented:
         start = time.perf_counter()
         found = scan.segment()
-        return _Segmented(found, scan.seconds, time.perf_counter() - start)
+        return _Segmented(found, scan.remarks, scan.seconds, time.perf_counter() - start)
 
     def _finish(self, job: ScanTask, segmented: _Segmented, output: Path) -> ScanResult:
         start = time.perf_counter()
@@ -224,7 +230,7 @@ class Worker:
             round(segmented.reading_s, 3),
             round(segmented.seconds, 3),
             round(time.perf_counter() - start, 3),
-            "; ".join(mask.remarks),
+            "; ".join([*mask.remarks, *segmented.remarks]),
         )
 
 

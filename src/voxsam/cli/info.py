@@ -70,6 +70,7 @@ def _model(what: str) -> dict[str, str]:
 
     if what in SIZES:
         return _counts(_without_weights(what))
+    from voxsam.seen import listed
     from voxsam.weights import load_model
 
     network = load_model(what, "cpu")
@@ -83,6 +84,8 @@ def _model(what: str) -> dict[str, str]:
         "crop": f"{card.config.crop} voxels a side of {spacing} mm, axes {use.axes}",
         "intensities": f"clipped to {use.clip[0]:g}..{use.clip[1]:g}, mean {use.mean:g}, s.d. {use.sd:g}",
     }
+    if card.trained_on:
+        rows["trained on"] = listed(card.trained_on)
     return {**rows, **_counts(network), **card.description, **{k: f"{v:g}" for k, v in card.scores.items()}}
 
 

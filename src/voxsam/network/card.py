@@ -37,7 +37,7 @@ class Card(BaseModel):
     automatic: bool = False  # trained without clicks, the prompt encoder left out (paper, Sec. 4.3)
     recipe: dict[str, JsonValue] = {}  # the training recipe as it was run
     scores: dict[str, float] = {}  # on the recipe's held-out cases, e.g. {"dice": 0.81}
-    trained_on: dict[str, dict[str, str]] = {}  # data set -> case -> digest of its voxels; those of its start, too
+    trained_on: dict[str, dict[str, str]] = {}  # data set -> case -> its content (voxsam.seen); its start's, too
     frozen_sha256: str | None = None  # of the frozen tensors (voxsam.network.tuning.frozen_sha256)
     delta_of: str | None = None  # a delta: the frozen_sha256 of its base
     base_name: str | None = None  # a delta: the name of its base, for people

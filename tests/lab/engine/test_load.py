@@ -10,8 +10,8 @@ from voxsam.geometry import Grid
 from voxsam.io import write_mask, write_volume
 from voxsam.lab.engine import load
 from voxsam.lab.engine.load import load_sources
-from voxsam.lab.engine.scans import content_sha256
 from voxsam.lab.engine.settings import EngineSettings
+from voxsam.seen import content
 from voxsam.volume import Volume
 
 SMALL = EngineSettings(organs=0, regions=0, sarcomas=0)
@@ -48,8 +48,8 @@ def test_only_the_training_part_is_read_and_said(folder):
     assert [background.name for background in sources.backgrounds] == ["one"]
     assert len(sources.nodules) == 1
     assert sources.seen == {
-        "backgrounds_ct": {"one": content_sha256(scan(0))},
-        "nodules_lidc": {"LIDC-IDRI-0171_R_1": content_sha256(scan(0))},
+        "backgrounds_ct": {"one": content(scan(0))},
+        "nodules_lidc": {"LIDC-IDRI-0171_R_1": content(scan(0))},
     }
 
 

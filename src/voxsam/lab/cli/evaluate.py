@@ -96,7 +96,14 @@ def command(
 
 
 def _finish(evaluation: Evaluation, output: Path, card: Path | None, quiet: bool) -> None:
-    from voxsam.lab.evaluation.tables import case_rows, lesion_rows, markdown_table, paper_rows, write_between_markers
+    from voxsam.lab.evaluation.tables import (
+        case_rows,
+        lesion_rows,
+        markdown_table,
+        overlap_lines,
+        paper_rows,
+        write_between_markers,
+    )
 
     if card is not None:
         rows = lesion_rows if evaluation.settings.per_lesion else case_rows
@@ -105,6 +112,8 @@ def _finish(evaluation: Evaluation, output: Path, card: Path | None, quiet: bool
         for case, reason in evaluation.skipped.items():
             typer.echo(f"{case} was skipped: {reason}")
         typer.echo(markdown_table(paper_rows([evaluation]), right=True))
+        for line in overlap_lines(evaluation):
+            typer.echo(line)
         typer.echo(f"Report {output / 'report.html'}")
 
 

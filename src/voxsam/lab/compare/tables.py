@@ -31,6 +31,11 @@ class Found:
     outcomes: tuple[Outcome, ...]
     by_seed: tuple[Evaluation, ...]
 
+    @property
+    def overlap(self) -> dict[str, str]:
+        """Test cases that the row was trained on, as far as is known, and how; of all seeds."""
+        return {case: how for one in self.by_seed for case, how in one.overlap.items()}
+
     def lines(self) -> list[Line]:
         """One for each kind and number of clicks."""
         return summarise(self.evaluation)
@@ -161,10 +166,17 @@ def methods(plan: Plan, rows: Sequence[RowResult]) -> list[Method]:
             for line in own.lines():
                 p = {} if row is reference else _tests(own, line, reference.found.get(data))
                 entries.setdefault(line.label, {})[data] = Entry(own, line, p)
-        found += [Method(_title(row.title, label), row, own) for label, own in entries.items()]
+        found += [Method(_title(_marked(row), label), row, own) for label, own in entries.items()]
         if not entries:
             found.append(Method(row.title, row, {}))
     return found
+
+
+MARK = "†"  # at a row that was trained on test cases
+
+
+def _marked(row: RowResult) -> str:
+    return f"{row.title} {MARK}" if any(found.overlap for found in row.found.values()) else row.title
 
 
 def _title(title: str, label: str) -> str:
@@ -226,6 +238,15 @@ def notes(plan: Plan, rows: Sequence[RowResult]) -> list[str]:
         "Dice and NSD in per cent, mean over cases with its 95 % bootstrap interval; p: two-sided paired Wilcoxon test "
         f"of Dice against {reference} with as many clicks (without clicks: its fewest), not corrected for many tests."
     )
+    for data in plan.data:
+        for row in rows:
+            found = row.found.get(data.name)
+            if found and found.overlap:
+                cases = "; ".join(f"{case}: {how}" for case, how in found.overlap.items())
+                count = f"{len(found.overlap)} of {len(found.evaluation.cases)} test cases of {data.shown}"
+                lines.append(
+                    f"{MARK} {row.title} was trained on {count}: its numbers are no test, and never bold ({cases})."
+                )
     machines = sorted({outcome.machine for row in rows for outcome in row.outcomes})
     if machines:
         lines.append(f"Machine: {'; '.join(machines)} for each job.")
@@ -263,7 +284,7 @@ def best_of(plan: Plan, rows: Sequence[RowResult]) -> dict[str, int]:
             values = {
                 at: method.entries[data.name].line.numbers[name].value
                 for at, method in enumerate(listed)
-                if data.name in method.entries
+                if data.name in method.entries and not method.entries[data.name].found.overlap
             }
             if len(values) > 1:
                 best[score_column(data, name)] = max(values, key=lambda at: values[at])

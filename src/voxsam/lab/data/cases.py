@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from voxsam.errors import FileError, GeometryError, ImageError, InputError
+from voxsam.seen import content
 from voxsam.volume import Volume
 
 AT_ONCE = 2**22  # voxels of a label that are counted at once
@@ -275,10 +276,17 @@ class Labelled:
     foreground: NDArray[np.int32]  # (n, 3) indices
     additional: tuple[Volume, ...] = ()
     known_body: NDArray[np.int64] | None = None  # what `body` gives, where it has been found before
+    name: str = ""  # of its case
+    known_content: str | None = None  # what `content` gives; "" where a store does not know it
 
     @classmethod
     def make(
-        cls, scan: Volume, label: Volume, additional: Sequence[Volume] = (), choice: LabelChoice = ABOVE_0
+        cls,
+        scan: Volume,
+        label: Volume,
+        additional: Sequence[Volume] = (),
+        choice: LabelChoice = ABOVE_0,
+        name: str = "",
     ) -> Labelled:
         """What `choice` takes of `label` is foreground. Raises GeometryError for another grid, ImageError for none."""
         for other, what in ((label, "a label"), *((image, "an additional image") for image in additional)):
@@ -290,7 +298,7 @@ class Labelled:
         if not len(foreground):
             remedy = "leave the case out (held_out in the recipe)"
             raise ImageError("a label without tumour", f"at least one voxel of {choice.wanted}", remedy)
-        return cls(scan, Volume(tumour.astype(np.uint8), scan.grid, "SEG"), foreground, tuple(additional))
+        return cls(scan, Volume(tumour.astype(np.uint8), scan.grid, "SEG"), foreground, tuple(additional), name=name)
 
     @property
     def images(self) -> tuple[Volume, ...]:
@@ -301,6 +309,11 @@ class Labelled:
     def body(self) -> NDArray[np.int64]:
         """(2, 3) first and last index of the box round all that is not air."""
         return body_box(self.scan) if self.known_body is None else self.known_body
+
+    @cached_property
+    def content(self) -> str:
+        """What a card lists of the scan as its file has it (voxsam.seen)."""
+        return content(self.scan) if self.known_content is None else self.known_content
 
     def tumour_voxel(self, rng: np.random.Generator) -> NDArray[np.int32]:
         """(3,) the index of a voxel of the tumour."""

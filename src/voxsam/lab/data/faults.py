@@ -26,9 +26,8 @@ from voxsam.io import is_oriented, read_channels, read_volume
 from voxsam.lab.data.cases import Case, Fault, FaultKind, LabelChoice, RawData, label_values, listed
 from voxsam.lab.data.parallel import ReportProgress, each
 from voxsam.lab.data.store import FORMAT, Sketch, Source
+from voxsam.seen import digest
 from voxsam.volume import Volume
-
-SLICES = 16  # of a scan that are put into the digest at once
 
 
 class Measures(BaseModel):
@@ -157,20 +156,9 @@ def _measure(first: Volume, values: Sequence[NDArray]) -> Measures:
         modality=first.modality,
         volume_ml=len(values[0]) * first.grid.voxel_volume_ml,
         channels=tuple(Sketch.of(v) for v in values) if some else (),
-        digest=_digest(first.array),
+        digest=digest(first),
         oriented=is_oriented(first),
     )
-
-
-def _digest(array: NDArray) -> str:
-    """The same for the same values in the same shape, whatever type they are stored in: hashed as float32."""
-    found = hashlib.blake2b(repr(array.shape).encode(), digest_size=16)
-    turned = array.T  # the arrays of files are in Fortran order
-    for start in range(0, len(turned), SLICES):
-        values = turned[start : start + SLICES].astype("<f4", order="C")
-        values += 0  # -0 becomes 0
-        found.update(values.data)
-    return found.hexdigest()
 
 
 def find_doubles(measured: Iterable[tuple[str, Measures]]) -> list[Fault]:

@@ -44,6 +44,7 @@ from voxsam.lab.data.store import (
 )
 from voxsam.preprocess import Preprocessing
 from voxsam.resample import Method, resample
+from voxsam.seen import content
 from voxsam.volume import Volume
 
 ANISOTROPIC = 8.0  # largest / smallest spacing above which slices are resampled in plane first (docs/released.md)
@@ -193,6 +194,7 @@ def make_case(job: CaseJob) -> CaseRecord:
         lesions=len(points),
         voxels=int(label.sum()),
         body=((first[0], first[1], first[2]), (last[0], last[1], last[2])),
+        content=content(scans[0]),
     )
     write_case(job.folder, channels, label, sample_positions(label, kept), record)
     return record

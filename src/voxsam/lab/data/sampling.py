@@ -290,6 +290,12 @@ def load_cases(folder: Path, *, leave_out: Collection[str] = (), only: Collectio
     return [load(name) for name in sorted(chosen)]
 
 
+def data_set_name(folder: Path) -> str:
+    """What a card calls a data set: the name of its folder, of a prepared store that of the one it was made of."""
+    description = find_description(folder)
+    return Path(description.root if description and description.root else folder).resolve().name
+
+
 def fingerprint(folder: Path) -> str:
     """16 digits that differ for another data set, without reading its voxels; where it lies does not count.
 
@@ -317,7 +323,7 @@ def _load(case: Case) -> Labelled:
     scan, *additional = (channel for path in case.images for channel in read_channels(path))
     label = read_volume(case.label, labels=True, scan=scan)
     try:
-        return Labelled.make(scan, label, additional, case.choice)
+        return Labelled.make(scan, label, additional, case.choice, case.name)
     except InputError as error:
         raise type(error)(f"{case.name}: {error.given}", error.expected, error.remedy) from error
 

@@ -155,6 +155,7 @@ class CaseRecord(BaseModel):
     lesions: int
     voxels: int  # of the tumour in the store
     body: tuple[Index, Index] | None = None  # first and last index of what is not air; None: not recorded then
+    content: str = ""  # of its first image (voxsam.seen); "": not recorded then
 
     @property
     def grid(self) -> Grid:
@@ -237,6 +238,8 @@ class PreparedData:
             np.asarray(arrays["foreground"][...], dtype=np.int32),
             tuple(images[1:]),
             None if record.body is None else np.array(record.body),
+            name,
+            record.content,
         )
 
 

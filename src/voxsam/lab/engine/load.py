@@ -8,16 +8,17 @@ import numpy as np
 
 from voxsam.errors import FileError
 from voxsam.io import read_volume
-from voxsam.lab.engine.scans import Scan, content_sha256
+from voxsam.lab.engine.scans import Scan
 from voxsam.lab.engine.settings import EngineSettings
 from voxsam.lab.engine.split import Part, cases, nodule_part
 from voxsam.lab.engine.stream import Nodule, Sources
 from voxsam.preprocess import Preprocessing
 from voxsam.resample import resample
+from voxsam.seen import content
 from voxsam.volume import Volume
 
 ONE_MM = Preprocessing(axes="SAR", spacing_mm=(1.0, 1.0, 1.0), clip=(0, 1), mean=0, sd=1)
-Seen = dict[str, dict[str, str]]  # source -> case -> digest of its voxels
+Seen = dict[str, dict[str, str]]  # source -> case -> its content (voxsam.seen)
 
 
 def load_sources(folder: Path, use: EngineSettings, part: Part = "train") -> Sources:
@@ -39,14 +40,14 @@ def _scans(folder: Path, source: str, part: Part, seen: Seen, labelled: bool = T
         volume = read_volume(_file(folder / source / "imagesTr" / f"{case}_0000.nii.gz"))
         label = read_volume(_file(folder / source / "labelsTr" / f"{case}.nii.gz"), labels=True) if labelled else None
         scans.append(Scan.of(case, volume, label, places=True))
-    seen[source] = {scan.name: scan.digest for scan in scans}
+    seen[source] = {scan.name: scan.content for scan in scans}
     return scans
 
 
 def _organs(folder: Path, seen: Seen) -> Scan:
     volume = read_volume(_file(folder / "organs_ct" / "ct.nii.gz"))
     scan = Scan.of("organs_ct", volume, read_volume(_file(folder / "organs_ct" / "organs.nii.gz"), labels=True))
-    seen["organs_ct"] = {scan.name: scan.digest}
+    seen["organs_ct"] = {scan.name: scan.content}
     return scan
 
 
@@ -63,7 +64,7 @@ def _nodules(folder: Path, part: Part, seen: Seen) -> list[Nodule]:
         mask = np.pad(resample(Volume(label.array.astype(np.float32), label.grid), grid, "area"), 1)
         if (mask > 0.5).any():
             nodules.append(Nodule(np.pad(resample(volume, grid, "area"), 1, mode="edge"), mask))
-            seen["nodules_lidc"][case] = content_sha256(volume)
+            seen["nodules_lidc"][case] = content(volume)
     if not nodules:
         raise FileError(f"{root}: no nodules", "the folder nodules_lidc of the shared data", "set the share to 0")
     return nodules

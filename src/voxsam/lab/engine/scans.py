@@ -5,7 +5,6 @@ Places are mm in the axes of the model (SAR: to the head, to the front, to the r
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from voxsam.lab.engine.painting import BONE, FAT, LUNG, SOFT
 from voxsam.lab.engine.voxels import eroded, parts_of, sampled, smoothed
 from voxsam.resample import resample
+from voxsam.seen import content
 from voxsam.volume import Volume
 
 SPACINGS_MM = (1.0, 1.5, 2.2, 3.2)  # at which a scan is kept, but for those finer than its own
@@ -42,7 +42,7 @@ class Scan:
     name: str
     levels: tuple[Level, ...]
     places: dict[int, NDArray[np.float32]]
-    digest: str  # of its voxels: the same in another file, format or compression
+    content: str  # what a card lists of it (voxsam.seen)
 
     @classmethod
     def of(cls, name: str, volume: Volume, label: Volume | None = None, *, places: bool = True) -> Scan:
@@ -51,7 +51,7 @@ class Scan:
         spacings = [s for s in SPACINGS_MM if s >= 0.8 * finest] or [SPACINGS_MM[-1]]
         levels = tuple(_level(volume, label, max(s, finest)) for s in spacings)
         found = _places(_level(volume, None, COARSE_MM)) if places else {}
-        return cls(name, levels, found, content_sha256(volume))
+        return cls(name, levels, found, content(volume))
 
     def read(
         self, centre_mm: NDArray[np.float64], frame: NDArray[np.float64], side: int
@@ -89,14 +89,6 @@ class Scan:
         level = self.levels[-1]
         assert level.label is not None
         return (np.argwhere(level.label == value) + 0.5) * level.spacing_mm
-
-
-def content_sha256(volume: Volume) -> str:
-    """16 hexadecimal digits of the scan's voxels, as whole numbers in R, A, S order: whatever file holds them."""
-    order, flips = volume.grid.permutation_to("RAS")
-    array = volume.array.transpose(order)[tuple(slice(None, None, -1 if flip else 1) for flip in flips)]
-    whole = np.ascontiguousarray(np.rint(array), dtype="<i4")
-    return hashlib.sha256(repr(whole.shape).encode() + whole.tobytes()).hexdigest()[:16]
 
 
 def _level(volume: Volume, label: Volume | None, spacing_mm: float) -> Level:

@@ -60,7 +60,7 @@ class Sources:
     organs: Sequence[Scan] = ()  # with labels 1..n
     nodules: Sequence[Nodule] = ()
     sarcomas: Sequence[Scan] = ()  # with label 1
-    seen: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # folder -> case -> digest of its voxels
+    seen: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # folder -> case -> its content (voxsam.seen)
 
 
 Drawn = tuple[Image, Mask, Mask, Frame]  # image HU, what is clicked, where the scan is, the crop's axes

@@ -244,6 +244,8 @@ def summary(evaluation: Evaluation) -> dict[str, Any]:
         "lines": [_line(line) for line in lines],
         "cases": _cases(evaluation, lines),
         "skipped": evaluation.skipped,
+        "overlap": evaluation.overlap,
+        "trained_on": evaluation.trained_on,
         "examples": {name: row.case for name, row in choose_examples(evaluation).items()},
     }
 

@@ -25,7 +25,9 @@ from voxsam.lab.data.parallel import ReportProgress
 from voxsam.lab.evaluation.clicks import REGIONS, Click, ClickMaker, Region, clicks_in_slices, correction
 from voxsam.lab.evaluation.scores import TOLERANCE_MM, Mask, Scores, components, score
 from voxsam.lab.evaluation.systems import Opened, OpenedPerSlice, System
+from voxsam.network.card import Card
 from voxsam.prompts import Point
+from voxsam.seen import Seen, listed
 from voxsam.volume import Volume
 
 RANDOM, CORRECTIVE, AUTOMATIC, PER_SLICE = "random", "corrective", "automatic", "per slice"
@@ -81,6 +83,8 @@ class Evaluation:
     rows: tuple[ScoredMask, ...]
     skipped: dict[str, str]
     parameters: int | None = None  # of the system
+    overlap: dict[str, str] = field(default_factory=dict)  # cases that it was trained on, as far as is known: how
+    trained_on: str = ""  # what its card says of its training, in words; "": it has no card
 
     @property
     def cases(self) -> tuple[str, ...]:
@@ -101,6 +105,7 @@ def evaluate(
 ) -> Evaluation:
     """Run every trial on every case. A case whose label is empty is skipped, unless the system needs no clicks.
 
+    Each case is looked for among those that the system's card lists (`voxsam.seen`); what is found is in `overlap`.
     `watch` is shown each row with the mask that was scored, on the scan's grid, which is not kept.
     Raises what reading a case raises, GeometryError for a label or a mask on another grid, InputError without cases
     or if all are skipped, UnsupportedError for clicks or lesions asked of a system that takes none.
@@ -112,6 +117,9 @@ def evaluate(
         )
     rows: list[ScoredMask] = []
     skipped: dict[str, str] = {}
+    overlap: dict[str, str] = {}
+    card: Card | None = getattr(system, "card", None)
+    seen = Seen(card.trained_on if card is not None else {})
     for number, case in enumerate(cases):
         if progress is not None:
             progress(f"case {number + 1} of {len(cases)}: {case.name}", number / len(cases))
@@ -120,9 +128,24 @@ def evaluate(
             skipped[case.name] = "its label is empty: there is nothing to click on"
         else:
             lesions = read_lesions(case, tumour) if settings.per_lesion else None
+            if words := seen.find(case.name, images[0]):
+                overlap[case.name] = words
             rows += evaluate_scan(system, case.name, images, tumour, settings, watch, lesions)
     _require(bool(rows), f"{len(cases)} cases with empty labels", "tumours to click on")
-    return Evaluation(system.name, dataset, settings, tuple(rows), skipped, system.parameters)
+    trained_on = "" if card is None else says(card)
+    return Evaluation(system.name, dataset, settings, tuple(rows), skipped, system.parameters, overlap, trained_on)
+
+
+def says(card: Card) -> str:
+    """What a card says of its network's training, for a reader who asks whether it has seen the test cases."""
+    if card.trained_on and all(card.trained_on.values()):
+        return f"trained on {listed(card.trained_on)}"
+    data = card.description.get("data", "").rstrip(".")
+    known = f", and lists {listed(card.trained_on)}" if card.trained_on else ""
+    return (
+        "which scans it was trained on cannot be looked up in its file, so an overlap may go unnoticed; its card says: "
+        f"{data or 'nothing'}{known}"
+    )
 
 
 def read_case(case: Case, labels: Sequence[int] = ()) -> tuple[tuple[Volume, ...], Mask]:

@@ -38,7 +38,7 @@ class OpenedPerSlice(Opened, Protocol):
 
 
 class System(Protocol):
-    """A method under evaluation."""
+    """A method under evaluation; one with a `card` is asked whether it was trained on the cases."""
 
     @property
     def name(self) -> str:
@@ -87,6 +87,7 @@ class SessionSystem:
         self.model, self.follow = model, follow
         self.name, self.takes_negative = model.card.name, model.config.polarity
         self.parameters: int | None = counts(model).total
+        self.card = model.card
 
     def open(self, volume: Images) -> Opened:
         """A predictor whose encoded crops serve all trials."""
@@ -135,6 +136,7 @@ class AutomaticSystem:
             )
         self.model, self.name = model, model.card.name
         self.parameters: int | None = counts(model).total
+        self.card = model.card
 
     def open(self, volume: Images) -> Opened:
         """The scan, kept until `segment`."""

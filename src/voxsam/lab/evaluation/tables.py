@@ -202,6 +202,8 @@ def paper_rows(evaluations: Sequence[Evaluation]) -> list[Cells]:
     for evaluation in evaluations:
         for line in summarise(evaluation):
             method = f"{evaluation.system} ({line.label})"
+            if evaluation.overlap:
+                method += f", trained on {len(evaluation.overlap)} of {len(evaluation.cases)} cases"
             cells = rows.setdefault(method, {"Method": method})
             cells[f"{evaluation.dataset} Dice ↑"] = shown(line.numbers["dice"], percent=True)
             cells[f"{evaluation.dataset} NSD ↑"] = shown(line.numbers["nsd"], percent=True)
@@ -231,6 +233,10 @@ def case_rows(evaluation: Evaluation) -> list[Cells]:
         {"case": case, **{name: plain(column[case], name) for name, column in columns.items()}}
         for case in evaluation.cases
     ]
+    for row in table if evaluation.overlap else []:
+        row["trained on it"] = (
+            evaluation.overlap.get(row["case"], "no").partition(":")[0].replace("trained on it", "yes")
+        )
     means = {name: plain(_mean_known(list(column.values())), name) for name, column in columns.items()}
     return [*table, {"case": "mean", **means}]
 
@@ -295,8 +301,9 @@ def describe(evaluation: Evaluation) -> str:
     """The protocol of a run in one or two sentences."""
     settings, cases = evaluation.settings, len(evaluation.cases)
     text = f"{cases} case{'s' * (cases != 1)}, NSD at {settings.tolerance_mm:g} mm, seed {settings.seed}."
+    about = "".join(f" {line}" for line in overlap_lines(evaluation))
     if all(row.clicks == 0 for row in evaluation.rows):
-        return f"{text} Automatic: no clicks."
+        return f"{text} Automatic: no clicks.{about}"
     where = "the whole tumour" if settings.region == "any" else f"the region '{settings.region}' of the largest lesion"
     where = "each lesion by itself" if settings.per_lesion and settings.region == "any" else where
     text += f" {settings.trials} trial{'s' * (settings.trials != 1)} for each number of clicks, drawn from {where}."
@@ -306,7 +313,21 @@ def describe(evaluation: Evaluation) -> str:
         text += f" {settings.noise:.0%} of the clicks miss the tumour."
     if settings.corrective:
         text += " Corrective: after the first click each one is placed on the largest wrong region of the mask."
-    return text
+    return text + about
+
+
+def overlap_lines(evaluation: Evaluation) -> list[str]:
+    """What a reader has to know of the system's training: the cases that it was trained on, or what nobody can know."""
+    lines = []
+    if evaluation.overlap:
+        cases = "; ".join(f"{case}: {how}" for case, how in evaluation.overlap.items())
+        lines.append(
+            f"{evaluation.system} was trained on {len(evaluation.overlap)} of these {len(evaluation.cases)} cases, so "
+            f"its numbers are no test ({cases})."
+        )
+    if evaluation.trained_on:
+        lines.append(f"{evaluation.system}: {evaluation.trained_on}.")
+    return lines
 
 
 def shown(estimate: Estimate, percent: bool = False, decimals: int = 2) -> str:

@@ -12,7 +12,7 @@ are single whole files, as those of any other run: one of them may go on as the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,15 @@ from torch.utils.data import Sampler as TorchSampler
 from voxsam.atomic import remove_leftovers
 from voxsam.errors import FileError, InputError, UnsupportedError
 from voxsam.kernels import keep_float32
-from voxsam.lab.data.sampling import Sample, Sampler, SampleStream, load_cases, make_phantoms, validation_samples
+from voxsam.lab.data.sampling import (
+    Sample,
+    Sampler,
+    SampleStream,
+    data_set_name,
+    load_cases,
+    make_phantoms,
+    validation_samples,
+)
 from voxsam.lab.engine.load import load_sources
 from voxsam.lab.engine.stream import EngineStream
 from voxsam.lab.training.callbacks import DrawExamples, LiveProgress, StopOnSignal
@@ -205,13 +213,15 @@ def make_stream(recipe: Recipe, data: Path | None) -> SampleStream | EngineStrea
     aside = {*recipe.held_out, *recipe.validation}
     scans = [] if data is None else load_cases(data, leave_out=aside)
     sampler = Sampler(recipe.preprocessing, recipe.model.crop, recipe.augmentation, recipe.prompts)
-    first_seed, scene = 10_000 * (1 + recipe.seed), Scene(recipe.phantom_wide, recipe.phantom_small)
+    scene = Scene(recipe.phantom_wide, recipe.phantom_small)
     steps = recipe.planned(len(scans) or recipe.phantoms).steps
     assert steps is not None
     return SampleStream(
         sampler,
         scans,
-        make_phantoms(recipe.phantoms, recipe.phantom_shape, recipe.preprocessing.spacing_mm, first_seed, scene),
+        make_phantoms(
+            recipe.phantoms, recipe.phantom_shape, recipe.preprocessing.spacing_mm, first_seed(recipe), scene
+        ),
         steps * recipe.crops_per_step,
         (recipe.phantom_fraction, recipe.phantom_fraction_end),
         recipe.seed,
@@ -230,6 +240,26 @@ def make_validation(recipe: Recipe, data: Path | None, stream: SampleStream | En
         raise FileError("validation cases without data", "the folder that holds them", "give --data")
     assert isinstance(stream, SampleStream), "validation cases of a data engine"
     return validation_samples(stream.sampler, load_cases(data, only=recipe.validation), recipe.seed)
+
+
+def trained_on(
+    recipe: Recipe, data: Path | None, stream: SampleStream | EngineStream
+) -> Mapping[str, Mapping[str, str]]:
+    """What a card lists of a run: its training and validation cases by data set, and the seeds of its phantoms."""
+    if isinstance(stream, EngineStream):
+        return stream.sources.seen
+    found: dict[str, dict[str, str]] = {}
+    if data is not None:
+        chosen = load_cases(data, only=recipe.validation) if recipe.validation else []
+        found[data_set_name(data)] = {case.name: case.content for case in (*stream.scans, *chosen)}
+    if stream.phantoms:
+        found["phantoms"] = {f"seed {first_seed(recipe) + n}": "" for n in range(len(stream.phantoms))}
+    return found
+
+
+def first_seed(recipe: Recipe) -> int:
+    """Of the phantoms that a recipe trains on."""
+    return 10_000 * (1 + recipe.seed)
 
 
 def make_loader(recipe: Recipe, stream: SampleStream | EngineStream, order: TorchSampler[int]) -> DataLoader:
@@ -284,8 +314,7 @@ def train(
     stream = make_stream(recipe, data)
     recipe = recipe.planned(0 if isinstance(stream, EngineStream) else len(stream.scans) or recipe.phantoms)
     network = make_network(recipe)
-    if isinstance(stream, EngineStream):
-        network.card = network.card.having_seen(stream.sources.seen)
+    network.card = network.card.having_seen(trained_on(recipe, data, stream))
     validation = make_validation(recipe, data, stream)
     examples = DrawExamples(
         lambda: validation[: recipe.pictures] or [stream[number] for number in range(recipe.pictures)],

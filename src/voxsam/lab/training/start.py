@@ -92,7 +92,7 @@ def start(network: Promptable, model: str) -> None:
             "change `model` or `start_from` in the recipe",
         )
     network.load_state_dict(tensors, strict=False)
-    network.card = network.card.having_seen(before.card.trained_on)
+    network.card = network.card.having_seen(_seen(before.card))
 
 
 def start_sam(network: Promptable, source: str) -> None:
@@ -123,6 +123,12 @@ def start_sam(network: Promptable, source: str) -> None:
             "change `model` or `start_from` in the recipe",
         )
     network.load_state_dict(tensors, strict=False)
+    network.card = network.card.having_seen(_seen(before.card))
+
+
+def _seen(card: Card) -> dict[str, dict[str, str]]:
+    """What the start lists; of one that lists nothing, that there is something which nobody can look up."""
+    return card.trained_on or {f"what {card.name} was trained on": {}}
 
 
 def _fitted(name: str, tensor: Tensor, shape: torch.Size, channels: int) -> Tensor:

@@ -1,0 +1,172 @@
+"""What tells a scan from every other, whatever file holds it, and whether a model was trained on it.
+
+A card lists `content` of each scan that its network was trained on: a digest of all voxels, which the same scan has in
+another file, format, orientation or compression, and a sketch, of which a part of the scan has a part. The sketch are
+the least hashes of 3 x 3 x 2 voxels (bottom-k, Broder 1997): those that lie in a crop are hashes of the crop, too.
+What was resampled, or whose values were changed, is not known again but by its name.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from voxsam.volume import Volume
+
+HASHES = 48  # of a sketch, of 6 bytes each
+SHARED = 2  # so many hashes in common are no chance
+ONE_IN = 32  # of all places are hashed; which ones follows from their voxels
+VARIED = 9  # values of the 18 at least: padding and the like are the same everywhere
+SLAB = 32  # slices hashed at once
+TABLE_BITS = 20
+MIX = np.uint64(0x9E3779B97F4A7C15)
+GENERIC = {"case", "ct", "file", "image", "img", "mr", "patient", "phantom", "scan", "seed", "sub", "subject", "volume"}
+
+Hashes = NDArray[np.uint64]
+
+
+def content(volume: Volume) -> str:
+    """`DIGEST` or `DIGEST:SKETCH` of a scan: 16 hexadecimal digits, and its sketch in base 64 if it has one."""
+    found = np.concatenate([np.zeros(0, np.uint64), *map(_least, _hashes(volume))])
+    sketch = _least(found).astype(">u8").view(np.uint8).reshape(-1, 8)[:, 2:].tobytes()
+    return f"{digest(volume)}:{base64.b64encode(sketch).decode()}" if sketch else digest(volume)
+
+
+def digest(volume: Volume) -> str:
+    """16 hexadecimal digits of the scan's voxels in R, A, S order, the same for the same values of any type."""
+    array = _upright(volume)
+    found, fractions = hashlib.sha256(repr(array.shape).encode()), _has_fractions(array)
+    for start in range(0, len(array), SLAB):
+        found.update(_bits(array[start : start + SLAB], fractions).data)
+    return found.hexdigest()[:16]
+
+
+class Seen:
+    """What a card says that its network was trained on, to be searched for scans; `trained_on` as in a Card."""
+
+    def __init__(self, trained_on: Mapping[str, Mapping[str, str]]) -> None:
+        self._names: dict[str, str] = {}
+        self._digests: dict[str, str] = {}
+        owners, sketches = [], [np.zeros(0, np.uint64)]
+        for source, cases in trained_on.items():
+            for case, text in cases.items():
+                shown = f"{case} of {source}"
+                self._names.setdefault(_patient(case), shown)
+                first, _, sketch = text.partition(":")
+                if first:
+                    self._digests.setdefault(first, shown)
+                sketches.append(_read_sketch(sketch))
+                owners += [shown] * len(sketches[-1])
+        self._sketches, self._owners = np.concatenate(sketches), np.array(owners)
+        self._table = _table(self._sketches)
+
+    def find(self, name: str, scan: Volume) -> str:
+        """In words how the network knows a scan, "" if it does not as far as can be told.
+
+        `scan` (i, j, k) is the first channel as its file has it, `name` that of its case or file. The same voxels are
+        found, a part of a scan and a scan of which a part was trained on; else a name that is one patient's.
+        """
+        same = self._digests.get(digest(scan)) if self._digests else None
+        if same is not None:
+            return f"trained on it: {same} has the same voxels"
+        part = self._shares(scan) if len(self._sketches) else None
+        if part is not None:
+            return f"trained on a part of it, or on what it is a part of: {part}"
+        named = self._names.get(_patient(name))
+        return f"perhaps trained on it: {named} has the same name" if named else ""
+
+    def _shares(self, scan: Volume) -> str | None:
+        """The case with which a scan has most hashes in common, if they are enough."""
+        mask = np.uint64(len(self._table) - 1)
+        found = [hashes[self._table[hashes & mask]] for hashes in _hashes(scan)]
+        owners = self._owners[np.isin(self._sketches, np.concatenate([np.zeros(0, np.uint64), *found]))]
+        names, counts = np.unique(owners, return_counts=True)
+        return str(names[counts.argmax()]) if len(counts) and counts.max() >= SHARED else None
+
+
+def listed(trained_on: Mapping[str, Mapping[str, str]]) -> str:
+    """In words what a card lists: each source and how many of its cases."""
+    counts = {source: len(cases) for source, cases in trained_on.items()}
+    parts = (f"{source} ({n} case{'s' * (n != 1)})" if n else f"{source} (not listed)" for source, n in counts.items())
+    return ", ".join(parts)
+
+
+def _upright(volume: Volume) -> NDArray:
+    order, flips = volume.grid.permutation_to("RAS")
+    return volume.array.transpose(order)[tuple(slice(None, None, -1 if flip else 1) for flip in flips)]
+
+
+def _has_fractions(array: NDArray) -> bool:
+    return array.dtype.kind == "f" and any(not np.array_equal(np.rint(part), part) for part in _slabs(array, SLAB))
+
+
+def _bits(array: NDArray, fractions: bool) -> NDArray[np.uint32]:
+    """Whole numbers as int32, others as float32 (+ 0: -0 becomes 0), seen as bits."""
+    values = array.astype("<f4") + np.float32(0) if fractions else array.astype("<i4")
+    return np.ascontiguousarray(values).view("<u4")
+
+
+def _hashes(volume: Volume) -> Iterator[Hashes]:
+    """48-bit hashes of neighbourhoods, slab by slab, at places that two of their voxels choose: a crop has the same."""
+    array = _upright(volume)
+    fractions = _has_fractions(array)
+    for part in _slabs(array, SLAB + 1):
+        values = _bits(part, fractions)
+        i, j, k = (n - m for n, m in zip(values.shape, (2, 2, 1), strict=True))
+        if min(i, j, k) < 1:
+            continue
+        mixed = values * np.uint32(2654435761)
+        drawn = mixed[:i, :j, :k] + (mixed[1 : i + 1, :j, :k] >> np.uint32(7))
+        drawn *= np.uint32(3266489917)
+        places = np.flatnonzero(drawn < np.uint32(2**32 // ONE_IN))
+        start = np.ravel_multi_index(np.unravel_index(places, drawn.shape), values.shape)
+        steps = [(a * values.shape[1] + b) * values.shape[2] + c for a in range(3) for b in range(3) for c in (0, 1)]
+        flat = values.reshape(-1)
+        start = start[flat[start] != flat[start + steps[6]]]  # padding, most of it
+        around = np.stack([flat[start + step] for step in steps])
+        ordered = np.sort(around, axis=0)
+        around = around[:, (ordered[1:] != ordered[:-1]).sum(axis=0) + 1 >= VARIED]
+        found = np.zeros(around.shape[1], np.uint64)
+        for row in around:
+            found = (found ^ row) * MIX
+            found ^= found >> np.uint64(29)
+        yield found >> np.uint64(16)
+
+
+def _slabs(array: NDArray, thickness: int) -> Iterator[NDArray]:
+    """Parts of an array along its last axis, which begin SLAB apart."""
+    for start in range(0, array.shape[2], SLAB):
+        yield array[:, :, start : start + thickness]
+
+
+def _least(hashes: Hashes) -> Hashes:
+    return np.unique(hashes)[:HASHES]
+
+
+def _read_sketch(text: str) -> Hashes:
+    data = np.frombuffer(base64.b64decode(text), np.uint8).reshape(-1, 6)
+    return np.pad(data, ((0, 0), (2, 0))).view(">u8").ravel().astype(np.uint64)
+
+
+def _table(hashes: Hashes) -> NDArray[np.bool_]:
+    """Where the low bits of any of these hashes stand: most others are left out by one look."""
+    table = np.zeros(1 << TABLE_BITS, np.bool_)
+    table[hashes & np.uint64(len(table) - 1)] = True
+    return table
+
+
+def _patient(name: str) -> str:
+    """What of a name is one patient's, to be compared: letters that are no common word, and the first number.
+
+    A name that any data set may have is itself: `case_0001` is known only from a name that is the same.
+    """
+    words = re.findall(r"[a-z]+|\d+", name.lower().removesuffix("_0000"))
+    numbers = [n for n, word in enumerate(words) if word.isdigit()]
+    if not numbers or not set(words[: numbers[0]]) - GENERIC:
+        return name
+    return " ".join([*words[: numbers[0]], str(int(words[numbers[0]]))])
