@@ -31,6 +31,7 @@ class KnownModel(nn.Module):
     """
 
     far_clicks = True
+    goes_on = False
 
     def __init__(self, axes: str = "SAR", spacing=(1.0, 1.0, 1.0), crop: int = CROP, polarity: bool = True) -> None:
         super().__init__()
@@ -62,9 +63,18 @@ class KnownModel(nn.Module):
         return features[-1][:, :, d, h, w][:, None]
 
     def decode(
-        self, features, crops, points=None, *, prompt_features=None, labels=None, static=None, conditioning=None
+        self,
+        features,
+        crops,
+        points=None,
+        *,
+        prompt_features=None,
+        labels=None,
+        static=None,
+        conditioning=None,
+        previous=None,
     ):
-        assert conditioning is None
+        assert conditioning is None and previous is None
         assert points.shape == (1, prompt_features.shape[1], 3) and prompt_features.shape[2] == 1
         self.decoded += 1
         self.prompt_features, self.labels = (

@@ -159,3 +159,66 @@ def test_across_is_the_diameter_of_a_ball_of_the_clicked_parts():
     click = grid.index_to_world([30.0, 25.0, 20.0])
     assert voxels_across([(window, probability)], [click.tolist()]) == pytest.approx(16, abs=0.3)
     assert voxels_across([(window, probability)], [grid.index_to_world([11.0, 6.0, 1.0]).tolist()]) == 0
+
+
+# From click to click, and beyond a crop
+
+
+class GoesOn(Bright):
+    """Says which masks it was given."""
+
+    goes_on = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.given: list = []
+
+    def decode(self, features, crops_B1DHW, points=None, *, previous=None, **_):
+        self.given.append(previous)
+        return super().decode(features, crops_B1DHW, points)
+
+
+def test_a_model_that_goes_on_from_a_mask_gets_the_last_one_and_none_at_first():
+    scan, _ = ball((MIDDLE, 44))
+    model = GoesOn()
+    session = Session(model, scan)
+    session.click(MIDDLE)
+    assert all(previous is None for previous in model.given)
+    (window, probability), *_ = session.prediction.pieces
+    model.given.clear()
+    session.click((MIDDLE[0] + 3, *MIDDLE[1:]))
+    assert session.prediction.windows == (window,)
+    (previous,) = model.given
+    assert previous.shape == (1, 1, *window.shape)
+    np.testing.assert_allclose(torch.sigmoid(previous[0, 0]).numpy(), probability.clip(1e-5, 1 - 1e-5), atol=1e-5)
+
+
+def test_where_the_last_mask_did_not_look_the_next_is_told_nothing():
+    scan, _ = ball((MIDDLE, 30))
+    model = GoesOn()
+    session = Session(model, scan, spacing_mm=1.0)
+    session.click(MIDDLE)
+    (window, _), *_ = session.prediction.pieces
+    model.given.clear()
+    far = (MIDDLE[0] + 18, *MIDDLE[1:])  # 22 mm: no longer well inside a crop of 48
+    session.click(far)
+    moved = session.prediction.windows[0]
+    step = np.subtract(moved.start, window.start)
+    assert np.abs(step).max() > 5
+    previous = model.given[0][0, 0].numpy()
+    known = np.zeros(moved.shape, bool)
+    known[tuple(slice(max(0, -s), min(48, 48 - s)) for s in step)] = True
+    assert (previous[~known] == 0).all() and (previous[known] != 0).mean() > 0.99
+
+
+def test_a_mask_that_runs_away_is_kept_to_its_first_crop():
+    """A ball at the end of a bridge to all else that is bright: a leak, as into an organ of the same density."""
+    scan, _ = ball((MIDDLE, 24))
+    array = scan.array.copy()
+    array[:40], array[40:, 54:58, 34:38] = 90, 90  # a third of the scan, 40 mm beside the ball, and a bridge to it
+    model = Bright()
+    session = Session(model, scan.with_array(array), spacing_mm=1.0)
+    session.click(MIDDLE)
+    assert any("grew more than 4 times" in remark for remark in session.remarks)
+    assert session.mask.volume_ml < 4 * 4 / 3 * np.pi * 1.2**3
+    assert session.crops == 1

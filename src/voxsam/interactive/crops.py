@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import psutil
 import scipy.ndimage
+import scipy.special
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -30,6 +31,7 @@ ReportProgress = Callable[[str, float], None]  # a stage's name, and the fractio
 WELL_INSIDE = 8  # a click this fraction (1/8) of the side or more from the crop's faces keeps the crop where it is
 TOUCH = 2  # a mask within this many voxels of a face of its crop is said to reach it
 THRESHOLD = 0.5  # of the probability: inside the tumour (docs/released.md, "Mask decoder")
+SURE = 1e-5  # a probability this near to 0 or 1 is taken as this near: its logit is finite
 KEPT_BYTES = 1 << 30  # of encoded crops that the current object does not use
 AFTER_BLOCKS = 2  # stages that progress counts after the encoder's blocks: the necks, the static part of the decoder
 
@@ -230,10 +232,12 @@ class EncodedCrops:
         world_mm: Sequence[Sequence[float]],
         prompt_features: Tensor,
         labels: Tensor | None,
+        before: Sequence[Piece] = (),
     ) -> NDArray[np.float32]:
         """(window.shape) probabilities for N clicks at RAS+ mm with `prompt_features` (1, N, C) and `labels` (1, N).
 
-        Raises CheckpointError if the model's prediction is NaN.
+        A network that goes on from a mask is given that of the pieces `before`, as far as they are of the window's
+        grid. Raises CheckpointError if the model's prediction is NaN.
         """
         encoded = self.get(window)
         logits = self.model.decode(
@@ -244,11 +248,27 @@ class EncodedCrops:
             labels=labels,
             static=encoded.static,
             conditioning=self.model.card.conditioning,
+            previous=self._previous(window, before, encoded.crop) if self.model.goes_on else None,
         )
         background, tumour = logits[0].float()
         probability = torch.sigmoid(tumour - background).cpu().numpy()  # softmax over two classes
         require_numbers(probability, self.model.card.name)
         return probability
+
+    def _previous(self, window: Window, before: Sequence[Piece], like: Tensor) -> Tensor | None:
+        """(1, 1, D, H, W) logits of the pieces in a window of their grid; 0 where there is none."""
+        pieces = [
+            (source, probability)
+            for source, probability in before
+            if source.model_grid == window.model_grid and not is_empty(intersection(source.box, window.box))
+        ]
+        if not pieces:
+            return None
+        logits, known = np.zeros(window.shape, dtype=np.float32), blend(pieces, window)
+        for covered, _ in pieces:
+            here = within(intersection(covered.box, window.box), window.box)
+            logits[here] = scipy.special.logit(known[here].clip(SURE, 1 - SURE))
+        return torch.from_numpy(logits).to(like)[None, None]
 
     def _encode(self, window: Window) -> Encoded:
         self.progress("encoding", 0.0)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -40,7 +40,9 @@ from voxsam.prompts import Box, MaskHint, Point, Prompt, Scribble, common_box
 from voxsam.volume import Volume
 
 MAX_CROPS = 12  # that one tumour is followed into
+RUNAWAY = 4  # times its size where a spacing was chosen for it: a mask that grows beyond this is no lesion any more
 
+End = Literal["inside", "open", "ran away"]  # a mask ends inside its crops, at their border, or was left at the first
 Decode = Callable[[Window], NDArray[np.float32]]
 Look = tuple[list[Window], list[Piece], Decode]
 Pasted = tuple[Slices, NDArray[np.float32]]  # a box of the scan, and the probabilities in it
@@ -212,12 +214,12 @@ class Predictor:
         self._check(clicks)
         self.encoded.used = {window for window, _ in before.pieces}
         with torch.inference_mode():
-            windows, pieces, complete = self._segment(clicks, before.windows)
+            windows, pieces, end = self._segment(clicks, before)
         box = common_box(prompts, clicks, self.volume.grid)
         remarks = [
             *scan_remarks(self.encoded.images, self.model),
             *(said for prompt in prompts if isinstance(prompt, MaskHint | Scribble) for said in prompt.volume.remarks),
-            *self._crop_remarks(len(windows), len(pieces), complete),
+            *self._crop_remarks(len(windows), len(pieces), end),
         ]
         if box is None and any(isinstance(prompt, Box) for prompt in prompts):
             remarks.append("a click in the tumour lies outside the box: the box does not limit the mask")
@@ -252,32 +254,32 @@ class Predictor:
                 "leave it out, or use a model that lists negative clicks in `voxsam info`",
             )
 
-    def _segment(self, clicks: Sequence[Point], current: Sequence[Window]) -> tuple[list[Window], list[Piece], bool]:
-        """The windows that clicks choose, the pieces there and where the mask went on, and whether it ends inside them.
+    def _segment(self, clicks: Sequence[Point], before: Prediction) -> tuple[list[Window], list[Piece], End]:
+        """The windows that clicks choose, the pieces there and where the mask went on, and how it ends.
 
         A model for many sizes looks again where its mask shows that another spacing fits the lesion better.
         """
         scale = Scale.of(self.model.card.preprocessing, self.model.config.crop)
         if scale is None:
-            return self._followed(*self._look(self.model_grid(), clicks, current))
+            return self._followed(*self._look(self.model_grid(), clicks, before))
         if self.spacing_mm is not None:
-            return self._followed(*self._look(self.model_grid((self.spacing_mm,) * 3), clicks, current))
+            return self._followed(*self._look(self.model_grid((self.spacing_mm,) * 3), clicks, before))
         places_mm = np.array([click.world_mm for click in clicks])
-        spacing, seen = scale.first(places_mm, current), set[float]()
+        spacing, seen = scale.first(places_mm, before.windows), set[float]()
         while True:
             seen.add(spacing)
-            looked = self._look(self.model_grid((spacing,) * 3), clicks, current)
+            looked = self._look(self.model_grid((spacing,) * 3), clicks, before)
             across = voxels_across(looked[1], [click.world_mm for click in clicks if click.positive])
             wanted = scale.next(spacing, across, places_mm)
             if wanted in seen or len(seen) == MAX_LOOKS:
                 return self._followed(*looked)
             spacing = wanted
 
-    def _look(self, model_grid: Grid, clicks: Sequence[Point], current: Sequence[Window]) -> Look:
+    def _look(self, model_grid: Grid, clicks: Sequence[Point], before: Prediction) -> Look:
         """The windows of a model grid that clicks choose, the pieces there, and how a window is decoded."""
         at = model_grid.world_to_index([click.world_mm for click in clicks])
         side = self.model.config.crop
-        windows = choose_windows(model_grid, at, side, [w for w in current if w.model_grid == model_grid])
+        windows = choose_windows(model_grid, at, side, [w for w in before.windows if w.model_grid == model_grid])
         if len(windows) > 1 and not self.follow:
             span_mm = (np.ptp(at, axis=0) * model_grid.spacing_mm).max()
             raise PromptError(
@@ -288,23 +290,28 @@ class Predictor:
         prompt_features, labels = self._sample(windows, at, clicks)
 
         def decode(window: Window) -> NDArray[np.float32]:
-            return self.encoded.decode(window, [click.world_mm for click in clicks], prompt_features, labels)
+            places_mm = [click.world_mm for click in clicks]
+            return self.encoded.decode(window, places_mm, prompt_features, labels, before.pieces)
 
         return windows, [(window, decode(window)) for window in windows], decode
 
     def _followed(
         self, windows: list[Window], pieces: list[Piece], decode: Decode
-    ) -> tuple[list[Window], list[Piece], bool]:
-        """The pieces with those where the mask went on, and whether it ends inside them."""
+    ) -> tuple[list[Window], list[Piece], End]:
+        """The pieces with those where the mask went on, and how it ends; of a mask that runs away the first alone."""
+        first = list(pieces)
+        most = RUNAWAY * _voxels(first) if self.model.card.preprocessing.spacing_range_mm else np.inf
         waiting = [new for window, probability in pieces for new in next_windows(window, probability > THRESHOLD)]
         while waiting := [window for window in waiting if is_new(window, [done for done, _ in pieces])]:
             # A model that cannot see clicks outside a crop would guess there.
             if not (self.follow and self.model.far_clicks) or len(pieces) >= MAX_CROPS:
-                return windows, pieces, False
+                return windows, pieces, "open"
             window = waiting.pop(0)
             pieces.append((window, connected(decode(window), blend(pieces, window) > THRESHOLD)))
+            if _voxels(pieces) > most:
+                return windows, first, "ran away"
             waiting += next_windows(window, blend(pieces, window) > THRESHOLD)
-        return windows, pieces, True
+        return windows, pieces, "inside"
 
     def _sample(
         self, windows: Sequence[Window], at: NDArray[np.float64], clicks: Sequence[Point]
@@ -319,18 +326,27 @@ class Predictor:
         labels = [[click.positive for click in clicks]]
         return prompt_features, torch.tensor(labels, dtype=torch.long, device=prompt_features.device)
 
-    def _crop_remarks(self, chosen: int, used: int, complete: bool) -> list[str]:
+    def _crop_remarks(self, chosen: int, used: int, end: End) -> list[str]:
         remarks = []
         if chosen > 1:
             remarks.append(f"the clicks lie farther apart than one crop: {chosen} crops were used")
         if used > chosen:
             crops = "one further crop" if used - chosen == 1 else f"{used - chosen} further crops"
             remarks.append(f"the mask reached the border of its crop and was followed into {crops}")
-        if not complete and self.follow and self.model.far_clicks:
+        if end == "ran away":
+            remarks.append(
+                f"beyond its crop the mask grew more than {RUNAWAY} times larger and was not followed: look with care"
+            )
+        elif end == "open" and self.follow and self.model.far_clicks:
             remarks.append(f"the mask was not followed beyond {used} crops and may be incomplete")
-        elif not complete:
+        elif end == "open":
             remarks.append("the mask reaches the border of its crop and was not followed beyond it")
         return remarks
+
+
+def _voxels(pieces: Sequence[Piece]) -> int:
+    """How many voxels of the model grid the mask has."""
+    return sum(int((probability > THRESHOLD).sum()) for _, probability in parts_of(pieces, tumour=True))
 
 
 def _check_spacing(model: Promptable, spacing_mm: float | None) -> None:

@@ -16,6 +16,7 @@ from voxsam.kernels.block import (
 )
 from voxsam.kernels.convolution import FastConvolution, FastMaskDecoder, FastPlaneConvolution
 from voxsam.kernels.linear import Lower, Precision, require_precision
+from voxsam.kernels.norm import FastInstanceNorm
 from voxsam.network.adapters import GridLinear, SpatialAdapter
 from voxsam.network.attention import WindowAttention
 from voxsam.network.block import Block
@@ -35,6 +36,7 @@ FASTER: dict[type[nn.Module], type[nn.Module]] = {
     MaskDecoder: FastMaskDecoder,
     nn.Conv2d: FastPlaneConvolution,
     nn.Conv3d: FastConvolution,
+    nn.InstanceNorm3d: FastInstanceNorm,
 }
 
 

@@ -39,6 +39,7 @@ class VoxSAMNetwork(Promptable):
             self.add_module(_prompt_encoder(level), None if card.automatic else encoder(config))
         self.mask_decoder = MaskDecoder(config)
         self.refinement = RefinementHead(config) if config.click_maps else None
+        self.goes_on = self.refinement is not None
 
     def encode(self, crops_B1DHW: Tensor, progress: BlockProgress | None = None) -> Features:
         """(B, 1, D, H, W) float, normalised -> four (B, C, D/T, H/T, W/T), level 4 last, T = config.stride."""

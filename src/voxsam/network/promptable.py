@@ -26,6 +26,7 @@ class Promptable(nn.Module, ABC):
     clicks = True  # whether it can be clicked at all; one that cannot is trained without: `prompts: none` in its recipe
     far_clicks = True  # whether clicks outside a crop say, by the features under them, what to find in it
     any_crop = True  # whether crops may have other sizes than the configuration's, if they fit its steps
+    goes_on = False  # whether `decode` looks at a previous mask
 
     def __init__(self, card: Card) -> None:
         super().__init__()
