@@ -35,6 +35,7 @@ LAYERS = (
     ("interactive",),
     ("__init__",),
     ("batch", "server", "testing"),
+    ("protocols",),
     ("cli",),
     # ----------
     ("lab",),
@@ -48,6 +49,7 @@ ONLY = {"network": {"errors", "extras", "geometry", "preprocess"}}
 FOREIGN = {
     "network": {"nibabel", "SimpleITK", "pydicom", "highdicom"},
     "server": {"torch", "lightning", "monai"},
+    "protocols": {"torch", "lightning", "monai"},
 }
 
 HEAVY = (

@@ -17,6 +17,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 
+from voxsam.protocols import PROTOCOLS
 from voxsam.server.app import make_app
 from voxsam.server.guard import make_server
 from voxsam.server.settings import Settings
@@ -27,7 +28,7 @@ WAIT_S = 20.0
 @contextmanager
 def running(settings: Settings, model, headers: dict[str, str] | None = None) -> Iterator[httpx.Client]:
     """A client of a server that runs as long as the block; `client.service` is the server's inside."""
-    app = make_app(settings, model)
+    app = make_app(settings, model, protocols=PROTOCOLS)
     server = make_server(app, settings, port=0)
     server.config.timeout_graceful_shutdown = 2
     thread = threading.Thread(target=server.run, daemon=True)

@@ -15,6 +15,7 @@ from serving import error_of, running, wait_until
 from starlette.testclient import TestClient
 
 from voxsam.errors import InputError
+from voxsam.protocols import PROTOCOLS
 from voxsam.server import guard
 from voxsam.server.app import POLICY, make_app
 from voxsam.server.guard import JSON_BYTES, Guard
@@ -128,7 +129,8 @@ def test_a_body_that_stops_coming_is_not_waited_for(guarded, path):
 
 @pytest.fixture(scope="module")
 def app(network, tmp_path_factory):
-    app = make_app(Settings(key=KEY, host="0.0.0.0", state=tmp_path_factory.mktemp("app")), network)
+    settings = Settings(key=KEY, host="0.0.0.0", state=tmp_path_factory.mktemp("app"))
+    app = make_app(settings, network, protocols=PROTOCOLS)
     yield app
     app.state.service.close()
 
@@ -157,7 +159,7 @@ def test_every_route_wants_the_key_under_a_prefix(app, how):
         answer = client.request(
             method, f"/voxsam{path}", content=b'{"x":', headers={"content-type": "application/json"}
         )
-        assert answer.status_code == (200 if path == "/healthz" else 401), f"{method} {path}: {answer.text}"
+        assert answer.status_code == (200 if path in ("/healthz", "/auth/") else 401), f"{method} {path}: {answer.text}"
     assert client.get("/voxsam/api/info", headers=authorised()).status_code == 200
 
 
@@ -199,7 +201,7 @@ def test_whether_only_this_machine_reaches_it_follows_from_the_address(host, loc
 
 def answer_to(settings: Settings, **headers: str) -> int:
     """The status of an answer to a request with these headers, from the guard alone."""
-    app = Guard(PlainTextResponse("in"), settings, Memory(1 << 30), {"/"}, set())
+    app = Guard(PlainTextResponse("in"), settings, Memory(1 << 30), {"/"})
     return TestClient(app).get("/", headers=headers).status_code
 
 

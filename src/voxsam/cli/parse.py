@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from voxsam.errors import FileError, PromptError
+from voxsam.errors import FileError, InputError, PromptError
 
 if TYPE_CHECKING:
     from voxsam.prompts import Prompt
@@ -96,6 +96,18 @@ def whole_numbers(words: str) -> tuple[int, ...]:
 def decimals(words: str) -> Numbers:
     """`0.5,-2,1e3`. Raises ValueError for anything but decimal numbers in the digits 0 to 9."""
     return tuple(float(_matched(word, DECIMAL)) for word in words.split(","))
+
+
+def three_lengths(option: str, words: str, instead: str = "") -> tuple[float, float, float]:
+    """Three numbers above 0, written with commas. Raises InputError, which names the option, for anything else."""
+    try:
+        numbers = decimals(words)
+    except ValueError:
+        numbers = ()
+    if len(numbers) != 3 or not all(math.isfinite(n) and n > 0 for n in numbers):
+        remedy = f"write for example {option} 1,1,1"
+        raise InputError(f"{option} {words!r}", f"{instead}three lengths in mm above 0", remedy)
+    return numbers
 
 
 def given_path(word: str) -> Path:

@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 import typer
 
+from voxsam.cli.parse import three_lengths
 from voxsam.errors import InputError
 from voxsam.extras import require_extra
 
@@ -44,6 +45,9 @@ def command(
         list[str] | None, typer.Option(metavar="NAME", help="Another name that the server is called by, as by a proxy.")
     ] = None,
     cors: Annotated[list[str] | None, typer.Option(metavar="ORIGIN", help="Let pages of another site call.")] = None,
+    spacing: Annotated[
+        str, typer.Option(metavar="X,Y,Z", help="mm of the voxels of ITK-SNAP's images, which come without.")
+    ] = "1,1,1",
     demo: Annotated[bool, typer.Option(help="Offer the generated scan.")] = True,
     browser: Annotated[bool, typer.Option(help="Open the page; only where this machine's user can see it.")] = False,
 ) -> None:
@@ -67,6 +71,7 @@ def command(
         idle_s=idle,
         alive_s=alive,
         cors=tuple(cors or ()),
+        spacing_mm=three_lengths("--spacing", spacing),
     )
     if threads is not None:
         from voxsam.cli.segment import set_threads
@@ -77,6 +82,7 @@ def command(
 
 def serve(settings: Settings, browser: bool) -> None:
     """Run the server until it is interrupted. Raises InputError if it cannot begin."""
+    from voxsam.protocols import PROTOCOLS
     from voxsam.server.app import make_app
     from voxsam.server.guard import make_server
     from voxsam.server.observe import log_to_stderr
@@ -85,7 +91,7 @@ def serve(settings: Settings, browser: bool) -> None:
     with listener:
         address = _address(settings.host, listener.getsockname()[1])
         log_to_stderr()  # before the application, whose warm-up says what it chose
-        app = make_app(settings)
+        app = make_app(settings, protocols=PROTOCOLS)
         _log(settings, address)
         if browser:
             threading.Timer(0.5, webbrowser.open, [_first_page(settings, address)]).start()

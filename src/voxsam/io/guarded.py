@@ -51,6 +51,7 @@ def read_volume(
     time_s: float = TIME_S,
     temporary: Path | None = None,
     accept: Accept | None = None,
+    labels: bool = False,
 ) -> Volume:
     """As `voxsam.io.read_volume`, in a process that gets `memory_bytes` beyond its start and `time_s` seconds.
 
@@ -59,7 +60,7 @@ def read_volume(
     afterwards, however the process ended. Raises as `voxsam.io.read_volume`, and FileError if the process fails.
     """
     path, name = Path(path), name or Path(path).name
-    request = {"path": str(path.absolute()), "memory_bytes": memory_bytes, "max_voxels": max_voxels}
+    request = {"path": str(path.absolute()), "memory_bytes": memory_bytes, "max_voxels": max_voxels, "labels": labels}
     with tempfile.TemporaryDirectory(prefix="voxsam-", dir=temporary) as folder:
         process = _start(folder)
         assert process.stdin is not None and process.stdout is not None
@@ -164,7 +165,7 @@ def main() -> None:
     path = Path(request["path"])
     try:
         with at_most(request["max_voxels"]):
-            _send(answers, read(path))
+            _send(answers, read(path, labels=request["labels"]))
     except InputError as error:
         _send(answers, (type(error).__name__, error.given, error.expected, error.remedy))
     except MemoryError:

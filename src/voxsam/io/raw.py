@@ -193,14 +193,14 @@ def as_volume(name: str, voxels: Voxels, shape: Sequence[int], grid: Grid, remar
     return Volume(as_stored(array), grid, remarks=tuple(remarks))
 
 
-def write(volume: Volume, path: Path) -> None:
-    """Write the array, compressed, with its own dtype to `path` (.nrrd or .mha) by SimpleITK. Raises OSError."""
+def write(volume: Volume, path: Path, compress: bool = True) -> None:
+    """Write the array with its own dtype to `path` (.nrrd or .mha) by SimpleITK. Raises OSError."""
     origin, spacing, direction = volume.grid.to_lps()
     image = sitk.GetImageFromArray(volume.array.T)
     image.SetOrigin(origin.tolist())
     image.SetSpacing(spacing.tolist())
     image.SetDirection(direction.ravel().tolist())
     try:
-        sitk.WriteImage(image, str(path), useCompression=True)
+        sitk.WriteImage(image, str(path), useCompression=compress)
     except RuntimeError as error:
         raise OSError(str(error).strip().splitlines()[-1]) from error

@@ -1,22 +1,24 @@
-"""make_app: the whole server as one ASGI application, with its page."""
+"""make_app: the whole server as one ASGI application, with its page and the protocols of other programs' clients."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from fastapi.responses import HTMLResponse
 from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import voxsam
 from voxsam.network.promptable import Promptable
-from voxsam.server import nninteractive
 from voxsam.server.api import downloads, server, sessions
 from voxsam.server.errors import add_handlers
 from voxsam.server.guard import Guard, route_path
@@ -48,9 +50,27 @@ HEADERS = {
 }
 
 
-def make_app(settings: Settings | None = None, model: Promptable | None = None, static: Path = STATIC) -> FastAPI:
+@dataclass(frozen=True)
+class Protocol:
+    """What other programs' clients speak. Paths that begin as one of `arrays` have bodies that are kept in memory as
+    they come, those of `files` bodies that go to the disk; `public` paths need no key.
+    """
+
+    router: APIRouter
+    arrays: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
+    public: tuple[str, ...] = ()
+
+
+def make_app(
+    settings: Settings | None = None,
+    model: Promptable | None = None,
+    static: Path = STATIC,
+    protocols: Sequence[Protocol] = (),
+) -> FastAPI:
     """A server for `settings`, with `model` or the one that they name, and the page that was built to `static`.
 
+    `protocols` are spoken beside its own API; `voxsam.protocols.PROTOCOLS` are all that VoxSAM knows.
     `app.state.service` holds its parts. They are closed when the application shuts down; who mounts it in another one
     calls `app.state.service.close()`. Raises InputError for a model, a folder or a state folder that cannot be used.
     """
@@ -65,17 +85,17 @@ def make_app(settings: Settings | None = None, model: Promptable | None = None, 
     )
     app.state.service = service
     add_handlers(app)
-    for part in (server, sessions, downloads, nninteractive):
+    for part in (server, sessions, downloads, *protocols):
         app.include_router(part.router)
     _add_page(app, static)
-    _wrap(app, service, static)
+    _wrap(app, service, static, protocols)
     return app
 
 
 def _add_page(app: FastAPI, static: Path) -> None:
     """Serve the page at /; what is not a file of it is answered as not found."""
     if (static / "index.html").is_file():
-        app.mount("/", StaticFiles(directory=static, html=True), name="page")
+        app.mount("/", Page(directory=static, html=True), name="page")
         return
 
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)
@@ -83,13 +103,27 @@ def _add_page(app: FastAPI, static: Path) -> None:
         return NOT_BUILT
 
 
-def _wrap(app: FastAPI, service: Service, static: Path) -> None:
+class Page(StaticFiles):
+    """The page's files. What asks for no file, but posts to a path that nobody has, is answered as not found."""
+
+    async def get_response(self, path: str, scope: Scope) -> Response:
+        if scope["method"] not in ("GET", "HEAD"):
+            raise HTTPException(404)
+        return await super().get_response(path, scope)
+
+
+def _wrap(app: FastAPI, service: Service, static: Path, protocols: Sequence[Protocol]) -> None:
     """Put the layers round the routes; the last one is the outermost."""
     settings = service.settings
     files = {f"/{file.relative_to(static).as_posix()}" for file in static.rglob("*") if file.is_file()}
     public = {"/", "/healthz"} | files  # these hold no data; everything else needs the key
     app.add_middleware(
-        Guard, settings=settings, memory=service.sessions.memory, public=public, arrays=nninteractive.ARRAY_PATHS
+        Guard,
+        settings=settings,
+        memory=service.sessions.memory,
+        public=public.union(*(protocol.public for protocol in protocols)),
+        arrays=tuple(path for protocol in protocols for path in protocol.arrays),
+        files=("/api/uploads", *(path for protocol in protocols for path in protocol.files)),
     )
     if settings.cors:
         app.add_middleware(

@@ -35,12 +35,21 @@ ENDING_S = 5  # that open requests get when the server is stopped
 
 
 class Guard:
-    """Wraps the application. `public` are the paths that hold no data, `arrays` those whose bodies are no JSON."""
+    """Wraps the application. `public` are the paths that hold no data. Bodies of paths that begin as one of `arrays`
+    are kept in memory as they come, those of `files` go to the disk; all others are JSON.
+    """
 
     def __init__(
-        self, app: ASGIApp, settings: Settings, memory: Memory, public: Container[str], arrays: Container[str]
+        self,
+        app: ASGIApp,
+        settings: Settings,
+        memory: Memory,
+        public: Container[str],
+        arrays: tuple[str, ...] = (),
+        files: tuple[str, ...] = (),
     ) -> None:
-        self.app, self.settings, self.memory, self.public, self.arrays = app, settings, memory, public, arrays
+        self.app, self.settings, self.memory = app, settings, memory
+        self.public, self.arrays, self.files = public, arrays, files
         self.key = None if settings.key is None else settings.key.get_secret_value().encode()
         self.names = known_names(settings)
 
@@ -73,9 +82,9 @@ class Guard:
 
     def _cost(self, path: str) -> tuple[int, int, int]:
         """Of a body: how many bytes it may have, the memory for each of them, and for all of it."""
-        if path == "/api/uploads":
+        if path.startswith(self.files):
             return self.settings.upload_bytes, 0, UPLOAD_MEMORY
-        if path in self.arrays:
+        if path.startswith(self.arrays):
             return self.settings.upload_bytes, ARRAY_MEMORY, 0
         return JSON_BYTES, JSON_MEMORY, 0
 

@@ -197,7 +197,7 @@ class SavedSessions:
 
     def __init__(self, sessions: Sessions, reader: Reader, store: Store) -> None:
         self.sessions, self.reader, self.store = sessions, reader, store
-        self._reading = asyncio.Semaphore()
+        self.reading = asyncio.Semaphore()  # held by whoever reads a scan
 
     @property
     def model(self) -> str:
@@ -249,7 +249,7 @@ class SavedSessions:
         work = session.journal.work
         try:
             with session.held():
-                async with self._reading:  # not a lock of threads: those who wait would keep others from theirs
+                async with self.reading:  # not a lock of threads: those who wait would keep others from theirs
                     scan = await asyncio.to_thread(self._read, work)
                 session.open(scan.volume, scan.part)
             if events and not work.digest and isinstance(work.source, FolderSource):

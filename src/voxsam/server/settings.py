@@ -36,6 +36,10 @@ class Settings(BaseModel):
     model: str = Field(default="voxsam-tiny", description="A name or a .safetensors file.")
     device: str = Field(default="auto", description="auto, cpu, cuda or mps.")
 
+    spacing_mm: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = Field(
+        default=(1.0, 1.0, 1.0), description="Of images along x, y, z, where a client does not say it (ITK-SNAP)."
+    )
+
     capacity: PositiveInt = Field(default=16, description="Sessions that may be open at once.")
     memory_bytes: PositiveInt = Field(
         default=4 * GIB, description="Of requests being read, open scans, their masks, steps and features together."

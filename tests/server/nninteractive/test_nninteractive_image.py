@@ -8,8 +8,8 @@ import SimpleITK as sitk
 from pydantic import ValidationError
 
 from voxsam.errors import GeometryError, ImageError
+from voxsam.protocols.nninteractive.inputs import ImageProperties, as_volume, check_image_shape
 from voxsam.server.errors import TooLarge
-from voxsam.server.nninteractive.inputs import ImageProperties, as_volume, check_image_shape
 
 SHAPE = (4, 5, 6)
 HU = np.random.default_rng(3).integers(-1000, 900, (1, *SHAPE)).astype(np.int16)

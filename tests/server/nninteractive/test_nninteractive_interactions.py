@@ -8,8 +8,8 @@ import pytest
 from voxsam.errors import PromptError
 from voxsam.geometry import Grid
 from voxsam.prompts import Box, Point, Scribble
-from voxsam.server.nninteractive.inputs import BoxInteraction, MaskInteraction, PointInteraction
-from voxsam.server.nninteractive.segment import seed_of
+from voxsam.protocols.nninteractive.inputs import BoxInteraction, MaskInteraction, PointInteraction
+from voxsam.protocols.nninteractive.segment import seed_of
 
 GRID = Grid.from_spacing((30, 20, 10), (1.0, 1.5, 4.0), (7, -3, 11)).reorient("LPS")
 

@@ -11,7 +11,7 @@ from voxsam.errors import PromptError
 from voxsam.interactive.predictor import Predictor
 from voxsam.interactive.session import Session
 from voxsam.prompts import Box, Point
-from voxsam.server.nninteractive.segment import Segment, seed_of
+from voxsam.protocols.nninteractive.segment import Segment, seed_of
 
 FIRST, SECOND = ((10, 13), (11, 15), (12, 14)), ((24, 28), (25, 27), (23, 29))  # blocks too far apart for one crop
 
@@ -174,7 +174,7 @@ def test_a_buffer_that_was_emptied_is_filled_by_the_next_prediction(buffer):
 
 
 def test_undo_goes_so_far_back_and_no_further(buffer, monkeypatch):
-    monkeypatch.setattr("voxsam.server.nninteractive.segment.UNDO_STEPS", 2)
+    monkeypatch.setattr("voxsam.protocols.nninteractive.segment.UNDO_STEPS", 2)
     for _ in range(4):
         buffer.click((11, 12, 13))
     assert [buffer.undo() for _ in range(4)] == [True, True, False, False]

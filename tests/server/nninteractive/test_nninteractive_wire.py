@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from nnInteractive.inference.remote.serialization import pack_array, unpack_array
 
+from voxsam.protocols.nninteractive import wire
+from voxsam.protocols.nninteractive.wire import TYPES, pack, read_header, unpack
 from voxsam.server.errors import Refused, TooLarge
-from voxsam.server.nninteractive import wire
-from voxsam.server.nninteractive.wire import TYPES, pack, read_header, unpack
 
 PLENTY = 1 << 30
 

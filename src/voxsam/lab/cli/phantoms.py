@@ -22,7 +22,7 @@ def command(
     small: Annotated[float, typer.Option(min=0, max=1, help="Fraction with a tumour of 1 to 60 mL.")] = 0.0,
 ) -> None:
     """Write generated CT scans with labelled tumours in MSD layout, ready for `voxsam prepare`."""
-    from voxsam.lab.cli.prepare import three_lengths
+    from voxsam.cli.parse import three_lengths
     from voxsam.lab.data.layouts import write_phantoms
     from voxsam.phantoms import Scene
 

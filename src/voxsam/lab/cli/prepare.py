@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from voxsam.cli.parse import decimals, given_path, whole_numbers
+from voxsam.cli.parse import given_path, three_lengths, whole_numbers
 from voxsam.cli.progress import ProgressBar
 from voxsam.errors import InputError
 
@@ -77,18 +76,6 @@ def _spacing(words: str | None) -> tuple[float, float, float] | Literal["auto"] 
     if words is None or words == "auto":
         return words
     return three_lengths("--spacing", words, "'auto', or ")
-
-
-def three_lengths(option: str, words: str, instead: str = "") -> tuple[float, float, float]:
-    """Three numbers above 0, written with commas. Raises InputError, which names the option, for anything else."""
-    try:
-        numbers = decimals(words)
-    except ValueError:
-        numbers = ()
-    if len(numbers) != 3 or not all(math.isfinite(n) and n > 0 for n in numbers):
-        remedy = f"write for example {option} 1,1,1"
-        raise InputError(f"{option} {words!r}", f"{instead}three lengths in mm above 0", remedy)
-    return numbers
 
 
 def _show_faults(faults: Sequence[Fault]) -> None:

@@ -8,6 +8,7 @@ routes     all of it as HTTP
 
 from __future__ import annotations
 
-from voxsam.server.nninteractive.routes import ARRAY_PATHS, router
+from voxsam.protocols.nninteractive.routes import ARRAY_PATHS, router
+from voxsam.server.app import Protocol
 
-__all__ = ["ARRAY_PATHS", "router"]
+PROTOCOL = Protocol(router, arrays=ARRAY_PATHS)

@@ -23,10 +23,7 @@ from voxsam.interactive.predictor import Predictor
 from voxsam.network.card import Card
 from voxsam.network.promptable import Promptable
 from voxsam.prompts import Prompt, Scribble
-from voxsam.server.api import TheService
-from voxsam.server.errors import Dropped, NotThere, Refused, TooMany, first_problem
-from voxsam.server.messages import STROKE_MEMORY
-from voxsam.server.nninteractive.inputs import (
+from voxsam.protocols.nninteractive.inputs import (
     BoxInteraction,
     ImageProperties,
     MaskInteraction,
@@ -37,8 +34,11 @@ from voxsam.server.nninteractive.inputs import (
     check_mask_shape,
     work_bytes,
 )
-from voxsam.server.nninteractive.segment import Change, Segment, seed_of
-from voxsam.server.nninteractive.wire import pack, read_header, unpack
+from voxsam.protocols.nninteractive.segment import Change, Segment, seed_of
+from voxsam.protocols.nninteractive.wire import pack, read_header, unpack
+from voxsam.server.api import TheService
+from voxsam.server.errors import Dropped, NotThere, Refused, TooMany, first_problem
+from voxsam.server.messages import STROKE_MEMORY
 from voxsam.server.service import Service
 from voxsam.server.sessions import OpenSession, Sessions
 from voxsam.volume import Volume
@@ -48,9 +48,7 @@ PROMPTS = {"points": "positive", "bbox2d": "box", "bbox3d": "box", "lasso": "pos
 NO_LICENCE = "!!MISSING!!"  # the protocol's word for it
 SCRIBBLE_VOXELS = 2  # thickness that is asked for: a scribble becomes points, so a thin one suffices
 LEASE, META, OCTETS = "X-Lease-Token", "X-Meta", "application/octet-stream"
-ARRAY_PATHS = frozenset(
-    {"/set_image", "/add_scribble_interaction", "/add_lasso_interaction", "/add_initial_seg_interaction"}
-)
+ARRAY_PATHS = ("/set_image", "/add_scribble_interaction", "/add_lasso_interaction", "/add_initial_seg_interaction")
 ARRAY = {"requestBody": {"content": {OCTETS: {}}, "required": True}}
 CHANGE: dict[int | str, dict[str, Any]] = {
     200: {"content": {OCTETS: {}}, "description": "The mask in the box that X-Meta names."}
@@ -168,7 +166,7 @@ async def get_capabilities(service: TheService) -> dict[str, Any]:
     }
 
 
-def _require(card: Card, prompt: str, positive: bool = True) -> None:
+def require_prompt(card: Card, prompt: str, positive: bool = True) -> None:
     """Raises UnsupportedError if the model does not take a prompt ("positive", "box", "scribble", "hint"), or none
     that is negative."""
     needed = prompt if positive else "negative"
@@ -302,14 +300,14 @@ class Refine(BaseModel):
 @router.post("/add_point_interaction", summary="A click", responses=CHANGE)
 async def add_point(service: TheService, client: Held, point: PointInteraction) -> Response:
     """At an index (x, y, z) of the image; fractions are kept."""
-    _require(service.worker.model.card, "positive", point.include_interaction)
+    require_prompt(service.worker.model.card, "positive", point.include_interaction)
     return await _add(client, client.image, point.prompts(client.image.grid), point.run_prediction)
 
 
 @router.post("/add_bbox_interaction", summary="A box", responses=CHANGE)
 async def add_box(service: TheService, client: Held, box: BoxInteraction) -> Response:
     """3D, or 2D: then it limits the mask within its plane, on all slices."""
-    _require(service.worker.model.card, "box", box.include_interaction)
+    require_prompt(service.worker.model.card, "box", box.include_interaction)
     return await _add(client, client.image, box.prompts(client.image.grid), box.run_prediction)
 
 
@@ -328,7 +326,7 @@ async def add_lasso(request: Request, service: TheService, client: Held, meta: M
 @router.post("/add_initial_seg_interaction", summary="An initial mask", responses=CHANGE, openapi_extra=ARRAY)
 async def add_initial_mask(request: Request, service: TheService, client: Held, meta: Meta = "{}") -> Response:
     """An array of the image's shape; earlier interactions are forgotten."""
-    _require(service.worker.model.card, "hint")
+    require_prompt(service.worker.model.card, "hint")
     predict, image = _read_meta(SeedInteraction, meta).run_prediction, client.image
     body = await request.body()
     seed = await asyncio.to_thread(
@@ -362,7 +360,7 @@ async def _add_mask(
 ) -> Response:
     interaction, image = _read_meta(MaskInteraction, meta), client.image
     prompt, make = ("scribble", interaction.scribble) if kind == "scribble" else ("positive", interaction.lasso)
-    _require(service.worker.model.card, prompt, interaction.include_interaction)
+    require_prompt(service.worker.model.card, prompt, interaction.include_interaction)
     shape = [part.stop - part.start for part in interaction.place(image.grid.shape)]
     body = await request.body()
     prompts = await asyncio.to_thread(

@@ -29,8 +29,8 @@ from voxsam.geometry import Grid
 from voxsam.io.checks import as_stored, check_scan, check_spacing, guess_modality
 from voxsam.preprocess import Slices
 from voxsam.prompts import SCRIBBLE_NEGATIVE, SCRIBBLE_POSITIVE, Box, Point, Prompt, Scribble, spread
+from voxsam.protocols.nninteractive.wire import Packed
 from voxsam.server.errors import TooLarge
-from voxsam.server.nninteractive.wire import Packed
 from voxsam.volume import Volume
 
 NAME = "the image"  # in messages
@@ -92,8 +92,12 @@ def work_bytes(packed: Packed) -> int:
 
 def as_volume(image: NDArray[Any], properties: ImageProperties) -> Volume:
     """The scan (X, Y, Z) of an image (1, X, Y, Z). Raises ImageError, GeometryError for one that cannot be used."""
-    array = as_stored(image[0])
-    grid = properties.grid(array.shape)
+    return on_grid(image[0], properties.grid(image[0].shape))
+
+
+def on_grid(array: NDArray[Any], grid: Grid) -> Volume:
+    """The scan of an array on a grid. Raises as `as_volume`."""
+    array = as_stored(array)
     check_spacing(NAME, grid)
     check_scan(NAME, array)
     return Volume(array, grid, guess_modality(array))

@@ -18,7 +18,7 @@ from voxsam.interactive.history import UNDO_BYTES, UNDO_STEPS
 from voxsam.interactive.predictor import Prediction, Predictor
 from voxsam.preprocess import Slices
 from voxsam.prompts import SCRIBBLE_POSITIVE, MaskHint, Point, Prompt, Scribble, prompts_bytes
-from voxsam.server.nninteractive.inputs import trimmed
+from voxsam.protocols.nninteractive.inputs import trimmed
 from voxsam.volume import Volume
 
 
@@ -100,6 +100,12 @@ class Segment:
     def predictions_bytes(self) -> int:
         """Memory of what is seen, and of what undo gives back."""
         return sum(seen.nbytes for seen in (*self._past, self._seen))
+
+    @property
+    def mask(self) -> NDArray[np.uint8]:
+        """What the client's buffer shows, all of it; a new array."""
+        i, j, k = (slice(0, n) for n in self.predictor.volume.grid.shape)
+        return self._seen.mask((i, j, k))
 
     def forget_features(self) -> None:
         """Free the encoded crops."""

@@ -1,0 +1,189 @@
+"""Datastore: images by ids that clients may show and send back, and the labels that they save.
+
+An image is a scan in a served folder ("0/patient1/ct.nii.gz": the folder's number, the path in it), or one that a
+client sent, which stays as other uploads do. Labels lie in the state folder, served folders are never written to:
+
+    STATE/labels/TAG/NAME.SUFFIX    a label as it came
+    STATE/labels/TAG/NAME.json      which image it is of, and what the client said of it
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from pydicom.uid import UID
+
+from voxsam.atomic import atomic_path, make_folder
+from voxsam.io import NIFTI_SUFFIXES, SUFFIXES, guarded, write_mask
+from voxsam.io.dicom.files import read_slices
+from voxsam.server.errors import NotThere, Refused
+from voxsam.server.messages import FolderSource, UploadSource
+from voxsam.server.scans import Entry
+from voxsam.server.service import Service
+from voxsam.server.store import private
+from voxsam.volume import Volume
+
+MAX_IMAGES = 10_000
+MAX_DEPTH = 8  # of folders in a served one
+LABEL_SUFFIXES = (".seg.nrrd", *SUFFIXES)
+SAFE_TAG = re.compile(r"[A-Za-z0-9_-]{1,40}")
+UNSAFE = re.compile(r"[^A-Za-z0-9.\-]+")
+BIN_TYPES = {1: np.uint8, 2: np.uint16}  # of a label.bin by the bytes of a voxel
+PIECE_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Label:
+    """A label that was saved: its file and the end of its name, and what was said of it."""
+
+    file: Path
+    suffix: str
+    image: str
+    info: dict[str, Any]
+
+
+class Datastore:
+    """The images and labels of one server."""
+
+    def __init__(self, service: Service) -> None:
+        self.folders, self.store, self.settings = service.folders, service.store, service.settings
+        self.labels = service.store.folder / "labels"
+        self._sent: dict[str, str] = {}  # ids of images that clients sent, and their uploads
+
+    # Images
+
+    def images(self) -> dict[str, Entry | None]:
+        """All images by id; None for one that a client sent."""
+        found = {id: None for id, upload in self._sent.items() if (self.store.uploads / upload).is_dir()}
+        served = (item for number in self.folders.roots for item in self._served(number, "", 0))
+        return {**found, **dict(islice(served, MAX_IMAGES))}
+
+    def _served(self, number: str, folder: str, depth: int) -> Iterator[tuple[str, Entry]]:
+        for entry in self.folders.entries(number, folder):
+            if entry.kind != "folder":
+                yield f"{number}/{entry.path}", entry
+            elif depth < MAX_DEPTH:
+                yield from self._served(number, entry.path, depth + 1)
+
+    def source(self, id: str) -> FolderSource | UploadSource:
+        """Where an image lies: of its id, or of its SeriesInstanceUID, as OHIF knows it. Raises NotThere."""
+        if id in self._sent:
+            return UploadSource(upload=self._sent[id])
+        number, _, path = id.partition("/")
+        if path and number in self.folders.roots:
+            self.folders.find(number, path)
+            return FolderSource(folder=number, path=path)
+        if UID(id).is_valid:
+            for other, entry in self.images().items():
+                if entry is not None and entry.kind == "series" and self._has_series(other, id):
+                    return self.source(other)
+        raise NotThere("an image that is not here", "the id of an image in /datastore/", "list them, or send it")
+
+    def _has_series(self, id: str, uid: str) -> bool:
+        number, _, path = id.partition("/")
+        return any(image.series == uid for image in islice(read_slices(self.folders.find_scan(number, path)), 1))
+
+    def add(self, id: str, upload: str) -> None:
+        """Know an upload by an id."""
+        self._sent[id] = upload
+
+    def file_of(self, id: str) -> Path | None:
+        """The file of an image if it holds all of it and viewers read it; else it is to be converted."""
+        source = self.source(id)
+        if isinstance(source, UploadSource):
+            files = list(self.store.upload_folder(source.upload).iterdir())
+            path = files[0] if len(files) == 1 else None
+        else:
+            path = self.folders.find_scan(source.folder, source.path)
+        return path if path is not None and path.is_file() and path.name.lower().endswith(SUFFIXES) else None
+
+    def next_sample(self, strategy: str) -> dict[str, Any]:
+        """The first image without a label, or any of them ("random"); empty if there is none."""
+        done = {label.image for label in self.saved()}
+        left = [id for id in self.images() if id not in done]
+        if not left:
+            return {}
+        id = random.choice(left) if strategy == "random" else left[0]
+        file = self.file_of(id)
+        name = UNSAFE.sub("_", id)
+        if file is None:
+            return {"id": id, "name": name if name.endswith(NIFTI_SUFFIXES) else f"{name}.nii.gz"}
+        with open(file, "rb") as stream:
+            return {"id": id, "name": name, "checksum": f"SHA256:{hashlib.file_digest(stream, 'sha256').hexdigest()}"}
+
+    # Labels
+
+    def saved(self) -> Iterator[Label]:
+        """All labels."""
+        for facts in self.labels.glob("*/*.json"):
+            known = json.loads(facts.read_text(encoding="utf-8"))
+            suffix = known["suffix"]
+            yield Label(facts.with_suffix(suffix), suffix, known["image"], known["info"])
+
+    def label(self, image: str, tag: str) -> Label:
+        """The label of an image. Raises NotThere."""
+        for label in self.saved():
+            if label.image == image and label.file.parent.name == tag:
+                return label
+        raise NotThere("a label that is not here", "one listed in /datastore/?output=all", "save it first")
+
+    def save(self, image: str, tag: str, name: str, stream: BinaryIO, info: dict[str, Any], scan: Volume) -> None:
+        """Keep a label of an image; an earlier one of that tag is replaced. Raises InputError for what is no label of
+        the image: another kind of file, other voxels.
+        """
+        if not SAFE_TAG.fullmatch(tag):
+            raise Refused(f"a tag of {len(tag)} characters", "up to 40 letters, digits, - and _", "choose another")
+        stem = f"{UNSAFE.sub('_', image)[-80:].replace('.', '_')}-{hashlib.sha256(image.encode()).hexdigest()[:8]}"
+        suffix = next((end for end in LABEL_SUFFIXES if name.lower().endswith(end)), "")
+        folder = self.labels / tag
+        make_folder(folder)
+        with self.store.scratch_folder() as scratch:
+            coming = scratch / f"label{suffix or '.nii.gz'}"
+            if name.lower().endswith(".bin"):
+                write_mask(_voxels(stream, scan), coming)
+            elif suffix:
+                with open(coming, "xb", opener=private) as file:
+                    while piece := stream.read(PIECE_BYTES):
+                        file.write(piece)
+                self._check(coming, scan)
+            else:
+                given = "a label of an unsupported kind"
+                raise Refused(given, f"one of {', '.join((*LABEL_SUFFIXES, '.bin'))}", "save it as .nii.gz")
+            for old in folder.glob(f"{stem}.*"):
+                old.unlink()
+            os.replace(coming, folder / f"{stem}{suffix or '.nii.gz'}")
+        with atomic_path(folder / f"{stem}.json") as facts:
+            facts.write_text(
+                json.dumps({"image": image, "suffix": suffix or ".nii.gz", "info": info}), encoding="utf-8"
+            )
+
+    def _check(self, file: Path, image: Volume) -> None:
+        limit = self.settings.memory_bytes // 2
+        label = guarded.read_volume(
+            file, name="the label", memory_bytes=limit, labels=True, temporary=self.store.scratch
+        )
+        if label.grid.shape != image.grid.shape:
+            given = f"a label of {' x '.join(map(str, label.grid.shape))} voxels"
+            raise Refused(given, f"those of the image: {' x '.join(map(str, image.grid.shape))}", "save it on its grid")
+
+
+def _voxels(stream: BinaryIO, image: Volume) -> Volume:
+    """The label that OHIF sends: its voxels alone, first index fastest. Raises Refused for another number of them."""
+    data, count = stream.read(), image.array.size
+    kind = BIN_TYPES.get(len(data) // count)
+    if kind is None or len(data) % count:
+        raise Refused(f"a label of {len(data)} bytes", f"one or two for each of {count} voxels", "send it again")
+    labels = np.frombuffer(data, kind).reshape(image.grid.shape, order="F")
+    if labels.max(initial=0) > np.iinfo(np.uint8).max:
+        raise Refused(f"a label {labels.max()}", "labels up to 255", "number its segments anew")
+    return Volume(labels.astype(np.uint8), image.grid, "SEG")

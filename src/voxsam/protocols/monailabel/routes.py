@@ -1,0 +1,356 @@
+"""The routes of MONAI Label's protocol: what there is (/info/), masks for clicks (/infer/), images and labels.
+
+Clicks come as JSON in the field `params`, masks go back as one part of a multipart answer. With a key, /auth/ lets
+clients log in: any name, and the key as the password.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import json
+import secrets
+import shutil
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, File, Form, Request, Response, UploadFile
+from fastapi.responses import FileResponse, JSONResponse
+from pydantic import ValidationError
+from starlette.datastructures import UploadFile as FormFile  # FastAPI's is one of these
+
+import voxsam
+from voxsam.errors import UnsupportedError
+from voxsam.io import raw, write_mask
+from voxsam.protocols.monailabel.datastore import Datastore
+from voxsam.protocols.monailabel.images import Image, Images, Params
+from voxsam.server.api import TheService
+from voxsam.server.api.downloads import write_scan
+from voxsam.server.errors import KeyNeeded, NotThere, Refused, first_problem
+from voxsam.server.messages import UploadSource
+from voxsam.server.scans import MAX_FILES
+from voxsam.server.service import Service
+from voxsam.volume import Volume
+
+FILE_PATHS = ("/infer/", "/session/", "/datastore/")
+PUBLIC_PATHS = ("/auth/", "/auth/token")
+LABEL = "tumour"
+KIND = "deepgrow"  # the protocol's word for a model of clicks on any object; MITK takes negative clicks for no other
+STRATEGIES = {"first": "The first scan without a label", "random": "Any scan without a label"}
+EXTENSIONS = (".nii.gz", ".nii", ".nrrd", ".mha")  # of masks that a client may ask for
+PIECE_BYTES = 1 << 20
+OCTETS = "application/octet-stream"  # MITK looks for this type, and no other
+DICOM = "application/dicom"
+
+router = APIRouter(tags=["MONAI Label"])
+
+
+class Parts:
+    """What the routes need beside the server's own parts; one for each server."""
+
+    def __init__(self, service: Service) -> None:
+        self.datastore, self.images = Datastore(service), Images(service)
+
+
+def _parts(request: Request, service: TheService) -> Parts:
+    state = request.app.state
+    if not hasattr(state, "monailabel"):
+        state.monailabel = Parts(service)
+    return state.monailabel
+
+
+TheParts = Annotated[Parts, Depends(_parts)]
+Text = Annotated[str, Form(max_length=1 << 20, description="JSON")]
+
+
+@router.get("/auth/", summary="Whether a key is needed")
+async def auth(service: TheService) -> dict[str, bool]:
+    """Clients then ask for a name and a password."""
+    return {"enabled": service.settings.key is not None}
+
+
+@router.post("/auth/token", summary="Log in: any name, the key as the password")
+async def token(service: TheService, password: Annotated[str, Form(max_length=4096)] = "") -> dict[str, str]:
+    """The key, which is what later requests show."""
+    key = service.settings.key
+    if key is None or not hmac.compare_digest(password.encode(), key.get_secret_value().encode()):
+        raise KeyNeeded("a wrong password", "the server's key as the password", "enter the key")
+    return {"access_token": password, "token_type": "Bearer"}
+
+
+@router.get("/auth/token/valid", summary="Whether the key that was sent is the server's")
+async def token_is_valid() -> dict[str, Any]:
+    """Others do not get here."""
+    return {}
+
+
+@router.get("/info/", summary="The model, and how many images there are")
+async def info(service: TheService, parts: TheParts) -> dict[str, Any]:
+    """As MONAI Label says it. There is nothing to train here, and nothing to score."""
+    card = service.worker.model.card
+    model = {"type": KIND, "labels": [LABEL], "dimension": 3, "description": f"VoxSAM: {card.name}", "config": {}}
+    return {
+        "name": "VoxSAM",
+        "description": "One click, a tumour mask",
+        "version": voxsam.__version__,
+        "labels": [LABEL],
+        "models": {} if card.automatic else {card.name: model},
+        "trainers": {},
+        "strategies": {name: {"description": text} for name, text in STRATEGIES.items()},
+        "scoring": {},
+        "train_stats": {},
+        "datastore": await asyncio.to_thread(_statistics, parts.datastore),
+        "config": {},
+    }
+
+
+def _statistics(datastore: Datastore) -> dict[str, Any]:
+    tags: dict[str, int] = {}
+    labels = list(datastore.saved())
+    for label in labels:
+        tags[label.file.parent.name] = tags.get(label.file.parent.name, 0) + 1
+    return {"total": len(datastore.images()), "completed": len({label.image for label in labels}), "label_tags": tags}
+
+
+# Masks
+
+
+@router.post("/infer/{model}", summary="The mask for clicks on an image")
+async def infer(
+    service: TheService,
+    parts: TheParts,
+    model: str,
+    image: str = "",
+    session_id: str = "",
+    output: Literal["", "all", "image", "json", "dicom_seg"] = "",
+    params: Text = "{}",
+    file: Annotated[UploadFile | None, File()] = None,
+    label: Annotated[UploadFile | None, File()] = None,
+) -> Response:
+    """The image: `file`, else that of a session, else one of the datastore. No click: an empty mask."""
+    begun = time.perf_counter()
+    card = service.worker.model.card
+    if card.automatic or model != card.name:
+        raise NotThere(f"the model {model[:80]!r}", "one that /info/ lists", "load the list of models again")
+    if label is not None:
+        raise UnsupportedError("a label with the request (scribbles)", "clicks", "use the point prompts")
+    asked = _read(params)
+    opened = await _open(service, parts, image, session_id, file)
+    scan = opened.require_volume()
+    prompts = asked.prompts(scan.grid)
+    card_prompts = {"positive", *(["negative"] if asked.background else []), *(["box"] if asked.roi else [])}
+    if prompts and (missing := card_prompts - set(card.prompts)):
+        given, expected = f"a {min(missing)} prompt for the model {card.name}", ", ".join(card.prompts)
+        raise UnsupportedError(given, f"one of {expected}", "use another model")
+    mask = await asyncio.wrap_future(opened.run(lambda segmenter: segmenter.mask(prompts), scan.array.size))
+    seconds = round(time.perf_counter() - begun, 3)
+    facts = {"label_names": {LABEL: 1}, "latencies": {"total": seconds}, "remarks": list(mask.remarks)}
+    if output == "json":
+        return JSONResponse(facts)
+    suffix = ".seg.dcm" if output == "dicom_seg" else asked.result_extension
+    body = await _file(service, mask, suffix, asked.result_compress, card.name)
+    name = f"{secrets.token_hex(8)}{suffix}"
+    if output in ("image", "dicom_seg"):
+        media = DICOM if output == "dicom_seg" else OCTETS
+        return Response(body, media_type=media, headers={"content-disposition": f'attachment; filename="{name}"'})
+    return _multipart(facts, name, body)
+
+
+def _read(params: str) -> Params:
+    try:
+        asked = Params.model_validate_json(params or "{}")
+    except ValidationError as error:
+        given = f"params: {first_problem(error.errors())}"
+        raise Refused(given, "JSON with foreground and background, lists of [i, j, k]", "correct it") from error
+    if asked.result_extension not in EXTENSIONS:
+        given = f"result_extension {asked.result_extension[:20]!r}"
+        raise Refused(given, f"one of {', '.join(EXTENSIONS)}", "ask for .nii.gz")
+    return asked
+
+
+async def _open(service: Service, parts: Parts, image: str, session_id: str, file: UploadFile | None) -> Image:
+    """The image of a request. One that comes as a file again is known by what it holds, and not read again."""
+    if file is not None and not session_id:
+        digest = await asyncio.to_thread(hashlib.file_digest, file.file, "sha256")  # type: ignore[arg-type]  # a file
+        name = f"file-{digest.hexdigest()}"
+        known = await parts.images.find(name)
+        return known or await parts.images.open(name, UploadSource(upload=await _keep(service, file)))
+    if session_id:
+        source = UploadSource(upload=session_id)
+    elif image:
+        source = await asyncio.to_thread(parts.datastore.source, image)
+    else:
+        raise Refused("a request without an image", "image=ID, session_id=ID or a file", "choose an image")
+    return await parts.images.open(f"image-{source.model_dump_json()}", source)
+
+
+async def _keep(service: Service, file: FormFile, upload: str | None = None) -> str:
+    """A file of a request among the uploads: the upload's id."""
+    await file.seek(0)
+
+    async def pieces() -> AsyncIterator[bytes]:
+        while piece := await file.read(PIECE_BYTES):
+            yield piece
+
+    key, _ = await service.uploads.take(pieces(), file.filename or "scan.nii.gz", upload)
+    return key
+
+
+async def _file(service: Service, mask: Volume, suffix: str, compress: bool, model: str) -> bytes:
+    """The mask as a file of a kind. Raises UnsupportedError, FileError for DICOM-SEG of what was no DICOM."""
+
+    def write(path: Path) -> bytes:
+        if suffix in (".nrrd", ".mha") and not compress:
+            raw.write(mask, path, compress=False)
+        else:
+            write_mask(mask, path, model=model)
+        return path.read_bytes()
+
+    async with service.sending:
+        with service.store.scratch_folder() as folder:
+            return await asyncio.to_thread(write, folder / f"mask{suffix}")
+
+
+def _multipart(facts: dict[str, Any], name: str, file: bytes) -> Response:
+    """The facts, then the file. MITK takes all behind "boundary=" for the boundary: no quotes, nothing after it."""
+    boundary = secrets.token_hex(16)
+    parts = (
+        ('name="params"\r\nContent-Type: application/json', json.dumps(facts).encode()),
+        (f'name="image"; filename="{name}"\r\nContent-Type: {OCTETS}', file),
+    )
+    body = b"".join(
+        f"--{boundary}\r\nContent-Disposition: form-data; {head}\r\n\r\n".encode() + content + b"\r\n"
+        for head, content in parts
+    )
+    media = f"multipart/form-data; boundary={boundary}"
+    return Response(body + f"--{boundary}--\r\n".encode(), headers={"content-type": media})
+
+
+# Sessions: an image that a client sent, for a while
+
+
+@router.put("/session/", summary="Send an image for a while")
+async def create_session(request: Request, service: TheService) -> dict[str, Any]:
+    """Its files are the parts `files` of a form: one, or those of a DICOM series."""
+    key = None
+    async with request.form(max_files=MAX_FILES) as form:
+        for file in form.getlist("files"):
+            if not isinstance(file, str):
+                key = await _keep(service, file, key)
+    if key is None:
+        raise Refused("a session without files", "the scan in the field `files`", "send it")
+    return {"session_id": key, "session_info": await session(service, key)}
+
+
+@router.get("/session/{session_id}", summary="Whether a session is there")
+async def session(service: TheService, session_id: str) -> dict[str, Any]:
+    """404 if it is not, or no longer: an hour after it was used last."""
+    folder = service.store.upload_folder(session_id)
+    folder.touch()
+    return {"name": session_id, "expiry": 3600}
+
+
+@router.delete("/session/{session_id}", summary="Forget a session")
+async def remove_session(service: TheService, session_id: str) -> dict[str, Any]:
+    """With its image."""
+    known = await session(service, session_id)
+    await asyncio.to_thread(service.sessions.release, f"image-{UploadSource(upload=session_id).model_dump_json()}")
+    await asyncio.to_thread(shutil.rmtree, service.store.upload_folder(session_id), ignore_errors=True)
+    return known
+
+
+# The datastore
+
+
+@router.get("/datastore/", summary="Images and labels")
+async def datastore(parts: TheParts, output: Literal["", "stats", "all", "train"] = "") -> Any:
+    """`all`: each image with its labels; else how many there are."""
+    if output != "all":
+        return await asyncio.to_thread(_statistics, parts.datastore)
+
+    def listed() -> dict[str, Any]:
+        found = {id: {"image": {"info": {}, "ext": ""}, "labels": {}} for id in parts.datastore.images()}
+        for label in parts.datastore.saved():
+            entry = {"info": label.info, "ext": label.suffix}
+            found.setdefault(label.image, {"image": {"info": {}}, "labels": {}})["labels"][label.file.parent.name] = (
+                entry
+            )
+        return {"name": "VoxSAM", "description": "", "objects": found}
+
+    return await asyncio.to_thread(listed)
+
+
+@router.post("/activelearning/{strategy}", summary="The next image to label")
+async def next_sample(parts: TheParts, strategy: str) -> dict[str, Any]:
+    """Empty if all have a label."""
+    if strategy not in STRATEGIES:
+        raise NotThere(f"the strategy {strategy[:40]!r}", f"one of {', '.join(STRATEGIES)}", "choose one of those")
+    return await asyncio.to_thread(parts.datastore.next_sample, strategy)
+
+
+@router.put("/datastore/", summary="Send an image", include_in_schema=False)
+@router.put("/datastore/image", summary="Send an image")
+async def add_image(
+    service: TheService, parts: TheParts, file: Annotated[UploadFile, File()], image: str = ""
+) -> dict[str, str]:
+    """It stays as long as other uploads do: an hour after it was used last."""
+    id = image or (file.filename or "image")
+    parts.datastore.add(id, await _keep(service, file))
+    return {"image": id}
+
+
+@router.api_route("/datastore/image", methods=["GET", "HEAD"], summary="An image as a file")
+async def get_image(service: TheService, parts: TheParts, image: str) -> Response:
+    """As it lies there, if it is one file that viewers read; else converted to .nii.gz."""
+    file = await asyncio.to_thread(parts.datastore.file_of, image)
+    if file is not None:
+        return FileResponse(file, media_type=OCTETS, filename=file.name)
+    source = await asyncio.to_thread(parts.datastore.source, image)
+    opened = await parts.images.open(f"image-{source.model_dump_json()}", source)
+    async with service.sending:
+        with service.store.scratch_folder() as folder:
+            await asyncio.to_thread(write_scan, opened.require_volume(), folder / "scan.nii.gz")
+            body = await asyncio.to_thread((folder / "scan.nii.gz").read_bytes)
+    return Response(body, media_type=OCTETS, headers={"content-disposition": 'attachment; filename="scan.nii.gz"'})
+
+
+@router.get("/datastore/image/info", summary="What is known of an image")
+async def image_info(parts: TheParts, image: str) -> dict[str, Any]:
+    """Nothing but that it is there. Raises NotThere."""
+    await asyncio.to_thread(parts.datastore.source, image)
+    return {}
+
+
+@router.put("/datastore/label", summary="Save a label")
+async def save_label(
+    parts: TheParts, image: str, label: Annotated[UploadFile, File()], params: Text = "{}", tag: str = "final"
+) -> dict[str, str]:
+    """On its image's grid; one of the same tag is replaced."""
+    try:
+        said = json.loads(params or "{}")
+    except ValueError:
+        said = None
+    if not isinstance(said, dict):
+        raise Refused("params that are no JSON object", "a JSON object", "correct it")
+    source = await asyncio.to_thread(parts.datastore.source, image)
+    opened = await parts.images.open(f"image-{source.model_dump_json()}", source)
+    info = {"params": {key: value for key, value in said.items() if key != "client_id"}}
+    scan, name = opened.require_volume(), label.filename or "label.nii.gz"
+    await asyncio.to_thread(parts.datastore.save, image, tag or "final", name, label.file, info, scan)
+    return {"image": image, "label": image}
+
+
+@router.api_route("/datastore/label", methods=["GET", "HEAD"], summary="A label as a file")
+async def get_label(parts: TheParts, label: str, tag: str = "final") -> Response:
+    """As it came. Raises NotThere."""
+    found = await asyncio.to_thread(parts.datastore.label, label, tag)
+    return FileResponse(found.file, media_type=OCTETS, filename=found.file.name)
+
+
+@router.get("/datastore/label/info", summary="What a client said of a label")
+async def label_info(parts: TheParts, label: str, tag: str = "final") -> dict[str, Any]:
+    """As it came. Raises NotThere."""
+    return (await asyncio.to_thread(parts.datastore.label, label, tag)).info
