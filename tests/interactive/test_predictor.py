@@ -8,8 +8,10 @@ from known_model import CROP, KnownModel, block_scan, upright
 
 from voxsam.errors import InputError, PromptError
 from voxsam.interactive import crops as crops_module
+from voxsam.interactive import predictor as predictor_module
 from voxsam.interactive.predictor import Predictor
 from voxsam.interactive.session import Session
+from voxsam.io import read_volume, write_volume
 from voxsam.prompts import Box, MaskHint, Point, Scribble
 from voxsam.volume import Volume
 
@@ -62,6 +64,34 @@ def test_prompts_that_were_points_already_are_not_made_again(monkeypatch) -> Non
     monkeypatch.setattr(Scribble, "points", lambda *_: pytest.fail("asked again"))
     second = predictor.predict([scribble, at(volume, 12, 12, 12)], first)
     assert second.clicks[:3] == first.clicks and len(second.clicks) == 4
+
+
+def test_a_scan_is_looked_at_once_for_its_remarks(monkeypatch) -> None:
+    looked = []
+    monkeypatch.setattr(predictor_module, "scan_remarks", lambda images, model: looked.append(images) or ["odd"])
+    _, predictor, volume = two_blocks()
+    for _ in range(3):
+        assert predictor.predict(at(volume, 11, 11, 11)).remarks[0] == "odd"
+    assert len(looked) == 1
+    predictor.set_image(volume)
+    assert len(looked) == 2
+
+
+def test_a_click_on_nan_padding_is_refused_and_others_are_answered(tmp_path) -> None:
+    _, _, scan = two_blocks()
+    voxels = scan.array.astype(np.float32)
+    voxels[:, :, 30:], voxels[39, 0, 29] = np.nan, np.inf
+    write_volume(scan.with_array(voxels), tmp_path / "padded.nii.gz")
+    volume = read_volume(tmp_path / "padded.nii.gz")
+    predictor = Predictor(KnownModel()).set_image(volume)
+    for index in ((20, 20, 30), (0, 39, 39), (39, 0, 29)):
+        place = ",".join(map(str, index))
+        with pytest.raises(
+            PromptError, match=rf"a click at {place}, where the scan has no number \(NaN padding\); expec"
+        ):
+            predictor.predict(at(volume, *index))
+    found = predictor.predict([at(volume, 11, 11, 11), at(volume, 20, 20, 30, positive=False)])
+    assert found.mask.array.any() and "NaN or infinite voxels" in found.remarks[0]
 
 
 def test_without_an_image_it_says_what_to_do() -> None:

@@ -33,7 +33,7 @@ from voxsam.interactive.crops import (
     parts_of,
 )
 from voxsam.interactive.scale import MAX_LOOKS, Scale, voxels_across
-from voxsam.io.checks import not_hounsfield
+from voxsam.io.checks import is_padding, not_hounsfield
 from voxsam.network.promptable import Promptable
 from voxsam.preprocess import Slices, Window, images_of, paste, paste_box
 from voxsam.prompts import Box, MaskHint, Point, Prompt, Scribble, common_box
@@ -170,15 +170,17 @@ class Predictor:
         _check_spacing(model, spacing_mm)
         self.progress = progress or (lambda stage, fraction: None)
         self._encoded: EncodedCrops | None = None
+        self._scan_remarks: list[str] = []
 
     def set_image(self, volume: Volume | Sequence[Volume]) -> Predictor:
-        """Take a scan; returns the predictor itself. Nothing is computed yet.
+        """Take a scan; returns the predictor itself. Nothing is encoded yet.
 
         A model of several channels (MR sequences) takes a sequence of volumes of one patient, which may lie on
         different grids; the first is the scan that is clicked. Raises UnsupportedError for another number of them.
         """
         images = images_of(volume, self.model.card.preprocessing, self.model.card.name)
         self._encoded = EncodedCrops(self.model, images, self.progress, self.features_limit)
+        self._scan_remarks = scan_remarks(images, self.model)
         return self
 
     @property
@@ -211,13 +213,13 @@ class Predictor:
         prompts = (prompts,) if isinstance(prompts, Prompt) else tuple(prompts)
         before = previous or Prediction(self.volume.grid)
         clicks = self._clicks(prompts, before)
-        self._check(clicks)
+        self._check(prompts, clicks)
         self.encoded.used = {window for window, _ in before.pieces}
         with torch.inference_mode():
             windows, pieces, end = self._segment(clicks, before)
         box = common_box(prompts, clicks, self.volume.grid)
         remarks = [
-            *scan_remarks(self.encoded.images, self.model),
+            *self._scan_remarks,
             *(said for prompt in prompts if isinstance(prompt, MaskHint | Scribble) for said in prompt.volume.remarks),
             *self._crop_remarks(len(windows), len(pieces), end),
         ]
@@ -238,7 +240,7 @@ class Predictor:
         new = (point for prompt in prompts[known:] for point in prompt.points(self.volume.grid))
         return (*(before.clicks if known else ()), *new)
 
-    def _check(self, clicks: Sequence[Point]) -> None:
+    def _check(self, prompts: Sequence[Prompt], clicks: Sequence[Point]) -> None:
         if self.model.card.automatic:
             raise UnsupportedError(
                 f"a prompt for the model {self.model.card.name}",
@@ -253,6 +255,11 @@ class Predictor:
                 "positive clicks: this model was trained without polarity",
                 "leave it out, or use a model that lists negative clicks in `voxsam info`",
             )
+        for prompt in prompts:
+            if isinstance(prompt, Point) and prompt.positive and is_padding(self.volume, prompt.world_mm):
+                place = ",".join(f"{i:g}" for i in prompt.index_on(self.volume.grid))
+                given = f"a click at {place}, where the scan has no number (NaN padding)"
+                raise PromptError(given, "a click on a voxel with a value", "click the tumour")
 
     def _segment(self, clicks: Sequence[Point], before: Prediction) -> tuple[list[Window], list[Piece], End]:
         """The windows that clicks choose, the pieces there and where the mask went on, and how it ends.

@@ -130,12 +130,11 @@ def _named(path: Path, read: Callable[[], T]) -> T:
 def _as_scan(name: str, volume: Volume) -> Volume:
     """The volume with its modality, if it can be a scan."""
     check_spacing(name, volume.grid)
-    array, remarks = without_nan(name, volume.array)
-    check_scan(name, array)
-    modality = volume.modality or guess_modality(array)
-    doubt = not_hounsfield(array) if volume.modality == "CT" else ""
-    remarks = [*remarks, *[f"{name} calls itself a CT, but {doubt}"] * bool(doubt)]
-    return replace(volume, array=array, modality=modality, remarks=(*volume.remarks, *remarks))
+    volume = without_nan(name, volume)
+    check_scan(name, volume.array)
+    doubt = not_hounsfield(volume.array) if volume.modality == "CT" else ""
+    remarks = [*volume.remarks, *[f"{name} calls itself a CT, but {doubt}"] * bool(doubt)]
+    return replace(volume, modality=volume.modality or guess_modality(volume.array), remarks=tuple(remarks))
 
 
 def _contradictions(name: str, labels: Volume, scan: Volume) -> list[str]:

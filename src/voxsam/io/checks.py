@@ -6,14 +6,16 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from voxsam.errors import FileError, GeometryError, ImageError
 from voxsam.geometry import Grid
+from voxsam.volume import Volume
 
 MAX_VOXELS = 2**31  # 8 GiB as float32: four times a whole-body CT of 512 x 512 x 2000
 MAX_DEFLATE_RATIO = 1032  # no zlib stream unpacks to more than this times its size (zlib technical details)
@@ -111,13 +113,15 @@ def check_dtype(name: str, dtype: np.dtype[Any]) -> None:
         raise ImageError(f"{name} has voxels of no known type", "integers or floats", "export it again")
 
 
-def without_nan(name: str, array: NDArray[Any]) -> tuple[NDArray[Any], list[str]]:
-    """The array with its lowest finite value where it is NaN or -inf, its highest where it is inf, and a remark.
+def without_nan(name: str, volume: Volume) -> Volume:
+    """The scan with its lowest finite value where it is NaN or -inf, its highest where it is inf, and a remark.
 
-    Raises ImageError if more than MAX_PADDING of the voxels are not finite: that is no padding.
+    Its header keeps where that was, for `is_padding`. Raises ImageError if more than MAX_PADDING of the voxels are not
+    finite: that is no padding.
     """
+    array = volume.array
     if array.dtype.kind != "f" or np.isfinite(array.min() + array.max()):  # a NaN is carried on: no copies
-        return array, []
+        return volume
     finite = np.isfinite(array)
     count = array.size - int(np.count_nonzero(finite))
     if count > MAX_PADDING * array.size:
@@ -125,9 +129,18 @@ def without_nan(name: str, array: NDArray[Any]) -> tuple[NDArray[Any], list[str]
         raise ImageError(given, "finite numbers in most of the scan", "replace them (by air, say)")
     low, high = array[finite].min(), array[finite].max()
     filled = np.nan_to_num(array, nan=low, posinf=high, neginf=low)
-    return filled, [
-        f"{name} has {count} NaN or infinite voxels; read as its lowest value, {low:g} (infinite: {high:g})"
-    ]
+    remark = f"{name} has {count} NaN or infinite voxels; read as its lowest value, {low:g} (infinite: {high:g})"
+    header = {**volume.header, "padding": (volume.grid, np.packbits(~finite))}
+    return replace(volume, array=filled, header=header, remarks=(*volume.remarks, remark))
+
+
+def is_padding(scan: Volume, world_mm: ArrayLike) -> bool:
+    """Whether a place (RAS+ mm) lies on a voxel for which the scan's file has no finite number."""
+    if "padding" not in scan.header:
+        return False
+    grid, bits = scan.header["padding"]
+    at = int(np.ravel_multi_index(tuple(grid.voxel_of(grid.world_to_index(world_mm))), grid.shape))
+    return bool(bits[at >> 3] >> (7 - (at & 7)) & 1)
 
 
 def not_hounsfield(array: NDArray[Any]) -> str:

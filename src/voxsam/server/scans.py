@@ -43,6 +43,10 @@ SPARE_BYTES = 1 << 30  # that must stay free on the disk
 PIECE_BYTES = 1 << 20  # of an upload that are written at once
 UNSAFE = re.compile(r"[^\w.\-]+", re.ASCII)
 LONGEST_NAME = 100
+# What any file system takes as it is; Windows has devices of these names.
+PLAIN = re.compile(r"(?!(?i:con|prn|aux|nul|com\d|lpt\d)(\.|$))\w([\w.,+=@~#%&'!()\[\]{}\- ]{0,59}\w)?")
+PREFIX = re.compile(r"[0-9a-f]{12}-")  # of a name that was not plain, or there already
+DETACHED_HEADERS = (".mhd", ".nhdr", ".hdr", ".hdr.gz")  # their voxels lie in another file
 
 
 class Folder(BaseModel):
@@ -205,7 +209,7 @@ class Reader:
         path = self._path(source)
         if isinstance(source, FolderSource):
             return shown(path.name)
-        return SENT_SERIES if path.is_dir() else path.name.partition("-")[2] or "the upload"
+        return SENT_SERIES if path.is_dir() else PREFIX.sub("", path.name, count=1)
 
     def _read(self, path: Path, name: str) -> tuple[Volume, Part]:
         """The scan at a path, and the memory that it takes; while it is read that is what reading may take."""
@@ -261,8 +265,9 @@ class Reader:
             return self.folders.find_scan(source.folder, source.path)
         folder = self.store.upload_folder(source.upload)
         files = [file for file in folder.iterdir() if not file.name.startswith(".")]  # not what is still coming
-        alone = len(files) == 1 and files[0].name.lower().endswith(SCAN_SUFFIXES)
-        return files[0] if alone else folder
+        wanted = SCAN_SUFFIXES if len(files) == 1 else DETACHED_HEADERS
+        scans = [file for file in files if file.name.lower().endswith(wanted)]
+        return scans[0] if len(scans) == 1 and not _is_series(folder) else folder
 
 
 def digest_of(volume: Volume) -> str:
@@ -312,7 +317,7 @@ class Uploads:
         if tally.files >= MAX_FILES:
             raise TooLarge(f"an upload of {tally.files} files", f"at most {MAX_FILES}", "send one series, or a zip")
         tally.files += 1
-        target, own = folder / _stored_name(name), Tally()
+        target, own = folder / _stored_name(name, folder), Tally()
         coming = target.with_name(f".{target.name}")
         try:
             await self._write(body, coming, tally, own)
@@ -350,8 +355,13 @@ class Uploads:
             await asyncio.to_thread(flush)
 
 
-def _stored_name(name: str) -> str:
-    """A name for the disk: a random word, and of the client's name what no file system minds, its suffixes kept."""
+def _stored_name(name: str, folder: Path) -> str:
+    """A name for the disk: the client's own, so that a header finds its voxels beside it, if it is plain and new.
+
+    Else a random word, and of the client's name what no file system minds, its suffixes kept.
+    """
+    if PLAIN.fullmatch(name) and not any((folder / f"{dot}{name}").exists() for dot in ("", ".")):
+        return name
     return f"{secrets.token_hex(6)}-{UNSAFE.sub('_', name)[-LONGEST_NAME:].lstrip('.')}"
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
-from tests.lab.data.raw_cases import block, decathlon, forget_orientation, save
+from tests.lab.data.raw_cases import block, decathlon, forget_orientation, noise, save
 from voxsam.cli import main
 from voxsam.lab.data.store import open_store
 
@@ -40,19 +41,33 @@ def test_faults_are_a_table_and_status_2(tmp_path, capsys, monkeypatch):
     assert "2 cases (1 train, 0 validation, 1 test)" in printed
 
 
-def test_a_remark_on_files_of_unknown_orientation(tmp_path, capsys):
-    raw = decathlon(tmp_path / "raw")
+def test_what_files_leave_open_is_remarked_once_for_all_cases_like_it(tmp_path, capsys):
+    raw = decathlon(tmp_path / "raw", "abcd")
     words = ["prepare", str(raw), "-o", str(tmp_path / "out"), "--workers", "1"]
     assert main(words) == 0
-    assert "orientation" not in capsys.readouterr().out
-    for path in (raw / "imagesTr" / "b_0000.nii.gz", raw / "labelsTr" / "b.nii.gz"):
-        forget_orientation(path)
-    for _ in range(2):
+    assert "Remark" not in capsys.readouterr().out and not (tmp_path / "out" / "remarks.csv").exists()
+    for case in "bd":
+        for path in (raw / "imagesTr" / f"{case}_0000.nii.gz", raw / "labelsTr" / f"{case}.nii.gz"):
+            forget_orientation(path)
+    padded = noise(2).astype(np.float32)
+    padded[:2] = np.nan
+    save(padded, raw / "imagesTr" / "c_0000.nii.gz")
+    for _ in range(2):  # found, and read from what was kept
         assert main(words) == 0
-        line = (
-            "Remark: the orientation of 1 case (b) is unknown (sform and qform code 0); the axes are taken as R, A, S."
-        )
-        assert line in capsys.readouterr().out.splitlines()
+        lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Remark")]
+        assert lines[0].startswith("Remark on b: b_0000.nii.gz does not say how the patient lies")
+        assert lines[0].endswith(" (the like of 1 more: d)")
+        assert lines[1].startswith("Remark on c: c_0000.nii.gz has 384 NaN or infinite voxels; read as its lowest")
+    table = (tmp_path / "out" / "remarks.csv").read_text().splitlines()
+    assert table[0] == "case,remark" and [line[0] for line in table[1:]].count("d") == 2
+
+
+def test_remarks_stand_beside_faults(tmp_path, capsys):
+    raw = decathlon(tmp_path / "raw")
+    forget_orientation(raw / "imagesTr" / "a_0000.nii.gz")
+    save(block(value=9), raw / "labelsTr" / "c.nii.gz")
+    assert main(["prepare", str(raw), "-o", str(tmp_path / "out"), "--workers", "1"]) == 2
+    assert "Remark on a: a_0000.nii.gz does not say how the patient lies" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
     from voxsam.lab.data.cases import Fault
     from voxsam.lab.data.prepare import Outcome
 
-SHOWN_NAMES = 5  # of the cases in a remark
+SHOWN_NAMES, SHOWN_REMARKS = 5, 20  # of the cases with one kind of remark; kinds of remarks
+VARIES = re.compile(r"^\S+|\d[\d.,]*")  # among remarks of one kind: the file's name, and numbers
 
 
 def command(
@@ -53,12 +55,14 @@ def command(
             outcome = prepare(raw, output, options, progress)
     except FaultyCasesError as error:
         _show_faults(error.faults)
+        _show_remarks(error.remarks)
         raise
     description = outcome.store.description
     if description.faults:
         _show_faults(description.faults)
         left_out = len({fault.case for fault in description.faults})
         typer.echo(f"Left out for their faults: {left_out} ({output / 'faults.csv'}).")
+    _show_remarks(outcome.remarks)
     _show(outcome, output, time.perf_counter() - start)
 
 
@@ -84,19 +88,28 @@ def _show_faults(faults: Sequence[Fault]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table("case", "fault", "given", "expected", "what to do", title=f"{len(faults)} faults")
+    table = Table(
+        "case", "fault", "given", "expected", "what to do", title=f"{len(faults)} fault{'s' if len(faults) > 1 else ''}"
+    )
     for fault in faults:
         table.add_row(*map(Text, (fault.case, fault.kind, fault.given, fault.expected, fault.remedy)))
     console = Console()
     console.print(table)
 
 
-def _remark_unoriented(names: Sequence[str]) -> None:
-    shown = ", ".join(names[:SHOWN_NAMES]) + (" ..." if len(names) > SHOWN_NAMES else "")
-    where = f"{len(names)} case{'s' if len(names) > 1 else ''} ({shown})"
-    typer.echo(
-        f"Remark: the orientation of {where} is unknown (sform and qform code 0); the axes are taken as R, A, S."
-    )
+def _show_remarks(remarks: Mapping[str, Sequence[str]]) -> None:
+    """One line for each kind of remark on the files: the first one, and the other cases with one like it."""
+    kinds: dict[str, tuple[str, dict[str, None]]] = {}
+    for case, said in remarks.items():
+        for remark in said:
+            kind = VARIES.sub("", remark)
+            kinds.setdefault(kind, (f"{case}: {remark}", {}))[1][case] = None
+    for first, cases in list(kinds.values())[:SHOWN_REMARKS]:
+        others = list(cases)[1:]
+        shown = ", ".join(others[:SHOWN_NAMES]) + (" ..." if len(others) > SHOWN_NAMES else "")
+        typer.echo(f"Remark on {first}" + (f" (the like of {len(others)} more: {shown})" if others else ""))
+    if len(kinds) > SHOWN_REMARKS:
+        typer.echo(f"Further kinds of remarks: {len(kinds) - SHOWN_REMARKS} (remarks.csv).")
 
 
 def _show(outcome: Outcome, output: Path, seconds: float) -> None:
@@ -111,8 +124,6 @@ def _show(outcome: Outcome, output: Path, seconds: float) -> None:
     )
     if description.without_tumour:
         typer.echo(f"Without tumour, left out: {len(description.without_tumour)}.")
-    if description.unoriented:
-        _remark_unoriented(description.unoriented)
     for name, kind in zip(description.channels, description.preprocessing, strict=True):
         low, high = kind.clip
         typer.echo(f"{name}: clip {low:.4g} to {high:.4g}, mean {kind.mean:.4g}, s.d. {kind.sd:.4g}.")

@@ -29,6 +29,8 @@ from voxsam.lab.data.store import FORMAT, Sketch, Source
 from voxsam.seen import digest
 from voxsam.volume import Volume
 
+CHECKED = 2  # what a check looks for; one of an earlier kind is done again
+
 
 class Measures(BaseModel):
     """What is known of a sound case: its grid as stored, its tumour, its intensities there.
@@ -54,21 +56,31 @@ class Measures(BaseModel):
 
 
 class Check(BaseModel):
-    """The result of one case: faults, or measures if there are none."""
+    """The result of one case: faults, or measures if there are none; and what its files leave open or contradict."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     faults: tuple[Fault, ...]
     measures: Measures | None
+    remarks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Of a data set: the measures of its sound cases, all faults, the remarks on each case, in the cases' order."""
+
+    measures: dict[str, Measures]
+    faults: tuple[Fault, ...]
+    remarks: dict[str, tuple[str, ...]]
 
 
 class FaultyCasesError(ImageError):
-    """Some cases of a data set have faults; `faults` has them all."""
+    """Some cases of a data set have faults; `faults` has them all, `remarks` what else was seen."""
 
-    def __init__(self, faults: Sequence[Fault], report: Path) -> None:
-        self.faults = tuple(faults)
-        cases = len({fault.case for fault in faults})
-        given = f"{len(faults)} fault{'s' if len(faults) > 1 else ''} in {cases} case{'s' if cases > 1 else ''}"
+    def __init__(self, findings: Findings, report: Path) -> None:
+        self.faults, self.remarks = findings.faults, findings.remarks
+        count, cases = len(self.faults), len({fault.case for fault in self.faults})
+        given = f"{count} fault{'s' if count > 1 else ''} in {cases} case{'s' if cases > 1 else ''}"
         super().__init__(f"{given} ({report})", "none", "correct the files, or leave the cases out with --skip-faulty")
 
 
@@ -86,10 +98,11 @@ def check_case(case: Case, choice: LabelChoice) -> Check:
         if first is not None and others:
             _compare(case.image, first.grid, path, others[0].grid, report)
     tumour = _check_label(case.label, labels[0].array, choice, report) if labels else None
+    remarks = tuple(dict.fromkeys(said for volumes in (*scans, labels) for one in volumes for said in one.remarks))
     if faults or first is None or tumour is None:
-        return Check(faults=tuple(faults), measures=None)
+        return Check(faults=tuple(faults), measures=None, remarks=remarks)
     values = [channel.array[tumour] for channels in scans for channel in channels]
-    return Check(faults=(), measures=_measure(first, values))
+    return Check(faults=(), measures=_measure(first, values), remarks=remarks)
 
 
 def _read(
@@ -188,15 +201,24 @@ def find_odd_channels(measured: Iterable[tuple[str, Measures]], named: Sequence[
     ]
 
 
-def write_faults(faults: Sequence[Fault], path: Path) -> None:
-    """A CSV table of them: case, fault, given, expected, remedy. No faults: no table. Raises FileError."""
-    if not faults:
+def write_tables(findings: Findings, folder: Path) -> Path:
+    """faults.csv (case, fault, given, expected, remedy; returned) and remarks.csv (case, remark) in a folder.
+
+    Nothing found: no table. Raises FileError.
+    """
+    heads = ["fault" if field.name == "kind" else field.name for field in fields(Fault)]
+    _write_table(folder / "faults.csv", heads, [astuple(fault) for fault in findings.faults])
+    said = [(case, remark) for case, remarks in findings.remarks.items() for remark in remarks]
+    _write_table(folder / "remarks.csv", ["case", "remark"], said)
+    return folder / "faults.csv"
+
+
+def _write_table(path: Path, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    if not rows:
         path.unlink(missing_ok=True)
         return
     with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file)
-        table.writerow("fault" if field.name == "kind" else field.name for field in fields(Fault))
-        table.writerows(astuple(fault) for fault in faults)
+        csv.writer(file).writerows([heads, *rows])
 
 
 def _by(shape: Sequence[int]) -> str:
@@ -216,10 +238,8 @@ class CheckJob:
     file: Path
 
 
-def check_all(
-    data: RawData, choice: LabelChoice, output: Path, workers: int, progress: ReportProgress
-) -> tuple[dict[str, Measures], list[Fault]]:
-    """The measures of all sound cases, by name, and every fault of the data set in the order of the cases."""
+def check_all(data: RawData, choice: LabelChoice, output: Path, workers: int, progress: ReportProgress) -> Findings:
+    """What is wrong with the cases of a data set, and what is known of those that are sound."""
     (output / "checks").mkdir(exist_ok=True)
     for folder in (output, output / "checks"):
         remove_leftovers(folder)
@@ -227,7 +247,7 @@ def check_all(
     jobs = []
     for case in data.cases:
         sources = case_sources(case, data.root)
-        settings = (choice.targets, sorted(choice.known or ()), sorted(choice.ignored), choice.healthy)
+        settings = (CHECKED, choice.targets, sorted(choice.known or ()), sorted(choice.ignored), choice.healthy)
         job = CheckJob(case, choice, job_key(sources, settings), output / "checks" / f"{case.name}.json")
         known = _read_check(job)
         if known is None:
@@ -243,7 +263,8 @@ def check_all(
         for fault in find():
             faults.append(fault)
             measured.pop(fault.case)
-    return measured, sorted(faults, key=lambda fault: fault.case)
+    remarks = {case.name: said for case in data.cases if (said := checks[case.name].remarks)}
+    return Findings(measured, tuple(sorted(faults, key=lambda fault: fault.case)), remarks)
 
 
 def _run_check(job: CheckJob) -> Check:

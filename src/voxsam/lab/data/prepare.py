@@ -23,7 +23,7 @@ from voxsam.errors import ImageError, InputError
 from voxsam.geometry import Grid
 from voxsam.io import read_channels, read_volume
 from voxsam.lab.data.cases import Case, LabelChoice, RawData, body_box
-from voxsam.lab.data.faults import FaultyCasesError, Measures, case_sources, check_all, job_key, write_faults
+from voxsam.lab.data.faults import FaultyCasesError, Measures, case_sources, check_all, job_key, write_tables
 from voxsam.lab.data.layouts import DataSet, choose_data_set
 from voxsam.lab.data.parallel import ReportProgress, available_cores, each
 from voxsam.lab.data.store import (
@@ -261,10 +261,11 @@ class Options:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The store, and how many cases of it had to be made anew in this run."""
+    """The store, how many cases of it had to be made anew in this run, and the remarks on each case's files."""
 
     store: PreparedData
     made: int
+    remarks: dict[str, tuple[str, ...]]
 
 
 def prepare(
@@ -272,7 +273,7 @@ def prepare(
 ) -> Outcome:
     """Make or bring up to date the store in `output` from the data set at `raw`.
 
-    Raises FaultyCasesError with every fault of the data set (also written to faults.csv) unless
+    Raises FaultyCasesError with every fault of the data set (also written to faults.csv, beside remarks.csv) unless
     `options.skip_faulty`, other InputErrors for a path, name or choice that makes no sense.
     """
     data_set = choose_data_set(raw, options.data_set)
@@ -280,11 +281,11 @@ def prepare(
     choice = _label_choice(data_set, data, options.labels)
     check_output(output, raw)
     workers = options.workers or available_cores()
-    measures, faults = check_all(data, choice, output, workers, progress)
-    write_faults(faults, output / "faults.csv")
-    if faults and not options.skip_faulty:
-        raise FaultyCasesError(faults, output / "faults.csv")
-    sound = {name: m for name, m in measures.items() if m.channels}
+    findings = check_all(data, choice, output, workers, progress)
+    report = write_tables(findings, output)
+    if findings.faults and not options.skip_faulty:
+        raise FaultyCasesError(findings, report)
+    sound = {name: m for name, m in findings.measures.items() if m.channels}
     if not sound:
         raise ImageError(f"{raw} without a sound case that has a tumour", "at least one", "correct the cases")
     split = split_cases(sound, options.seed, data_set.folds)
@@ -302,12 +303,12 @@ def prepare(
         fingerprint=fingerprint,
         split=split,
         cases=records,
-        without_tumour=tuple(sorted(measures.keys() - sound.keys())),
+        without_tumour=tuple(sorted(findings.measures.keys() - sound.keys())),
         unoriented=tuple(sorted(name for name, m in sound.items() if not m.oriented)),
-        faults=tuple(faults),
+        faults=findings.faults,
     )
     _finish(output, description)
-    return Outcome(PreparedData(output, description), made)
+    return Outcome(PreparedData(output, description), made, findings.remarks)
 
 
 def _label_choice(data_set: DataSet, data: RawData, labels: tuple[int, ...] | None) -> LabelChoice:
