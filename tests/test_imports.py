@@ -27,7 +27,7 @@ PACKAGE = REPOSITORY / "src" / "voxsam"
 LAYERS = (
     ("errors", "geometry", "extras", "atomic"),
     ("volume", "resample"),
-    ("preprocess", "prompts", "boxes", "io", "phantoms", "seen"),
+    ("preprocess", "prompts", "boxes", "region", "io", "phantoms", "seen"),
     ("network",),
     ("kernels",),
     ("weights",),

@@ -3,7 +3,9 @@
     VoxSAMError
     ├── InputError                 what the user gave is wrong: exit status 2, one line, no traceback
     │   ├── FileError              a file or folder is missing, unreadable, truncated or not writable
+    │   │   └── SeriesError        a folder holds several DICOM series, any of which could be meant
     │   ├── ImageError             the file was read, but its voxels are not a scan that can be segmented
+    │   │   └── OverlapError       segments of a mask share voxels, which no label map can hold
     │   ├── GeometryError          spacing, affine or slice positions make no sense, or two grids do not match
     │   ├── PromptError            a click, box, scribble or hint is malformed or lies where it cannot be used
     │   ├── CheckpointError        a model file is of another kind, truncated, or does not fit
@@ -14,6 +16,8 @@ Every InputError says three things: what was given, what was expected, what to d
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 
 class VoxSAMError(Exception):
@@ -37,8 +41,20 @@ class FileError(InputError):
     """A file or folder is missing, unreadable, truncated or not writable."""
 
 
+class SeriesError(FileError):
+    """A folder holds several DICOM series that could be meant; `series` says what each is, in JSON's types."""
+
+    series: tuple[dict[str, Any], ...] = ()
+
+
 class ImageError(InputError):
     """The voxels of a file are not a scan that can be segmented."""
+
+
+class OverlapError(ImageError):
+    """Segments of one file share voxels, which no label map can hold; `numbers` are those of all its segments."""
+
+    numbers: tuple[int, ...] = ()
 
 
 class GeometryError(InputError):

@@ -20,7 +20,7 @@ from voxsam.volume import Volume
 def test_the_mask_is_exact_on_scans_of_every_axis_order(axes: str, model_axes: str) -> None:
     grid = Grid.from_spacing((14, 12, 10), (1, 1, 1), (5, -9, 3)).reorient(axes)
     array = np.random.default_rng(0).choice([-FAR, FAR], grid.shape).astype(np.float32)
-    mask = Session(KnownModel(model_axes), Volume(array, grid)).click([n // 2 for n in grid.shape])
+    mask = Session(KnownModel(model_axes), Volume(array, grid), keep_clicked=False).click([n // 2 for n in grid.shape])
     np.testing.assert_array_equal(mask.array, array > 0)
     assert mask.array.dtype == np.uint8
     assert mask.grid == grid
@@ -31,7 +31,7 @@ def test_the_mask_is_exact_on_an_oblique_permuted_scan_and_keeps_its_header() ->
     array = np.random.default_rng(1).choice([-FAR, FAR], grid.shape).astype(np.float32)
     volume = Volume(array, grid, "CT", {"kept": 1})
     before = array.copy()
-    mask = Session(KnownModel(), volume).click((7, 6, 5))
+    mask = Session(KnownModel(), volume, keep_clicked=False).click((7, 6, 5))
     np.testing.assert_array_equal(mask.array, array > 0)
     assert (mask.modality, mask.header) == ("SEG", {"kept": 1})
     np.testing.assert_array_equal(array, before)
@@ -78,7 +78,7 @@ def test_a_click_at_the_edge_gives_the_part_of_the_crop_that_is_on_the_scan(inde
 def test_the_mask_is_where_the_probability_is_above_a_half() -> None:
     grid = oblique((14, 12, 10), (1.3, 0.8, 1.1))
     array = np.random.default_rng(2).uniform(-0.45, 0.45, grid.shape).astype(np.float32)
-    session = Session(KnownModel(), Volume(array, grid))
+    session = Session(KnownModel(), Volume(array, grid), keep_clicked=False)
     mask = session.click((5, 5, 5))
     probabilities = session.probabilities
     assert probabilities.array.dtype == np.float32
@@ -170,7 +170,7 @@ def test_without_following_a_scan_smaller_than_the_crop_takes_clicks_anywhere() 
 def test_a_negative_click_is_passed_with_label_0() -> None:
     model = KnownModel()
     volume = block_scan(upright(40, 40, 40), ((18, 23),) * 3, ((23, 25),) * 3, values=(FAR, 0.3))
-    session = Session(model, volume)
+    session = Session(model, volume, keep_clicked=False)
     assert session.click((20, 20, 20)).array.sum() == 125 + 8
     assert model.labels == [1]
     mask = session.click((24, 24, 24), positive=False)

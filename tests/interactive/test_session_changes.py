@@ -17,9 +17,10 @@ from voxsam.interactive.predictor import Prediction, Predictor
 from voxsam.interactive.session import Session
 from voxsam.preprocess import Window, paste
 from voxsam.prompts import Box, Point
+from voxsam.region import Region
 from voxsam.volume import Volume
 
-FIRST_BLOCK = (slice(8, 15), slice(8, 15), slice(8, 15))  # voxels 10 to 12, a neighbour of each, and what it reaches
+FIRST_BLOCK = (slice(10, 13), slice(10, 13), slice(10, 13))
 
 
 def all_steps(session: Session) -> list[tuple[str, np.ndarray, np.ndarray]]:
@@ -49,17 +50,21 @@ def all_steps(session: Session) -> list[tuple[str, np.ndarray, np.ndarray]]:
     return seen
 
 
+def drawn_anew(session: Session) -> np.ndarray:
+    return LabelMap(session.volume.grid).draw({n: found.region for n, found in session.segmented.items()})
+
+
 def test_nothing_changes_outside_the_changed_box_and_every_mask_is_as_drawn_from_scratch() -> None:
     _, session = two_blocks()
     seen = all_steps(session)
     assert [name for name, before, after in seen if (before != after).any()] == [
         "click", "second", "box", "undo second", "reset", "undo reset", "undo past reset",
     ]  # fmt: skip
-    fresh = LabelMap(session.volume.grid).draw(session.predictions)
+    fresh = drawn_anew(session)
     np.testing.assert_array_equal(session.mask.array, fresh)
 
 
-def test_the_changed_box_of_a_click_is_what_its_tumour_reaches() -> None:
+def test_the_changed_box_of_a_click_is_that_of_its_tumour() -> None:
     _, session = two_blocks()
     assert session.changed == NOWHERE
     session.click((11, 11, 11))
@@ -76,12 +81,12 @@ def test_the_changed_box_holds_the_answer_before_and_after() -> None:
     """The second click moves the crop of 16 voxels by 4, out of one speck and into another; L and P run backwards."""
     grid = Grid.from_spacing((60, 40, 30), (1, 1, 1)).reorient("LPS")
     specks = [((i, i + 1), (20, 21), (10, 11)) for i in (23, 29, 39)]
-    session = Session(KnownModel(), block_scan(grid, *specks), follow=False)
+    session = Session(KnownModel(), block_scan(grid, *specks), follow=False, keep_clicked=False)
     session.click((29, 20, 10))
-    assert session.changed == (slice(21, 32), slice(18, 23), slice(8, 13))
+    assert session.changed == (slice(23, 30), slice(20, 21), slice(10, 11))
     session.click((37, 20, 10))
     assert session.prediction.reach == ((slice(27, 42), slice(18, 23), slice(8, 13)),)
-    assert session.changed == (slice(21, 42), slice(18, 23), slice(8, 13))
+    assert session.changed == (slice(23, 40), slice(20, 21), slice(10, 11))
 
 
 def test_probabilities_go_on_beyond_the_mask() -> None:
@@ -108,13 +113,13 @@ def test_other_objects_and_refusals_change_nothing() -> None:
     session.new_object()
     assert is_empty(session.changed)
     session.click((25, 25, 25))
-    assert session.changed == tuple(slice(22, 30) for _ in range(3))  # not the first object's
+    assert session.changed == tuple(slice(24, 28) for _ in range(3))  # not the first object's
     before = session.changed
     with pytest.raises(PromptError):
         session.click((99, 0, 0))
     assert session.changed == before
     session.reset()
-    assert session.changed == tuple(slice(8, 30) for _ in range(3))  # both objects went
+    assert session.changed == tuple(slice(10, 28) for _ in range(3))  # both objects went
 
 
 def test_a_mask_that_was_handed_out_stays_as_it_was_and_is_the_callers_own() -> None:
@@ -129,19 +134,18 @@ def test_a_mask_that_was_handed_out_stays_as_it_was_and_is_the_callers_own() -> 
     np.testing.assert_array_equal(session.mask.array, wanted)
 
 
-def test_only_the_answers_that_changed_and_those_under_them_are_drawn(monkeypatch) -> None:
+def test_only_the_objects_that_changed_and_those_under_them_are_drawn(monkeypatch) -> None:
     """Object 1 lies apart from object 2: clicks on object 2 do not ask for its voxels again."""
     volume = block_scan(upright(60, 40, 40), ((8, 12),) * 3, ((44, 48), (8, 12), (8, 12)))
     session = Session(KnownModel(), volume)
     session.click((10, 10, 10))
-    far = session.prediction
+    far = session.segmented[1].region
     session.new_object()
-    session.click((46, 10, 10))
-    asked: list[Prediction] = []
-    draw = Prediction.on_scan
-    monkeypatch.setattr(Prediction, "on_scan", lambda self: (asked.append(self), draw(self))[1])
-    mask = session.click((45, 10, 10))
-    assert far not in asked and session.prediction in asked
+    asked: list[Region] = []
+    draw = Region.within
+    monkeypatch.setattr(Region, "within", lambda self, box: (asked.append(self), draw(self, box))[1])
+    mask = session.click((46, 10, 10))
+    assert far not in asked and session.segmented[2].region in asked
     assert ((mask.array == 1).sum(), (mask.array == 2).sum()) == (64, 64)
 
 
@@ -162,7 +166,7 @@ def test_overlapping_objects_are_drawn_as_from_scratch_after_each_of_many_steps(
             session.select(int(rng.choice(session.objects)))
         else:
             session.click(rng.integers(0, grid.shape), positive=bool(step == 4 or not session.prompts))
-        fresh = LabelMap(grid).draw(session.predictions)
+        fresh = drawn_anew(session)
         np.testing.assert_array_equal(session.mask.array, fresh)
     assert session.mask.array.max() > 1
 

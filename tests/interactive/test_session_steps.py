@@ -118,8 +118,11 @@ def test_the_steps_of_undo_are_bounded() -> None:
     assert len(session._history._past) == history_module.UNDO_STEPS
 
 
+BLOCK_BYTES = 4  # a mask of 3 x 3 x 3 voxels, a bit for each
+
+
 def test_past_steps_are_bounded_in_bytes_and_the_oldest_go_first(monkeypatch) -> None:
-    one_crop = 4 * CROP**3  # float32 probabilities of one answer
+    one_crop = 4 * CROP**3 + BLOCK_BYTES  # float32 probabilities of one answer, and its mask
     monkeypatch.setattr(history_module, "UNDO_BYTES", 3 * one_crop)
     _, session = two_blocks()
     masks = [session.click((11, 11, k)).array for k in (10, 11, 12, 11, 10, 12)]
@@ -135,11 +138,12 @@ def test_past_steps_are_bounded_in_bytes_and_the_oldest_go_first(monkeypatch) ->
 
 def test_each_session_may_have_its_own_bound() -> None:
     volume = block_scan(upright(40, 40, 40), ((10, 13),) * 3)
-    tight, loose = Session(KnownModel(), volume, undo_bytes=4 * CROP**3), Session(KnownModel(), volume)
+    tight, loose = Session(KnownModel(), volume, undo_bytes=4 * CROP**3 + BLOCK_BYTES), Session(KnownModel(), volume)
     for session in (tight, loose):
         for k in (10, 11, 12, 11):
             session.click((11, 11, k))
-    assert loose.predictions_bytes == 4 * 4 * CROP**3 and tight.predictions_bytes == 2 * 4 * CROP**3
+    one = 4 * CROP**3 + BLOCK_BYTES
+    assert loose.predictions_bytes == 4 * one and tight.predictions_bytes == 2 * one
 
 
 def test_the_last_step_can_be_undone_however_large_it_is(monkeypatch) -> None:
@@ -223,23 +227,6 @@ def test_a_new_object_can_be_undone() -> None:
     assert session.redo().array.max() == 2
 
 
-def test_where_objects_overlap_the_more_probable_one_wins_and_ties_go_to_the_first() -> None:
-    """Both objects hold one another's voxels; a negative click makes the shared block less probable in one of them."""
-    volume = block_scan(upright(40, 40, 40), ((18, 20),) * 3, ((20, 22),) * 3, values=(0.3, 0.2))
-    for first, second in (((18, 18, 18), (21, 21, 21)), ((21, 21, 21), (18, 18, 18))):
-        session = Session(KnownModel(), volume)
-        session.click(first)
-        session.new_object()
-        mask = session.click(second)
-        assert set(np.unique(mask.array)) == {0, 1}  # the same probabilities: the first keeps all
-        session.select(1)
-        session.click((21, 21, 21) if first == (18, 18, 18) else (18, 18, 18), positive=False)
-        mask = session.mask
-        assert mask.array[first] == 1
-        assert mask.array[second] == 2
-        assert (mask.array == 1).sum() == (mask.array == 2).sum() == 8
-
-
 def test_no_more_objects_than_labels() -> None:
     _, session = two_blocks()
     for number in range(2, 256):
@@ -279,11 +266,13 @@ def test_what_undo_keeps_holds_no_pasted_scans() -> None:
     session.click((11, 11, 11))
     session.click((25, 25, 25))
     session.click((25, 25, 24))
-    kept = [a for state in session._history._past for a in state.predictions.values() if "pasted" in a.__dict__]
+    kept = [a for state in session._history._past for a in state.objects.values() if "pasted" in a.prediction.__dict__]
     assert kept == []
     assert session.undo().array.sum() == 27 + 64
     assert session.undo().array.sum() == 27
-    kept = [a for state in session._history._future for a in state.predictions.values() if "pasted" in a.__dict__]
+    kept = [
+        a for state in session._history._future for a in state.objects.values() if "pasted" in a.prediction.__dict__
+    ]
     assert kept == []
 
 

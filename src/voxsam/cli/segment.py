@@ -85,6 +85,10 @@ def command(
     hint: Annotated[list[Path] | None, typer.Option(help="A rough mask; FILE#N: segment N of a DICOM one.")] = None,
     auto: Annotated[bool, typer.Option("--auto", help="No prompts: for models trained without.")] = False,
     no_follow: Annotated[bool, typer.Option("--no-follow", help="Keep to one crop, as released.")] = False,
+    keep_all: Annotated[
+        bool,
+        typer.Option("--keep-all", help="Also parts of the mask that hold no click; released models always do."),
+    ] = False,
     spacing: Annotated[
         float | None,
         typer.Option(help="Voxel size in mm, of a model for many sizes; default: the lesion chooses it."),
@@ -137,7 +141,15 @@ def command(
         read = time.perf_counter()
         progress("loading the model")
         network = load_model(model, device, precision)  # type: ignore[arg-type]  # its words are checked there
-        found = opened(network, images, prompts, follow=not no_follow, look_mm=spacing, progress=progress)()
+        found = opened(
+            network,
+            images,
+            prompts,
+            follow=not no_follow,
+            keep_clicked=False if keep_all else None,
+            look_mm=spacing,
+            progress=progress,
+        )()
         mask = found.mask
         seconds = {"reading": read - start, "segmenting": time.perf_counter() - read}
         clicks = _clicks(volume, prompts)
@@ -193,9 +205,11 @@ def _clicks(volume: Volume, prompts: list[Prompt]) -> list[ShownClick]:
 
 
 def _sizes(facts: dict[str, Any]) -> str:
-    volume_ml = sum(found["volume_ml"] for found in facts["objects"])
-    diameter_mm = max((found["longest_axial_diameter_mm"] for found in facts["objects"]), default=0.0)
-    return f"{volume_ml:.2f} mL, longest axial diameter {diameter_mm:.1f} mm"
+    """Of the one object that a command segments."""
+    (found,) = facts["objects"] or [{"volume_ml": 0.0, "longest_axial_diameter_mm": 0.0, "perpendicular": None}]
+    across = found["perpendicular"]
+    words = f"{found['volume_ml']:.2f} mL, longest axial diameter {found['longest_axial_diameter_mm']:.1f} mm"
+    return words + (f", perpendicular {across['mm']:.1f} mm" if across else "")
 
 
 def _stem(scan: Path) -> str:

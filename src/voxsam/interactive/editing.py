@@ -88,17 +88,21 @@ def brush(
     return _painted(mask, box, painted, add)
 
 
-def lasso(mask: ArrayLike, grid: Grid, polygon: ArrayLike, axis: int, *, add: bool = True) -> Edit:
+def lasso(mask: ArrayLike, grid: Grid, polygon: ArrayLike, axis: int, *, add: bool = True, slices: int = 1) -> Edit:
     """Fill (`add`) or clear the voxels of one slice whose centre lies inside `polygon` (n, 3), closed by itself.
 
-    The slice is perpendicular to `axis` of the array. Where the outline crosses itself, what it goes round twice is
-    outside (even-odd rule). Raises PromptError for fewer than three points, or points in several slices.
+    The slice is perpendicular to `axis` of the array; of several `slices` it is the middle one. Where the outline
+    crosses itself, what it goes round twice is outside (even-odd rule). Raises PromptError for fewer than three points,
+    or points in several slices.
     """
     points = _points(polygon)
     if len(points) < 3:
         raise PromptError(f"a lasso of {len(points)} points", "three or more", "draw round the region")
     points[:, axis] = _only_slice(points, axis)
-    box = _box_in(grid, np.ceil(points.min(0)), np.floor(points.max(0)))
+    low, high = np.ceil(points.min(0)), np.floor(points.max(0))
+    low[axis] -= (slices - 1) // 2
+    high[axis] += slices // 2
+    box = _box_in(grid, low, high)
     u, v = (a for a in range(3) if a != axis)
     rows, columns = np.ogrid[box[u], box[v]]
     inside = np.zeros((rows.size, columns.size), dtype=bool)
@@ -108,7 +112,8 @@ def lasso(mask: ArrayLike, grid: Grid, polygon: ArrayLike, axis: int, *, add: bo
             continue
         crosses = (columns >= min(v0, v1)) & (columns < max(v0, v1))
         inside ^= crosses & (rows < u0 + (columns - v0) * (u1 - u0) / (v1 - v0))
-    return _painted(mask, box, np.expand_dims(inside, axis), add)
+    planes = np.expand_dims(inside, axis)
+    return _painted(mask, box, np.broadcast_to(planes, [part.stop - part.start for part in box]), add)
 
 
 def fill_holes(mask: ArrayLike, grid: Grid, axis: int | None = None) -> Edit:
@@ -223,12 +228,16 @@ def _round(grid: Grid, points: NDArray[np.float64], reach: NDArray[np.float64]) 
 
 def _near(grid: Grid, box: Slices, ends: tuple[NDArray, NDArray], radius_mm: float) -> Mask:
     """The voxels of a box whose centre lies within a distance of the straight line between two indices."""
-    centres = np.stack(np.meshgrid(*(np.arange(p.start, p.stop) for p in box), indexing="ij"), -1)
     start, end = grid.index_to_world(np.array(ends))
-    away, way = grid.index_to_world(centres) - start, end - start
+    way = end - start
     length = float(way @ way)
-    along = (away @ way / length).clip(0, 1) if length else np.zeros(away.shape[:3])
-    return np.linalg.norm(away - along[..., None] * way, axis=-1) <= radius_mm * (1 + ROUNDING)
+    near = np.zeros([p.stop - p.start for p in box], dtype=bool)
+    for n, i in enumerate(range(box[0].start, box[0].stop)):  # a slice at a time: places take 24 bytes a voxel
+        centres = np.stack(np.meshgrid(i, *(np.arange(p.start, p.stop) for p in box[1:]), indexing="ij"), -1)[0]
+        away = grid.index_to_world(centres) - start
+        along = (away @ way / length).clip(0, 1) if length else np.zeros(away.shape[:2])
+        near[n] = np.linalg.norm(away - along[..., None] * way, axis=-1) <= radius_mm * (1 + ROUNDING)
+    return near
 
 
 def _component(mask: ArrayLike, grid: Grid, index: ArrayLike) -> tuple[Slices, Mask, Mask]:

@@ -1,9 +1,10 @@
-"""History: the prediction for each object, the way back and forth between steps, and all objects as one label map."""
+"""History: what a session's objects are, the way back and forth between steps, and all objects as one label map."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from types import MappingProxyType
 
 import numpy as np
@@ -11,42 +12,124 @@ from numpy.typing import NDArray
 
 from voxsam.boxes import NOWHERE, hull, intersection, is_empty, joined, within
 from voxsam.geometry import Grid
-from voxsam.interactive.crops import THRESHOLD
-from voxsam.interactive.predictor import Prediction
+from voxsam.interactive.predictor import Prediction, missed_remark
 from voxsam.preprocess import Slices
-from voxsam.prompts import prompts_bytes
+from voxsam.prompts import Point, prompts_bytes
+from voxsam.region import EMPTY, Region
 
 UNDO_STEPS = 100
-UNDO_BYTES = 256 << 20  # of probabilities that only past steps hold; the oldest go first, the last one always stays
+UNDO_BYTES = 256 << 20  # of probabilities and masks that only past steps hold; the last step always stays
+
+
+@dataclass(frozen=True, eq=False)
+class SegmentedObject:
+    """One object: its voxels, and what they come from. A voxel of `added` is in the mask, one of `erased` is not.
+
+    What was painted, erased or loaded stays through later clicks. A positive click on an erased voxel gives the whole
+    erased component that holds it back to the network, a negative one on an added voxel the added component.
+    """
+
+    prediction: Prediction
+    region: Region = EMPTY  # its voxels, after all below
+    predicted: Region = EMPTY  # what the network gave, or the clicked components of it
+    added: Region = EMPTY  # by hand, or from a file
+    erased: Region = EMPTY  # by hand
+    locked: bool = True  # no other object takes its voxels
+    kept_by_others: float = 0.0  # mL that it would have, and that belong to locked objects
+
+    @property
+    def edited(self) -> bool:
+        """Whether a hand or a file decides on some of its voxels."""
+        return bool(self.added or self.erased)
+
+    @cached_property
+    def remarks(self) -> tuple[str, ...]:
+        """What a person should know of the mask, one line each."""
+        found = self.prediction
+        kept = f"{self.kept_by_others:.2f} mL belong to other objects, which keep them; unlock them, or allow overlap"
+        missed = missed_remark(found.clicks, found.grid, self.region.holds)
+        return (*found.notes, *[kept] * (self.kept_by_others > 0), *missed)
+
+    @property
+    def parts(self) -> tuple[Prediction | Region, ...]:
+        """All that takes memory."""
+        return self.prediction, self.region, self.predicted, self.added, self.erased
+
+    @property
+    def wanted(self) -> Region:
+        """Its voxels if there were no other objects."""
+        return (self.predicted | self.added) - self.erased
+
+    def prompted(self, found: Prediction, keep_clicked: bool, clicks: Sequence[Point] = ()) -> SegmentedObject:
+        """With another prediction; `clicks` are those that are new in it."""
+        added, erased = self.added, self.erased
+        for click in clicks:
+            voxel = found.grid.voxel_of(click.index_on(found.grid)).tolist()
+            if click.positive:
+                erased -= erased.component(voxel)
+            else:
+                added -= added.component(voxel)
+        predicted = found.region(keep_clicked)
+        found.forget_pasted()
+        return replace(self, prediction=found, predicted=predicted, added=added, erased=erased)
+
+    def edited_to(self, region: Region) -> SegmentedObject:
+        """With these voxels, whatever the network says of those that differ from what was."""
+        more, less = region - self.region, self.region - region
+        return replace(self, added=(self.added | more) - less, erased=(self.erased | less) - more)
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Everything that undo gives back: the predictions by object number, and which object is current."""
+    """Everything that undo gives back: the objects by number, which is current, and how masks are made.
 
-    predictions: Mapping[int, Prediction]
+    With `overlap` objects may share voxels; else a locked one keeps its own, and an unlocked one gives them to the
+    object that a later step draws there. `keep_clicked`: of a prediction only the components that were clicked.
+    """
+
+    objects: Mapping[int, SegmentedObject]
     current: int = 1
+    overlap: bool = False
+    keep_clicked: bool = False
 
     @property
-    def prediction(self) -> Prediction:
-        """That of the current object."""
-        return self.predictions[self.current]
+    def object(self) -> SegmentedObject:
+        """The current one."""
+        return self.objects[self.current]
 
-    def with_prediction(self, prediction: Prediction, number: int | None = None) -> Snapshot:
-        """What is seen after an object (None: the current one) got this prediction; a new number is a new object."""
+    def with_object(self, changed: SegmentedObject, number: int | None = None) -> Snapshot:
+        """With an object (None: the current one; a new number: a new object) drawn anew, and current."""
         number = self.current if number is None else number
-        return Snapshot(MappingProxyType({**self.predictions, number: prediction}), number)
+        objects, region = {**self.objects}, changed.wanted
+        if not self.overlap:
+            for other, found in self.objects.items():
+                if other == number or is_empty(intersection(found.region.box, region.box)):
+                    continue
+                if found.locked:
+                    region -= found.region
+                else:
+                    objects[other] = replace(found, region=found.region - region)
+        kept = (changed.wanted.voxels - region.voxels) * changed.prediction.grid.voxel_volume_ml
+        objects[number] = replace(changed, region=region, kept_by_others=kept)
+        return replace(self, objects=MappingProxyType(objects), current=number)
+
+    def without(self, number: int, empty: SegmentedObject) -> Snapshot:
+        """Without an object; if it was the last one, with an `empty` object 1."""
+        objects = {other: found for other, found in self.objects.items() if other != number} or {1: empty}
+        below = [other for other in objects if other < number]
+        current = self.current if self.current in objects else max(below, default=min(objects))
+        return replace(self, objects=MappingProxyType(objects), current=current)
 
 
 class History:
     """What is seen, what was seen before, and what was taken back; `changed` is where the last step drew.
 
-    A step is of the whole document: it may be of any object. Snapshots share the predictions that did not change.
+    A step is of the whole document: it may be of any object. Snapshots share what did not change.
     """
 
-    def __init__(self, begin: Prediction, undo_bytes: int | None = None) -> None:
+    def __init__(self, begin: Snapshot, undo_bytes: int | None = None) -> None:
         self.undo_bytes = UNDO_BYTES if undo_bytes is None else undo_bytes
-        self.begin = self.seen = Snapshot(MappingProxyType({1: begin}))
+        self.begin = self.seen = begin
         self.changed = NOWHERE
         self._past: list[Snapshot] = []
         self._future: list[Snapshot] = []
@@ -63,11 +146,11 @@ class History:
 
     @property
     def nbytes(self) -> int:
-        """Memory of the probabilities and prompts of all snapshots, each counted once."""
-        snapshots = (*self._past, self.seen, *self._future)
-        predictions = {id(found): found for snapshot in snapshots for found in snapshot.predictions.values()}
-        prompts = {id(prompt): prompt for found in predictions.values() for prompt in found.prompts}
-        return sum(found.nbytes for found in predictions.values()) + prompts_bytes(prompts.values())
+        """Memory of the probabilities, masks and prompts of all snapshots, each counted once."""
+        parts = {id(part): part for snapshot in (*self._past, self.seen, *self._future) for part in _parts(snapshot)}
+        found = [part for part in parts.values() if isinstance(part, Prediction)]
+        prompts = {id(prompt): prompt for prediction in found for prompt in prediction.prompts}
+        return sum(part.nbytes for part in parts.values()) + prompts_bytes(prompts.values())
 
     def enter(self, snapshot: Snapshot) -> None:
         """Make a new step; what was taken back is forgotten."""
@@ -94,17 +177,18 @@ class History:
         self.seen = replace(self.seen, current=number)
 
     def _show(self, snapshot: Snapshot) -> None:
-        """Make a snapshot the one that is seen; predictions that go keep only what they need to come back."""
-        gone = _not_in(self.seen, snapshot)
-        self.changed = hull(box for found in (*gone, *_not_in(snapshot, self.seen)) for box in found.reach)
-        for prediction in gone:
-            prediction.forget_pasted()
+        """Make a snapshot the one that is seen."""
+        before, after = self.seen.objects, snapshot.objects
+        pairs = [
+            [objects[number].region if number in objects else EMPTY for objects in (before, after)]
+            for number in {*before, *after}
+        ]
+        self.changed = hull(old.differs(new) for old, new in pairs if old is not new)
         self.seen = snapshot
 
 
-def _not_in(snapshot: Snapshot, other: Snapshot) -> list[Prediction]:
-    """The predictions of a snapshot that another one does not have."""
-    return [found for number, found in snapshot.predictions.items() if other.predictions.get(number) is not found]
+def _parts(snapshot: Snapshot) -> list[Prediction | Region]:
+    return [part for found in snapshot.objects.values() for part in found.parts]
 
 
 def _affordable(past: list[Snapshot], seen: Snapshot, max_bytes: int) -> list[Snapshot]:
@@ -112,11 +196,12 @@ def _affordable(past: list[Snapshot], seen: Snapshot, max_bytes: int) -> list[Sn
 
     Those that add nothing to those after them, as the empty one, cost nothing and stay with them.
     """
-    counted = {id(prediction) for prediction in seen.predictions.values()}
+    counted = {id(part) for part in _parts(seen)}
     total, kept = 0, 0
     for snapshot in reversed(past):
-        added = sum(found.nbytes for found in snapshot.predictions.values() if id(found) not in counted)
-        counted.update(map(id, snapshot.predictions.values()))
+        parts = {id(part): part for part in _parts(snapshot) if id(part) not in counted}
+        added = sum(part.nbytes for part in parts.values())
+        counted.update(parts)
         total += added
         if kept and added and total > max_bytes:
             break
@@ -127,29 +212,26 @@ def _affordable(past: list[Snapshot], seen: Snapshot, max_bytes: int) -> list[Sn
 class LabelMap:
     """The labels of one scan, kept for the smallest box that holds all objects; the rest of the scan is 0.
 
-    When a prediction changes, only its boxes are drawn anew.
+    When an object changes, only where it was and is is drawn anew.
     """
 
     def __init__(self, scan: Grid) -> None:
         self.scan = scan
-        self._drawn: dict[int, Prediction] = {}
+        self._drawn: dict[int, Region] = {}
         self._box: Slices = NOWHERE
         self._labels = np.zeros((0, 0, 0), dtype=np.uint8)
 
-    def draw(self, predictions: Mapping[int, Prediction]) -> NDArray[np.uint8]:
-        """A new array (i, j, k) on the scan: 0, and each object's number where it is above 0.5 and the most probable.
+    def draw(self, regions: Mapping[int, Region]) -> NDArray[np.uint8]:
+        """A new array (i, j, k) on the scan: 0, and each object's number; of several that share a voxel the highest.
 
-        Of equally probable objects the first one wins. Outside the box nothing is touched, so that the memory of a
-        large scan is neither filled nor copied.
+        Outside the box nothing is touched, so that the memory of a large scan is neither filled nor copied.
         """
-        self._move(hull(box for found in predictions.values() for box in found.reach))
-        for number in {*self._drawn, *predictions}:
-            before, after = self._drawn.get(number), predictions.get(number)
-            if before is not after:
-                boxes = (box for found in (before, after) if found for box in found.reach)
-                for box in joined(boxes):
-                    self._redraw(intersection(box, self._box), predictions)
-        self._drawn = dict(predictions)
+        self._move(hull(region.box for region in regions.values()))
+        both = [(self._drawn.get(number, EMPTY), regions.get(number, EMPTY)) for number in {*self._drawn, *regions}]
+        changed = [box for before, after in both if before is not after for box in (before.box, after.box)]
+        for box in joined(box for box in changed if not is_empty(box)):
+            self._redraw(intersection(box, self._box), regions)
+        self._drawn = dict(regions)
         out = np.zeros(self.scan.shape, dtype=np.uint8)
         out[self._box] = self._labels
         return out
@@ -163,16 +245,10 @@ class LabelMap:
         labels[within(common, box)] = self._labels[within(common, self._box)]
         self._box, self._labels = box, labels
 
-    def _redraw(self, box: Slices, predictions: Mapping[int, Prediction]) -> None:
+    def _redraw(self, box: Slices, regions: Mapping[int, Region]) -> None:
         labels = self._labels[within(box, self._box)]
         labels[...] = 0
-        highest = np.full(labels.shape, THRESHOLD, dtype=np.float32)
-        for number, prediction in predictions.items():
-            if all(is_empty(intersection(box, reach)) for reach in prediction.reach):
-                continue
-            for reached, values in prediction.on_scan():
-                common = intersection(box, reached)
-                here, part = within(common, box), values[within(common, reached)]
-                wins = part > highest[here]
-                labels[here][wins] = number
-                highest[here][wins] = part[wins]
+        for number, region in sorted(regions.items()):
+            common = intersection(box, region.box)
+            if not is_empty(common):
+                labels[within(common, box)][region.within(common)] = number

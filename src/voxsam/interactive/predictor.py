@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from voxsam.boxes import intersection, is_empty, within
+from voxsam.boxes import hull, intersection, is_empty, within
 from voxsam.errors import InputError, PromptError, UnsupportedError
 from voxsam.geometry import Grid
 from voxsam.interactive.crops import (
@@ -37,10 +37,13 @@ from voxsam.io.checks import is_padding, not_hounsfield
 from voxsam.network.promptable import Promptable
 from voxsam.preprocess import Slices, Window, images_of, paste, paste_box
 from voxsam.prompts import Box, MaskHint, Point, Prompt, Scribble, common_box
+from voxsam.region import EMPTY, Region
+from voxsam.report.metrics import clicked_components
 from voxsam.volume import Volume
 
 MAX_CROPS = 12  # that one tumour is followed into
 RUNAWAY = 4  # times its size where a spacing was chosen for it: a mask that grows beyond this is no lesion any more
+AIR_HU = -950.0  # below lung: of the click's voxel and all its neighbours
 
 End = Literal["inside", "open", "ran away"]  # a mask ends inside its crops, at their border, or was left at the first
 Decode = Callable[[Window], NDArray[np.float32]]
@@ -71,16 +74,33 @@ class Prediction:
     windows: tuple[Window, ...] = ()  # that the clicks chose
     pieces: tuple[Piece, ...] = field(default=(), repr=False)  # of these windows, and of those followed into
     box: Slices | None = None  # of the scan, beyond which the mask must not go
+    keep_clicked: bool = False  # the mask: only its components that hold a positive click
     notes: tuple[str, ...] = ()  # remarks but those on clicks
     confidence: Confidence | None = None
 
     @property
     def mask(self) -> Volume:
         """uint8 on the scan's grid: 1 where the probability is above 0.5. A new array each time."""
-        out = np.zeros(self.grid.shape, dtype=np.uint8)
-        for box, values in self.on_scan():
-            out[box] |= values > THRESHOLD
+        out, region = np.zeros(self.grid.shape, dtype=np.uint8), self.region(self.keep_clicked)
+        out[region.box] = region.inside
         return Volume(out, self.grid, "SEG", self.header, self.remarks)
+
+    def region(self, keep_clicked: bool) -> Region:
+        """The voxels above 0.5; with `keep_clicked` of the components (joined through faces) that were clicked.
+
+        They are all of them if no positive click lies in one.
+        """
+        box = hull(self.reach)
+        if is_empty(box):
+            return EMPTY
+        inside, start = np.zeros([part.stop - part.start for part in box], dtype=bool), [part.start for part in box]
+        for reached, values in self.on_scan():
+            inside[within(reached, box)] |= values > THRESHOLD
+        if keep_clicked:
+            clicks = [self.grid.voxel_of(click.index_on(self.grid)) - start for click in self.clicks if click.positive]
+            part = Volume(inside, self.grid.crop(start, inside.shape), "SEG")
+            inside = clicked_components(part, np.reshape(clicks, (-1, 3))).array
+        return Region.of(inside, start)
 
     @property
     def probabilities(self) -> Volume:
@@ -93,11 +113,7 @@ class Prediction:
     @cached_property
     def remarks(self) -> tuple[str, ...]:
         """What a person should know of the mask, one line each."""
-        missed = [click.index_on(self.grid) for click in self.clicks if click.positive and not self._holds(click)]
-        if not missed:
-            return self.notes
-        places = "; ".join(",".join(f"{i:g}" for i in index) for index in missed)
-        return (*self.notes, f"not in the mask, though clicked as tumour: {places}; look at the result with care")
+        return (*self.notes, *missed_remark(self.clicks, self.grid, self._holds))
 
     @property
     def crops(self) -> int:
@@ -132,9 +148,8 @@ class Prediction:
     def _parts(self) -> list[Piece]:
         return parts_of(self.pieces, tumour=True)
 
-    def _holds(self, click: Point) -> bool:
-        """Whether the mask has the click's voxel."""
-        i, j, k = (slice(at, at + 1) for at in self.grid.voxel_of(click.index_on(self.grid)).tolist())
+    def _holds(self, voxel: Sequence[int]) -> bool:
+        i, j, k = (slice(at, at + 1) for at in voxel)
         return any(
             values[within((i, j, k), box)] > THRESHOLD
             for box, values in self.on_scan()
@@ -154,7 +169,7 @@ class Predictor:
     `progress` is called with a stage's name and the fraction done, 0 to 1. `features_bytes` is what encoded crops may
     take; None: 1 GiB, and for the current object more as far as memory is free. `spacing_mm` is the voxel size that a
     model for many sizes looks with; None: the lesion's size chooses it (voxsam.interactive.scale). Raises InputError
-    for one that the model cannot look with.
+    for one that the model cannot look with. `keep_clicked`: of masks only the components that hold a positive click.
     """
 
     def __init__(
@@ -162,11 +177,13 @@ class Predictor:
         model: Promptable,
         *,
         follow: bool = True,
+        keep_clicked: bool = False,
         progress: ReportProgress | None = None,
         features_bytes: int | None = None,
         spacing_mm: float | None = None,
     ) -> None:
         self.model, self.follow, self.features_limit, self.spacing_mm = model, follow, features_bytes, spacing_mm
+        self.keep_clicked = keep_clicked
         _check_spacing(model, spacing_mm)
         self.progress = progress or (lambda stage, fraction: None)
         self._encoded: EncodedCrops | None = None
@@ -221,12 +238,13 @@ class Predictor:
         remarks = [
             *self._scan_remarks,
             *(said for prompt in prompts if isinstance(prompt, MaskHint | Scribble) for said in prompt.volume.remarks),
+            *air_remarks(self.volume, clicks),
             *self._crop_remarks(len(windows), len(pieces), end),
         ]
         if box is None and any(isinstance(prompt, Box) for prompt in prompts):
             remarks.append("a click in the tumour lies outside the box: the box does not limit the mask")
-        grid, header = self.volume.grid, self.volume.header
-        return Prediction(grid, header, prompts, clicks, tuple(windows), tuple(pieces), box, tuple(remarks))
+        found = (prompts, clicks, tuple(windows), tuple(pieces), box, self.keep_clicked, tuple(remarks))
+        return Prediction(self.volume.grid, self.volume.header, *found)
 
     def _clicks(self, prompts: tuple[Prompt, ...], before: Prediction) -> tuple[Point, ...]:
         """What the prompts become; those that `before` had already are not made again."""
@@ -356,6 +374,14 @@ def _voxels(pieces: Sequence[Piece]) -> int:
     return sum(int((probability > THRESHOLD).sum()) for _, probability in parts_of(pieces, tumour=True))
 
 
+def keeps_clicked(model: Promptable) -> bool:
+    """Whether masks are cut to the clicked components unless something else is asked for.
+
+    Not those of models without negative clicks, which the released ones are: their numbers stay those of their authors.
+    """
+    return bool(model.config.polarity)
+
+
 def _check_spacing(model: Promptable, spacing_mm: float | None) -> None:
     ends = model.card.preprocessing.spacing_range_mm
     if spacing_mm is None or (ends is not None and ends[0] <= spacing_mm <= ends[1]):
@@ -379,3 +405,25 @@ def scan_remarks(images: Sequence[Volume], model: Promptable) -> list[str]:
                 f"the model was trained on CT, and the scan may be none: {doubt}; look at the mask with care"
             )
     return list(dict.fromkeys(remarks))
+
+
+def missed_remark(clicks: Sequence[Point], grid: Grid, holds: Callable[[Sequence[int]], bool]) -> list[str]:
+    """A remark on the positive clicks whose voxel a mask does not hold, if there is one."""
+    places = [click.index_on(grid) for click in clicks if click.positive]
+    missed = [place for place in places if not holds(grid.voxel_of(place).tolist())]
+    listed = "; ".join(",".join(f"{i:g}" for i in index) for index in missed)
+    return [f"not in the mask, though clicked as tumour: {listed}; look at the result with care"] * bool(missed)
+
+
+def air_remarks(scan: Volume, clicks: Sequence[Point]) -> list[str]:
+    """A remark for each positive click with nothing but air round it (CT), or in the empty margin of another scan."""
+    remarks = []
+    for click in (click for click in clicks if click.positive):
+        at = scan.grid.voxel_of(click.index_on(scan.grid))
+        near = scan.array[tuple(slice(max(0, v - 1), v + 2) for v in at.tolist())]
+        place = ",".join(map(str, at.tolist()))
+        if scan.modality == "CT" and float(near.max()) <= AIR_HU:
+            remarks.append(f"the click at {place} lies in air ({float(np.median(near)):.0f} HU): is it in the tumour?")
+        elif scan.modality == "MR" and not near.any():
+            remarks.append(f"the click at {place} lies outside the patient: all is 0 there; is it in the tumour?")
+    return remarks

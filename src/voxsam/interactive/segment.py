@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from voxsam.errors import InputError, UnsupportedError
 from voxsam.interactive.automatic import OVERLAP, predict, prepare
 from voxsam.interactive.crops import ReportProgress
-from voxsam.interactive.predictor import Prediction, Predictor
+from voxsam.interactive.predictor import Prediction, Predictor, keeps_clicked
 from voxsam.io import read_channels, read_volume
 from voxsam.kernels.linear import Precision
 from voxsam.network.card import Card
@@ -41,6 +41,7 @@ def segment(
     device: str = "auto",
     precision: Precision = "float32",
     follow: bool = True,
+    keep_clicked: bool | None = None,
     spacing_mm: Sequence[float] | None = None,
     series: str | int = "",
     progress: ReportProgress | None = None,
@@ -51,6 +52,7 @@ def segment(
     of an array); a list of them are the channels of a model of several. `clicks` and `negative` are voxel indices
     (i, j, k), those in mm RAS+ coordinates, `boxes` pairs of opposite corner voxels; scribbles and hints are labels as
     files or Volumes. No prompts: for a model trained without clicks. `series` chooses one of several in a folder.
+    `keep_clicked`: only the components that hold a click; None: unless the model is a released one, without polarity.
     What to know of the mask is in its `remarks`. Raises InputError, in one line, for what cannot be used.
     """
     card = model.card if isinstance(model, Promptable) else read_card(find_model(model))
@@ -67,7 +69,7 @@ def segment(
     prompts += [Scribble(_labels(one, images[0])) for one in scribbles]
     prompts += [MaskHint(_labels(one, images[0])) for one in hints]
     network = model if isinstance(model, Promptable) else load_model(model, device, precision)
-    return opened(network, images, prompts, follow=follow, progress=progress)().mask
+    return opened(network, images, prompts, follow=follow, keep_clicked=keep_clicked, progress=progress)().mask
 
 
 def check_mode(card: Card, automatic: bool) -> None:
@@ -99,18 +101,22 @@ def opened(
     prompts: Sequence[Prompt],
     *,
     follow: bool = True,
+    keep_clicked: bool | None = None,
     overlap: float = OVERLAP,
     look_mm: float | None = None,
     progress: ReportProgress | None = None,
 ) -> Callable[[], Prediction]:
     """A scan made ready for the network; called, the network's part. Without prompts by a sliding window.
 
-    `look_mm`: the voxel size that a model for many sizes looks with (Predictor's `spacing_mm`).
+    `look_mm`: the voxel size that a model for many sizes looks with (Predictor's `spacing_mm`). `keep_clicked` is that
+    of `segment`.
     """
     if network.card.automatic and not prompts:
         prepared = prepare(network, images)
         return lambda: predict(network, prepared, overlap=overlap, progress=progress)
-    predictor = Predictor(network, follow=follow, progress=progress, spacing_mm=look_mm).set_image(images)
+    keep = keeps_clicked(network) if keep_clicked is None else keep_clicked
+    predictor = Predictor(network, follow=follow, keep_clicked=keep, progress=progress, spacing_mm=look_mm)
+    predictor.set_image(images)
     return lambda: predictor.predict(prompts)
 
 

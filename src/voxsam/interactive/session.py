@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from types import MappingProxyType
 from typing import Any, Literal
 
-from voxsam.boxes import hull
-from voxsam.errors import PromptError
+import numpy as np
+from numpy.typing import ArrayLike
+
+from voxsam.boxes import hull, is_empty
+from voxsam.errors import ImageError, PromptError
 from voxsam.geometry import Grid
 from voxsam.interactive.crops import ReportProgress
-from voxsam.interactive.history import History, LabelMap
-from voxsam.interactive.predictor import Prediction, Predictor
+from voxsam.interactive.editing import Edit
+from voxsam.interactive.history import History, LabelMap, SegmentedObject, Snapshot
+from voxsam.interactive.predictor import Prediction, Predictor, keeps_clicked
+from voxsam.io.segments import SegmentInfo, default_colour
 from voxsam.network.promptable import Promptable
 from voxsam.preprocess import Slices
-from voxsam.prompts import Point, Prompt
+from voxsam.prompts import MaskHint, Point, Prompt
+from voxsam.region import Region, overlapping
+from voxsam.resample import resample
 from voxsam.volume import Volume
 
 MAX_OBJECTS = 255  # labels in a uint8 mask
+
+EditFunction = Callable[[ArrayLike, Grid], Edit]  # of voxsam.interactive.editing, with what was drawn bound to it
 
 
 class Session:
@@ -28,6 +39,10 @@ class Session:
     given. `spacing_mm` is the voxel size that a model for many sizes looks with; None: the lesion chooses it. Raises
     GeometryError or PromptError for prompts that cannot be used, UnsupportedError for what the model cannot do; the
     session is then as it was before. InputError for a spacing that the model cannot look with.
+
+    An object keeps its voxels: what is clicked later does not take them, unless the object is unlocked (`lock`); with
+    `overlap` objects may share voxels. `keep_clicked`: of what the network finds, only the components that hold a
+    positive click; None: unless the model takes no negative clicks, as released ones.
     """
 
     def __init__(
@@ -39,11 +54,16 @@ class Session:
         progress: ReportProgress | None = None,
         undo_bytes: int | None = None,
         spacing_mm: float | None = None,
+        overlap: bool = False,
+        keep_clicked: bool | None = None,
     ) -> None:
         self.predictor = Predictor(model, follow=follow, progress=progress, spacing_mm=spacing_mm).set_image(volume)
         self.volume = self.predictor.volume
-        self._history = History(Prediction(self.volume.grid, self.volume.header), undo_bytes)
+        self._empty = SegmentedObject(Prediction(self.volume.grid, self.volume.header))
+        keep = keeps_clicked(model) if keep_clicked is None else keep_clicked
+        self._history = History(Snapshot(MappingProxyType({1: self._empty}), 1, overlap, keep), undo_bytes)
         self._labels = LabelMap(self.volume.grid)
+        self.infos: dict[int, SegmentInfo] = {}  # by number, also of objects that undo may bring back
 
     @property
     def model(self) -> Promptable:
@@ -62,20 +82,85 @@ class Session:
         return self.prompt(Point.at_index(self.volume.grid, index, positive))
 
     def prompt(self, *prompts: Prompt) -> Volume:
-        """Add prompts to the current object, all at once: one step of undo. Returns the mask."""
+        """Add prompts to the current object, all at once: one step of undo. Returns the mask.
+
+        To an object that was painted or loaded, and has no prompts yet, its mask goes along as a hint.
+        """
         if not prompts:
             raise PromptError("no prompt", "a click, box, scribble or mask hint", "give at least one")
-        seen = self._history.seen
-        before = seen.prediction
+        seen, before = self._history.seen, self.prediction
+        if not before.prompts and seen.object.region:
+            prompts = (MaskHint(seen.object.region.on(self.volume.grid)), *prompts)
         found = self.predictor.predict((*before.prompts, *prompts), before)
-        self._history.enter(seen.with_prediction(found))
+        changed = seen.object.prompted(found, seen.keep_clicked, found.clicks[len(before.clicks) :])
+        self._history.enter(seen.with_object(changed))
+        return self.mask
+
+    def remove_prompt(self, number: int, index: int) -> Volume:
+        """Take one of an object's prompts away, the first is 0, and predict without it; one step. Returns the mask.
+
+        Raises PromptError if there is none, or if only negative ones would be left.
+        """
+        seen, changed = self._history.seen, self._object(number)
+        before = changed.prediction
+        if not 0 <= index < len(before.prompts):
+            given, expected = f"prompt {index} of object {number}", f"one of its {len(before.prompts)}, from 0 on"
+            raise PromptError(given, expected, "choose one of them")
+        left = (*before.prompts[:index], *before.prompts[index + 1 :])
+        start = replace(before, pieces=())  # its crops stay; its mask is one with the prompt that goes
+        found = self.predictor.predict(left, start) if left else self._empty.prediction
+        self._history.enter(seen.with_object(changed.prompted(found, seen.keep_clicked), number))
+        return self.mask
+
+    def edit(self, *edits: EditFunction) -> Volume:
+        """Edit the current object by hand, all at once: one step of undo. Returns the mask.
+
+        Each is a function of voxsam.interactive.editing with what was drawn bound to it, such as
+        `partial(brush, stroke=[(60, 40, 22)], radius_mm=5)`. No step if nothing changes. Raises PromptError for what
+        cannot be drawn.
+        """
+        seen, grid = self._history.seen, self.volume.grid
+        mask, box = np.zeros(grid.shape, dtype=bool), seen.object.region.box
+        mask[box] = seen.object.region.inside
+        for edit in edits:
+            done = edit(mask, grid)
+            mask[done.box] = done.after
+            box = hull((box, done.box))
+        return self._become(Region.of(mask[box], [part.start for part in box]))
+
+    def load_mask(self, labels: Volume, names: Sequence[str] = ()) -> Volume:
+        """Let a mask be the current object, whatever it was; one step. Returns the session's mask.
+
+        Of several labels the first becomes the current object, and every further one an object of its own. A mask on
+        another grid is resampled. `names` are those of the labels that there are, in ascending order. Raises
+        ImageError for a mask without voxels on the scan.
+        """
+        array = labels.array
+        if not labels.grid.close_to(self.volume.grid):
+            array = resample(labels, self.volume.grid, "nearest")
+        values = [value for value in np.unique(array) if value]
+        return self.load_regions([Region.of(array == value) for value in values], names, labels.remarks)
+
+    def load_regions(self, regions: Sequence[Region], names: Sequence[str] = (), remarks: Sequence[str] = ()) -> Volume:
+        """As `load_mask`, of voxels that are given for each object; they may overlap, if that is allowed here."""
+        if not regions or not all(regions):
+            raise ImageError("a mask without voxels on the scan", "a mask of this scan", "check the file")
+        seen, numbers = self._history.seen, [self.current, *self._free(len(regions) - 1)]
+        empty = replace(self._empty, prediction=replace(self._empty.prediction, notes=tuple(remarks)))
+        for number, region in zip(numbers, regions, strict=True):
+            locked = seen.objects[number].locked if number in seen.objects else True
+            seen = seen.with_object(replace(empty, added=region, locked=locked), number)
+        self._history.enter(replace(seen, current=self.current))
+        for number, name in zip(numbers, names, strict=False):
+            if name:
+                self.infos[number] = replace(self.info(number), name=name)
         return self.mask
 
     def undo(self) -> Volume:
         """Take back the last step of any object, not only of the current one; the object of that time is current again.
 
-        Nothing happens when there is no step. Up to 100 steps are kept, fewer if they take more than `undo_bytes`.
-        Returns the mask.
+        Nothing happens when there is no step; to name or colour an object is none. Up to 100 steps are kept, fewer if
+        they take more than `undo_bytes`. Returns the mask.
         """
         self._history.undo()
         return self.mask
@@ -95,12 +180,42 @@ class Session:
 
         Raises PromptError if a mask has no labels left.
         """
-        number = max(self.objects) + 1
-        if number > MAX_OBJECTS:
-            raise PromptError(f"object {number}", f"at most {MAX_OBJECTS} objects", "save the mask and begin anew")
-        empty = Prediction(self.volume.grid, self.volume.header)
-        self._history.enter(self._history.seen.with_prediction(empty, number))
+        (number,) = self._free(1)
+        self.infos.pop(number, None)
+        self._history.enter(self._history.seen.with_object(self._empty, number))
         return number
+
+    def delete(self, number: int) -> Volume:
+        """Remove an object; one step. The one before it becomes current if it was. Returns the mask."""
+        self._object(number)
+        self._history.enter(self._history.seen.without(number, self._empty))
+        return self.mask
+
+    def lock(self, number: int, locked: bool = True) -> None:
+        """Whether an object keeps its voxels when another one is drawn there; one step."""
+        changed = replace(self._object(number), locked=locked)
+        if changed.locked != self._object(number).locked:
+            objects = MappingProxyType({**self._history.seen.objects, number: changed})
+            self._history.enter(replace(self._history.seen, objects=objects))
+
+    def allow_overlap(self, overlap: bool) -> None:
+        """Whether objects may share voxels from now on; one step. What they share already stays."""
+        if overlap != self.overlap:
+            self._history.enter(replace(self._history.seen, overlap=overlap))
+
+    def set_keep_clicked(self, keep_clicked: bool) -> Volume:
+        """Whether masks are the clicked components alone; one step, which draws every object anew. Returns the mask."""
+        if keep_clicked != self.keep_clicked:
+            seen = replace(self._history.seen, keep_clicked=keep_clicked)
+            for number, found in seen.objects.items():
+                seen = seen.with_object(found.prompted(found.prediction, keep_clicked), number)
+            self._history.enter(replace(seen, current=self.current))
+        return self.mask
+
+    def describe(self, number: int, info: SegmentInfo) -> None:
+        """Call an object otherwise, give it another colour or type; no step. Raises PromptError if there is none."""
+        self._object(number)
+        self.infos[number] = info
 
     def forget_features(self) -> None:
         """Free the encoded crops, to save memory; masks stay, and what is needed again is encoded again."""
@@ -108,16 +223,60 @@ class Session:
 
     def select(self, number: int) -> None:
         """Make an object current again. Raises PromptError if there is none of that number."""
+        self._object(number)
+        self._history.select(number)
+
+    def _object(self, number: int) -> SegmentedObject:
         if number not in self.objects:
             raise PromptError(f"object {number}", f"one of {list(self.objects)}", "begin it with new_object()")
-        self._history.select(number)
+        return self._history.seen.objects[number]
+
+    def _free(self, count: int) -> range:
+        """The numbers of `count` new objects."""
+        first = max(self.objects) + 1
+        if first + count - 1 > MAX_OBJECTS:
+            given = f"object {max(first, MAX_OBJECTS + 1)}"
+            raise PromptError(given, f"at most {MAX_OBJECTS} objects", "save the mask and begin anew")
+        return range(first, first + count)
+
+    def _become(self, region: Region) -> Volume:
+        """Let the current object have these voxels, as drawn by hand."""
+        seen = self._history.seen
+        changed = seen.with_object(seen.object.edited_to(region))
+        if not is_empty(changed.object.region.differs(seen.object.region)):
+            self._history.enter(changed)
+        return self.mask
 
     # What a user sees
 
     @property
+    def step(self) -> Snapshot:
+        """What the last step made; another one after every step, undo and redo, and after a `select`."""
+        return self._history.seen
+
+    @property
     def objects(self) -> tuple[int, ...]:
         """The numbers of the objects."""
-        return tuple(self._history.seen.predictions)
+        return tuple(self._history.seen.objects)
+
+    @property
+    def segmented(self) -> Mapping[int, SegmentedObject]:
+        """What is known of every object, by its number: its voxels, and what they come from."""
+        return self._history.seen.objects
+
+    def info(self, number: int) -> SegmentInfo:
+        """What an object is called, its colour and its type."""
+        return self.infos.get(number) or SegmentInfo(f"Tumour {number}", default_colour(number))
+
+    @property
+    def overlap(self) -> bool:
+        """Whether objects may share voxels."""
+        return self._history.seen.overlap
+
+    @property
+    def keep_clicked(self) -> bool:
+        """Whether masks are the clicked components alone."""
+        return self._history.seen.keep_clicked
 
     @property
     def current(self) -> int:
@@ -126,13 +285,13 @@ class Session:
 
     @property
     def prediction(self) -> Prediction:
-        """The current object: its mask, probabilities, remarks and confidence, apart from all other objects."""
-        return self._history.seen.prediction
+        """What the network says of the current object: probabilities, confidence, and what they were made from."""
+        return self._history.seen.object.prediction
 
     @property
     def predictions(self) -> Mapping[int, Prediction]:
-        """What is known of every object, by its number."""
-        return self._history.seen.predictions
+        """What the network says of every object, by its number."""
+        return {number: found.prediction for number, found in self._history.seen.objects.items()}
 
     @property
     def can_undo(self) -> bool:
@@ -151,7 +310,7 @@ class Session:
 
     @property
     def predictions_bytes(self) -> int:
-        """Memory of the probabilities of all predictions, those of steps back and forth included."""
+        """Memory of the probabilities and masks of all objects, those of steps back and forth included."""
         return self._history.nbytes
 
     @property
@@ -162,7 +321,7 @@ class Session:
     @property
     def remarks(self) -> tuple[str, ...]:
         """What a person should know of the current object's mask, one line each."""
-        return self.prediction.remarks
+        return self._history.seen.object.remarks
 
     @property
     def crops(self) -> int:
@@ -171,26 +330,33 @@ class Session:
 
     @property
     def changed(self) -> Slices:
-        """The box of the mask that the last step (prompt, undo, redo, reset) may have changed; outside it nothing did.
-
-        It holds where the changed objects were before and are now, and is empty if there is no such object.
-        """
+        """The box of the voxels that the last step gave to an object or took from one; empty if there is none."""
         return self._history.changed
 
     @property
     def extent(self) -> Slices:
         """The box of the scan outside which the mask is 0; empty without a prediction."""
-        return hull(box for found in self.predictions.values() for box in found.reach)
+        return hull(found.region.box for found in self.segmented.values())
 
     @property
     def mask(self) -> Volume:
-        """uint8 on the scan's grid: 0, and each object's number where its probability is above 0.5 and the highest.
+        """uint8 on the scan's grid: 0, and each object's number; of several that share a voxel the highest.
 
         A new array each time: no later step changes it.
         """
-        labels = self._labels.draw(self.predictions)
-        remarks = dict.fromkeys(remark for found in self.predictions.values() for remark in found.remarks)
+        labels = self._labels.draw({number: found.region for number, found in self.segmented.items()})
+        remarks = dict.fromkeys(remark for found in self.segmented.values() for remark in found.remarks)
         return Volume(labels, self.volume.grid, "SEG", self.volume.header, tuple(remarks))
+
+    def mask_of(self, number: int) -> Volume:
+        """uint8 0/1 on the scan's grid: all voxels of one object. Raises PromptError if there is none."""
+        found = self._object(number)
+        return replace(found.region.on_all(self.volume), remarks=found.remarks)
+
+    @property
+    def has_overlaps(self) -> bool:
+        """Whether objects share voxels, so that no label map can hold them all."""
+        return overlapping(found.region for found in self.segmented.values())
 
     @property
     def probabilities(self) -> Volume:

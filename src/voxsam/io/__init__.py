@@ -27,6 +27,7 @@ from voxsam.io.checks import (
     not_hounsfield,
     without_nan,
 )
+from voxsam.io.segments import segment_infos
 from voxsam.volume import Volume
 
 __all__ = [
@@ -195,7 +196,8 @@ def write_mask(
     scan = mask if source is None else source if isinstance(source, Volume) else read_volume(source)
     series = dicom.series_of(scan, path)
     with atomic_path(path) as temporary:
-        dicom.write_mask(mask, temporary, series, names=names, model=model, labelmap=labelmap)
+        segments = segment_infos(max(1, int(mask.array.max())), names)
+        dicom.write_mask(mask, temporary, series, segments=segments, model=model, labelmap=labelmap)
 
 
 def check_mask_output(scan: Volume, path: str | os.PathLike[str]) -> None:

@@ -10,6 +10,7 @@ as the same user, which is why its answer may come as a pickle.
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import pickle
@@ -29,6 +30,7 @@ import numpy as np
 import voxsam.errors
 from voxsam.errors import FileError, InputError
 from voxsam.io.checks import MAX_VOXELS, at_most
+from voxsam.io.objects import MaskObject
 from voxsam.volume import Volume
 
 TIME_S = 120.0  # a whole-body CT in JPEG 2000 takes about half of it on a slow core
@@ -52,15 +54,51 @@ def read_volume(
     temporary: Path | None = None,
     accept: Accept | None = None,
     labels: bool = False,
+    series: str = "",
+    stop: threading.Event | None = None,
 ) -> Volume:
     """As `voxsam.io.read_volume`, in a process that gets `memory_bytes` beyond its start and `time_s` seconds.
 
     `name` is what messages call the file. `accept` is called with the bytes of the answer before memory is taken for
     it, and may raise. `temporary` is a folder for what is unpacked; one of the system's unless given. It is empty
-    afterwards, however the process ended. Raises as `voxsam.io.read_volume`, and FileError if the process fails.
+    afterwards, however the process ended. When `stop` is set, the process ends. Raises as `voxsam.io.read_volume`, and
+    FileError if the process fails or is stopped.
     """
-    path, name = Path(path), name or Path(path).name
-    request = {"path": str(path.absolute()), "memory_bytes": memory_bytes, "max_voxels": max_voxels, "labels": labels}
+    request = {"memory_bytes": memory_bytes, "max_voxels": max_voxels, "labels": labels, "series": series}
+    answer = _ask(Path(path), name, request, time_s, temporary, accept, stop)
+    assert isinstance(answer, Volume)
+    return answer
+
+
+def read_objects(
+    path: str | os.PathLike[str],
+    scan: Volume,
+    *,
+    name: str | None = None,
+    memory_bytes: int,
+    max_voxels: int = MAX_VOXELS,
+    time_s: float = TIME_S,
+    temporary: Path | None = None,
+) -> list[MaskObject]:
+    """As `voxsam.io.read_objects`, in a process of its own, otherwise as `read_volume` here."""
+    place = base64.b64encode(pickle.dumps((scan.grid, scan.header))).decode()
+    request = {"memory_bytes": memory_bytes, "max_voxels": max_voxels, "scan": place}
+    answer = _ask(Path(path), name, request, time_s, temporary)
+    assert isinstance(answer, list)
+    return answer
+
+
+def _ask(
+    path: Path,
+    name: str | None,
+    request: dict[str, Any],
+    time_s: float,
+    temporary: Path | None,
+    accept: Accept | None = None,
+    stop: threading.Event | None = None,
+) -> Any:
+    """What a new process answers to the request. Raises the InputError that it answers, or that it failed."""
+    name, request = name or path.name, {"path": str(path.absolute()), **request}
     with tempfile.TemporaryDirectory(prefix="voxsam-", dir=temporary) as folder:
         process = _start(folder)
         assert process.stdin is not None and process.stdout is not None
@@ -68,6 +106,8 @@ def read_volume(
         timer = threading.Timer(time_s, lambda: (too_late.set(), process.kill()))
         timer.daemon = True
         timer.start()
+        if stop is not None:
+            threading.Thread(target=_kill_when, args=(stop, process), daemon=True).start()
         try:
             process.stdin.write(json.dumps(request).encode() + b"\n")
             process.stdin.flush()
@@ -83,10 +123,18 @@ def read_volume(
             process.wait()
             process.stdin.close()
             process.stdout.close()
-    if isinstance(answer, Volume):
+    if not isinstance(answer, tuple):
         return answer
-    kind, given, expected, remedy = answer
-    raise _error_type(kind)(given.replace(path.name, name), expected, remedy)
+    kind, given, expected, remedy, facts = answer
+    error = _error_type(kind)(given.replace(path.name, name), expected, remedy)
+    vars(error).update(facts)
+    raise error
+
+
+def _kill_when(stop: threading.Event, process: subprocess.Popen[bytes]) -> None:
+    while process.poll() is None:
+        if stop.wait(0.2):
+            process.kill()
 
 
 def _start(temporary: str) -> subprocess.Popen[bytes]:
@@ -150,6 +198,7 @@ def _error_type(kind: str) -> type[InputError]:
 def main() -> None:
     """Read one request, answer it, and end."""
     from voxsam.io import read_volume as read
+    from voxsam.io.objects import read_objects as read_mask
 
     # The answer's stream is ours alone: what a library prints goes nowhere.
     answers = os.fdopen(os.dup(1), "wb")
@@ -165,12 +214,19 @@ def main() -> None:
     path = Path(request["path"])
     try:
         with at_most(request["max_voxels"]):
-            _send(answers, read(path, labels=request["labels"]))
+            if "scan" in request:
+                grid, header = pickle.loads(base64.b64decode(request["scan"]))  # noqa: S301, from our caller
+                scan = Volume(np.broadcast_to(np.uint8(0), grid.shape), grid, header=header)
+                _send(answers, read_mask(path, scan))
+            else:
+                _send(answers, read(path, labels=request["labels"], series=request["series"]))
     except InputError as error:
-        _send(answers, (type(error).__name__, error.given, error.expected, error.remedy))
+        facts = {name: value for name, value in vars(error).items() if name in ("series", "numbers")}
+        _send(answers, (type(error).__name__, error.given, error.expected, error.remedy, facts))
     except MemoryError:
         given = f"{path.name} needs more than {request['memory_bytes'] // MIB} MiB of memory to be read"
-        _send(answers, ("MemoryNeeded", given, "a smaller scan", "crop it, or start the server with more --memory"))
+        remedy = "crop it, or start the server with more --memory"
+        _send(answers, ("MemoryNeeded", given, "a smaller scan", remedy, {}))
     os._exit(0)  # nothing is left to be done, and a library with a broken heap may not end in order
 
 

@@ -19,7 +19,7 @@ from voxsam.atomic import atomic_path
 from voxsam.errors import UnsupportedError
 from voxsam.geometry import Grid
 from voxsam.io.nifti import write
-from voxsam.report.metrics import Diameter, dice, longest_axial_diameter, volume_ml
+from voxsam.report.metrics import Diameter, dice, longest_axial_diameter, perpendicular_diameter, volume_ml
 from voxsam.report.panels import (
     BACKGROUND,
     FAINT,
@@ -63,7 +63,7 @@ def overview_figure(
     through = middle(scene) if centre is None else centre
     planes = three_planes(scan.grid, through, side_mm(scene))
     boxes = ((0.012, 0.062, 0.478, 0.85), (0.498, 0.492, 0.236, 0.42), (0.498, 0.062, 0.236, 0.42))
-    diameters = {label: longest_axial_diameter(scene.objects, label) for label in scene.labels}
+    diameters = {label: _diameters(scene.objects, label) for label in scene.labels}
     for plane, box in zip(planes, boxes, strict=True):
         axes = figure.add_axes(box)
         draw_plane(axes, scene, plane, [p for p in planes if p is not plane])
@@ -81,11 +81,15 @@ def overview_figure(
         figure.savefig(temporary, format="png", facecolor=BACKGROUND)
 
 
-def _draw_diameters(axes: Axes, scene: Scene, plane: Plane, diameters: dict[int, Diameter | None]) -> None:
+def _diameters(objects: Volume, label: int) -> list[Diameter]:
+    """The longest axial diameter of a label and its perpendicular; none if it has no voxels."""
+    longest = longest_axial_diameter(objects, label)
+    return [] if longest is None else [longest, perpendicular_diameter(objects, longest, label)]
+
+
+def _draw_diameters(axes: Axes, scene: Scene, plane: Plane, diameters: dict[int, list[Diameter]]) -> None:
     """Lines of RECIST diameters, on the slice that they were measured on."""
-    for diameter in diameters.values():
-        if diameter is None:
-            continue
+    for diameter in (line for lines in diameters.values() for line in lines):
         places, depths = plane.place_mm(scene.objects.grid, diameter.ends)
         if np.abs(depths).max() < 0.5 * plane.grid.spacing_mm[2]:
             axes.plot(*places.T, color=INK, linewidth=1.0, linestyle=(0, (4, 3)))
@@ -94,11 +98,10 @@ def _draw_diameters(axes: Axes, scene: Scene, plane: Plane, diameters: dict[int,
 # The words
 
 
-def _write_facts(figure: Figure, scene: Scene, diameters: dict[int, Diameter | None]) -> None:
+def _write_facts(figure: Figure, scene: Scene, diameters: dict[int, list[Diameter]]) -> None:
     lines = []
     for label in scene.labels[:3]:
-        diameter = diameters[label]
-        length = f"{diameter.length_mm:.0f} mm" if diameter else ""
+        length = " × ".join(f"{line.length_mm:.0f}" for line in diameters[label]) + " mm"
         lines.append((f"{volume_ml(scene.objects, label):,.1f} mL", length, scene.colour(label)))
     axes = figure.add_axes((0.742, 0.062, 0.246, 0.178))
     axes.set_axis_off()
@@ -111,7 +114,15 @@ def _write_facts(figure: Figure, scene: Scene, diameters: dict[int, Diameter | N
         axes.plot([0.025], [level], "s", color=colour, markersize=11)
         axes.text(0.075, level, volume, color=INK, fontsize=19, fontweight="bold", va="center")
         axes.text(0.985, level + 0.045, length, color=INK, fontsize=14, va="center", ha="right")
-        axes.text(0.985, level - 0.085, "longest axial diameter", color=FAINT, fontsize=8.5, va="center", ha="right")
+        axes.text(
+            0.985,
+            level - 0.085,
+            "longest axial diameter × perpendicular",
+            color=FAINT,
+            fontsize=8.5,
+            va="center",
+            ha="right",
+        )
     notes = []
     if len(scene.labels) > len(lines):
         notes.append(f"and {len(scene.labels) - len(lines)} more objects")

@@ -1,4 +1,4 @@
-"""Numbers about masks: Dice, volume, the axial diameters of RECIST 1.1, and the component that was clicked."""
+"""Numbers about masks: Dice, volume, the axial diameters of RECIST 1.1, and the components that were clicked."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from scipy.spatial import ConvexHull
 from scipy.spatial.distance import pdist, squareform
 
 from voxsam.errors import GeometryError
+from voxsam.geometry import Grid
+from voxsam.region import Region
 from voxsam.volume import Volume
 
 
@@ -21,6 +23,32 @@ class Diameter:
 
     length_mm: float
     ends: NDArray[np.float64]  # (2, 3)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What is measured of an object; without voxels it has no diameters."""
+
+    voxels: int
+    volume_ml: float
+    longest: Diameter | None  # axial (RECIST 1.1)
+    perpendicular: Diameter | None  # to the longest, in its slice
+
+    def in_words(self) -> str:
+        """`12.3 mL, longest axial diameter 31.0 mm, perpendicular 20.1 mm`."""
+        words = (
+            f"{self.volume_ml:.2f} mL, longest axial diameter {self.longest.length_mm if self.longest else 0:.1f} mm"
+        )
+        return words + (f", perpendicular {self.perpendicular.length_mm:.1f} mm" if self.perpendicular else "")
+
+
+def measure(region: Region, grid: Grid) -> Measurement:
+    """The volume and diameters of an object on the scan's `grid`; ends are indices of the scan."""
+    part, start = region.on(grid), np.array([along.start for along in region.box])
+    longest = longest_axial_diameter(part)
+    across = None if longest is None else perpendicular_diameter(part, longest)
+    lines = [None if line is None else Diameter(line.length_mm, line.ends + start) for line in (longest, across)]
+    return Measurement(region.voxels, region.voxels * grid.voxel_volume_ml, lines[0], lines[1])
 
 
 def dice(a: ArrayLike, b: ArrayLike) -> float:

@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from voxsam.boxes import crop_to_objects, labels_of
 from voxsam.errors import GeometryError
 from voxsam.geometry import Grid
+from voxsam.io.segments import COLOURS, in_hex
 from voxsam.resample import resample
 from voxsam.volume import Volume
 
@@ -76,7 +77,7 @@ Window = Literal["auto"] | tuple[float, float]  # level and width
 
 SOFT_TISSUE_HU = (40.0, 400.0)
 BACKGROUND, PANEL, INK, FAINT = "#0b0e13", "#000000", "#e8edf4", "#8a96a8"
-OBJECT_COLOURS = ("#ff5a5f", "#3ec5ff", "#ffc247", "#7ee081", "#c58bff", "#ff8fd2")
+OBJECT_COLOURS = tuple(map(in_hex, COLOURS))
 TRUTH, POSITIVE, NEGATIVE = "#ffffff", "#4dff88", "#ff3b30"
 HALO: list[AbstractPathEffect] = [
     withStroke(linewidth=2.5, foreground="#000000b0")

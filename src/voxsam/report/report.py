@@ -1,6 +1,6 @@
 """What was done and what came out of it, as JSON for programs and as one self-contained HTML page for people.
 
-Facts hold what the caller gives and the geometry of the scan, nothing of a file's header: no patient names."""
+Facts hold what the caller gives, the geometry of the scan, and of a DICOM scan whose it is: patient, study, series."""
 
 from __future__ import annotations
 
@@ -9,15 +9,20 @@ import json
 import os
 import struct
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from voxsam import __version__
 from voxsam.atomic import atomic_path
-from voxsam.boxes import crop_to_objects, labels_of
+from voxsam.boxes import bounding_box, labels_of
 from voxsam.errors import FileError
-from voxsam.report.metrics import dice, longest_axial_diameter, volume_ml
+from voxsam.geometry import Grid
+from voxsam.io.segments import SegmentInfo
+from voxsam.region import Region
+from voxsam.report.metrics import Diameter, dice, measure
 from voxsam.volume import Volume
 
 PNG_HEADER = 24  # bytes, to the end of width and height
@@ -92,6 +97,24 @@ footer { color: #a3afc0; margin-top: 24px; font-size: 14px }
 ALT = "Axial, coronal and sagittal planes with the mask's contour, and a 3D view of the mask"
 
 
+SAID_OF_DICOM = {  # what a report says of whose a scan is: PS3.3 C.7.1.1, C.7.2.1, C.7.3.1
+    "patient": {"name": "PatientName", "id": "PatientID"},
+    "study": {"uid": "StudyInstanceUID", "date": "StudyDate", "description": "StudyDescription"},
+    "series": {"uid": "SeriesInstanceUID", "number": "SeriesNumber", "description": "SeriesDescription"},
+}
+
+
+@dataclass(frozen=True, eq=False)
+class ReportedObject:
+    """An object of a session: its voxels, what it is called, and what made it. Clicks are (index, positive)."""
+
+    number: int
+    region: Region
+    info: SegmentInfo
+    clicks: Sequence[tuple[Sequence[float], bool]] = ()
+    edited: bool = False  # by hand, or loaded
+
+
 def report_dict(
     *,
     scan: Volume,
@@ -102,11 +125,13 @@ def report_dict(
     seconds: Mapping[str, float] | None = None,
     messages: Sequence[str] = (),
     truth: Volume | None = None,
+    objects: Sequence[ReportedObject] | None = None,
 ) -> dict[str, Any]:
     """The facts of one segmentation, of JSON's types only.
 
     `clicks` are (index (i, j, k), positive); `seconds` says how long each step took; of `scan_name` only the last part
-    of a path is kept. With a `truth`, "dice" compares it with the whole mask.
+    of a path is kept. With a `truth`, "dice" compares it with the whole mask. `objects` say more than the labels
+    of the mask do, and may share voxels.
     """
     report: dict[str, Any] = {
         "voxsam": __version__,
@@ -117,9 +142,11 @@ def report_dict(
             "axes": scan.grid.axes,
             "modality": scan.modality,
         },
+        **_whose(scan),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "model": model,
-        "clicks": [{"index": [_plain(i) for i in index], "positive": bool(good)} for index, good in clicks],
-        "objects": _objects(crop_to_objects(mask)),
+        "clicks": _clicks(clicks),
+        "objects": _objects(mask) if objects is None else [_object(found, scan.grid) for found in objects],
         "seconds": {step: round(float(time), 4) for step, time in (seconds or {}).items()},
         "messages": list(messages),
     }
@@ -138,11 +165,23 @@ def facts_for_people(report: Mapping[str, Any]) -> dict[str, str | float]:
         "Model": report["model"],
         "Clicks": "; ".join(_click_text(click) for click in report["clicks"]) or "none",
     }
+    for kind, words in SAID_OF_DICOM.items():
+        said = [report.get(kind, {}).get(word) for word in words if word != "uid"]
+        if any(said):
+            facts[kind.capitalize()] = ", ".join(str(word) for word in said if word)
+    facts["Date"] = report["date"]
     several = len(report["objects"]) > 1
     for found in report["objects"]:
         number = f" {found['label']}" if several else ""
+        if "name" in found:
+            edited = ", edited by hand" if found["edited"] else ""
+            facts[f"Object{number}"] = f"{found['name']} ({found['type']['meaning']}){edited}"
+            if several:
+                facts[f"Clicks{number}"] = "; ".join(map(_click_text, found["clicks"])) or "none"
         facts[f"Volume{number}"] = f"{found['volume_ml']:,.1f} mL ({found['voxels']:,} voxels)"
         facts[f"Longest axial diameter{number}"] = f"{found['longest_axial_diameter_mm']:.1f} mm"
+        if found["perpendicular"]:
+            facts[f"Perpendicular{number}"] = f"{found['perpendicular']['mm']:.1f} mm"
     if not report["objects"]:
         facts["Volume"] = "0 mL: the mask is empty"
     if "dice" in report:
@@ -175,19 +214,55 @@ def write_report_html(
     write_page(path, title, STYLE, f"{image(picture, ALT)}\n{table}\n{bullets(messages)}")
 
 
+def _whose(scan: Volume) -> dict[str, dict[str, str]]:
+    """Patient, study and series of a DICOM scan."""
+    source = scan.header.get("dicom")
+    if source is None:
+        return {}
+    return {
+        kind: {word: str(source.common.get(keyword) or "") for word, keyword in words.items()}
+        for kind, words in SAID_OF_DICOM.items()
+    }
+
+
 def _objects(mask: Volume) -> list[dict[str, Any]]:
-    found = []
-    for label in labels_of(mask):
-        diameter = longest_axial_diameter(mask, label)
-        found.append(
-            {
-                "label": label,
-                "voxels": int((mask.array == label).sum()),
-                "volume_ml": round(volume_ml(mask, label), 6),
-                "longest_axial_diameter_mm": round(diameter.length_mm, 3) if diameter else 0.0,
-            }
-        )
-    return found
+    box = bounding_box(mask.array)
+    part, start = mask.array[box], [along.start for along in box]
+    return [_measured(label, Region.of(part == label, start), mask.grid) for label in labels_of(mask)]
+
+
+def _object(found: ReportedObject, grid: Grid) -> dict[str, Any]:
+    kind = found.info.type
+    return {
+        **_measured(found.number, found.region, grid),
+        "name": found.info.name,
+        "type": {"value": kind.value, "scheme": kind.scheme, "meaning": kind.meaning},
+        "clicks": _clicks(found.clicks),
+        "edited": found.edited,
+    }
+
+
+def _measured(label: int, region: Region, grid: Grid) -> dict[str, Any]:
+    size = measure(region, grid)
+    return {
+        "label": label,
+        "voxels": size.voxels,
+        "volume_ml": round(size.volume_ml, 6),
+        "longest_axial_diameter_mm": round(size.longest.length_mm, 3) if size.longest else 0.0,
+        "longest": _line(size.longest),
+        "perpendicular": _line(size.perpendicular),
+    }
+
+
+def _line(diameter: Diameter | None) -> dict[str, Any] | None:
+    """A diameter: mm, and its ends as indices of the scan."""
+    if diameter is None:
+        return None
+    return {"mm": round(diameter.length_mm, 3), "ends": diameter.ends.round(3).tolist()}
+
+
+def _clicks(clicks: Sequence[tuple[Sequence[float], bool]]) -> list[dict[str, Any]]:
+    return [{"index": [_plain(i) for i in index], "positive": bool(good)} for index, good in clicks]
 
 
 def _plain(number: float) -> int | float:

@@ -37,14 +37,14 @@ class Mesh:
     normals: NDArray[np.float64]  # (n, 3), of length 1
 
 
-def object_mesh(mask: Volume, label: int) -> Mesh | None:
-    """The surface of one label, on cubes of 1/FINE_VOXELS of its longest side or more; None if it has no voxels."""
+def object_mesh(mask: Volume, label: int, fine: int = FINE_VOXELS) -> Mesh | None:
+    """The surface of one label, on cubes of 1/`fine` of its longest side or more; None if it has no voxels."""
     part = crop_to_objects(mask.with_array(mask.array == label))
     if not part.array.any():
         return None
     longest = float((part.grid.shape * part.grid.spacing_mm).max())
     part = Volume(np.pad(part.array, 2), part.grid.pad((2, 2, 2), (2, 2, 2)))
-    step = max(longest / FINE_VOXELS, float(mask.grid.spacing_mm.min()) / 2)
+    step = max(longest / fine, float(mask.grid.spacing_mm.min()) / 2)
     cubes = part.grid.respace([step] * 3)
     values = np.pad(resample(part, cubes, "linear"), 2)
     smooth = ndimage.gaussian_filter(values, 0.5 * mask.grid.spacing_mm.max() / step)

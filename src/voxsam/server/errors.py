@@ -6,6 +6,7 @@ import errno
 import logging
 import os
 import traceback
+from collections.abc import Mapping
 from http import HTTPStatus
 
 from fastapi import FastAPI, Request
@@ -13,7 +14,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from voxsam.errors import FileError, InputError
+from voxsam.errors import FileError, InputError, SeriesError
 
 LOG = logging.getLogger("voxsam.server")
 OUT_OF_MEMORY = ("MemoryError", "OutOfMemoryError")  # the latter is torch's, known without importing torch
@@ -53,6 +54,12 @@ class TooSlow(Refused):
 
 class OtherScan(Refused):
     """Where a saved session's scan was, another one is now."""
+
+    status = 409
+
+
+class Taken(Refused):
+    """The id that a client chose is another session's."""
 
     status = 409
 
@@ -108,6 +115,8 @@ def failure(error: InputError, private: tuple[str, ...] = ()) -> JSONResponse:
         LOG.error("not stored", extra={"facts": {"error": type(cause or error).__name__}})
         error = no_room()
     status = error.status if isinstance(error, Refused) else HTTPStatus.BAD_REQUEST
+    if isinstance(error, SeriesError):
+        status = HTTPStatus.CONFLICT
     headers = {}
     if isinstance(error, KeyNeeded):
         headers["WWW-Authenticate"] = "Bearer"
@@ -116,7 +125,8 @@ def failure(error: InputError, private: tuple[str, ...] = ()) -> JSONResponse:
     given = error.given
     for folder in private:
         given = given.replace(f"{folder}{os.sep}", "").replace(folder, "a folder of the server")
-    return _answer(status, given, error.expected, error.remedy, headers)
+    facts = {"series": error.series} if isinstance(error, SeriesError) else {}
+    return _answer(status, given, error.expected, error.remedy, headers, facts)
 
 
 def add_handlers(app: FastAPI) -> None:
@@ -170,9 +180,16 @@ async def _internal(request: Request, error: Exception) -> JSONResponse:
     return _answer(500, "an internal error", "an answer", "try again, and report it with the server's log")
 
 
-def _answer(status: int, given: str, expected: str, remedy: str, headers: object = None) -> JSONResponse:
+def _answer(
+    status: int,
+    given: str,
+    expected: str,
+    remedy: str,
+    headers: object = None,
+    facts: Mapping[str, object] | None = None,
+) -> JSONResponse:
     """As VoxSAM's clients know it ("error"), and those of nnInteractive ("detail"); names that are no UTF-8 escaped."""
     given = " ".join(given.split()).encode("utf-8", "backslashreplace").decode()
     message = f"{given}; expected {expected}; {remedy}"
     error = {"message": message, "given": given, "expected": expected, "remedy": remedy}
-    return JSONResponse({"error": error, "detail": message}, status, headers)  # type: ignore[arg-type]
+    return JSONResponse({"error": error, "detail": message, **(facts or {})}, status, headers)  # type: ignore[arg-type]

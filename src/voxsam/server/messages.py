@@ -5,22 +5,24 @@ from __future__ import annotations
 import base64
 import zlib
 from array import array
-from collections.abc import Container, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, TypeAdapter, WithJsonSchema
+from pydantic import BaseModel, Field, PlainSerializer, PlainValidator, TypeAdapter, WithJsonSchema
 
-from voxsam.boxes import hull, intersection, is_empty
 from voxsam.errors import PromptError
 from voxsam.geometry import Grid
-from voxsam.interactive.predictor import Prediction
+from voxsam.interactive.history import SegmentedObject
 from voxsam.interactive.session import Session
+from voxsam.io.segments import SegmentInfo, in_hex
 from voxsam.preprocess import Slices
 from voxsam.prompts import SCRIBBLE_NEGATIVE, SCRIBBLE_POSITIVE, Box, Point, Prompt, Scribble
-from voxsam.report.metrics import longest_axial_diameter, volume_ml
+from voxsam.region import Region
+from voxsam.report.metrics import Diameter, Measurement, measure
+from voxsam.server.edits import ObjectType, Place, Strict
 from voxsam.volume import Volume
 
 MAX_PROMPTS = 256  # in one step
@@ -29,14 +31,7 @@ MAX_STROKE_BOX = 1 << 23  # voxels of the box that holds a scribble
 STROKE_MEMORY = 24  # bytes for a voxel of that box, while clicks are spread over the stroke
 DEFLATE_LEVEL = 6
 
-Place = tuple[float, float, float]
 Voxel = tuple[int, int, int]
-
-
-class Strict(BaseModel):
-    """A message without other fields, and without NaN."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 # Sources
@@ -53,12 +48,14 @@ class FolderSource(Strict):
 
     folder: str = Field(max_length=16, description="The id of a folder in /api/info.", examples=["0"])
     path: str = Field(max_length=4096, description="As listed by /api/files.", examples=["patient1/ct.nii.gz"])
+    series: str = Field(default="", max_length=64, description="Of several: the uid that the answer 409 listed.")
 
 
 class UploadSource(Strict):
     """Files that were sent to /api/uploads."""
 
     upload: str = Field(max_length=64, description="The id that /api/uploads gave.")
+    series: str = Field(default="", max_length=64, description="Of several: the uid that the answer 409 listed.")
 
 
 Source = DemoSource | FolderSource | UploadSource
@@ -156,6 +153,21 @@ def work_bytes(prompts: Sequence[AnyPrompt]) -> int:
 # States and answers
 
 
+class Line(BaseModel):
+    """A diameter: its length, and where it begins and ends, in voxels of the scan (not whole ones)."""
+
+    mm: float
+    ends: tuple[Place, Place]
+
+    @classmethod
+    def of(cls, diameter: Diameter | None) -> Line | None:
+        """The message of a diameter, if there is one."""
+        if diameter is None:
+            return None
+        first, second = (tuple(end) for end in diameter.ends.round(3).tolist())
+        return cls(mm=round(diameter.length_mm, 2), ends=(first, second))
+
+
 class ObjectState(BaseModel):
     """One object of a session."""
 
@@ -166,6 +178,14 @@ class ObjectState(BaseModel):
     )
     volume_ml: float
     longest_diameter_mm: float = Field(description="The longest in an axial slice (RECIST 1.1); 0 without a mask.")
+    longest: Line | None = Field(description="That diameter; null without a mask.")
+    perpendicular: Line | None = Field(description="The longest one perpendicular to it, in the same slice.")
+    name: str
+    colour: str = Field(examples=["#ff5a5f"])
+    visible: bool
+    locked: bool = Field(description="Whether no other object takes its voxels.")
+    type: ObjectType
+    edited: bool = Field(description="Whether a hand or a loaded mask decides on some of its voxels.")
     messages: list[str] = Field(description="What the user should know of its mask.")
 
 
@@ -197,7 +217,9 @@ class SessionState(BaseModel):
     dicom: bool = Field(description="Whether the mask can be had as DICOM-SEG.")
     revision: int = Field(description="Grows with every step.")
     objects: list[ObjectState]
-    current: int = Field(description="The object that prompts go to.")
+    current: int = Field(description="The object that prompts and edits go to.")
+    overlap: bool = Field(description="Whether objects may share voxels.")
+    keep_clicked: bool = Field(description="Whether masks are the clicked components alone.")
     can_undo: bool
     can_redo: bool
     busy: BusyState | None
@@ -222,47 +244,42 @@ class StepState(SessionState):
 
 @dataclass
 class Measured:
-    """What was measured of each object, kept until a step draws where the object is."""
+    """What was measured of each object's voxels, kept until it has others."""
 
-    known: dict[int, tuple[float, float]] = field(default_factory=dict)  # mL, mm
+    known: dict[int, tuple[Region, Measurement]] = field(default_factory=dict)
 
-    def update(self, masks: dict[int, Volume], present: set[int]) -> None:
-        """Measure the objects that may have changed; `present` are all there are."""
-        self.known = {number: found for number, found in self.known.items() if number in present}
-        for number, mask in masks.items():
-            diameter = longest_axial_diameter(mask)
-            self.known[number] = (volume_ml(mask), diameter.length_mm if diameter else 0.0)
+    def of(self, number: int, region: Region, grid: Grid) -> Measurement:
+        """The numbers of an object; measuring may take a while: on no event loop."""
+        before, found = self.known.get(number, (None, None))
+        if found is None or before is not region:
+            found = measure(region, grid)
+            self.known[number] = (region, found)
+        return found
 
 
 @dataclass(frozen=True)
 class View:
     """What was taken from a session on the worker's thread; the rest of an answer needs no turn there.
 
-    `labels` are those of `box`; `masks` (bool) are the objects to measure, each cut to where it is.
+    `labels` are those of `box`.
     """
 
-    objects: dict[int, Prediction]
+    objects: dict[int, SegmentedObject]
+    infos: dict[int, SegmentInfo]
     current: int
+    overlap: bool
+    keep_clicked: bool
     can_undo: bool
     can_redo: bool
     box: Slices
     labels: NDArray[np.uint8]
-    masks: dict[int, Volume]
 
     @classmethod
-    def of(cls, session: Session, box: Slices, stale: Slices, known: Container[int] = ()) -> View:
-        """With the labels of `box`; objects that meet `stale` or are not `known` are to be measured."""
-        grid, mask = session.volume.grid, session.mask.array
-        masks = {}
-        for number, prediction in session.predictions.items():
-            reach = hull(prediction.reach)
-            if is_empty(reach):
-                masks[number] = Volume(np.zeros((1, 1, 1), bool), grid.crop((0, 0, 0), (1, 1, 1)), "SEG")
-            elif number not in known or not is_empty(intersection(reach, stale)):
-                part = grid.crop([s.start for s in reach], [s.stop - s.start for s in reach])
-                masks[number] = Volume(mask[reach] == number, part, "SEG")
-        state = (session.current, session.can_undo, session.can_redo)
-        return cls(dict(session.predictions), *state, box, mask[box], masks)
+    def of(cls, session: Session, box: Slices) -> View:
+        """With the labels of `box`."""
+        infos = {number: session.info(number) for number in session.objects}
+        made = (session.overlap, session.keep_clicked, session.can_undo, session.can_redo)
+        return cls(dict(session.segmented), infos, session.current, *made, box, session.mask.array[box])
 
     def changes(self) -> dict[str, Any]:
         """The box and its labels, for a StepState."""
@@ -273,18 +290,30 @@ class View:
         return {"changed": ChangedBox(low=low, high=high), "labels": packed}
 
     def object_states(self, measured: Measured, grid: Grid) -> list[ObjectState]:
-        """Every object; measures those that changed, which may take a while: on no event loop."""
-        measured.update(self.masks, set(self.objects))
+        """Every object; measures those that changed."""
+        measured.known = {number: found for number, found in measured.known.items() if number in self.objects}
         return [
-            ObjectState(
-                number=number,
-                prompts=[_as_given(prompt, grid) for prompt in prediction.prompts],
-                volume_ml=round(measured.known[number][0], 4),
-                longest_diameter_mm=round(measured.known[number][1], 2),
-                messages=list(prediction.remarks),
-            )
-            for number, prediction in self.objects.items()
+            self._object_state(number, measured.of(number, self.objects[number].region, grid), grid)
+            for number in self.objects
         ]
+
+    def _object_state(self, number: int, size: Measurement, grid: Grid) -> ObjectState:
+        found, info = self.objects[number], self.infos[number]
+        return ObjectState(
+            number=number,
+            prompts=[_as_given(prompt, grid) for prompt in found.prediction.prompts],
+            volume_ml=round(size.volume_ml, 4),
+            longest_diameter_mm=round(size.longest.length_mm, 2) if size.longest else 0.0,
+            longest=Line.of(size.longest),
+            perpendicular=Line.of(size.perpendicular),
+            name=info.name,
+            colour=in_hex(info.colour),
+            visible=info.visible,
+            locked=found.locked,
+            type=ObjectType.of(info.type),
+            edited=found.edited,
+            messages=list(found.remarks),
+        )
 
 
 def _as_given(prompt: Prompt, grid: Grid) -> dict[str, Any]:

@@ -7,6 +7,7 @@ segmenters are touched on the worker's.
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -19,7 +20,8 @@ from voxsam.geometry import Grid
 from voxsam.interactive.session import Session
 from voxsam.network.promptable import Promptable
 from voxsam.preprocess import Slices
-from voxsam.server.errors import LOG, NotThere, OtherScan, TooMany, closed
+from voxsam.server.edits import Description, KeptMask, check_work
+from voxsam.server.errors import LOG, NotThere, OtherScan, Taken, TooMany, closed
 from voxsam.server.messages import (
     BusyState,
     Earlier,
@@ -39,6 +41,10 @@ from voxsam.volume import Volume
 
 MAX_EARLIER = 20  # sessions on the same scan that are listed
 NOT_SAVED = "the work could not be saved: it would not outlive the server"
+OTHER_MASKS = (
+    "saved by an earlier version: objects now keep their voxels, and of what the network finds only the clicked "
+    "components are kept; look at the masks again"
+)
 UNKNOWN_SCAN = "saved by an earlier version, which did not note what the scan held: check that it is the right one"
 
 
@@ -52,8 +58,10 @@ class SavedSession(OpenSession):
         super().__init__(sessions, name)
         self.ready: asyncio.Task[None] | None = None  # until the scan is read and the steps are done again
         self.measured = Measured()
+        self.seconds = 0.0  # of all steps
         self.notes: list[str] = []
         self.earlier: list[Earlier] = []
+        self.stop = threading.Event()  # reading its scan
         self.left = False  # for good: its work is not saved any more
         self.saving = asyncio.Lock()  # while its work is saved, or deleted
         self._waiting = 0
@@ -87,24 +95,26 @@ class SavedSession(OpenSession):
             start = time.perf_counter()
             before = session.current
             done = play(event, session)
-            view = View.of(session, session.changed, session.changed, self.measured.known)
             event.object = session.current if event.do == "select" else before
             event.current = session.current
-            return view, time.perf_counter() - start, done
+            event.seconds = round(time.perf_counter() - start, 4)
+            return View.of(session, NOWHERE if event.do == "describe" else session.changed), event.seconds, done
 
         async with self.turn():
             async with self.saving:
                 if self.left:
                     raise closed()
                 await asyncio.to_thread(self.journal.check_room, event)
-            if event.do == "prompt":
+            if event.do in ("prompt", "edit", "mask"):
                 self.check_growth()
             view, seconds, done = await asyncio.wrap_future(self.run(work, work_bytes(event.prompts)))
             on_step(event.do, seconds)
             if done:
                 self.journal.work.revision += 1
                 event.revision = self.journal.work.revision
+                self.seconds += event.seconds
                 await self.save(lambda: self.journal.add(event))
+                self.report_idle()  # again: now with the revision
             return await asyncio.to_thread(self._step_state, view, seconds)
 
     async def state(self) -> SessionState:
@@ -122,8 +132,7 @@ class SavedSession(OpenSession):
                 return await asyncio.to_thread(self._step_state, view, 0.0)
 
     async def _look(self, box: Callable[[Session], Slices]) -> View:
-        known = self.measured.known
-        return await asyncio.wrap_future(self.run(lambda session: View.of(session, box(session), NOWHERE, known)))
+        return await asyncio.wrap_future(self.run(lambda session: View.of(session, box(session))))
 
     async def save(self, write: Callable[[], None]) -> None:
         """Write to the journal, unless the client has left. A full disk is no reason to lose a step: it is noted."""
@@ -154,6 +163,8 @@ class SavedSession(OpenSession):
             "revision": work.revision,
             "objects": view.object_states(self.measured, volume.grid),
             "current": view.current,
+            "overlap": view.overlap,
+            "keep_clicked": view.keep_clicked,
             "can_undo": view.can_undo,
             "can_redo": view.can_redo,
             "busy": None if busy is None else BusyState(stage=busy.stage, fraction=busy.fraction),
@@ -163,25 +174,48 @@ class SavedSession(OpenSession):
 
 
 def play(event: Event, session: Session) -> bool:
-    """Do it; whether anything was done. Raises PromptError and UnsupportedError, with the session as it was."""
+    """Do it; whether anything was done. Raises InputError, with the session as it was."""
+    before = session.step
+    _act(event, session)
+    return session.step is not before or event.do in ("select", "describe")
+
+
+def _act(event: Event, session: Session) -> None:
+    scan, number = session.volume, event.number
     if event.do == "prompt":
-        session.prompt(*(prompt.on(session.volume.grid) for prompt in event.prompts))
+        session.prompt(*(prompt.on(scan.grid) for prompt in event.prompts))
+    elif event.do == "remove_prompt":
+        session.remove_prompt(number, event.index)
+    elif event.do == "edit":
+        check_work(event.edits, scan.grid)
+        session.edit(*(edit.on(scan) for edit in event.edits))
+    elif event.do == "mask":
+        names, notes = [mask.name for mask in event.masks], event.masks[0].notes
+        session.load_regions([mask.region for mask in event.masks], names, notes)
     elif event.do == "new_object":
         session.new_object()
-    elif event.do == "reset":
-        session.reset()
+    elif event.do == "delete":
+        session.delete(number)
+    elif event.do == "lock":
+        session.lock(number, event.on)
+    elif event.do == "overlap":
+        session.allow_overlap(event.on)
+    elif event.do == "keep_clicked":
+        session.set_keep_clicked(event.on)
+    elif event.do == "describe":
+        session.describe(number, (event.description or Description()).of(session.info(number)))
     elif event.do == "select":
         session.select(event.object)
     else:
-        can, act = (session.can_undo, session.undo) if event.do == "undo" else (session.can_redo, session.redo)
-        act()
-        return can
-    return True
+        {"undo": session.undo, "redo": session.redo, "reset": session.reset}[event.do]()
 
 
 def replay(event: Event, session: Session) -> None:
     """Do it again, with the object current that was."""
-    if event.do in ("prompt", "new_object", "reset"):
+    if event.do == "describe":  # of an object that only undo or redo may bring back, too
+        session.infos[event.number] = (event.description or Description()).of(session.info(event.number))
+        return
+    if event.do not in ("undo", "redo", "select"):
         session.select(event.object)
     play(event, session)
 
@@ -204,10 +238,12 @@ class SavedSessions:
         """The name of the model that answers."""
         return self.sessions.worker.model.card.name
 
-    async def open(self, source: Source, name: str | None) -> SavedSession:
-        """A new session on a scan. Raises InputError; then its place is free again."""
+    async def open(self, source: Source, name: str | None, id: str | None = None) -> SavedSession:
+        """A new session on a scan. Raises InputError, with its place free again; Taken for an `id` that is in use."""
         name = name or await asyncio.to_thread(self.reader.name, source)
-        session = self.sessions.claim(SavedSession)
+        if id is not None and (self.store.knows(id) or any(session.id == id for session in self.sessions.open)):
+            raise Taken("an id that is in use", "an id of your own, long and random", "choose another, or leave it out")
+        session = self.sessions.claim(SavedSession, id)
         session.journal = self.store.create(Work(id=session.id, name=name, model=self.model, source=source))
         await self._begin(session)
         return session
@@ -230,6 +266,21 @@ class SavedSessions:
             await asyncio.shield(session.ready)
         return session
 
+    def cancel(self, name: str) -> None:
+        """Stop reading a session's scan; who waits for it gets Dropped. Nothing if it is read. Raises NotThere."""
+        session = self.sessions.find(SavedSession, name)
+        if session is None:
+            raise NotThere("a session that is not being opened", "one that is", "open the scan again")
+        session.stop.set()
+
+    async def masks(self, source: Source, session: SavedSession) -> tuple[KeptMask, ...]:
+        """The objects of a mask file for a session's scan. Raises InputError."""
+        scan = session.require_volume()
+        with session.held():
+            async with self.reading:
+                found = await asyncio.to_thread(self.reader.objects, source, scan)
+        return tuple(KeptMask.of(mask.name, mask.region, mask.remarks) for mask in found)
+
     async def leave(self, name: str) -> None:
         """Release a session and forget its work. Raises NotThere."""
         session = self.sessions.find(SavedSession, name)
@@ -249,24 +300,33 @@ class SavedSessions:
         work = session.journal.work
         try:
             with session.held():
+                session.report("reading", 0.0)
                 async with self.reading:  # not a lock of threads: those who wait would keep others from theirs
-                    scan = await asyncio.to_thread(self._read, work)
+                    scan = await asyncio.to_thread(self._read, work, session.stop)
                 session.open(scan.volume, scan.part)
+                session.report_idle()
             if events and not work.digest and isinstance(work.source, FolderSource):
                 session.notes.append(UNKNOWN_SCAN)
+            session.notes += scan.volume.remarks
             work.place, work.digest = scan.place, scan.digest
             session.earlier = self._earlier(work)
             await session.save(lambda: session.journal.begin(events))
-        except BaseException:
+        except BaseException as error:
             self.sessions.release(session.id)
+            if session.stop.is_set():
+                raise closed() from error
             raise
 
-    def _read(self, work: Work) -> Scan:
+    def _read(self, work: Work, stop: threading.Event) -> Scan:
         """The work's scan: where it lay, in whatever order the folders are now. Raises OtherScan for another one."""
-        if work.place:
+        if work.place and isinstance(work.source, FolderSource):
             with suppress(NotThere):  # it may lie elsewhere now: what it holds will say
-                work.source = self.reader.folders.source_of(work.place)
-        scan = self.reader.read(work.source)
+                place = self.reader.folders.source_of(work.place)
+                work.source = place.model_copy(update={"series": work.source.series})
+        scan = self.reader.read(work.source, stop)
+        if stop.is_set():
+            scan.part.close()
+            raise closed()
         if work.digest and scan.digest != work.digest:
             scan.part.close()
             given = f"a session on {work.name}, where another scan is now"
@@ -275,8 +335,11 @@ class SavedSessions:
 
     async def _refill(self, session: SavedSession, events: Sequence[Event]) -> None:
         """Read the scan and do the steps again. If that fails the work stays saved, and the place is free."""
-        await self._begin(session, events)
         work = session.journal.work
+        if events and work.format < Work.model_fields["format"].default:
+            session.notes.append(OTHER_MASKS)
+        work.format = Work.model_fields["format"].default
+        await self._begin(session, events)
         try:
             with session.held():
                 for event in events:
@@ -285,6 +348,7 @@ class SavedSessions:
             self.sessions.release(session.id)
             raise
         work.revision = max([work.revision, *(event.revision for event in events)])
+        session.seconds = sum(event.seconds for event in events)
         if work.model != self.model:
             session.notes.append(f"made with the model {work.model}, computed again with {self.model}")
             work.model = self.model

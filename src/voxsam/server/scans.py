@@ -7,8 +7,9 @@ import hashlib
 import re
 import secrets
 import shutil
+import threading
 from collections.abc import AsyncIterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -22,6 +23,7 @@ from voxsam.errors import FileError, ImageError, InputError
 from voxsam.io import NIFTI_SUFFIXES, guarded, read_volume
 from voxsam.io import SCAN_SUFFIXES as SINGLE_FILES
 from voxsam.io.checks import at_most
+from voxsam.io.objects import MaskObject
 from voxsam.server.errors import Forbidden, Full, NotThere, TooLarge, no_room
 from voxsam.server.messages import DemoSource, FolderSource, Source, UploadSource
 from voxsam.server.sessions import Memory, Part
@@ -189,18 +191,41 @@ class Reader:
     def __init__(self, settings: Settings, folders: Folders, store: Store, memory: Memory) -> None:
         self.settings, self.folders, self.store, self.memory = settings, folders, store, memory
 
-    def read(self, source: Source) -> Scan:
-        """The scan. Raises InputError: for what is no scan, is not there, lies outside, or is too large; Full."""
-        upload = source.upload if isinstance(source, UploadSource) else None
-        with self.store.using(upload) if upload else nullcontext():
+    def read(self, source: Source, stop: threading.Event | None = None) -> Scan:
+        """The scan. Raises InputError: for what is no scan, is not there, lies outside, or is too large; Full.
+
+        When `stop` is set, reading ends with one, too.
+        """
+        with self._using(source):
             if isinstance(source, DemoSource):
                 volume, place = self._demo, ""
                 part = self.memory.take(volume.array.nbytes)
             else:
                 path = self._path(source)
                 place = shown(str(path)) if isinstance(source, FolderSource) else ""
-                volume, part = self._read(path, self.name(source))
+                volume, part = self._read(path, self.name(source), source.series, stop)
         return Scan(volume, part, place, digest_of(volume))
+
+    def objects(self, source: Source, scan: Volume) -> list[MaskObject]:
+        """The objects of a mask file, on a scan. Raises InputError as `read`."""
+        if isinstance(source, DemoSource):
+            raise NotThere("the demo scan as a mask", "a mask", "choose a file")
+        with self._using(source), self.memory.take(min(self.memory.free, self.memory.limit // 2)) as part:
+            path = self._path(source)
+            if path.is_dir() and len(files := [file for file in path.iterdir() if file.name[0] != "."]) == 1:
+                path = files[0]  # a DICOM-SEG or RTSTRUCT
+            limits = {
+                "memory_bytes": part.nbytes,
+                "max_voxels": self.settings.max_voxels,
+                "time_s": self.settings.read_s,
+            }
+            try:
+                return guarded.read_objects(path, scan, name=self.name(source), temporary=self.store.scratch, **limits)
+            except guarded.MemoryNeeded as error:
+                raise _no_memory(error) from error
+
+    def _using(self, source: Source) -> AbstractContextManager[None]:
+        return self.store.using(source.upload) if isinstance(source, UploadSource) else nullcontext()
 
     def name(self, source: Source) -> str:
         """What to call the scan if the client does not say."""
@@ -211,12 +236,12 @@ class Reader:
             return shown(path.name)
         return SENT_SERIES if path.is_dir() else PREFIX.sub("", path.name, count=1)
 
-    def _read(self, path: Path, name: str) -> tuple[Volume, Part]:
+    def _read(self, path: Path, name: str, series: str, stop: threading.Event | None) -> tuple[Volume, Part]:
         """The scan at a path, and the memory that it takes; while it is read that is what reading may take."""
         limit, size = self.memory.limit, path.stat().st_size if path.is_file() else self.memory.limit
         part = self.memory.take(min(self.memory.free, max(limit // 2, UNPACKED_RATIO * size)))
         try:
-            volume = self._small(path, name, part.nbytes) or self._guarded(path, name, part.nbytes)
+            volume = self._small(path, name, part.nbytes) or self._guarded(path, name, part.nbytes, series, stop)
             part.resize(volume.array.nbytes)
         except BaseException:
             part.close()
@@ -238,7 +263,7 @@ class Reader:
         except InputError as error:
             raise type(error)(error.given.replace(path.name, name), error.expected, error.remedy) from error
 
-    def _guarded(self, path: Path, name: str, nbytes: int) -> Volume:
+    def _guarded(self, path: Path, name: str, nbytes: int, series: str, stop: threading.Event | None) -> Volume:
         try:
             return guarded.read_volume(
                 path,
@@ -247,10 +272,11 @@ class Reader:
                 max_voxels=self.settings.max_voxels,
                 time_s=self.settings.read_s,
                 temporary=self.store.scratch,
+                series=series,
+                stop=stop,
             )
         except guarded.MemoryNeeded as error:
-            remedy = "close a session, or start the server with more --memory"
-            raise Full(error.given, "a scan that fits beside what is open", remedy) from error
+            raise _no_memory(error) from error
 
     @cached_property
     def _demo(self) -> Volume:
@@ -268,6 +294,11 @@ class Reader:
         wanted = SCAN_SUFFIXES if len(files) == 1 else DETACHED_HEADERS
         scans = [file for file in files if file.name.lower().endswith(wanted)]
         return scans[0] if len(scans) == 1 and not _is_series(folder) else folder
+
+
+def _no_memory(error: guarded.MemoryNeeded) -> Full:
+    remedy = "close a session, or start the server with more --memory"
+    return Full(error.given, "a scan that fits beside what is open", remedy)
 
 
 def digest_of(volume: Volume) -> str:

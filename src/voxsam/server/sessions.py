@@ -230,6 +230,10 @@ class OpenSession:
         """Progress of what runs; the segmenter calls it."""
         self._notify(Busy(stage, fraction))
 
+    def report_idle(self) -> None:
+        """Nothing runs, or something has changed since that was said."""
+        self._notify(None)
+
     def listen(self, listener: Listener) -> Callable[[], None]:
         """Call `listener` with each change of `busy`, on the thread where it happens; returns how to end that.
 

@@ -34,6 +34,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from voxsam.atomic import make_folder
 from voxsam.errors import FileError
 from voxsam.interactive.history import UNDO_STEPS
+from voxsam.server.edits import AnyEdit, Description, KeptMask
 from voxsam.server.errors import NotThere, TooLarge
 from voxsam.server.messages import AnyPrompt, Source, UploadSource
 
@@ -46,26 +47,53 @@ MAX_WORK_BYTES = 16 << 20  # of a work's lines, unpacked
 
 
 class Event(BaseModel):
-    """Something that a client did. `object` was current before it (of "select": is chosen), `current` is it after."""
+    """Something that a client did. `object` was current before it (of "select": is chosen), `current` is it after.
+
+    `number` is the object that is deleted, locked or described, or loses its prompt `index`; `on` is what a switch
+    ("lock", "overlap", "keep_clicked") is set to. "select" and "describe" are no steps of undo.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
-    do: Literal["prompt", "new_object", "reset", "undo", "redo", "select"]
+    do: Literal[
+        "prompt",
+        "remove_prompt",
+        "edit",
+        "mask",
+        "new_object",
+        "delete",
+        "lock",
+        "overlap",
+        "keep_clicked",
+        "reset",
+        "undo",
+        "redo",
+        "select",
+        "describe",
+    ]
     object: int = Field(default=1, ge=1)
     prompts: tuple[AnyPrompt, ...] = ()
+    edits: tuple[AnyEdit, ...] = ()
+    masks: tuple[KeptMask, ...] = ()
+    number: int = Field(default=1, ge=1)
+    index: int = 0
+    on: bool = True
+    description: Description | None = None
     current: int = Field(default=1, ge=1)
     revision: int = 0
+    seconds: float = 0.0  # that it took
 
 
 class Work(BaseModel):
     """What one client works on: the scan it opened, where that lay and what it held, and the model.
 
-    `place` and `digest` are empty in works of earlier versions, which knew a scan by its path alone.
+    `place` and `digest` are empty in works of earlier versions, which knew a scan by its path alone. Those of format 2
+    gave a voxel to the most probable object, and kept components that nobody clicked.
     """
 
     model_config = ConfigDict(extra="forbid")
 
-    format: int = 2
+    format: int = 3
     id: str
     name: str
     model: str
@@ -82,13 +110,18 @@ def compact(events: Iterable[Event]) -> list[Event]:
     """
     past: list[Event] = []
     future: list[Event] = []
+    described: dict[int, Event] = {}
     last: Event | None = None
     for last in events:
         if last.do == "undo":
             future += [past.pop()] if past else []
         elif last.do == "redo":
             past += [future.pop()] if future else []
+        elif last.do == "describe":
+            described[last.number] = _merged(described.get(last.number), last)
         elif last.do != "select":
+            if last.do == "new_object":
+                described.pop(last.current, None)
             past.append(last)
             future.clear()
     if last is None:
@@ -96,7 +129,16 @@ def compact(events: Iterable[Event]) -> list[Event]:
     resets = [at for at, event in enumerate(past[: max(0, len(past) - UNDO_STEPS)]) if event.do == "reset"]
     kept = past[resets[-1] :] if resets else past
     end = Event(do="select", object=last.current, current=last.current, revision=last.revision)
-    return [*kept, *reversed(future), *[Event(do="undo")] * len(future), end]
+    return [*kept, *reversed(future), *described.values(), *[Event(do="undo")] * len(future), end]
+
+
+def _merged(before: Event | None, event: Event) -> Event:
+    """One description of an object that says what both say; the later one counts."""
+    if before is None or before.description is None or event.description is None:
+        return event
+    changes = event.description.model_dump(exclude_none=True)
+    both = Description.model_validate({**before.description.model_dump(exclude_none=True), **changes})
+    return event.model_copy(update={"description": both})
 
 
 class Journal:
@@ -198,6 +240,10 @@ class Store:
         with suppress(OSError):
             os.utime(file)
         return self.create(work), compact(events)
+
+    def knows(self, name: str) -> bool:
+        """Whether there is a work of this name."""
+        return name in self._known
 
     def saved(self, name: str) -> datetime:
         """When a work was saved last."""

@@ -15,6 +15,8 @@ from voxsam.io.checks import check_size, truncated
 from voxsam.io.dicom.files import BROKEN, HEAD_BYTES, check_deflated, is_marked, may_be_dicom
 from voxsam.io.dicom.pixels import check_frames, frame_count
 from voxsam.io.dicom.source import DicomSource
+from voxsam.io.segments import SegmentInfo
+from voxsam.region import Region
 from voxsam.volume import Volume
 
 RTSTRUCT_SUFFIX = ".rtstruct.dcm"
@@ -78,19 +80,29 @@ def _read(path: Path, dataset: pydicom.Dataset, grid: Grid | None, segment: int 
 
 
 def write_mask(
-    mask: Volume, path: Path, source: DicomSource, *, names: Sequence[str] = (), model: str = "", labelmap: bool = False
+    mask: Volume,
+    path: Path,
+    source: DicomSource,
+    *,
+    segments: Sequence[SegmentInfo],
+    regions: Sequence[Region] = (),
+    model: str = "",
+    labelmap: bool = False,
 ) -> None:
-    """Write a mask as the kind that the name says: RTSTRUCT_SUFFIX, or any other `.dcm` for a DICOM-SEG."""
+    """Write a mask as the kind that the name says: RTSTRUCT_SUFFIX, or any other `.dcm` for a DICOM-SEG.
+
+    There is one of `segments` for each label; `regions` are the labels' voxels on the mask's grid, where they overlap.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # values of the series that are not quite DICOM are repeated as they are
         if _is_rtstruct(path):
             from voxsam.io.dicom import rtstruct
 
-            rtstruct.write(mask, path, source, names=names, model=model)
+            rtstruct.write(mask, path, source, segments=segments, regions=regions, model=model)
         else:
             from voxsam.io.dicom import seg as dicom_seg
 
-            dicom_seg.write(mask, path, source, names=names, model=model, labelmap=labelmap)
+            dicom_seg.write(mask, path, source, segments=segments, regions=regions, model=model, labelmap=labelmap)
 
 
 def series_of(scan: Volume, path: Path) -> DicomSource:

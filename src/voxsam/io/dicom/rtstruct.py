@@ -10,7 +10,7 @@ inner contours and CLOSEDPLANAR_XOR alike. Coordinates of polygons are (i, j), i
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -24,15 +24,16 @@ from scipy.spatial.distance import cdist
 from voxsam import __version__
 from voxsam.errors import GeometryError, ImageError
 from voxsam.geometry import Grid, flip_lps
+from voxsam.io.dicom.seg import overlap
 from voxsam.io.dicom.source import (
-    COLOURS,
     DESCRIPTION,
     MANUFACTURER,
     SERIES_NUMBER,
     DicomSource,
     SourceFrame,
-    segment_names,
 )
+from voxsam.io.segments import SegmentInfo
+from voxsam.region import Region, overlapping
 from voxsam.volume import Volume
 
 DECIMALS = 4  # of a millimetre, and of a voxel when filling: below it lies the rounding of coordinates
@@ -44,17 +45,32 @@ OFF_PLANE = 0.25  # of the slice spacing: how far a contour may lie from the sli
 STUDY_CLASS = "1.2.840.10008.3.1.2.3.1"  # the retired class that a reference to a study names (PS3.3 C.8.8.5)
 
 
-def write(mask: Volume, path: Path, source: DicomSource, *, names: Sequence[str] = (), model: str = "") -> None:
+def write(
+    mask: Volume,
+    path: Path,
+    source: DicomSource,
+    *,
+    segments: Sequence[SegmentInfo],
+    regions: Sequence[Region] = (),
+    model: str = "",
+) -> None:
     """Write a mask of the series `source` as one RTSTRUCT: label n becomes ROI n, with contours on the slices.
 
-    Every instance of the series is referred to. Reading it back on the series' grid gives the same voxels.
+    `regions`, the labels' voxels on the mask's grid, count where they overlap. Every instance of the series is referred
+    to. Reading it back on the series' grid gives the same voxels.
     """
-    voxels = source.voxels(mask)
+    if overlapping(regions):
+        each = (source.voxels(region.on_all(mask)) != 0 for region in regions)
+    else:
+        voxels = source.voxels(mask)
+        each = (voxels == number for number in range(1, len(segments) + 1))
     dataset = _empty(source, model)
-    names = segment_names(voxels, names)
-    dataset.StructureSetROISequence = [_roi(source, n, name) for n, name in enumerate(names, 1)]
-    dataset.ROIContourSequence = [_contours(source, voxels, n) for n in range(1, len(names) + 1)]
-    dataset.RTROIObservationsSequence = [_observation(n) for n in range(1, len(names) + 1)]
+    numbered = list(enumerate(segments, 1))
+    dataset.StructureSetROISequence = [_roi(source, number, info) for number, info in numbered]
+    dataset.ROIContourSequence = [
+        _contours(source, inside, number, info) for (number, info), inside in zip(numbered, each, strict=True)
+    ]
+    dataset.RTROIObservationsSequence = [_observation(number, info) for number, info in numbered]
     source.repeat_in(dataset)
     dataset.save_as(path, enforce_file_format=True)
 
@@ -99,30 +115,36 @@ def _image(frame: SourceFrame) -> pydicom.Dataset:
     return item
 
 
-def _roi(source: DicomSource, number: int, name: str) -> pydicom.Dataset:
-    return _item(
+def _roi(source: DicomSource, number: int, info: SegmentInfo) -> pydicom.Dataset:
+    item = _item(
         ROINumber=number,
         ReferencedFrameOfReferenceUID=source.common.FrameOfReferenceUID,
-        ROIName=name,
+        ROIName=info.name,
         ROIGenerationAlgorithm="SEMIAUTOMATIC",
     )
+    if info.description:
+        item.ROIDescription = info.description
+    return item
 
 
-def _observation(number: int) -> pydicom.Dataset:
-    """What the ROI means is for a person to say: type and interpreter stay empty."""
-    return _item(ObservationNumber=number, ReferencedROINumber=number, RTROIInterpretedType="", ROIInterpreter=None)
+def _observation(number: int, info: SegmentInfo) -> pydicom.Dataset:
+    """What the ROI means for a treatment is for a person to say: type and interpreter stay empty."""
+    item = _item(ObservationNumber=number, ReferencedROINumber=number, RTROIInterpretedType="", ROIInterpreter=None)
+    code = {"CodeValue": info.type.value, "CodingSchemeDesignator": info.type.scheme, "CodeMeaning": info.type.meaning}
+    item.RTROIIdentificationCodeSequence = [_item(**code)]
+    return item
 
 
-def _contours(source: DicomSource, voxels: NDArray[np.uint8], number: int) -> pydicom.Dataset:
-    """The contours of label `number` in (k, j, i) `voxels`."""
+def _contours(source: DicomSource, inside: NDArray[np.bool_], number: int, info: SegmentInfo) -> pydicom.Dataset:
+    """The contours of the voxels (k, j, i) of ROI `number`."""
     found = []
-    for k in np.flatnonzero((voxels == number).any((1, 2))).tolist():
+    for k in np.flatnonzero(inside.any((1, 2))).tolist():
         # the slice's own position, which may be rounded, so that the contour lies on its image
         shift = flip_lps(np.array(source.frames[k].position_lps_mm, float)) - source.grid.index_to_world((0, 0, k))
-        for polygon in outline((voxels[k] == number).T):
+        for polygon in outline(inside[k].T):
             points = source.grid.index_to_world(np.insert(polygon, 2, k, axis=1)) + shift
             found.append(_contour(flip_lps(points), source.frames[k]))
-    item = _item(ReferencedROINumber=number, ROIDisplayColor=list(COLOURS[(number - 1) % len(COLOURS)]))
+    item = _item(ReferencedROINumber=number, ROIDisplayColor=list(info.colour))
     if found:
         item.ContourSequence = found
     return item
@@ -172,7 +194,8 @@ def read(path: Path, dataset: pydicom.Dataset, grid: Grid | None, roi: int | Non
                 given = f"{what} has no closed contour ({_counted(left_out)})"
                 raise ImageError(given, "contours round an area", "choose another ROI, or draw it again")
             remarks += [f"{what}: left out {_counted(left_out)}"] * bool(left_out)
-            remarks += [f"{what}: {said}" for said in _draw(array, polygons, 1 if roi else number, path.name)]
+            label = 1 if roi else number
+            remarks += [f"{what}: {said}" for said in _draw(array, polygons, label, path.name, rois)]
     header = {"segments": names, "frame_of_reference": _frame_uid(dataset)}
     return Volume(array, grid, "SEG", header, tuple(remarks))
 
@@ -223,7 +246,13 @@ def _counted(left_out: dict[str, int]) -> str:
     return ", ".join(f"{count} contour{'s' if count > 1 else ''} {kind}" for kind, count in left_out.items())
 
 
-def _draw(array: NDArray[np.unsignedinteger], contours: list[NDArray[np.float64]], label: int, name: str) -> list[str]:
+def _draw(
+    array: NDArray[np.unsignedinteger],
+    contours: list[NDArray[np.float64]],
+    label: int,
+    name: str,
+    numbers: Iterable[int],
+) -> list[str]:
     """Fill contours (n, 3), in voxels, into the slices that they lie on; returns remarks on those that are not."""
     if not contours:
         return []
@@ -243,9 +272,7 @@ def _draw(array: NDArray[np.unsignedinteger], contours: list[NDArray[np.float64]
         (inside, crosses), here = _united(polygons, planes.shape[1:]), planes[k]
         crossing += crosses
         if here[inside].any():
-            given = f"ROIs {int(here[inside].max())} and {label} of {name} overlap"
-            remedy = f"choose one: segment=N, or {name}#N as a prompt"
-            raise ImageError(given, "ROIs that one label map can hold", remedy)
+            raise overlap("ROIs", name, int(here[inside].max()), label, numbers)
         here[inside] = label
     remarks = [f"{beside} of its contours lie beside the scan"] * bool(beside)
     return remarks + [f"contours cross one another in {crossing} slices; joined there"] * bool(crossing)

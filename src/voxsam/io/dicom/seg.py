@@ -6,7 +6,7 @@ those that highdicom's reader refuses, without a further package, and every fram
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +17,19 @@ from pydicom.pixels import iter_pixels
 from pydicom.valuerep import DS
 
 from voxsam import __version__
-from voxsam.errors import GeometryError, ImageError, UnsupportedError
+from voxsam.errors import GeometryError, ImageError, OverlapError, UnsupportedError
 from voxsam.geometry import Grid, flip_lps
 from voxsam.io.checks import check_size
 from voxsam.io.dicom.pixels import frame_count, group_item, shallow_copy
 from voxsam.io.dicom.source import (
-    COLOURS,
     DESCRIPTION,
     MANUFACTURER,
     PATIENT_AND_STUDY,
     SERIES_NUMBER,
     DicomSource,
-    segment_names,
 )
+from voxsam.io.segments import SegmentInfo
+from voxsam.region import Region, overlapping
 from voxsam.volume import Volume
 
 LABELMAP_STORAGE = "1.2.840.10008.5.1.4.1.1.66.7"
@@ -38,23 +38,32 @@ ON_PLANE, ON_SLICE = 0.25, 0.35  # of a voxel: a frame as near as that to pixels
 
 
 def write(
-    mask: Volume, path: Path, source: DicomSource, *, names: Sequence[str] = (), model: str = "", labelmap: bool = False
+    mask: Volume,
+    path: Path,
+    source: DicomSource,
+    *,
+    segments: Sequence[SegmentInfo],
+    regions: Sequence[Region] = (),
+    model: str = "",
+    labelmap: bool = False,
 ) -> None:
-    """Write a mask of the series `source` as one DICOM-SEG: label n becomes segment n.
+    """Write a mask of the series `source` as one DICOM-SEG: label n becomes segment n, as the n-th of `segments` says.
 
-    BINARY, or with `labelmap` the newer LABELMAP (Supplement 243), which few viewers read yet. Every segment is a
-    neoplasm (SNOMED CT), its algorithm is VoxSAM with its version and `model`; every instance of the series is
-    referred to. Raises UnsupportedError without highdicom, otherwise as DicomSource does.
+    BINARY, or with `labelmap` the newer LABELMAP (Supplement 243), which few viewers read yet. `regions`, the labels'
+    voxels on the mask's grid, count where they overlap. The algorithm is VoxSAM with its version and `model`; every
+    instance of the series is referred to. Raises UnsupportedError without highdicom, otherwise as DicomSource does.
     """
     hd = highdicom()
-    voxels = source.voxels(mask)
-    names = segment_names(voxels, names)
+    if overlapping(regions):
+        voxels = np.stack([source.voxels(region.on_all(mask)) for region in regions], axis=-1)
+    else:
+        voxels = source.voxels(mask)
     images, order = _source_images(source)
     segmentation = hd.seg.Segmentation(
         source_images=images,
         pixel_array=voxels[order],
         segmentation_type="LABELMAP" if labelmap else "BINARY",
-        segment_descriptions=[_description(hd, number, name, model) for number, name in enumerate(names, 1)],
+        segment_descriptions=[_description(hd, number, info, model) for number, info in enumerate(segments, 1)],
         series_instance_uid=hd.UID(),
         series_number=SERIES_NUMBER,
         sop_instance_uid=hd.UID(),
@@ -68,6 +77,10 @@ def write(
         series_description=DESCRIPTION,
         omit_empty_frames=bool(voxels.any()),
     )
+    described = {number: info.description for number, info in enumerate(segments, 1) if info.description}
+    for item in segmentation.SegmentSequence:
+        if item.SegmentNumber in described:
+            item.SegmentDescription = described[item.SegmentNumber]
     source.repeat_in(segmentation)
     segmentation.save_as(path, enforce_file_format=True)
 
@@ -82,7 +95,7 @@ def highdicom() -> Any:
     return package
 
 
-def _description(hd: Any, number: int, name: str, model: str) -> Any:
+def _description(hd: Any, number: int, info: SegmentInfo, model: str) -> Any:
     from pydicom.sr.codedict import codes
 
     algorithm = hd.AlgorithmIdentificationSequence(
@@ -92,16 +105,17 @@ def _description(hd: Any, number: int, name: str, model: str) -> Any:
         source=MANUFACTURER,
         parameters={"model": model} if model else None,
     )
+    category, kind = (hd.sr.CodedConcept(code.value, code.scheme, code.meaning) for code in (info.category, info.type))
     return hd.seg.SegmentDescription(
         segment_number=number,
-        segment_label=name,
-        segmented_property_category=codes.SCT.MorphologicallyAbnormalStructure,
-        segmented_property_type=codes.SCT.Neoplasm,
+        segment_label=info.name,
+        segmented_property_category=category,
+        segmented_property_type=kind,
         algorithm_type="SEMIAUTOMATIC",
         algorithm_identification=algorithm,
         tracking_uid=hd.UID(),
-        tracking_id=name,
-        display_color=hd.color.CIELabColor.from_rgb(*COLOURS[(number - 1) % len(COLOURS)]),
+        tracking_id=info.name,
+        display_color=hd.color.CIELabColor.from_rgb(*info.colour),
     )
 
 
@@ -183,12 +197,16 @@ def read(path: Path, dataset: pydicom.Dataset, grid: Grid | None, segment: int |
         array = np.zeros(grid.shape, kind)
         planes = [array.transpose(axes)[::flip_i, ::flip_j] for axes, (flip_i, flip_j), _ in places]
         places = [place for _, _, place in places]
-    _fill([plane[place] for plane, place in zip(planes, places, strict=True)], dataset, segment, path.name)
+    _fill([plane[place] for plane, place in zip(planes, places, strict=True)], dataset, segment, path.name, names)
     return Volume(array, grid, "SEG", header)
 
 
 def _fill(
-    planes: Sequence[NDArray[np.unsignedinteger]], dataset: pydicom.Dataset, wanted: int | None, name: str
+    planes: Sequence[NDArray[np.unsignedinteger]],
+    dataset: pydicom.Dataset,
+    wanted: int | None,
+    name: str,
+    numbers: Iterable[int],
 ) -> None:
     """Draw every frame (rows, columns) into its plane (column, row), a view of the mask."""
     labelmap = dataset.SOPClassUID == LABELMAP_STORAGE
@@ -205,7 +223,7 @@ def _fill(
             continue
         clash = (here != 0) & (inside != 0) & (here != inside)
         if clash.any():
-            raise _overlap(name, int(here[clash][0]), int(inside[clash][0]))
+            raise overlap("segments", name, int(here[clash][0]), int(inside[clash][0]), numbers)
         np.copyto(here, inside, where=inside != 0, casting="unsafe")
 
 
@@ -217,9 +235,14 @@ def _is_fractional(dataset: pydicom.Dataset) -> bool:
     return dataset.get("SegmentationType") == "FRACTIONAL"
 
 
-def _overlap(name: str, first: int, second: int) -> ImageError:
-    given = f"segments {first} and {second} of {name} overlap"
-    return ImageError(given, "segments that one label map can hold", f"choose one: segment=N, or {name}#N as a prompt")
+def overlap(what: str, name: str, first: int, second: int, numbers: Iterable[int]) -> OverlapError:
+    """The error for two segments or ROIs of a file that share voxels; `numbers` are those of all it has."""
+    remedy = f"choose one: segment=N, or {name}#N as a prompt"
+    error = OverlapError(
+        f"{what} {first} and {second} of {name} overlap", f"{what} that one label map can hold", remedy
+    )
+    error.numbers = tuple(numbers)
+    return error
 
 
 # Where the frames lie

@@ -14,12 +14,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.uid import MediaStorageDirectoryStorage
 
-from voxsam.errors import FileError, GeometryError, ImageError
+from voxsam.errors import FileError, GeometryError, ImageError, SeriesError
 from voxsam.geometry import Grid
 from voxsam.io.checks import check_size, colour
 from voxsam.io.dicom.files import Slice, Stored, is_marked, read_slice, read_slices, unzipped_slices
@@ -200,7 +201,9 @@ def _chosen(images: Iterable[Slice], name: str, wanted: str) -> tuple[list[Slice
         given = (
             f"{name} holds {len(matching)} image series ({_listed([stacks[n] for n in matching], labels, matching)})"
         )
-        raise FileError(given, "one series", "choose with --series N (or series= in Python), N the number or UID")
+        error = SeriesError(given, "one series", "choose with --series N (or series= in Python), N the number or UID")
+        error.series = tuple(_facts(stacks[n], labels[n], stacks) for n in matching)
+        raise error
     others = [n for n in range(len(stacks)) if n != scans[0]]
     remarks = []
     if others:
@@ -275,6 +278,30 @@ def _listed(stacks: Sequence[list[Slice]], labels: list[str], numbers: Sequence[
     chosen = range(len(stacks)) if numbers is None else numbers
     words = [_describe(stack, labels[n]) for stack, n in zip(stacks[:LISTED], chosen, strict=False)]
     return ", ".join([*words, *["..."] * (len(stacks) > LISTED)])
+
+
+def _facts(stack: list[Slice], label: str, stacks: Sequence[list[Slice]]) -> dict[str, Any]:
+    """What a person chooses a stack by. "uid" is what to ask for: the series' own, or its label if others have that."""
+    header, uid = stack[0].header, stack[0].series
+    count = max(len(stack), frame_count(header))
+    shared = sum(other[0].series == uid for other in stacks) > 1
+    try:
+        between_rows, between_columns = stack[0].numbers("PixelSpacing", 2).tolist()
+        places = np.array([image.numbers("ImagePositionPatient", 3) for image in stack])
+        length = float(np.linalg.norm(places - places[0], axis=1).max())
+        spacing = [between_columns, between_rows, length / (len(stack) - 1) if len(stack) > 1 else None]
+    except GeometryError:  # a multi-frame file says it elsewhere
+        spacing = None
+    return {
+        "uid": label if shared else uid,
+        "number": label,
+        "description": str(header.get("SeriesDescription", "")),
+        "modality": str(header.get("Modality", "")),
+        "count": count,
+        "shape": [*stack[0].size, count],
+        "spacing_mm": spacing and [None if mm is None else round(mm, 4) for mm in spacing],
+        "localizer": _is_aside(stack),
+    }
 
 
 def _describe(stack: list[Slice], label: str) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 import pydicom
 from numpy.typing import NDArray
 
-from voxsam.errors import FileError, GeometryError, ImageError, UnsupportedError
+from voxsam.errors import FileError, GeometryError, UnsupportedError
 from voxsam.geometry import Grid
 from voxsam.io.dicom.files import Slice
 from voxsam.resample import resample
@@ -19,8 +19,6 @@ from voxsam.volume import Volume
 MANUFACTURER = "VoxSAM contributors"
 DESCRIPTION = "VoxSAM segmentation, not reviewed, research use only"
 SERIES_NUMBER = 9100  # far above those of scanners; a study may hold several series of one number
-LONGEST_NAME = 64  # characters of a segment's or ROI's name (VR LO)
-COLOURS = ((255, 90, 95), (62, 197, 255), (255, 194, 71), (126, 224, 129), (197, 139, 255), (255, 143, 210))  # RGB
 # Kept of the first header: identification, patient, acquisition, relations, image, study, procedure, per-frame groups.
 KEPT_GROUPS = (0x0008, 0x0010, 0x0012, 0x0018, 0x0020, 0x0028, 0x0032, 0x0040, 0x5200)
 NEEDED = ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")  # to refer to a series
@@ -111,20 +109,6 @@ class DicomSource:
         for keyword in (*PATIENT_AND_STUDY, *ALSO_REPEATED):
             if keyword in self.common:
                 dataset[keyword] = self.common[keyword]
-
-
-def segment_names(mask: NDArray[np.uint8], names: Sequence[str]) -> list[str]:
-    """A name for each label from 1 to the highest. Raises ImageError for names of another number or length."""
-    count = max(1, int(mask.max()))
-    if not names:
-        return ["Tumour"] if count == 1 else [f"Tumour {number}" for number in range(1, count + 1)]
-    if len(names) != count:
-        raise ImageError(f"{len(names)} names for a mask of {count} objects", "a name for each object", "add or remove")
-    wrong = [name for name in names if not 0 < len(name.strip()) <= LONGEST_NAME or "\\" in name]
-    if wrong:
-        given = f"the name {wrong[0][:80]!r}"
-        raise ImageError(given, f"1 to {LONGEST_NAME} characters without a backslash", "shorten it")
-    return list(names)
 
 
 def _frame(image: Slice) -> SourceFrame:

@@ -1,12 +1,12 @@
-"""Downloads: the scan for a viewer, the mask as NIfTI or DICOM-SEG, the report as JSON or a page."""
+"""Downloads: the scan for a viewer, masks as NIfTI, DICOM-SEG, RTSTRUCT or surfaces, the report as JSON or a page."""
 
 from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,12 @@ from starlette.background import BackgroundTask
 
 from voxsam.atomic import atomic_path
 from voxsam.errors import UnsupportedError
-from voxsam.io import nifti, write_mask
+from voxsam.interactive.session import Session
+from voxsam.io import nifti
+from voxsam.io.objects import write_objects
+from voxsam.io.segments import SegmentInfo
+from voxsam.report.metrics import measure
+from voxsam.report.report import ReportedObject, report_dict
 from voxsam.server.api import OF_SESSIONS, TheService, TheSession
 from voxsam.server.service import Service
 from voxsam.volume import Volume
@@ -30,17 +35,24 @@ class Kind(StrEnum):
     """The files that may be asked for."""
 
     MASK = "mask.nii.gz"
+    MASKS = "masks"
     DICOM_SEG = "mask.seg.dcm"
+    RTSTRUCT = "rtstruct"
+    STL = "stl"
     FACTS = "report.json"
     REPORT = "report.html"
 
 
 UNSAFE = re.compile(r"[^A-Za-z0-9_\-]+")
 SCAN_SUFFIX = re.compile(r"(\.nii\.gz|\.nii|\.nrrd|\.mha|\.zip)$", re.IGNORECASE)
+NAMES = {"masks": "masks.zip", "rtstruct": "mask.rtstruct.dcm", "stl": "surface.stl"}  # of files, where not the kind
 FAST = 1  # compression of the scan: it is sent once, and to wait for a smaller file takes longer
 MEDIA = {
     "mask.nii.gz": "application/gzip",
+    "masks": "application/zip",
     "mask.seg.dcm": "application/dicom",
+    "rtstruct": "application/dicom",
+    "stl": "model/stl",
     "report.json": "application/json",
     "report.html": "text/html; charset=utf-8",
 }
@@ -52,22 +64,45 @@ async def scan(service: TheService, session: TheSession) -> FileResponse:
     return await _file(service, "scan.nii.gz", "application/gzip", lambda path: write_scan(volume, path))
 
 
-@router.get("/{id}/download/{kind}", summary="The mask or the report as a file", response_class=FileResponse)
+@dataclass(frozen=True)
+class _Taken:
+    """What a download is made of, taken from a session on the worker's thread."""
+
+    mask: Volume
+    objects: tuple[ReportedObject, ...]
+    remarks: tuple[str, ...]
+
+    @classmethod
+    def of(cls, session: Session) -> _Taken:
+        grid, objects = session.volume.grid, []
+        for number, found in session.segmented.items():
+            clicks = [(click.index_on(grid), click.positive) for click in found.prediction.clicks]
+            objects.append(ReportedObject(number, found.region, session.info(number), clicks, found.edited))
+        mask = session.mask
+        return cls(mask, tuple(objects), mask.remarks)
+
+
+@router.get("/{id}/download/{kind}", summary="Masks, surfaces or the report as a file", response_class=FileResponse)
 async def download(service: TheService, session: TheSession, kind: Kind) -> FileResponse:
     volume, name, model = session.require_volume(), session.journal.work.name, service.saved.model
     stem = UNSAFE.sub("_", SCAN_SUFFIX.sub("", name)).strip("_") or "scan"
-    mask, predictions = await asyncio.wrap_future(session.run(lambda seen: (seen.mask, dict(seen.predictions))))
+    taken = await asyncio.wrap_future(session.run(_Taken.of))
 
     def write(path: Path) -> None:
-        from voxsam.report.report import report_dict
+        clicks = [click for found in taken.objects for click in found.clicks]
+        facts = report_dict(
+            scan=volume,
+            scan_name=name,
+            mask=taken.mask,
+            model=model,
+            clicks=clicks,
+            seconds={"all steps": session.seconds},
+            messages=taken.remarks,
+            objects=taken.objects,
+        )
+        write_download(kind, path, volume, taken.mask, facts, taken.objects)
 
-        points = [point for found in predictions.values() for point in found.clicks]
-        clicks = [(volume.grid.world_to_index(point.world_mm).round(3).tolist(), point.positive) for point in points]
-        remarks = [remark for found in predictions.values() for remark in found.remarks]
-        facts = report_dict(scan=volume, scan_name=name, mask=mask, model=model, clicks=clicks, messages=remarks)
-        write_download(kind, path, volume, mask, facts)
-
-    return await _file(service, f"{stem}_{kind}", MEDIA[kind], write)
+    return await _file(service, f"{stem}_{NAMES.get(kind, kind)}", MEDIA[kind], write)
 
 
 async def _file(service: Service, name: str, media: str, write: Callable[[Path], None]) -> FileResponse:
@@ -96,19 +131,29 @@ def write_scan(volume: Volume, path: Path) -> None:
         nifti.write(plain, temporary, FAST)
 
 
-def write_download(kind: str, path: Path, scan: Volume, mask: Volume, facts: dict[str, Any]) -> None:
-    """Write one of MEDIA to `path`. `facts` are those of evaluation.report. Raises UnsupportedError for DICOM-SEG of a
-    scan that was not DICOM.
+def write_download(
+    kind: str, path: Path, scan: Volume, mask: Volume, facts: dict[str, Any], objects: Sequence[ReportedObject]
+) -> None:
+    """Write one of MEDIA to `path`. `facts` are those of report_dict. Raises UnsupportedError for a DICOM object of a
+    scan that was not DICOM, ImageError for a label map of objects that share voxels.
     """
-    if kind == "mask.seg.dcm":
-        if "dicom" not in scan.header:
-            given, expected = "DICOM-SEG of a scan that is not DICOM", "a DICOM series"
-            raise UnsupportedError(given, expected, "download the NIfTI instead")
-        write_mask(mask, path, model=facts["model"])
-    elif kind == "mask.nii.gz":
-        write_mask(mask, path)
-    else:
+    if kind in ("mask.seg.dcm", "rtstruct") and "dicom" not in scan.header:
+        what = "DICOM-SEG" if kind == "mask.seg.dcm" else "RTSTRUCT"
+        raise UnsupportedError(f"{what} of a scan that is not DICOM", "a DICOM series", "download the NIfTI instead")
+    if kind == "stl":
+        from voxsam.report.stl import write_stl  # scikit-image: not when the server starts
+
+        write_stl([(found.info.name, found.region) for found in objects], scan.grid, path)
+    elif kind in ("report.json", "report.html"):
         _write_report(kind, path, scan, mask, facts)
+    else:
+        drawn = {found.number: (_in_words(found, scan), found.region) for found in objects}
+        write_objects(drawn, scan, path, model=facts["model"])
+
+
+def _in_words(found: ReportedObject, scan: Volume) -> SegmentInfo:
+    """What is known of an object, its numbers in the description."""
+    return replace(found.info, description=measure(found.region, scan.grid).in_words())
 
 
 def _write_report(kind: str, path: Path, scan: Volume, mask: Volume, facts: dict[str, Any]) -> None:

@@ -10,7 +10,9 @@ from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from pydantic import BaseModel, Field
 
 import voxsam
+from voxsam.io.segments import TYPES
 from voxsam.server.api import TheService, failures
+from voxsam.server.edits import ObjectType
 from voxsam.server.messages import MAX_PROMPTS, MAX_STROKE_VOXELS
 from voxsam.server.scans import Entry, Folder
 
@@ -43,6 +45,7 @@ class Info(BaseModel):
     folders: list[Folder]
     demo: bool
     saves: bool = Field(description="Whether the work outlives the server.")
+    types: list[ObjectType] = Field(description="What an object may be, beside any other code.")
     limits: dict[str, int | float]
 
 
@@ -101,6 +104,7 @@ async def info(service: TheService) -> Info:
         folders=service.folders.listed,
         demo=settings.demo,
         saves=settings.state is not None,
+        types=[ObjectType.of(code) for code in TYPES],
         limits={
             "upload_bytes": settings.upload_bytes,
             "voxels": settings.max_voxels,

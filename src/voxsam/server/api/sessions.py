@@ -14,13 +14,16 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from voxsam.server.api import OF_SESSIONS, Id, TheService, TheSession
+from voxsam.server.edits import Description, Edits, Switches
 from voxsam.server.messages import Prompts, SessionState, Source, StepState
 from voxsam.server.saved import SavedSession
 from voxsam.server.sessions import Busy
-from voxsam.server.store import Event
+from voxsam.server.store import NAME, Event
 
 BEAT_S = 10.0  # between two signs of life, less if leases are short
 KEPT_EVENTS = 64  # that a slow listener may be behind; older ones are left out
+
+Number = Annotated[int, InPath(ge=1, le=255, description="Of an object.")]
 
 router = APIRouter(prefix="/api/sessions", tags=["sessions"], responses=OF_SESSIONS)
 
@@ -34,6 +37,20 @@ class Opening(BaseModel):
     name: str | None = Field(
         default=None, min_length=1, max_length=200, description="What to call it; default: the file."
     )
+    id: str | None = Field(
+        default=None,
+        pattern=f"^{NAME.pattern}$",
+        min_length=16,
+        description="Its id: long, random, and yours, to hear of progress and to cancel while the scan is read.",
+    )
+
+
+class Loading(BaseModel):
+    """Which mask to load."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    source: Source = Field(examples=[{"folder": "0", "path": "patient1/mask.nii.gz"}])
 
 
 class Lease(BaseModel):
@@ -44,8 +61,14 @@ class Lease(BaseModel):
 
 @router.post("", status_code=201, summary="Open a scan")
 async def open_session(service: TheService, opening: Opening) -> SessionState:
-    session = await service.saved.open(opening.source, opening.name)
+    session = await service.saved.open(opening.source, opening.name, opening.id)
     return await session.state()
+
+
+@router.post("/{id}/cancel", status_code=204, summary="Stop reading the scan; whoever opens it gets 410")
+async def cancel(service: TheService, id: Id) -> Response:
+    service.saved.cancel(id)
+    return Response(status_code=204)
 
 
 @router.get("/{id}", summary="The session as it is; brought back if the server or the session ended")
@@ -69,6 +92,17 @@ async def prompt(service: TheService, session: TheSession, body: Prompts) -> Ste
     return await session.step(Event(do="prompt", prompts=tuple(body.prompts)), service.metrics.step)
 
 
+@router.post("/{id}/edits", summary="Edit the current object by hand: one step")
+async def edit(service: TheService, session: TheSession, body: Edits) -> StepState:
+    return await session.step(Event(do="edit", edits=tuple(body.edits)), service.metrics.step)
+
+
+@router.post("/{id}/mask", summary="Load a mask as the current object, of several labels one object each: one step")
+async def load_mask(service: TheService, session: TheSession, body: Loading) -> StepState:
+    masks = await service.saved.masks(body.source, session)
+    return await session.step(Event(do="mask", masks=masks), service.metrics.step)
+
+
 @router.post("/{id}/undo", summary="Take back the last step, if there is one")
 async def undo(service: TheService, session: TheSession) -> StepState:
     return await session.step(Event(do="undo"), service.metrics.step)
@@ -90,8 +124,38 @@ async def new_object(service: TheService, session: TheSession) -> StepState:
 
 
 @router.post("/{id}/objects/{number}/select", summary="Make an object current")
-async def select(service: TheService, session: TheSession, number: Annotated[int, InPath(ge=1, le=255)]) -> StepState:
+async def select(service: TheService, session: TheSession, number: Number) -> StepState:
     return await session.step(Event(do="select", object=number), service.metrics.step)
+
+
+@router.patch("/{id}/objects/{number}", summary="Name, colour, show, lock or code an object; to lock is a step")
+async def describe(service: TheService, session: TheSession, number: Number, body: Description) -> StepState:
+    event = Event(do="describe", number=number, description=body.model_copy(update={"locked": None}))
+    answer = await session.step(event, service.metrics.step)
+    if body.locked is not None:
+        answer = await session.step(Event(do="lock", number=number, on=body.locked), service.metrics.step)
+    return answer
+
+
+@router.delete("/{id}/objects/{number}", summary="Delete an object: one step")
+async def delete(service: TheService, session: TheSession, number: Number) -> StepState:
+    return await session.step(Event(do="delete", number=number), service.metrics.step)
+
+
+@router.delete("/{id}/objects/{number}/prompts/{index}", summary="Take a prompt away, the first is 0: one step")
+async def remove_prompt(
+    service: TheService, session: TheSession, number: Number, index: Annotated[int, InPath(ge=0)]
+) -> StepState:
+    return await session.step(Event(do="remove_prompt", number=number, index=index), service.metrics.step)
+
+
+@router.patch("/{id}", summary="Whether objects may overlap, and only clicked components are kept: a step each")
+async def switch(service: TheService, session: TheSession, body: Switches) -> StepState:
+    answer = await session.labels(full=False)
+    for name in ("overlap", "keep_clicked"):
+        if (on := getattr(body, name)) is not None:
+            answer = await session.step(Event(do=name, on=on), service.metrics.step)
+    return answer
 
 
 @router.post("/{id}/heartbeat", summary="Say that the client is there")
@@ -117,7 +181,7 @@ async def leave(service: TheService, id: Id) -> Response:
 
 
 async def events(session: SavedSession) -> AsyncIterator[str]:
-    """`progress` {stage, fraction} while something is done, `idle` {} when nothing is any more, `closed` {} at the end.
+    """`progress` {stage, fraction} while something is done, `idle` {revision} when nothing is, `closed` {} at the end.
 
     A comment line every few seconds shows both sides that the other one is there.
     """
@@ -136,10 +200,10 @@ async def events(session: SavedSession) -> AsyncIterator[str]:
     stop = session.listen(hear)
     beat_s = min(BEAT_S, session.sessions.limits.alive_s / 4)
     try:
-        yield _event(session.busy)
+        yield _event(session, session.busy)
         while session.sessions.find(SavedSession, session.id) is session:
             try:
-                yield _event(await asyncio.wait_for(news.get(), beat_s))
+                yield _event(session, await asyncio.wait_for(news.get(), beat_s))
             except TimeoutError:
                 yield ": here\n\n"
         yield "event: closed\ndata: {}\n\n"
@@ -147,7 +211,7 @@ async def events(session: SavedSession) -> AsyncIterator[str]:
         stop()
 
 
-def _event(busy: Busy | None) -> str:
+def _event(session: SavedSession, busy: Busy | None) -> str:
     if busy is None:
-        return "event: idle\ndata: {}\n\n"
+        return f"event: idle\ndata: {json.dumps({'revision': session.journal.work.revision})}\n\n"
     return f"event: progress\ndata: {json.dumps({'stage': busy.stage, 'fraction': round(busy.fraction, 3)})}\n\n"
