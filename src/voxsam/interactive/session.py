@@ -171,8 +171,15 @@ class Session:
         return self.mask
 
     def reset(self) -> Volume:
-        """Begin anew with one empty object; can be undone. Encoded crops are kept. Returns the (empty) mask."""
-        self._history.enter(self._history.begin)
+        """Begin anew with one empty object; can be undone. Encoded crops are kept. Returns the (empty) mask.
+
+        How masks are made stays. No step if nothing was done yet.
+        """
+        begin, seen = self._history.begin, self._history.seen
+        if seen.objects is not begin.objects:
+            same = (seen.overlap, seen.keep_clicked) == (begin.overlap, begin.keep_clicked)
+            anew = replace(begin, overlap=seen.overlap, keep_clicked=seen.keep_clicked)
+            self._history.enter(begin if same else anew)
         return self.mask
 
     def new_object(self) -> int:
