@@ -130,16 +130,15 @@ def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, restval="")
-            rows = [(reader.line_num, _cells(row)) for row in reader]
+            rows = [
+                (reader.line_num, {column.strip(): cell.strip() for column, cell in row.items() if column})
+                for row in reader
+            ]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise FileError(f"{path} could not be read ({error})", "a CSV table in UTF-8", "export it again") from error
     if not rows:
         raise FileError(f"{path} without lines", "a header and a line for each click", "fill it in")
     return rows
-
-
-def _cells(row: Mapping[str | None, str]) -> dict[str, str]:
-    return {column.strip(): cell.strip() for column, cell in row.items() if column}
 
 
 def _click(row: Mapping[str, str], places: Sequence[tuple[str, ...]], where: str) -> TableClick:

@@ -235,13 +235,9 @@ def ray_runner(settings: BatchOptions) -> Runner:
     except ImportError as error:
         given, remedy = "--ray", "pip install 'voxsam[ray]', or leave it out"
         raise UnsupportedError(given, "the package ray, which is not installed", remedy) from error
-    everywhere = replace(settings, model=_model_everywhere(settings.model))
+    named = settings.model in MODELS  # the name says the same in any folder, a path has to be made absolute
+    everywhere = settings if named else replace(settings, model=str(find_model(settings.model).absolute()))
     return lambda jobs, output: _rows_by_ray(jobs, output, everywhere)
-
-
-def _model_everywhere(model: str) -> str:
-    """What names the model in any folder: its name if it has one, otherwise its file's absolute path."""
-    return model if model in MODELS else str(find_model(model).absolute())
 
 
 def _rows_by_ray(jobs: Sequence[ScanTask], output: Path, settings: BatchOptions) -> Iterator[ScanResult]:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import fft, ndimage
 
+from voxsam.boxes import bounding_box
 from voxsam.errors import GeometryError
 from voxsam.geometry import Grid
 from voxsam.phantoms.anatomy import render_body
@@ -325,7 +326,7 @@ def _phantom(image: Field, inside: NDArray[np.bool_], grid: Grid, axes: str, rng
 
 def _click(inside: NDArray[np.bool_], spacing: NDArray, rng: np.random.Generator) -> NDArray[np.int64]:
     """An index at least 0.6 times as deep in the mask as its deepest voxel."""
-    box = ndimage.find_objects(inside.astype(np.uint8))[0]
+    box = bounding_box(inside)
     depth = ndimage.distance_transform_edt(np.pad(inside[box], 1), sampling=spacing)[1:-1, 1:-1, 1:-1]  # type: ignore[index]
     deep = np.argwhere(depth >= 0.6 * depth.max())
     return deep[rng.integers(len(deep))] + [s.start for s in box]

@@ -210,7 +210,8 @@ def _fill(
 ) -> None:
     """Draw every frame (rows, columns) into its plane (column, row), a view of the mask."""
     labelmap = dataset.SOPClassUID == LABELMAP_STORAGE
-    threshold = (int(dataset.get("MaximumFractionalValue") or 255) + 1) // 2 if _is_fractional(dataset) else 1
+    fractional = dataset.get("SegmentationType") == "FRACTIONAL"
+    threshold = (int(dataset.get("MaximumFractionalValue") or 255) + 1) // 2 if fractional else 1
     for frame, pixels in enumerate(iter_pixels(dataset)):
         number = 0 if labelmap else _segment_of(dataset, frame)
         if not labelmap and wanted not in (None, number):
@@ -229,10 +230,6 @@ def _fill(
 
 def _segment_of(dataset: pydicom.Dataset, frame: int) -> int:
     return int(group_item(dataset, frame, "SegmentIdentificationSequence").ReferencedSegmentNumber)
-
-
-def _is_fractional(dataset: pydicom.Dataset) -> bool:
-    return dataset.get("SegmentationType") == "FRACTIONAL"
 
 
 def overlap(what: str, name: str, first: int, second: int, numbers: Iterable[int]) -> OverlapError:

@@ -12,6 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from voxsam.atomic import atomic_path, make_folder
+from voxsam.boxes import bounding_box
 from voxsam.errors import InputError
 from voxsam.io import read_volume
 from voxsam.lab.compare.order import cases_to_test
@@ -71,7 +72,8 @@ def _overlays(tasks: Sequence[Task], titles: dict[str, str]) -> Figure:
     for down, name in enumerate(names):
         images, tumour = read_case(known[name])
         scan, truth = images[0], images[0].with_array(tumour.astype(np.uint8), "SEG")
-        reach = max(LEAST_MM, SHOWN * _longest_mm(truth))
+        sides = [part.stop - part.start for part in bounding_box(tumour)]
+        reach = max(LEAST_MM, SHOWN * float((sides * scan.grid.spacing_mm).max()))
         plane = Plane.through("axial", scan.grid, deepest_voxel(tumour, scan.grid.spacing_mm), reach)
         for across, task in enumerate(tasks):
             axes = figure.add_subplot(grid[down, across])
@@ -94,11 +96,6 @@ def _panel(axes: Axes, plane: Plane, scan: Volume, truth: Volume, task: Task, na
         axes.text(
             0.03, 0.97, name, transform=axes.transAxes, color=INK, fontsize=7, ha="left", va="top", parse_math=False
         )
-
-
-def _longest_mm(truth: Volume) -> float:
-    inside = np.argwhere(truth.array)
-    return float(((np.ptp(inside, axis=0) + 1) * truth.grid.spacing_mm).max()) if len(inside) else 0.0
 
 
 def _bars(plan: Plan, rows: Sequence[RowResult], data: DataSpec) -> Figure:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from voxsam.boxes import bounding_box
 from voxsam.errors import FileError, GeometryError, ImageError, InputError
 from voxsam.seen import content
 from voxsam.volume import Volume
@@ -333,7 +334,5 @@ def body_box(scan: Volume) -> NDArray[np.int64]:
     """(2, 3) first and last index of the box round what is above BODY_HU in a CT, above the lowest value elsewhere."""
     array = np.asarray(scan.array[...])
     inside = array > (BODY_HU if scan.modality == "CT" else array.min())
-    if not inside.any():
-        return np.stack([np.zeros(3, np.int64), np.array(array.shape) - 1])
-    lines = (np.flatnonzero(inside.any(axis=tuple(a for a in range(3) if a != axis))) for axis in range(3))
-    return np.array([(line[0], line[-1]) for line in lines], dtype=np.int64).T
+    box = bounding_box(inside) if inside.any() else [slice(0, n) for n in array.shape]
+    return np.array([(part.start, part.stop - 1) for part in box], dtype=np.int64).T

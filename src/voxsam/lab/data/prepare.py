@@ -19,6 +19,7 @@ import scipy.ndimage
 from numpy.typing import NDArray
 
 from voxsam.atomic import atomic_path, remove_leftovers
+from voxsam.boxes import bounding_box
 from voxsam.errors import ImageError, InputError
 from voxsam.geometry import Grid
 from voxsam.io import read_channels, read_volume
@@ -59,8 +60,7 @@ def deepest_points(mask: NDArray[np.bool_], spacing_mm: NDArray) -> NDArray[np.i
     """
     if not mask.any():
         return np.empty((0, 3), dtype=np.int64)
-    box = scipy.ndimage.find_objects(mask.astype(np.uint8))[0]
-    assert box is not None
+    box = bounding_box(mask)
     numbered, _ = scipy.ndimage.label(mask[box], TOUCHING)  # type: ignore[misc]
     points = []
     for number, part in enumerate(scipy.ndimage.find_objects(numbered), start=1):
@@ -80,8 +80,8 @@ def resample_label(
     `points` (n, 3) are indices of `mask`; also (n, 3) the voxels of `target` under them.
     """
     label, touched = resample_scan(mask, target, "area") > 0.5, _touched(mask, target)
-    for box in scipy.ndimage.find_objects(touched.astype(np.uint8)):  # one: most of a scan is background
-        label[box] |= _thin_parts(label[box], touched[box])
+    box = bounding_box(touched)  # most of a scan is background
+    label[box] |= _thin_parts(label[box], touched[box])
     at = _voxels_under(mask.grid, target, points)
     label[tuple(at.T)] = True
     return label.astype(np.uint8), at

@@ -13,6 +13,7 @@ import numpy as np
 import scipy.ndimage
 from numpy.typing import NDArray
 
+from voxsam.boxes import bounding_box, is_empty
 from voxsam.errors import PromptError
 from voxsam.geometry import Grid
 from voxsam.lab.evaluation.scores import Mask, components
@@ -101,22 +102,22 @@ def correction(
 
 def largest_component(mask: Mask) -> Mask:
     """The connected component (26 neighbours) with the most voxels; of equal ones the first in the array."""
-    box = scipy.ndimage.find_objects(mask.astype(np.uint8))  # most of a scan is background
-    numbered, count = components(mask[box[0]]) if box else (np.zeros(0, np.int32), 0)
+    box = bounding_box(mask)  # most of a scan is background
+    numbered, count = components(mask[box])
     if count <= 1:
         return mask
     largest = np.zeros_like(mask)
-    largest[box[0]] = numbered == 1 + int(np.bincount(numbered.ravel())[1:].argmax())
+    largest[box] = numbered == 1 + int(np.bincount(numbered.ravel())[1:].argmax())
     return largest
 
 
 def depth_mm(mask: Mask, spacing_mm: NDArray[np.float64]) -> NDArray[np.float64]:
     """Each voxel's distance to the nearest voxel outside the mask, 0 outside; what lies beyond the scan is outside."""
     depth = np.zeros(mask.shape)
-    box = scipy.ndimage.find_objects(mask.astype(np.uint8))
-    if box:
-        whole = np.pad(mask[box[0]], 1)
-        depth[box[0]] = np.asarray(scipy.ndimage.distance_transform_edt(whole, sampling=spacing_mm))[1:-1, 1:-1, 1:-1]
+    box = bounding_box(mask)
+    if not is_empty(box):
+        whole = np.pad(mask[box], 1)
+        depth[box] = np.asarray(scipy.ndimage.distance_transform_edt(whole, sampling=spacing_mm))[1:-1, 1:-1, 1:-1]
     return depth
 
 
@@ -131,7 +132,7 @@ def _just_outside(tumour: Mask, spacing_mm: NDArray[np.float64]) -> NDArray[np.i
     """(n, 3) the voxels outside the tumour, but near it."""
     reach = max(NOISE_REACH_MM, float(np.max(spacing_mm)))
     margin = np.ceil(reach / spacing_mm).astype(int)
-    box = scipy.ndimage.find_objects(tumour.astype(np.uint8))[0]
+    box = bounding_box(tumour)
     start = [max(0, side.start - m) for side, m in zip(box, margin, strict=True)]
     around = tuple(slice(a, side.stop + m) for a, side, m in zip(start, box, margin, strict=True))
     away = np.asarray(scipy.ndimage.distance_transform_edt(~tumour[around], sampling=spacing_mm))

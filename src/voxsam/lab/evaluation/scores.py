@@ -13,6 +13,7 @@ import numpy as np
 import scipy.ndimage
 from numpy.typing import ArrayLike, NDArray
 
+from voxsam.boxes import bounding_box
 from voxsam.errors import GeometryError, InputError
 from voxsam.report.metrics import dice
 
@@ -60,7 +61,7 @@ def score(
     if not tolerance_mm >= 0 or math.isinf(tolerance_mm):
         raise InputError(f"a tolerance of {tolerance_mm} mm", "millimetres from 0 on", "the paper takes 5")
     voxel_ml = float(np.prod(spacing_mm)) / 1000
-    box = _common_box(inside, wanted)
+    box = bounding_box(inside | wanted)
     inside, wanted = inside[box], wanted[box]
     nsd, hd95_mm = _surface_scores(inside, wanted, spacing_mm, tolerance_mm)
     in_mask, in_truth = int(np.count_nonzero(inside)), int(np.count_nonzero(wanted))
@@ -74,16 +75,6 @@ def components(mask: Mask) -> tuple[NDArray[np.int32], int]:
     numbered = np.empty(mask.shape, dtype=np.int32)
     count = scipy.ndimage.label(mask, structure=NEIGHBOURS_26, output=numbered)
     return numbered, int(count)  # type: ignore[arg-type]
-
-
-def _common_box(a: Mask, b: Mask) -> tuple[slice, ...]:
-    """The smallest box that holds both masks; one voxel if both are empty."""
-    either = a | b
-    box = []
-    for axis in range(3):
-        reached = np.flatnonzero(either.any(axis=tuple(other for other in range(3) if other != axis)))
-        box.append(slice(int(reached[0]), int(reached[-1]) + 1) if len(reached) else slice(0, 1))
-    return tuple(box)
 
 
 def _surface_scores(

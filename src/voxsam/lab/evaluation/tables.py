@@ -237,7 +237,7 @@ def case_rows(evaluation: Evaluation) -> list[Cells]:
         row["trained on it"] = (
             evaluation.overlap.get(row["case"], "no").partition(":")[0].replace("trained on it", "yes")
         )
-    means = {name: plain(_mean_known(list(column.values())), name) for name, column in columns.items()}
+    means = {name: plain(float(_mean(np.array(list(column.values())))), name) for name, column in columns.items()}
     return [*table, {"case": "mean", **means}]
 
 
@@ -360,8 +360,3 @@ def _text(value: float, decimals: int) -> str:
     if math.isnan(value):
         return NOTHING
     return INFINITE if math.isinf(value) else f"{value:.{decimals}f}"
-
-
-def _mean_known(values: Sequence[float]) -> float:
-    known = [value for value in values if not math.isnan(value)]
-    return sum(known) / len(known) if known else math.nan

@@ -42,7 +42,8 @@ class UXNet(nn.Module):
         super().__init__()
         require_crop(size, cube(STEP), "ux-net", several=True)
         widths = options.widths
-        self.downs = nn.ModuleList([_stem(channels, widths[0])])
+        stem = nn.Conv3d(channels, widths[0], KERNEL, stride=2, padding=KERNEL // 2)
+        self.downs = nn.ModuleList([nn.Sequential(stem, ChannelNorm(widths[0]))])
         self.downs.extend(_down(fine, coarse) for fine, coarse in pairwise(widths))
         self.stages = nn.ModuleList(
             nn.Sequential(*(LargeKernelBlock(width) for _ in range(depth)))
@@ -83,10 +84,6 @@ class LargeKernelBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, d, h, w) -> the same shape."""
         return x + self.scale * self.reduce(self.act(self.expand(self.norm(self.depthwise(x)))))
-
-
-def _stem(channels: int, width: int) -> nn.Sequential:
-    return nn.Sequential(nn.Conv3d(channels, width, KERNEL, stride=2, padding=KERNEL // 2), ChannelNorm(width))
 
 
 def _down(given: int, made: int) -> nn.Sequential:
