@@ -269,7 +269,7 @@ import numpy, nibabel, pydicom, SimpleITK
 from voxsam.errors import InputError
 from voxsam.geometry import Grid
 from voxsam.io import read_volume
-import voxsam.io.dicom.series, voxsam.io.dicom.rtstruct, voxsam.io.dicom.seg, voxsam.io.nrrd, voxsam.io.metaimage
+import voxsam.io.dicom.series, voxsam.io.dicom.rtstruct, voxsam.io.dicom.seg, voxsam.io.itk
 out = os.fdopen(os.dup(1), "w"); os.dup2(2, 1)
 pages = int(open("/proc/self/statm").read().split()[0])
 limit = pages * resource.getpagesize() + int(sys.argv[1]) * 2**20

@@ -30,8 +30,7 @@ import voxsam.lab.systems  # noqa: F401
 from voxsam.network.adapters import ADAPTERS, BlockHook
 from voxsam.network.image_encoder import ImageEncoder
 from voxsam.network.sizes import ModelConfig
-from voxsam.weights.import_released import translate_tensor
-from voxsam.weights.import_sam import encoder_tensors, sam_name
+from voxsam.weights.import_checkpoints import encoder_tensors, sam_name, translate_tensor
 
 TOLERANCE = 1e-5  # of the largest value, in float32
 DEPTH, SIDE = 6, 18  # tokens; two of SAM's windows of 14, padded

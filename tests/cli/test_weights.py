@@ -14,7 +14,7 @@ from voxsam.cli.weights import app
 from voxsam.errors import CheckpointError, FileError, InputError
 from voxsam.network.sizes import ModelConfig
 from voxsam.preprocess import RELEASED
-from voxsam.weights import import_released, import_sam
+from voxsam.weights import import_checkpoints
 from voxsam.weights.checkpoint import load_model
 from voxsam.weights.registry import MODELS, NamedModel
 
@@ -44,8 +44,7 @@ BLOCK |= {"mlp.lin2.weight": (12, 12), "mlp.lin2.bias": (12,)}
 @pytest.fixture(autouse=True)
 def small(monkeypatch, tmp_path):
     """ViT-B is a small network here, and the models folder a new one."""
-    monkeypatch.setattr(import_released, "VIT_B", SMALL)
-    monkeypatch.setattr(import_sam, "VIT_B", SMALL)
+    monkeypatch.setattr(import_checkpoints, "VIT_B", SMALL)
     monkeypatch.setenv("VOXSAM_HOME", str(tmp_path / "home"))
 
 

@@ -24,7 +24,7 @@ from voxsam.network.card import Card
 from voxsam.network.network import VoxSAMNetwork
 from voxsam.network.sizes import VIT_B
 from voxsam.preprocess import RELEASED
-from voxsam.weights.import_released import USED_PROMPT_ENCODER, translate, translate_name
+from voxsam.weights.import_checkpoints import USED_PROMPT_ENCODER, translate, translate_name
 
 FEATURE_TOLERANCE = 1e-4
 MASK_TOLERANCE = 1e-4  # of the voxel count: 0.01 %
@@ -121,6 +121,7 @@ def test_bfloat16_finds_the_same_mask(
     assert dice > 0.97
 
 
+@pytest.mark.slow  # minutes; test_small_golden.py has every gradient of a small network, with the kernels and without
 def test_gradients_and_loss(network: VoxSAMNetwork, crop: torch.Tensor, shared_reference: Path) -> None:
     """One training step's loss and the norm of every tuned tensor's gradient, blocks computed again on the way back.
 
@@ -158,6 +159,7 @@ def test_gradients_and_loss(network: VoxSAMNetwork, crop: torch.Tensor, shared_r
     assert len(names) == 159 + 58 + 10
 
 
+@pytest.mark.slow
 def test_whole_scan(network: VoxSAMNetwork, shared_reference: Path, shared_data: Path) -> None:
     """A released inference from file to mask: model grid, crop, probabilities on the crop and the file's own grid."""
     golden = np.load(shared_reference / "golden_scan_seed0.npz")

@@ -13,7 +13,7 @@ from voxsam.network.card import Card
 from voxsam.network.network import VoxSAMNetwork
 from voxsam.network.sizes import ModelConfig
 from voxsam.preprocess import RELEASED
-from voxsam.weights.import_sam import encoder_tensors, start_from_sam
+from voxsam.weights.import_checkpoints import encoder_tensors, start_from_sam
 
 TOLERANCE = 1e-4  # float32 sums of a few hundred terms in another order
 SIDE = 18  # tokens: two windows of 14, padded to 28

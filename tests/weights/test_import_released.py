@@ -19,10 +19,10 @@ from voxsam.errors import CheckpointError, FileError, InputError
 from voxsam.network.sizes import VIT_B
 from voxsam.network.tuning import counts
 from voxsam.preprocess import PAPER, RELEASED
-from voxsam.weights import import_released as module
+from voxsam.weights import import_checkpoints as module
 from voxsam.weights.checkpoint import load_model, save_model
 from voxsam.weights.file import read_pickle
-from voxsam.weights.import_released import import_released, translate_name
+from voxsam.weights.import_checkpoints import import_released, translate_name
 
 
 @pytest.fixture

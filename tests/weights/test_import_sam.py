@@ -23,9 +23,9 @@ from voxsam.errors import CheckpointError, FileError, InputError
 from voxsam.network.sizes import VIT_B, VIT_H, VIT_L, ModelConfig
 from voxsam.network.tuning import frozen_sha256, is_tuned
 from voxsam.preprocess import PAPER, RELEASED
-from voxsam.weights import import_sam as module
+from voxsam.weights import import_checkpoints as module
 from voxsam.weights.checkpoint import save_model
-from voxsam.weights.import_sam import encoder_tensors, import_sam, size_of
+from voxsam.weights.import_checkpoints import encoder_tensors, import_sam, size_of
 
 SIZES = {"vit_b": (768, 12), "vit_l": (1024, 24), "vit_h": (1280, 32)}  # SAM's own: width, blocks
 

@@ -88,8 +88,7 @@ def import_(
         raise InputError(f"the output {output}", "a name that ends in .safetensors", "change the name")
     from voxsam.weights.checkpoint import save_model
     from voxsam.weights.file import check_new
-    from voxsam.weights.import_released import import_released
-    from voxsam.weights.import_sam import UNTRAINED, import_sam
+    from voxsam.weights.import_checkpoints import UNTRAINED, import_released, import_sam
 
     check_new(output)
     convert = import_released if kind is Kind.released else import_sam

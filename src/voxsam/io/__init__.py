@@ -1,6 +1,6 @@
 """Files in and out: read_volume gives any supported scan as a Volume, write_mask gives a mask back on the scan's grid.
 
-The format modules (nifti, nrrd, metaimage, dicom) are imported when the first file of their kind comes, so that
+The format modules (nifti, itk, dicom) are imported when the first file of their kind comes, so that
 `import voxsam` stays light. What they share: checks, raw, gunzip.
 """
 
@@ -265,14 +265,10 @@ def _kind(path: Path) -> ModuleType | None:
     suffix = _suffix(path)
     with open(path, "rb") as file:
         head = file.read(352)
-    if suffix in (".nrrd", ".nhdr") or (not suffix and head.startswith(b"NRRD000")):
-        from voxsam.io import nrrd
+    if suffix in (".mha", ".mhd", ".nrrd", ".nhdr") or (not suffix and head.startswith(b"NRRD000")):
+        from voxsam.io import itk
 
-        return nrrd
-    if suffix in (".mha", ".mhd"):
-        from voxsam.io import metaimage
-
-        return metaimage
+        return itk
     if suffix or head[344:348] in (b"n+1\0", b"ni1\0") or head[4:8] in (b"n+2\0", b"ni2\0"):
         from voxsam.io import nifti
 

@@ -11,7 +11,7 @@ import pytest
 
 from voxsam.cli import main
 from voxsam.io import read_volume, write_mask, write_volume
-from voxsam.lab.evaluation.selection import find_labelled
+from voxsam.lab.data.layouts import find_labelled
 from voxsam.testing import stub_network, stub_scan
 from voxsam.weights.checkpoint import save_model
 

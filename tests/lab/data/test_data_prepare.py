@@ -18,11 +18,11 @@ from voxsam.lab.data import prepare as preparing
 from voxsam.lab.data.augmentation import Augmentation
 from voxsam.lab.data.cases import Labelled, find_cases
 from voxsam.lab.data.faults import FaultyCasesError
+from voxsam.lab.data.layouts import find_labelled
 from voxsam.lab.data.prepare import Options, prepare
 from voxsam.lab.data.sampling import Sampler, load_cases
 from voxsam.lab.data.store import open_store
 from voxsam.lab.evaluation.protocol import read_case
-from voxsam.lab.evaluation.selection import find_labelled
 from voxsam.preprocess import RELEASED
 from voxsam.resample import resample
 

@@ -13,6 +13,7 @@ from voxsam.errors import FileError, InputError
 from voxsam.geometry import Grid
 from voxsam.lab.data import store as store_module
 from voxsam.lab.data.augmentation import Augmentation
+from voxsam.lab.data.layouts import find_labelled
 from voxsam.lab.data.sampling import Sampler, load_cases
 from voxsam.lab.data.store import (
     CaseRecord,
@@ -27,7 +28,6 @@ from voxsam.lab.data.store import (
     sample_positions,
     write_case,
 )
-from voxsam.lab.evaluation.selection import find_labelled
 from voxsam.preprocess import Preprocessing, Window, read_crop
 from voxsam.volume import Volume
 

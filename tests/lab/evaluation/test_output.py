@@ -13,10 +13,10 @@ from PIL import Image
 
 from tests.lab.evaluation.known_systems import LESION, SMALL, Painter, Threshold, write_cases
 from voxsam.errors import FileError, InputError
+from voxsam.lab.data.layouts import choose_cases, split_names
 from voxsam.lab.evaluation import output
 from voxsam.lab.evaluation.output import check_output, choose_examples, write_evaluation, write_run_report
 from voxsam.lab.evaluation.protocol import Evaluation, EvaluationSettings, evaluate
-from voxsam.lab.evaluation.selection import choose_cases, split_names
 from voxsam.report.report import png_size
 
 SETTINGS = EvaluationSettings(clicks=(1, 3), trials=2, corrective=2)

@@ -33,7 +33,7 @@ from voxsam.network.card import Card
 from voxsam.network.network import VoxSAMNetwork
 from voxsam.network.sizes import SAM_WINDOW, TINY
 from voxsam.preprocess import RELEASED
-from voxsam.weights import import_sam
+from voxsam.weights import import_checkpoints
 
 TOLERANCE = 1e-4  # of the issue; measured here: 5e-7
 
@@ -78,7 +78,7 @@ def test_the_embedding_is_that_of_voxsams_own_encoder_of_slices():
     card = Card(name="sam", config=config, preprocessing=RELEASED["kits"])
     network = VoxSAMNetwork(card).eval()
     install(network)
-    import_sam.load_sam(network, import_sam.encoder_tensors(tensors, "here"), "here")
+    import_checkpoints.load_sam(network, import_checkpoints.encoder_tensors(tensors, "here"), "here")
     with torch.no_grad():
         found = network.encode(plane.expand(PATCH, -1, -1, -1).transpose(0, 1)[None])[-1][:, :, 0]
     wanted = sam_from_tensors(tensors, "here").get_image_embeddings(plane.expand(-1, 3, -1, -1))

@@ -60,10 +60,10 @@ def command(
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing.")] = False,
 ) -> None:
     """Score a model on labelled cases: Dice, NSD, HD95, volume, lesions, for 1, 3, 10 clicks."""
+    from voxsam.lab.data.layouts import check_labels, find_labelled
     from voxsam.lab.evaluation.clicks import REGIONS
     from voxsam.lab.evaluation.output import check_output, write_evaluation
     from voxsam.lab.evaluation.protocol import EvaluationSettings, evaluate
-    from voxsam.lab.evaluation.selection import check_labels, find_labelled
     from voxsam.lab.evaluation.tables import require_markers
 
     settings = EvaluationSettings(
@@ -130,7 +130,7 @@ def _system(model: tuple[str, str, str], auto: bool, follow: bool) -> System:
 
 
 def _chosen(found: list[Case], folder: Path, cases: str | None, held_out: Path | None, split: str | None) -> list[Case]:
-    from voxsam.lab.evaluation.selection import choose_cases, split_names
+    from voxsam.lab.data.layouts import choose_cases, split_names
 
     if sum(option is not None for option in (cases, held_out, split)) > 1:
         raise InputError("two ways to choose cases", "one of --cases, --held-out, --split", "leave the others out")

@@ -27,12 +27,11 @@ from voxsam.atomic import atomic_path
 from voxsam.errors import InputError
 from voxsam.lab.compare.plan import DataSpec, Phantoms, Plan, RowSpec, settings
 from voxsam.lab.data.cases import Case
-from voxsam.lab.data.layouts import write_phantoms
+from voxsam.lab.data.layouts import choose_cases, find_labelled, write_phantoms
 from voxsam.lab.data.parallel import ReportProgress
 from voxsam.lab.data.prepare import Options, prepare
 from voxsam.lab.data.store import PreparedData, open_store
 from voxsam.lab.evaluation.protocol import EvaluationSettings
-from voxsam.lab.evaluation.selection import choose_cases, find_labelled
 from voxsam.lab.systems.common_loop import compared_system
 from voxsam.lab.systems.compared import ComparedSystem, Job
 from voxsam.lab.training.recipe import overridden

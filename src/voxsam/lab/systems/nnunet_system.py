@@ -23,10 +23,10 @@ from voxsam.atomic import atomic_path, make_folder
 from voxsam.errors import InputError, UnsupportedError, VoxSAMError
 from voxsam.io import write_mask, write_volume
 from voxsam.kernels import choose_device
+from voxsam.lab.data.layouts import choose_cases, find_labelled
 from voxsam.lab.data.parallel import available_cores
 from voxsam.lab.data.store import PreparedData, open_store
 from voxsam.lab.evaluation.protocol import read_case
-from voxsam.lab.evaluation.selection import choose_cases, find_labelled
 from voxsam.lab.evaluation.systems import Images, System, turned, turned_back
 from voxsam.lab.systems import nnunet_stages as stages
 from voxsam.lab.systems.compared import EXTRA, About, ComparedSystem, Job, Log, register

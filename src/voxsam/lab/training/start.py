@@ -15,7 +15,7 @@ from voxsam.network.promptable import Promptable
 from voxsam.network.sizes import LEVELS
 from voxsam.network.tuning import freeze
 from voxsam.weights.checkpoint import BUILDERS, load_model
-from voxsam.weights.import_sam import from_sam, is_sam, load_sam, read_sam
+from voxsam.weights.import_checkpoints import from_sam, is_sam, load_sam, read_sam
 from voxsam.weights.registry import find_model, sam_file
 
 PROMPTS = "prompt_encoder"  # names begin so, of every level; absent from an automatic model

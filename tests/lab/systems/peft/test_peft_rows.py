@@ -22,7 +22,7 @@ from voxsam.network.adapters import BlockHook
 from voxsam.network.network import VoxSAMNetwork
 from voxsam.testing import stub_network, stub_scan
 from voxsam.weights.checkpoint import load_model, save_model
-from voxsam.weights.import_sam import from_sam
+from voxsam.weights.import_checkpoints import from_sam
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's hints on loaders and loggers
 ROWS = {

@@ -1,7 +1,9 @@
-"""NRRD files in: .nrrd, and .nhdr with its voxels in files beside it (teem.sourceforge.net/nrrd/format.html).
+"""The formats of ITK in: MetaImage (.mha, .mhd) and NRRD (.nrrd, .nhdr), with their voxels in one file or beside it.
 
-The world is the one that `space` names; without it, or with one that is no patient's, it is taken as LPS, as ITK does.
-Axes without a direction (colours, time) are told apart from those in space by `kinds` and `space directions`.
+MetaImage's geometry is as ITK understands it: the rows of TransformMatrix are the directions of the axes, LPS; lengths
+are mm unless DistanceUnits says otherwise. NRRD (teem.sourceforge.net/nrrd/format.html): the world is the one that
+`space` names; without it, or with one that is no patient's, it is taken as LPS, as ITK does. `kinds` and `space
+directions` distinguish axes without a direction (colours, time) from those in space.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from numpy.typing import NDArray
 
 from voxsam.errors import FileError
 from voxsam.geometry import Grid
-from voxsam.io.checks import check_dtype, check_shape, colour
+from voxsam.io.checks import check_dtype, check_shape, colour, truncated
 from voxsam.io.raw import (
     MAX_AXES,
     MAX_HEADER_BYTES,
@@ -28,7 +30,95 @@ from voxsam.io.raw import (
 )
 from voxsam.volume import Volume
 
-TYPES = {
+METAIMAGE_TYPES = {  # MetaIO's `long` has 4 bytes
+    **{"met_char": "i1", "met_uchar": "u1", "met_short": "i2", "met_ushort": "u2", "met_int": "i4", "met_uint": "u4"},
+    **{"met_long": "i4", "met_ulong": "u4", "met_long_long": "i8", "met_ulong_long": "u8"},
+    **{"met_float": "f4", "met_double": "f8"},
+}
+NEEDED = {"ndims", "dimsize", "elementtype", "elementdatafile"}
+
+
+def read(path: Path) -> Volume:
+    """The voxels of `path` in file order and their Grid. Raises FileError, ImageError, GeometryError."""
+    return (_read_metaimage if path.suffix.lower() in (".mha", ".mhd") else _read_nrrd)(path)
+
+
+def _read_metaimage(path: Path) -> Volume:
+    header, names = _metaimage_header(path)
+    axes = header.whole("ndims")
+    shape = header.whole("dimsize")
+    if len(axes) != 1 or not 1 <= axes[0] <= MAX_AXES:
+        raise header.broken("ndims", "the number of axes, 3")
+    if len(shape) != axes[0]:
+        raise header.broken("dimsize", f"{axes[0]} sizes, as NDims says")
+    element = header.fields["elementtype"].lower()
+    if header.fields.get("elementnumberofchannels", "1") != "1" or element.endswith("_array"):
+        raise colour(path.name)
+    if element not in METAIMAGE_TYPES:
+        raise header.broken("elementtype", "a type of number, such as MET_SHORT")
+    first = check_shape(path.name, shape)
+    grid, remarks = _metaimage_grid(header, axes[0], first)
+    voxels = _metaimage_voxels(header, names, tuple(shape), np.dtype(METAIMAGE_TYPES[element]))
+    return as_volume(path.name, voxels, shape, grid, remarks)
+
+
+def _metaimage_header(path: Path) -> tuple[Header, list[str]]:
+    """The header, which ends with the line of ElementDataFile, and the names behind it if that line is a LIST."""
+    with open(path, "rb") as file:
+        start = file.read(MAX_HEADER_BYTES)
+    last = re.search(rb"(?im)^[ \t]*ElementDataFile[ \t]*[=:][^\n]*(\n|\Z)", start)
+    end = last.end() if last else 0
+    fields = header_fields(start[:end].decode("latin-1").splitlines(), "=:")
+    if not fields.keys() >= NEEDED:
+        raise FileError(f"{path.name} does not hold a MetaImage", "an MHA file", "check the file, or export it again")
+    return Header(path, fields, end), start[end:].decode("utf-8", "replace").split("\n")
+
+
+def _metaimage_grid(header: Header, axes: int, shape: tuple[int, int, int]) -> tuple[Grid, list[str]]:
+    fields, name = header.fields, header.name
+    spacing = _first(header, ("elementspacing", "elementsize"), np.ones(axes))[:3]
+    origin = _first(header, ("offset", "position", "origin"), np.zeros(axes))[:3]
+    matrix = _first(header, ("transformmatrix", "rotation", "orientation"), np.eye(axes).ravel())
+    steps = matrix.reshape(axes, axes)[:3, :3].T * spacing
+    check_steps(name, steps, spacing)
+    remarks, factor = [], 1.0
+    if (unit := fields.get("distanceunits", "mm")).lower() not in ("mm", "?", ""):
+        known = unit_mm(unit)
+        remarks.append(unit_remark(name, unit, known))
+        factor = known or 1.0
+    if not fields.keys() & {"transformmatrix", "rotation", "orientation"}:
+        remarks.append(f"{name} does not say how the patient lies; read with its axes to L, P, S, as ITK does")
+    return Grid.from_lps(shape, steps * factor, origin * factor), remarks
+
+
+def _first(header: Header, keys: tuple[str, ...], default: np.ndarray) -> np.ndarray:
+    """The numbers of the first of several fields that mean the same; `default` if there is none."""
+    key = next((key for key in keys if key in header.fields), None)
+    return default if key is None else header.numbers(key, default.size)
+
+
+def _metaimage_voxels(header: Header, names: list[str], shape: tuple[int, ...], dtype: np.dtype) -> Voxels:
+    fields = header.fields
+    flags = {k: fields.get(k, "").lower() in ("true", "1", "t", "yes", "y") for k in fields}
+    big = flags.get("binarydatabyteordermsb", False) or flags.get("elementbyteordermsb", False)
+    skipped = (header.whole("headersize") or [0])[0]
+    if skipped < -1:
+        raise header.broken("headersize", "a count of bytes, or -1")
+    text = "binarydata" in fields and not flags["binarydata"]
+    encoding = "text" if text else "gzip" if flags.get("compresseddata") else "raw"
+    where = fields["elementdatafile"]
+    files = (header.path,) if where.lower() == "local" else header.data_files(where, names)
+    start = skipped or (header.size if files == (header.path,) else 0)
+    if files == (header.path,) and header.path.suffix.lower() == ".mhd" and header.size >= header.path.stat().st_size:
+        raise truncated(header.name, "its header is all that it holds")
+    there = files[0].stat().st_size - max(0, start)
+    declared = header.whole("compresseddatasize")
+    if encoding == "gzip" and len(files) == 1 and declared and there < declared[0]:
+        raise truncated(header.name, f"{declared[0]} bytes of voxels are declared, {there} are there")
+    return Voxels(files, start, shape, dtype.newbyteorder(">" if big else "<"), encoding)
+
+
+NRRD_TYPES = {
     **dict.fromkeys(("signed char", "int8", "int8_t"), "i1"),
     **dict.fromkeys(("uchar", "unsigned char", "uint8", "uint8_t"), "u1"),
     **dict.fromkeys(("short", "short int", "signed short", "signed short int", "int16", "int16_t"), "i2"),
@@ -62,9 +152,8 @@ RANGE_KINDS = {
 }
 
 
-def read(path: Path) -> Volume:
-    """The voxels of `path` in file order and their Grid. Raises FileError, ImageError, GeometryError."""
-    header, names = _header(path)
+def _read_nrrd(path: Path) -> Volume:
+    header, names = _nrrd_header(path)
     dimension, sizes = header.whole("dimension"), header.whole("sizes")
     if len(dimension) != 1 or not 1 <= dimension[0] <= MAX_AXES:
         raise header.broken("dimension", "the number of axes, 3")
@@ -75,11 +164,11 @@ def read(path: Path) -> Volume:
     directions = _directions(header, len(sizes))
     spatial = _spatial_axes(header, sizes, directions)
     shape = check_shape(path.name, [sizes[axis] for axis in spatial])
-    grid, remarks = _grid(header, spatial[:3], shape, directions)
-    return as_volume(path.name, _voxels(header, names, tuple(sizes), remarks), shape, grid, remarks)
+    grid, remarks = _nrrd_grid(header, spatial[:3], shape, directions)
+    return as_volume(path.name, _nrrd_voxels(header, names, tuple(sizes), remarks), shape, grid, remarks)
 
 
-def _header(path: Path) -> tuple[Header, list[str]]:
+def _nrrd_header(path: Path) -> tuple[Header, list[str]]:
     """The header, which ends with an empty line (or a detached one with its file), and the lines behind it."""
     with open(path, "rb") as file:
         start = file.read(MAX_HEADER_BYTES)
@@ -131,7 +220,7 @@ def _spatial_axes(header: Header, sizes: list[int], directions: list[NDArray[np.
     return in_space
 
 
-def _grid(
+def _nrrd_grid(
     header: Header, axes: list[int], shape: tuple[int, int, int], directions: list[NDArray[np.float64] | None] | None
 ) -> tuple[Grid, list[str]]:
     fields, remarks = header.fields, []
@@ -184,14 +273,14 @@ def _numbers(words: str) -> NDArray[np.float64]:
     return np.array([number(word) for word in re.split(r"[\s,()]+", words) if word])
 
 
-def _voxels(header: Header, names: list[str], sizes: tuple[int, ...], remarks: list[str]) -> Voxels:
+def _nrrd_voxels(header: Header, names: list[str], sizes: tuple[int, ...], remarks: list[str]) -> Voxels:
     fields = header.fields
     kind, encoding = fields.get("type", "").lower(), ENCODINGS.get(fields.get("encoding", "").lower())
-    if kind not in TYPES:
+    if kind not in NRRD_TYPES:
         raise header.broken("type", "a type of number, such as short")
     if encoding is None:
         raise header.broken("encoding", "raw, gzip, text or hex")
-    dtype = np.dtype(TYPES[kind])
+    dtype = np.dtype(NRRD_TYPES[kind])
     endian = fields.get("endian", "").lower()
     if endian not in ("big", "little") and dtype.itemsize > 1 and encoding != "text":
         remarks.append(f"{header.name} does not say its byte order; read as little-endian")
