@@ -61,7 +61,7 @@ test-viewer: viewer/node_modules ## the tests of the page's own code (needs Node
 
 # What another processor's kernels must not change: the last bits of NumPy's products, and PyTorch without AVX-512.
 PROCESSOR_TESTS := tests/test_geometry.py tests/test_prompts.py tests/test_resample.py tests/test_preprocess.py \
-    tests/interactive/test_session.py tests/network/test_plain.py tests/kernels
+    tests/interactive/test_session.py tests/network/test_reference.py tests/kernels
 
 test-processors: $(INSTALLED) ## fast tests as on a processor with other kernels, and as on one without AVX-512
 	@OPENBLAS_CORETYPE=Haswell $(PYTEST) -q -m "not slow" $(PROCESSOR_TESTS)

@@ -15,8 +15,8 @@ from torch import nn
 from benchmarks.clicking import all_clicks, two_clicks
 from benchmarks.machine import PRODUCTS, SMALL_PRODUCTS, matrix_product_rates, peak_memory_bytes
 from benchmarks.operations import encoder_operations
-from benchmarks.plain import PlainNetwork
 from benchmarks.reading import big_scan, measure_reading
+from benchmarks.reference import ReferenceNetwork
 from voxsam.errors import InputError
 from voxsam.kernels import install
 from voxsam.kernels.linear import precisions
@@ -115,14 +115,14 @@ def voxsam(settings: Settings) -> Numbers:
 
 
 def short(settings: Settings) -> Numbers:
-    """VoxSAM's first click and the next one, as the plain form is measured."""
+    """VoxSAM's first click and the next one, as the reference implementation is measured."""
     network = build(VoxSAMNetwork, settings.config, RELEASED["colon"], settings.seed)
     return two_clicks(network, _scan_around(settings))
 
 
-def plain(settings: Settings) -> Numbers:
-    """The plain form's first click, and the next one with the encoder's features kept."""
-    network = build(PlainNetwork, settings.config, RELEASED["colon"], settings.seed)
+def reference(settings: Settings) -> Numbers:
+    """The reference implementation's first click, and the next one with the encoder's features kept."""
+    network = build(ReferenceNetwork, settings.config, RELEASED["colon"], settings.seed)
     return two_clicks(network, _scan_around(settings))
 
 
@@ -170,7 +170,7 @@ CASES: dict[str, Callable[[Settings], Numbers]] = {
     "encoder": encoder,
     "voxsam": voxsam,
     "short": short,
-    "plain": plain,
+    "reference": reference,
     "precision": precision,
     "tiny": tiny,
     "reading": reading,

@@ -26,8 +26,8 @@ class EncoderOperations:
 def encoder_operations(config: ModelConfig, crop_shape: Sequence[int]) -> EncoderOperations:
     """The operations that the encoder's arithmetic asks for, for one crop (D, H, W).
 
-    The patch embedding is the composed convolution; the rest is the plain form: attention at the head's own width,
-    MLP and adapter without the tokens that pad a window. The channels that VoxSAM appends to query and key, the
+    The patch embedding is the composed convolution; the rest is the reference implementation: attention at the head's
+    own width, MLP and adapter without the tokens that pad a window. The channels appended to query and key, the
     upsampling, norms, activations and softmax are not counted, so a rate made from this number is a lower bound.
     """
     grid = [n // config.stride for n in crop_shape]

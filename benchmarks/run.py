@@ -1,6 +1,6 @@
-"""Speed and memory of VoxSAM beside the plain form of the released computation, measured here and now.
+"""Speed and memory of VoxSAM beside the reference implementation of the released computation, measured here and now.
 
-    python -m benchmarks.run [--size vit_b] [--crop 128] [--threads N] [--skip-plain] [--quick] [-o FILE.json]
+    python -m benchmarks.run [--size vit_b] [--crop 128] [--threads N] [--skip-reference] [--quick] [-o FILE.json]
                              [--write docs/performance.md]
 
 Each case runs in a process of its own, so that its peak of memory is its own. Weights are random: no file is needed,
@@ -28,7 +28,7 @@ LOWER = ("bf16", "int8")  # precisions
 WHAT = {
     "encoder": "the image encoder alone, and the rate of matrix products",
     "voxsam": "VoxSAM: ten clicks, undo, a click that moves the crop",
-    "plain": "the plain form: first click, next click (ViT-B at 128^3: minutes, and up to 8 GB)",
+    "reference": "the reference implementation: first click, next click (ViT-B at 128^3: minutes, and up to 8 GB)",
     "precision": "VoxSAM in every precision that this machine has",
     "tiny": "voxsam-tiny: ten clicks, undo, a click that moves the crop",
     "reading": "reading a large .nii.gz, to the first crop",
@@ -71,24 +71,24 @@ def run_in_child(name: str, settings: Results) -> Results:
 
 
 def measure(
-    settings: Results, skip_plain: bool = False, run_case: Callable[[str, Results], Results] = run_in_child
+    settings: Results, skip_reference: bool = False, run_case: Callable[[str, Results], Results] = run_in_child
 ) -> Results:
-    """All cases, one after another, and what follows from them. A plain form that does not fit is left out."""
+    """All cases, one after another, and what follows from them; a reference that does not fit is left out."""
     cases: dict[str, Results] = {}
     for name in WHAT:
-        if name == "plain" and skip_plain:
+        if name == "reference" and skip_reference:
             continue
         print(f"{WHAT[name]} ...", file=sys.stderr, flush=True)
         start = time.perf_counter()
         try:
             cases[name] = run_case(name, settings)
         except CaseFailedError as error:
-            if name != "plain":
+            if name != "reference":
                 raise
             print(f"  left out: {error}", file=sys.stderr, flush=True)
         else:
             print(f"  done in {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
-    comparison = compare(cases.get("plain"), cases["voxsam"])
+    comparison = compare(cases.get("reference"), cases["voxsam"])
     rates = encoder_rates(cases["encoder"])
     lower = compare_precisions(cases["precision"])
     for numbers in (*cases.values(), *cases["precision"].values()):
@@ -104,12 +104,12 @@ def measure(
     }
 
 
-def compare(plain: Results | None, voxsam: Results) -> Results | None:
-    """plain / VoxSAM for every row of the table, and by how much their probabilities differ at most."""
-    if plain is None:
+def compare(reference: Results | None, voxsam: Results) -> Results | None:
+    """reference / VoxSAM for every row of the table, and by how much their probabilities differ at most."""
+    if reference is None:
         return None
-    ratios = {key: plain[key] / voxsam[key] for _, key, _ in ROWS}
-    return {**ratios, "largest_difference_of_probability": _apart(plain, voxsam)}
+    ratios = {key: reference[key] / voxsam[key] for _, key, _ in ROWS}
+    return {**ratios, "largest_difference_of_probability": _apart(reference, voxsam)}
 
 
 def compare_precisions(case: Results) -> Results:
@@ -161,13 +161,13 @@ def report(results: Results) -> str:
 
 def _click_rows(results: Results) -> list[Results]:
     settings, cases, ratios = results["settings"], results["cases"], results["ratios"] or {}
-    title, plain = f"{settings['size']}, crop {settings['crop']}³", cases.get("plain") or {}
+    title, reference = f"{settings['size']}, crop {settings['crop']}³", cases.get("reference") or {}
     return [
         {
             title: row,
-            "plain": plain[key] / unit if key in plain else None,
+            "reference": reference[key] / unit if key in reference else None,
             "VoxSAM": cases["voxsam"][key] / unit,
-            "plain / VoxSAM": ratios.get(key),
+            "reference / VoxSAM": ratios.get(key),
         }
         for row, key, unit in MORE_ROWS
     ]
@@ -221,7 +221,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--size", choices=sorted(SIZES), default="vit_b")
     parser.add_argument("--crop", type=int, default=128, help="side of the crop, voxels")
     parser.add_argument("--threads", type=int, default=available_cores())
-    parser.add_argument("--skip-plain", action="store_true", help="leave the plain form out")
+    parser.add_argument("--skip-reference", action="store_true", help="leave the reference implementation out")
     parser.add_argument("--quick", action="store_true", help="small sizes: does everything run?")
     parser.add_argument("-o", "--output", type=Path, help="JSON file")
     parser.add_argument("--write", type=Path, help="Markdown file with the markers <!-- bench --> and <!-- /bench -->")
@@ -240,7 +240,7 @@ def main(arguments: list[str] | None = None) -> None:
     """The command line of this module."""
     options = parse(arguments)
     settings = {key: getattr(options, key) for key in ("size", "crop", "threads", "quick")}
-    results = measure(settings, options.skip_plain)
+    results = measure(settings, options.skip_reference)
     text = report(results)
     print(text)
     if options.output is not None:

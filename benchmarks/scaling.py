@@ -24,12 +24,14 @@ from benchmarks.run import CaseFailedError, run_in_child
 from voxsam.lab.evaluation.tables import markdown_table, write_between_markers
 
 MARKER = "scaling"
-FORMS = {"short": "VoxSAM", "plain": "plain"}
-COLOURS = {"short": "#0072b2", "plain": "#d55e00"}  # told apart by the colour-blind
-NETWORKS = [("short", "vit_b", crop) for crop in (64, 96, 128)] + [("plain", "vit_b", crop) for crop in (64, 96, 128)]
+FORMS = {"short": "VoxSAM", "reference": "reference"}
+COLOURS = {"short": "#0072b2", "reference": "#d55e00"}  # told apart by the colour-blind
+NETWORKS = [("short", "vit_b", crop) for crop in (64, 96, 128)] + [
+    ("reference", "vit_b", crop) for crop in (64, 96, 128)
+]
 NETWORKS += [("short", size, 64) for size in ("tiny", "vit_l", "vit_h")]
 LARGE = [("short", "vit_b", 256), ("short", "vit_h", 128)]
-QUICK = [("short", "tiny", 16), ("short", "tiny", 32), ("plain", "tiny", 16), ("plain", "tiny", 32)]
+QUICK = [("short", "tiny", 16), ("short", "tiny", 32), ("reference", "tiny", 16), ("reference", "tiny", 32)]
 ENLARGED = (1, 2, 4)  # scans of 128 x 128 x 75 voxels times this
 DPI = 150
 

@@ -10,7 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import cases, plain, run, sampling
+from benchmarks import cases, reference, run, sampling
 from benchmarks.machine import available_cores, describe_machine, matrix_product_rates, peak_memory_bytes
 from benchmarks.operations import encoder_operations
 from voxsam.errors import FileError
@@ -30,7 +30,7 @@ SETTINGS = {"size": "tiny", "crop": 32, "threads": 1, "quick": True}
 
 
 @pytest.mark.parametrize("shape", [(32, 32, 32), (20, 32, 12)])
-def test_the_count_is_what_torch_counts_in_the_plain_form(shape):
+def test_the_count_is_what_torch_counts_in_the_reference_implementation(shape):
     config = TINY.model_copy(update={"depth": 4})
     encoder = cases.build(VoxSAMNetwork, config, RELEASED["colon"], 0).image_encoder
     found = encoder_operations(config, shape)
@@ -41,8 +41,10 @@ def test_the_count_is_what_torch_counts_in_the_plain_form(shape):
             work(*inputs)
         return counter.get_total_flops()
 
-    assert found.blocks == sum(counted(plain.encode_block, b, tokens, i % 2 == 0) for i, b in enumerate(encoder.blocks))
-    assert found.necks == sum(counted(plain.neck, neck, tokens) for neck in encoder.necks)
+    assert found.blocks == sum(
+        counted(reference.encode_block, b, tokens, i % 2 == 0) for i, b in enumerate(encoder.blocks)
+    )
+    assert found.necks == sum(counted(reference.neck, neck, tokens) for neck in encoder.necks)
     embedding = encoder.patch_embedding
     composing = counted(embedding.composed)
     assert found.patch_embedding == counted(embedding, torch.zeros(1, 1, *shape)) - composing
@@ -93,19 +95,19 @@ def cost(form: type[VoxSAMNetwork], config: ModelConfig) -> dict[str, tuple[int,
     return found
 
 
-def test_vit_b_takes_a_fraction_of_the_plain_forms_operations_and_memory():
+def test_vit_b_takes_a_fraction_of_the_reference_implementations_operations_and_memory():
     """These ratios hold on every machine, so that a change which gives them up is seen where nothing can be timed."""
-    plain_, voxsam_ = cost(plain.PlainNetwork, VIT_B), cost(VoxSAMNetwork, VIT_B)
-    assert plain_["click"][0] > 7 * voxsam_["click"][0]
-    assert sum(n for n, _ in voxsam_.values()) < 0.95 * sum(n for n, _ in plain_.values())
-    assert max(n for _, n in plain_.values()) > 7 * max(n for _, n in voxsam_.values())
-    assert plain_["encode"][1] > 15 * voxsam_["encode"][1]
+    reference_, voxsam_ = cost(reference.ReferenceNetwork, VIT_B), cost(VoxSAMNetwork, VIT_B)
+    assert reference_["click"][0] > 7 * voxsam_["click"][0]
+    assert sum(n for n, _ in voxsam_.values()) < 0.95 * sum(n for n, _ in reference_.values())
+    assert max(n for _, n in reference_.values()) > 7 * max(n for _, n in voxsam_.values())
+    assert reference_["encode"][1] > 15 * voxsam_["encode"][1]
 
 
 # Ratios and rates
 
 
-def test_ratios_are_plain_over_voxsam():
+def test_ratios_are_reference_over_voxsam():
     slow = {"first_click_s": 60.0, "next_click_s": 6.0, "peak_memory_bytes": 8e9, "sample": [0.5, 0.25]}
     fast = {"first_click_s": 15.0, "next_click_s": 1.0, "peak_memory_bytes": 2e9, "sample": [0.5, 0.3]}
     assert run.compare(slow, fast) == {
@@ -151,11 +153,11 @@ def results() -> dict:
 
 def test_the_results_have_these_keys(results):
     assert list(results) == ["machine", "settings", "cases", "ratios", "encoder_rates", "precisions"]
-    assert list(results["cases"]) == ["encoder", "voxsam", "plain", "precision", "tiny", "reading"]
+    assert list(results["cases"]) == ["encoder", "voxsam", "reference", "precision", "tiny", "reading"]
     assert set(results["machine"]) == {"cpu", "cores", "threads", "system", "python", "torch"}
     clicks = {"first_click_s", "next_click_s", "peak_memory_bytes"}
     more = {"each_click_s", "ten_clicks_s", "undo_s", "moving_click_s"}
-    assert set(results["cases"]["plain"]) == clicks
+    assert set(results["cases"]["reference"]) == clicks
     assert set(results["cases"]["voxsam"]) == clicks | more
     assert len(results["cases"]["voxsam"]["each_click_s"]) == 10
     assert results["cases"]["reading"]["scan_shape"] == [128, 128, 75]
@@ -172,17 +174,17 @@ def test_both_forms_gave_the_same_probabilities(results):
 
 def test_the_report_has_a_row_for_each_click_and_for_memory(results):
     text = run.report(results)
-    assert "| tiny, crop 32³ | plain | VoxSAM | plain / VoxSAM |" in text
+    assert "| tiny, crop 32³ | reference | VoxSAM | reference / VoxSAM |" in text
     for row, _, _ in run.MORE_ROWS:
         assert text.count(f"| {row} |") == 2  # of the two forms, and of voxsam-tiny
     shown = three_digits(results["ratios"]["first_click_s"])
     assert f"{shown} |\n| Next click" in text
 
 
-def test_a_plain_form_that_does_not_fit_is_left_out(capsys):
+def test_a_reference_implementation_that_does_not_fit_is_left_out(capsys):
     def run_case(name: str, settings: dict) -> dict:
-        if name == "plain":
-            raise run.CaseFailedError("plain was killed: most likely it ran out of memory")
+        if name == "reference":
+            raise run.CaseFailedError("reference was killed: most likely it ran out of memory")
         return {**stand_in, "sample": [0.5]}
 
     stand_in = {"first_click_s": 1.0, "next_click_s": 1.0, "peak_memory_bytes": 1e9, "scan_shape": [1, 2, 3]}
@@ -191,9 +193,9 @@ def test_a_plain_form_that_does_not_fit_is_left_out(capsys):
     stand_in |= dict.fromkeys(("ten_clicks_s", "undo_s", "moving_click_s", "unpacking_s", "reading_s"), 1.0)
     stand_in |= {"first_crop_s": 1.0, "float32": {"first_click_s": 1.0, "sample": [0.5]}}
     found = run.measure(SETTINGS, run_case=run_case)
-    assert "plain" not in found["cases"] and found["ratios"] is None
+    assert "reference" not in found["cases"] and found["ratios"] is None
     assert "| First click, s | – | 1.00 | – |" in run.report(found)
-    assert "left out: plain was killed" in capsys.readouterr().err
+    assert "left out: reference was killed" in capsys.readouterr().err
 
 
 def test_a_case_in_its_own_process_has_its_own_peak_of_memory():

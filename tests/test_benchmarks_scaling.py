@@ -13,16 +13,16 @@ from benchmarks.run import CaseFailedError
 
 @pytest.fixture
 def known() -> dict:
-    """Seconds as the cube of the side, memory as the side; the plain form's largest crop does not fit."""
+    """Seconds as the cube of the side, memory as the side; the reference implementation's largest crop does not fit."""
 
     def run_case(form: str, settings: dict) -> dict:
         if form == "tiny":
             each = [1.0 * settings["enlarged"], *[0.1] * 9]
             clicks = {"first_click_s": each[0], "next_click_s": 0.1, "each_click_s": each, "ten_clicks_s": sum(each)}
             return {**clicks, "scan_shape": [128 * settings["enlarged"]] * 3, "peak_memory_bytes": 5e8, "sample": [0.5]}
-        if form == "plain" and settings["crop"] == 128:
-            raise CaseFailedError("plain was killed: most likely it ran out of memory")
-        seconds = settings["crop"] ** 3 / 1e5 * (4 if form == "plain" else 1)
+        if form == "reference" and settings["crop"] == 128:
+            raise CaseFailedError("reference was killed: most likely it ran out of memory")
+        seconds = settings["crop"] ** 3 / 1e5 * (4 if form == "reference" else 1)
         return {"first_click_s": seconds, "next_click_s": seconds / 20, "peak_memory_bytes": settings["crop"] * 1e7}
 
     return scaling.measure(scaling.NETWORKS, scaling.ENLARGED, 2, run_case)
@@ -30,9 +30,9 @@ def known() -> dict:
 
 def test_every_case_has_its_row_and_a_failure_its_reason(known):
     text = scaling.report(known)
-    assert "| vit_b | 64³ | plain | 10.5 | 0.524 | 0.640 |" in text
+    assert "| vit_b | 64³ | reference | 10.5 | 0.524 | 0.640 |" in text
     assert "| vit_b | 128³ | VoxSAM | 21.0 | 1.05 | 1.28 |" in text
-    assert "| vit_b | 128³ | plain | plain was killed: most likely it ran out of memory | – | – |" in text
+    assert "| vit_b | 128³ | reference | reference was killed: most likely it ran out of memory | – | – |" in text
     assert "| 256 × 256 × 256 | 2.00 | 0.100 | 2.90 | 0.500 |" in text
 
 
@@ -40,7 +40,7 @@ def test_the_figure_draws_what_was_measured(known):
     drawn = scaling.figure(known)
     seconds, memory, sizes, clicks = drawn.axes
     lines = {line.get_label(): list(line.get_ydata()) for line in seconds.lines}
-    assert lines["plain, first click"] == pytest.approx([4 * side**3 / 1e5 for side in (64, 96)])
+    assert lines["reference, first click"] == pytest.approx([4 * side**3 / 1e5 for side in (64, 96)])
     assert len(lines["VoxSAM, next click"]) == 3
     assert [len(line.get_xdata()) for line in memory.lines] == [3, 2]
     assert {label.get_text() for label in sizes.get_xticklabels()} == {"tiny", "vit_b", "vit_l", "vit_h"}
@@ -61,4 +61,4 @@ def test_a_quick_run_writes_numbers_table_and_picture(tmp_path, monkeypatch):
     found = json.loads((tmp_path / "a.json").read_text(encoding="utf-8"))
     assert [(case["form"], case["crop"]) for case in found["networks"]] == [(f, crop) for f, _, crop in scaling.QUICK]
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
-    assert "| tiny | 32³ | plain |" in page.read_text(encoding="utf-8")
+    assert "| tiny | 32³ | reference |" in page.read_text(encoding="utf-8")

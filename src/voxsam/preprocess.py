@@ -168,7 +168,7 @@ def read_crops(volumes: Sequence[Volume], window: Window, preprocessing: Preproc
 
 
 def images_of(given: Volume | Sequence[Volume], preprocessing: Preprocessing, model: str) -> tuple[Volume, ...]:
-    """The images of one patient in the order that a model was trained on; the first one's grid is the answer's.
+    """The images of one patient in the order that a model was trained on; the first one's grid is the mask's.
 
     Raises UnsupportedError, naming the `model`, for another number of them.
     """

@@ -51,7 +51,7 @@ def stub_network(seed: int = 0, *, polarity: bool = True, automatic: bool = Fals
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = VoxSAMNetwork(card)
-        for parameter in network.parameters():  # some start as 0, which would make every click answer alike
+        for parameter in network.parameters():  # some start as 0, which would give every click the same mask
             torch.nn.init.normal_(parameter, std=0.2)
     install(network)  # as load_model does
     return network.eval()

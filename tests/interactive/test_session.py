@@ -134,7 +134,7 @@ def test_clicks_far_apart_use_two_crops_and_say_so() -> None:
     assert session.crops == 2
     assert model.encoded == 2
     assert session.remarks == ("the clicks lie farther apart than one crop: 2 crops were used",)
-    assert model.prompt_features == pytest.approx([FAR, FAR])  # both crops are decoded with both looks
+    assert model.prompt_features == pytest.approx([FAR, FAR])  # both crops are decoded with both prompt features
     session.click((20, 21, 61))
     assert model.encoded == 2
     session.undo()

@@ -181,7 +181,7 @@ def test_a_file_holds_it_and_a_session_keeps_what_its_next_click_needs(network: 
 
 
 def test_a_look_of_several_levels_prompts_another_crop():
-    """The seam that the session follows a mask by: looks of one crop, at all prompted levels, in the next."""
+    """The seam that the session follows a mask by: prompt features of one crop, at all prompted levels, in the next."""
     network, stub = ablated("levels 1 and 4"), lesson().stub
     model_grid = network.card.preprocessing.model_grid(stub.scan.grid)
     at = model_grid.world_to_index(stub.scan.grid.index_to_world([stub.click]))

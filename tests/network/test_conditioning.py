@@ -1,4 +1,4 @@
-"""Conditioning: the answer agrees with every click, nearby and where it looks alike, and nowhere else."""
+"""Conditioning: the prediction agrees with every click, nearby and where it looks alike, and nowhere else."""
 
 from __future__ import annotations
 

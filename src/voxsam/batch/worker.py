@@ -108,7 +108,9 @@ def _tried(step: Callable[[], Written]) -> Written | Exception:
         return error
 
 
-FILES_MATTER = 0.5  # reading and writing that take this share of the network's time, or more, get a core of their own
+FILES_MATTER = (
+    0.5  # reading and writing that take this fraction of the network's time, or more, get a core of their own
+)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from voxsam.network.network import VoxSAMNetwork
     from voxsam.network.promptable import Promptable
 
-SAM_ENCODER_VIT_B = 89_670_912  # the paper's share of tuned parameters is of SAM's 2D encoder (16.96 %)
+SAM_ENCODER_VIT_B = 89_670_912  # the paper's fraction of tuned parameters is of SAM's 2D encoder (16.96 %)
 
 
 def command(

@@ -11,7 +11,7 @@ DELAY_S = 2.0
 
 
 class ProgressBar:
-    """Call it with a stage's name and, if known, the share done (0..1); use it as a context.
+    """Call it with a stage's name and, if known, the fraction done (0..1); use it as a context.
 
     It is what Session calls. `quiet` shows nothing ever.
     """

@@ -1,11 +1,12 @@
-"""The refinement head: a small U-shaped network at half resolution that is told where the clicks are (an extension).
+"""The refinement head: a small U-shaped network at half resolution that knows where the clicks are (an extension).
 
-The paper's network knows one kind of tumour in a crop about its click, and needs to be told only what a click looks
-like. One for any tumour needs the place, and voxels finer than tokens. What no click changes, the crop's details and
-their share of the first convolutions, is computed once; the rest costs some 6 GFLOP a click for a crop of 64^3.
+The paper's network knows one kind of tumour in a crop about its click, and needs only what the voxels under
+a click look like. One for any tumour needs the place, and voxels finer than tokens. What no click changes, the crop's
+details and their part of the first convolutions, is computed once; the rest costs some 6 GFLOP a click for a crop of
+64^3.
 
 B batch, N points, D H W crop, w width at half resolution, C feature width, m head width; a list of places that end
-with /2, /4 ... are at that share of the crop's resolution.
+with /2, /4 ... are at that fraction of the crop's resolution.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ PREVIOUS_LOGIT = 6.0  # beyond which a previous mask is as sure as can be
 
 
 class Details(NamedTuple):
-    """What no click changes: shares of the first convolutions at 1/2 and 1/4, and of the last at full resolution."""
+    """What no click changes: parts of the first convolutions at 1/2 and 1/4, and of the last at full resolution."""
 
     half: Tensor  # (B, w, D/2, H/2, W/2)
     quarter: Tensor  # (B, 2 w, D/4, H/4, W/4)
@@ -67,10 +68,10 @@ class Stage(nn.Module):
         self.norm1, self.norm2 = (nn.InstanceNorm3d(width, affine=True) for _ in range(2))
         self.conv = nn.Conv3d(width, width, 3, padding=1, bias=False)
 
-    def forward(self, x_BcDHW: Tensor, share: Tensor | None = None) -> Tensor:
-        """`share` is added to the first convolution: the part of its sum that was computed before."""
+    def forward(self, x_BcDHW: Tensor, known: Tensor | None = None) -> Tensor:
+        """`known` is added to the first convolution: the part of its sum that was computed before."""
         x = self.enter(x_BcDHW)
-        x = F.leaky_relu(self.norm1(x if share is None else x + share), 0.01)
+        x = F.leaky_relu(self.norm1(x if known is None else x + known), 0.01)
         return F.leaky_relu(x + self.norm2(self.conv(x)), 0.01)
 
 

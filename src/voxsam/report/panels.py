@@ -89,7 +89,7 @@ VIEW_MM = (150.0, 2.1)  # the planes show at least this much, or so many times t
 
 @dataclass(frozen=True)
 class Scene:
-    """What all panels share."""
+    """What is the same in all panels."""
 
     scan: Volume
     mask: Volume

@@ -388,12 +388,12 @@ def validation_samples(sampler: Sampler, cases: Sequence[Labelled], seed: int) -
     middle. For a sampler without clicks the tumour lies anywhere in the crop: a middle would give it away.
     """
     clicks = sampler.prompts != "none"
-    plain = Augmentation(
+    unchanged = Augmentation(
         **{"zoom": (1, 1), "rotate": 0, "flip": 0, "turn": 0, "shift": 0, "scale": 0, "noise": 0, "margin_mm": None},
         off_centre=0 if clicks else 1,
         off_centre_mm=0 if clicks else math.inf,
         background=0,
     )
-    still = Sampler(sampler.preprocessing, sampler.side, plain, "clicks" if clicks else "none")
+    still = Sampler(sampler.preprocessing, sampler.side, unchanged, "clicks" if clicks else "none")
     samples = (still.draw(case, np.random.default_rng([seed, n])) for n, case in enumerate(cases))
     return [{**sample, "points": sample["points"][:1], "labels": sample["labels"][:1]} for sample in samples]

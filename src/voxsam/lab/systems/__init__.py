@@ -5,4 +5,4 @@ from voxsam.lab.systems import peft as peft  # makes its adapters known
 from voxsam.weights.checkpoint import BUILDERS
 
 BUILDERS["click-unet"] = crop_networks.ClickUNet
-BUILDERS.update(dict.fromkeys(networks.FILES, crop_networks.PlainNetwork))
+BUILDERS.update(dict.fromkeys(networks.FILES, crop_networks.AutomaticNetwork))

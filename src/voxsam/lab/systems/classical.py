@@ -22,7 +22,7 @@ SIDE, SPACING_MM = 72, 2.0  # of the cube: 144 mm
 
 
 class Classical(ABC):
-    """A system of the lesion board: opens a scan, and answers clicks without knowing anything of other scans."""
+    """A system of the lesion board: opens a scan, and segments from clicks without knowing anything of other scans."""
 
     takes_clicks = True
     parameters: int | None = 0

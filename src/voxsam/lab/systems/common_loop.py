@@ -1,4 +1,4 @@
-"""Systems that are trained by VoxSAM's own loop from a recipe: VoxSAM and its variants, and every plain network.
+"""Systems that VoxSAM's own loop trains from a recipe: VoxSAM and its variants, and every network without clicks.
 
 So they see the same scans, crops, augmentation and loss, for as many steps. rows.yaml has them all; with those that
 have a way of their own `compared_system` knows every system by its name.
@@ -80,7 +80,7 @@ class CommonLoop(ComparedSystem):
         return job.out / "run" / "model.safetensors"
 
 
-class PlainLoop(CommonLoop):
+class AutomaticLoop(CommonLoop):
     """A network that takes no clicks."""
 
     def __init__(self, name: str, about: About, fixed: dict[str, Any]) -> None:
@@ -133,7 +133,7 @@ def tuned(recipe: Recipe) -> Tuned:
 
 # Every system by its name
 
-KINDS = {"loop": CommonLoop, "plain": PlainLoop, "tuned": TunedEncoder}
+KINDS = {"loop": CommonLoop, "automatic": AutomaticLoop, "tuned": TunedEncoder}
 
 
 def _register_rows() -> None:

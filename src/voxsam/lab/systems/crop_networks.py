@@ -1,4 +1,4 @@
-"""Networks that see nothing but a crop: plain segmentation networks without clicks, and a U-Net with click channels.
+"""Networks that see nothing but a crop: segmentation networks without clicks, and a U-Net with click channels.
 
 B batch, C channels, D H W crop, N points.
 """
@@ -38,7 +38,7 @@ class CropNetwork(Promptable):
         return crops_B1DHW
 
 
-class PlainNetwork(CropNetwork):
+class AutomaticNetwork(CropNetwork):
     """One of voxsam.lab.systems.networks, by the `system` of its card, for crops of exactly the configuration's side.
 
     It is built with the card's options; `card` afterwards holds them without those that count when training begins
@@ -62,7 +62,7 @@ class PlainNetwork(CropNetwork):
 
 
 class ClickUNet(CropNetwork):
-    """MONAI's DynUNet, nnU-Net's plain building plan, over the crop and two channels of clicks.
+    """MONAI's DynUNet, nnU-Net's building plan without residuals, over the crop and two channels of clicks.
 
     What VoxSAM has to beat with the same scans, clicks, loss and minutes: the usual design of interactive segmentation
     (Xu et al., Deep Interactive Object Selection, CVPR 2016), in which every click costs a whole pass of the network.

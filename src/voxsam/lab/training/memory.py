@@ -55,9 +55,9 @@ class Footprint:
         parameters = list(network.parameters())
         sizes = sum(p.nbytes for p in parameters), sum(p.nbytes for p in parameters if p.requires_grad)
         if not network.any_crop:
-            plain = recipe.model_copy(update={"precision": "32-true"})  # no other on the meta device
+            exact = recipe.model_copy(update={"precision": "32-true"})  # no other on the meta device
             side = recipe.model.crop
-            kept = _measure(deepcopy(network).to("meta"), plain, (side, side, side)).total
+            kept = _measure(deepcopy(network).to("meta"), exact, (side, side, side)).total
             kept *= 1 if recipe.precision == "32-true" else MIXED
             return cls(*sizes, once=0, kept=kept, again=kept)
         small = min(recipe.model.crop, max(SMALL, recipe.model.stride * recipe.model.window))

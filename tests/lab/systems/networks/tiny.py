@@ -10,7 +10,7 @@ import voxsam.lab.systems  # noqa: F401
 from voxsam.lab.data.augmentation import Augmentation
 from voxsam.lab.data.cases import Labelled
 from voxsam.lab.data.sampling import Sampler
-from voxsam.lab.systems.crop_networks import PlainNetwork
+from voxsam.lab.systems.crop_networks import AutomaticNetwork
 from voxsam.lab.systems.networks import Size
 from voxsam.network.card import Card
 from voxsam.phantoms import make_phantom
@@ -41,10 +41,10 @@ def card(system: str, crop: int | None = None, **options: object) -> Card:
     return Card(name=system, system=system, options=options, config=config, preprocessing=USE, automatic=True)
 
 
-def network(system: str, crop: int | None = None, size: Size | None = None, **options: object) -> PlainNetwork:
+def network(system: str, crop: int | None = None, size: Size | None = None, **options: object) -> AutomaticNetwork:
     """The small network of that system, always with the same weights."""
     torch.manual_seed(0)
-    return PlainNetwork(card(system, crop, **options), size)
+    return AutomaticNetwork(card(system, crop, **options), size)
 
 
 def phantom_crop(size: Size, seed: int = 0) -> tuple[Tensor, Tensor]:

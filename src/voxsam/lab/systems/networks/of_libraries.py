@@ -1,8 +1,8 @@
 """Networks that libraries provide.
 
-nnU-Net's own, plain and with a residual encoder (Isensee et al., Nature Methods 2021; ResEnc U-Net: MICCAI 2024), from
-its authors' dynamic-network-architectures: their plan, how often each axis is halved and with which kernels, follows
-from the crop as in nnU-Net, or is given. From MONAI: UNETR, Swin-UNETR (with its self-supervised weights), SegResNet
+nnU-Net's own (Isensee et al., Nature Methods 2021), also with a residual encoder (MICCAI 2024), from its authors'
+dynamic-network-architectures: their plan, how often each axis is halved and with which kernels, follows from the crop
+as in nnU-Net, or is given. From MONAI: UNETR, Swin-UNETR (with its self-supervised weights), SegResNet
 and MedNeXt.
 """
 

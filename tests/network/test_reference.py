@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import plain
-from benchmarks.plain import PlainNetwork
+from benchmarks import reference
+from benchmarks.reference import ReferenceNetwork
 from voxsam.kernels import block as kernels
 from voxsam.kernels import install
 from voxsam.network.attention import windows
@@ -86,9 +86,9 @@ def random_(network: VoxSAMNetwork, seed: int) -> VoxSAMNetwork:
     return network.eval()
 
 
-def pair(config: ModelConfig, seed: int = 0) -> tuple[VoxSAMNetwork, PlainNetwork]:
+def pair(config: ModelConfig, seed: int = 0) -> tuple[VoxSAMNetwork, ReferenceNetwork]:
     card = Card(name="small", config=config, preprocessing=RELEASED["colon"])
-    network, oracle = random_(VoxSAMNetwork(card), seed), PlainNetwork(card).eval()
+    network, oracle = random_(VoxSAMNetwork(card), seed), ReferenceNetwork(card).eval()
     oracle.load_state_dict(network.state_dict())
     if FORM["kernels"]:
         install(network)
@@ -145,7 +145,7 @@ def test_features_prompted_features_and_logits_agree(case, profile, monkeypatch)
         agree(prompt_features, oracle.sample(expected, points))
         assert not prompt_features[:, -1].any()
         prompted = network.prompt_encoder(features[-1], prompt_features)
-        agree(prompted, plain.prompt(oracle.prompt_encoder, expected[-1], prompt_features, None))
+        agree(prompted, reference.prompt(oracle.prompt_encoder, expected[-1], prompt_features, None))
         agree(network(crops, points), oracle(crops, points))
         agree(network(crops), oracle(crops))  # automatic mode: no prompt encoder
 
@@ -232,7 +232,7 @@ def test_a_grid_first_used_in_inference_mode_can_be_trained_on():
 
 def test_the_mask_of_one_axis_by_hand():
     """A row of 8 tokens, windows of 4, shift 2: the second window holds tokens 6 7 | 0 1."""
-    mask = plain.wrap_mask((4, 4, 8), 4, 2).view(2, 4, 4, 4, 4, 4, 4)
+    mask = reference.wrap_mask((4, 4, 8), 4, 2).view(2, 4, 4, 4, 4, 4, 4)
     along_width = mask[:, 0, 0, :, 0, 0, :]
     assert not along_width[0].any()
     apart = torch.tensor([[0, 0, 1, 1], [0, 0, 1, 1], [1, 1, 0, 0], [1, 1, 0, 0]]) * -100.0
@@ -249,7 +249,7 @@ def test_the_bias_takes_the_row_of_query_minus_key():
         attention.rel_pos_gain.fill_(2.0)
         query = torch.zeros(1, 64, 8)
         query[..., 0] = 1
-        bias = plain.relative_bias(attention, query).view(4, 4, 4, 4, 4, 4)
+        bias = reference.relative_bias(attention, query).view(4, 4, 4, 4, 4, 4)
     step = 27 / 7  # rows of the table per token
     assert float(bias[3, 1, 2, 1, 2, 0]) == pytest.approx(2 * step * (100 * 2 + 10 * -1 + 1 * 2), rel=1e-4)
 
@@ -257,4 +257,4 @@ def test_the_bias_takes_the_row_of_query_minus_key():
 def test_sampling_at_a_token_and_half_way():
     features = torch.arange(24.0).view(1, 1, 2, 3, 4)  # 12 d + 4 h + w
     at = torch.tensor([[[1.5, 5.5, 9.5], [3.5, 5.5, 9.5], [1.5, 5.5, -0.5], [1.5, 5.5, 99]]])
-    assert plain.sample(features, at, 4)[0, :, 0].tolist() == [6, 12, 2, 0]
+    assert reference.sample(features, at, 4)[0, :, 0].tolist() == [6, 12, 2, 0]

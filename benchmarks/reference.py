@@ -1,4 +1,4 @@
-"""The released computation written out in its plain form, on a network's own weights: test oracle and baseline.
+"""The released computation as a reference implementation, on a network's own weights: test oracle and baseline.
 
 Nothing is folded, fused or kept here: the crop is copied to three channels and upsampled, every slice goes through the
 patch convolution, each window has its t x t table of relative positions and its -100 mask, softmax stands in the open,
@@ -31,7 +31,7 @@ PROMPT_NORM_EPS = 1e-5  # of torch's InstanceNorm as well
 LEVELS = 4
 
 
-class PlainNetwork(VoxSAMNetwork):
+class ReferenceNetwork(VoxSAMNetwork):
     """A VoxSAMNetwork with the same parameters and the same answers, computed as the released code does."""
 
     def encode(self, crops_B1DHW: Tensor, progress: BlockProgress | None = None) -> Features:

@@ -1,4 +1,4 @@
-"""Plain networks in model files: options, crops, files, what they are given to see, and what is trained of them."""
+"""Networks without clicks in model files: options, crops, files, what they see, and what is trained of them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from tests.lab.training.minuscule import recipe
 from voxsam.errors import InputError, UnsupportedError
 from voxsam.lab.evaluation.systems import AutomaticSystem
 from voxsam.lab.systems import networks
-from voxsam.lab.systems.crop_networks import PlainNetwork
-from voxsam.lab.systems.networks import FILES, network_kind
+from voxsam.lab.systems.crop_networks import AutomaticNetwork
+from voxsam.lab.systems.networks import FILES, madekind
 from voxsam.lab.training.memory import Footprint
 from voxsam.lab.training.run import train
 from voxsam.lab.training.start import make_network
@@ -24,28 +24,28 @@ ALL = sorted(FILES)
 UNEVEN = (32, 64, 96)
 
 
-def test_every_network_has_a_small_variant_here() -> None:
+def test_every_madehas_a_small_variant_here() -> None:
     assert set(TINY) == set(FILES)
 
 
 @pytest.mark.parametrize("system", ALL)
 def test_it_answers_each_voxel_of_a_crop_that_is_no_cube(system: str) -> None:
-    plain = PlainNetwork(card(system), UNEVEN).to("meta")  # shapes without numbers
-    assert plain(torch.empty(2, 1, *UNEVEN, device="meta")).shape == (2, 2, *UNEVEN)
+    made = AutomaticNetwork(card(system), UNEVEN).to("meta")  # shapes without numbers
+    assert made(torch.empty(2, 1, *UNEVEN, device="meta")).shape == (2, 2, *UNEVEN)
 
 
 @pytest.mark.parametrize("system", ALL)
 def test_all_that_is_trained_has_a_gradient_and_its_file_gives_the_same_answer(system: str, tmp_path: Path) -> None:
-    plain = network(system).train()
-    crop = torch.randn(1, 1, *(plain.config.crop,) * 3)
-    plain(crop).square().mean().backward()
-    idle = [name for name, p in plain.named_parameters() if p.requires_grad != (p.grad is not None)]
+    made = network(system).train()
+    crop = torch.randn(1, 1, *(made.config.crop,) * 3)
+    made(crop).square().mean().backward()
+    idle = [name for name, p in made.named_parameters() if p.requires_grad != (p.grad is not None)]
     assert idle == []
     with torch.inference_mode():
-        expected = plain.eval()(crop)
-    save_model(plain, tmp_path / "m.safetensors")
+        expected = made.eval()(crop)
+    save_model(made, tmp_path / "m.safetensors")
     loaded = load_model(tmp_path / "m.safetensors", "cpu")
-    assert isinstance(loaded, PlainNetwork) and not loaded.clicks and loaded.card.automatic
+    assert isinstance(loaded, AutomaticNetwork) and not loaded.clicks and loaded.card.automatic
     with torch.inference_mode():
         torch.testing.assert_close(loaded(crop), expected)
         assert not torch.allclose(loaded(crop), loaded(crop.mT), atol=1e-3)
@@ -119,11 +119,11 @@ def test_a_recipe_trains_it_and_its_file_segments_scans_of_any_size_by_windows_o
     config = base.model.model_copy(update={"crop": 24})
     path = train(recipe(system="transbts", prompts="none", options=options, model=config, steps=2), None, tmp_path)
     model = load_model(path, "cpu")
-    assert isinstance(model, PlainNetwork) and model.card.options == options
+    assert isinstance(model, AutomaticNetwork) and model.card.options == options
     seen = []
-    inside = PlainNetwork.decode
+    inside = AutomaticNetwork.decode
     monkeypatch.setattr(
-        PlainNetwork, "decode", lambda self, features, crops, *a, **k: (
+        AutomaticNetwork, "decode", lambda self, features, crops, *a, **k: (
             seen.append(tuple(crops.shape[2:])) or inside(self, features, crops, *a, **k)
         ),
     )  # fmt: skip
@@ -140,5 +140,5 @@ def test_with_clicks_it_is_refused() -> None:
 
 @pytest.mark.parametrize("system", ALL)
 def test_its_options_say_what_they_are(system: str) -> None:
-    lines = network_kind(system).options.lines()
+    lines = madekind(system).options.lines()
     assert lines and all(len(line.split(" (default: ")[0]) > 10 for line in lines.values())
