@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from voxsam.kernels.norm import FastInstanceNorm, _InstanceNorm
+from voxsam.kernels.convolution import FastInstanceNorm, _InstanceNorm
 
 LAST = torch.channels_last_3d
 

@@ -14,9 +14,8 @@ from voxsam.kernels.block import (
     FastPromptEncoder,
     FastSpatialAdapter,
 )
-from voxsam.kernels.convolution import FastConvolution, FastMaskDecoder, FastPlaneConvolution
+from voxsam.kernels.convolution import FastConvolution, FastInstanceNorm, FastMaskDecoder, FastPlaneConvolution
 from voxsam.kernels.linear import Lower, Precision, require_precision
-from voxsam.kernels.norm import FastInstanceNorm
 from voxsam.network.adapters import GridLinear, SpatialAdapter
 from voxsam.network.attention import WindowAttention
 from voxsam.network.block import Block

@@ -10,7 +10,7 @@ import torch
 import voxsam.lab.systems  # noqa: F401
 from voxsam.errors import UnsupportedError
 from voxsam.lab.evaluation.systems import SessionSystem
-from voxsam.lab.systems.crop_networks import BALL, ClickUNet, draw_clicks
+from voxsam.lab.systems.networks import BALL, ClickUNet, draw_clicks
 from voxsam.lab.training.recipe import Recipe
 from voxsam.lab.training.start import make_network
 from voxsam.network.card import Card

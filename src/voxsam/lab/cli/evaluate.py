@@ -119,8 +119,7 @@ def _finish(evaluation: Evaluation, output: Path, card: Path | None, quiet: bool
 
 def _system(model: tuple[str, str, str], auto: bool, follow: bool) -> System:
     import voxsam.lab.systems  # noqa: F401, their model files can be evaluated, too
-    from voxsam.lab.evaluation.systems import AutomaticSystem, SessionSystem
-    from voxsam.lab.systems.classical import CLASSICAL
+    from voxsam.lab.evaluation.systems import CLASSICAL, AutomaticSystem, SessionSystem
     from voxsam.weights import load_model
 
     if model[0] in CLASSICAL:

@@ -12,8 +12,7 @@ from tests.lab.training.minuscule import recipe
 from voxsam.errors import InputError, UnsupportedError
 from voxsam.lab.evaluation.systems import AutomaticSystem
 from voxsam.lab.systems import networks
-from voxsam.lab.systems.crop_networks import AutomaticNetwork
-from voxsam.lab.systems.networks import FILES, madekind
+from voxsam.lab.systems.networks import FILES, AutomaticNetwork, madekind
 from voxsam.lab.training.memory import Footprint
 from voxsam.lab.training.run import train
 from voxsam.lab.training.start import make_network

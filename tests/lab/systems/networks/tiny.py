@@ -10,8 +10,7 @@ import voxsam.lab.systems  # noqa: F401
 from voxsam.lab.data.augmentation import Augmentation
 from voxsam.lab.data.cases import Labelled
 from voxsam.lab.data.sampling import Sampler
-from voxsam.lab.systems.crop_networks import AutomaticNetwork
-from voxsam.lab.systems.networks import Size
+from voxsam.lab.systems.networks import AutomaticNetwork, Size
 from voxsam.network.card import Card
 from voxsam.phantoms import make_phantom
 from voxsam.preprocess import Preprocessing
