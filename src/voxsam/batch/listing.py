@@ -126,7 +126,10 @@ def read_table(path: Path, clicks: bool) -> list[ScanTask]:
 
 
 def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
-    """Each line's number and its cells by column, without blanks about them."""
+    """Each line's number and its cells by column, without blanks about them.
+
+    Read by csv: pandas is not in the core, and would not say in which line of the file a row ends.
+    """
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, restval="")

@@ -110,6 +110,7 @@ class _ResizedConvolution(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x_nCdhw: Tensor, weight: Tensor, onto_nODHW: Tensor) -> Tensor:
+        """The map resized to the grid of `onto`, convolved with (O, C, 3, 3, 3), and added to a copy of `onto`."""
         ctx.save_for_backward(x_nCdhw, weight)
         ctx.size, ctx.onto = tuple(onto_nODHW.shape[2:]), onto_nODHW.dtype
         on_d, on_h, on_w = _tables(x_nCdhw, ctx.size)
@@ -177,6 +178,7 @@ class _InstanceNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x_BVC: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        """(B, V, C), and (C,) weight and bias -> (B, V, C)."""
         centred = x_BVC - x_BVC.mean(1, keepdim=True)
         rsd = ((centred * centred).mean(1, keepdim=True) + eps).rsqrt()
         ctx.save_for_backward(centred, rsd, weight)

@@ -29,7 +29,7 @@ def read_csv(path: Path) -> RawData:
 
     Paths are relative to the table's folder. Without `name` a case is called as its label file; where several have one
     name, as the folder of its label file, or by as many folders as distinguish it.
-    Raises FileError for a file that is no such table.
+    Raises FileError for a file that is no such table. Read by csv: pandas would make numbers of names such as 007.
     """
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
