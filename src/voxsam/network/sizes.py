@@ -61,7 +61,7 @@ class ModelConfig(BaseModel):
     depth_start: Literal["ones", "zeros"] = "ones"
     fusion: Literal["double", "crop"] = "double"
     polarity: bool = False  # learned embeddings for positive and negative clicks (an extension)
-    marks: bool = False  # maps of clicks at the tokens (an extension; needs polarity); so called in model files and recipes
+    marks: bool = False  # click maps at the tokens (an extension; needs polarity), as model files call them
     click_maps: tuple[PositiveFloat, ...] = ()  # s.d. (voxels) of the maps of clicks for a refinement head; (): no head
     refine_width: Width = 32  # of that head at half resolution (an extension, voxsam.network.refinement)
     # The paper's ablations (Sec. 4.4); what they are compared with is the default.

@@ -12,7 +12,7 @@ import pytest
 
 from tests.lab.data.raw_cases import AFFINE, KITS_AFFINE, SHAPE, block, forget_orientation, noise, save
 from voxsam.lab.data.cases import Case, Fault, LabelChoice
-from voxsam.lab.data.faults import Check, check_case, find_doubles, write_faults
+from voxsam.lab.data.faults import Check, Findings, check_case, find_doubles, write_tables
 
 CHOICE = LabelChoice(known=frozenset({0, 1, 2}))
 
@@ -208,14 +208,15 @@ def test_whether_a_file_says_how_the_patient_lies(case):
 
 def test_the_table(tmp_path):
     fault = Fault("a", "empty label", "a, b", "c", "d")
-    write_faults([fault], tmp_path / "faults.csv")
+    write_tables(Findings({}, (fault,), {"b": ("odd",)}), tmp_path)
     with open(tmp_path / "faults.csv", newline="") as file:
         assert list(csv.reader(file)) == [
             ["case", "fault", "given", "expected", "remedy"],
             ["a", "empty label", "a, b", "c", "d"],
         ]
-    write_faults([], tmp_path / "faults.csv")
-    assert not (tmp_path / "faults.csv").exists()
+    assert (tmp_path / "remarks.csv").read_text().splitlines() == ["case,remark", "b,odd"]
+    write_tables(Findings({}, (), {}), tmp_path)
+    assert not (tmp_path / "faults.csv").exists() and not (tmp_path / "remarks.csv").exists()
 
 
 def test_oblique_and_permuted_axes_are_sound(tmp_path):

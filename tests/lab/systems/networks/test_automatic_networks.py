@@ -12,7 +12,7 @@ from tests.lab.training.minuscule import recipe
 from voxsam.errors import InputError, UnsupportedError
 from voxsam.lab.evaluation.systems import AutomaticSystem
 from voxsam.lab.systems import networks
-from voxsam.lab.systems.networks import FILES, AutomaticNetwork, madekind
+from voxsam.lab.systems.networks import FILES, AutomaticNetwork, network_kind
 from voxsam.lab.training.memory import Footprint
 from voxsam.lab.training.run import train
 from voxsam.lab.training.start import make_network
@@ -23,7 +23,7 @@ ALL = sorted(FILES)
 UNEVEN = (32, 64, 96)
 
 
-def test_every_madehas_a_small_variant_here() -> None:
+def test_every_network_has_a_small_variant_here() -> None:
     assert set(TINY) == set(FILES)
 
 
@@ -139,5 +139,5 @@ def test_with_clicks_it_is_refused() -> None:
 
 @pytest.mark.parametrize("system", ALL)
 def test_its_options_say_what_they_are(system: str) -> None:
-    lines = madekind(system).options.lines()
+    lines = network_kind(system).options.lines()
     assert lines and all(len(line.split(" (default: ")[0]) > 10 for line in lines.values())
