@@ -167,6 +167,37 @@ def plant(folder: Path, files: dict[str, str]) -> Path:
     return package
 
 
+def affine_edits(package: Path) -> list[str]:
+    """Where code outside geometry, resample and the file formats changes an affine or multiplies by one."""
+    found = []
+    for file in sorted(package.rglob("*.py")):
+        if part_of(file, package) in ("geometry", "io", "resample"):
+            continue
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"), str(file))):
+            edits: list[ast.expr] = []
+            if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store):
+                edits = [node.value]
+            elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.MatMult):
+                edits = [node.left, node.right]
+            if any(getattr(edit, "attr", getattr(edit, "id", "")) == "affine" for edit in edits):
+                found.append(f"{file.relative_to(package)}:{node.lineno}")
+    return found
+
+
+# Affines
+
+
+def test_affines_are_changed_in_geometry_resample_and_the_file_formats_alone():
+    assert affine_edits(PACKAGE) == []
+
+
+@pytest.mark.parametrize(
+    "text", ["affine[:3, 3] = 0", "grid.affine[0, 0] *= 2", "turn @ grid.affine", "affine @ point"]
+)
+def test_the_affine_check_finds_a_planted_edit(tmp_path, text):
+    assert affine_edits(plant(tmp_path, {"report/a.py": text, "geometry.py": text})) == ["report/a.py:1"]
+
+
 # Direction
 
 

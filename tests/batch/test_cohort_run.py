@@ -75,6 +75,22 @@ def test_what_is_finished_is_kept_and_what_changed_is_made_again(folder: Path, t
     assert _run(folder, tmp_path, follow=False, again=True).made == 3
 
 
+def test_masks_of_other_code_are_made_again_whatever_its_version(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = BatchOptions(str(folder / "clicks.safetensors"), "cpu")
+    job = ScanTask("s0", (folder / "s0.nii.gz",), (TableClick((1, 1, 1)),))
+
+    def make(jobs: Sequence[ScanTask], output: Path) -> Iterator[ScanResult]:
+        for job in jobs:
+            mask_path(output, job, settings).touch()
+            yield ScanResult(job.name, str(job.images[0]), "done")
+
+    assert [run_cohort([job], tmp_path, settings, runner=make).made for _ in range(2)] == [1, 0]
+    monkeypatch.setattr("voxsam.batch.run.code_sha256", lambda: "of another commit")
+    assert [run_cohort([job], tmp_path, settings, runner=make).made for _ in range(2)] == [1, 0]
+
+
 def test_a_mask_in_another_format_does_not_vouch_for_the_first(folder: Path, tmp_path: Path) -> None:
     """TableClick 1 as .nii.gz, click 2 as .nrrd, click 2 as .nii.gz: the file of the first run is of click 1."""
     for place, suffix in (((1, 1, 1), ".nii.gz"), ((2, 2, 2), ".nrrd"), ((2, 2, 2), ".nii.gz")):
