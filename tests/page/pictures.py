@@ -57,6 +57,16 @@ def photograph(viewer: Viewer, phantom: Phantom, folder: Path) -> None:
     picture.take("clicked")
     _correct(viewer, phantom)
     picture.take("corrected")
+    _paint(viewer, phantom)
+    picture.take("brush", still_ms=0)
+    page.mouse.up()
+    page.wait_for_selector("#busy", state="hidden")
+    _second_object(viewer, phantom)
+    picture.take("objects")
+    page.get_by_role("button", name="Delete Node").click()
+    page.wait_for_selector("#objects :text('Node')", state="detached")
+    page.locator("#objects .pick").first.click()
+    viewer.look_at(phantom.click)
     _draw_box(viewer, phantom)
     picture.take("box")
     page.keyboard.press("Escape")
@@ -98,6 +108,35 @@ def _correct(viewer: Viewer, phantom: Phantom) -> None:
         depth = distance_transform_edt(wrong)
         i, j = divmod(int(depth.argmax()), depth.shape[1])
         viewer.answered(lambda at=(i, j, k), button=button: viewer.page.mouse.click(*viewer.place(at), button=button))
+
+
+def _paint(viewer: Viewer, phantom: Phantom) -> None:
+    """A stroke of the brush along the mask's edge; the button is still down."""
+    page = viewer.page
+    i, j, k = phantom.click
+    edge = [at for at in range(i, viewer.labels().shape[0]) if viewer.labels()[at, j, k]][-1]
+    page.keyboard.press("a")
+    page.mouse.move(*viewer.place((edge, j - 6, k)))
+    page.mouse.down()
+    for step in range(-5, 7):
+        page.mouse.move(*viewer.place((edge + 1, j + step, k)))
+    viewer.drawn()
+
+
+def _second_object(viewer: Viewer, phantom: Phantom) -> None:
+    """Another object beside the first, named and typed, its details open."""
+    page = viewer.page
+    i, j, k = phantom.click
+    viewer.answered(lambda: page.keyboard.press("n"))
+    page.locator("#radius").fill("7")
+    page.check("#ball")
+    viewer.answered(lambda: page.mouse.click(*viewer.place((i - 26, j + 14, k))))
+    page.keyboard.press("c")
+    page.locator("#objects summary").click()
+    page.get_by_label("Name", exact=True).fill("Node")
+    viewer.answered(lambda: page.get_by_label("Name", exact=True).press("Enter"))
+    viewer.answered(lambda: page.get_by_label("Type").select_option("Lymph Node"))
+    page.focus("#planes")
 
 
 def _measure_line(viewer: Viewer, phantom: Phantom) -> None:

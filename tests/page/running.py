@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import shutil
 import socket
@@ -16,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import matplotlib.image
 import numpy as np
 from numpy.typing import NDArray
 
@@ -36,8 +38,8 @@ CHROMIUM_ARGUMENTS = [
     "--enable-unsafe-swiftshader",
 ]
 VIEW = {"width": 1280, "height": 720}
-START_S, STOP_S = 90.0, 10.0
-QUIET_MS = 60_000  # the longest that anything on the page may take
+START_S, STOP_S = 300.0, 10.0  # also on a machine that is busy with other work
+QUIET_MS = 120_000  # the longest that anything on the page may take
 
 
 class Server:
@@ -101,10 +103,6 @@ def chromium() -> Iterator[Any]:
             browser.close()
 
 
-def _is_answer(response: Any) -> bool:
-    return "/api/sessions/" in response.url and response.request.method == "POST"
-
-
 class Viewer:
     """The page in a tab, with what tests do to it. It notes what must not happen: errors, and requests elsewhere."""
 
@@ -149,7 +147,7 @@ class Viewer:
     def answered(self, act: Any) -> None:
         """Do something, and wait for the server's answer and for its drawing."""
         with self.page.expect_response(
-            lambda response: "/api/sessions/" in response.url and response.request.method == "POST"
+            lambda response: "/api/sessions/" in response.url and response.request.method != "GET"
         ):
             act()
         self.page.wait_for_selector("#busy", state="hidden")
@@ -170,6 +168,32 @@ class Viewer:
             const {left, top} = document.getElementById("planes").getBoundingClientRect();
             return [left + x, top + y]; }"""
         return tuple(self.page.evaluate(script, [list(index), plane]))
+
+    def drag(self, start: tuple[float, float], *way: tuple[float, float], button: str = "left") -> None:
+        """Press, go to places on the screen one after another, let go."""
+        mouse = self.page.mouse
+        mouse.move(*start)
+        mouse.down(button=button)
+        if len(way) == 1:
+            mouse.move((start[0] + way[0][0]) / 2, (start[1] + way[0][1]) / 2)
+        for place in way:
+            mouse.move(*place)
+        mouse.up(button=button)
+        self.drawn()
+
+    def pane(self, name: str) -> dict[str, float]:
+        """Where a pane lies on the screen."""
+        script = """name => {
+            const {left, top} = document.getElementById("planes").getBoundingClientRect();
+            const {x, y, width, height} = voxsam.viewer.tiles.rect(name);
+            return {x: left + x, y: top + y, width, height}; }"""
+        return self.page.evaluate(script, name)
+
+    def picture(self, name: str) -> NDArray[np.float32]:
+        """The pixels of a pane, (rows, columns, 3) from 0 to 1."""
+        self.drawn()
+        png = self.page.screenshot(clip=self.pane(name))
+        return matplotlib.image.imread(io.BytesIO(png))[..., :3]
 
     def labels(self) -> NDArray[np.uint8]:
         """What is drawn, in the order of the scan's own array: read voxel by voxel, as the read-out does."""

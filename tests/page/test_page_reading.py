@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import time
 from pathlib import Path
 
@@ -55,32 +54,6 @@ def _prompts(server: Server, viewer: Viewer) -> list[dict]:
     return server.ask(f"sessions/{viewer.session}")["objects"][0]["prompts"]
 
 
-def _drag(viewer: Viewer, start: tuple[float, float], end: tuple[float, float], button: str = "left") -> None:
-    mouse = viewer.page.mouse
-    mouse.move(*start)
-    mouse.down(button=button)
-    mouse.move((start[0] + end[0]) / 2, (start[1] + end[1]) / 2)
-    mouse.move(*end)
-    mouse.up(button=button)
-    viewer.drawn()
-
-
-def _pane(viewer: Viewer, name: str) -> dict[str, float]:
-    """Where a pane lies on the screen."""
-    script = """name => {
-        const {left, top} = document.getElementById("planes").getBoundingClientRect();
-        const {x, y, width, height} = voxsam.viewer.tiles.rect(name);
-        return {x: left + x, y: top + y, width, height}; }"""
-    return viewer.page.evaluate(script, name)
-
-
-def _picture(viewer: Viewer, name: str) -> NDArray[np.float32]:
-    """The pixels of a pane, (rows, columns, 3) from 0 to 1."""
-    viewer.drawn()
-    png = viewer.page.screenshot(clip=_pane(viewer, name))
-    return matplotlib.image.imread(io.BytesIO(png))[..., :3]
-
-
 def _is_orange(picture: NDArray[np.float32]) -> NDArray[np.bool_]:
     """The first object's colour, alone or over grey; marks are green, lines blue."""
     red, green, blue = np.moveaxis(picture, -1, 0)
@@ -93,12 +66,12 @@ def test_a_drag_with_the_right_button_or_w_changes_the_window_and_a_right_click_
     page = block.page
     x, y = block.place((16, 14, 11))
     page.evaluate("voxsam.view.setWindow(-160, 240)")
-    _drag(block, (x, y), (x + 100, y), "right")
+    block.drag((x, y), (x + 100, y), button="right")
     low, high = _window(block)
     assert high - low == pytest.approx(400 * 2**0.5) and (low + high) / 2 == pytest.approx(40)
     assert page.input_value("#width") == f"{high - low:.0f}"
     page.keyboard.down("w")
-    _drag(block, (x, y), (x, y - 50))  # up: brighter
+    block.drag((x, y), (x, y - 50))  # up: brighter
     page.keyboard.up("w")
     moved = _window(block)
     assert moved[1] - moved[0] == pytest.approx(high - low) and moved[0] < low
@@ -142,7 +115,7 @@ def test_sliders_go_through_slices_and_say_which(block: Viewer) -> None:
         after = _cursor(block)
         assert [b - a for a, b in zip(before, after, strict=True)] == [int(a == axis) for a in range(3)]
         assert slider.get_attribute("aria-valuetext") == f"slice {after[axis] + 1} of {(36, 30, 24)[axis]}"
-        pane, box = _pane(block, plane), slider.bounding_box()
+        pane, box = block.pane(plane), slider.bounding_box()
         assert pane["x"] < box["x"] and box["x"] + box["width"] <= pane["x"] + pane["width"]
         assert box["height"] > pane["height"] / 2
 
@@ -157,7 +130,7 @@ def test_planes_fill_their_panes_at_one_scale_and_are_enlarged_about_the_pointer
     for zoom in (1, 2.5):
         scales = []
         for plane in PLANES:
-            rows, columns = np.nonzero((_picture(block, plane) > WHITE).all(-1))
+            rows, columns = np.nonzero((block.picture(plane) > WHITE).all(-1))
             extent = np.ptp(columns) + 1, np.ptp(rows) + 1
             scales += [pixels / size_mm[axis] for pixels, axis in zip(extent, sides[plane], strict=True)]
         np.testing.assert_allclose(scales, np.mean(scales), rtol=0.06)
@@ -178,9 +151,9 @@ def test_planes_fill_their_panes_at_one_scale_and_are_enlarged_about_the_pointer
         assert page.evaluate("voxsam.viewer.tiles.camera.zoom") == pytest.approx(2.46, abs=0.02)
         np.testing.assert_allclose(page.evaluate(under, at), before, atol=1e-6)
     near_the_sides = [40, -60]  # columns of the pane
-    assert (_picture(block, "axial")[:, near_the_sides].max(-1) > 0.1).mean() > 0.9
+    assert (block.picture("axial")[:, near_the_sides].max(-1) > 0.1).mean() > 0.9
     page.keyboard.press("0")
-    assert (_picture(block, "axial")[:, near_the_sides].max(-1) > 0.1).mean() < 0.2
+    assert (block.picture("axial")[:, near_the_sides].max(-1) > 0.1).mean() < 0.2
     assert page.evaluate("voxsam.viewer.tiles.camera.zoom") == 1
 
 
@@ -193,7 +166,7 @@ def test_the_ruler_measures_in_mm_of_the_patient_by_mouse_and_by_keys(block: Vie
         ("coronal", (6, 14, 4), (22, 14, 20)),
         ("sagittal", (16, 2, 3), (16, 26, 19)),
     ):
-        _drag(block, block.place(start, plane), block.place(end, plane))
+        block.drag(block.place(start, plane), block.place(end, plane))
         expected = np.linalg.norm(np.subtract(*grid.index_to_world([start, end])))
         assert page.inner_text("#live") == f"{expected:.1f} mm"
     assert page.evaluate("voxsam.ruler.lines.length") == 3
@@ -217,15 +190,15 @@ def test_a_mask_is_filled_or_an_outline_and_a_shaded_surface_without_the_body(bl
     assert block.labels().sum() > 20
     page.evaluate("voxsam.view.setWindow(-500, 400)")  # the body is seen
     page.mouse.move(5, 5)
-    filled = int(_is_orange(_picture(block, "axial")).sum())
+    filled = int(_is_orange(block.picture("axial")).sum())
     page.keyboard.press("f")
-    outline = int(_is_orange(_picture(block, "axial")).sum())
+    outline = int(_is_orange(block.picture("axial")).sum())
     assert page.is_checked("#outline") and 0 < outline < filled / 2
     page.wait_for_timeout(2000)  # for the 3D view
-    with_body = _picture(block, "render")
+    with_body = block.picture("render")
     page.click("#body")
     page.wait_for_timeout(2000)
-    alone = _picture(block, "render")
+    alone = block.picture("render")
     assert (alone.max(-1) > 0.1).any() and _is_orange(alone[alone.max(-1) > 0.15]).mean() > 0.95
     assert (with_body.max(-1) > 0.1).mean() > 0.05
     shades = np.unique(np.round(alone[_is_orange(alone)].max(-1), 2))
@@ -269,7 +242,7 @@ def test_loading_says_how_far_it_is_and_is_cancelled(block: Viewer) -> None:
     page, session = block.page, block.session
     block.answered(lambda: page.keyboard.press("Enter"))
     mask, held = block.labels(), []
-    page.route("**/scan", lambda route: held.append(route))
+    page.route("**/voxels*", lambda route: held.append(route))
     page.click("#another")
     page.click("#open-demo")
     page.wait_for_selector("#busy:has-text('Loading the scan')")
@@ -279,7 +252,7 @@ def test_loading_says_how_far_it_is_and_is_cancelled(block: Viewer) -> None:
     page.click("#back")
     block.drawn()
     np.testing.assert_array_equal(block.labels(), mask)
-    page.unroute("**/scan")
+    page.unroute("**/voxels*")
     page.evaluate("""() => {
         window.heard = [];
         const percent = document.getElementById("busy-percent");
@@ -347,7 +320,7 @@ def test_axe_finds_nothing(viewer: Viewer, server: Server, phantoms: Path, tmp_p
     viewer.answered(lambda: page.keyboard.press("n"))
     page.keyboard.press("r")
     start = viewer.place(_cursor(viewer))
-    _drag(viewer, start, (start[0] + 40, start[1]))
+    viewer.drag(start, (start[0] + 40, start[1]))
     check("objects and a line")
     page.keyboard.press("?")
     check("help")

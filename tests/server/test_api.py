@@ -16,6 +16,7 @@ from serving import box_of, error_of, labels_of, opened, paste, point, post, run
 from voxsam.interactive.session import Session
 from voxsam.io import read_volume
 from voxsam.report.metrics import longest_axial_diameter, volume_ml
+from voxsam.server.api.downloads import COARSE_BYTES, COARSE_SLICES, slice_order
 from voxsam.server.observe import JsonLines
 from voxsam.server.settings import Settings
 
@@ -119,6 +120,40 @@ def test_the_scan_comes_with_one_affine_and_nothing_of_its_header(server, phanto
     assert image.get_data_dtype() == np.int16 and gzip.decompress(content)[:4] == (348).to_bytes(4, "little")
     for affine in (image.get_sform(), image.get_qform()):
         np.testing.assert_allclose(affine, phantom.scan.grid.affine, atol=1e-3)
+
+
+def test_voxels_come_slice_by_slice_and_are_gone_on_with(server, phantom):
+    sid, array = opened(server), phantom.scan.array
+    answer = server.get(f"/api/sessions/{sid}/voxels")
+    assert answer.headers["x-voxel-type"] == "int16"
+    assert answer.headers["x-coarse-slices"] == "22"  # a small scan comes at once
+    nbytes = int(answer.headers["x-slice-bytes"])
+    assert nbytes == 44 * 36 * 2 and len(answer.content) == int(answer.headers["content-length"]) == 22 * (4 + nbytes)
+
+    def taken(content):
+        for at in range(0, len(content), 4 + nbytes):
+            voxels = np.frombuffer(content, "<i2", offset=at + 4, count=44 * 36)
+            yield int.from_bytes(content[at : at + 4], "little"), voxels.reshape(44, 36, order="F")
+
+    seen = dict(taken(answer.content))
+    np.testing.assert_array_equal(np.stack([seen[k] for k in range(22)], axis=2), array)
+    rest = server.get(f"/api/sessions/{sid}/voxels?from=20").content
+    assert [k for k, _ in taken(rest)] == list(seen)[20:]
+    assert server.get(f"/api/sessions/{sid}/voxels?from=99").content == b""
+    assert server.get(f"/api/sessions/{sid}/voxels?from=-1").status_code == 422
+
+
+@pytest.mark.parametrize("count, nbytes", [(1, 1 << 30), (22, 3168), (600, 1 << 19), (1201, 1 << 20), (95, 1 << 22)])
+def test_slices_come_coarse_first_each_once(count, nbytes):
+    first, order = slice_order(count, nbytes)
+    assert sorted(order) == list(range(count))
+    assert first == count or first >= COARSE_SLICES
+    steps = np.diff(order[:first])
+    assert (steps == steps[:1]).all() and (first == count or order[first - 1] + steps[0] >= count)  # spread over all
+    assert count * nbytes <= COARSE_BYTES or first < count or count < 2 * COARSE_SLICES
+    # What is here is never further than a step from what is not.
+    for here in range(first, count, 50):
+        assert np.diff(np.sort(order[:here])).max() <= steps[0]
 
 
 def test_an_upload_is_opened_under_its_own_name_and_goes_with_the_session(server, scans, phantom):

@@ -1,6 +1,6 @@
-// The maps between the scan's voxels and NiiVue's: known answers for a flipped, permuted, anisotropic grid.
+// The maps between the scan's voxels and RAS order: known answers for a flipped, permuted, anisotropic grid.
 import { describe, expect, it } from "vitest";
-import { boxToRas, clamp, fromRas, isEmpty, line, normalAxis, rasShape, sizeOf, step, toRas, toWorld, type Orientation } from "../src/stage/geometry";
+import { clamp, fromRas, isEmpty, line, normalAxis, orientationOf, rasShape, sizeOf, step, toRas, toWorld, type Orientation } from "../src/stage/geometry";
 import type { Index } from "../src/engine/engine";
 
 // Stored (posterior, left, superior): RAS axis 0 runs against array axis 1, RAS axis 1 against array axis 0.
@@ -35,9 +35,17 @@ describe("voxels in RAS order", () => {
     }
   });
 
-  it("keeps a box's voxels", () => {
-    const box = boxToRas(PLS, { low: [1, 0, 0], high: [3, 4, 2] });
-    expect(box).toEqual({ low: [0, 2, 0], high: [4, 4, 2] });
+  it("finds how an array lies, turned too, and with sides of many lengths", () => {
+    const pls = [[0, -2, 0, 9], [-0.5, 0, 0, 8], [0, 0, 5, 7], [0, 0, 0, 1]];
+    expect(orientationOf(pls, [5, 4, 3])).toEqual(PLS);
+    // Axis i runs to the left and up, by 40 degrees; a long third column does not win by its length.
+    const [c, s] = [Math.cos(0.7), Math.sin(0.7)];
+    const turned = [[-c, 0, 9 * s, 0], [0, 1, 0, 0], [s, 0, 9 * c, 0], [0, 0, 0, 1]];
+    expect(orientationOf(turned, [2, 2, 2]).axes).toEqual([-1, 2, 3]);
+  });
+
+  it("knows a box's size", () => {
+    const box = { low: [0, 2, 0] as Index, high: [4, 4, 2] as Index };
     expect(sizeOf(box)).toEqual([4, 2, 2]);
     expect(isEmpty({ low: [2, 0, 0], high: [2, 4, 4] })).toBe(true);
     expect(isEmpty(box)).toBe(false);

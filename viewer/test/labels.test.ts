@@ -1,11 +1,9 @@
-// Labels of a changed box: inflated, reordered, pasted; compared with the slow way, voxel by voxel.
+// Labels of a changed box: inflated and pasted; compared with the slow way, voxel by voxel.
 import { describe, expect, it } from "vitest";
-import { rasShape, toRas, type Orientation } from "../src/stage/geometry";
 import { inflate } from "../src/engine/server";
-import { paste, reorder } from "../src/stage/labels";
+import { paste } from "../src/stage/labels";
 import type { Box, Index } from "../src/engine/engine";
 
-const ORIENTATIONS: Index[] = [[1, 2, 3], [-1, -2, 3], [-2, -1, 3], [3, -1, 2], [-3, 2, -1]];
 const SHAPE: Index = [4, 5, 6];
 const BOX: Box = { low: [1, 0, 2], high: [3, 5, 5] };
 
@@ -25,29 +23,25 @@ describe("inflate", () => {
   });
 });
 
-describe("a block of labels", () => {
-  it.each(ORIENTATIONS)("lands on the same voxels as one by one (axes %i %i %i)", (...axes) => {
-    const orientation: Orientation = { shape: SHAPE, axes };
-    const [width, height, depth] = rasShape(orientation);
-    const slow = new Uint8Array(width * height * depth).fill(9);
+describe("a box of labels", () => {
+  it("lands on the same voxels as one by one, and what was there and is there is said", () => {
+    const slow = new Uint8Array(4 * 5 * 6).fill(9);
     const fast = slow.slice();
     const values = new Uint8Array(2 * 5 * 3);
     let n = 0;
     for (let k = BOX.low[2]; k < BOX.high[2]; k++)
       for (let j = BOX.low[1]; j < BOX.high[1]; j++)
         for (let i = BOX.low[0]; i < BOX.high[0]; i++) {
-          values[n] = n + 10;
-          const [x, y, z] = toRas(orientation, [i, j, k]);
-          slow[(z * height + y) * width + x] = values[n++]!;
+          values[n] = n % 3;
+          slow[(k * 5 + j) * 4 + i] = values[n++]!;
         }
     const before = values.slice();
-    paste(fast, orientation, reorder(orientation, BOX, values));
+    expect([...paste(fast, SHAPE, BOX, values)].sort()).toEqual([1, 2, 9]);
     expect(fast).toEqual(slow);
     expect(values).toEqual(before);
-    expect(fast.filter((v) => v === 9)).toHaveLength(4 * 5 * 6 - values.length); // nothing outside the box
   });
 
   it("is refused if it is not as large as its box", () => {
-    expect(() => reorder({ shape: SHAPE, axes: [1, 2, 3] }, BOX, new Uint8Array(29))).toThrow("29 labels came for a box of 2 × 5 × 3");
+    expect(() => paste(new Uint8Array(120), SHAPE, BOX, new Uint8Array(29))).toThrow("29 labels came for a box of 2 × 5 × 3");
   });
 });

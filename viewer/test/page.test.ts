@@ -1,7 +1,9 @@
 // Keys, files and numbers in words.
 import { describe, expect, it } from "vitest";
 import { nameOf } from "../src/input/keys";
-import { uploadList } from "../src/page/open";
+import type { Index, ObjectState } from "../src/engine/engine";
+import { describeMark, measures } from "../src/page/objects";
+import { describeSeries, uploadList } from "../src/page/open";
 import { bytes, millilitres, millimetres, seconds } from "../src/page/words";
 import { describePlace } from "../src/page/readout";
 
@@ -36,5 +38,29 @@ describe("numbers", () => {
 
   it("name the patient's sides", () => {
     expect(describePlace([-12.4, 30, -5])).toBe("L 12  A 30  I 5");
+  });
+});
+
+describe("objects in words", () => {
+  const ends: [Index, Index] = [[1, 2, 3], [4, 5, 3]];
+
+  it("have their diameters with the perpendicular, or the longest alone, or none", () => {
+    const object = { longest_diameter_mm: 48.6, longest: { mm: 48.6, ends }, perpendicular: { mm: 31.2, ends } } as ObjectState;
+    expect(measures(object)).toBe("longest diameter 49 × 31 mm");
+    expect(measures({ ...object, perpendicular: null })).toBe("longest diameter 49 mm");
+    expect(measures({ ...object, longest_diameter_mm: 0, longest: null, perpendicular: null })).toBe("");
+  });
+
+  it("say what each mark is", () => {
+    expect(describeMark({ kind: "point", index: [10.2, 5, 7], positive: false })).toBe("− click 10, 5, 7");
+    expect(describeMark({ kind: "box", low: [1, 2, 3], high: [4, 5, 6] })).toBe("box 1, 2, 3 to 4, 5, 6");
+    expect(describeMark({ kind: "scribble", count: 12, positive: true })).toBe("+ scribble of 12 voxels");
+    expect(describeMark({ kind: "hint", count: 9 })).toBe("hint of 9 voxels");
+  });
+
+  it("say what each series is, as far as it is known", () => {
+    const series = { uid: "1", description: "", modality: "CT", count: 1, shape: [512, 512, null], spacing_mm: [0.75, 0.75, null], localizer: true };
+    expect(describeSeries(series)).toBe("CT · 1 image · 512 × 512 × ? · 0.8 × 0.8 × ? mm · localizer");
+    expect(describeSeries({ ...series, count: 30, shape: null, spacing_mm: null, localizer: false })).toBe("CT · 30 images");
   });
 });

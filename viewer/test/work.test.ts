@@ -1,14 +1,21 @@
 // The work on a scan: answers in order, labels in place, the way back after a lost connection, the sleep.
 import { describe, expect, it, vi } from "vitest";
-import { EngineError, type Engine, type Loading, type Notice, type State, type Step, type StepResult } from "../src/engine/engine";
+import { EngineError, type Engine, type Notice, type State, type Step, type StepResult, type VoxelStream } from "../src/engine/engine";
 import { Work, type Listener } from "../src/page/work";
 
-const STATE = { id: "a", name: "scan", revision: 0, objects: [], busy: null } as unknown as State;
+const STATE = { id: "a", name: "scan", shape: [1, 1, 3], revision: 0, objects: [], busy: null } as unknown as State;
 const VALUES = new Uint8Array([1, 2]);
 
 function result(revision: number): StepResult {
   return { ...STATE, revision, seconds: 0.1, changed: { low: [0, 0, 0], high: [2, 1, 1] }, labels: VALUES };
 }
+
+const voxels = (...ks: number[]): VoxelStream => {
+  const slices = (async function* () {
+    for (const k of ks) yield { k, bytes: new Uint8Array(2) };
+  })();
+  return { type: "int16", coarse: ks.length, slices };
+};
 
 async function* silence(_: string, signal: AbortSignal): AsyncGenerator<Notice> {
   await new Promise((resolve) => signal.addEventListener("abort", resolve));
@@ -21,6 +28,7 @@ function setting(engine: Partial<Engine>) {
   let cancel: (() => void) | undefined;
   const page: Listener = {
     scan: async () => void heard.push("scan"),
+    arrived: ({ count }) => heard.push(`${count} slices`),
     showState: () => {},
     labels: (_, values) => heard.push(`labels ${values}`),
     clear: () => heard.push("clear"),
@@ -32,7 +40,7 @@ function setting(engine: Partial<Engine>) {
     connection: (connection) => heard.push(connection),
     failed: (error) => heard.push(`failed: ${(error as Error).message}`),
   };
-  const calm = { open: async () => STATE, state: async () => STATE, scan: async () => new ArrayBuffer(0), watch: silence };
+  const calm = { open: async () => STATE, state: async () => STATE, voxels: async () => voxels(0, 1, 2), watch: silence };
   return { heard, stages, cancel: () => cancel?.(), work: new Work({ ...calm, ...engine } as unknown as Engine, page) };
 }
 
@@ -88,21 +96,42 @@ describe("steps", () => {
 describe("loading", () => {
   it("is cancelled, and what was open stays open", async () => {
     let first = true;
-    const scan = (_: string, { signal, progress }: Loading) => {
-      progress("Loading the scan", 0.5);
-      if (first) return Promise.resolve(new ArrayBuffer(0));
-      return new Promise<ArrayBuffer>((_resolve, reject) => signal.addEventListener("abort", () => reject(signal.reason)));
+    const stuck = (_: string, _from: number, signal: AbortSignal) => {
+      if (first) return Promise.resolve(voxels(0, 1, 2));
+      return new Promise<VoxelStream>((_resolve, reject) => signal.addEventListener("abort", () => reject(signal.reason)));
     };
-    const { heard, stages, cancel, work } = setting({ scan });
+    const { heard, stages, cancel, work } = setting({ voxels: stuck });
     await work.open({ demo: true });
     first = false;
     const opening = work.open({ demo: true });
-    await vi.waitFor(() => expect(stages.filter((stage) => stage === "Loading the scan")).toHaveLength(2));
+    await vi.waitFor(() => expect(stages.filter((stage) => stage === "Loading the scan").length).toBeGreaterThan(4));
     await work.open({ demo: true }); // one at a time: does nothing
     cancel();
     await opening;
     expect(heard).toEqual(["scan", "connected"]);
     expect(work.state).toBe(STATE);
+    work.leave();
+  });
+
+  it("goes on after the coarse slices, and where a stream broke off", async () => {
+    vi.useFakeTimers();
+    const asked: number[] = [];
+    const stream = async (_: string, from: number): Promise<VoxelStream> => {
+      asked.push(from);
+      if (from === 2) return voxels(1);
+      const slices = (async function* () {
+        yield* voxels(0, 2).slices;
+        throw new EngineError({ message: "gone" }, true);
+      })();
+      return { type: "int16", coarse: 1, slices };
+    };
+    const { heard, work } = setting({ voxels: stream });
+    await work.open({ demo: true });
+    expect(heard.slice(0, 2)).toEqual(["scan", "connected"]);
+    await vi.advanceTimersByTimeAsync(2000);
+    vi.useRealTimers();
+    await vi.waitFor(() => expect(heard.slice(2)).toEqual(["2 slices", "3 slices"]));
+    expect(asked).toEqual([0, 2]);
     work.leave();
   });
 

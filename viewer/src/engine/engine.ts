@@ -20,11 +20,44 @@ export type KnownPrompt =
   | { kind: "scribble"; count: number; positive: boolean }
   | { kind: "hint"; count: number };
 
-export interface ObjectState {
+/** A change by hand of the current object's mask. Points are indices between voxels' centres, too. */
+export type Edit =
+  | { kind: "brush"; stroke: Index[]; radius_mm: number; add: boolean; axis: number | null; intensities: [number, number] | null }
+  | { kind: "lasso"; polygon: Index[]; axis: number; add: boolean; slices: number | null }
+  | { kind: "fill"; axis: number | null }
+  | { kind: "smooth"; sd_mm: number }
+  | { kind: "component"; index: Index; keep: boolean }
+  | { kind: "interpolate"; axis: number };
+
+/** A code of what an object is. */
+export interface ObjectType {
+  value: string;
+  scheme: string; // SCT: SNOMED CT
+  meaning: string;
+}
+
+export interface Diameter {
+  mm: number;
+  ends: [Index, Index];
+}
+
+/** What the user says of an object. */
+export interface ObjectFacts {
+  name: string;
+  colour: string; // #rrggbb
+  visible: boolean;
+  locked: boolean; // its voxels are not taken by other objects
+  type: ObjectType;
+}
+
+export interface ObjectState extends ObjectFacts {
   number: number;
   prompts: KnownPrompt[];
+  edited: boolean; // by hand
   volume_ml: number;
   longest_diameter_mm: number; // 0 without a mask
+  longest: Diameter | null; // in an axial slice
+  perpendicular: Diameter | null; // to it, in the same slice
   messages: string[];
 }
 
@@ -50,6 +83,15 @@ export interface State {
   can_redo: boolean;
   busy: Busy | null;
   notes: string[];
+  overlap: boolean; // whether objects may share voxels
+  keep_clicked: boolean; // of a mask only the parts that were clicked
+  earlier: Earlier[]; // saved sessions on the same scan
+}
+
+export interface Earlier {
+  id: string;
+  name: string;
+  saved: string; // ISO time
 }
 
 /** The state after a step, with the labels of the box that the step changed. */
@@ -59,11 +101,16 @@ export interface StepResult extends State {
   labels: Uint8Array; // of `changed`, i fastest; empty if it is
 }
 
-/** What changes a session; each is one step of undo, but for the last three. */
+/** What changes a session. */
 export type Step =
   | { kind: "prompt"; prompts: Prompt[] }
+  | { kind: "edit"; edits: Edit[] }
+  | { kind: "mask"; source: Source } // becomes the current object's
   | { kind: "reset" | "new object" | "undo" | "redo" }
-  | { kind: "select"; number: number };
+  | { kind: "select" | "delete object"; number: number }
+  | { kind: "delete prompt"; number: number; index: number }
+  | { kind: "describe"; number: number; facts: Partial<ObjectFacts> }
+  | { kind: "rules"; rules: Partial<Pick<State, "overlap" | "keep_clicked">> };
 
 export interface Preset {
   name: string;
@@ -77,6 +124,7 @@ export interface Info {
   presets: Preset[];
   folders: { id: string; name: string }[];
   demo: boolean;
+  types: ObjectType[]; // to choose from; others may be given
 }
 
 export interface Entry {
@@ -91,8 +139,34 @@ export interface NamedFile {
   file: Blob;
 }
 
-/** Where a scan comes from: the demo, a folder that the engine may read, or files of the user. */
-export type Source = { demo: true } | { folder: string; path: string } | { files: NamedFile[] };
+/** Where a scan comes from: the demo, a folder that the engine may read, or files of the user; of several series one. */
+export type Source = { demo: true } | (({ folder: string; path: string } | { files: NamedFile[] } | { upload: string }) & { series?: string });
+
+/** One of the series that lie together. */
+export interface Series {
+  uid: string;
+  description: string;
+  modality: string;
+  count: number; // of images
+  shape: (number | null)[] | null; // null: differs, or is not said
+  spacing_mm: (number | null)[] | null;
+  localizer: boolean;
+}
+
+export type VoxelType = "int16" | "float32";
+
+/** The voxels (i, j) of one k, i fastest, little-endian. */
+export interface Slice {
+  k: number;
+  bytes: Uint8Array;
+}
+
+/** A scan as it comes: the first `coarse` slices are spread over it, then come those between. */
+export interface VoxelStream {
+  type: VoxelType;
+  coarse: number;
+  slices: AsyncGenerator<Slice>;
+}
 
 /** How something that takes long reports its progress, and how it is cancelled. */
 export interface Loading {
@@ -115,11 +189,14 @@ export interface Recent {
  */
 export type Notice = { kind: "progress"; busy: Busy } | { kind: "idle"; revision: number | null } | { kind: "closed" };
 
-/** A file to take away. */
-export type FileKind = "nifti" | "seg" | "report" | "json";
+/** A file to take away, and how its name ends. */
+export type FileKind = "nifti" | "masks" | "seg" | "rtstruct" | "stl" | "report" | "json";
 export const FILES: Record<FileKind, string> = {
   nifti: "mask.nii.gz",
+  masks: "masks.zip",
   seg: "mask.seg.dcm",
+  rtstruct: "mask.rtstruct.dcm",
+  stl: "surface.stl",
   report: "report.html",
   json: "report.json",
 };
@@ -131,11 +208,12 @@ export interface Engine {
   open(source: Source, name: string | undefined, loading: Loading): Promise<State>;
   /** The session as it is, brought back if it was closed. */
   state(id: string): Promise<State>;
-  /** The scan as .nii.gz. */
-  scan(id: string, loading: Loading): Promise<ArrayBuffer>;
+  /** The scan's voxels, without the first `from` slices of those that come. */
+  voxels(id: string, from: number, signal: AbortSignal): Promise<VoxelStream>;
   /** All labels there are; `changed` is the box that they are in. */
   labels(id: string): Promise<StepResult>;
-  step(id: string, step: Step): Promise<StepResult>;
+  /** `loading` hears how far a mask that is sent has come. */
+  step(id: string, step: Step, loading?: Loading): Promise<StepResult>;
   file(id: string, kind: FileKind): Promise<Blob>;
   /** What happens to a session, until it is closed or the signal aborts. Throws EngineError when it is out of reach. */
   watch(id: string, signal: AbortSignal): AsyncGenerator<Notice>;
@@ -151,10 +229,14 @@ export interface Problem {
   given?: string | null;
   expected?: string | null;
   remedy?: string | null;
+  series?: Series[]; // to choose one of
 }
 
 /** An engine's failure. `passing`: it is out of reach or broke, and may be back; otherwise asking again is in vain. */
 export class EngineError extends Error {
+  /** What was to be opened, with a series of the problem's missing. */
+  source: Source | null = null;
+
   constructor(
     readonly problem: Problem,
     readonly passing: boolean,

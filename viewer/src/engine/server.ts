@@ -11,10 +11,14 @@ import {
   type NamedFile,
   type Notice,
   type Problem,
+  type Series,
+  type Slice,
   type Source,
   type State,
   type Step,
   type StepResult,
+  type VoxelStream,
+  type VoxelType,
 } from "./engine";
 import { RecentSessions } from "./recent";
 
@@ -22,13 +26,15 @@ const OUT_OF_REACH: Problem = {
   message: "The server does not answer",
   remedy: "check that voxsam serve is running; the page goes on by itself once it is back",
 };
+const DOWNLOADS: Partial<Record<FileKind, string>> = { masks: "masks", rtstruct: "rtstruct", stl: "stl" }; // not as the file
 const NOT_FOUND = [404, 410];
+const SILENT: Loading = { signal: new AbortController().signal, progress: () => {} };
 
 /** The problem in an answer's body, whatever came; servers in between do not send ours. */
 export function problemOf(status: number, body: string): Problem {
   try {
-    const { error } = JSON.parse(body) as { error?: Problem };
-    if (typeof error?.message === "string") return error;
+    const { error, series } = JSON.parse(body) as { error?: Problem; series?: Series[] };
+    if (typeof error?.message === "string") return series ? { ...error, series } : error;
   } catch {
     // Not JSON: the status below says it.
   }
@@ -72,6 +78,24 @@ async function* piecesOf<T>(stream: ReadableStream<T>): AsyncGenerator<T> {
   }
 }
 
+/** Slices out of a stream of pieces of any size: for each its k (uint32, little-endian) and its bytes. */
+export async function* readSlices(pieces: AsyncIterable<Uint8Array>, sliceBytes: number): AsyncGenerator<Slice> {
+  let block = new Uint8Array(4 + sliceBytes);
+  let filled = 0;
+  for await (const piece of pieces) {
+    for (let taken = 0; taken < piece.length; ) {
+      const some = piece.subarray(taken, taken + block.length - filled);
+      block.set(some, filled);
+      filled += some.length;
+      taken += some.length;
+      if (filled < block.length) continue;
+      yield { k: new DataView(block.buffer).getUint32(0, true), bytes: block.subarray(4) };
+      block = new Uint8Array(4 + sliceBytes);
+      filled = 0;
+    }
+  }
+}
+
 type Wire = Omit<StepResult, "labels"> & { labels: string };
 
 export class ServerEngine implements Engine {
@@ -97,9 +121,20 @@ export class ServerEngine implements Engine {
   }
 
   async open(source: Source, name: string | undefined, loading: Loading): Promise<State> {
-    const given = "files" in source ? { upload: await this.upload(source.files, loading) } : source;
+    const given = await this.given(source, loading);
     loading.progress("Reading the scan", null);
-    return this.noted(await this.post<State>("sessions", name ? { source: given, name } : { source: given }, loading.signal));
+    const id = [...crypto.getRandomValues(new Uint8Array(18))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+    const cancel = () => void this.post(`sessions/${id}/cancel`).catch(() => {}); // it may be too late, or too early
+    loading.signal.addEventListener("abort", cancel);
+    try {
+      return this.noted(await this.post<State>("sessions", { source: given, id, ...(name && { name }) }, loading.signal));
+    } catch (error) {
+      // Of several series one is chosen; what was sent is not sent again.
+      if (error instanceof EngineError && error.problem.series) error.source = given;
+      throw error;
+    } finally {
+      loading.signal.removeEventListener("abort", cancel);
+    }
   }
 
   async state(id: string): Promise<State> {
@@ -111,32 +146,36 @@ export class ServerEngine implements Engine {
     }
   }
 
-  async scan(id: string, loading: Loading): Promise<ArrayBuffer> {
-    const stage = "Loading the scan";
-    loading.progress(stage, null);
-    const response = await this.request(`sessions/${id}/scan`, { signal: loading.signal });
-    const total = Number(response.headers.get("Content-Length")) || null;
-    const pieces: Uint8Array<ArrayBuffer>[] = [];
-    let received = 0;
-    for await (const piece of piecesOf(response.body!)) {
-      pieces.push(piece);
-      received += piece.length;
-      loading.progress(stage, total && received / total);
-    }
-    return new Blob(pieces).arrayBuffer();
+  async voxels(id: string, from: number, signal: AbortSignal): Promise<VoxelStream> {
+    const { body, headers } = await this.request(`sessions/${id}/voxels?from=${from}`, { signal });
+    const slices = this.reachable(readSlices(piecesOf(body!), Number(headers.get("X-Slice-Bytes"))), signal);
+    return { type: headers.get("X-Voxel-Type") as VoxelType, coarse: Number(headers.get("X-Coarse-Slices")), slices };
   }
 
   labels = async (id: string) => this.result(await this.json<Wire>(`sessions/${id}/labels?box=none`));
 
-  async step(id: string, step: Step): Promise<StepResult> {
-    const path = { prompt: "prompts", reset: "reset", undo: "undo", redo: "redo", "new object": "objects", select: "" }[step.kind];
-    const body = step.kind === "prompt" ? { prompts: step.prompts } : {};
-    const where = step.kind === "select" ? `objects/${step.number}/select` : path;
-    return this.result(await this.post<Wire>(`sessions/${id}/${where}`, body));
+  async step(id: string, step: Step, loading?: Loading): Promise<StepResult> {
+    const [method, path, body] = await this.asked(step, loading);
+    return this.result(await this.post<Wire>(`sessions/${id}${path}`, body, loading?.signal, method));
+  }
+
+  private async asked(step: Step, loading?: Loading): Promise<[method: string, path: string, body?: unknown]> {
+    switch (step.kind) {
+      case "prompt": return ["POST", "/prompts", { prompts: step.prompts }];
+      case "edit": return ["POST", "/edits", { edits: step.edits }];
+      case "mask": return ["POST", "/mask", { source: await this.given(step.source, loading) }];
+      case "select": return ["POST", `/objects/${step.number}/select`];
+      case "new object": return ["POST", "/objects"];
+      case "describe": return ["PATCH", `/objects/${step.number}`, step.facts];
+      case "delete object": return ["DELETE", `/objects/${step.number}`];
+      case "delete prompt": return ["DELETE", `/objects/${step.number}/prompts/${step.index}`];
+      case "rules": return ["PATCH", "", step.rules];
+      default: return ["POST", `/${step.kind}`];
+    }
   }
 
   async file(id: string, kind: FileKind): Promise<Blob> {
-    return (await this.request(`sessions/${id}/download/${FILES[kind]}`)).blob();
+    return (await this.request(`sessions/${id}/download/${DOWNLOADS[kind] ?? FILES[kind]}`)).blob();
   }
 
   async *watch(id: string, signal: AbortSignal): AsyncGenerator<Notice> {
@@ -145,6 +184,23 @@ export class ServerEngine implements Engine {
       if (name === "progress") yield { kind: "progress", busy: JSON.parse(data) as Busy };
       if (name === "idle") yield { kind: "idle", revision: (JSON.parse(data) as { revision?: number }).revision ?? null };
       if (name === "closed") return yield { kind: "closed" };
+    }
+  }
+
+  // A source as the server knows it.
+  private async given(source: Source, loading: Loading = SILENT): Promise<Exclude<Source, { files: NamedFile[] }>> {
+    if (!("files" in source)) return source;
+    const { files, ...others } = source;
+    return { upload: await this.upload(files, loading), ...others };
+  }
+
+  // A stream that breaks off is the server out of reach.
+  private async *reachable<T>(stream: AsyncGenerator<T>, signal: AbortSignal): AsyncGenerator<T> {
+    try {
+      yield* stream;
+    } catch (cause) {
+      if (signal.aborted) throw cause;
+      throw new RequestError(0, OUT_OF_REACH);
     }
   }
 
@@ -200,9 +256,9 @@ export class ServerEngine implements Engine {
     return (await this.request(path, init)).json() as Promise<T>;
   }
 
-  private post<T>(path: string, body: unknown, signal: AbortSignal | null = null): Promise<T> {
+  private post<T>(path: string, body: unknown = {}, signal: AbortSignal | null = null, method = "POST"): Promise<T> {
     const headers = { "Content-Type": "application/json" };
-    return this.json<T>(path, { method: "POST", body: JSON.stringify(body), headers, signal });
+    return this.json<T>(path, { method, ...(method !== "DELETE" && { body: JSON.stringify(body), headers }), signal });
   }
 
   private async request(path: string, init: RequestInit = {}): Promise<Response> {

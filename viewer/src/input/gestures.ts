@@ -1,9 +1,10 @@
 // Which of the page's movements a press begins, and what two fingers do.
 import type { Pane, Place } from "../stage/tiles";
+import { paints } from "./painter";
 import type { Tool } from "./prompts";
 
 /** What a press turns into: `mark` and `look` also as a click; `window` after a still press marks the opposite. */
-export type Movement = "mark" | "draw" | "measure" | "look" | "pan" | "window" | "turn";
+export type Movement = "mark" | "draw" | "paint" | "measure" | "look" | "pan" | "window" | "turn";
 
 export interface Press {
   button: number;
@@ -17,6 +18,7 @@ export function movementOf({ button, shift, ctrl, held }: Press, tool: Tool, pan
   if (button === 1 || held.has(" ")) return "pan";
   if (held.has("w")) return "window";
   if (tool === "scribble" && !ctrl) return "draw"; // the right button draws what is not tumour
+  if (paints(tool) && !ctrl) return "paint"; // and it erases, or paints with the eraser
   if (button === 2) return "window";
   if (ctrl || tool === "look") return "look";
   if (tool === "ruler") return "measure";

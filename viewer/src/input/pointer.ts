@@ -1,11 +1,12 @@
 // The mouse, pen or fingers on the planes: clicks mark, drags look, draw, measure or change the window, two fingers zoom.
-import type { Index, Prompt } from "../engine/engine";
+import type { Edit, Index, Prompt } from "../engine/engine";
 import { step, type Plane } from "../stage/geometry";
 import type { Line, Ruler } from "../stage/ruler";
 import type { Pane, Place } from "../stage/tiles";
 import type { Viewer } from "../stage/viewer";
 import { dragWindow, type Window } from "../stage/windowing";
 import { movementOf, pinch, type Movement } from "./gestures";
+import { paints, type Painter } from "./painter";
 import type { Prompter } from "./prompts";
 import { Wheel, zoomOf } from "./wheel";
 
@@ -15,13 +16,22 @@ const STILL = { mouse: 4, pen: 6, touch: 12 } as Record<string, number>; // pixe
 export interface Desk {
   viewer: Viewer;
   prompter: Prompter;
+  painter: Painter;
   ruler: Ruler;
   held: ReadonlySet<string>; // keys that are down
-  send(prompt: Prompt): void;
+  give(mark: Prompt | Edit): void;
+  /** The pointer is over a plane's index, or over none. */
+  hover(over: Hover | null): void;
   measured(line: Line): void;
   window(window: Window): void;
   /** Drafts, the cursor or the plane in use are different. */
   changed(plane?: Plane): void;
+}
+
+/** What is under a pointer that is not pressed. */
+export interface Hover {
+  plane: Plane;
+  at: Index; // not rounded
 }
 
 interface Press {
@@ -45,6 +55,7 @@ export function bindPointer(canvas: HTMLCanvasElement, desk: Desk): void {
   canvas.addEventListener("pointermove", (event) => pointer.move(event));
   canvas.addEventListener("pointerup", (event) => pointer.up(event));
   canvas.addEventListener("pointercancel", (event) => pointer.drop(event));
+  canvas.addEventListener("pointerleave", () => desk.hover(null));
   canvas.addEventListener("wheel", (event) => pointer.turn(event), { passive: false });
 }
 
@@ -83,11 +94,12 @@ class Pointer {
     if (this.fingers.size > 1) return this.pinch(event.pointerId, now);
     if (this.fingers.has(event.pointerId)) this.fingers.set(event.pointerId, now);
     const { press } = this;
+    if (!press || press.movement === "paint") this.hover(now);
     if (!press || press.id !== event.pointerId) return;
     const last = press.last;
     press.moved ||= Math.hypot(now.x - press.start.x, now.y - press.start.y) > press.still;
     press.last = now;
-    if (press.moved) this.drag(press, last, now);
+    if (press.moved || press.movement === "paint") this.drag(press, last, now);
   }
 
   up(event: PointerEvent): void {
@@ -96,6 +108,11 @@ class Pointer {
     if (!press || press.id !== event.pointerId) return;
     this.press = null;
     if (press.movement === "draw") return this.finish(press);
+    if (press.movement === "paint") {
+      const edit = this.desk.painter.end();
+      if (edit) this.desk.give(edit);
+      return this.desk.changed();
+    }
     if (press.movement === "measure") {
       const line = this.desk.ruler.end();
       if (line) this.desk.measured(line);
@@ -132,17 +149,21 @@ class Pointer {
 
   private begin({ pane, movement, start, opposite }: Press): void {
     if (pane === "render") return;
-    const { viewer, prompter, ruler, changed } = this.desk;
+    const { viewer, prompter, painter, ruler, changed } = this.desk;
     changed(pane);
     const index = this.index(pane, start);
-    if (movement === "draw" && index) prompter.begin(index, pane, opposite);
+    const { tool } = prompter;
+    if (movement === "paint" && paints(tool)) {
+      const add = (tool === "lasso" ? prompter.positive : tool === "brush") !== opposite;
+      painter.begin(tool, viewer.orientation, pane, viewer.tiles.locate(pane, start)!, add);
+    } else if (movement === "draw" && index) prompter.begin(index, pane, opposite);
     else if (movement === "measure") ruler.begin(viewer.orientation, pane, viewer.tiles.locate(pane, start)!);
     else if (movement === "look" && index) viewer.moveTo(index);
     changed();
   }
 
   private drag(press: Press, last: Place, now: Place): void {
-    const { viewer, prompter, ruler, changed } = this.desk;
+    const { viewer, prompter, painter, ruler, changed } = this.desk;
     const { pane, movement, start } = press;
     const { tiles } = viewer;
     if (pane === "render") {
@@ -155,7 +176,8 @@ class Pointer {
     }
     if (movement === "window") return this.desk.window(dragWindow(press.window, now.x - start.x, start.y - now.y));
     const index = this.index(pane, now);
-    if (movement === "measure") ruler.move(tiles.locate(pane, now)!);
+    if (movement === "paint") painter.move(tiles.locate(pane, now)!);
+    else if (movement === "measure") ruler.move(tiles.locate(pane, now)!);
     else if (!index) return;
     else if (movement === "draw") prompter.move(index);
     else viewer.moveTo(index); // a drag with the tool that clicks looks round
@@ -163,18 +185,18 @@ class Pointer {
   }
 
   private finish({ moved }: Press): void {
-    const { prompter, changed, send } = this.desk;
+    const { prompter, changed, give } = this.desk;
     if (!moved && prompter.tool === "box") prompter.cancel(); // a click is no box
     const prompt = prompter.end();
     changed();
-    if (prompt) send(prompt);
+    if (prompt) give(prompt);
   }
 
   private mark({ pane, start, opposite }: Press): void {
     const index = pane === "render" ? null : this.index(pane, start);
     if (!index) return;
     this.desk.viewer.moveTo(index);
-    this.desk.send(this.desk.prompter.point(index, opposite));
+    this.desk.give(this.desk.prompter.point(index, opposite));
   }
 
   private pinch(id: number, now: Place): void {
@@ -195,11 +217,18 @@ class Pointer {
 
   // What a press has begun is not what was meant.
   private giveUp(): void {
-    const { prompter, ruler, changed } = this.desk;
+    const { prompter, painter, ruler, changed } = this.desk;
+    if (this.press?.movement === "paint") painter.draft = null;
     if (this.press?.movement === "draw") prompter.cancel();
     if (this.press?.movement === "measure") ruler.remove();
     this.press = null;
     changed();
+  }
+
+  private hover(now: Place): void {
+    const { viewer, hover } = this.desk;
+    const pane = viewer.isOpen ? viewer.tiles.pane(now) : null;
+    hover(pane && pane !== "render" ? { plane: pane, at: viewer.tiles.locate(pane, now)! } : null);
   }
 
   private index(pane: Plane, place: Place): Index | null {

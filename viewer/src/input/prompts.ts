@@ -3,7 +3,7 @@ import type { Index, Prompt } from "../engine/engine";
 import { line, normalAxis, same, type Orientation, type Plane } from "../stage/geometry";
 import type { Draft } from "../stage/overlay";
 
-export const TOOLS = ["look", "point", "box", "scribble", "ruler"] as const;
+export const TOOLS = ["look", "point", "box", "scribble", "brush", "eraser", "lasso", "ruler"] as const;
 export type Tool = (typeof TOOLS)[number];
 
 export class Prompter {
@@ -68,8 +68,8 @@ export class Prompter {
 
   /** Enter at the cursor: a click; or the two ends of a box; or the ends of a stroke that the cursor draws. */
   enter(index: Index, opposite = false): Prompt | null {
-    if (this.tool === "look" || this.tool === "ruler") return null;
     if (this.tool === "point") return this.point(index, opposite);
+    if (this.tool !== "box" && this.tool !== "scribble") return null;
     if (this.draft?.kind === "box" && this.draft.placed) return this.accept();
     if (this.draft?.kind === "box") {
       this.draft = { ...this.draft, to: index, placed: true };

@@ -1,5 +1,6 @@
 // What the user can do: the panel and the keys ask for it, the page does it.
-import type { FileKind, Info, State } from "../engine/engine";
+import type { Edit, FileKind, Index, Info, ObjectFacts, State } from "../engine/engine";
+import type { Painter } from "../input/painter";
 import type { Prompter, Tool } from "../input/prompts";
 import type { Plane } from "../stage/geometry";
 import type { Viewer } from "../stage/viewer";
@@ -9,6 +10,7 @@ export interface Actions {
   readonly view: View;
   readonly viewer: Viewer;
   readonly prompter: Prompter;
+  readonly painter: Painter;
   readonly plane: Plane; // in which the arrow keys move
   readonly info: Info | null;
   readonly state: State | null;
@@ -20,6 +22,25 @@ export interface Actions {
   accept(): void;
   cancel(): void;
   removeLine(): void;
+  /** The brush or the lasso is set differently. */
+  resized(): void;
+  /** Whether marks and strokes wait until they are run. */
+  collect(wanted: boolean): void;
+  run(): void;
+  drop(): void;
+  edit(edit: Edit): void;
+  smooth(): void;
+  /** Fill the empty slices between drawn ones of the plane in use. */
+  interpolate(): void;
+  /** Keep, or remove, the part at the cursor. */
+  part(keep: boolean): void;
+  loadMask(file: File): void;
+  rules(rules: Partial<Pick<State, "overlap" | "keep_clicked">>): void;
+  describe(number: number, facts: Partial<ObjectFacts>): void;
+  deleteObject(number: number): void;
+  deletePrompt(number: number, index: number): void;
+  goTo(index: Index): void;
+  resume(session: string): void;
   select(number: number): void;
   newObject(): void;
   undo(): void;

@@ -1,21 +1,36 @@
 // The page as a whole: its parts are made here and know each other only through it.
-import { FILES, type Box, type Engine, type FileKind, type Info, type Prompt, type Source, type State, type StepResult } from "../engine/engine";
+import {
+  EngineError,
+  FILES,
+  type Box,
+  type Edit,
+  type Engine,
+  type FileKind,
+  type Index,
+  type Info,
+  type ObjectFacts,
+  type Prompt,
+  type Source,
+  type State,
+  type StepResult,
+} from "../engine/engine";
 import { describe, heldKeys, obey } from "../input/keys";
-import { bindPointer } from "../input/pointer";
+import { Painter, paints } from "../input/painter";
+import { bindPointer, type Hover } from "../input/pointer";
 import { Prompter } from "../input/prompts";
 import { Strokes } from "../input/strokes";
-import type { Plane } from "../stage/geometry";
-import { reorder } from "../stage/labels";
+import { normalAxis, type Plane } from "../stage/geometry";
 import { Overlay } from "../stage/overlay";
 import { lengthMm, Ruler, type Line } from "../stage/ruler";
 import { Sliders } from "../stage/sliders";
 import type { Layout } from "../stage/tiles";
 import { Viewer } from "../stage/viewer";
+import type { Voxels } from "../stage/voxels";
 import type { Actions } from "./actions";
 import { writeAddress } from "./address";
 import { commandsOf } from "./commands";
 import { element, save } from "./dom";
-import { hideProblem, say, showBusy, showConnection, showProblem, showResult, showScan } from "./messages";
+import { hideProblem, say, showArriving, showBusy, showConnection, showProblem, showResult, showScan } from "./messages";
 import { Opener } from "./open";
 import { Panel } from "./panel";
 import { describeVoxel } from "./readout";
@@ -24,17 +39,19 @@ import { View } from "./view";
 import { Work, type Listener } from "./work";
 
 const AIR_HU = -500; // below it only a CT goes
+const EDITS: (Prompt | Edit)["kind"][] = ["brush", "lasso", "fill", "smooth", "component", "interpolate"];
 const SUFFIX = /(\.nii(\.gz)?|\.nrrd|\.mha|\.zip)$/i;
 
 export class Page implements Actions, Listener {
   readonly canvas = element<HTMLCanvasElement>("planes");
   readonly gl = element<HTMLCanvasElement>("gl");
-  readonly viewer = new Viewer(this.gl);
+  readonly viewer = new Viewer(this.canvas, this.gl);
   readonly overlay = new Overlay(this.canvas, this.viewer);
   readonly prompter = new Prompter(
     () => ({ ...this.viewer.orientation, spacing: this.state!.spacing_mm }),
     (what) => this.info?.model.prompts[what] !== false,
   );
+  readonly painter = new Painter();
   readonly ruler = new Ruler();
   readonly panel = new Panel(this);
   readonly view = new View(this.viewer, () => this.panel.view(this.view), (layout) => this.relaid(layout));
@@ -47,7 +64,10 @@ export class Page implements Actions, Listener {
     this.changed(plane);
   });
   private readonly strokes = new Strokes();
-  private readonly sent: Prompt[] = []; // and not answered
+  private readonly sent: (Prompt | Edit)[] = []; // and not answered
+  private readonly collected: (Prompt | Edit)[] = []; // and not sent
+  private collecting = false;
+  private over: Hover | null = null;
 
   constructor(private readonly engine: Engine) {
     this.work = new Work(engine, this);
@@ -63,7 +83,7 @@ export class Page implements Actions, Listener {
     await this.viewer.attach();
     this.info = await this.engine.info();
     this.panel.model(this.info);
-    this.panel.tool(this.prompter, 0);
+    this.changed();
     this.view.setOpacity(this.view.opacity);
     this.opener.bind(this.info);
     if (session) await this.work.resume(session);
@@ -73,13 +93,17 @@ export class Page implements Actions, Listener {
 
   private bind(): void {
     this.viewer.onDraw = () => this.redraw();
-    this.viewer.onRender = (place) => this.overlay.keep(this.gl, place);
     bindPointer(this.canvas, {
       viewer: this.viewer,
       prompter: this.prompter,
+      painter: this.painter,
       ruler: this.ruler,
       held: heldKeys(),
-      send: (prompt) => this.send(prompt),
+      give: (mark) => this.give(mark),
+      hover: (over) => {
+        this.over = over;
+        if (paints(this.prompter.tool)) this.redraw();
+      },
       measured: (line) => this.measured(line),
       window: ({ low, high }) => this.view.setWindow(low, high),
       changed: (plane) => this.changed(plane),
@@ -109,14 +133,20 @@ export class Page implements Actions, Listener {
 
   enter(opposite: boolean): void {
     const { cursor, orientation } = this.viewer;
-    if (this.prompter.tool === "ruler") {
+    const { tool, positive } = this.prompter;
+    if (paints(tool)) {
+      const edit = this.painter.draft && this.painter.end();
+      if (edit) this.give(edit);
+      else this.painter.begin(tool, orientation, this.plane, cursor, (tool === "lasso" ? positive : tool === "brush") !== opposite, true);
+    }
+    if (tool === "ruler") {
       const line = this.ruler.end();
       if (line) this.measured(line);
       else this.ruler.begin(orientation, this.plane, cursor, true);
     }
     const prompt = this.prompter.enter(cursor, opposite);
-    if (prompt) this.send(prompt);
-    else if (this.prompter.draft || this.ruler.draft) say("Move the cursor, then press Enter again; Escape cancels.");
+    if (prompt) this.give(prompt);
+    else if (this.prompter.draft || this.painter.draft || this.ruler.draft) say("Move the cursor, then press Enter again; Escape cancels.");
     this.changed();
   }
 
@@ -126,13 +156,13 @@ export class Page implements Actions, Listener {
 
   accept(): void {
     const prompt = this.prompter.accept();
-    if (prompt) this.send(prompt);
+    if (prompt) this.give(prompt);
     this.changed();
   }
 
   cancel(): void {
     this.prompter.cancel();
-    this.ruler.draft = null;
+    this.ruler.draft = this.painter.draft = null;
     hideProblem();
     this.changed();
   }
@@ -142,23 +172,75 @@ export class Page implements Actions, Listener {
     this.changed();
   };
 
-  send(prompt: Prompt): void {
+  resized = () => this.changed();
+
+  /** Run a mark or a stroke, or keep it until all that are collected are run. */
+  give(mark: Prompt | Edit): void {
     if (!this.state) return;
+    if (!this.collecting) return this.send([mark]);
+    this.collected.push(mark);
+    this.changed();
+  }
+
+  collect(wanted: boolean): void {
+    this.collecting = wanted;
+    if (!wanted) this.run();
+  }
+
+  run = () => {
+    if (this.collected.length) this.send(this.collected.splice(0));
+    this.changed();
+  };
+
+  drop(): void {
+    this.collected.length = 0;
+    this.changed();
+  }
+
+  // In their order; neighbours of one kind, edits or prompts, are one step.
+  private send(marks: (Prompt | Edit)[]): void {
     markAsked();
-    this.sent.push(prompt);
-    this.strokes.sent(this.state.current, prompt);
-    void this.work.prompt(prompt).finally(() => {
-      this.sent.shift();
-      this.redraw();
-    });
+    this.sent.push(...marks);
+    while (marks.length) {
+      const isEdit = EDITS.includes(marks[0]!.kind);
+      const end = marks.findIndex(({ kind }) => EDITS.includes(kind) !== isEdit);
+      const some = marks.splice(0, end < 0 ? marks.length : end);
+      if (!isEdit) for (const prompt of some as Prompt[]) this.strokes.sent(this.state!.current, prompt);
+      const done = isEdit ? this.work.step({ kind: "edit", edits: some as Edit[] }) : this.work.prompt(...(some as Prompt[]));
+      void done.finally(() => {
+        this.sent.splice(0, some.length);
+        this.redraw();
+      });
+    }
     this.redraw();
+  }
+
+  edit = (edit: Edit) => this.give(edit);
+  smooth = () => this.edit({ kind: "smooth", sd_mm: element<HTMLInputElement>("smooth-mm").valueAsNumber || 2 });
+  interpolate = () => this.edit({ kind: "interpolate", axis: normalAxis(this.viewer.orientation, this.plane) });
+  part = (keep: boolean) => this.edit({ kind: "component", index: this.viewer.cursor, keep });
+  loadMask = (file: File) => this.attempt(() => this.work.loadMask({ files: [{ name: file.name, file }] }));
+
+  rules = (rules: Partial<Pick<State, "overlap" | "keep_clicked">>) => void this.work.step({ kind: "rules", rules });
+  describe = (number: number, facts: Partial<ObjectFacts>) => void this.work.step({ kind: "describe", number, facts });
+  deleteObject = (number: number) => void this.work.step({ kind: "delete object", number });
+  deletePrompt = (number: number, index: number) => void this.work.step({ kind: "delete prompt", number, index });
+
+  goTo(index: Index): void {
+    this.viewer.moveTo(index);
+    this.changed();
   }
 
   select = (number: number) => void this.work.select(number);
   newObject = () => void this.work.step({ kind: "new object" });
-  undo = () => void this.work.step({ kind: "undo" });
   redo = () => void this.work.step({ kind: "redo" });
   reset = () => void this.work.step({ kind: "reset" });
+
+  /** What was collected last is dropped before a step is taken back. */
+  undo = () => {
+    if (this.collected.pop()) this.changed();
+    else void this.work.step({ kind: "undo" });
+  };
 
   open = (source: Source, name?: string) => this.attempt(() => this.work.open(source, name));
   resume = (session: string) => this.attempt(() => this.work.resume(session));
@@ -168,7 +250,8 @@ export class Page implements Actions, Listener {
     try {
       await act();
     } catch (error) {
-      showProblem(error);
+      if (error instanceof EngineError && error.source && error.problem.series) this.opener.choose(error.source, error.problem.series);
+      else showProblem(error);
       this.opener.recent(); // what was asked for may be gone
     }
     if (!this.state) this.welcome(true);
@@ -180,11 +263,13 @@ export class Page implements Actions, Listener {
   }
 
   screenshot = () => {
-    this.viewer.drawNow();
+    const place = this.viewer.drawNow();
     const { width, height } = this.canvas;
+    const scale = width / this.canvas.clientWidth;
     const picture = Object.assign(document.createElement("canvas"), { width, height });
     const pen = picture.getContext("2d")!;
-    for (const layer of [this.gl, this.canvas]) pen.drawImage(layer, 0, 0, width, height);
+    if (place) pen.drawImage(this.gl, place.x * scale, place.y * scale, place.width * scale, place.height * scale);
+    pen.drawImage(this.canvas, 0, 0, width, height);
     picture.toBlob((file) => file && this.hand(file, "view.png"));
   };
 
@@ -209,32 +294,33 @@ export class Page implements Actions, Listener {
 
   changed(plane = this.plane): void {
     this.plane = plane;
-    this.panel.tool(this.prompter, this.ruler.lines.length);
+    this.panel.tool(this.prompter, this.painter, this.ruler.lines.length, this.collected.length);
     this.redraw();
   }
 
   /** The cursor was moved by keys: what they draw follows it. */
   cursorMoved(): void {
     this.prompter.follow(this.viewer.cursor);
+    this.painter.follow(this.viewer.cursor);
     this.ruler.follow(this.viewer.cursor);
     this.changed();
   }
 
   private relaid(layout: Layout): void {
-    this.overlay.forget();
     if (layout !== "all" && layout !== "render") this.plane = layout;
   }
 
   // What has happened to the work
 
-  async scan(data: ArrayBuffer, state: State): Promise<void> {
+  async scan(voxels: Voxels, state: State): Promise<void> {
     const { affine, spacing_mm } = state;
-    await this.viewer.open({ data, affine, spacing_mm }, (lowest) => {
+    await this.viewer.open({ voxels, affine, spacing_mm }, (lowest) => {
       const isCT = state.modality ? state.modality === "CT" : lowest < AIR_HU; // NIfTI does not say
       this.panel.modality(isCT);
       return (isCT && this.info!.presets[0]) || null;
     });
-    this.overlay.forget();
+    showArriving(voxels.isComplete ? null : voxels.count / voxels.shape[2]);
+    this.collected.length = 0;
     this.strokes.forget();
     this.ruler.clear();
     this.prompter.cancel();
@@ -246,12 +332,20 @@ export class Page implements Actions, Listener {
 
   showState(state: State | null): void {
     element("panel").hidden = element("another").hidden = !state;
-    if (state) this.panel.state(state);
+    if (state) {
+      this.panel.state(state);
+      this.viewer.objects = new Map(state.objects.map((object) => [object.number, object]));
+    }
     this.redraw();
   }
 
+  arrived(voxels: Voxels): void {
+    this.viewer.arrived();
+    showArriving(voxels.isComplete ? null : voxels.count / voxels.shape[2]);
+  }
+
   clear = () => this.viewer.clearLabels();
-  labels = (box: Box, values: Uint8Array) => this.viewer.paste(reorder(this.viewer.orientation, box, values));
+  labels = (box: Box, values: Uint8Array) => this.viewer.paste(box, values);
 
   result(result: StepResult): void {
     showResult(result);
@@ -265,10 +359,19 @@ export class Page implements Actions, Listener {
 
   private redraw(): void {
     const state = this.state;
+    const { tool } = this.prompter;
+    const axial = normalAxis(this.viewer.orientation, "axial");
+    const shown = state?.objects ?? [];
     this.overlay.draw({
-      objects: (state?.objects ?? []).map(({ number, prompts }) => ({ number, prompts: this.strokes.complete(number, prompts) })),
+      objects: shown.map((object) => ({ ...object, prompts: this.strokes.complete(object.number, object.prompts) })),
       current: state?.current ?? 1,
-      sent: this.sent,
+      sent: [...this.sent, ...this.collected],
+      drawn: this.painter.draft,
+      tip: this.over && (tool === "brush" || tool === "eraser") ? { ...this.over, radius_mm: this.painter.radius_mm } : null,
+      diameters: shown.flatMap(({ colour, visible, longest, perpendicular }) => {
+        const lines = visible && this.view.diameters ? [longest, perpendicular] : [];
+        return lines.flatMap((line) => (line ? [{ colour, line: { from: line.ends[0], to: line.ends[1], axis: axial } }] : []));
+      }),
       draft: this.prompter.draft,
       lines: this.ruler.draft ? [...this.ruler.lines, this.ruler.draft] : this.ruler.lines,
       affine: state?.affine ?? [],

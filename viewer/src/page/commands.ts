@@ -7,6 +7,7 @@ import type { Actions } from "./actions";
 import { say } from "./messages";
 import { describeVoxel } from "./readout";
 
+const TOOL_KEYS = "lcbsaegr"; // in the order of the tools
 const FAR = 10; // voxels that Shift and an arrow key go
 const SAY_AFTER_MS = 400; // without another step
 const TURN = 10; // degrees of the 3D view
@@ -67,16 +68,29 @@ export function commandsOf(page: Actions): Command[] {
     say(`${page.plane} plane`);
   };
 
+  const size = (way: 1 | -1) => () => {
+    page.painter.resize(way);
+    page.resized();
+    say(`Radius ${page.painter.radius_mm} mm`);
+  };
   const mark = "Mark", correct = "Correct", look = "Look", own = "Page";
   const arrows = ARROWS.map(([key]) => key);
   return [
     { keys: ["Enter"], shown: "Enter", text: "mark the voxel under the cursor", group: mark, canvas: true, run: enter },
     { keys: ["Shift+Enter"], shown: "Shift Enter", text: "mark it as not tumour", group: mark, canvas: true, run: enter },
-    { keys: ["l", "c", "b", "s", "r"], shown: "L C B S R", text: "tool: look, click, box, scribble, ruler", group: mark, run: ({ key }) => page.tool(TOOLS["lcbsr".indexOf(key.toLowerCase())]!) },
+    { keys: [...TOOL_KEYS], shown: TOOL_KEYS.toUpperCase().split("").join(" "), text: `tool: ${TOOLS.join(", ")}`, group: mark, run: ({ key }) => page.tool(TOOLS[TOOL_KEYS.indexOf(key.toLowerCase())]!) },
     { keys: ["t"], shown: "T", text: "turn between adding and removing", group: mark, run: () => page.sign(!prompter.positive) },
     { keys: ["n"], shown: "N", text: "begin a new object", group: mark, run: opened(page.newObject) },
     { keys: ["o"], shown: "O", text: "go to the next object", group: mark, run: nextObject },
+    { keys: ["Ctrl+Enter"], shown: "Ctrl Enter", text: "run what was collected", group: mark, run: opened(page.run) },
     { keys: ["Escape"], shown: "Esc", text: "drop an unfinished box, stroke or line; close a message", group: mark, run: () => page.cancel() },
+    { keys: ["["], shown: "[ ]", text: "smaller, larger brush", group: correct, run: size(-1) },
+    { keys: ["]"], shown: "", text: "", group: correct, run: size(1) },
+    { keys: ["j"], shown: "J", text: "fill holes", group: correct, run: opened(() => page.edit({ kind: "fill", axis: null })) },
+    { keys: ["i"], shown: "I", text: "fill the slices between drawn ones of this plane", group: correct, run: opened(page.interpolate) },
+    { keys: ["u"], shown: "U", text: "smooth", group: correct, run: opened(page.smooth) },
+    { keys: ["k"], shown: "K", text: "keep the part at the cursor", group: correct, run: opened(() => page.part(true)) },
+    { keys: ["Shift+k"], shown: "Shift K", text: "remove the part at the cursor", group: correct, run: opened(() => page.part(false)) },
     { keys: ["Ctrl+z"], shown: "Ctrl Z", text: "undo", group: correct, run: opened(page.undo) },
     { keys: ["Ctrl+Shift+z", "Ctrl+y"], shown: "Ctrl Y", text: "redo", group: correct, run: opened(page.redo) },
     { keys: ["Delete"], shown: "Del", text: "remove the last measured line", group: correct, canvas: true, run: opened(page.removeLine) },
@@ -91,8 +105,9 @@ export function commandsOf(page: Actions): Command[] {
     { keys: ["-"], shown: "−", text: "make smaller", group: look, run: zoom(0.8) },
     { keys: ["0"], shown: "0", text: "show the whole scan", group: look, run: opened(() => view.fit()) },
     { keys: [" "], shown: "Space", text: "hold, and drag: move the planes", group: look, canvas: true, run: () => {} },
-    { keys: ["["], shown: "[ ]", text: "mask less, more opaque", group: look, run: opacity(-0.1) },
-    { keys: ["]"], shown: "", text: "", group: look, run: opacity(0.1) },
+    { keys: [","], shown: ", .", text: "mask less, more opaque", group: look, run: opacity(-0.1) },
+    { keys: ["."], shown: "", text: "", group: look, run: opacity(0.1) },
+    { keys: ["q"], shown: "Q", text: "hide or show the diameters", group: look, run: opened(() => view.setDiameters(!view.diameters)) },
     { keys: ["m"], shown: "M", text: "hide or show the mask", group: look, run: () => view.toggleMask() },
     { keys: ["f"], shown: "F", text: "mask as an outline, or filled", group: look, run: () => view.setOutline(!view.outline) },
     { keys: ["h"], shown: "H", text: "hide or show the body in 3D", group: look, run: opened(() => view.setBody(!view.body)) },

@@ -1,8 +1,9 @@
 // What the page says: results and errors, what is being done, how the connection is; also read aloud.
 import { EngineError, type Busy, type Problem, type State, type StepResult } from "../engine/engine";
 import { element } from "./dom";
+import { measures } from "./objects";
 import type { Connection } from "./work";
-import { millilitres, millimetres, seconds, sentence } from "./words";
+import { millilitres, seconds, sentence } from "./words";
 
 const [BACK, BACK_MS] = ["Connected again; your work is back", 8000];
 const CONNECTIONS: Record<Connection, string> = {
@@ -51,8 +52,8 @@ export function showResult(result: StepResult): void {
   if (!object) return;
   const time = seconds(result.seconds);
   element("took").textContent = object.prompts.length ? `Segmented in ${time}.` : "";
-  const measures = `${millilitres(object.volume_ml)}, longest diameter ${millimetres(object.longest_diameter_mm)}`;
-  say(`Object ${object.number}: ${measures}, in ${time}. ${object.messages.join(". ")}`);
+  const found = [millilitres(object.volume_ml), measures(object)].filter(Boolean).join(", ");
+  say(`${object.name}: ${found}, in ${time}. ${object.messages.join(". ")}`);
 }
 
 /** Show what is being done, how much of it is done where that is known, and a way to cancel it if there is one. */
@@ -68,6 +69,12 @@ export function showBusy(busy: Busy | null, cancel?: () => void): void {
   const bar = element<HTMLProgressElement>("busy-fraction");
   if (known) bar.value = busy.fraction!;
   else bar.removeAttribute("value");
+}
+
+/** Show how much of a scan is here while the rest is coming; null: all of it. */
+export function showArriving(fraction: number | null): void {
+  element("arriving").hidden = fraction === null;
+  element("arriving").textContent = fraction === null ? "" : `coarse; ${Math.round(fraction * 100)} % of the slices are here`;
 }
 
 export function showConnection(connection: Connection): void {

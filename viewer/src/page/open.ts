@@ -1,5 +1,5 @@
 // Ways to open a scan: files and folders of the user, folders of the engine, recent sessions, the demo scan.
-import type { Engine, Entry, Info, NamedFile, Recent, Source } from "../engine/engine";
+import type { Engine, Entry, Info, NamedFile, Recent, Series, Source } from "../engine/engine";
 import { button, element } from "./dom";
 import { showProblem } from "./messages";
 import { bytes, millilitres, when } from "./words";
@@ -101,6 +101,18 @@ export class Opener {
     return item;
   }
 
+  /** Let the user choose one of several series that were found in `source`. */
+  choose(source: Source, series: Series[], title?: string): void {
+    const dialog = element<HTMLDialogElement>("choose-series");
+    const open = ({ uid }: Series) => {
+      dialog.close();
+      void this.doors.open({ ...source, series: uid } as Source, title);
+    };
+    element("series").replaceChildren(...series.map((one) => row(one.description || "without a description", describeSeries(one), () => open(one))));
+    dialog.showModal();
+    element("series").querySelector("button")?.focus();
+  }
+
   private take(title: string, files: NamedFile[]): void {
     const list = uploadList(files);
     if (list.length) void this.doors.open({ files: list }, title);
@@ -134,6 +146,13 @@ export class Opener {
       void this.doors.open({ folder, path }, name);
     });
   }
+}
+
+/** A series in a few words: kind, number of images, voxels, spacing. */
+export function describeSeries({ modality, count, shape, spacing_mm, localizer }: Series): string {
+  const size = shape?.map((n) => n ?? "?").join(" × ");
+  const spacing = spacing_mm?.some((mm) => mm !== null) && `${spacing_mm.map((mm) => mm?.toFixed(1) ?? "?").join(" × ")} mm`;
+  return [modality, `${count} ${count === 1 ? "image" : "images"}`, size, spacing, localizer && "localizer"].filter(Boolean).join(" · ");
 }
 
 function row(text: string, detail: string, act: () => void): HTMLElement {

@@ -15,10 +15,11 @@ export function describeVoxel(viewer: Viewer, state: State): string {
   const value = viewer.intensity(cursor);
   const unit = state.modality === "CT" ? " HU" : ""; // of a NIfTI nobody knows
   const label = viewer.labelAt(cursor);
+  const object = state.objects.find(({ number }) => number === label);
   const parts = [
     `voxel ${cursor.join(", ")}`,
     `${describePlace(toWorld(state.affine, cursor))} mm`,
     `${Number.isInteger(value) ? value : value.toPrecision(4)}${unit}`,
   ];
-  return label ? [...parts, `object ${label}`].join("   ·   ") : parts.join("   ·   ");
+  return [...parts, ...(object ? [object.name] : [])].join("   ·   ");
 }

@@ -9,6 +9,7 @@ export class View {
   opacity = FIRST_OPACITY;
   outline = false;
   body = true;
+  diameters = true;
   private shown = FIRST_OPACITY; // before the mask was hidden
 
   /** `changed` is called when something here is different; `relaid` when panes are somewhere else. */
@@ -50,6 +51,12 @@ export class View {
   setBody(shown: boolean): void {
     this.body = shown;
     this.viewer.body = shown;
+    this.changed();
+  }
+
+  setDiameters(shown: boolean): void {
+    this.diameters = shown;
+    this.viewer.draw();
     this.changed();
   }
 

@@ -1,13 +1,17 @@
 // The work on one scan: opened, prompted, undone; brought back after a reload, a lost connection or a new engine.
-import { EngineError, type Box, type Busy, type Engine, type Loading, type Prompt, type Source, type State, type Step, type StepResult } from "../engine/engine";
+import { EngineError, type Box, type Busy, type Engine, type Loading, type Prompt, type Slice, type Source, type State, type Step, type StepResult } from "../engine/engine";
 import { isEmpty } from "../stage/geometry";
+import { Voxels } from "../stage/voxels";
 
 /** `asleep`: the engine closed a session that nobody used for long; the next step wakes it. */
 export type Connection = "none" | "connected" | "lost" | "asleep";
 
 /** What the page does when something has happened. */
 export interface Listener {
-  scan(scan: ArrayBuffer, state: State): Promise<void>;
+  /** A scan is open; of its voxels the coarse slices are here. */
+  scan(voxels: Voxels, state: State): Promise<void>;
+  /** More of the voxels are here. */
+  arrived(voxels: Voxels): void;
   /** The state is another; null: no scan is open, or another one takes its place. */
   showState(state: State | null): void;
   labels(box: Box, values: Uint8Array): void;
@@ -18,6 +22,7 @@ export interface Listener {
   failed(error: unknown): void;
 }
 
+const SLOW: Step["kind"][] = ["prompt", "delete prompt", "undo", "redo", "rules"]; // that the model may be asked for
 const PAUSES_S = [0.5, 1, 2, 4, 5]; // between attempts to reach the engine again; the last one goes on
 
 export class Work {
@@ -27,6 +32,7 @@ export class Work {
   private unanswered = 0;
   private loading: AbortController | null = null;
   private watching = new AbortController();
+  private filling = new AbortController();
 
   constructor(
     private readonly engine: Engine,
@@ -48,19 +54,25 @@ export class Work {
     });
   }
 
-  prompt = (prompt: Prompt) => this.step({ kind: "prompt", prompts: [prompt] });
+  prompt = (...prompts: Prompt[]) => this.step({ kind: "prompt", prompts });
   select = (number: number) => this.step({ kind: "select", number });
 
   /** One step after another: each result changes the labels that the one before has left. */
-  step(step: Step): Promise<void> {
-    const next = this.queue.then(() => this.take(step)).catch((error: unknown) => this.page.failed(error));
+  step(step: Step, loading?: Loading): Promise<void> {
+    const next = this.queue.then(() => this.take(step, loading)).catch((error: unknown) => {
+      if (!loading?.signal.aborted) this.page.failed(error);
+    });
     this.queue = next;
     return next;
   }
 
+  /** Load a mask into the current object: a step that takes long, and may be cancelled while it is sent. */
+  loadMask = (source: Source) => this.load((loading) => this.step({ kind: "mask", source }, loading));
+
   /** Stop watching; the session stays in the engine. */
   leave(): void {
     this.watching.abort();
+    this.filling.abort();
     this.state = null;
     this.become("none");
     this.page.showState(null);
@@ -85,13 +97,49 @@ export class Work {
   }
 
   private async show(state: State, loading: Loading): Promise<void> {
-    const scan = await this.engine.scan(state.id, loading);
+    const filling = new AbortController();
+    loading.signal.addEventListener("abort", () => filling.abort(loading.signal.reason));
+    loading.progress("Loading the scan", 0);
+    const { type, coarse, slices } = await this.engine.voxels(state.id, 0, filling.signal);
+    const voxels = new Voxels(type, state.shape);
+    while (voxels.count < coarse) {
+      const { done, value } = await slices.next();
+      if (done) break;
+      voxels.put(value);
+      loading.progress("Loading the scan", voxels.count / coarse);
+    }
     loading.signal.throwIfAborted();
     this.leave();
+    this.filling = filling;
     this.page.busy({ stage: "Drawing the scan", fraction: null });
-    await this.page.scan(scan, state);
+    await this.page.scan(voxels, state);
     this.accept(state);
     this.wake(state.id);
+    if (!voxels.isComplete) void this.fill(state.id, voxels, slices, filling.signal);
+  }
+
+  // The slices between come while the user works; a stream that breaks off is gone on with.
+  private async fill(id: string, voxels: Voxels, slices: AsyncGenerator<Slice>, signal: AbortSignal): Promise<void> {
+    for (let failures = 0; ; failures++) {
+      try {
+        for await (const slice of slices) {
+          if (signal.aborted) return;
+          voxels.put(slice);
+          failures = 0;
+          this.page.arrived(voxels);
+        }
+        if (voxels.isComplete) return;
+      } catch (error) {
+        if (signal.aborted) return;
+        if (!(error instanceof EngineError && error.passing)) return this.page.failed(error);
+      }
+      await pause(PAUSES_S[Math.min(failures, PAUSES_S.length - 1)] as number);
+      slices = this.slices(id, voxels.count, signal);
+    }
+  }
+
+  private async *slices(id: string, from: number, signal: AbortSignal): AsyncGenerator<Slice> {
+    yield* (await this.engine.voxels(id, from, signal)).slices;
   }
 
   private wake(id: string): void {
@@ -100,13 +148,13 @@ export class Work {
     void this.watch(id, this.watching.signal);
   }
 
-  private async take(step: Step): Promise<void> {
+  private async take(step: Step, loading?: Loading): Promise<void> {
     const before = this.state;
     if (!before) return;
-    this.busy({ stage: "Segmenting", fraction: null });
+    if (SLOW.includes(step.kind)) this.busy({ stage: "Segmenting", fraction: null });
     this.unanswered++;
     try {
-      const result = await this.engine.step(before.id, step);
+      const result = await this.engine.step(before.id, step, loading);
       if (this.connection === "asleep") this.wake(before.id);
       if (this.state?.id !== result.id) return; // another scan was opened meanwhile
       const missed = result.revision > before.revision + 1; // somebody else works on the same session

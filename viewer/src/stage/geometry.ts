@@ -1,9 +1,9 @@
-// Voxel indices: the scan's own (i, j, k) to and from the order in which NiiVue keeps it (right, anterior, superior).
+// Voxel indices: the scan's own (i, j, k) to and from RAS order (to the right, anterior, superior).
 import type { Box, Index } from "../engine/engine";
 
 /**
  * How the scan's array lies. `axes[p]` is the array axis, from 1, that runs along RAS axis p; negative if it runs
- * against it (NiiVue's permRAS).
+ * against it.
  */
 export interface Orientation {
   shape: Index;
@@ -13,7 +13,17 @@ export interface Orientation {
 /** The planes, named by the RAS axis they are perpendicular to. */
 export const PLANES = ["axial", "coronal", "sagittal"] as const;
 export type Plane = (typeof PLANES)[number];
-const NORMAL: Record<Plane, 0 | 1 | 2> = { axial: 2, coronal: 1, sagittal: 0 };
+export const NORMAL: Record<Plane, 0 | 1 | 2> = { axial: 2, coronal: 1, sagittal: 0 };
+
+const ORDERS: Index[] = [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]];
+
+/** How an array of a shape lies: along RAS axes as near as one array axis for each can be. `affine`: indices to RAS+ mm. */
+export function orientationOf(affine: number[][], shape: Index): Orientation {
+  const cosine = (p: number, axis: number) => affine[p]![axis]! / Math.hypot(...[0, 1, 2].map((row) => affine[row]![axis]!));
+  const fit = (order: Index) => order.reduce((sum, axis, p) => sum + Math.abs(cosine(p, axis)), 0);
+  const best = ORDERS.reduce((a, b) => (fit(b) > fit(a) + 1e-9 ? b : a));
+  return { shape, axes: best.map((axis, p) => (cosine(p, axis) < 0 ? -1 : 1) * (axis + 1)) as Index };
+}
 
 function at(vector: readonly number[], axis: number): number {
   return vector[axis] as number;
@@ -42,16 +52,6 @@ export function fromRas({ shape, axes }: Orientation, ras: Index): Index {
     index[native] = axis > 0 ? at(ras, p) : at(shape, native) - 1 - at(ras, p);
   });
   return index;
-}
-
-/** A half-open box in RAS order. */
-export function boxToRas(orientation: Orientation, box: Box): Box {
-  const a = toRas(orientation, box.low);
-  const b = toRas(orientation, box.high.map((h) => h - 1) as Index);
-  return {
-    low: a.map((v, p) => Math.min(v, at(b, p))) as Index,
-    high: a.map((v, p) => Math.max(v, at(b, p)) + 1) as Index,
-  };
 }
 
 export function sizeOf({ low, high }: Box): Index {

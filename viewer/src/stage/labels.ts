@@ -1,51 +1,23 @@
-// The labels of a changed box, from the scan's own order into the one in which NiiVue draws them.
-import { boxToRas, rasShape, sizeOf, toRas, type Orientation } from "./geometry";
+// The labels of a changed box, written into those of the whole scan.
+import { sizeOf } from "./geometry";
 import type { Box, Index } from "../engine/engine";
 
-/** A box's labels in RAS order, first axis fastest. */
-export interface Block {
-  box: Box;
-  values: Uint8Array;
-}
-
 /**
- * Reorder the labels of a box of the scan's array (i fastest) to RAS order.
+ * Write the labels of a box (i fastest) into the whole array, row by row; returns the labels that are or were there.
  * Throws RangeError if there are not as many as the box has voxels.
  */
-export function reorder(orientation: Orientation, box: Box, values: Uint8Array): Block {
+export function paste(whole: Uint8Array, [width, height]: Index, box: Box, values: Uint8Array): Set<number> {
   const [ni, nj, nk] = sizeOf(box);
   if (values.length !== ni * nj * nk) {
     throw new RangeError(`${values.length} labels came for a box of ${ni} × ${nj} × ${nk} voxels`);
   }
-  const ras = boxToRas(orientation, box);
-  const [nx, ny] = sizeOf(ras);
-  const strideOf = [1, nx, nx * ny];
-  // How far one step along each axis of the array moves in the block.
-  const step = [0, 0, 0];
-  orientation.axes.forEach((axis, p) => (step[Math.abs(axis) - 1] = Math.sign(axis) * (strideOf[p] as number)));
-  const [si, sj, sk] = step as Index;
-  const first = toRas(orientation, box.low);
-  const start = first.reduce((sum, v, p) => sum + (v - (ras.low[p] as number)) * (strideOf[p] as number), 0);
-  const out = new Uint8Array(values.length);
-  let n = 0;
-  for (let k = 0; k < nk; k++) {
-    for (let j = 0; j < nj; j++) {
-      let to = start + k * sk + j * sj;
-      for (let i = 0; i < ni; i++, to += si) out[to] = values[n++] as number;
-    }
+  const found = new Set(values);
+  const [i, j, k] = box.low;
+  for (let row = 0; row < nj * nk; row++) {
+    const at = ((k + Math.floor(row / nj)) * height + j + (row % nj)) * width + i;
+    for (const label of whole.subarray(at, at + ni)) found.add(label);
+    whole.set(values.subarray(row * ni, (row + 1) * ni), at);
   }
-  return { box: ras, values: out };
-}
-
-/** Write a block into the labels of the whole scan (RAS order), row by row. */
-export function paste(whole: Uint8Array, orientation: Orientation, { box, values }: Block): void {
-  const [width, height] = rasShape(orientation);
-  const [nx, ny, nz] = sizeOf(box);
-  const [x, y, z] = box.low;
-  for (let k = 0; k < nz; k++) {
-    for (let j = 0; j < ny; j++) {
-      const from = (k * ny + j) * nx;
-      whole.set(values.subarray(from, from + nx), ((z + k) * height + y + j) * width + x);
-    }
-  }
+  found.delete(0);
+  return found;
 }

@@ -1,6 +1,5 @@
-// What is drawn over the planes: prompts, drafts, measured lines, the keyboard's plane, the last picture of the 3D view.
-import type { Index, Prompt } from "../engine/engine";
-import { colourOf } from "./colours";
+// The planes: the scan's slices, and over them prompts, strokes, drafts, lines in mm, the cursor, the keyboard's plane.
+import type { Edit, Index, Prompt } from "../engine/engine";
 import { normalAxis, type Plane, PLANES } from "./geometry";
 import { lengthMm, type Line } from "./ruler";
 import type { Place, Rect } from "./tiles";
@@ -26,12 +25,25 @@ export type Draft =
   | { kind: "box"; from: Index; to: Index; placed: boolean }
   | { kind: "scribble"; voxels: Index[]; positive: boolean };
 
+/** A stroke of the brush, or an outline of the lasso. */
+type Drawn = Extract<Edit, { kind: "brush" | "lasso" }>;
+
+/** The brush under the pointer. */
+export interface BrushTip {
+  plane: Plane;
+  at: Index;
+  radius_mm: number;
+}
+
 export interface Scene {
-  objects: { number: number; prompts: Prompt[] }[];
+  objects: { number: number; colour: string; visible: boolean; prompts: Prompt[] }[];
   current: number;
-  sent: Prompt[]; // that wait for their answer
+  sent: (Prompt | Edit)[]; // that wait to be run, or for their answer
   draft: Draft | null;
-  lines: Line[];
+  drawn: Drawn | null; // by hand, and not finished
+  tip: BrushTip | null;
+  lines: Line[]; // of the ruler
+  diameters: { line: Line; colour: string }[];
   affine: number[][];
   plane: Plane;
   focused: boolean;
@@ -39,27 +51,12 @@ export interface Scene {
 
 export class Overlay {
   private readonly pen: CanvasRenderingContext2D;
-  private readonly picture = document.createElement("canvas"); // of the 3D view
-  private rect: Rect | null = null; // where it belongs
 
   constructor(
     private readonly canvas: HTMLCanvasElement,
     private readonly viewer: Viewer,
   ) {
     this.pen = canvas.getContext("2d")!;
-  }
-
-  /** Keep what the 3D view shows now, so that the planes can be drawn again without it. */
-  keep(gl: HTMLCanvasElement, { x, y, width, height }: Rect): void {
-    const scale = gl.width / gl.clientWidth;
-    this.picture.width = Math.round(width * scale);
-    this.picture.height = Math.round(height * scale);
-    this.picture.getContext("2d", { willReadFrequently: true })!.drawImage(gl, -Math.round(x * scale), -Math.round(y * scale));
-    this.rect = { x, y, width, height };
-  }
-
-  forget(): void {
-    this.rect = null;
   }
 
   draw(scene: Scene): void {
@@ -70,10 +67,6 @@ export class Overlay {
     pen.setTransform(scale, 0, 0, scale, 0, 0);
     pen.clearRect(0, 0, canvas.clientWidth, canvas.clientHeight);
     if (!this.viewer.isOpen) return;
-    if (this.rect && this.viewer.layout === "all" && !this.viewer.tiles.rect("render")) {
-      const { x, y, width: w, height: h } = this.rect;
-      pen.drawImage(this.picture, x, y, w, h);
-    }
     for (const plane of PLANES) this.drawPlane(plane, scene);
   }
 
@@ -86,18 +79,31 @@ export class Overlay {
     pen.beginPath();
     pen.rect(rect.x, rect.y, rect.width, rect.height);
     pen.clip();
+    this.viewer.paint(pen, plane, rect);
     const axis = normalAxis(this.viewer.orientation, plane);
     const depth = this.viewer.cursor[axis] as number;
-    for (const { number, prompts } of scene.objects) {
+    const current = scene.objects.find(({ number }) => number === scene.current);
+    const colour = current?.colour ?? FOCUS;
+    for (const mark of [...scene.sent, ...(scene.drawn ? [scene.drawn] : [])]) {
+      if (mark.kind === "brush") this.drawBrush(mark, axis, depth, place, colour);
+      if (mark.kind === "lasso") this.drawLasso(mark, axis, depth, place, colour);
+    }
+    for (const { number, visible, colour, prompts } of scene.objects) {
       pen.globalAlpha = number === scene.current ? 1 : 0.45;
-      for (const prompt of prompts) this.drawPrompt(prompt, axis, depth, place, colourOf(number));
+      if (visible) for (const prompt of prompts) this.drawPrompt(prompt, axis, depth, place, colour);
     }
     pen.globalAlpha = 0.7;
-    for (const prompt of scene.sent) this.drawPrompt(prompt, axis, depth, place, FOCUS);
+    for (const mark of scene.sent) {
+      if (mark.kind === "point" || mark.kind === "box" || mark.kind === "scribble") this.drawPrompt(mark, axis, depth, place, FOCUS);
+    }
     pen.globalAlpha = 1;
+    for (const { line, colour } of scene.diameters) {
+      if (line.axis === axis && Math.round(line.from[axis]!) === depth) this.drawLine(line, place, scene.affine, colour);
+    }
+    if (scene.tip?.plane === plane) this.drawTip(scene.tip, place);
     if (scene.draft) this.drawDraft(scene.draft, axis, depth, place);
     for (const line of scene.lines) {
-      if (line.axis === axis && Math.round(line.from[axis]!) === depth) this.drawLine(line, place, scene.affine);
+      if (line.axis === axis && Math.round(line.from[axis]!) === depth) this.drawLine(line, place, scene.affine, RULER);
     }
     this.drawCursor(rect, place(this.viewer.cursor));
     pen.restore();
@@ -144,11 +150,11 @@ export class Overlay {
     } else this.write(`${plane}  ${slice}`, rect.x + 8, rect.y + 13, "left");
   }
 
-  private drawLine(line: Line, place: Projector, affine: number[][]): void {
+  private drawLine(line: Line, place: Projector, affine: number[][], colour: string): void {
     const { pen } = this;
     const [a, b] = [place(line.from), place(line.to)];
-    for (const [colour, width] of [["#000000c0", 4], [RULER, 1.5]] as const) {
-      pen.strokeStyle = colour;
+    for (const [ink, width] of [["#000000c0", 4], [colour, 1.5]] as const) {
+      pen.strokeStyle = ink;
       pen.lineWidth = width;
       pen.beginPath();
       pen.moveTo(a.x, a.y);
@@ -162,7 +168,7 @@ export class Overlay {
     pen.font = "600 12px system-ui, sans-serif";
     pen.textBaseline = "middle";
     const right = a.x > b.x ? a : b;
-    this.write(`${lengthMm(affine, line).toFixed(1)} mm`, right.x + 8, right.y, "left", RULER);
+    this.write(`${lengthMm(affine, line).toFixed(1)} mm`, right.x + 8, right.y, "left", colour);
   }
 
   private write(text: string, x: number, y: number, align: CanvasTextAlign, colour = "#b9c7d2"): void {
@@ -188,6 +194,67 @@ export class Overlay {
     const low = draft.from.map((v, n) => Math.min(v, draft.to[n] as number)) as Index;
     const high = draft.from.map((v, n) => Math.max(v, draft.to[n] as number)) as Index;
     if (within(low, high, axis, depth)) this.drawBox(low, high, place, FOCUS, [6, 4]);
+  }
+
+  // What the stroke covers of this slice: a disc, or where it cuts the ball.
+  private drawBrush({ stroke, radius_mm, axis: own, add }: Drawn & { kind: "brush" }, axis: number, depth: number, place: Projector, colour: string): void {
+    if (own !== null && (own !== axis || Math.round(stroke[0]![axis]!) !== depth)) return;
+    const { pen, viewer } = this;
+    const { spacing_mm, mmPerPixel } = viewer.tiles;
+    const reach = (point: Index) => {
+      const away = own === null ? (point[axis]! - depth) * spacing_mm[axis]! : 0;
+      return Math.sqrt(Math.max(radius_mm ** 2 - away ** 2, 0)) / mmPerPixel;
+    };
+    pen.save();
+    pen.globalAlpha = 0.45;
+    pen.strokeStyle = add ? colour : REMOVE;
+    [pen.lineCap, pen.lineJoin] = ["round", "round"];
+    const points = stroke.map((point) => ({ ...place(point), width: 2 * reach(point) })).filter(({ width }) => width > 0);
+    const even = points.every(({ width }) => width === points[0]!.width);
+    if (even && points.length) {
+      pen.lineWidth = points[0]!.width; // one path, so that it does not darken where it meets itself
+      pen.beginPath();
+      pen.moveTo(points[0]!.x, points[0]!.y);
+      for (const { x, y } of points) pen.lineTo(x, y);
+      pen.stroke();
+    } else {
+      pen.beginPath();
+      for (const { x, y, width } of points) {
+        pen.moveTo(x + width / 2, y);
+        pen.arc(x, y, width / 2, 0, 2 * Math.PI);
+      }
+      pen.fillStyle = pen.strokeStyle;
+      pen.fill();
+    }
+    pen.restore();
+  }
+
+  private drawLasso({ polygon, axis: own, add, slices }: Drawn & { kind: "lasso" }, axis: number, depth: number, place: Projector, colour: string): void {
+    const half = ((slices ?? 1) - 1) / 2;
+    if (own !== axis || Math.abs(Math.round(polygon[0]![axis]!) - depth) > half) return;
+    const { pen } = this;
+    pen.save();
+    pen.beginPath();
+    for (const { x, y } of polygon.map(place)) pen.lineTo(x, y);
+    pen.closePath();
+    pen.fillStyle = pen.strokeStyle = add ? colour : REMOVE;
+    pen.lineWidth = 1.5;
+    pen.stroke();
+    pen.globalAlpha = 0.3;
+    pen.fill("evenodd");
+    pen.restore();
+  }
+
+  private drawTip({ at, radius_mm }: BrushTip, place: Projector): void {
+    const { pen } = this;
+    const { x, y } = place(at);
+    for (const [colour, width] of [["#000000a0", 3], ["#ffffff", 1]] as const) {
+      pen.strokeStyle = colour;
+      pen.lineWidth = width;
+      pen.beginPath();
+      pen.arc(x, y, radius_mm / this.viewer.tiles.mmPerPixel, 0, 2 * Math.PI);
+      pen.stroke();
+    }
   }
 
   private drawPoint({ x, y }: Place, positive: boolean): void {

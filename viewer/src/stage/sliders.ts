@@ -1,9 +1,7 @@
 // A slider at the right side of each plane goes through its slices, for the mouse, the finger and the keyboard.
 import type { Index } from "../engine/engine";
-import { fromRas, normalAxis, PLANES, rasShape, toRas, type Plane } from "./geometry";
+import { fromRas, NORMAL, normalAxis, PLANES, rasShape, toRas, type Plane } from "./geometry";
 import type { Tiles } from "./tiles";
-
-const NORMAL: Record<Plane, 0 | 1 | 2> = { axial: 2, coronal: 1, sagittal: 0 };
 
 export class Sliders {
   private readonly parts: { plane: Plane; box: HTMLElement; range: HTMLInputElement }[];

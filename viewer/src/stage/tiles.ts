@@ -48,8 +48,13 @@ export class Tiles {
   open(orientation: Orientation, spacing_mm: Index): void {
     this.orientation = orientation;
     this.spacing_mm = spacing_mm;
+    this.camera.open(this.extent_mm);
+  }
+
+  /** The scan's size along its axes in RAS order. */
+  get extent_mm(): Index {
     const spacing = this.rasSpacing;
-    this.camera.open(rasShape(orientation).map((n, p) => n * spacing[p]!));
+    return rasShape(this.orientation).map((n, p) => n * spacing[p]!) as Index;
   }
 
   /** Where a pane lies; null if it is not shown. */

@@ -1,19 +1,20 @@
-"""Downloads: the scan for a viewer, masks as NIfTI, DICOM-SEG, RTSTRUCT or surfaces, the report as JSON or a page."""
+"""Downloads: the scan's voxels and the scan, masks as NIfTI, DICOM-SEG, RTSTRUCT or surfaces, the report."""
 
 from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Sequence
+import struct
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
-from fastapi import APIRouter
-from fastapi.responses import FileResponse
+from fastapi import APIRouter, Query
+from fastapi.responses import FileResponse, StreamingResponse
 from starlette.background import BackgroundTask
 
 from voxsam.atomic import atomic_path
@@ -56,6 +57,62 @@ MEDIA = {
     "report.json": "application/json",
     "report.html": "text/html; charset=utf-8",
 }
+
+
+COARSE_BYTES = 24 << 20  # of the slices that come first, where a scan is larger
+COARSE_SLICES = 24  # that come first at least
+
+
+@router.get(
+    "/{id}/voxels",
+    summary="The scan's voxels, slice by slice, coarse first",
+    response_class=StreamingResponse,
+    responses={200: {"content": {"application/octet-stream": {}}}},
+)
+async def voxels(
+    session: TheSession,
+    start: Annotated[int, Query(alias="from", ge=0, description="Slices that the client has already.")] = 0,
+) -> StreamingResponse:
+    """Not compressed: on a local network that takes longer than to send more."""
+    array = session.require_volume().array
+    kind = await asyncio.to_thread(_sent_type, array)
+    count = array.shape[2]
+    nbytes = array[:, :, 0].size * kind.itemsize
+    first, order = slice_order(count, nbytes)
+    order = order[start:]
+
+    def pieces() -> Iterator[bytes]:
+        for k in order:
+            if session.released:
+                return
+            yield struct.pack("<I", k) + array[:, :, k].astype(kind).tobytes("F")
+
+    headers = {
+        "Content-Length": str(len(order) * (4 + nbytes)),
+        "X-Voxel-Type": kind.name,
+        "X-Slice-Bytes": str(nbytes),
+        "X-Coarse-Slices": str(first),
+    }
+    return StreamingResponse(pieces(), media_type="application/octet-stream", headers=headers)
+
+
+def slice_order(count: int, nbytes: int) -> tuple[int, list[int]]:
+    """How many slices of `nbytes` make a coarse scan, and all slices: those first, then ever finer ones between."""
+    step = 1
+    while count * nbytes > step * COARSE_BYTES and count >= 2 * step * COARSE_SLICES:
+        step *= 2
+    order = list(range(0, count, step))
+    first = len(order)
+    while step > 1:
+        order += range(step // 2, count, step)
+        step //= 2
+    return first, order
+
+
+def _sent_type(array: np.ndarray) -> np.dtype[Any]:
+    """Little-endian int16 where that holds all voxels, else float32."""
+    is_whole = array.dtype.kind in "iu" and np.iinfo(np.int16).min <= array.min() and array.max() <= np.iinfo("i2").max
+    return np.dtype("<i2" if is_whole else "<f4")
 
 
 @router.get("/{id}/scan", summary="The scan as .nii.gz, its affine the only one", response_class=FileResponse)
@@ -125,8 +182,7 @@ def write_scan(volume: Volume, path: Path) -> None:
     with two would put the voxels elsewhere.
     """
     array = volume.array
-    is_whole = array.dtype.kind in "iu" and np.iinfo(np.int16).min <= array.min() and array.max() <= np.iinfo("i2").max
-    plain = replace(volume, array=array.astype(np.int16 if is_whole else np.float32, copy=False), header={})
+    plain = replace(volume, array=array.astype(_sent_type(array), copy=False), header={})
     with atomic_path(path) as temporary:
         nifti.write(plain, temporary, FAST)
 
