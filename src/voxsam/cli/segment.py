@@ -15,6 +15,7 @@ from voxsam.cli.progress import ProgressBar
 from voxsam.errors import FileError, InputError, PromptError
 
 if TYPE_CHECKING:
+    from voxsam.io.dicom.web import Archive
     from voxsam.prompts import Prompt
     from voxsam.volume import Volume
 
@@ -68,7 +69,11 @@ ShownClick = tuple[tuple[float, float, float], bool]
 def command(
     scan: Annotated[
         Path,
-        typer.Argument(parser=given_path, metavar="SCAN", help="NIfTI, NRRD, MHA, a folder or zip of a DICOM series."),
+        typer.Argument(
+            parser=given_path,
+            metavar="SCAN",
+            help="NIfTI, NRRD, MHA, a folder or zip of a DICOM series, dicomweb+https://...",
+        ),
     ],
     channel: Annotated[
         list[Path] | None, typer.Option(help="A further image of the patient, for models of several channels.")
@@ -101,6 +106,9 @@ def command(
         Path | None,
         typer.Option("-o", "--output", help="The mask's file, replaced if it exists; default SCAN_mask.nii.gz here."),
     ] = None,
+    store: Annotated[
+        bool, typer.Option("--store", help="Send the mask, a DICOM-SEG, to the archive that SCAN came from.")
+    ] = False,
     probabilities: Annotated[Path | None, typer.Option(help="Write the probabilities.")] = None,
     preview: Annotated[Path | None, typer.Option(help="Write a picture (PNG).")] = None,
     report: Annotated[Path | None, typer.Option(help="Write the facts (JSON).")] = None,
@@ -120,7 +128,8 @@ def command(
     from voxsam.weights.file import read_card
     from voxsam.weights.registry import find_model
 
-    target = output or Path(_stem(scan) + "_mask.nii.gz")
+    target = output or Path(_stem(scan) + ("_mask.seg.dcm" if store else "_mask.nii.gz"))
+    archive = _archive(scan, target) if store else None
     outputs = Outputs(
         {"-o": target, "--probabilities": probabilities, "--preview": preview, "--report": report},
         {"-o": MASK_SUFFIXES, "--probabilities": SUFFIXES, "--preview": (".png",), "--report": (".json",)},
@@ -167,10 +176,26 @@ def command(
         outputs.write("--probabilities", lambda path: write_volume(found.probabilities, path))
         outputs.write("--report", lambda path: write_report_json(path, facts))
         outputs.write("--preview", lambda path: _draw(volume, mask, clicks, path, progress))
+        if archive is not None:
+            progress("sending")
+            archive.store(target)
     if not quiet:
         for remark in mask.remarks:
             typer.echo(remark)
         typer.echo(f"{target}: {_sizes(facts)}, {time.perf_counter() - start:.1f} s")
+
+
+def _archive(scan: Path, target: Path) -> Archive:
+    """Where a mask is sent to. Raises InputError if it is no DICOM object, or the scan from no archive."""
+    from voxsam.io import is_address
+    from voxsam.io.dicom.web import Archive
+
+    if not is_address(scan):
+        given, expected = "--store for a scan that is not in an archive", "dicomweb+https://HOST/.../series/SERIES"
+        raise InputError(given, expected, "leave --store out")
+    if target.suffix.lower() != ".dcm":
+        raise InputError(f"--store with -o {target.name}", "a name that ends in .seg.dcm", "rename the output")
+    return Archive.at(scan)
 
 
 def set_threads(count: int) -> None:

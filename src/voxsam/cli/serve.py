@@ -25,7 +25,8 @@ GIB = 1 << 30
 
 def command(
     folders: Annotated[
-        list[Path] | None, typer.Argument(metavar="[FOLDER]...", help="Scans in these folders may be opened.")
+        list[Path] | None,
+        typer.Argument(metavar="[FOLDER]...", help="Scans in these folders, or DICOMweb archives, may be opened."),
     ] = None,
     host: Annotated[str, typer.Option(help="The address to listen on; 0.0.0.0: every one.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 8000,

@@ -35,6 +35,7 @@ __all__ = [
     "SCAN_SUFFIXES",
     "SUFFIXES",
     "check_mask_output",
+    "is_address",
     "is_oriented",
     "read_channels",
     "read_volume",
@@ -64,6 +65,8 @@ def read_volume(
 ) -> Volume:
     """Read a scan: NIfTI, NRRD, MetaImage (headers with a file beside them, too), or a folder, .zip or file of DICOM.
 
+    Or the address of a series in a DICOMweb archive, dicomweb+https://HOST/.../studies/STUDY/series/SERIES.
+
     The array is in the file's own (i, j, k) order (DICOM: column, row, slice): integers as stored, or float32 where
     the file scales them or holds floats. The modality is the DICOM tag, or "CT" or "" as guess_modality says. `series`
     chooses one of several DICOM series by number or UID. `remarks` say what in the file is odd.
@@ -73,6 +76,11 @@ def read_volume(
     chooses one of several segments, as 0/1; other formats ignore both. `scan` is the scan itself: its grid, and a
     remark where the file contradicts it. Raises FileError, ImageError or GeometryError, each in one line.
     """
+    if is_address(path):
+        from voxsam.io.dicom.web import retrieved
+
+        with retrieved(path) as folder:
+            return read_volume(folder, labels=labels, grid=grid, segment=segment, scan=scan)
     path, grid = Path(path), scan.grid if scan is not None and grid is None else grid
     volume = _named(path, lambda: _read(path, labels, grid, segment, str(series)))
     volume = replace(volume, remarks=tuple(map(one_line, volume.remarks)))
@@ -84,6 +92,11 @@ def read_volume(
     if volume.grid.close_to(_as_itk_places_it(scan).grid):  # as write_mask writes it for a scan without a place
         volume = replace(volume, grid=scan.grid)
     return replace(volume, remarks=(*volume.remarks, *_contradictions(path.name, volume, scan)))
+
+
+def is_address(path: str | os.PathLike[str]) -> bool:
+    """Whether a path is the address of a DICOMweb archive, or of a series in one (voxsam.io.dicom.web)."""
+    return os.fspath(path).lower().startswith(("dicomweb+http:/", "dicomweb+https:/"))
 
 
 def read_channels(path: str | os.PathLike[str], *, series: str | int = "") -> tuple[Volume, ...]:

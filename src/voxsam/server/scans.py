@@ -7,9 +7,10 @@ import hashlib
 import re
 import secrets
 import shutil
+import tempfile
 import threading
 from collections.abc import AsyncIterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -20,9 +21,10 @@ import numpy as np
 from pydantic import BaseModel, Field
 
 from voxsam.errors import FileError, ImageError, InputError
-from voxsam.io import NIFTI_SUFFIXES, guarded, read_volume
+from voxsam.io import NIFTI_SUFFIXES, guarded, is_address, read_volume
 from voxsam.io import SCAN_SUFFIXES as SINGLE_FILES
 from voxsam.io.checks import at_most
+from voxsam.io.dicom.web import UID, Archive
 from voxsam.io.objects import MaskObject
 from voxsam.server.errors import Forbidden, Full, NotThere, TooLarge, no_room
 from voxsam.server.messages import DemoSource, FolderSource, Source, UploadSource
@@ -78,10 +80,15 @@ def _hidden(name: str) -> str:
 
 
 class Folders:
-    """The folders that were named on the command line. Raises FileError for one that is none."""
+    """The folders that were named on the command line, and the DICOMweb archives, whose series are fetched when they
+    are opened, into `scratch`. Raises FileError for what is neither.
+    """
 
-    def __init__(self, folders: tuple[Path, ...]) -> None:
-        self.roots = {str(number): folder.resolve() for number, folder in enumerate(folders)}
+    def __init__(self, folders: tuple[Path, ...], scratch: Path | None = None, max_bytes: int = 0) -> None:
+        named = {str(number): folder for number, folder in enumerate(folders)}
+        self.roots = {number: folder.resolve() for number, folder in named.items() if not is_address(folder)}
+        self.archives = {number: Archive.at(folder) for number, folder in named.items() if is_address(folder)}
+        self.scratch, self.max_bytes = scratch, max_bytes
         for root in self.roots.values():
             if not root.is_dir():
                 raise FileError(f"{root} is no folder", "a folder of scans", "check the path")
@@ -89,7 +96,8 @@ class Folders:
     @property
     def listed(self) -> list[Folder]:
         """What a client may ask for."""
-        return [Folder(id=number, name=shown(root.name or str(root))) for number, root in self.roots.items()]
+        folders = [Folder(id=number, name=shown(root.name or str(root))) for number, root in self.roots.items()]
+        return [*folders, *(Folder(id=number, name=archive.host) for number, archive in self.archives.items())]
 
     def find(self, number: str, relative: str) -> Path:
         """The file or folder at a path under a served folder, through links only as far as they stay inside.
@@ -114,6 +122,8 @@ class Folders:
 
     def find_scan(self, number: str, relative: str) -> Path:
         """As `find`, for something to read: no file of a series may lie outside either."""
+        if number in self.archives:
+            return self._fetched(self.archives[number], relative)
         path = self.find(number, relative)
         if path.is_dir():
             for count, file in enumerate(path.rglob("*")):
@@ -126,13 +136,28 @@ class Folders:
     def source_of(self, place: str) -> FolderSource:
         """Where a path lies now, in whatever order the folders were named. Raises NotThere if it is not served."""
         path = Path(_hidden(place))
+        key, _, uids = path.name.partition("-")
+        for number, archive in self.archives.items():
+            if key == _key(archive):
+                return FolderSource(folder=number, path=uids.replace("-", "/"))
         for number, root in self.roots.items():
             if path.is_relative_to(root):
                 return FolderSource(folder=number, path=shown(path.relative_to(root).as_posix()))
         raise NotThere("a session on a scan that is not served now", "its folder", "start the server with that folder")
 
     def entries(self, number: str, relative: str) -> list[Entry]:
-        """What is in a folder: folders first, by name; what is hidden, or no scan, or leads outside, is left out."""
+        """What is in a folder: folders first, by name; what is hidden, or no scan, or leads outside, is left out.
+
+        Of an archive its studies, the latest first, and their series.
+        """
+        if number in self.archives:
+            archive = self.archives[number]
+            if not relative:
+                return [Entry(name=f.description, kind="folder", path=f.uid, bytes=0) for f in archive.studies()]
+            if not UID.fullmatch(relative):
+                raise NotThere("no study", "one that the archive lists", "list it again")
+            found = archive.series_of(relative)
+            return [Entry(name=f.description, kind="series", path=f"{relative}/{f.uid}", bytes=0) for f in found]
         folder, root = self.find(number, relative), self.roots[number]
         if not folder.is_dir():
             raise NotThere("a file", "a folder", "open it as a scan")
@@ -142,6 +167,22 @@ class Folders:
             raise NotThere("a folder that cannot be read", "one that the server may read", "choose another") from error
         found = [self._entry(path, root, Path(relative)) for path in paths]
         return sorted((entry for entry in found if entry), key=lambda e: (e.kind == "scan", e.name.lower()))
+
+    def _fetched(self, archive: Archive, relative: str) -> Path:
+        """A folder with the files of a series of an archive: what was fetched within the last hour is there still."""
+        study, _, series = relative.partition("/")
+        if self.scratch is None or not UID.fullmatch(study) or not UID.fullmatch(series):
+            raise NotThere("no series of an archive", "one that it lists", "list it again")
+        folder = self.scratch / f"{_key(archive)}-{study}-{series}"
+        if not folder.is_dir():
+            with tempfile.TemporaryDirectory(dir=self.scratch) as temporary:
+                coming = Path(temporary) / "series"
+                coming.mkdir(mode=0o700)
+                archive.retrieve(study, series, coming, self.max_bytes)
+                with suppress(FileExistsError, OSError):  # someone else was faster
+                    coming.rename(folder)
+        folder.touch()
+        return folder
 
     def _entry(self, path: Path, root: Path, relative: Path) -> Entry | None:
         try:
@@ -155,6 +196,11 @@ class Folders:
         except (OSError, RuntimeError):  # it went away, or may not be looked at
             pass
         return None
+
+
+def _key(archive: Archive) -> str:
+    """A short name of an archive, the same whenever the server runs."""
+    return hashlib.sha256(archive.address.encode()).hexdigest()[:16]
 
 
 def _is_series(folder: Path) -> bool:
@@ -233,7 +279,7 @@ class Reader:
             return DEMO_NAME
         path = self._path(source)
         if isinstance(source, FolderSource):
-            return shown(path.name)
+            return shown(path.name) if source.folder in self.folders.roots else SENT_SERIES
         return SENT_SERIES if path.is_dir() else PREFIX.sub("", path.name, count=1)
 
     def _read(self, path: Path, name: str, series: str, stop: threading.Event | None) -> tuple[Volume, Part]:

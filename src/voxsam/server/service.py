@@ -41,9 +41,10 @@ class Service:
     @classmethod
     def start(cls, settings: Settings, model: Promptable | None = None) -> Service:
         """Load the model (unless one is given) and begin. Raises InputError for what cannot be used."""
-        folders = Folders(settings.folders)
+        Folders(settings.folders)  # what is wrong with one is said before the model is loaded
         model = model or load_model(settings.model, settings.device)
         store = Store(settings.state)
+        folders = Folders(settings.folders, store.scratch, settings.upload_bytes)
         warm_up(model)
         worker = Worker(model)
         limits = Limits(settings.capacity, settings.memory_bytes, settings.idle_s, settings.alive_s)

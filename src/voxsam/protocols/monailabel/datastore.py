@@ -83,10 +83,15 @@ class Datastore:
         if path and number in self.folders.roots:
             self.folders.find(number, path)
             return FolderSource(folder=number, path=path)
+        if path and number in self.folders.archives:
+            return FolderSource(folder=number, path=path)
         if UID(id).is_valid:
             for other, entry in self.images().items():
                 if entry is not None and entry.kind == "series" and self._has_series(other, id):
                     return self.source(other)
+            for archive, place in self.folders.archives.items():
+                if study := place.study_of(id):
+                    return FolderSource(folder=archive, path=f"{study}/{id}")
         raise NotThere("an image that is not here", "the id of an image in /datastore/", "list them, or send it")
 
     def _has_series(self, id: str, uid: str) -> bool:

@@ -1,0 +1,186 @@
+"""DICOMweb archives (PS3.18): a series in, an object out, and what is there; HTTP and parsing are dicomweb-client's.
+
+    dicomweb+https://HOST/dicom-web                                  an archive
+    dicomweb+https://HOST/dicom-web/studies/STUDY/series/SERIES      a series of it
+
+Credentials come from the environment or from netrc, never from an address, and are in no message.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import pydicom
+from pydicom.errors import InvalidDicomError
+
+from voxsam.errors import FileError
+from voxsam.extras import needs_extra
+
+if TYPE_CHECKING:
+    from dicomweb_client.web import DICOMwebClient
+
+# pathlib makes one slash of two, and addresses are given where paths are.
+ADDRESS = re.compile(r"dicomweb\+(?P<scheme>https?):/{1,2}(?P<place>[^?#]+)", re.IGNORECASE)
+SERIES = re.compile(r"(?P<archive>.+?)/studies/(?P<study>[0-9.]{1,64})/series/(?P<series>[0-9.]{1,64})/?")
+UID = re.compile(r"[0-9.]{1,64}")
+USER, PASSWORD, TOKEN = "VOXSAM_DICOMWEB_USER", "VOXSAM_DICOMWEB_PASSWORD", "VOXSAM_DICOMWEB_TOKEN"
+TIMEOUT_S = (10.0, 60.0)  # to connect; between two pieces of an answer
+ANY_SYNTAX = (("application/dicom", "*"),)  # as stored: compressed frames stay so on the way
+MAX_BYTES = 16 << 30  # of one series
+MAX_LISTED = 1000  # studies, or series of one
+
+
+@dataclass(frozen=True)
+class Found:
+    """A study or a series that an archive lists."""
+
+    uid: str
+    description: str
+
+
+@dataclass(frozen=True)
+class Archive:
+    """One DICOMweb service; `address` as it was given, its scheme http or https."""
+
+    address: str
+
+    @classmethod
+    def at(cls, address: str | os.PathLike[str]) -> Archive:
+        """The archive of an address, or of a series' address. Raises FileError for one that is none."""
+        match = ADDRESS.fullmatch(os.fspath(address))
+        place = match["place"].rstrip("/") if match else ""
+        if match is None or not place.partition("/")[0]:
+            given = "an address of DICOMweb that cannot be read"
+            raise FileError(given, "dicomweb+https://HOST/PATH/studies/STUDY/series/SERIES", "check it")
+        if "@" in place.partition("/")[0]:
+            remedy = f"put them into ~/.netrc, or into {USER} and {PASSWORD}"
+            raise FileError("a user name in an address of DICOMweb", "an address without", remedy)
+        series = SERIES.fullmatch(place)
+        return cls(f"{match['scheme'].lower()}://{series['archive'] if series else place}")
+
+    def retrieve(self, study: str, series: str, folder: Path, max_bytes: int = MAX_BYTES) -> None:
+        """Write the files of a series into a folder. Raises FileError if they do not come, or are too many bytes."""
+        count = total = 0
+        with self._asking("a series"):
+            for dataset in self._client.iter_series(study, series, media_types=ANY_SYNTAX):
+                count += 1
+                file = folder / f"{count:06}.dcm"
+                dataset.save_as(file)
+                total += file.stat().st_size
+                if total > max_bytes:
+                    given = f"a series of more than {max_bytes >> 20} MiB"
+                    raise FileError(given, "a series that fits", "choose another one, or raise the limit")
+        if not count:
+            raise FileError(f"a series without images at {self.host}", "images", "check the address")
+
+    def store(self, file: Path) -> None:
+        """Send a DICOM file to the archive. Raises FileError if it is not taken."""
+        dataset = pydicom.dcmread(file)
+        with self._asking("an object to keep"):
+            answer = self._client.store_instances([dataset], study_instance_uid=dataset.StudyInstanceUID)
+        failed = answer.get("FailedSOPSequence")
+        if failed:
+            reason = failed[0].get("FailureReason", 0)
+            given = f"an object that {self.host} did not take (reason {reason:04X})"
+            raise FileError(given, "an archive that keeps it", "ask who runs the archive")
+
+    def studies(self) -> list[Found]:
+        """Its studies, the latest first."""
+        with self._asking("its studies"):
+            listed = self._client.search_for_studies(fields=["StudyDescription"], limit=MAX_LISTED)
+        found = [pydicom.Dataset.from_json(study) for study in listed]
+        found.sort(key=lambda study: str(study.get("StudyDate", "")), reverse=True)
+        keys = ("PatientName", "PatientID", "StudyDate", "StudyDescription")
+        return [Found(str(study.StudyInstanceUID), _words(study, keys)) for study in found]
+
+    def series_of(self, study: str) -> list[Found]:
+        """The series of a study, by their numbers."""
+        with self._asking("the series of a study"):
+            listed = self._client.search_for_series(study, fields=["NumberOfSeriesRelatedInstances"], limit=MAX_LISTED)
+        found = [pydicom.Dataset.from_json(series) for series in listed]
+        found.sort(key=lambda series: int(series.get("SeriesNumber") or 0))
+        keys = ("SeriesNumber", "Modality", "SeriesDescription", "NumberOfSeriesRelatedInstances")
+        return [Found(str(series.SeriesInstanceUID), _words(series, keys)) for series in found]
+
+    def study_of(self, series: str) -> str | None:
+        """The study that a series belongs to; None if the archive has no such series."""
+        with self._asking("a series"):
+            listed = self._client.search_for_series(search_filters={"SeriesInstanceUID": series}, limit=1)
+        return str(pydicom.Dataset.from_json(listed[0]).StudyInstanceUID) if listed else None
+
+    @property
+    def host(self) -> str:
+        """Its name, and its port if it is another than usual."""
+        return urlsplit(self.address).netloc
+
+    @cached_property
+    def _client(self) -> DICOMwebClient:
+        with needs_extra("dicom", "an address of DICOMweb"):
+            import requests
+            from dicomweb_client.web import DICOMwebClient
+        session = requests.Session()
+        user, token = os.environ.get(USER), os.environ.get(TOKEN)
+        if token:
+            session.auth = lambda request: request.headers.update(Authorization=f"Bearer {token}") or request
+        elif user:
+            session.auth = (user, os.environ.get(PASSWORD, ""))
+        return DICOMwebClient(self.address, session=session, timeout=TIMEOUT_S)
+
+    @contextmanager
+    def _asking(self, what: str) -> Iterator[None]:
+        """Turn whatever goes wrong with a request into one line that names the host alone."""
+        client = self._client  # raises UnsupportedError without the extra
+        import requests
+
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of answers that are not quite DICOMweb
+                yield
+        except requests.HTTPError as error:
+            status = 0 if error.response is None else error.response.status_code
+            remedy = "check the address, and that the archive runs"
+            if status in (401, 403):
+                remedy = f"put credentials into ~/.netrc, or into {USER} and {PASSWORD}"
+            raise FileError(f"{self.host} answered {status} to {what}", "what was asked for", remedy) from None
+        except requests.exceptions.SSLError:
+            given, remedy = f"a certificate of {self.host} that cannot be trusted", "name its authority's file in "
+            raise FileError(given, "one that is known here", f"{remedy}REQUESTS_CA_BUNDLE") from None
+        except requests.RequestException as error:
+            given = f"no answer from {client.host}:{client.port} ({type(error).__name__})"
+            raise FileError(given, "an archive that answers", "check the address and the network") from None
+        except (ValueError, KeyError, AttributeError, InvalidDicomError) as error:
+            given = f"an answer of {self.host} that is no DICOMweb ({type(error).__name__})"
+            raise FileError(given, "PS3.18", "check the address: it ends before /studies") from None
+
+
+@contextmanager
+def retrieved(address: str | os.PathLike[str]) -> Iterator[Path]:
+    """A folder with the files of the series at an address, named as it, for as long as the block lasts.
+
+    Raises FileError for an address of no series, and as `Archive.retrieve`.
+    """
+    archive, series = Archive.at(address), SERIES.fullmatch(os.fspath(address))
+    if series is None:
+        expected = "dicomweb+https://HOST/PATH/studies/STUDY/series/SERIES"
+        raise FileError("an address of DICOMweb without a series", expected, "add the UIDs of study and series")
+    with tempfile.TemporaryDirectory(prefix="voxsam-") as temporary:
+        folder = Path(temporary) / series["series"]
+        folder.mkdir()
+        archive.retrieve(series["study"], series["series"], folder)
+        yield folder
+
+
+def _words(dataset: pydicom.Dataset, keys: tuple[str, ...]) -> str:
+    """What is known of these elements, in one line."""
+    values: list[Any] = [dataset.get(key, "") for key in keys]
+    return " · ".join(" ".join(str(value).split()) for value in values if value not in ("", None)) or "without a name"
