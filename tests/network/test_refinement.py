@@ -1,4 +1,4 @@
-"""The refinement head: its click maps, that it starts as nothing, and that it hears clicks and a previous mask."""
+"""The refinement head: its click maps, how it starts, and that it hears clicks and a previous mask."""
 
 import pytest
 import torch
@@ -60,11 +60,19 @@ def test_polarities_have_maps_of_their_own_and_padding_and_outside_have_none():
     assert maps[:, 3, 3, 3].max() < 0.01
 
 
-def test_a_fresh_head_leaves_the_mask_decoders_logits_as_they_are():
+@torch.no_grad()
+def test_a_fresh_head_adds_a_ball_about_each_positive_click_and_nothing_of_the_image():
     net = network()
     features = net.encode(CROP)
     coarse, _, refined = net.decode_stages(features, CROP, POINTS, labels=torch.tensor([[1, 0]]))
-    assert torch.equal(coarse, refined)
+    added = (refined - coarse)[0, 1] - (refined - coarse)[0, 0]
+    inside = torch.argwhere(added > 0).float()
+    assert (inside - POINTS[0, 0]).norm(dim=1).max() < 1.18 * 4 + 1  # exp(-r^2 / 2 s^2) = 1/2, and half a coarse voxel
+    assert len(inside) == pytest.approx(4 / 3 * torch.pi * (1.18 * 4) ** 3, rel=0.15)
+    assert added[25, 5, 8] == pytest.approx(-9, abs=0.6)  # under the negative click
+    assert added[0, 31, 47] == pytest.approx(-3, abs=1e-3)  # far from both
+    other, _, again = net.decode_stages(net.encode(CROP + 1), CROP + 1, POINTS, labels=torch.tensor([[1, 0]]))
+    torch.testing.assert_close(again - other, refined - coarse, atol=1e-5, rtol=0)
 
 
 def test_clicking_again_in_a_crop_needs_the_static_part_only():

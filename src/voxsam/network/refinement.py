@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from voxsam.network.prompt_encoder import NEGATIVE, POSITIVE, in_crop
 from voxsam.network.sizes import ModelConfig
 
+OUTSIDE = 3.0  # logits by which an untrained head is sure that a voxel far from all clicks is no tumour
 FULL = 8  # channels at full resolution
 NARROW, WIDE = 2.5, 4.0  # the crop is seen twice: up to so much either side of 0, and whole, divided by so much
 PREVIOUS_LOGIT = 6.0  # beyond which a previous mask is as sure as can be
@@ -91,8 +92,8 @@ class Joined(nn.Module):
 class RefinementHead(nn.Module):
     """Crop, coarse logits, features that clicks have changed, click maps, a previous mask -> logits at full resolution.
 
-    The coarse logits are those of the mask decoder; what the head adds to them starts at zero, so that an untrained
-    head leaves them as they are. Sides of a crop are multiples of 16.
+    The coarse logits are those of the mask decoder. What an untrained head adds to them says where the clicks are, a
+    ball about each positive one, and nothing else. Sides of a crop are multiples of 16.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -125,6 +126,19 @@ class RefinementHead(nn.Module):
         self.classify = nn.Conv3d(FULL, 2, 1)
         nn.init.zeros_(self.classify.weight)
         nn.init.zeros_(self.classify.bias)  # type: ignore[arg-type]
+        self.prior = nn.Conv3d(maps, 1, 1)
+        self._begin_at_clicks()
+
+    @torch.no_grad()
+    def _begin_at_clicks(self) -> None:
+        """Untrained, a head says: tumour within 1.2 s.d. of a positive click, by its widest map, and nowhere else.
+
+        A head that begins by adding nothing learns a ball in the middle of the crop long before it learns the clicks.
+        """
+        self.prior.weight.zero_()
+        self.prior.weight[:, len(self.deviations) - 1] = 2 * OUTSIDE
+        self.prior.weight[:, -1] = -2 * OUTSIDE
+        self.prior.bias.fill_(-OUTSIDE)  # type: ignore[union-attr]
 
     def details(self, crops_B1DHW: Tensor) -> Details:
         """What no click changes; holds while the crop does."""
@@ -166,7 +180,8 @@ class RefinementHead(nn.Module):
         x = self.up2(at2 + self.to2(x))
         x = details.full + self.to1(x)
         x = self.last(F.leaky_relu(self.norm1(x), 0.01))
-        return coarse_B2DHW + self.classify(F.leaky_relu(x, 0.01))
+        prior = _resized(self.prior(maps), shape)
+        return coarse_B2DHW + self.classify(F.leaky_relu(x, 0.01)) + torch.cat([-prior / 2, prior / 2], 1)
 
 
 def _resized(x: Tensor, size: tuple[int, ...]) -> Tensor:
