@@ -18,7 +18,7 @@ PAGE := src/voxsam/server/static/index.html
 PAGE_SOURCES := $(shell find viewer -path viewer/node_modules -prune -o -type f -print 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve viewer page-if-node train-demo test test-all test-viewer test-processors check bench audit clean
+.PHONY: help setup demo serve viewer page-if-node train-demo test test-all test-viewer test-processors check bench docs audit clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' Makefile
@@ -76,12 +76,16 @@ check: $(INSTALLED) ## lint, format, types, and the direction of imports
 bench: $(INSTALLED) ## measure speed and memory (ARGS goes to benchmarks/run.py)
 	@$(BIN)/python -m benchmarks.run $(ARGS)
 
+docs: $(INSTALLED) ## build the site of the documentation into site/, strictly, its tutorials executed
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 audit: $(INSTALLED) ## ask PyPI for known holes in what is installed (needs the network)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check pip-audit
 	@$(BIN)/python -m pip_audit --skip-editable
 
 clean: ## remove .venv, caches, builds and the demo
-	rm -rf .venv .pytest_cache .ruff_cache .hypothesis .coverage htmlcov build dist demo train-demo
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis .coverage htmlcov build dist site demo train-demo
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(PAGE): $(PAGE_SOURCES) | viewer/node_modules

@@ -11,7 +11,7 @@ import yaml
 from voxsam.errors import FileError, InputError
 from voxsam.lab.data.augmentation import AUGMENTATIONS
 from voxsam.lab.training.memory import ERROR, PROGRAM, Footprint
-from voxsam.lab.training.recipe import Recipe, preset_names, read_preset, read_recipe
+from voxsam.lab.training.recipe import Recipe, names_of, preset_names, read_keys, read_preset, read_recipe
 from voxsam.lab.training.start import make_network
 from voxsam.lab.training.task import schedule
 from voxsam.network.sizes import TINY, VIT_B, VIT_L
@@ -93,10 +93,20 @@ def test_a_missing_key_a_missing_file_and_no_yaml_are_refused(tmp_path: Path) ->
     path.write_text("")
     with pytest.raises(InputError, match="no keys; expected a recipe in YAML"):
         read_recipe(path)
-    with pytest.raises(
-        FileError, match=r"nowhere.yaml: no such file; expected a recipe in YAML; see the folder recipes"
-    ):
+    words = "nowhere.yaml: no such file; expected a recipe in YAML; name a file, or one of "
+    with pytest.raises(FileError, match=words):
         read_recipe(tmp_path / "nowhere.yaml")
+
+
+def test_a_recipe_and_a_plan_are_found_by_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert read_recipe(Path("fine-tune"), ["--steps=7"]).start_from == "voxsam-tiny"
+    assert read_keys(Path("table1-tiny"), "plan")["reference"] == "voxsam"
+    assert {"fine-tune", "voxsam-tiny"} <= set(names_of("recipes"))
+    with pytest.raises(FileError, match=r"fine-tuned: no such file; .*or one of .*fine-tune"):
+        read_recipe(Path("fine-tuned"))
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path).rename(tmp_path / "fine-tune")  # a file of that name is itself
+    assert read_recipe(Path("fine-tune")).start_from is None
 
 
 def test_a_recipe_never_changes(tmp_path: Path) -> None:

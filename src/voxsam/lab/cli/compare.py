@@ -14,7 +14,9 @@ FAILED = 1
 
 
 def command(
-    plan: Annotated[Path | None, typer.Argument(metavar="PLAN", help="A plan in YAML; see the folder plans/.")] = None,
+    plan: Annotated[
+        Path | None, typer.Argument(metavar="PLAN", help="A plan in YAML, or the name of one of VoxSAM's: table1-tiny.")
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="The folder of the comparison; one begun before goes on.")
     ] = None,

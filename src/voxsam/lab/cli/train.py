@@ -19,7 +19,7 @@ INTERRUPTED = 130
 
 def command(
     context: typer.Context,
-    recipe: Annotated[Path, typer.Argument(help="A recipe in YAML.")],
+    recipe: Annotated[Path, typer.Argument(help="A recipe in YAML, or the name of one of VoxSAM's: fine-tune.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="The folder of the run; one begun before goes on.")],
     data: Annotated[
         Path | None,

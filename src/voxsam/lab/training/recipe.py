@@ -271,9 +271,27 @@ def preset_names() -> list[str]:
     return sorted(path.stem for path in PRESETS.glob("*.yaml"))
 
 
+def find_named(path: Path, kind: str) -> Path:
+    """The file of a recipe's or a plan's name, such as `fine-tune`; a path to a file is itself."""
+    named = folder_of(kind) / f"{path}.yaml"
+    return named if path.name == str(path) and not path.suffix and not path.is_file() and named.is_file() else path
+
+
+def names_of(kind: str) -> list[str]:
+    """The recipes or plans that come with VoxSAM."""
+    return sorted(path.stem for path in folder_of(kind).glob("*.yaml"))
+
+
+def folder_of(kind: str) -> Path:
+    """Where recipes or plans lie: in the installed package, or beside the source that it runs from."""
+    installed = Path(__file__).parents[1] / kind
+    return installed if installed.is_dir() else Path(__file__).parents[4] / kind
+
+
 def read_keys(path: Path, what: str = "recipe") -> dict[str, Any]:
     """The keys of a YAML file, a recipe or a plan. Raises FileError or InputError if there are none."""
-    expected, remedy = f"a {what} in YAML", f"see the folder {what}s/"
+    path = find_named(path, f"{what}s")
+    expected, remedy = f"a {what} in YAML", f"name a file, or one of {', '.join(names_of(f'{what}s'))}"
     if not path.is_file():
         raise FileError(f"{path}: no such file", expected, remedy)
     try:
