@@ -110,6 +110,12 @@ def test_importing_the_released_kind_refuses_a_sam_file(tmp_path, sam_file):
     assert not (tmp_path / "model.safetensors").exists()
 
 
+def test_a_crop_is_a_released_models(tmp_path, sam_file):
+    words = ("--kind", "sam", "--profile", "kits", "--crop", "256", "-o", tmp_path / "model.safetensors")
+    with pytest.raises(InputError, match="--crop 256 with --kind sam; expected --kind released"):
+        run("import", sam_file, *words)
+
+
 @pytest.mark.parametrize("kind", ["released", "sam"])
 def test_a_profile_is_needed(tmp_path, sam_file, kind):
     words = "no --profile was given; expected --profile kits, lits, pancreas or colon; name the data set"

@@ -161,6 +161,19 @@ def test_a_checkpoint_of_automatic_mode_has_no_prompt_encoder_and_sees_wider_cro
         torch.testing.assert_close(logits, clicked(crop), rtol=1e-4, atol=1e-4)
 
 
+def test_a_checkpoint_of_the_papers_wider_crops(tmp_path, small, monkeypatch):
+    """256 voxels a side with a stride of 8 make as many tokens as 128 with 4; here 40, for five tokens in depth."""
+    assert {VIT_B.model_copy(update=sides).token_grid for sides in module.CROPS.values()} == {32}
+    monkeypatch.setitem(module.CROPS, 256, {"crop": 40, "stride": 8})
+    wide, narrow = (import_released(written(tmp_path), "kits", crop=crop) for crop in (256, None))
+    assert (wide.config.crop, wide.config.stride) == (40, 8) and narrow.config == SMALL
+    crop = torch.sin(torch.arange(40.0**3)).reshape(1, 1, 40, 40, 40)
+    with torch.no_grad():
+        assert wide(crop, torch.tensor([[[3.0, 20.0, 11.0]]])).shape == (1, 2, 40, 40, 40)
+    with pytest.raises(InputError, match="--crop 200; expected 128 or 256 voxels"):
+        import_released(tmp_path / "last.pth.tar", "kits", crop=200)
+
+
 # Refusals
 
 

@@ -79,6 +79,10 @@ def import_(
     variant: Annotated[
         Variant, typer.Option(help="Whose arithmetic: the released code's or the paper's.")
     ] = Variant.released,
+    crop: Annotated[
+        int | None,
+        typer.Option(help="Side of a released model's crops: 128 (default), or 256 (the paper's kidney, colon)."),
+    ] = None,
 ) -> None:
     """Turn a foreign checkpoint into a VoxSAM model. Nothing in the foreign file is executed."""
     if profile is None:
@@ -86,13 +90,18 @@ def import_(
         raise InputError("no --profile was given", wanted, "name the data set: the file does not say its intensities")
     if output.suffix != ".safetensors":
         raise InputError(f"the output {output}", "a name that ends in .safetensors", "change the name")
+    if crop is not None and kind is Kind.sam:
+        given = f"--crop {crop} with --kind sam"
+        raise InputError(given, "--kind released", "leave it out: a recipe's `model.crop` says it when SAM is trained")
     from voxsam.weights.checkpoint import save_model
     from voxsam.weights.file import check_new
     from voxsam.weights.import_checkpoints import UNTRAINED, import_released, import_sam
 
     check_new(output)
-    convert = import_released if kind is Kind.released else import_sam
-    network = convert(source, profile.value, variant.value)
+    if kind is Kind.released:
+        network = import_released(source, profile.value, variant.value, crop)
+    else:
+        network = import_sam(source, profile.value, variant.value)
     save_model(network, output)
     note = f" ({UNTRAINED})" if kind is Kind.sam else ""
     typer.echo(f"{output}: {network.card.name}, {output.stat().st_size / 1e6:.0f} MB{note}")

@@ -31,7 +31,9 @@ from voxsam.weights.file import METADATA_KEY, first_bytes, is_safetensors, open_
 USED_PROMPT_ENCODER = 3  # of four in feature_dict
 Variant = Literal["released", "paper"]
 
-AUTOMATIC = {"crop": 256, "stride": 8}  # of its automatic mode, which upsamples by 2; the file does not say
+# Crops with 32 tokens a side; the file does not say which it was trained on. 256 is that of the automatic mode.
+CROPS = {128: {"crop": 128, "stride": 4}, 256: {"crop": 256, "stride": 8}}
+AUTOMATIC = CROPS[256]
 WANTED = "a checkpoint of the released 3DSAM-adapter code (encoder_dict, feature_dict, decoder_dict)"
 DATA_SETS = {"kits": "KiTS21", "lits": "LiTS17", "pancreas": "MSD-Pancreas", "colon": "MSD-Colon"}
 
@@ -120,15 +122,18 @@ def translate(parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
     return state
 
 
-def import_released(path: Path, profile: str, variant: Variant = "released") -> VoxSAMNetwork:
+def import_released(path: Path, profile: str, variant: Variant = "released", crop: int | None = None) -> VoxSAMNetwork:
     """The network of a checkpoint (last.pth.tar, best.pth.tar) that the released code wrote.
 
     `profile` (kits, lits, pancreas, colon) is the data set it was trained on, which decides axes and intensities; the
     file does not say. `variant` "paper" takes the arithmetic and intensities of the paper's text, not the released
-    code's. One without a prompt encoder is of its automatic mode. Nothing in the file is executed. Raises FileError or
-    CheckpointError.
+    code's. `crop` is the side of the training crops in voxels: 128, or 256 as the paper has it for kidney and colon;
+    None: 256 of automatic mode, else 128. One without a prompt encoder is of its automatic mode. Nothing in the file is
+    executed. Raises FileError, CheckpointError, or InputError for a profile or crop that there is not.
     """
     preprocessing = preprocessing_of(profile, variant)
+    if crop is not None and crop not in CROPS:
+        raise InputError(f"--crop {crop}", "128 or 256 voxels, the released code's", "choose one of them")
     path = Path(path)
     contents = read_pickle(path, WANTED)
     parts = _parts(path, contents)
@@ -141,9 +146,10 @@ def import_released(path: Path, profile: str, variant: Variant = "released") -> 
             WANTED,
             "import the original file",
         ) from error
+    sides = CROPS[crop] if crop is not None else AUTOMATIC if automatic else {}
     card = Card(
         name=f"3dsam-adapter-{profile}{'-auto' * automatic}",
-        config=VIT_B.in_profile(variant).model_copy(update=AUTOMATIC if automatic else {}),
+        config=VIT_B.in_profile(variant).model_copy(update=sides),
         preprocessing=preprocessing,
         automatic=automatic,
         description={
