@@ -27,6 +27,8 @@ from voxsam.lab.evaluation.tables import (
     NOTHING,
     Line,
     additional_rows,
+    area_rows,
+    areas,
     by_case,
     case_rows,
     describe,
@@ -129,6 +131,7 @@ def write_run_report(evaluation: Evaluation, figures: Sequence[Path], path: str 
         "<p>Dice and NSD in per cent: mean over cases with its 95 % interval.</p>",
         _table(paper_rows([evaluation])),
         _table(additional_rows(evaluation)),
+        *([_table(rows)] if (rows := area_rows(evaluation)) else []),
         f'<div class="charts">{"".join(map(_figure, charts))}</div>',
         f"<h2>{_heading(overlays)}</h2>",
         *map(_figure, overlays),
@@ -244,7 +247,12 @@ def summary(evaluation: Evaluation) -> dict[str, Any]:
         "lines": [_line(line) for line in lines],
         "cases": _cases(evaluation, lines),
         "skipped": evaluation.skipped,
+        "areas": {
+            kind: {name: {key: _number(value) for key, value in asdict(one).items()} for name, one in own.items()}
+            for kind, own in areas(evaluation).items()
+        },
         "overlap": evaluation.overlap,
+        "facts": evaluation.facts,
         "trained_on": evaluation.trained_on,
         "examples": {name: row.case for name, row in choose_examples(evaluation).items()},
     }

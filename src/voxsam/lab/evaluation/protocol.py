@@ -46,6 +46,7 @@ class EvaluationSettings:
     labels: tuple[int, ...] = ()  # values of the label file that are the tumour; none: all above 0
     tolerance_mm: float = TOLERANCE_MM
     seed: int = 0
+    voxel_nsd: bool = False  # NSD by voxels beside that by area
 
     def __post_init__(self) -> None:
         _require(bool(self.clicks) and min(self.clicks) >= 1, f"clicks {self.clicks}", "numbers from 1 on")
@@ -84,6 +85,7 @@ class Evaluation:
     skipped: dict[str, str]
     parameters: int | None = None  # of the system
     overlap: dict[str, str] = field(default_factory=dict)  # cases that it was trained on, as far as is known: how
+    facts: dict[str, str] = field(default_factory=dict)  # further ones for the reader: licence, memory
     trained_on: str = ""  # what its card says of its training, in words; "": it has no card
 
     @property
@@ -133,7 +135,8 @@ def evaluate(
             rows += evaluate_scan(system, case.name, images, tumour, settings, watch, lesions)
     _require(bool(rows), f"{len(cases)} cases with empty labels", "tumours to click on")
     trained_on = "" if card is None else says(card)
-    return Evaluation(system.name, dataset, settings, tuple(rows), skipped, system.parameters, overlap, trained_on)
+    parameters = system.parameters
+    return Evaluation(system.name, dataset, settings, tuple(rows), skipped, parameters, overlap, trained_on=trained_on)
 
 
 def says(card: Card) -> str:
@@ -291,7 +294,7 @@ class _Run:
         mask = found.array != 0
         if lesion:
             mask &= target | ~tumour
-        scores = score(mask, target, self.spacing_mm, self.settings.tolerance_mm)
+        scores = score(mask, target, self.spacing_mm, self.settings.tolerance_mm, self.settings.voxel_nsd)
         row = ScoredMask(self.name, lesion, kind, trial, count or len(clicks), scores, clicks, seconds)
         if self.watch is not None:
             self.watch(row, found.with_array(mask.astype(np.uint8), "SEG"))

@@ -37,6 +37,7 @@ class Scores:
     lesions: int  # in the truth
     lesions_found: int
     false_lesions: int  # components of the mask that touch no lesion
+    nsd_voxels: float = math.nan  # NSD that counts voxels of the surfaces, not their area; nan: not asked for
 
     @classmethod
     def names(cls) -> tuple[str, ...]:
@@ -45,13 +46,17 @@ class Scores:
 
 
 def score(
-    mask: ArrayLike, truth: ArrayLike, spacing_mm: NDArray[np.float64], tolerance_mm: float = TOLERANCE_MM
+    mask: ArrayLike,
+    truth: ArrayLike,
+    spacing_mm: NDArray[np.float64],
+    tolerance_mm: float = TOLERANCE_MM,
+    voxel_nsd: bool = False,
 ) -> Scores:
     """Compare two masks (i, j, k) of one shape, in which every voxel that is not zero counts; `spacing_mm` is (3,).
 
     Both empty: Dice and NSD 1, HD95 0. One empty: Dice and NSD 0, HD95 infinite. An empty truth has no volume error,
-    unless the mask is empty too: then it is 0. Raises GeometryError for two shapes, InputError for a tolerance that
-    is negative or no number.
+    unless the mask is empty too: then it is 0. `voxel_nsd`: NSD by voxels as well. Raises GeometryError for two shapes,
+    InputError for a tolerance that is negative or no number.
     """
     inside, wanted = np.asarray(mask) != 0, np.asarray(truth) != 0
     if inside.shape != wanted.shape:
@@ -67,7 +72,8 @@ def score(
     in_mask, in_truth = int(np.count_nonzero(inside)), int(np.count_nonzero(wanted))
     error = (in_mask - in_truth) / in_truth if in_truth else (math.nan if in_mask else 0.0)
     volumes = (in_truth * voxel_ml, in_mask * voxel_ml, error)
-    return Scores(float(dice(inside, wanted)), nsd, hd95_mm, *volumes, *_detection(inside, wanted))
+    by_voxels = _nsd_by_voxels(inside, wanted, spacing_mm, tolerance_mm) if voxel_nsd else math.nan
+    return Scores(float(dice(inside, wanted)), nsd, hd95_mm, *volumes, *_detection(inside, wanted), by_voxels)
 
 
 def components(mask: Mask) -> tuple[NDArray[np.int32], int]:
@@ -90,6 +96,18 @@ def _surface_scores(
         distances = surface_distance.compute_surface_distances(truth, mask, [float(s) for s in spacing_mm])
     nsd = surface_distance.compute_surface_dice_at_tolerance(distances, tolerance_mm)
     return float(nsd), float(surface_distance.compute_robust_hausdorff(distances, 95))
+
+
+def _nsd_by_voxels(mask: Mask, truth: Mask, spacing_mm: NDArray[np.float64], tolerance_mm: float) -> float:
+    """NSD as MONAI has it: of the voxels of both surfaces, the fraction within the tolerance of the other surface."""
+    if not mask.any() or not truth.any():
+        return float(mask.any() == truth.any())
+    import torch
+    from monai.metrics.surface_dice import compute_surface_dice
+
+    pair = (torch.from_numpy(np.pad(one, 1))[None, None].float() for one in (mask, truth))
+    spacing = [float(s) for s in spacing_mm]
+    return float(compute_surface_dice(*pair, [tolerance_mm], include_background=True, spacing=spacing))
 
 
 def _detection(mask: Mask, truth: Mask) -> tuple[int, int, int]:

@@ -21,7 +21,7 @@ from voxsam.errors import FileError
 from voxsam.lab.evaluation.protocol import AUTOMATIC, PER_SLICE, RANDOM, Evaluation, ScoredMask
 
 RESAMPLES, LEVEL = 2000, 0.95
-MEANS = ("dice", "nsd", "volume_error", "volume_error_abs", "found", "false_lesions")
+MEANS = ("dice", "nsd", "nsd_voxels", "volume_error", "volume_error_abs", "found", "false_lesions")
 
 
 @dataclass(frozen=True)
@@ -290,6 +290,7 @@ def write_tables(evaluation: Evaluation) -> str:
         "Dice and NSD in per cent, mean over cases with 95 % bootstrap interval.",
         markdown_table(paper_rows([evaluation]), right=True),
         markdown_table(additional_rows(evaluation), right=True),
+        *([markdown_table(rows, right=True)] if (rows := area_rows(evaluation)) else []),
         "Each case, its trials averaged (HD95: the median):",
         markdown_table(case_rows(evaluation), right=True),
     ]
@@ -320,7 +321,7 @@ def describe(evaluation: Evaluation) -> str:
 
 
 def overlap_lines(evaluation: Evaluation) -> list[str]:
-    """What a reader has to know of the system's training: the cases that it was trained on, or what nobody can know."""
+    """What a reader has to know of the system: which cases it was trained on, its licence, or what nobody can know."""
     lines = []
     if evaluation.overlap:
         cases = "; ".join(f"{case}: {how}" for case, how in evaluation.overlap.items())
@@ -328,6 +329,7 @@ def overlap_lines(evaluation: Evaluation) -> list[str]:
             f"{evaluation.system} was trained on {len(evaluation.overlap)} of these {len(evaluation.cases)} cases, so "
             f"its numbers are no test ({cases})."
         )
+    lines += [f"{name}: {fact}." for name, fact in evaluation.facts.items()]
     if evaluation.trained_on:
         lines.append(f"{evaluation.system}: {evaluation.trained_on}.")
     return lines
@@ -345,10 +347,48 @@ def plain(value: float, name: str) -> str:
     return _text(value, 1 if name in ("mL", "HD95 mm") else 3)
 
 
+AREAS = {"dice": "Dice", "nsd": "NSD by area", "nsd_voxels": "NSD by voxels"}
+
+
+def areas(evaluation: Evaluation) -> dict[str, dict[str, Estimate]]:
+    """The area under each score's curve over the numbers of clicks, as its mean height, for each kind with two numbers.
+
+    Of every case first, then the mean over cases with its interval.
+    """
+    found: dict[str, dict[str, Estimate]] = {}
+    lines = summarise(evaluation)
+    for kind in dict.fromkeys(line.kind for line in lines):
+        counts = [line.clicks for line in lines if line.kind == kind]
+        if len(counts) < 2:
+            continue
+        for name in AREAS:
+            curves = [by_case(rows_of(evaluation, kind, count), name) for count in counts]
+            heights = [
+                float(np.trapezoid([curve[case] for curve in curves], counts)) / (counts[-1] - counts[0])
+                for case in curves[0]
+            ]
+            found.setdefault(kind, {})[name] = estimate(heights, evaluation.settings.seed)
+    return found
+
+
+def area_rows(evaluation: Evaluation) -> list[Cells]:
+    """`areas` in per cent, one line for each kind of clicks."""
+    clicks = {kind: sorted({row.clicks for row in evaluation.rows if row.kind == kind}) for kind in areas(evaluation)}
+    return [
+        {
+            "area under the curve": f"{kind}, {clicks[kind][0]} to {clicks[kind][-1]} clicks",
+            **{f"{AREAS[name]} ↑": shown(one, percent=True) for name, one in own.items() if not math.isnan(one.value)},
+        }
+        for kind, own in areas(evaluation).items()
+    ]
+
+
 def _additional(line: Line) -> Cells:
     numbers = line.numbers
+    by_voxels = numbers["nsd_voxels"]
     return {
         "clicks": line.title,
+        **({} if math.isnan(by_voxels.value) else {"NSD by voxels % ↑": shown(by_voxels, percent=True)}),
         "HD95 mm ↓ (median)": shown(numbers["hd95_mm"], decimals=1),
         "volume error %": shown(numbers["volume_error"], percent=True, decimals=1),
         "abs. volume error % ↓": shown(numbers["volume_error_abs"], percent=True, decimals=1),
