@@ -17,7 +17,7 @@ from voxsam.testing import stub_network
 from voxsam.weights import checkpoint
 from voxsam.weights.checkpoint import assemble
 
-LAB_COMMANDS = ["compare", "evaluate", "phantoms", "prepare", "train"]
+LAB_COMMANDS = ["benchmark", "compare", "evaluate", "phantoms", "prepare", "train"]
 
 
 def without(monkeypatch: pytest.MonkeyPatch, *missing: str) -> None:
