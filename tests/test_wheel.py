@@ -106,7 +106,9 @@ def test_demo_segment_and_training_by_name_outside_the_repository(outside: tuple
         == 0
     )
     quick = ["--steps", "1", "--warmup", "1", "--pictures", "0", "--batch", "1"]
-    done = voxsam(outside, "train", "fine-tune", "--data", "raw", "-o", "run", *quick)
+    done = voxsam(outside, "prepare", "raw", "-o", "prepared", "--spacing", "3,3,3", "--workers", "1")
+    assert done.returncode == 0, done.stderr
+    done = voxsam(outside, "train", "fine-tune", "--data", "prepared", "-o", "run", *quick)
     assert done.returncode == 0 and (folder / "run" / "model.safetensors").is_file(), done.stderr
 
 

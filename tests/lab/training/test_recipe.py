@@ -99,7 +99,8 @@ def test_a_missing_key_a_missing_file_and_no_yaml_are_refused(tmp_path: Path) ->
 
 
 def test_a_recipe_and_a_plan_are_found_by_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert read_recipe(Path("fine-tune"), ["--steps=7"]).start_from == "voxsam-tiny"
+    assert read_recipe(Path("train-demo"), ["--steps=7"], LEAST).steps == 7
+    assert read_keys(Path("fine-tune"))["start_from"] == "voxsam-tiny"
     assert read_keys(Path("table1-tiny"), "plan")["reference"] == "voxsam"
     assert {"fine-tune", "voxsam-tiny"} <= set(names_of("recipes"))
     with pytest.raises(FileError, match=r"fine-tuned: no such file; .*or one of .*fine-tune"):
