@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import shutil
+import subprocess
 from pathlib import Path
 
 import nibabel as nib
@@ -155,3 +157,28 @@ def test_dicom_seg_and_rtstruct(tmp_path, axes, spacing):
     instances = [frame.sop_instance for frame in scan.header["dicom"].frames]
     pixels = segmentation.get_pixels_by_source_instance(instances, combine_segments=True, ignore_spatial_locations=True)
     assert np.array_equal(pixels, mask.array.T)
+
+
+DCMQI = shutil.which("segimage2itkimage")  # of the package dcmqi, which has no build for every machine
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(DCMQI is None, reason="dcmqi is not installed (pip install dcmqi): its own reader cannot be asked")
+@pytest.mark.parametrize(("axes", "spacing"), GRIDS)
+def test_dcmqi_reads_our_dicom_seg_at_the_same_place(tmp_path, axes, spacing):
+    """Its third axis is the normal of the first two: slices that lean lie beside their place there, and no farther."""
+    scan = read_volume(series(tmp_path / "ct", axes, spacing))
+    mask, corners = mask_on(scan.grid, header=scan.header)
+    write_mask(mask, tmp_path / "m.seg.dcm")
+    (tmp_path / "out").mkdir()
+    command = [DCMQI, "--inputDICOM", "m.seg.dcm", "--outputDirectory", "out", "--outputType", "nrrd"]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)  # type: ignore[arg-type]
+    assert run.returncode == 0, (run.stdout + run.stderr)[-2000:]
+    i, j, k = scan.grid.affine[:3, :3].T
+    normal = np.cross(i, j) / np.linalg.norm(np.cross(i, j))
+    lean_mm = np.linalg.norm(k - k @ normal * normal)  # of a slice against the one before it
+    for value, corner in enumerate(corners, 2):
+        image = sitk.ReadImage(str(tmp_path / "out" / f"{value}.nrrd"))
+        (index,) = np.argwhere(sitk.GetArrayFromImage(image).T).tolist()
+        place = np.array(image.TransformIndexToPhysicalPoint(index)) * LPS
+        assert place == pytest.approx(scan.grid.index_to_world(corner), abs=SAME_PLACE_MM + corner[2] * lean_mm)
