@@ -31,6 +31,7 @@ class Intensity(BaseModel):
     clip: tuple[float, float]
     mean: float
     sd: PositiveFloat
+    per_scan: bool = False  # each scan is standardised first (MR has no unit), and the numbers above are in its s.d.
 
     @field_validator("clip")
     @classmethod
@@ -45,6 +46,27 @@ class Intensity(BaseModel):
         values -= self.mean
         values /= self.sd
         return values.astype(np.float32, copy=False)
+
+
+STANDARDISED = {"clip": (-5.0, 10.0), "mean": 0.0, "sd": 1.0, "per_scan": True}  # intensities of an MR model
+SAMPLED = 2_000_000  # voxels of a scan that are measured, at most
+TAILS = (1.0, 99.0)  # per cent of the foreground that are left out at either end
+
+
+def standardised(scan: Volume) -> Volume:
+    """The scan (float32) less the mean of its foreground, divided by its s.d.; another gain or offset changes nothing.
+
+    Foreground is what is brighter than the scan's mean, without its darkest and brightest hundredth: the head, not the
+    air round it, whether or not that has been set to 0.
+    """
+    array = np.asarray(scan.array[...], dtype=np.float32)
+    some = array.reshape(-1)[:: -(-array.size // SAMPLED)]
+    foreground = some[some > some.mean(dtype=np.float64)]
+    if not len(foreground):
+        return scan.with_array(np.zeros_like(array))
+    low, high = np.percentile(foreground, TAILS)
+    middle = foreground[(foreground >= low) & (foreground <= high)].astype(np.float64)
+    return scan.with_array((array - np.float32(middle.mean())) / np.float32(middle.std() or 1.0))
 
 
 class Preprocessing(Intensity):
@@ -168,9 +190,9 @@ def read_crops(volumes: Sequence[Volume], window: Window, preprocessing: Preproc
 
 
 def images_of(given: Volume | Sequence[Volume], preprocessing: Preprocessing, model: str) -> tuple[Volume, ...]:
-    """The images of one patient in the order that a model was trained on; the first one's grid is the mask's.
+    """The images of one patient in the order that a model was trained on, standardised where it wants them so.
 
-    Raises UnsupportedError, naming the `model`, for another number of them.
+    The first one's grid is the mask's. Raises UnsupportedError, naming the `model`, for another number of them.
     """
     images = (given,) if isinstance(given, Volume) else tuple(given)
     wanted = preprocessing.channels
@@ -181,7 +203,13 @@ def images_of(given: Volume | Sequence[Volume], preprocessing: Preprocessing, mo
             f"{wanted} of the same patient ({modalities})",
             "give them in the order in which the model was trained",
         )
-    return images
+    return standardised_as(images, preprocessing)
+
+
+def standardised_as(images: Sequence[Volume], preprocessing: Preprocessing) -> tuple[Volume, ...]:
+    """The images, those standardised whose channel is `per_scan`."""
+    each = (preprocessing.channel(number) for number in range(len(images)))
+    return tuple(standardised(one) if how.per_scan else one for one, how in zip(images, each, strict=True))
 
 
 def paste_box(window: Window, scan: Grid) -> Slices:

@@ -82,7 +82,8 @@ def _model(what: str) -> dict[str, str]:
         "prompts": ", ".join(card.prompts) or "none: automatic",
         "modality": use.modality,
         "crop": f"{card.config.crop} voxels a side of {spacing} mm, axes {use.axes}",
-        "intensities": f"clipped to {use.clip[0]:g}..{use.clip[1]:g}, mean {use.mean:g}, s.d. {use.sd:g}",
+        "intensities": f"clipped to {use.clip[0]:g}..{use.clip[1]:g}, mean {use.mean:g}, s.d. {use.sd:g}"
+        + ", of each scan's own s.d." * use.per_scan,
     }
     if card.trained_on:
         rows["trained on"] = listed(card.trained_on)

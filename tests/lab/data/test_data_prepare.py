@@ -6,6 +6,7 @@ import csv
 import gzip
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -180,7 +181,7 @@ def test_channels_in_one_file_of_four_dimensions(tmp_path):
     for name, image in images.items():
         (raw / "imagesTr" / f"{name}_0000.nii.gz").unlink()
         save(image, raw / "imagesTr" / f"{name}.nii.gz")
-    store = prepare(raw, tmp_path / "out", ONE).store
+    store = prepare(raw, tmp_path / "out", replace(ONE, per_scan=False)).store
     assert store.preprocessing.channels == 2
     assert [p.modality for p in store.description.preprocessing] == ["MR", "MR"]
     assert store.preprocessing.channel(1).mean == pytest.approx(1000, rel=0.2)

@@ -43,12 +43,13 @@ def command(
     seed: Annotated[int, typer.Option(min=0, help="Draws the split into training, validation and test.")] = 0,
     workers: Annotated[int, typer.Option(min=0, help="Cases at once; 0: the cores, at most 8.")] = 0,
     skip_faulty: Annotated[bool, typer.Option("--skip-faulty", help="Leave cases with faults out.")] = False,
+    per_scan: Annotated[bool, typer.Option(help="Standardise MR scan by scan; else by the whole data set.")] = True,
 ) -> None:
     """Check every case, name all faults at once, and write the store that training reads. Again: only what changed."""
     from voxsam.lab.data.faults import FaultyCasesError
     from voxsam.lab.data.prepare import Options, prepare
 
-    options = Options(dataset, _labels(labels), _spacing(spacing), seed, workers, skip_faulty)
+    options = Options(dataset, _labels(labels), _spacing(spacing), seed, workers, skip_faulty, per_scan)
     start = time.perf_counter()
     try:
         with ProgressBar() as progress:

@@ -43,7 +43,7 @@ from voxsam.lab.data.store import (
     sample_positions,
     write_case,
 )
-from voxsam.preprocess import Preprocessing
+from voxsam.preprocess import STANDARDISED, Preprocessing, standardised_as
 from voxsam.resample import Method, resample
 from voxsam.seen import content
 from voxsam.volume import Volume
@@ -134,7 +134,7 @@ class CaseJob:
 
     case: Case
     choice: LabelChoice
-    preprocessing: Preprocessing
+    preprocessing: Preprocessing  # of all channels
     sources: tuple[Source, ...]
     key: str
     folder: Path
@@ -145,6 +145,8 @@ def case_jobs(
 ) -> list[CaseJob]:
     jobs = []
     place = preprocessing.model_dump(include={"axes", "spacing_mm", "interpolation"}, mode="json")
+    per_scan = [n for n in range(preprocessing.channels) if preprocessing.channel(n).per_scan]
+    place |= {"per_scan": per_scan} if per_scan else {}
     for case in data.cases:
         if case.name in sound:
             sources = case_sources(case, data.root)
@@ -176,6 +178,8 @@ def make_case(job: CaseJob) -> CaseRecord:
     case = job.case
     scans = [scan for path in case.images for scan in read_channels(path)]
     grid, model_grid = scans[0].grid, job.preprocessing.model_grid(scans[0].grid)
+    known = content(scans[0])
+    scans = standardised_as(scans, job.preprocessing)
     channels = [_resampled(Volume(scan.array, grid), model_grid, job.preprocessing) for scan in scans]
     first, last = body_box(Volume(channels[0], model_grid, scans[0].modality)).tolist()
     tumour = job.choice(read_volume(case.label, labels=True, scan=scans[0]).array)
@@ -194,7 +198,7 @@ def make_case(job: CaseJob) -> CaseRecord:
         lesions=len(points),
         voxels=int(label.sum()),
         body=((first[0], first[1], first[2]), (last[0], last[1], last[2])),
-        content=content(scans[0]),
+        content=known,
     )
     write_case(job.folder, channels, label, sample_positions(label, kept), record)
     return record
@@ -257,6 +261,7 @@ class Options:
     seed: int = 0
     workers: int = 0
     skip_faulty: bool = False
+    per_scan: bool = True  # MR channels are standardised scan by scan: their unit is that of a scanner and a day
 
 
 @dataclass(frozen=True)
@@ -290,7 +295,7 @@ def prepare(
         raise ImageError(f"{raw} without a sound case that has a tumour", "at least one", "correct the cases")
     split = split_cases(sound, options.seed, data_set.folds)
     fingerprint, preprocessing = _decide(data_set, data, sound, split["train"], choice, options)
-    jobs = case_jobs(data, sound, choice, preprocessing[0], output)
+    jobs = case_jobs(data, sound, choice, preprocessing[0].with_channels(preprocessing[1:]), output)
     records, made = make_cases(jobs, output, workers, progress)
     description = Description(
         data_set=data_set.name,
@@ -353,17 +358,20 @@ def _decide(
     modality = "CT" if all(m.modality == "CT" for m in sound.values()) else ""
     names = _channel_names(data, len(channels))
     interpolation = released.interpolation if released else "area"
+    modalities = [_modality(name) or modality for name in names]
+    measured = (
+        {"clip": (c.low, c.high) if c.low < c.high else (c.low, c.low + 1), "mean": c.mean, "sd": c.sd or 1.0}
+        for c in channels
+    )
     own = (
         Preprocessing(
-            modality=_modality(name) or modality,
+            modality=kind,
             axes=axes,
             spacing_mm=spacing,
-            clip=(c.low, c.high) if c.low < c.high else (c.low, c.low + 1),
-            mean=c.mean,
-            sd=c.sd or 1.0,
             interpolation=interpolation,
+            **(STANDARDISED if options.per_scan and kind == "MR" and not _has_unit(name) else intensities),
         )
-        for name, c in zip(names, channels, strict=True)
+        for name, kind, intensities in zip(names, modalities, measured, strict=True)
     )
     return fingerprint, tuple(own)
 
@@ -374,6 +382,11 @@ def _modality(channel: str) -> str:
     if name.startswith("CT"):
         return "CT"
     return "MR" if name.startswith(("MR", "T1", "T2", "FLAIR", "ADC", "DWI")) else ""
+
+
+def _has_unit(channel: str) -> bool:
+    """Whether an MR channel is a measured map, whose numbers mean the same in every scan."""
+    return channel.upper().startswith("ADC")
 
 
 def _channel_names(data: RawData, count: int) -> tuple[str, ...]:

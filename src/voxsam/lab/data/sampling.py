@@ -9,6 +9,7 @@ import hashlib
 import math
 from collections.abc import Callable, Collection, Sequence
 from copy import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -22,8 +23,9 @@ from voxsam.lab.data.augmentation import Augmentation, apply
 from voxsam.lab.data.cases import Case, Labelled, find_cases
 from voxsam.lab.data.store import find_description, open_store
 from voxsam.phantoms import CLOSE, Scene, make_phantom
-from voxsam.preprocess import Preprocessing, Slices, Window
+from voxsam.preprocess import Preprocessing, Slices, Window, standardised_as
 from voxsam.resample import resample
+from voxsam.seen import content
 
 Prompts = Literal["clicks", "paper", "released", "none"]
 Points = tuple[NDArray[np.float32], NDArray[np.int64]]  # (N, 3) crop voxels; (N,) 1, or -1 for padding
@@ -273,14 +275,21 @@ def _whole(case: Labelled) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     return np.full(3, -0.5), np.array(case.scan.grid.shape) - 0.5
 
 
-def load_cases(folder: Path, *, leave_out: Collection[str] = (), only: Collection[str] | None = None) -> list[Labelled]:
+def load_cases(
+    folder: Path,
+    *,
+    leave_out: Collection[str] = (),
+    only: Collection[str] | None = None,
+    preprocessing: Preprocessing | None = None,
+) -> list[Labelled]:
     """The cases of a folder, without those of `leave_out`, or `only` those named.
 
     A prepared store (voxsam.lab.data.store) is read as crops are drawn, and its test cases are left out, too. Any other
-    folder is in MSD / nnU-Net raw layout, and each case is read once and kept in memory at its own spacing. Raises
-    FileError for names that the folder does not have, InputError with a case's name for one that cannot be used.
+    folder is in MSD / nnU-Net raw layout, and each case is read once and kept in memory at its own spacing, its
+    images standardised where `preprocessing` wants them so; in a store they are as they were prepared. Raises FileError
+    for names that the folder does not have, InputError with a case's name for one that cannot be used.
     """
-    load, names, test = _source(folder)
+    load, names, test = _source(folder, preprocessing)
     missing = sorted({*leave_out, *(only or ())} - names)
     if missing:
         raise FileError(
@@ -310,20 +319,33 @@ def fingerprint(folder: Path) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
-def _source(folder: Path) -> tuple[Callable[[str], Labelled], set[str], set[str]]:
+def _source(folder: Path, preprocessing: Preprocessing | None) -> tuple[Callable[[str], Labelled], set[str], set[str]]:
     """How a case is loaded by its name, which cases there are, and which of them are for testing."""
     if find_description(folder) is not None:
         store = open_store(folder)
+        if preprocessing is not None and _per_scan(preprocessing) != _per_scan(store.preprocessing):
+            given = f"{folder}: images standardised scan by scan: {_per_scan(store.preprocessing)}"
+            expected = f"{_per_scan(preprocessing)}, as the recipe has it (one word for each channel)"
+            raise InputError(given, expected, "take the store's own preprocessing, or prepare it again")
         return store.load, set(store.names), set(store.split["test"])
     cases = {case.name: case for case in find_cases(folder)}
-    return lambda name: _load(cases[name]), set(cases), set()
+    return lambda name: _load(cases[name], preprocessing), set(cases), set()
 
 
-def _load(case: Case) -> Labelled:
-    scan, *additional = (channel for path in case.images for channel in read_channels(path))
+def _per_scan(preprocessing: Preprocessing) -> list[bool]:
+    return [preprocessing.channel(number).per_scan for number in range(preprocessing.channels)]
+
+
+def _load(case: Case, preprocessing: Preprocessing | None) -> Labelled:
+    images = [channel for path in case.images for channel in read_channels(path)]
+    known = None
+    if preprocessing is not None and any(_per_scan(preprocessing)):
+        known, wanted = content(images[0]), preprocessing.channels
+        images = [*standardised_as(images[:wanted], preprocessing), *images[wanted:]]
+    scan, *additional = images
     label = read_volume(case.label, labels=True, scan=scan)
     try:
-        return Labelled.make(scan, label, additional, case.choice, case.name)
+        return replace(Labelled.make(scan, label, additional, case.choice, case.name), known_content=known)
     except InputError as error:
         raise type(error)(f"{case.name}: {error.given}", error.expected, error.remedy) from error
 

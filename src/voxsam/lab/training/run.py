@@ -211,7 +211,7 @@ def make_stream(recipe: Recipe, data: Path | None) -> SampleStream | EngineStrea
     if recipe.engine is not None:
         return make_engine_stream(recipe, data)
     aside = {*recipe.held_out, *recipe.validation}
-    scans = [] if data is None else load_cases(data, leave_out=aside)
+    scans = [] if data is None else load_cases(data, leave_out=aside, preprocessing=recipe.preprocessing)
     sampler = Sampler(recipe.preprocessing, recipe.model.crop, recipe.augmentation, recipe.prompts)
     scene = Scene(recipe.phantom_wide, recipe.phantom_small)
     steps = recipe.planned(len(scans) or recipe.phantoms).steps
@@ -239,7 +239,8 @@ def make_validation(recipe: Recipe, data: Path | None, stream: SampleStream | En
     if data is None:
         raise FileError("validation cases without data", "the folder that holds them", "give --data")
     assert isinstance(stream, SampleStream), "validation cases of a data engine"
-    return validation_samples(stream.sampler, load_cases(data, only=recipe.validation), recipe.seed)
+    cases = load_cases(data, only=recipe.validation, preprocessing=recipe.preprocessing)
+    return validation_samples(stream.sampler, cases, recipe.seed)
 
 
 def trained_on(
