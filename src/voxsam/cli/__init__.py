@@ -26,11 +26,17 @@ DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
 # Typer left click in 0.27 and took its classes along; BadParameter is public in both, and this is the base of its kind.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[2]
 
+
+def _hyphened(word: str) -> str:
+    """An option as its help writes it: `--save_masks` is `--save-masks`."""
+    return word.replace("_", "-")
+
+
 app = typer.Typer(
     name="voxsam",
     help="Segment a tumour in a 3D scan from one click.",
     epilog="Research software, not a medical device: every mask needs a qualified person's eyes.",
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "token_normalize_func": _hyphened},
     add_completion=False,
     pretty_exceptions_enable=False,
 )

@@ -58,6 +58,23 @@ def test_every_file_is_written_and_the_same_again(
     assert (settings["region"], settings["noise"], settings["trials"]) == ("centre", 0.5, 2)
 
 
+@pytest.mark.parametrize("option", ["--save-masks", "--save_masks"])
+def test_masks_are_kept_if_asked_for(folder: Path, undrawn: None, tmp_path: Path, option: str):
+    words = _words(folder, tmp_path / "out", "--cases", "p_1", "--clicks", "1,2", "--trials", "2", "--quiet")
+    assert main([*words, option]) == 0
+    masks = tmp_path / "out" / "masks"
+    assert sorted(path.name for path in masks.iterdir()) == ["p_1-random-1.nii.gz", "p_1-random-2.nii.gz"]
+    mask = read_volume(masks / "p_1-random-2.nii.gz", labels=True)
+    row = (tmp_path / "out" / "scores.csv").read_text(encoding="utf-8").splitlines()[2].split(",")
+    head = (tmp_path / "out" / "scores.csv").read_text(encoding="utf-8").splitlines()[0].split(",")
+    assert (
+        float(row[head.index("mask_ml")]) == pytest.approx(mask.volume_ml, abs=1e-4)
+        and row[head.index("clicks")] == "2"
+    )
+    assert main(words) == 0 and not masks.exists()  # a previous evaluation is replaced
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 def test_a_split_and_a_recipe_choose_cases(folder: Path, undrawn: None, tmp_path: Path):
     quick = ("--clicks", "1", "--trials", "1")
     recipe = tmp_path / "recipe.yaml"

@@ -98,6 +98,13 @@ def test_a_missing_key_a_missing_file_and_no_yaml_are_refused(tmp_path: Path) ->
         read_recipe(tmp_path / "nowhere.yaml")
 
 
+def test_options_have_hyphens_or_underscores(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    for words in (["--learning-rate", "0.5"], ["--learning_rate=0.5"], ["--learning-rate=0.5"]):
+        assert read_recipe(path, words).learning_rate == 0.5
+    assert read_recipe(path, ["--augmentation.off-centre=0.25", "--name=a-b_c"]).augmentation.off_centre == 0.25
+
+
 def test_a_recipe_and_a_plan_are_found_by_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert read_recipe(Path("train-demo"), ["--steps=7"], LEAST).steps == 7
     assert read_keys(Path("fine-tune"))["start_from"] == "voxsam-tiny"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -57,12 +58,15 @@ def command(
     card: Annotated[
         Path | None, typer.Option(help=f"A Markdown file: its table between <!-- {MARKER} --> markers is replaced.")
     ] = None,
+    save_masks: Annotated[
+        bool, typer.Option("--save-masks", help="Also keep the masks of each case's first trial, in OUTPUT/masks.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing.")] = False,
 ) -> None:
     """Score a model on labelled cases: Dice, NSD, HD95, volume, lesions, for 1, 3, 10 clicks."""
     from voxsam.lab.data.layouts import check_labels, find_labelled
     from voxsam.lab.evaluation.clicks import REGIONS
-    from voxsam.lab.evaluation.output import check_output, write_evaluation
+    from voxsam.lab.evaluation.output import check_output, mask_writer, write_evaluation
     from voxsam.lab.evaluation.protocol import EvaluationSettings, evaluate
     from voxsam.lab.evaluation.tables import require_markers
 
@@ -86,12 +90,14 @@ def command(
     check_labels(chosen, settings.labels if labels else ())
     if threads is not None:
         set_threads(threads)
-    with ProgressBar(quiet) as progress:
+    with ProgressBar(quiet) as progress, TemporaryDirectory(prefix=".masks-", dir=output.absolute().parent) as kept:
         progress("loading the model")
         system = _system((model, device, precision), auto, not no_follow)
-        evaluation = evaluate(system, chosen, settings, folder.resolve().name, progress)
+        masks = Path(kept) if save_masks else None
+        watch = None if masks is None else mask_writer(masks)
+        evaluation = evaluate(system, chosen, settings, folder.resolve().name, progress, watch)
         progress("writing tables and figures")
-        write_evaluation(evaluation, system, {case.name: case for case in chosen}, output)
+        write_evaluation(evaluation, system, {case.name: case for case in chosen}, output, masks)
     _finish(evaluation, output, card, quiet)
 
 

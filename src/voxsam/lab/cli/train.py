@@ -65,6 +65,9 @@ def command(
         given = f"a step that takes more memory than there is (batch {chosen.batch}, {chosen.precision})"
         raise InputError(given, "one that fits", f"take less: {_cheaper()}") from error
     typer.echo(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
+    best = path.with_name("best.safetensors")
+    if best.is_file():
+        typer.echo(f"{best}: the weights of the best validation")
 
 
 def _cheaper() -> str:

@@ -17,10 +17,11 @@ import pandas as pd
 from voxsam import __version__
 from voxsam.atomic import atomic_folder
 from voxsam.errors import FileError
+from voxsam.io import write_mask
 from voxsam.lab.data.cases import Case
 from voxsam.lab.evaluation.charts import write_charts
 from voxsam.lab.evaluation.clicks import deepest_voxel
-from voxsam.lab.evaluation.protocol import Evaluation, ScoredMask, open_images, read_case
+from voxsam.lab.evaluation.protocol import Evaluation, ScoredMask, Watch, open_images, read_case
 from voxsam.lab.evaluation.scores import components
 from voxsam.lab.evaluation.systems import System
 from voxsam.lab.evaluation.tables import (
@@ -41,6 +42,7 @@ from voxsam.lab.evaluation.tables import (
 from voxsam.prompts import Point
 from voxsam.report.figures import overview_figure
 from voxsam.report.report import bullets, image, png_size, write_page
+from voxsam.volume import Volume
 
 
 def choose_examples(evaluation: Evaluation) -> dict[str, ScoredMask]:
@@ -172,7 +174,7 @@ def _figure(path: Path) -> str:
 
 
 KIND = "voxsam evaluation"
-FILES = {"scores.csv", "cases.csv", "summary.json", "table.md", "figures", "report.html"}
+FILES = {"scores.csv", "cases.csv", "summary.json", "table.md", "figures", "report.html", "masks"}
 CASE_NUMBERS = ("dice", "nsd", "hd95_mm", "truth_ml", "mask_ml", "volume_error", "found", "false_lesions")
 CSV: dict[str, Any] = {"index": False, "float_format": "%.6f", "na_rep": "nan", "lineterminator": "\n"}
 KEYS = ("case", "lesion", "kind", "trial", "clicks")
@@ -192,15 +194,33 @@ def check_output(out: Path) -> None:
     raise FileError(f"{out} holds something else", "a new folder, or a previous evaluation", "choose another with -o")
 
 
-def write_evaluation(evaluation: Evaluation, system: System, cases: Mapping[str, Case], out: Path) -> None:
+def mask_writer(folder: Path) -> Watch:
+    """For `evaluate`: writes the masks of each first trial to `folder`: CASE[-lesionN]-KIND-CLICKS.nii.gz."""
+
+    def keep(row: ScoredMask, mask: Volume) -> None:
+        if row.trial == 0:
+            lesion = f"-lesion{row.lesion}" if row.lesion else ""
+            write_mask(mask, folder / f"{row.case}{lesion}-{row.kind.replace(' ', '-')}-{row.clicks}.nii.gz")
+
+    return keep
+
+
+def write_evaluation(
+    evaluation: Evaluation, system: System, cases: Mapping[str, Case], out: Path, masks: Path | None = None
+) -> None:
     """Write every file of an evaluation; a previous one is replaced. `cases` are found by name, for the overlays.
 
-    Raises FileError as `check_output` does, or if the disk does not take the files.
+    `masks` is a folder on the same disk whose files go along. Raises FileError as `check_output` does, or if the disk
+    does not take the files.
     """
     check_output(out)
     with atomic_folder(out) as folder:
         figures = folder / "figures"
         figures.mkdir()
+        if masks is not None:
+            (folder / "masks").mkdir()
+            for path in masks.iterdir():
+                path.rename(folder / "masks" / path.name)
         write_scores(evaluation, folder / "scores.csv")
         write_cases(evaluation, folder / "cases.csv")
         text = json.dumps(summary(evaluation), indent=2, ensure_ascii=False, allow_nan=False)

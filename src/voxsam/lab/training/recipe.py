@@ -236,6 +236,7 @@ def read_recipe(
     fields = {**(defaults or {}), **read_keys(path)}
     for preset in presets:
         fields = overridden(fields, preset)
+    options = [_underscored(option) for option in options]
     named = {"steps", "epochs"} & {option.lstrip("-").partition("=")[0] for option in options}
     if len(named) == 1:  # the one that is asked for takes the place of the other
         fields = {key: value for key, value in fields.items() if key not in {"steps", "epochs"} - named}
@@ -253,6 +254,12 @@ def read_recipe(
         raise InputError(
             what, "options as --steps 500 or --augmentation.flip 0", "see the keys in the recipe"
         ) from error
+
+
+def _underscored(option: str) -> str:
+    """An option as the recipe's key is written: `--validate-every=5` is `--validate_every=5`."""
+    key, equals, value = option.partition("=")
+    return f"--{key[2:].replace('-', '_')}{equals}{value}" if option.startswith("--") else option
 
 
 def read_preset(name: str) -> dict[str, Any]:
