@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
-from voxsam.lab.compare.tables import Found, counterpart, p_value
+from voxsam.lab.compare.plan import Plan
+from voxsam.lab.compare.tables import Found, RowResult, best_of, counterpart, p_value
 from voxsam.lab.evaluation.protocol import Evaluation, EvaluationSettings, ScoredMask
 from voxsam.lab.evaluation.scores import Scores
 
@@ -56,3 +58,39 @@ def test_spread_over_seeds() -> None:
     both = Found(Evaluation("a", "b", EvaluationSettings(), (*one.rows, *two.rows), {}), (), (one, two))
     assert both.spread(both.lines()[0], "dice") == pytest.approx(math.sqrt(0.02))  # of 0.5 and 0.7
     assert math.isnan(found(row("x", 0.4)).spread(both.lines()[0], "dice"))
+
+
+def plan_of(*rows: RowResult) -> Plan:
+    systems = [{"system": "voxsam", "row": one.row} for one in rows]
+    fields = {"name": "p", "title": "t", "reference": rows[0].row, "data": [{"name": "d"}], "systems": systems}
+    return Plan.model_validate(fields)
+
+
+def named(name: str, dice: list[float], clicks: int = 1, overlap: bool = False) -> RowResult:
+    one = found(*(row(f"c{n}", value, clicks=clicks) for n, value in enumerate(dice)))
+    if overlap:
+        seen = replace(one.evaluation, overlap={"c0": "trained on it"})
+        one = Found(seen, (), (seen,))
+    return RowResult(name, name, "", {"d": one})
+
+
+def test_bold_is_what_the_paired_test_sets_apart_from_the_best_other_row() -> None:
+    rising = [0.01 * n for n in range(1, 7)]
+    base = named("base", [0.5] * 6)
+    better = named("better", [0.5 + n for n in rising])  # all six: p = 2 / 64
+    worst = named("worst", [0.1] * 6)
+    rows = (base, worst, better)
+    assert best_of(plan_of(*rows), rows) == {"d Dice ↑": 2, "d NSD ↑": 2}
+    near = (base, worst, named("better", [0.5 + n for n in [-0.011, *rising[1:]]]))  # one of six the other way
+    assert best_of(plan_of(*near), near) == {}
+    few = (named("base", [0.5] * 5), named("better", [0.5 + n for n in rising[:5]]))  # five cannot have p below 0.05
+    assert best_of(plan_of(*few), few) == {}
+
+
+def test_the_same_row_with_other_clicks_is_no_rival_and_a_row_that_knows_the_cases_is_none_either() -> None:
+    values = [0.5 + 0.01 * n for n in range(1, 7)]
+    both = found(*(row(f"c{n}", v, clicks=k) for n, v in enumerate(values) for k in (1, 3)))
+    ours = RowResult("ours", "ours", "", {"d": both})
+    rows = (named("base", [0.5] * 6), ours, named("cheat", [0.9] * 6, overlap=True))
+    assert best_of(plan_of(*rows), rows) == {"d Dice ↑": 1, "d NSD ↑": 1}
+    assert best_of(plan_of(ours), (ours,)) == {}

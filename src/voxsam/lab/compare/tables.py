@@ -136,6 +136,7 @@ FAILED = "failed"
 NAMES = {"dice": "Dice", "nsd": "NSD"}
 NUMBERS = tuple(NAMES)
 BELOW = 0.001  # p values below it are shown as such
+APART = 0.05  # p below which the best method is set apart from the best of the other rows
 
 
 @dataclass(frozen=True)
@@ -236,7 +237,8 @@ def notes(plan: Plan, rows: Sequence[RowResult]) -> list[str]:
     reference = next(row.title for row in rows if row.row == plan.reference)
     lines.append(
         "Dice and NSD in per cent, mean over cases with its 95 % bootstrap interval; p: two-sided paired Wilcoxon test "
-        f"of Dice against {reference} with as many clicks (without clicks: its fewest), not corrected for many tests."
+        f"of Dice against {reference} with as many clicks (without clicks: its fewest), not corrected for many tests. "
+        f"Bold: the best mean, if the same test against the best of the other rows has p < {APART:g}."
     )
     for data in plan.data:
         for row in rows:
@@ -258,7 +260,7 @@ def notes(plan: Plan, rows: Sequence[RowResult]) -> list[str]:
 
 
 def markdown(plan: Plan, rows: Sequence[RowResult], footnotes: Sequence[str] = ()) -> str:
-    """Both tables and what stands under them; the best mean of each column of scores is bold."""
+    """Both tables and what stands under them; a mean is bold that the paired test sets apart."""
     table, best = main_rows(plan, rows), best_of(plan, rows)
     for column, number in best.items():
         table[number][column] = f"**{table[number][column]}**"
@@ -277,17 +279,23 @@ def p_column(data: DataSpec) -> str:
 
 
 def best_of(plan: Plan, rows: Sequence[RowResult]) -> dict[str, int]:
-    """The place of the best method in each column of scores, if there are two."""
+    """The place of the best method in each column of scores, where the paired test sets it apart from all other rows.
+
+    The test is against the best of the other rows, case by case. A row that was trained on test cases takes no part.
+    """
     listed, best = methods(plan, rows), {}
     for data in plan.data:
+        entries = {at: one.entries[data.name] for at, one in enumerate(listed) if data.name in one.entries}
+        entries = {at: entry for at, entry in entries.items() if not entry.found.overlap}
         for name in NUMBERS:
-            values = {
-                at: method.entries[data.name].line.numbers[name].value
-                for at, method in enumerate(listed)
-                if data.name in method.entries and not method.entries[data.name].found.overlap
-            }
-            if len(values) > 1:
-                best[score_column(data, name)] = max(values, key=lambda at: values[at])
+            order = sorted(entries, key=lambda at: -entries[at].line.numbers[name].value)
+            others = [at for at in order if listed[at].row is not listed[order[0]].row]
+            if not others:
+                continue
+            first, second = (entries[at].found.cases(entries[at].line, name) for at in (order[0], others[0]))
+            p = p_value(first, second)
+            if p is not None and p < APART:
+                best[score_column(data, name)] = order[0]
     return best
 
 
