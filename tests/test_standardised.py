@@ -54,7 +54,9 @@ def test_a_click_on_a_scan_of_another_gain_gives_the_same_mask():
     how = network.card.preprocessing.model_copy(update={"modality": "MR", **STANDARDISED})
     network.card = network.card.model_copy(update={"preprocessing": how})
     scans = [given.scan.with_array(given.scan.array * np.float32(gain) + 70, "MR") for gain in (1, 0.5)]
-    first, second = (Session(network, scan).click(given.click) for scan in scans)
+    sessions = [Session(network, scan) for scan in scans]
+    assert all(session.volume is scan for session, scan in zip(sessions, scans, strict=True))  # what a person sees
+    first, second = (session.click(given.click) for session in sessions)
     np.testing.assert_array_equal(first.array, second.array)
     assert first.array.any() and not first.array.all()
     plain = network.card.model_copy(update={"preprocessing": how.model_copy(update={"per_scan": False})})

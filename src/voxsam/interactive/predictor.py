@@ -187,6 +187,7 @@ class Predictor:
         _check_spacing(model, spacing_mm)
         self.progress = progress or (lambda stage, fraction: None)
         self._encoded: EncodedCrops | None = None
+        self._volume: Volume | None = None
         self._scan_remarks: list[str] = []
 
     def set_image(self, volume: Volume | Sequence[Volume]) -> Predictor:
@@ -198,6 +199,7 @@ class Predictor:
         images = images_of(volume, self.model.card.preprocessing, self.model.card.name)
         self._encoded = EncodedCrops(self.model, images, self.progress, self.features_limit)
         self._scan_remarks = scan_remarks(images, self.model)
+        self._volume = volume if isinstance(volume, Volume) else volume[0]
         return self
 
     @property
@@ -209,8 +211,8 @@ class Predictor:
 
     @property
     def volume(self) -> Volume:
-        """The scan that is clicked."""
-        return self.encoded.images[0]
+        """The scan that is clicked, as it was given: the model may see it standardised."""
+        return self._volume if self._volume is not None else self.encoded.images[0]
 
     def model_grid(self, spacing_mm: Sequence[float] | None = None) -> Grid:
         """The scan's grid at the model's axes and spacing, or at another spacing."""
