@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -48,7 +48,7 @@ class Intensity(BaseModel):
         return values.astype(np.float32, copy=False)
 
 
-STANDARDISED = {"clip": (-5.0, 10.0), "mean": 0.0, "sd": 1.0, "per_scan": True}  # intensities of an MR model
+STANDARDISED: dict[str, Any] = {"clip": (-5.0, 10.0), "mean": 0.0, "sd": 1.0, "per_scan": True}  # an MR model
 SAMPLED = 2_000_000  # voxels of a scan that are measured, at most
 TAILS = (1.0, 99.0)  # per cent of the foreground that are left out at either end
 

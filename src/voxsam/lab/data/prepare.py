@@ -359,7 +359,7 @@ def _decide(
     names = _channel_names(data, len(channels))
     interpolation = released.interpolation if released else "area"
     modalities = [_modality(name) or modality for name in names]
-    measured = (
+    measured: Iterable[dict[str, Any]] = (
         {"clip": (c.low, c.high) if c.low < c.high else (c.low, c.low + 1), "mean": c.mean, "sd": c.sd or 1.0}
         for c in channels
     )
