@@ -60,9 +60,35 @@ def test_one_click_writes_a_mask_on_the_scans_grid(files: tuple[Path, Path], stu
     assert facts["clicks"][0]["index"] == list(stub.click)
 
 
+@pytest.mark.parametrize("overlap", [False, True])
+def test_every_click_may_be_an_object_of_its_own(
+    files: tuple[Path, Path], stub: StubScan, overlap: bool, capsys
+) -> None:
+    folder, (i, j, k) = files[0].parent, stub.click
+    more = ["--overlap"] * overlap
+    clicks = ["--click", f"{i},{j},{k}", "--click", f"{i + 4},{j},{k}"]
+    assert main(_words(files, *clicks, "--each", *more, "--report", str(folder / "r.json"))) == 0
+    first, second = json.loads((folder / "r.json").read_text())["objects"]
+    assert [found["clicks"][0]["index"] for found in (first, second)] == [[i, j, k], [i + 4, j, k]]
+    words = capsys.readouterr().out
+    assert f"object 2: {second['volume_ml']:.2f} mL" in words and ": 2 objects, " in words
+    assert main(_words(files, *clicks[:2], "--keep-all", "-o", str(folder / "alone.nii.gz"))) == 0
+    alone = read_volume(folder / "alone.nii.gz", labels=True).array
+    if overlap:
+        masks = [read_volume(folder / f"mask_{n}.nii.gz", labels=True).array for n in (1, 2)]
+        assert not (folder / "mask.nii.gz").exists()
+    else:
+        labels = read_volume(folder / "mask.nii.gz", labels=True).array
+        masks = [labels == 1, labels == 2]
+    np.testing.assert_array_equal(masks[0], alone)
+    assert [np.count_nonzero(mask) for mask in masks] == [first["voxels"], second["voxels"]]
+
+
 @pytest.mark.parametrize(
     ("more", "words"),
     [
+        (["--click", "1,2,3", "--overlap"], "--overlap without --each"),
+        (["--box", "1,2,3,4,5,6", "--each"], "positive clicks alone, and no --probabilities"),
         (["--click", "1,2"], "three whole numbers"),
         (["--click", "1_0,2,3"], "--click '1_0,2,3'; expected three whole numbers"),
         (["--click", "٥,٥,٥"], "three whole numbers"),

@@ -16,6 +16,7 @@ from voxsam.errors import FileError, InputError, PromptError
 
 if TYPE_CHECKING:
     from voxsam.io.dicom.web import Archive
+    from voxsam.interactive.session import Session
     from voxsam.prompts import Prompt
     from voxsam.volume import Volume
 
@@ -94,6 +95,11 @@ def command(
         bool,
         typer.Option("--keep-all", help="Also parts of the mask that hold no click; released models always do."),
     ] = False,
+    each: Annotated[bool, typer.Option("--each", help="Every click is an object of its own: labels 1, 2, ...")] = False,
+    overlap: Annotated[
+        bool,
+        typer.Option("--overlap", help="With --each: objects may share voxels; each has a file, but in DICOM."),
+    ] = False,
     spacing: Annotated[
         float | None,
         typer.Option(help="Voxel size in mm, of a model for many sizes; default: the lesion chooses it."),
@@ -121,8 +127,11 @@ def command(
     if auto == bool(words):
         given = "both --auto and prompts" if auto else "no prompt"
         raise PromptError(given, "prompts, or --auto alone", "click the tumour, for example --click 120,88,45")
+    count = _count_objects(words, each, overlap, probabilities)
     from voxsam.interactive.segment import check_mode, opened, read_images
+    from voxsam.interactive.session import Session, reported
     from voxsam.io import MASK_SUFFIXES, SUFFIXES, check_mask_output, write_mask, write_volume
+    from voxsam.io.objects import write_objects
     from voxsam.report.report import report_dict, write_report_json
     from voxsam.weights import load_model
     from voxsam.weights.file import read_card
@@ -130,9 +139,16 @@ def command(
 
     target = output or Path(_stem(scan) + ("_mask.seg.dcm" if store else "_mask.nii.gz"))
     archive = _archive(scan, target) if store else None
+    apart = overlap and target.suffix.lower() != ".dcm"
+    masks = {f"-o, object {n}": _numbered(target, n) for n in range(1, count + 1)} if apart else {"-o": target}
     outputs = Outputs(
-        {"-o": target, "--probabilities": probabilities, "--preview": preview, "--report": report},
-        {"-o": MASK_SUFFIXES, "--probabilities": SUFFIXES, "--preview": (".png",), "--report": (".json",)},
+        {**masks, "--probabilities": probabilities, "--preview": preview, "--report": report},
+        {
+            **dict.fromkeys(masks, MASK_SUFFIXES),
+            "--probabilities": SUFFIXES,
+            "--preview": (".png",),
+            "--report": (".json",),
+        },
         inputs=[scan, *(channel or []), *(scribble or []), *(hint or []), Path(model)],
     )
     if threads is not None:
@@ -150,16 +166,19 @@ def command(
         read = time.perf_counter()
         progress("loading the model")
         network = load_model(model, device, precision)  # type: ignore[arg-type]  # its words are checked there
-        found = opened(
-            network,
-            images,
-            prompts,
-            follow=not no_follow,
-            keep_clicked=False if keep_all else None,
-            look_mm=spacing,
-            progress=progress,
-        )()
-        mask = found.mask
+        keep = False if keep_all else None
+        found = session = None
+        if each:
+            how = {"follow": not no_follow, "keep_clicked": keep, "spacing_mm": spacing, "progress": progress}
+            session = _one_by_one(Session(network, images, overlap=overlap, **how), prompts)
+            mask = session.mask
+        else:
+            follow = not no_follow
+            steps = opened(
+                network, images, prompts, follow=follow, keep_clicked=keep, look_mm=spacing, progress=progress
+            )
+            found = steps()
+            mask = found.mask
         seconds = {"reading": read - start, "segmenting": time.perf_counter() - read}
         clicks = _clicks(volume, prompts)
         facts = report_dict(
@@ -170,10 +189,17 @@ def command(
             clicks=clicks,
             seconds=seconds,
             messages=mask.remarks,
+            objects=None if session is None else reported(session),
         )
         progress("writing")
-        outputs.write("-o", lambda path: write_mask(mask, path, model=card.name))
-        outputs.write("--probabilities", lambda path: write_volume(found.probabilities, path))
+        if session is not None:
+            drawn = {number: (session.info(number), one.region) for number, one in session.segmented.items()}
+            for number, option in enumerate(masks, 1):
+                part = {1: drawn[number]} if apart else drawn
+                outputs.write(option, lambda path, part=part: write_objects(part, volume, path, model=card.name))
+        if found is not None:
+            outputs.write("-o", lambda path: write_mask(mask, path, model=card.name))
+            outputs.write("--probabilities", lambda path, found=found: write_volume(found.probabilities, path))
         outputs.write("--report", lambda path: write_report_json(path, facts))
         outputs.write("--preview", lambda path: _draw(volume, mask, clicks, path, progress))
         if archive is not None:
@@ -182,7 +208,10 @@ def command(
     if not quiet:
         for remark in mask.remarks:
             typer.echo(remark)
-        typer.echo(f"{target}: {_sizes(facts)}, {time.perf_counter() - start:.1f} s")
+        for number, found_in in enumerate(facts["objects"] * each, 1):
+            typer.echo(f"object {number}: {_sizes([found_in])}")
+        size = f"{len(facts['objects'])} objects" if each else _sizes(facts["objects"])
+        typer.echo(f"{', '.join(map(str, masks.values()))}: {size}, {time.perf_counter() - start:.1f} s")
 
 
 def _archive(scan: Path, target: Path) -> Archive:
@@ -229,9 +258,36 @@ def _clicks(volume: Volume, prompts: list[Prompt]) -> list[ShownClick]:
     return [(point.index_on(volume.grid), point.positive) for point in points]
 
 
-def _sizes(facts: dict[str, Any]) -> str:
-    """Of the one object that a command segments."""
-    (found,) = facts["objects"] or [{"volume_ml": 0.0, "longest_axial_diameter_mm": 0.0, "perpendicular": None}]
+def _count_objects(words: PromptWords, each: bool, overlap: bool, probabilities: Path | None) -> int:
+    """How many objects are asked for. Raises PromptError for what does not go with --each."""
+    clicks = [*words.clicks, *words.clicks_mm]
+    if overlap and not each:
+        raise PromptError("--overlap without --each", "objects of their own", "add --each, or leave --overlap out")
+    only_clicks = clicks and not (words.boxes or words.scribbles or words.hints)
+    if each and (probabilities or not only_clicks or not all(positive for _, positive in clicks)):
+        expected = "positive clicks alone, and no --probabilities"
+        raise PromptError("--each with other prompts or --probabilities", expected, "segment those lesions one by one")
+    return len(clicks) if each else 1
+
+
+def _one_by_one(session: Session, prompts: list[Prompt]) -> Session:
+    """Every prompt an object of its own, in their order."""
+    for number, prompt in enumerate(prompts):
+        if number:
+            session.new_object()
+        session.prompt(prompt)
+    return session
+
+
+def _numbered(target: Path, number: int) -> Path:
+    """`tumour_2.nii.gz` of `tumour.nii.gz`."""
+    stem = _stem(target)
+    return target.with_name(f"{stem}_{number}{target.name[len(stem) :]}")
+
+
+def _sizes(objects: list[dict[str, Any]]) -> str:
+    """Of one object, or of none."""
+    (found,) = objects or [{"volume_ml": 0.0, "longest_axial_diameter_mm": 0.0, "perpendicular": None}]
     across = found["perpendicular"]
     words = f"{found['volume_ml']:.2f} mL, longest axial diameter {found['longest_axial_diameter_mm']:.1f} mm"
     return words + (f", perpendicular {across['mm']:.1f} mm" if across else "")

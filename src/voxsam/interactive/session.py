@@ -22,6 +22,7 @@ from voxsam.network.promptable import Promptable
 from voxsam.preprocess import Slices
 from voxsam.prompts import MaskHint, Point, Prompt
 from voxsam.region import Region, overlapping
+from voxsam.report.report import ReportedObject
 from voxsam.resample import resample
 from voxsam.volume import Volume
 
@@ -389,3 +390,12 @@ class Session:
         clicks = [click for found in self.predictions.values() for click in found.clicks]
         places = [(click.index_on(self.volume.grid), click.positive) for click in clicks]
         return figures.picture(self.volume, self.mask, places, centre=centre, window=window)
+
+
+def reported(session: Session) -> list[ReportedObject]:
+    """What a report says of every object of a session."""
+    grid, objects = session.volume.grid, []
+    for number, found in session.segmented.items():
+        clicks = [(click.index_on(grid), click.positive) for click in found.prediction.clicks]
+        objects.append(ReportedObject(number, found.region, session.info(number), clicks, found.edited))
+    return objects

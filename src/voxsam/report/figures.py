@@ -152,7 +152,7 @@ def _size(grid: Grid) -> str:
     return f"{voxels} voxels of {spacing} mm, axes {grid.axes}"
 
 
-SIZE_INCHES, DPI = (12.0, 4.3), 80  # 960 x 344 pixels: the width of a notebook's cell
+CELL_INCHES, CELL_DPI = (12.0, 4.3), 80  # 960 x 344 pixels: the width of a notebook's cell
 VIEWER_HEIGHT = 480
 
 
@@ -188,7 +188,7 @@ def picture(
     `centre`, an index (i, j, k), is another place for them; `window` is level and width.
     """
     scene = Scene.of(scan, mask, clicks, window)
-    figure = Figure(figsize=SIZE_INCHES, dpi=DPI, facecolor=BACKGROUND)
+    figure = Figure(figsize=CELL_INCHES, dpi=CELL_DPI, facecolor=BACKGROUND)
     FigureCanvasAgg(figure)
     planes = three_planes(scan.grid, middle(scene) if centre is None else centre, side_mm(scene))
     shown_mm = max(length for plane in planes for length in plane.size_mm)  # one scale for all three

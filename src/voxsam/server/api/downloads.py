@@ -19,7 +19,7 @@ from starlette.background import BackgroundTask
 
 from voxsam.atomic import atomic_path
 from voxsam.errors import UnsupportedError
-from voxsam.interactive.session import Session
+from voxsam.interactive.session import Session, reported
 from voxsam.io import nifti
 from voxsam.io.objects import write_objects
 from voxsam.io.segments import SegmentInfo
@@ -131,12 +131,8 @@ class _Taken:
 
     @classmethod
     def of(cls, session: Session) -> _Taken:
-        grid, objects = session.volume.grid, []
-        for number, found in session.segmented.items():
-            clicks = [(click.index_on(grid), click.positive) for click in found.prediction.clicks]
-            objects.append(ReportedObject(number, found.region, session.info(number), clicks, found.edited))
         mask = session.mask
-        return cls(mask, tuple(objects), mask.remarks)
+        return cls(mask, tuple(reported(session)), mask.remarks)
 
 
 @router.get("/{id}/download/{kind}", summary="Masks, surfaces or the report as a file", response_class=FileResponse)
