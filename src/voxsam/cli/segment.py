@@ -16,7 +16,6 @@ from voxsam.errors import FileError, InputError, PromptError
 
 if TYPE_CHECKING:
     from voxsam.io.dicom.web import Archive
-    from voxsam.interactive.session import Session
     from voxsam.prompts import Prompt
     from voxsam.volume import Volume
 
@@ -166,14 +165,24 @@ def command(
         read = time.perf_counter()
         progress("loading the model")
         network = load_model(model, device, precision)  # type: ignore[arg-type]  # its words are checked there
-        keep = False if keep_all else None
+        follow, keep = not no_follow, False if keep_all else None
         found = session = None
         if each:
-            how = {"follow": not no_follow, "keep_clicked": keep, "spacing_mm": spacing, "progress": progress}
-            session = _one_by_one(Session(network, images, overlap=overlap, **how), prompts)
+            session = Session(
+                network,
+                images,
+                follow=follow,
+                overlap=overlap,
+                keep_clicked=keep,
+                spacing_mm=spacing,
+                progress=progress,
+            )
+            for number, prompt in enumerate(prompts):
+                if number:
+                    session.new_object()
+                session.prompt(prompt)
             mask = session.mask
         else:
-            follow = not no_follow
             steps = opened(
                 network, images, prompts, follow=follow, keep_clicked=keep, look_mm=spacing, progress=progress
             )
@@ -268,15 +277,6 @@ def _count_objects(words: PromptWords, each: bool, overlap: bool, probabilities:
         expected = "positive clicks alone, and no --probabilities"
         raise PromptError("--each with other prompts or --probabilities", expected, "segment those lesions one by one")
     return len(clicks) if each else 1
-
-
-def _one_by_one(session: Session, prompts: list[Prompt]) -> Session:
-    """Every prompt an object of its own, in their order."""
-    for number, prompt in enumerate(prompts):
-        if number:
-            session.new_object()
-        session.prompt(prompt)
-    return session
 
 
 def _numbered(target: Path, number: int) -> Path:

@@ -60,8 +60,15 @@ class BrushEdit(Strict):
     def on(self, scan: Volume) -> EditFunction:
         """The edit of a session."""
         image = None if self.intensities is None else scan.array
-        drawn = {"stroke": self.stroke, "radius_mm": self.radius_mm, "add": self.add, "axis": self.axis}
-        return partial(editing.brush, **drawn, image=image, intensities=self.intensities or (-np.inf, np.inf))
+        return partial(
+            editing.brush,
+            stroke=self.stroke,
+            radius_mm=self.radius_mm,
+            add=self.add,
+            axis=self.axis,
+            image=image,
+            intensities=self.intensities or (-np.inf, np.inf),
+        )
 
 
 class LassoEdit(Strict):

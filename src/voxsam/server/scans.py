@@ -260,13 +260,16 @@ class Reader:
             path = self._path(source)
             if path.is_dir() and len(files := [file for file in path.iterdir() if file.name[0] != "."]) == 1:
                 path = files[0]  # a DICOM-SEG or RTSTRUCT
-            limits = {
-                "memory_bytes": part.nbytes,
-                "max_voxels": self.settings.max_voxels,
-                "time_s": self.settings.read_s,
-            }
             try:
-                return guarded.read_objects(path, scan, name=self.name(source), temporary=self.store.scratch, **limits)
+                return guarded.read_objects(
+                    path,
+                    scan,
+                    name=self.name(source),
+                    memory_bytes=part.nbytes,
+                    max_voxels=self.settings.max_voxels,
+                    time_s=self.settings.read_s,
+                    temporary=self.store.scratch,
+                )
             except guarded.MemoryNeeded as error:
                 raise _no_memory(error) from error
 
