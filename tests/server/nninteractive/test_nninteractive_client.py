@@ -11,6 +11,8 @@ import torch
 from known_model import FAR
 from nninteractive_server import CardedModel, own_session, running
 
+from voxsam.geometry import Grid
+from voxsam.interactive.session import Session
 from voxsam.prompts import Box, MaskHint, Point, Scribble, spread
 from voxsam.testing import stub_network
 from voxsam.volume import Volume
@@ -345,3 +347,38 @@ def test_an_initial_mask_of_another_shape_is_refused(client):
     with pytest.raises(httpx.HTTPStatusError) as error:
         client.add_initial_seg_interaction(np.ones((3, 4, 5), np.uint8))
     assert "an initial mask of shape (3, 4, 5)" in detail(error.value)
+
+
+# Other clients, by the requests that they send
+
+
+@pytest.mark.parametrize(
+    "viewer, order, turned, spacing",
+    [
+        ("3D Slicer, napari with SimpleITK", (2, 1, 0), False, (6.0, 3.5, 3.5)),
+        ("napari-nifti 0.0.20", (2, 1, 0), True, (-6.0, -3.5, -3.5)),
+        ("napari-nifti 0.0.17", (0, 1, 2), False, (3.5, 3.5, 6.0)),
+    ],
+)
+def test_however_a_viewer_lays_the_array_the_model_sees_one_patient(server, network, viewer, order, turned, spacing):
+    """The mask of one scan, x to the left, y to the back, z up, whichever of its axes comes first."""
+    scan = np.kron(np.random.default_rng(7).normal(40, 120, (11, 9, 8)), np.ones((4, 4, 3))).astype(np.int16)
+    click = (17, 20, 11)
+    own = Session(network, Volume(scan, Grid(scan.shape, np.diag([-3.5, -3.5, 6.0, 1.0])), "CT"))
+    expected = own.click(click).array
+    flip = (slice(None), slice(None, None, -1), slice(None, None, -1)) if turned else (slice(None),) * 3
+    index = [click[axis] for axis in order]
+    index = [index[0], scan.shape[1] - 1 - index[1], scan.shape[0] - 1 - index[2]] if turned else index
+    with server.client(np.ascontiguousarray(scan.transpose(order)[flip]), spacing=np.array(spacing)) as client:
+        client.add_point_interaction(tuple(index), include_interaction=True)
+        back = client.target_buffer[flip].transpose(np.argsort(order))
+    np.testing.assert_array_equal(back, expected)
+    assert 0 < expected.sum() < expected.size
+
+
+def test_an_older_plug_in_is_told_what_it_needs(server):
+    for path in ("/upload_image", "/upload_segment"):
+        answer = httpx.post(f"{server.url}{path}", files={"file": b"npy"})
+        assert answer.status_code == 410 and "SlicerNNInteractive 1.0.0 or newer" in answer.json()["detail"]
+    for path in ("/segment", "/ai/model/list", "/interact"):
+        assert httpx.post(f"{server.url}{path}", json={}).status_code == 404

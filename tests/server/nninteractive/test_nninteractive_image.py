@@ -24,6 +24,28 @@ def test_axis_0_goes_up_axis_1_to_the_back_axis_2_to_the_left():
     np.testing.assert_allclose(grid.index_to_world(step[2]) - first, (-0.9, 0, 0))
 
 
+@pytest.mark.parametrize(
+    "spacing, axes",
+    [
+        ((5.0, 0.7, 0.7), "SPL"),  # SimpleITK, 3D Slicer
+        ((-5.0, -0.7, -0.7), "SAR"),  # napari-nifti 0.0.20
+        ((-1.0, -1.0, -1.0), "SAR"),
+        ((0.7, 0.7, 5.0), "LPS"),  # napari-nifti 0.0.17
+        ((0.7, 5.0, 0.7), "PSL"),
+        ((0.702, 0.7, 0.3), "LPS"),
+        ((1.0, 1.0, 1.0), "SPL"),
+        ((3.0, 2.0, 1.0), "SPL"),
+    ],
+)
+def test_signs_and_the_spacing_that_stands_out_say_where_the_axes_point(spacing, axes):
+    grid = as_volume(HU, ImageProperties(spacing=spacing)).grid
+    assert grid.axes == axes and grid.shape == SHAPE
+    np.testing.assert_allclose(grid.spacing_mm, np.abs(spacing))
+    step = grid.index_to_world((1, 0, 0)) - grid.index_to_world((0, 0, 0))
+    towards = {"S": (0, 0, 1), "L": (-1, 0, 0), "P": (0, -1, 0)}[axes[0]]
+    np.testing.assert_allclose(step, np.multiply(towards, abs(spacing[0])), atol=1e-12)
+
+
 def test_without_spacing_voxels_are_of_1_mm():
     assert as_volume(HU, ImageProperties()).grid.spacing_mm.tolist() == [1, 1, 1]
 

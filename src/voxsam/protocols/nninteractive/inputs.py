@@ -34,7 +34,10 @@ from voxsam.server.errors import TooLarge
 from voxsam.volume import Volume
 
 NAME = "the image"  # in messages
-AXES = "SPL"  # slice, row, column: how SimpleITK, 3D Slicer and napari hand over the array of a supine patient's scan
+AXES = "SPL"  # slice, row, column: how SimpleITK and 3D Slicer hand over the array of a supine patient's axial scan
+TURNED_AXES = "SAR"  # how napari-nifti 0.0.20 does, which then says negative spacings
+AXES_BY_SLICE = ("SPL", "PSL", "LPS")  # by the axis that goes through the slices; the last one is napari-nifti 0.0.17's
+SAME = 0.01  # relative: in-plane spacings that differ by less are one
 
 FAR_MM = 1e6  # to the border of a flat area, seen out of its plane: it has none there
 
@@ -70,7 +73,21 @@ class ImageProperties(BaseModel):
             steps = np.reshape(self.sitk_stuff.direction, (3, 3)) * self.sitk_stuff.spacing
             grid = Grid.from_lps(shape[::-1], steps, self.sitk_stuff.origin)
             return grid.reorient(grid.axes[::-1])
-        return Grid.from_spacing(shape[::-1], self.spacing[::-1]).reorient(AXES)
+        return Grid.from_spacing(shape, np.abs(self.spacing).tolist(), axes=self._axes)
+
+    @property
+    def _axes(self) -> str:
+        """Where the array's axes point, as far as a spacing alone can say: all are negative if they are turned; one
+        that stands out from two alike is the distance of the slices.
+        """
+        spacing = np.array(self.spacing)
+        if (spacing < 0).all():
+            return TURNED_AXES
+        for axis, axes in enumerate(AXES_BY_SLICE):
+            a, b = np.delete(np.abs(spacing), axis)
+            if np.isclose(a, b, rtol=SAME) and not np.isclose(abs(spacing[axis]), a, rtol=SAME):
+                return axes
+        return AXES
 
 
 def check_image_shape(shape: Sequence[int], max_voxels: int) -> None:

@@ -186,6 +186,14 @@ async def claim(service: TheService) -> dict[str, Any]:
     return {"lease_token": client.id, **times, "max_sessions": limits.capacity}
 
 
+@router.post("/upload_image", summary="What SlicerNNInteractive up to 0.3 asks for", status_code=410)
+@router.post("/upload_segment", include_in_schema=False, status_code=410)
+async def upload() -> None:
+    """410, with what to install: it speaks a protocol of its own, from before nnInteractive had one."""
+    given, expected = "the protocol of SlicerNNInteractive up to 0.3", "SlicerNNInteractive 1.0.0 or newer"
+    raise Dropped(given, expected, "update the extension in 3D Slicer")
+
+
 @router.post("/release", summary="Give a place back")
 async def release(service: TheService, token: Annotated[str, Header(alias=LEASE)] = "") -> dict[str, bool]:
     """Succeeds also for a lease that is over."""
