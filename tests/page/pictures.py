@@ -50,7 +50,7 @@ def photograph(viewer: Viewer, phantom: Phantom, folder: Path) -> None:
     picture.take("loaded")
     viewer.look_at(phantom.click)
     page.mouse.click(*viewer.place(phantom.click))
-    page.wait_for_selector("#busy-fraction[value]", timeout=5000)
+    page.wait_for_selector("#busy-fraction[value]")
     picture.take("computing", still_ms=0)
     page.wait_for_selector("#took:not(:empty)")
     viewer.drawn()
@@ -64,7 +64,7 @@ def photograph(viewer: Viewer, phantom: Phantom, folder: Path) -> None:
     _second_object(viewer, phantom)
     picture.take("objects")
     page.get_by_role("button", name="Delete Node").click()
-    page.wait_for_selector("#objects :text('Node')", state="detached")
+    page.wait_for_selector("#objects .pick:has-text('Node')", state="detached")
     page.locator("#objects .pick").first.click()
     viewer.look_at(phantom.click)
     _draw_box(viewer, phantom)
@@ -114,7 +114,7 @@ def _paint(viewer: Viewer, phantom: Phantom) -> None:
     """A stroke of the brush along the mask's edge; the button is still down."""
     page = viewer.page
     i, j, k = phantom.click
-    edge = [at for at in range(i, viewer.labels().shape[0]) if viewer.labels()[at, j, k]][-1]
+    edge = i + int(viewer.labels()[i:, j, k].nonzero()[0].max(initial=0))
     page.keyboard.press("a")
     page.mouse.move(*viewer.place((edge, j - 6, k)))
     page.mouse.down()
