@@ -47,9 +47,9 @@ def command(
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing.")] = False,
 ) -> None:
     """Score random clicks (1, 3, 5, 10) and up to 10 corrective ones: curves, areas under them, seconds, memory."""
+    from voxsam.lab.data.layouts import choose_cases, find_labelled
     from voxsam.lab.evaluation.output import check_output, write_evaluation
     from voxsam.lab.evaluation.protocol import EvaluationSettings, evaluate
-    from voxsam.lab.evaluation.selection import choose_cases, find_labelled
     from voxsam.lab.evaluation.tables import write_tables
 
     if (server is None) == (model is None):
@@ -96,8 +96,7 @@ def _served(address: str, api_key: str | None, title: str | None, negative: bool
 
 def _loaded(model: str, device: str) -> System:
     import voxsam.lab.systems  # noqa: F401, their model files can be asked, too
-    from voxsam.lab.evaluation.systems import SessionSystem
-    from voxsam.lab.systems.classical import CLASSICAL
+    from voxsam.lab.evaluation.systems import CLASSICAL, SessionSystem
     from voxsam.weights import load_model
 
     return CLASSICAL[model]() if model in CLASSICAL else SessionSystem(load_model(model, device))

@@ -105,9 +105,9 @@ def _nsd_by_voxels(mask: Mask, truth: Mask, spacing_mm: NDArray[np.float64], tol
     import torch
     from monai.metrics.surface_dice import compute_surface_dice
 
-    pair = (torch.from_numpy(np.pad(one, 1))[None, None].float() for one in (mask, truth))
+    found, wanted = (torch.from_numpy(np.pad(one, 1))[None, None].float() for one in (mask, truth))
     spacing = [float(s) for s in spacing_mm]
-    return float(compute_surface_dice(*pair, [tolerance_mm], include_background=True, spacing=spacing))
+    return float(compute_surface_dice(found, wanted, [tolerance_mm], include_background=True, spacing=spacing))
 
 
 def _detection(mask: Mask, truth: Mask) -> tuple[int, int, int]:
