@@ -86,8 +86,8 @@ def test_options_become_settings(tmp_path, model, started, capsys, monkeypatch):
     assert (settings.idle_s, settings.cors, settings.demo) == (60, ("https://a.example",), False)
     assert settings.key.get_secret_value() == "from-outside"
     assert started[0][1] == "127.0.0.1"
-    told = capsys.readouterr()
-    assert "Ctrl+C" in told.out and told.err == "" and "from-outside" not in told.out
+    said = capsys.readouterr()
+    assert "Ctrl+C" in said.out and said.err == "" and "from-outside" not in said.out
 
 
 def test_it_warns_when_others_reach_it_and_there_is_no_key(tmp_path, model, started, capsys):
@@ -112,7 +112,7 @@ def test_what_cannot_be_served_is_told_in_one_line(tmp_path, model, capsys):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = str(taken.getsockname()[1])
-        for words, told in (
+        for words, said in (
             (["--port", port], "choose another --port"),
             ([str(tmp_path / "nothing")], "is no folder"),
             (["--model", str(tmp_path / "no.safetensors"), "--port", "0"], "no.safetensors"),
@@ -120,16 +120,16 @@ def test_what_cannot_be_served_is_told_in_one_line(tmp_path, model, capsys):
         ):
             assert main(["serve", "--state", str(tmp_path / "s"), *words]) == 2
             errors = capsys.readouterr().err
-            assert told in errors and errors.count("\n") == 1
+            assert said in errors and errors.count("\n") == 1
 
 
 @pytest.mark.parametrize(
-    ("key", "told"), [("", "an empty key"), ("schlüssel", "beyond ASCII"), ("a b ", "with spaces at its ends")]
+    ("key", "said"), [("", "an empty key"), ("schlüssel", "beyond ASCII"), ("a b ", "with spaces at its ends")]
 )
-def test_a_key_that_no_request_could_show_is_refused_at_the_start(tmp_path, model, capsys, key, told):
+def test_a_key_that_no_request_could_show_is_refused_at_the_start(tmp_path, model, capsys, key, said):
     assert main(["serve", "--model", model, "--port", "0", "--state", str(tmp_path / "s"), "--key", key]) == 2
     errors = capsys.readouterr().err
-    assert told in errors and "openssl rand" in errors and errors.count("\n") == 1
+    assert said in errors and "openssl rand" in errors and errors.count("\n") == 1
 
 
 def test_without_the_extra_the_remedy_is_told(monkeypatch, capsys):

@@ -1,4 +1,4 @@
-"""The spacing that a lesion asks for: chosen by looking, told, kept, and left alone for models of one spacing."""
+"""The spacing that a lesion asks for: chosen by looking, reported, kept, and left alone for models of one spacing."""
 
 import numpy as np
 import pytest

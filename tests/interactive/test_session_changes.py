@@ -90,7 +90,7 @@ def test_the_changed_box_holds_the_answer_before_and_after() -> None:
 
 
 def test_probabilities_go_on_beyond_the_mask() -> None:
-    """Below 0.5 nothing is drawn, but the probability is told: 0.1 everywhere in the crop and outside the block."""
+    """Below 0.5 nothing is drawn, but the probability is given: 0.1 everywhere in the crop and outside the block."""
     _, session = two_blocks()
     session.click((11, 11, 11))
     soft = session.probabilities.array

@@ -87,7 +87,7 @@ def tokens() -> Tensor:
 @pytest.mark.parametrize("number", [0, 1])
 @pytest.mark.parametrize("gradients", [True, False])
 def test_each_place_is_reached_in_order_and_adds_what_it_says(config, number: int, gradients: bool) -> None:
-    """By a block without hooks, whose two halves are told apart by an mlp that is made 0."""
+    """By a block without hooks, whose two halves are distinguished by an mlp that is made 0."""
     hook, x = Noting(), tokens()
     block, plain = make(hook, number, config), make(NoAdapter(), number, config)
     attention_alone = make(NoAdapter(), number, config)

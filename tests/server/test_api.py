@@ -222,7 +222,7 @@ def test_a_work_whose_scan_is_gone_says_so_and_stays_saved(tmp_path, network, sc
         assert client.get(f"/api/sessions/{sid}").status_code == 200
 
 
-def test_another_model_than_before_is_told(tmp_path, network, scans, phantom):
+def test_another_model_than_before_is_reported(tmp_path, network, scans, phantom):
     from voxsam.testing import stub_network
 
     settings = Settings(state=tmp_path, folders=(scans,))
@@ -313,7 +313,7 @@ def test_every_route_is_described(server):
     assert prompt["description"] and prompt["examples"]
 
 
-def test_an_error_inside_is_told_without_its_inside(server, monkeypatch):
+def test_an_error_inside_is_reported_without_its_inside(server, monkeypatch):
     def broken(*_):
         raise RuntimeError("/home/Meier/scan.nii.gz")
 

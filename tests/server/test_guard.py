@@ -42,7 +42,7 @@ def authorised(**headers):
 @pytest.mark.parametrize(
     "key", [None, "", "Bearer", "Bearer wrong", f"Bearer {KEY}x", "Bearer \xff\xfe", f"Basic {KEY}"]
 )
-def test_without_the_key_nothing_is_told(guarded, path, key):
+def test_without_the_key_nothing_is_said(guarded, path, key):
     answer = guarded.get(path, headers=None if key is None else {"authorization": key.encode("latin-1")})
     assert answer.status_code == 401 and answer.headers["www-authenticate"] == "Bearer"
     assert KEY not in answer.text and "Authorization: Bearer KEY" in error_of(answer)["remedy"]

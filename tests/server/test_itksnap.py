@@ -85,7 +85,7 @@ def test_scribbles_and_lassos_are_voxels_of_the_image(known, session):
     np.testing.assert_array_equal(mask_of(known.post(path, params={"foreground": True}, files=sent(contour))), block())
 
 
-def test_the_spacing_that_the_server_was_told_counts(network, phantom):
+def test_the_spacing_given_to_the_server_counts(network, phantom):
     array = phantom.scan.array
     with running(Settings(spacing_mm=(3.0, 3.5, 6.0)), network) as client:
         name = client.get("/start_session").json()["session_id"]

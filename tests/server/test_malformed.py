@@ -92,5 +92,5 @@ def test_three_hundred_malformed_requests_are_refused_with_a_reason(place, netwo
         assert state["revision"] == 0  # and none of them did a step
     assert tree(place / "outside") == outside and {p.name for p in place.iterdir()} == {"in", "outside", "state"}
     assert not caplog.records, caplog.text
-    assert sum(status == 0 for _, status in seen) < 5, "what is no HTTP is told so"
+    assert sum(status == 0 for _, status in seen) < 5, "what is no HTTP is answered so"
     assert {400, 401, 403, 404, 408, 413, 422} <= {status for _, status in seen}

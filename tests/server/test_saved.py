@@ -61,7 +61,7 @@ def test_a_lease_of_the_other_protocol_is_not_ended_by_the_page(server):
     assert server.post("/heartbeat", headers={"x-lease-token": lease}).status_code == 200
 
 
-def test_a_disk_that_is_full_loses_no_step_and_is_told(server, phantom, monkeypatch):
+def test_a_disk_that_is_full_loses_no_step_and_is_reported(server, phantom, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device", "/secret/place")
 

@@ -84,6 +84,6 @@ def test_a_series_with_a_file_from_outside_is_forbidden(tree):
         folders.find_scan("0", "series")
 
 
-def test_a_folder_that_does_not_exist_is_told_at_the_start(tmp_path):
+def test_a_folder_that_does_not_exist_is_reported_at_the_start(tmp_path):
     with pytest.raises(FileError, match="expected a folder of scans"):
         Folders((tmp_path / "no",))

@@ -134,7 +134,7 @@ def test_no_other_name_finds_a_file(store, name):
 
 
 @pytest.mark.parametrize("content", [b'{"id": \n', b"", b"z%%%\n", b"zAAAA\n", b"\xff\n", b"[]\n", b"null\n{}\n"])
-def test_a_damaged_work_is_told_in_words(store, content):
+def test_a_damaged_work_is_reported_in_words(store, content):
     saved(store).path.write_bytes(content)
     with pytest.raises(FileError, match="whose file is damaged"):
         again(store).load(NAME)
@@ -312,7 +312,7 @@ def test_without_a_folder_nothing_outlives_the_server():
     assert not store.folder.exists()
 
 
-def test_a_state_folder_that_cannot_be_made_is_told(tmp_path):
+def test_a_state_folder_that_cannot_be_made_is_reported(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(FileError):
         Store(tmp_path / "file" / "state")

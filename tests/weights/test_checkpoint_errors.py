@@ -63,7 +63,7 @@ def test_an_empty_file(tmp_path):
 
 @pytest.mark.parametrize("zipped", [True, False])
 def test_a_pickle_is_not_opened_and_the_importer_named(tmp_path, zipped):
-    path = tmp_path / "last.safetensors"  # told by content, not by name
+    path = tmp_path / "last.safetensors"  # known by content, not by name
     torch.save({"a": Trap(tmp_path / "sprung")}, path, _use_new_zipfile_serialization=zipped)
     message = refusal(path)
     assert f"{path} is a PyTorch file (a pickle), not opened" in message

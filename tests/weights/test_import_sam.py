@@ -1,4 +1,4 @@
-"""SAM files: both layouts give the same network, sizes are told by shapes, the new part is fresh and says so."""
+"""SAM files: both layouts give the same network, shapes say the sizes, the new part is fresh and says so."""
 
 from __future__ import annotations
 

@@ -239,7 +239,7 @@ def test_a_name_that_does_not_resolve(tmp_path, monkeypatch, model):
         fetch("m", tmp_path)
 
 
-def test_a_disk_without_room_is_told_before_the_transfer(server, tmp_path, monkeypatch):
+def test_a_disk_without_room_is_reported_before_the_transfer(server, tmp_path, monkeypatch):
     usage = type("Usage", (), {"free": 1_000_000})
     monkeypatch.setattr("voxsam.weights.registry.shutil.disk_usage", lambda _: usage)
     with pytest.raises(FileError, match=r"m.pth needs 3\.1 MB more and the disk has 1\.0 MB free; .* set VOXSAM_HOME"):

@@ -115,7 +115,7 @@ def state_folder() -> Path:
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """A socket on the address, so that a port that is taken is told before the model is loaded."""
+    """A socket on the address, so that a port that is taken is reported before the model is loaded."""
     try:
         family, kind, protocol, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)

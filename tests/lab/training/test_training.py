@@ -121,7 +121,7 @@ def test_a_finished_run_started_again_trains_no_more(tmp_path: Path, every_step,
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_onwards_counts_the_whole_run_and_starts_where_it_is_told() -> None:
+def test_onwards_counts_the_whole_run_and_starts_where_it_is_asked_to() -> None:
     order = Onwards(10, lambda: 6)
     assert len(order) == 10
     assert list(order) == [6, 7, 8, 9]
