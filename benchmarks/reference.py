@@ -56,9 +56,10 @@ class ReferenceNetwork(VoxSAMNetwork):
         labels: Tensor | None = None,
         static: Tensor | None = None,
         conditioning: None = None,
+        previous: None = None,
     ) -> Tensor:
-        """As VoxSAMNetwork.decode, without its conditioning, which the released computation has not."""
-        assert conditioning is None
+        """As VoxSAMNetwork.decode, without conditioning and a previous mask, which the released computation has not."""
+        assert conditioning is None and previous is None
         levels = list(features if static is None else static)
         if points is not None:
             prompt_features = self.sample(features, points) if prompt_features is None else prompt_features
