@@ -30,9 +30,7 @@ class EngineSettings(BaseModel):
     neighbours: Fraction = 0.45  # of the painted crops: others like the lesion, that are not clicked
     turned: Fraction = 0.5  # of the crops, by up to 20 degrees about each axis
     stretch: NonNegativeFloat = 0.12  # s.d. of the logarithm of each axis's own zoom
-    off_centre: Fraction = (
-        0.7  # of the crops: the click lies anywhere in it; fewer, and a middle is learnt, not the click
-    )
+    off_centre: Fraction = 0.5  # of the crops: the click lies anywhere in it, as a second click does
     cut: Fraction = 0.15  # of the crops: the scan ends at random margins about the lesion
     contrast: Fraction = 0.25  # of the crops: a random curve changes all intensities, at times inverted, as in MR
     shift_hu: NonNegativeFloat = 25.0
