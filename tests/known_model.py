@@ -36,7 +36,9 @@ class KnownModel(nn.Module):
     def __init__(self, axes: str = "SAR", spacing=(1.0, 1.0, 1.0), crop: int = CROP, polarity: bool = True) -> None:
         super().__init__()
         preprocessing = Preprocessing(axes=axes, spacing_mm=spacing, clip=(-1, 1), mean=0, sd=1)
-        self.card = SimpleNamespace(name="known", preprocessing=preprocessing, automatic=False, conditioning=None)
+        self.card = SimpleNamespace(
+            name="known", preprocessing=preprocessing, automatic=False, conditioning=None, trained_on={}
+        )
         self.config = SimpleNamespace(crop=crop, polarity=polarity, stride=4)
         self.weight = nn.Parameter(torch.ones(()))
         self.encoded = self.decoded = 0

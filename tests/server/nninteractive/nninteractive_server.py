@@ -60,4 +60,4 @@ def own_session(model, image: np.ndarray, spacing_mm=(1.0, 1.0, 1.0)) -> Session
     """
     s, p, lt = spacing_mm
     affine = np.array([[0, 0, -lt, 0], [0, -p, 0, 0], [s, 0, 0, 0], [0, 0, 0, 1.0]])
-    return Session(model, Volume(image, Grid(image.shape, affine), "CT"))
+    return Session(model, Volume(image, Grid(image.shape, affine), "CT"), keep_clicked=False)

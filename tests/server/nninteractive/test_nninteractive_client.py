@@ -364,7 +364,7 @@ def test_however_a_viewer_lays_the_array_the_model_sees_one_patient(server, netw
     """The mask of one scan, x to the left, y to the back, z up, whichever of its axes comes first."""
     scan = np.kron(np.random.default_rng(7).normal(40, 120, (11, 9, 8)), np.ones((4, 4, 3))).astype(np.int16)
     click = (17, 20, 11)
-    own = Session(network, Volume(scan, Grid(scan.shape, np.diag([-3.5, -3.5, 6.0, 1.0])), "CT"))
+    own = Session(network, Volume(scan, Grid(scan.shape, np.diag([-3.5, -3.5, 6.0, 1.0])), "CT"), keep_clicked=False)
     expected = own.click(click).array
     flip = (slice(None), slice(None, None, -1), slice(None, None, -1)) if turned else (slice(None),) * 3
     index = [click[axis] for axis in order]

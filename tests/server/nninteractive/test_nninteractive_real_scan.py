@@ -61,7 +61,7 @@ def test_clicks_and_boxes_equal_the_sessions_own_on_the_file(client, model, path
     """The server sees no file, only SimpleITK's array: a wrong guess of its axes would change the crop and the mask."""
     volume, tumour = read_volume(paths[0]), read_volume(paths[1], labels=True).array > 0
     assert volume.grid.axes == "LPS" and client.target_buffer.shape == volume.grid.shape[::-1]
-    own = voxsam.Session(model, volume)
+    own = voxsam.Session(model, volume, keep_clicked=False)
     inside = [int(n) for n in spread(tumour, volume.grid.spacing_mm, 1)[0]]
     client.add_point_interaction(inside[::-1], include_interaction=True)
     first = own.click(inside).array
