@@ -66,7 +66,7 @@ def attempts(folder: Path, row: str) -> int:
 
 
 def test_a_whole_comparison(tmp_path: Path, compare: Callable[..., tuple[int, str, str]]) -> None:
-    (tmp_path / "doc.md").write_text("Before\n<!-- plan -->\nold\n<!-- /plan -->\nAfter\n")
+    (tmp_path / "doc.md").write_text("Before\n<!-- plan -->\nthe table of before\n<!-- /plan -->\nAfter\n")
     status, shown, _ = compare(ROWS, "--write", str(tmp_path / "doc.md"), seeds=[0, 1])
     out = tmp_path / "out"
     assert status == 0
@@ -87,7 +87,7 @@ def test_a_whole_comparison(tmp_path: Path, compare: Callable[..., tuple[int, st
     expected = np.mean([2 * tumour / (tumour + np.prod(GRID.shape)) for tumour in tumours])
     assert float(whole["dice"]) == pytest.approx(expected, rel=1e-4)
     document = (tmp_path / "doc.md").read_text()
-    assert document.startswith("Before\n") and document.endswith("After\n") and "old" not in document
+    assert document.startswith("Before\n") and document.endswith("After\n") and "the table of before" not in document
     for picture in re.findall(r"\((images/[^)]+)\)", document):
         assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "images" / "plan-overlays-boxes.png").is_file()

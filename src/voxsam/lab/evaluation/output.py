@@ -174,7 +174,8 @@ def _figure(path: Path) -> str:
 
 
 KIND = "voxsam evaluation"
-FILES = {"scores.csv", "cases.csv", "summary.json", "table.md", "figures", "report.html", "masks"}
+MASKS = "masks"  # a folder, where they are asked for
+FILES = {"scores.csv", "cases.csv", "summary.json", "table.md", "figures", "report.html", MASKS}
 CASE_NUMBERS = ("dice", "nsd", "hd95_mm", "truth_ml", "mask_ml", "volume_error", "found", "false_lesions")
 CSV: dict[str, Any] = {"index": False, "float_format": "%.6f", "na_rep": "nan", "lineterminator": "\n"}
 KEYS = ("case", "lesion", "kind", "trial", "clicks")
@@ -218,9 +219,9 @@ def write_evaluation(
         figures = folder / "figures"
         figures.mkdir()
         if masks is not None:
-            (folder / "masks").mkdir()
+            (folder / MASKS).mkdir()
             for path in masks.iterdir():
-                path.rename(folder / "masks" / path.name)
+                path.rename(folder / MASKS / path.name)
         write_scores(evaluation, folder / "scores.csv")
         write_cases(evaluation, folder / "cases.csv")
         text = json.dumps(summary(evaluation), indent=2, ensure_ascii=False, allow_nan=False)
