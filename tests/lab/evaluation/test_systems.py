@@ -26,7 +26,7 @@ def points(stub: StubScan) -> list[Point]:
 
 
 def test_a_system_answers_as_a_session_does(stub: StubScan, points: list[Point]) -> None:
-    session = Session(stub_network(), stub.scan)
+    session = Session(stub_network(), stub.scan, keep_clicked=False)
     first, all_of_them = session.prompt(points[0]), session.prompt(*points[1:])
     opened = SessionSystem(stub_network()).open(stub.scan)
     assert (opened.segment(points[:1]).array == first.array).all() and first.array.any()
