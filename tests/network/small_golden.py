@@ -1,6 +1,6 @@
 """A small network with seeded values and one training step on it: what the golden numbers of test_small_golden are of.
 
-`python -m tests.network.small_golden` prints them anew; they change only with a reason (docs/log.md).
+`python -m tests.network.small_golden` prints them anew, in float64; they change only with a reason (docs/log.md).
 """
 
 from __future__ import annotations
@@ -45,8 +45,13 @@ def golden_inputs() -> tuple[Tensor, Tensor, Tensor]:
 
 
 def measure(network: VoxSAMNetwork) -> dict[str, list[float] | dict[str, float]]:
-    """Samples of features, logits and of the gradient's norm, tensor by tensor, of one cross-entropy."""
+    """Samples of features, logits and of the gradient's norm, tensor by tensor, of one cross-entropy.
+
+    In the precision of the network: float64 gives the same numbers on every processor.
+    """
     crop, points, truth = golden_inputs()
+    dtype = next(network.parameters()).dtype
+    crop, points = crop.to(dtype), points.to(dtype)
     labels = torch.tensor([[1, 0]])
     with torch.no_grad():
         features = network.encode(crop)
@@ -68,6 +73,6 @@ def _rounded(value: float) -> float:
 
 
 if __name__ == "__main__":
-    values = {profile: measure(golden_network(profile)) for profile in PROFILES}
+    values = {profile: measure(golden_network(profile).double()) for profile in PROFILES}
     text = json.dumps(values, indent=1)
     print(json.dumps(json.loads(text, parse_float=lambda number: _rounded(float(number))), indent=1))

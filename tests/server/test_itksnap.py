@@ -94,7 +94,7 @@ def test_the_spacing_given_to_the_server_counts(network, phantom):
         query = {"x": x, "y": y, "z": z, "foreground": True}
         mask = mask_of(client.get(f"/process_point_interaction/{name}", params=query), array.shape)
     # Written out here: x to the left, y to the back, z up.
-    own = Session(network, Volume(array, Grid(array.shape, np.diag([-3.0, -3.5, 6.0, 1.0])), "CT"))
+    own = Session(network, Volume(array, Grid(array.shape, np.diag([-3.0, -3.5, 6.0, 1.0])), "CT"), keep_clicked=False)
     np.testing.assert_array_equal(mask, own.click(phantom.click).array)
     assert mask.any()
 
