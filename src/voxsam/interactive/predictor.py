@@ -7,12 +7,13 @@ followed into additional crops, and the probabilities are put back on the scan.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
+import scipy.ndimage
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -38,7 +39,6 @@ from voxsam.network.promptable import Promptable
 from voxsam.preprocess import Slices, Window, images_of, paste, paste_box
 from voxsam.prompts import Box, MaskHint, Point, Prompt, Scribble, common_box
 from voxsam.region import EMPTY, Region
-from voxsam.report.metrics import clicked_components
 from voxsam.volume import Volume
 
 MAX_CROPS = 12  # that one tumour is followed into
@@ -90,17 +90,16 @@ class Prediction:
 
         They are all of them if no positive click lies in one.
         """
-        box = hull(self.reach)
-        if is_empty(box):
-            return EMPTY
-        inside, start = np.zeros([part.stop - part.start for part in box], dtype=bool), [part.start for part in box]
-        for reached, values in self.on_scan():
-            inside[within(reached, box)] |= values > THRESHOLD
-        if keep_clicked:
-            clicks = [self.grid.voxel_of(click.index_on(self.grid)) - start for click in self.clicks if click.positive]
-            part = Volume(inside, self.grid.crop(start, inside.shape), "SEG")
-            inside = clicked_components(part, np.reshape(clicks, (-1, 3))).array
-        return Region.of(inside, start)
+        clicks = [self.grid.voxel_of(click.index_on(self.grid)) for click in self.clicks if click.positive]
+        keep_clicked = keep_clicked and any(map(self._holds, clicks))
+        found = EMPTY
+        for box in _apart(self.reach):  # the box around lesions far apart may be larger than the memory
+            inside, start = np.zeros([part.stop - part.start for part in box], dtype=bool), [part.start for part in box]
+            for reached, values in self.on_scan():
+                common = intersection(reached, box)
+                inside[within(common, box)] |= values[within(common, reached)] > THRESHOLD
+            found |= Region.of(_clicked(inside, np.subtract(clicks, start)) if keep_clicked else inside, start)
+        return found
 
     @property
     def probabilities(self) -> Volume:
@@ -369,6 +368,22 @@ class Predictor:
         elif end == "open":
             remarks.append("the mask reaches the border of its crop and was not followed beyond it")
         return remarks
+
+
+def _apart(boxes: Iterable[Slices]) -> list[Slices]:
+    """Boxes that share no component: those that overlap are one, around both."""
+    found: list[Slices] = []
+    for box in boxes:
+        near = [other for other in found if not is_empty(intersection(box, other))]
+        found = [*(other for other in found if other not in near), hull((box, *near))]
+    return found
+
+
+def _clicked(inside: NDArray[np.bool_], clicks: NDArray[np.int_]) -> NDArray[np.bool_]:
+    """The components (joined through faces) that hold any of the clicks (n, 3), voxels of the array or beside it."""
+    labels, _ = scipy.ndimage.label(inside)  # type: ignore[misc]
+    within_it = clicks[((clicks >= 0) & (clicks < inside.shape)).all(1)]
+    return np.isin(labels, np.setdiff1d(labels[tuple(within_it.T)], [0]))
 
 
 def _voxels(pieces: Sequence[Piece]) -> int:
