@@ -90,7 +90,7 @@ class Prediction:
 
         They are all of them if no positive click lies in one.
         """
-        clicks = [self.grid.voxel_of(click.index_on(self.grid)) for click in self.clicks if click.positive]
+        clicks = [self.grid.voxel_of(click.index_on(self.grid)).tolist() for click in self.clicks if click.positive]
         keep_clicked = keep_clicked and any(map(self._holds, clicks))
         found = EMPTY
         for box in _apart(self.reach):  # the box around lesions far apart may be larger than the memory
