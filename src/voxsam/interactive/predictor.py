@@ -373,7 +373,7 @@ class Predictor:
 def _apart(boxes: Iterable[Slices]) -> list[Slices]:
     """Boxes that share no component: those that overlap are one, around both."""
     found: list[Slices] = []
-    for box in boxes:
+    for box in (box for box in boxes if not is_empty(box)):
         near = [other for other in found if not is_empty(intersection(box, other))]
         found = [*(other for other in found if other not in near), hull((box, *near))]
     return found

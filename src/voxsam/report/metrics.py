@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import ndimage
 from scipy.spatial import ConvexHull
 from scipy.spatial.distance import pdist, squareform
 
@@ -117,19 +116,6 @@ def _chord(polygon: NDArray[np.float64], at: float) -> tuple[float, float]:
         if min(x0, x1) <= at <= max(x0, x1):
             found += [y0, y1] if x0 == x1 else [y0 + (at - x0) * (y1 - y0) / (x1 - x0)]
     return min(found), max(found)
-
-
-def clicked_components(mask: Volume, clicks: ArrayLike, label: int | None = None) -> Volume:
-    """The components (voxels connected by faces) that hold any of the clicks (n, 3), voxel indices: a mask of 0 and 1.
-
-    Clicks beside the object do not count; the whole object is what was meant if none lies in it.
-    """
-    inside = _inside(mask, label)
-    labels, _ = ndimage.label(inside)  # type: ignore[misc]
-    points = np.asarray(clicks, dtype=np.float64).reshape(-1, 3)
-    voxels = mask.grid.voxel_of(points[mask.grid.contains(points)])
-    chosen = np.setdiff1d(labels[tuple(voxels.T)], [0])
-    return Volume((np.isin(labels, chosen) if len(chosen) else inside).astype(np.uint8), mask.grid, "SEG")
 
 
 def _inside(mask: Volume, label: int | None) -> NDArray[np.bool_]:

@@ -9,7 +9,6 @@ from voxsam.boxes import crop_to_objects, labels_of
 from voxsam.errors import GeometryError
 from voxsam.geometry import Grid
 from voxsam.report.metrics import (
-    clicked_components,
     dice,
     longest_axial_diameter,
     perpendicular_diameter,
@@ -200,29 +199,3 @@ def test_perpendicular_is_that_of_one_label():
     array[2:12, 5:9, 3] = 2
     mask = Volume(array, Grid.from_spacing(array.shape, SPACING))
     np.testing.assert_allclose(both(mask, 1), (15, 2))
-
-
-# The component that was clicked
-
-
-def test_the_diameter_of_what_was_clicked_does_not_span_stray_pieces():
-    array = np.zeros((20, 16, 12), np.uint8)
-    array[2:6, 3, 4] = 1  # 4 voxels of 1.5 mm
-    array[19, 15, 4] = 1  # far away
-    array[6, 4, 4] = 1  # touches at a corner only
-    mask = Volume(array, Grid.from_spacing(array.shape, SPACING))
-    assert longest_axial_diameter(mask).length_mm > 25
-    clicked = clicked_components(mask, [(3.4, 2.6, 4)])
-    assert longest_axial_diameter(clicked).length_mm == pytest.approx(6)
-    assert clicked.array.sum() == 4 and clicked.grid == mask.grid
-    assert clicked_components(mask, [(3, 3, 4), (19, 15, 4), (0, 0, 0), (-50, 0, 0)]).array.sum() == 5
-    for beside in ([(10, 10, 10)], [(500, 0, 0)], []):
-        np.testing.assert_array_equal(clicked_components(mask, beside).array, array)
-
-
-def test_the_component_that_was_clicked_is_of_one_label():
-    array = np.zeros((20, 16, 12), np.uint8)
-    array[2:6, 3, 4], array[6:9, 3, 4] = 1, 2
-    mask = Volume(array, Grid.from_spacing(array.shape, SPACING))
-    assert clicked_components(mask, [(3, 3, 4)]).array.sum() == 7
-    assert clicked_components(mask, [(3, 3, 4)], label=1).array.sum() == 4
