@@ -1,9 +1,10 @@
-// The page's parts: imports make no circle, and only the server's engine knows HTTP.
+// The page's parts: imports make no circle, and only the server's engine knows HTTP; the local one fetches files of the page's own folder.
 /// <reference types="vite/client" />
 import { describe, expect, it } from "vitest";
 
 const FILES = import.meta.glob<string>("../src/**/*.ts", { query: "?raw", import: "default", eager: true });
-const NETWORK = /\bfetch\(|XMLHttpRequest|\/api\b|api\/|EventSource|sessions\//;
+const FETCHES = /\bfetch\(/;
+const SERVER = /XMLHttpRequest|\/api\b|api\/|EventSource|sessions\//;
 
 function importsOf(path: string, text: string): string[] {
   const folder = path.slice(0, path.lastIndexOf("/"));
@@ -47,7 +48,8 @@ describe("imports", () => {
   it("lead to the server's engine from the page's beginning alone", () => {
     const users = [...graph].filter(([, targets]) => targets.includes("src/engine/server.ts")).map(([path]) => path);
     expect(users).toEqual(["src/main.ts"]);
-    const network = Object.entries(FILES).filter(([, text]) => NETWORK.test(text)).map(([path]) => path);
-    expect(network).toEqual(["../src/engine/server.ts"]);
+    const using = (words: RegExp) => Object.entries(FILES).filter(([, text]) => words.test(text)).map(([path]) => path);
+    expect(using(SERVER)).toEqual(["../src/engine/server.ts"]);
+    expect(using(FETCHES).filter((path) => !path.startsWith("../src/local/"))).toEqual(["../src/engine/server.ts"]);
   });
 });

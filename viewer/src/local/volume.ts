@@ -1,10 +1,27 @@
 // A scan as it was read, in its file's own order of voxels.
+import type { Elements } from "dcmjs";
 import type { Index } from "../engine/engine";
 
 export type VoxelArray = Int8Array | Uint8Array | Int16Array | Uint16Array | Int32Array | Uint32Array | Float32Array | Float64Array;
 
 /** What a DICOM file of masks repeats of the scan's own files: read.ts keeps it, write.ts needs it, nobody else looks. */
-export type DicomSeries = Record<string, unknown>;
+export interface DicomSeries {
+  common: Elements; // of the first header, without its pixels and private elements
+  frames: { sopClass: string; sopInstance: string; frame: number; position: number[] }[]; // along k; frame 0: the file's only one
+}
+
+/** What a NIfTI header says of where its voxels lie: a mask repeats it as it stands. */
+export interface NiftiPlace {
+  version: 1 | 2;
+  shape: Index;
+  pixdim: number[]; // 4
+  units: number;
+  qform: number; // code
+  sform: number; // code
+  quaternion: number[]; // b, c, d
+  offset: number[];
+  rows: number[][]; // 3 x 4
+}
 
 export interface Volume {
   data: VoxelArray; // i fastest; value = data * slope + intercept
@@ -15,5 +32,6 @@ export interface Volume {
   slope: number;
   intercept: number;
   dicom: DicomSeries | null; // null: the scan came from another kind of file
+  nifti?: NiftiPlace; // of a NIfTI file
   name: string;
 }
