@@ -48,6 +48,11 @@ export function common(a: Region, b: Region): Region {
   return combined(a, b, intersection(a.box, b.box), (inA, inB) => inA & inB);
 }
 
+/** Whether some of them share voxels. */
+export function overlapping(regions: Region[]): boolean {
+  return regions.some((a, n) => regions.slice(n + 1).some((b) => !isEmpty(common(a, b).box)));
+}
+
 /** The voxels of the first that the second has not. */
 export function minus(a: Region, b: Region): Region {
   return isEmpty(intersection(a.box, b.box)) ? a : combined(a, b, a.box, (inA, inB) => inA & ~inB);

@@ -47,7 +47,7 @@ export function checkAffine(name: string, affine: number[][]): void {
   const listed = spacing.map((mm) => format(mm, 4)).join(" x ");
   if (!affine.flat().every(Number.isFinite)) throw refused(`${name} has an affine with numbers that are not finite`, "finite numbers", "repair its header");
   const [a, b, c] = columns.map((column, axis) => column.map((mm) => mm / spacing[axis]!)) as [number[], number[], number[]];
-  if (!(Math.abs(dot(cross(a, b), c)) >= 1e-3)) {
+  if (!(Math.abs(determinant([a, b, c])) >= 1e-3)) {
     throw refused(`${name} has a singular affine (axes that coincide)`, "three axes", "repair its header");
   }
   if (Math.min(...spacing) < SPACINGS_MM[0] || Math.max(...spacing) > SPACINGS_MM[1]) {
@@ -61,6 +61,11 @@ export function cross(a: readonly number[], b: readonly number[]): number[] {
 
 export function dot(a: readonly number[], b: readonly number[]): number {
   return a.reduce((sum, value, n) => sum + value * b[n]!, 0);
+}
+
+/** Of a matrix of three columns. */
+export function determinant([a, b, c]: readonly (readonly number[])[]): number {
+  return dot(a!, cross(b!, c!));
 }
 
 /** A 4 x 4 affine to RAS+ mm from the three steps between voxels and the first voxel's centre, LPS mm (DICOM, ITK). */

@@ -3,7 +3,7 @@
 // The header is read here: what libraries of this format give as its affine follows other rules.
 import type { Index } from "../../engine/engine";
 import type { NiftiPlace, Volume } from "../volume";
-import { by, checkShape, colour, format, numbersOf, refused, scaled, truncated, type NumberKind } from "./checks";
+import { by, checkShape, colour, cross, determinant, format, numbersOf, refused, scaled, truncated, type NumberKind } from "./checks";
 
 const KINDS: Record<number, NumberKind> = { 2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8" };
 const [COLOURS, COMPLEX] = [[128, 2304, 511], [32, 1792, 2048]];
@@ -256,20 +256,13 @@ function placeFor(shape: Index, affine: number[][]): NiftiPlace {
   return moved <= QFORM_TOLERANCE ? place : { ...place, qform: 0 };
 }
 
-function determinant([a, b, c]: number[][]): number {
-  return a![0]! * (b![1]! * c![2]! - b![2]! * c![1]!) - a![1]! * (b![0]! * c![2]! - b![2]! * c![0]!) + a![2]! * (b![0]! * c![1]! - b![1]! * c![0]!);
-}
-
 /** The orthogonal matrix nearest to one (3 columns), by Newton's iteration of the polar decomposition (Higham 1986). */
 function nearestRotation(columns: number[][]): number[][] {
   let now = columns;
   for (let n = 0; n < 40; n++) {
     const volume = determinant(now);
     // the inverse's transpose has the cross products of the columns
-    const inverse = [0, 1, 2].map((axis) => {
-      const [p, q] = [now[(axis + 1) % 3]!, now[(axis + 2) % 3]!];
-      return [0, 1, 2].map((row) => (p[(row + 1) % 3]! * q[(row + 2) % 3]! - p[(row + 2) % 3]! * q[(row + 1) % 3]!) / volume);
-    });
+    const inverse = [0, 1, 2].map((axis) => cross(now[(axis + 1) % 3]!, now[(axis + 2) % 3]!).map((value) => value / volume));
     const next = now.map((column, axis) => column.map((value, row) => (value + inverse[axis]![row]!) / 2));
     const change = Math.max(...next.flatMap((column, axis) => column.map((value, row) => Math.abs(value - now[axis]![row]!))));
     now = next;
