@@ -2,9 +2,10 @@
 // through voxsam.io is read alike: the same voxels, the same place, the same words for what is wrong.
 import type { NamedFile } from "../engine/engine";
 import type { Volume } from "./volume";
-import { asScan, oneLine, refused, truncated, unpacked } from "./files/checks";
+import { asScan, oneLine, truncated, unpacked } from "./files/checks";
 import { isNifti, readNifti } from "./files/nifti";
 import { readText } from "./files/text";
+import { refusal } from "./refusal";
 
 const HEADERS = /\.(nii|nii\.gz|nrrd|nhdr|mha|mhd|hdr|hdr\.gz)$/i;
 const VOXELS = /\.(img|img\.gz)$/i; // of a pair, where its header is not there
@@ -24,25 +25,25 @@ export async function readScan(files: NamedFile[], series = "", progress: Progre
     return asScan(await read(files, series, progress));
   } catch (error) {
     if (!(error instanceof RangeError)) throw error;
-    throw refused("the scan needs more memory than this tab has", "a smaller scan", "use voxsam serve, or crop it");
+    throw refusal("the scan needs more memory than this tab has", "a smaller scan", "use voxsam serve, or crop it");
   }
 }
 
 /** Labels out of one file of a single-file format, as integers; DICOM-SEG and RTSTRUCT are the server's. */
 export async function readLabels(files: NamedFile[]): Promise<Volume> {
   const found = await readSingle(files);
-  if (!found) throw refused(`${files[0]?.name ?? "nothing"} holds no mask that a browser reads`, ".nii, .nii.gz, .nrrd or .mha", "convert it, or use voxsam serve");
+  if (!found) throw refusal(`${files[0]?.name ?? "nothing"} holds no mask that a browser reads`, ".nii, .nii.gz, .nrrd or .mha", "convert it, or use voxsam serve");
   if (!found.data.every((value: number) => Number.isInteger(value))) {
-    throw refused(`${found.name} has values that are not whole numbers`, "a mask or labels", "threshold it first");
+    throw refusal(`${found.name} has values that are not whole numbers`, "a mask or labels", "threshold it first");
   }
   return found;
 }
 
 async function read(files: NamedFile[], series: string, progress: Progress): Promise<Volume> {
   const [first] = files;
-  if (!first) throw refused("no file", `a scan (${KINDS})`, "choose one");
+  if (!first) throw refusal("no file", `a scan (${KINDS})`, "choose one");
   const empty = files.length === 1 && first.file.size === 0;
-  if (empty) throw refused(`${baseOf(first.name)} is empty (0 bytes)`, "an image", "copy or export it again");
+  if (empty) throw refusal(`${baseOf(first.name)} is empty (0 bytes)`, "an image", "copy or export it again");
   const single = await readSingle(files);
   return single ?? readSeries(files, series, progress);
 }
@@ -57,12 +58,12 @@ async function readSingle(files: NamedFile[]): Promise<Volume | null> {
   const [header] = headers;
   if (headers.length > 1 || !header) {
     const listed = headers.slice(0, 4).map(({ name }) => baseOf(name)).join(", ");
-    throw refused(`${headers.length} scans (${listed}${headers.length > 4 ? ", ..." : ""})`, "one scan", "choose one of them");
+    throw refusal(`${headers.length} scans (${listed}${headers.length > 4 ? ", ..." : ""})`, "one scan", "choose one of them");
   }
   const name = baseOf(header.name);
   const beside = files.filter((file) => file !== header);
   const bytes = new Uint8Array(await header.file.arrayBuffer());
-  if (!bytes.length) throw refused(`${name} is empty (0 bytes)`, "an image", "copy or export it again");
+  if (!bytes.length) throw refusal(`${name} is empty (0 bytes)`, "an image", "copy or export it again");
   if (TEXT.test(name) || startsAs(bytes, "NRRD000")) return readText(name, bytes, beside);
   const stem = name.replace(/\.(hdr|hdr\.gz)$/i, "");
   const voxels = beside.find(({ name: other }) => new RegExp(`\\.img(\\.gz)?$`, "i").test(other) && baseOf(other).replace(VOXELS, "") === stem);
@@ -86,8 +87,8 @@ async function readSeries(files: NamedFile[], series: string, progress: Progress
   const [{ chosen, imagesIn, frameCount }, { volumeOf }] = await Promise.all([import("./files/dicom"), import("./files/series")]);
   const images = await imagesIn(isZip ? await unzipped(first) : files, (fraction) => progress(fraction / 2));
   if (files.length === 1 && !isZip) {
-    if (!images.length) throw refused(`${baseOf(first.name)} is of an unsupported kind`, KINDS, "convert it to .nii.gz");
-    if (frameCount(images[0]!.header) === 1) throw refused(`${baseOf(first.name)} is a single DICOM file`, "the folder or .zip of its series", "choose that folder");
+    if (!images.length) throw refusal(`${baseOf(first.name)} is of an unsupported kind`, KINDS, "convert it to .nii.gz");
+    if (frameCount(images[0]!.header) === 1) throw refusal(`${baseOf(first.name)} is a single DICOM file`, "the folder or .zip of its series", "choose that folder");
   }
   const { slices, remarks } = await chosen(images, folder, series);
   return volumeOf(slices, oneLine(folder), remarks, (fraction) => progress(0.5 + fraction / 2));
@@ -101,7 +102,7 @@ async function unzipped({ name, file }: NamedFile): Promise<NamedFile[]> {
     const members = unzipSync(new Uint8Array(await file.arrayBuffer()), {
       filter: ({ name: member, originalSize }) => {
         total += originalSize;
-        if (total > MAX_UNZIPPED_BYTES) throw refused(`${name} would unpack to more than ${MAX_UNZIPPED_BYTES / 2 ** 30} GiB`, "one series", "zip one series alone, or choose its folder");
+        if (total > MAX_UNZIPPED_BYTES) throw refusal(`${name} would unpack to more than ${MAX_UNZIPPED_BYTES / 2 ** 30} GiB`, "one series", "zip one series alone, or choose its folder");
         return !member.endsWith("/");
       },
     });

@@ -1,6 +1,7 @@
 // What cannot be used, as Python's InputError says it: what was given, what was expected, what to do.
-import { EngineError } from "../engine/engine";
+import { EngineError, type Series } from "../engine/engine";
 
-export function refusal(given: string, expected: string, remedy: string): EngineError {
-  return new EngineError({ message: `${given}; expected ${expected}; ${remedy}`, given, expected, remedy }, false);
+/** `series`: to choose one of. */
+export function refusal(given: string, expected: string, remedy: string, series?: Series[]): EngineError {
+  return new EngineError({ message: `${given}; expected ${expected}; ${remedy}`, given, expected, remedy, ...(series && { series }) }, false);
 }

@@ -2,10 +2,11 @@
 import type { Diameter, FileKind, Index, KnownPrompt, ObjectFacts } from "../engine/engine";
 import { isEmpty, sizeOf, toWorld } from "../stage/geometry";
 import { surfaceOf } from "../stage/surface";
-import { cross, determinant, refused } from "./files/checks";
+import { cross, determinant } from "./files/checks";
 import { niftiOf } from "./files/nifti";
 import { overlapping, type Region } from "./region";
 import type { Volume } from "./volume";
+import { refusal } from "./refusal";
 
 const UNSAFE = /[<>:"/|?*. ]/g; // of a name of an object, in that of its file
 
@@ -40,7 +41,7 @@ export async function writeFile(kind: FileKind, scan: Volume, objects: WrittenOb
       const { segmentationOf } = await import("./files/seg");
       return new Blob([segmentationOf(scan, drawn.map((object) => ({ ...object, inWords: inWords(object) })), facts)], { type: "application/dicom" });
     }
-    case "rtstruct": throw refused("an RTSTRUCT in the browser", "voxsam serve, which writes it", "save the DICOM-SEG, or use voxsam serve");
+    case "rtstruct": throw refusal("an RTSTRUCT in the browser", "voxsam serve, which writes it", "save the DICOM-SEG, or use voxsam serve");
     case "stl": return new Blob([stlOf(scan, some)], { type: "model/stl" });
     case "report":
     case "json": {
@@ -53,7 +54,7 @@ export async function writeFile(kind: FileKind, scan: Volume, objects: WrittenOb
 
 function labelMap(scan: Volume, objects: WrittenObject[]): Uint8Array {
   if (overlapping(objects.map(({ region }) => region))) {
-    throw refused("a label map of objects that share voxels", "objects apart, or a format that holds them", "save one file an object, or a DICOM-SEG");
+    throw refusal("a label map of objects that share voxels", "objects apart, or a format that holds them", "save one file an object, or a DICOM-SEG");
   }
   const labels = new Uint8Array(scan.shape[0] * scan.shape[1] * scan.shape[2]);
   for (const { number, region } of objects) draw(region, number, labels, scan.shape);
@@ -96,7 +97,7 @@ function inWords({ volume_ml, longest, perpendicular }: WrittenObject): string {
 
 /** One named solid an object, in LPS+ mm, as the name says in the words that 3D Slicer reads. */
 function stlOf(scan: Volume, objects: WrittenObject[]): string {
-  if (!objects.length) throw refused("an empty mask", "an object with voxels", "click the tumour first");
+  if (!objects.length) throw refusal("an empty mask", "an object with voxels", "click the tumour first");
   return objects.map(({ facts, region }) => {
     const title = `${facts.name.trim().split(/\s+/).join("_")} SPACE=LPS`;
     return `solid ${title}\n${facetsOf(scan, region).join("")}endsolid ${title}\n`;

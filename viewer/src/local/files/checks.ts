@@ -1,6 +1,7 @@
 // What makes a file's voxels unusable, and what kind of image they are: as voxsam.io.checks says it, in the same words.
-import { EngineError, type Index, type Series } from "../../engine/engine";
+import type { Index } from "../../engine/engine";
 import type { Volume, VoxelArray } from "../volume";
+import { refusal } from "../refusal";
 
 export const MAX_VOXELS = 2 ** 30; // 4 GiB as float32: more than a tab has
 const SPACINGS_MM = [1e-4, 200] as const;
@@ -8,31 +9,26 @@ const MAX_PADDING = 0.5; // of a scan's voxels that may be NaN
 const [LABEL_LIMIT, HIGHEST_LABEL, LABEL_PLATEAU] = [16, 255, 0.6];
 const CT_MINIMUM_HU = -500; // nothing but CT has whole numbers that far below zero
 
-/** The error for what the user gave: what it was, what was expected, what to do. */
-export function refused(given: string, expected: string, remedy: string, series?: Series[]): EngineError {
-  return new EngineError({ message: `${given}; expected ${expected}; ${remedy}`, given, expected, remedy, ...(series && { series }) }, false);
-}
-
 export function truncated(name: string, detail: string): EngineError {
-  return refused(`${name} is truncated or damaged (${detail})`, "a complete file", "copy or export it again");
+  return refusal(`${name} is truncated or damaged (${detail})`, "a complete file", "copy or export it again");
 }
 
 export function colour(name: string): EngineError {
-  return refused(`${name} has several channels (RGB or vector)`, "one number per voxel", "save one channel by itself");
+  return refusal(`${name} has several channels (RGB or vector)`, "one number per voxel", "save one channel by itself");
 }
 
 /** The three axes of a shape, trailing axes of length one left out. */
 export function checkShape(name: string, shape: readonly number[]): Index {
   if (!shape.length || shape.some((n) => !(n >= 1))) {
-    throw refused(`${name} has shape ${by(shape)}`, "at least one voxel along each axis", "export the scan again");
+    throw refusal(`${name} has shape ${by(shape)}`, "at least one voxel along each axis", "export the scan again");
   }
   const axes = [...shape];
   while (axes.length > 3 && axes.at(-1) === 1) axes.pop();
-  if (axes.length < 3) throw refused(`${name} is a ${axes.length}D image (${by(axes)})`, "a 3D scan", "give the whole stack of slices");
-  if (axes.length > 3) throw refused(`${name} is a ${axes.length}D image (${by(axes)})`, "a 3D scan", "save one of its volumes by itself");
+  if (axes.length < 3) throw refusal(`${name} is a ${axes.length}D image (${by(axes)})`, "a 3D scan", "give the whole stack of slices");
+  if (axes.length > 3) throw refusal(`${name} is a ${axes.length}D image (${by(axes)})`, "a 3D scan", "save one of its volumes by itself");
   const voxels = axes.reduce((product, n) => product * n, 1);
   if (voxels > MAX_VOXELS) {
-    throw refused(`${name} declares ${by(axes)} voxels`, `at most ${MAX_VOXELS.toLocaleString("en")} voxels in a browser`, "use voxsam serve, or crop the scan");
+    throw refusal(`${name} declares ${by(axes)} voxels`, `at most ${MAX_VOXELS.toLocaleString("en")} voxels in a browser`, "use voxsam serve, or crop the scan");
   }
   return axes as Index;
 }
@@ -45,13 +41,13 @@ export function checkAffine(name: string, affine: number[][]): void {
   const columns = [0, 1, 2].map((axis) => [0, 1, 2].map((row) => affine[row]![axis]!));
   const spacing = columns.map((column) => Math.hypot(...column));
   const listed = spacing.map((mm) => format(mm, 4)).join(" x ");
-  if (!affine.flat().every(Number.isFinite)) throw refused(`${name} has an affine with numbers that are not finite`, "finite numbers", "repair its header");
+  if (!affine.flat().every(Number.isFinite)) throw refusal(`${name} has an affine with numbers that are not finite`, "finite numbers", "repair its header");
   const [a, b, c] = columns.map((column, axis) => column.map((mm) => mm / spacing[axis]!)) as [number[], number[], number[]];
   if (!(Math.abs(determinant([a, b, c])) >= 1e-3)) {
-    throw refused(`${name} has a singular affine (axes that coincide)`, "three axes", "repair its header");
+    throw refusal(`${name} has a singular affine (axes that coincide)`, "three axes", "repair its header");
   }
   if (Math.min(...spacing) < SPACINGS_MM[0] || Math.max(...spacing) > SPACINGS_MM[1]) {
-    throw refused(`${name} has a spacing of ${listed} mm`, "0.0001 to 200 mm", "repair its header");
+    throw refusal(`${name} has a spacing of ${listed} mm`, "0.0001 to 200 mm", "repair its header");
   }
 }
 
@@ -105,12 +101,12 @@ export function asScan(volume: Volume): Volume {
   const { name } = volume;
   checkAffine(name, volume.affine);
   const { data, remark } = withoutNan(name, volume.data);
-  if (Math.min(...volume.shape) < 2) throw refused(`${name} is a 2D image (${by(volume.shape)})`, "a 3D scan", "give the whole stack of slices");
+  if (Math.min(...volume.shape) < 2) throw refusal(`${name} is a 2D image (${by(volume.shape)})`, "a 3D scan", "give the whole stack of slices");
   const [low, high] = rangeOf(data);
-  if (low === high) throw refused(`all voxels of ${name} are ${format(low)}`, "an image with contrast", "check that it is the right file");
+  if (low === high) throw refusal(`all voxels of ${name} are ${format(low)}`, "an image with contrast", "check that it is the right file");
   const whole = isWhole(data);
   if (low >= 0 && whole && (high < LABEL_LIMIT || isPlateaus(data, volume.shape, high))) {
-    throw refused(
+    throw refusal(
       `${name} has no voxels but the whole numbers ${format(low)} to ${format(high)}: this looks like a label map`,
       "a scan (CT or MR intensities)",
       "give the scan that the labels belong to",
@@ -131,7 +127,7 @@ function withoutNan(name: string, data: VoxelArray): { data: VoxelArray; remark:
   }
   if (!count) return { data, remark: "" };
   if (count > MAX_PADDING * data.length) {
-    throw refused(`${name} has ${count} NaN or infinite voxels of ${data.length}`, "finite numbers in most of the scan", "replace them (by air, say)");
+    throw refusal(`${name} has ${count} NaN or infinite voxels of ${data.length}`, "finite numbers in most of the scan", "replace them (by air, say)");
   }
   const filled = data.map((value) => (Number.isFinite(value) ? value : value === Infinity ? high : low));
   const remark = `${name} has ${count} NaN or infinite voxels; read as its lowest value, ${format(low)} (infinite: ${format(high)})`;
@@ -204,7 +200,7 @@ export async function inflated(name: string, bytes: Uint8Array<ArrayBuffer>, kin
   try {
     return new Uint8Array(await new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream(kind))).arrayBuffer());
   } catch (error) {
-    if (error instanceof RangeError) throw refused(`${name} needs more memory than this tab has`, "a smaller scan", "use voxsam serve, or crop it");
+    if (error instanceof RangeError) throw refusal(`${name} needs more memory than this tab has`, "a smaller scan", "use voxsam serve, or crop it");
     throw truncated(name, "its voxels end too early or do not match their checksum");
   }
 }

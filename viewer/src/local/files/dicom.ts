@@ -1,7 +1,8 @@
 // DICOM images found among files and their headers read, through dcmjs; of several series one is chosen. As voxsam.io.dicom does.
 import { data as dicom, log, type Elements } from "dcmjs";
 import type { NamedFile, Series } from "../../engine/engine";
-import { refused, truncated } from "./checks";
+import { truncated } from "./checks";
+import { refusal } from "../refusal";
 
 const MAX_FILES = 20_000;
 const HEAD_BYTES = 132;
@@ -54,7 +55,7 @@ export function number(header: Elements, keyword: Keyword, missing: number): num
 export function numbers(slice: Slice, keyword: Keyword, count: number): number[] {
   const found = values(slice.header, keyword).map((value) => (value === null || value === "" ? NaN : Number(value)));
   if (found.length !== count || !found.every(Number.isFinite)) {
-    throw refused(`the DICOM image ${slice.name} has no valid ${keyword}`, `${count} number(s) there`, "export the original series again");
+    throw refusal(`the DICOM image ${slice.name} has no valid ${keyword}`, `${count} number(s) there`, "export the original series again");
   }
   return found;
 }
@@ -73,7 +74,7 @@ function isMarked(head: Uint8Array): boolean {
 
 /** The images among files; others are left out. `progress` hears the fraction that was looked at. */
 export async function imagesIn(files: NamedFile[], progress: (fraction: number) => void): Promise<Slice[]> {
-  if (files.length > MAX_FILES) throw refused(`${files.length.toLocaleString("en")} files`, "one series", "choose the folder of the series");
+  if (files.length > MAX_FILES) throw refusal(`${files.length.toLocaleString("en")} files`, "one series", "choose the folder of the series");
   const found: Slice[] = [];
   const sorted = [...files].sort((a, b) => (a.name < b.name ? -1 : 1));
   for (const [n, { name, file }] of sorted.entries()) {
@@ -127,7 +128,7 @@ async function readHeader(name: string, file: Blob, marked: boolean): Promise<Sl
   if (!columns && !rows) return null;
   if (Math.min(columns, rows, frameCount(header)) < 1) throw truncated(name, "its DICOM header declares negative counts");
   const syntax = text(read.meta, "TransferSyntaxUID") || IMPLICIT_LITTLE_ENDIAN;
-  if (UNREADABLE.includes(syntax)) throw refused(`${name} is in a transfer syntax that no browser reads (${syntax})`, "a common one", "use voxsam serve, or export the series again");
+  if (UNREADABLE.includes(syntax)) throw refusal(`${name} is in a transfer syntax that no browser reads (${syntax})`, "a common one", "use voxsam serve, or export the series again");
   return { file, name, header, syntax, frame: 0 };
 }
 
@@ -138,19 +139,19 @@ export async function chosen(images: Slice[], name: string, wanted: string): Pro
   const isPlaced = ({ header }: Slice) => values(header, "ImagePositionPatient").length > 0 || frameCount(header) > 1;
   const placed = images.filter(isPlaced);
   const stacks = stacksOf(placed.length ? placed : images);
-  if (!stacks.length) throw refused(`${name} holds no DICOM images`, "a DICOM series (CT or MR)", "choose the folder with its .dcm files");
+  if (!stacks.length) throw refusal(`${name} holds no DICOM images`, "a DICOM series (CT or MR)", "choose the folder with its .dcm files");
   const labels = labelsOf(stacks);
   let matching = [...stacks.keys()];
   if (wanted) {
     matching = matching.filter((n) => wanted === labels[n] || wanted === seriesOf(stacks[n]![0]!));
     if (!matching.length) matching = [...stacks.keys()].filter((n) => labels[n]!.split(".")[0] === wanted);
-    if (!matching.length) throw refused(`series '${wanted}' of ${name}`, `one of its series: ${listed(stacks, labels)}`, "choose one of them");
+    if (!matching.length) throw refusal(`series '${wanted}' of ${name}`, `one of its series: ${listed(stacks, labels)}`, "choose one of them");
   }
   const scans = matching.length > 1 ? matching.filter((n) => !isAside(stacks[n]!)) : matching;
   const [only] = scans;
   if (scans.length !== 1 || only === undefined) {
     const given = `${name} holds ${matching.length} image series (${listed(stacks, labels, matching)})`;
-    throw refused(given, "one series", "choose one of them", matching.map((n) => factsOf(stacks[n]!, labels[n]!, stacks)));
+    throw refusal(given, "one series", "choose one of them", matching.map((n) => factsOf(stacks[n]!, labels[n]!, stacks)));
   }
   const others = [...stacks.keys()].filter((n) => n !== only);
   const remarks: string[] = [];
@@ -260,7 +261,7 @@ async function withoutDoubles(images: Slice[]): Promise<{ slices: Slice[]; doubl
     const content = copies.length ? await contentOf(first!.image) : "";
     for (const { image } of copies) {
       if ((await contentOf(image)) === content) continue;
-      throw refused(`${first!.image.name} and ${image.name} have one SOPInstanceUID, but other pixels`, "one file for each instance", "remove the one that does not belong here");
+      throw refusal(`${first!.image.name} and ${image.name} have one SOPInstanceUID, but other pixels`, "one file for each instance", "remove the one that does not belong here");
     }
   }
   return { slices, doubles: images.length - slices.length };

@@ -3,7 +3,8 @@
 // The header is read here: what libraries of this format give as its affine follows other rules.
 import type { Index } from "../../engine/engine";
 import type { NiftiPlace, Volume } from "../volume";
-import { by, checkShape, colour, cross, determinant, format, numbersOf, refused, scaled, truncated, type NumberKind } from "./checks";
+import { by, checkShape, colour, cross, determinant, format, numbersOf, scaled, truncated, type NumberKind } from "./checks";
+import { refusal } from "../refusal";
 
 const KINDS: Record<number, NumberKind> = { 2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8" };
 const [COLOURS, COMPLEX] = [[128, 2304, 511], [32, 1792, 2048]];
@@ -46,10 +47,10 @@ export function readNifti(name: string, bytes: Uint8Array, voxels: Uint8Array | 
   const shape = checkShape(name, shapeOf(name, header.dim));
   const kind = KINDS[header.datatype];
   if (COLOURS.includes(header.datatype)) throw colour(name);
-  if (COMPLEX.includes(header.datatype)) throw refused(`${name} has complex voxels`, "real numbers", "save its magnitude");
-  if (!kind) throw refused(`${name} has voxels of no known type`, "integers or floats", "export it again");
+  if (COMPLEX.includes(header.datatype)) throw refusal(`${name} has complex voxels`, "real numbers", "save its magnitude");
+  if (!kind) throw refusal(`${name} has voxels of no known type`, "integers or floats", "export it again");
   if (header.isPair && !voxels) {
-    throw refused(`${name} is the header of a .hdr/.img pair, and its .img is not beside it`, "both files", "choose both, or convert the pair to .nii.gz");
+    throw refusal(`${name} is the header of a .hdr/.img pair, and its .img is not beside it`, "both files", "choose both, or convert the pair to .nii.gz");
   }
   const { affine, remarks } = placeOf(name, header.place);
   const scaling = scalingOf(name, header, remarks);
@@ -73,7 +74,7 @@ function readHeader(name: string, bytes: Uint8Array): Header {
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
   const known = versionOf(bytes);
   const isAnalyze = !known && /\.(hdr|img)(\.gz)?$/i.test(name) && bytes.length >= HEADER_BYTES;
-  if (!known && !isAnalyze) throw refused(`${name} does not hold a NIfTI image`, "NIfTI-1 or NIfTI-2", "check it, or export it again");
+  if (!known && !isAnalyze) throw refusal(`${name} does not hold a NIfTI image`, "NIfTI-1 or NIfTI-2", "check it, or export it again");
   const { version, isPair } = known ?? { version: 1, isPair: true };
   const length = version === 1 ? HEADER_BYTES : HEADER_2_BYTES;
   if (bytes.length < length) throw truncated(name, "its header cannot be read to its end");
@@ -99,7 +100,7 @@ function readHeader(name: string, bytes: Uint8Array): Header {
     rows: [0, 1, 2].map((row) => reals(4, (first ? 280 : 400) + row * 4 * step)),
   };
   const least = isPair || start === 0 || start === HEADER_BYTES ? 0 : length + 4;
-  if (!(start >= least && start < 2 ** 31)) throw refused(`${name} has a broken NIfTI header (vox_offset)`, "a valid header", "export it again");
+  if (!(start >= least && start < 2 ** 31)) throw refusal(`${name} has a broken NIfTI header (vox_offset)`, "a valid header", "export it again");
   return {
     version, isPair, littleEndian, dim, place, start: Math.trunc(start),
     datatype: first ? i16(70) : i16(12),
@@ -110,14 +111,14 @@ function readHeader(name: string, bytes: Uint8Array): Header {
 
 /** The lengths of the axes; an axis after the third that is 0 long is not there. */
 function shapeOf(name: string, [count, ...lengths]: number[]): number[] {
-  if (!(count! >= 1 && count! <= 7)) throw refused(`${name} has a broken NIfTI header (dim[0] is ${count})`, "a valid header", "export it again");
+  if (!(count! >= 1 && count! <= 7)) throw refusal(`${name} has a broken NIfTI header (dim[0] is ${count})`, "a valid header", "export it again");
   return lengths.slice(0, count).map((length, axis) => (axis > 2 ? Math.max(1, length) : length));
 }
 
 function scalingOf(name: string, { slope, intercept }: Header, remarks: string[]): [slope: number, intercept: number] {
   if (!Number.isFinite(slope)) remarks.push(`${name} has a slope (scl_slope) of ${slope}; read without scaling`);
   if (slope === 0 || !Number.isFinite(slope)) return [1, 0];
-  if (!Number.isFinite(intercept)) throw refused(`${name} has a broken NIfTI header (scl_inter)`, "a valid header", "export it again");
+  if (!Number.isFinite(intercept)) throw refusal(`${name} has a broken NIfTI header (scl_inter)`, "a valid header", "export it again");
   return [slope, intercept];
 }
 
@@ -130,10 +131,10 @@ function placeOf(name: string, place: NiftiPlace): { affine: number[][]; remarks
   const factor = unitOf(place);
   const remarks: string[] = [];
   if (!positive && place.sform <= 0) {
-    throw refused(`${name} has a spacing (pixdim) of ${by(pixdim.map((mm) => format(mm, 4)) as never)}`, "positive spacing", "repair its header");
+    throw refusal(`${name} has a spacing (pixdim) of ${by(pixdim.map((mm) => format(mm, 4)) as never)}`, "positive spacing", "repair its header");
   }
   const affine = affineOf(place);
-  if (!affine) throw refused(`${name} has an impossible qform (its quaternion is longer than 1)`, "a rotation", "repair its header");
+  if (!affine) throw refusal(`${name} has an impossible qform (its quaternion is longer than 1)`, "a rotation", "repair its header");
   if (factor !== 1) remarks.push(`${name} gives lengths in ${factor === 1000 ? "metres" : "micrometres"}; converted to mm`);
   const sizes = [0, 1, 2].map((axis) => Math.hypot(...[0, 1, 2].map((row) => affine[row]![axis]!)));
   const listed = (values: number[]) => values.map((mm) => format(mm, 4)).join(" x ");

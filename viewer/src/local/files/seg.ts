@@ -6,7 +6,7 @@ import { overlapping, type Region } from "../region";
 import { categoryOf } from "../types";
 import type { Volume } from "../volume";
 import type { WrittenObject } from "../write";
-import { refused } from "./checks";
+import { refusal } from "../refusal";
 
 const SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4";
 const EXPLICIT_LITTLE_ENDIAN = "1.2.840.10008.1.2.1";
@@ -29,11 +29,11 @@ type Dataset = Record<string, unknown>;
 /** The file. Throws in words for a scan that is no DICOM, or that cannot be referred to. */
 export function segmentationOf(scan: Volume, objects: WrittenObject[], facts: { model: string; version: string }): ArrayBuffer {
   const { dicom: series } = scan;
-  if (!series) throw refused("DICOM-SEG of a scan that is not DICOM", "a DICOM series", "download the NIfTI instead");
+  if (!series) throw refusal("DICOM-SEG of a scan that is not DICOM", "a DICOM series", "download the NIfTI instead");
   const { common, frames } = series;
   const missing = Object.entries(NEEDED).filter(([, tag]) => !common[tag]?.Value?.length).map(([keyword]) => keyword);
   if (frames.some(({ sopInstance, sopClass }) => !sopInstance || !sopClass)) missing.push("SOPInstanceUID");
-  if (missing.length) throw refused(`a mask of a DICOM series without ${missing.join(", ")}`, "a series that can be referred to", "export it again, or download the NIfTI");
+  if (missing.length) throw refusal(`a mask of a DICOM series without ${missing.join(", ")}`, "a series that can be referred to", "export it again, or download the NIfTI");
   const [columns, rows] = scan.shape;
   const planes = planesOf(scan, objects);
   const one = <T>(tag: string) => common[tag]?.Value?.[0] as T;

@@ -3,8 +3,9 @@
 import type { Elements } from "dcmjs";
 import type { Index } from "../../engine/engine";
 import type { DicomSeries, Volume, VoxelArray } from "../volume";
-import { checkShape, colour, cross, dot, format, fromLps, numbersOf, refused, truncated, type NumberKind } from "./checks";
+import { checkShape, colour, cross, dot, format, fromLps, numbersOf, truncated, type NumberKind } from "./checks";
 import { elementsOf, frameCount, number, numbers, sizeOfSlice, TAGS, text, values, type Keyword, type Slice } from "./dicom";
+import { refusal } from "../refusal";
 
 const SAME_POSITION_MM = 1e-3;
 const POSITION_TOLERANCE_MM = 0.11; // positions with one decimal, and as much again in the ends that the step comes from ...
@@ -26,12 +27,12 @@ export async function volumeOf(files: Slice[], name: string, remarks: string[], 
   for (const { header, name: file } of files) {
     if (number(header, "SamplesPerPixel", 1) > 1) throw colour(file);
     const shades = text(header, "PhotometricInterpretation") || "MONOCHROME2";
-    if (shades !== "MONOCHROME2") throw refused(`${file} is stored as ${shades}`, "MONOCHROME2", "export the original series");
+    if (shades !== "MONOCHROME2") throw refusal(`${file} is stored as ${shades}`, "MONOCHROME2", "export the original series");
   }
   const parts = files.flatMap((file) => (frameCount(file.header) > 1 ? framesOf(file) : [file]));
   const sizes = [...new Set(parts.map((slice) => sizeOfSlice(slice).join(" x ")))].sort();
-  if (sizes.length > 1) throw refused(`${name} has slices of ${sizes.slice(0, 2).join(" and ")} pixels`, "one size", "remove the images of another kind");
-  if (parts.length < 2) throw refused(`${name} holds a single slice (${parts[0]!.name})`, "a 3D scan", "choose the whole series");
+  if (sizes.length > 1) throw refusal(`${name} has slices of ${sizes.slice(0, 2).join(" and ")} pixels`, "one size", "remove the images of another kind");
+  if (parts.length < 2) throw refusal(`${name} holds a single slice (${parts[0]!.name})`, "a 3D scan", "choose the whole series");
   const shape = checkShape(name, [...sizeOfSlice(parts[0]!), parts.length]);
   const stack = stacked(parts, name);
   const data = await decoded(stack.slices, shape, progress);
@@ -51,7 +52,7 @@ function framesOf(file: Slice): Slice[] {
   const count = frameCount(header);
   return Array.from({ length: count }, (_, n) => {
     if (!values(item(n, "PlanePositionSequence"), "ImagePositionPatient").length) {
-      throw refused(`${name} is a multi-frame DICOM file of ${count} frames without their positions`, "an enhanced CT or MR image, or one file per slice", "convert it to NIfTI first");
+      throw refusal(`${name} is a multi-frame DICOM file of ${count} frames without their positions`, "an enhanced CT or MR image, or one file per slice", "convert it to NIfTI first");
     }
     const own: Elements = { ...header };
     for (const [keyword, group] of GROUPS) {
@@ -78,7 +79,7 @@ function stacked(unsorted: Slice[], name: string): Stack {
   const all = spacings.flat();
   if (Math.min(...all) <= 0 || spacings.some((pair) => pair.some((mm, n) => Math.abs(mm - spacings[0]![n]!) > 1e-4 * Math.abs(spacings[0]![n]!)))) {
     const given = `${name} has pixel spacings of ${format(Math.min(...all), 4)} to ${format(Math.max(...all), 4)} mm that are not positive or differ between slices`;
-    throw refused(given, "the same positive PixelSpacing in all slices", "export the original series");
+    throw refusal(given, "the same positive PixelSpacing in all slices", "export the original series");
   }
   const normal = cross(alongI, alongJ);
   const placed = unsorted.map((slice) => ({ slice, position: numbers(slice, "ImagePositionPatient", 3) }));
@@ -93,12 +94,12 @@ function stacked(unsorted: Slice[], name: string): Stack {
 /** Unit vectors along which column (i) and row (j) numbers grow, LPS; the same for all slices. */
 function directionsOf(orientations: number[][], name: string): [number[], number[]] {
   if (orientations.some((turn) => turn.some((cosine, n) => Math.abs(cosine - orientations[0]![n]!) > DIRECTION_TOLERANCE))) {
-    throw refused(`the slices of ${name} have different orientations`, "parallel slices", "remove localizers and other planes");
+    throw refusal(`the slices of ${name} have different orientations`, "parallel slices", "remove localizers and other planes");
   }
   const [i, j] = [orientations[0]!.slice(0, 3), orientations[0]!.slice(3)];
   const [ii, ij, jj] = [dot(i, i), dot(i, j), dot(j, j)];
   if (Math.max(Math.abs(Math.sqrt(ii) - 1), Math.abs(Math.sqrt(jj) - 1), Math.abs(ij)) > ANGLE_TOLERANCE) {
-    throw refused(`ImageOrientationPatient of ${name} is not two perpendicular unit vectors`, "a valid orientation", "export the original series");
+    throw refusal(`ImageOrientationPatient of ${name} is not two perpendicular unit vectors`, "a valid orientation", "export the original series");
   }
   // Of all turns of the plane the one nearest to both: times the inverse root of their 2 x 2 products.
   const root = Math.sqrt(ii * jj - ij * ij);
@@ -114,7 +115,7 @@ function checkStack(slices: Slice[], positions: number[][], normal: number[], na
   const doubles = gaps.filter((gap) => gap < SAME_POSITION_MM).length;
   if (doubles) {
     const k = gaps.indexOf(Math.min(...gaps));
-    throw refused(
+    throw refusal(
       `${name} has duplicate slices: ${slices[k]!.name} and ${slices[k + 1]!.name} lie at the same position, ${heights[k]!.toFixed(2)} mm along the normal (${doubles} such pairs)`,
       "one slice at each position",
       "keep one time point, echo or reconstruction",
@@ -130,7 +131,7 @@ function checkStack(slices: Slice[], positions: number[][], normal: number[], na
   const tilt = (Math.atan2(sideways, height) * 180) / Math.PI;
   const shift = Math.max(...offLine.flat().map(Math.abs));
   if (tilt > MAX_TILT_DEGREES || shift > tolerance) {
-    throw refused(
+    throw refusal(
       `the slices of ${name} are not stacked in a line: one is shifted by ${format(shift, 3)} mm in its plane (the others lean by ${tilt.toFixed(1)} degrees)`,
       "slices that follow one direction",
       "remove the images of another acquisition",
@@ -151,10 +152,10 @@ function uneven(gaps: number[], heights: number[], name: string) {
   const between = `between ${heights[k]!.toFixed(2)} and ${heights[k + 1]!.toFixed(2)} mm along the normal`;
   const total = missing.reduce((sum, n) => sum + n, 0);
   if (total > 0 && Math.max(...gaps.map((gap, n) => Math.abs(gap / usual - missing[n]! - 1))) < 0.1 * (Math.max(...missing) + 1)) {
-    return refused(`${name} has ${total} missing slice(s), the largest gap ${between}`, `a slice every ${format(usual, 4)} mm`, "copy or export the whole series again");
+    return refusal(`${name} has ${total} missing slice(s), the largest gap ${between}`, `a slice every ${format(usual, 4)} mm`, "copy or export the whole series again");
   }
   const given = `${name} has uneven slice spacing (${format(least, 4)} to ${format(most, 4)} mm, the largest gap ${between})`;
-  return refused(given, "one slice spacing", "resample it to even slices first and give the NIfTI");
+  return refusal(given, "one slice spacing", "resample it to even slices first and give the NIfTI");
 }
 
 /** What a DICOM object of masks repeats of the series. */
@@ -260,5 +261,5 @@ function usedBits({ header, name }: Slice, pixels: VoxelArray, bits: number): Vo
 
 export function undecodable({ name, syntax }: Slice, what = "") {
   const given = `the pixels of ${name} cannot be decoded (${what || `transfer syntax ${syntax}`})`;
-  return refused(given, "undamaged pixels in a common transfer syntax", "export the series again, uncompressed");
+  return refusal(given, "undamaged pixels in a common transfer syntax", "export the series again, uncompressed");
 }

@@ -2,7 +2,8 @@
 // whose rules are ITK's: a world that is not said is LPS; axes with colours or vectors are refused.
 import type { NamedFile } from "../../engine/engine";
 import type { Volume, VoxelArray } from "../volume";
-import { checkAffine, checkShape, colour, fromLps, inflated, numbersOf, refused, truncated, type NumberKind } from "./checks";
+import { checkAffine, checkShape, colour, fromLps, inflated, numbersOf, truncated, type NumberKind } from "./checks";
+import { refusal } from "../refusal";
 
 const MAX_HEADER_BYTES = 2 ** 20;
 const MAX_AXES = 16;
@@ -58,7 +59,7 @@ class Header {
 
   broken(key: string, expected: string) {
     const value = (this.get(key) ?? "").slice(0, 60);
-    return refused(`${this.name} has the header field '${key}' with '${value}'`, expected, "repair its header or export it again");
+    return refusal(`${this.name} has the header field '${key}' with '${value}'`, expected, "repair its header or export it again");
   }
 
   whole(key: string, missing = ""): number[] {
@@ -95,10 +96,10 @@ class Header {
   private async besideIt(word: string): Promise<Uint8Array<ArrayBuffer>> {
     const bare = word.replace(/^\.[\\/]/, "");
     if (!bare || /[\\/]/.test(bare)) {
-      throw refused(`${this.name} says that its voxels lie in '${word.slice(0, 200)}'`, "a file in the same folder", "put it beside the header and name it without a folder");
+      throw refusal(`${this.name} says that its voxels lie in '${word.slice(0, 200)}'`, "a file in the same folder", "put it beside the header and name it without a folder");
     }
     const found = this.beside.find(({ name }) => name.split("/").at(-1) === bare);
-    if (!found) throw refused(`the voxels of ${this.name} in '${bare}', which is not there`, "that file beside its header", "choose both files");
+    if (!found) throw refusal(`the voxels of ${this.name} in '${bare}', which is not there`, "that file beside its header", "choose both files");
     return new Uint8Array(await found.file.arrayBuffer());
   }
 }
@@ -134,7 +135,7 @@ async function volumeOf(header: Header, stored: Stored, affine: number[][], rema
 
 async function voxelsOf(name: string, { files, start, shape, kind, littleEndian, encoding }: Stored): Promise<VoxelArray> {
   const count = shape.reduce((product, n) => product * n, 1);
-  if (count % files.length) throw refused(`${name} spreads ${count} voxels over ${files.length} files`, "as many voxels in each", "save it in one piece");
+  if (count % files.length) throw refusal(`${name} spreads ${count} voxels over ${files.length} files`, "as many voxels in each", "save it in one piece");
   const each = (count / files.length) * Number(kind[1]);
   const parts: Uint8Array[] = [];
   for (const file of files) {
@@ -184,7 +185,7 @@ async function readMetaImage(name: string, bytes: Uint8Array<ArrayBuffer>, besid
   const end = last ? last.index + last[0].length : 0;
   const fields = fieldsOf(linesOf(text.slice(0, end)), /[=:]/);
   if (!["ndims", "dimsize", "elementtype", "elementdatafile"].every((key) => fields.has(key))) {
-    throw refused(`${name} does not hold a MetaImage`, "an MHA file", "check the file, or export it again");
+    throw refusal(`${name} does not hold a MetaImage`, "an MHA file", "check the file, or export it again");
   }
   const header = new Header(name, bytes, fields, end, linesOf(text.slice(end)), beside);
   const [axes, shape] = [header.whole("ndims")[0] ?? 0, header.whole("dimsize")];
@@ -245,7 +246,7 @@ async function readNrrd(name: string, bytes: Uint8Array<ArrayBuffer>, beside: Na
   const fields = fieldsOf(lines, /:/);
   const at = lines.findIndex((line) => /^data ?file\s*:/i.test(line));
   const where = fields.get("data file") ?? fields.get("datafile");
-  if (!text.startsWith("NRRD") || !(blank || where)) throw refused(`${name} does not hold an NRRD image`, "an NRRD file", "check it, or export it again");
+  if (!text.startsWith("NRRD") || !(blank || where)) throw refusal(`${name} does not hold an NRRD image`, "an NRRD file", "check it, or export it again");
   const header = new Header(name, bytes, fields, blank ? blank.index + blank[0].length : bytes.length, at < 0 ? [] : lines.slice(at + 1), beside);
   const [dimension, sizes] = [header.whole("dimension"), header.whole("sizes")];
   if (dimension.length !== 1 || !(dimension[0]! >= 1 && dimension[0]! <= MAX_AXES)) throw header.broken("dimension", "the number of axes, 3");
@@ -278,7 +279,7 @@ function spatialAxes(header: Header, sizes: number[], directions: (number[] | nu
   const listed = wordsOf((header.get("kinds") ?? "").toLowerCase());
   const kinds = listed.length === sizes.length ? listed : sizes.map(() => "");
   return kinds.flatMap((kind, axis) => {
-    if (kind === "complex") throw refused(`${header.name} has complex voxels`, "real numbers", "save its magnitude");
+    if (kind === "complex") throw refusal(`${header.name} has complex voxels`, "real numbers", "save its magnitude");
     const placed = directions === null || directions[axis] !== null;
     const isRange = RANGE_KINDS.includes(kind) || ["color", "vector", "matrix"].some((word) => kind.includes(word));
     if ((placed && !isRange) || kind === "time") return [axis];
