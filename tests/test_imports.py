@@ -34,7 +34,7 @@ LAYERS = (
     ("report",),
     ("interactive",),
     ("__init__",),
-    ("batch", "server", "testing"),
+    ("batch", "project", "server", "testing"),
     ("protocols",),
     ("cli",),
     # ----------

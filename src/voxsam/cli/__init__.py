@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 import typer
 
-from voxsam.cli import batch, demo, info, segment, serve, weights
+from voxsam.cli import batch, demo, info, project, segment, serve, weights
 from voxsam.errors import InputError
 from voxsam.extras import commands, require_extra
 
@@ -45,6 +45,7 @@ app.command("batch")(batch.command)
 app.command("serve")(serve.command)
 app.command("demo")(demo.command)
 app.command("info")(info.command)
+app.add_typer(project.app, name="project")
 app.add_typer(weights.app, name="weights")
 
 

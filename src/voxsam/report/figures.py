@@ -24,6 +24,7 @@ from voxsam.report.panels import (
     BACKGROUND,
     FAINT,
     INK,
+    OBJECT_COLOURS,
     Plane,
     Scene,
     ShownClick,
@@ -202,6 +203,31 @@ def picture(
     stream = io.BytesIO()
     figure.savefig(stream, format="png", facecolor=BACKGROUND)
     return Picture(stream.getvalue(), words)
+
+
+THUMBNAIL_INCHES, THUMBNAIL_DPI = (1.6, 1.6), 100
+
+
+def thumbnail(scan: Volume, mask: Volume | None = None) -> bytes:
+    """A PNG of 160 x 160 pixels: the axial plane through the mask, outlined, or without one the scan's middle."""
+    empty = scan.with_array(np.zeros(scan.grid.shape, np.uint8), "SEG") if mask is None else mask
+    scene = Scene.of(scan, empty, ())
+    plane = Plane.through("axial", scan.grid, middle(scene))
+    figure = Figure(figsize=THUMBNAIL_INCHES, dpi=THUMBNAIL_DPI, facecolor=BACKGROUND)
+    FigureCanvasAgg(figure)
+    axes = figure.add_axes((0, 0, 1, 1))
+    width, height = plane.size_mm
+    low, high = scene.limits
+    axes.imshow(plane.read(scan), cmap="gray", vmin=low, vmax=high, extent=(0, width, height, 0))
+    if mask is not None:
+        inside = plane.read(mask.with_array((mask.array > 0).astype(np.uint8)))
+        y, x = ((np.arange(n) + 0.5) * length / n for n, length in zip(inside.shape, (height, width), strict=True))
+        if 0 < inside.sum() < inside.size:
+            axes.contour(x, y, inside, levels=[0.5], colors=[OBJECT_COLOURS[0]], linewidths=1)
+    axes.set_axis_off()
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", facecolor=BACKGROUND)
+    return stream.getvalue()
 
 
 def viewer(scan: Volume, mask: Volume, window: Window = "auto") -> Any:

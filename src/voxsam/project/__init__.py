@@ -1,0 +1,7 @@
+"""A project: a folder of plain files in which scans are worked through; a model learns from it (docs/project.md)."""
+
+from __future__ import annotations
+
+from voxsam.project.folder import Project
+
+__all__ = ["Project"]

@@ -1,0 +1,80 @@
+"""Two readers of the same scans: how far they agree, and where they do not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.ndimage
+from numpy.typing import NDArray
+
+from voxsam.boxes import bounding_box
+from voxsam.errors import InputError
+from voxsam.io import read_volume
+from voxsam.project.folder import Project
+from voxsam.report.metrics import dice
+
+TOUCHING = np.ones((3, 3, 3), dtype=bool)
+SMALLEST_ML = 0.05  # of a difference that is listed
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Voxels that hang together and belong to one reader's mask alone; `index` (i, j, k) is the deepest of them."""
+
+    reader: str  # who has them
+    volume_ml: float
+    index: tuple[int, int, int]
+    world_mm: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """One scan, read by two; `differences` from the largest on."""
+
+    case: str
+    dice: float
+    volumes_ml: tuple[float, float]
+    differences: tuple[Difference, ...]
+
+
+def compare(project: Project, first: str, second: str, smallest_ml: float = SMALLEST_ML) -> list[Agreement]:
+    """Every scan that both have done, by name; objects are not told apart. Raises InputError if there is none."""
+    both = [scan.name for scan in project.scans if {first, second} <= project.readings(scan.name).keys()]
+    if not both:
+        readers = sorted({reader for scan in project.scans for reader in project.readings(scan.name)})
+        given, known = f"no scan that both {first} and {second} have done", ", ".join(readers) or "nobody yet"
+        raise InputError(given, f"two readers with a scan in common (readers: {known})", "see `voxsam project status`")
+    return [_compared(project, case, (first, second), smallest_ml) for case in sorted(both)]
+
+
+def _compared(project: Project, case: str, readers: tuple[str, str], smallest_ml: float) -> Agreement:
+    volumes = [read_volume(project.mask_path(case, reader), labels=True) for reader in readers]
+    one, other = (volume.array > 0 for volume in volumes)
+    grid, voxel_ml = volumes[0].grid, volumes[0].grid.voxel_volume_ml
+    found = []
+    for reader, alone in zip(readers, (one & ~other, other & ~one), strict=True):
+        for index, voxels in _parts(alone, grid.spacing_mm):
+            if voxels * voxel_ml >= smallest_ml:
+                x, y, z = grid.index_to_world(index).round(1).tolist()
+                found.append(Difference(reader, voxels * voxel_ml, index, (x, y, z)))
+    found.sort(key=lambda part: -part.volume_ml)
+    sizes = volumes[0].volume_ml, volumes[1].volume_ml
+    return Agreement(case, float(dice(one, other)), sizes, tuple(found))
+
+
+def _parts(mask: NDArray[np.bool_], spacing_mm: NDArray[np.float64]) -> list[tuple[tuple[int, int, int], int]]:
+    """The deepest voxel (of several, that nearest to their middle) and the number of voxels of each connected part."""
+    if not mask.any():
+        return []
+    box = bounding_box(mask)
+    numbers, _ = scipy.ndimage.label(mask[box], TOUCHING)  # type: ignore[misc]
+    found = []
+    for number, part in enumerate(scipy.ndimage.find_objects(numbers), start=1):
+        inside = np.pad(numbers[part] == number, 1)
+        depth = np.asarray(scipy.ndimage.distance_transform_edt(inside, sampling=spacing_mm))
+        deep = np.argwhere(depth >= depth.max() - 1e-6)
+        deepest = deep[np.linalg.norm((deep - deep.mean(0)) * spacing_mm, axis=1).argmin()] - 1
+        i, j, k = (int(d + p.start + b.start) for d, p, b in zip(deepest, part, box, strict=True))
+        found.append(((i, j, k), int(inside.sum())))
+    return found

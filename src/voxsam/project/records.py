@@ -1,0 +1,169 @@
+"""What the JSON files of a project hold, and how they are written: whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from voxsam.atomic import atomic_path
+from voxsam.errors import FileError, InputError
+from voxsam.prompts import Point
+
+FORMAT = 1
+READER = "reader"  # whose work it is where nobody says
+NAME = re.compile(r"\w[\w .+-]*")
+State = Literal["to do", "in work", "skipped", "done"]
+
+
+def now() -> str:
+    """The time as records have it: UTC, ISO 8601."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+class Record(BaseModel):
+    """A JSON file, or a part of one, that never changes in memory. Keys of later versions are left alone."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+R = TypeVar("R", bound=Record)
+
+
+class Settings(Record):
+    """project.json."""
+
+    format: Literal["voxsam project"] = "voxsam project"
+    format_version: int = FORMAT
+    created: str
+    start: str  # the model that every training begins with
+    used: tuple[str, ...] = ()  # learned models that were taken into use, in order; the last one is in use
+
+
+class Scan(Record):
+    """One scan of scans.json. `state` is what somebody said of it; whether it is done, its readings tell."""
+
+    name: str
+    path: str  # of the file, or of the folder of a DICOM series; relative to the project where it lies inside
+    content: str  # a digest of its voxels (voxsam.seen)
+    modality: str = ""
+    state: Literal["to do", "in work", "skipped"] = "to do"
+    reader: str = ""  # who works on it
+    since: str = ""
+
+
+class Scans(Record):
+    """scans.json."""
+
+    scans: tuple[Scan, ...] = ()
+
+
+class Click(Record):
+    """A click in RAS+ mm."""
+
+    world_mm: tuple[float, float, float]
+    positive: bool = True
+
+    @property
+    def point(self) -> Point:
+        """The prompt that it was."""
+        return Point(self.world_mm, self.positive)
+
+
+class Reading(Record):
+    """clicks/READER/CASE.json: one reader's work on one scan; the mask is masks/READER/CASE.nii.gz."""
+
+    case: str
+    reader: str
+    finished: str
+    clicks: tuple[Click, ...] = ()
+    model: str = ""  # which the clicks went to
+    seconds: float | None = None  # that the work took
+    volume_ml: float = 0.0
+    content: str = ""  # of the scan that was read
+    source: Literal["clicks", "import"] = "clicks"
+
+
+class Gate(Record):
+    """Clicks to the same mask, by case: each case with a model that was not trained on it."""
+
+    dice: float  # to the stored mask, at which clicking ends
+    limit: int  # of clicks; so many where the Dice was not reached
+    before: dict[str, int]  # of the model in use
+    after: dict[str, int]
+
+    @property
+    def means(self) -> tuple[float, float]:
+        """Before and after; 0 where every case was forgotten."""
+        before, after = (sum(clicks.values()) / max(1, len(clicks)) for clicks in (self.before, self.after))
+        return before, after
+
+    @property
+    def is_better(self) -> bool:
+        """Whether fewer clicks were needed."""
+        return sum(self.after.values()) < sum(self.before.values())
+
+    def __str__(self) -> str:
+        before, after = self.means
+        scans = f"{len(self.before)} scan{'s' * (len(self.before) != 1)}"
+        return f"{before:.1f} -> {after:.1f} clicks to the same mask on {scans}"
+
+
+class LearnedModel(Record):
+    """models/NAME.json, beside the model file NAME.safetensors."""
+
+    name: str
+    made: str
+    start: str
+    cases: dict[str, str]  # that it was trained on, with their content
+    steps: int
+    minutes: float
+    gate: Gate
+    state: Literal["offered", "refused", "retired"]
+    reason: str = ""  # why it was retired
+
+
+def read_record(path: Path, kind: type[R]) -> R:
+    """The record in a file. Raises FileError for a file that is missing, or is none of this kind."""
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error.strerror
+        remedy = "give a folder of `voxsam project new`, or restore the file"
+        raise FileError(f"{path} could not be read ({reason})", "a file of a VoxSAM project", remedy) from error
+
+
+def write_record(path: Path, record: Record) -> None:
+    """Replace the file. Raises FileError if the folder or the disk does not take it."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(record.model_dump_json(indent=1) + "\n", encoding="utf-8")
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file of JSON lines; a line that a crash cut off is left out."""
+    found = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
+        try:
+            found.append(dict(json.loads(line)))
+        except (ValueError, TypeError):
+            continue
+    return found
+
+
+def append_line(path: Path, facts: Mapping[str, Any]) -> None:
+    """Add an object to a file of JSON lines; what a crash cut off stays on a line of its own."""
+    with open(path, "ab+") as file:
+        cut = file.seek(0, 2) > 0 and file.seek(-1, 2) >= 0 and file.read(1) != b"\n"
+        file.write(b"\n" * cut + json.dumps(facts).encode() + b"\n")
+
+
+def check_name(what: str, name: str) -> str:
+    """The name, if files may have it. Raises InputError."""
+    if not NAME.fullmatch(name) or name.endswith((" ", ".")):
+        raise InputError(f"the {what} {name!r}", "letters, digits, blanks and . _ + -", f"choose another {what}")
+    return name

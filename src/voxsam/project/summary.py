@@ -1,0 +1,78 @@
+"""Where a project stands, in numbers: what is done, clicks per scan over time, minutes saved, what is offered."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from voxsam.project.folder import Project
+from voxsam.project.records import LearnedModel, Reading, State
+
+RECENT = 5  # scans
+
+
+@dataclass(frozen=True)
+class ScanRow:
+    """A line of the work list; what is not known is None."""
+
+    name: str
+    state: State
+    reader: str
+    clicks: int | None
+    volume_ml: float | None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """`curve`: of the scans that were clicked, in the order in which they were finished, the clicks of each."""
+
+    rows: tuple[ScanRow, ...]
+    in_use: str
+    offered: LearnedModel | None  # the newest learned model, where it is better and not in use
+    curve: tuple[tuple[str, int], ...]
+    minutes_saved: float | None  # None: too few times are known
+
+    @property
+    def counts(self) -> Counter[State]:
+        """How many scans are in each state."""
+        return Counter(row.state for row in self.rows)
+
+    def as_json(self) -> dict[str, Any]:
+        """JSON's types only."""
+        offered = None if self.offered is None else self.offered.model_dump(mode="json")
+        return {**asdict(self), "offered": offered, "counts": dict(self.counts)}
+
+
+def summarise(project: Project) -> Summary:
+    """The project as it is now."""
+    rows, done = [], project.done_cases()
+    for scan in project.scans:
+        reading = done.get(scan.name)
+        if reading is None:
+            rows.append(ScanRow(scan.name, scan.state, scan.reader, None, None))
+        else:
+            clicks = len(reading.clicks) if reading.source == "clicks" else None
+            rows.append(ScanRow(scan.name, "done", reading.reader, clicks, reading.volume_ml))
+    clicked = [reading for reading in done.values() if reading.source == "clicks"]
+    curve = tuple((reading.case, len(reading.clicks)) for reading in clicked)
+    start = project.settings.start
+    return Summary(tuple(rows), project.in_use, offered(project), curve, minutes_saved(clicked, start))
+
+
+def offered(project: Project) -> LearnedModel | None:
+    """The newest learned model, if it was offered and nobody has taken it yet, nor gone back from it."""
+    models = [model for model in project.models() if model.state != "retired"]
+    taken = {line.get("model") for line in project.history() if line.get("what") == "use"}
+    return models[-1] if models and models[-1].state == "offered" and models[-1].name not in taken else None
+
+
+def minutes_saved(clicked: list[Reading], start: str) -> float | None:
+    """The mean time of a scan with the start model, less that with learned ones, times the number of the latter."""
+    timed = [(reading.model == start, reading.seconds) for reading in clicked if reading.seconds is not None]
+    before, after = ([seconds for is_start, seconds in timed if is_start == which] for which in (True, False))
+    if not before or not after:
+        return None
+    return float((np.mean(before) - np.mean(after)) * len(after) / 60)
