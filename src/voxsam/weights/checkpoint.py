@@ -60,13 +60,18 @@ def load_model(source: str | Path, device: str = "auto", precision: Precision = 
     target = choose_device(device)
     require_precision(precision, target)
     keep_float32(target)
+    network = read_network(source).to(target)
+    install(network, precision)
+    return network
+
+
+def read_network(source: str | Path) -> Promptable:
+    """As `load_model`, on the CPU and without its faster kernels: the bare network, plain torch throughout."""
     path = find_model(source)
     card, tensors = read_model(path)
     if card.delta_of is not None:
         tensors = {**_frozen_of_base(card, path), **tensors}
-    network = assemble(card, tensors, str(path)).to(target)
-    install(network, precision)
-    return network
+    return assemble(card, tensors, str(path))
 
 
 def _checked_base_name(base: Path, frozen: str) -> str:

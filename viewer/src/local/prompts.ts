@@ -3,6 +3,7 @@ import type { Box, Index, KnownPrompt, Prompt } from "../engine/engine";
 import { sizeOf } from "../stage/geometry";
 import { AXES, perAxis } from "./boxes";
 import { distances } from "./distance";
+import { rounded } from "./numbers";
 import { refusal } from "./refusal";
 import { type Region, regionOf, voxelsOf } from "./region";
 
@@ -78,14 +79,7 @@ export function contains(shape: Index, index: Index): boolean {
 
 /** An index as it is written: to a thousandth of a voxel. */
 export function thousandths(index: Index): Index {
-  return perAxis((axis) => roundEven(index[axis] * 1000) / 1000 + 0); // + 0: no -0
-}
-
-// As NumPy rounds: halves to the even neighbour.
-function roundEven(value: number): number {
-  const below = Math.floor(value);
-  if (value - below !== 0.5) return Math.round(value);
-  return below % 2 === 0 ? below : below + 1;
+  return perAxis((axis) => rounded(index[axis], 3));
 }
 
 function requireOn(shape: Index, index: Index, what: string): void {

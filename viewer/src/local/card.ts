@@ -1,0 +1,41 @@
+// What the model's card.json says, as far as the browser's engine needs it.
+
+export interface Intensity {
+  modality: string;
+  clip: [number, number];
+  mean: number;
+  sd: number;
+  per_scan: boolean; // each scan is standardised first (MR has no unit)
+}
+
+export interface Preprocessing extends Intensity {
+  axes: string; // the directions into which (d, h, w) grow, e.g. "SAR"
+  spacing_mm: [number, number, number];
+  spacing_range_mm: [number, number] | null; // in which a lesion's size chooses
+  interpolation: "linear" | "area";
+  additional: Intensity[]; // images beside the first
+}
+
+export interface Conditioning {
+  reach: number; // s.d. of the Gaussian over distance, crop voxels
+  likeness: number; // s.d. of the Gaussian over the difference of features
+  margin: number; // logits
+}
+
+export interface Card {
+  name: string;
+  system: string;
+  automatic: boolean;
+  config: {
+    crop: number; // side, voxels
+    feature_width: number;
+    polarity: boolean;
+    click_maps: number[];
+    prompt_kind: "sampler" | "positional";
+    prompt_levels: number[];
+  };
+  preprocessing: Preprocessing;
+  conditioning: Conditioning | null;
+  description: Record<string, string>;
+  prompts: string[];
+}

@@ -1,0 +1,141 @@
+// Clicks as observations: the prediction is changed to agree with every click, near it and where it looks alike.
+// The logit of being tumour is taken as a Gaussian process whose mean is the network's prediction; what is added is the
+// change of the posterior mean (Rasmussen and Williams, Gaussian Processes for Machine Learning, eq. 2.25).
+import type { Index } from "../engine/engine";
+import { AXES, perAxis } from "./boxes";
+import type { Conditioning } from "./card";
+import { roundedToEven } from "./numbers";
+
+const NUGGET = 0.05; // variance of an observation, relative to the process's: clicks side by side need not agree exactly
+
+/** A map of `count` channels, each with its first axis fastest. */
+export interface FeatureMap {
+  data: Float32Array;
+  count: number;
+  size: Index;
+}
+
+/** Read the channels of a map at a place between its voxels, trilinear; what lies beside the map counts as 0. */
+export function sampled({ data, count, size }: FeatureMap, at: Index): Float32Array {
+  const out = new Float32Array(count);
+  const below = perAxis((axis) => Math.floor(at[axis]));
+  for (let corner = 0; corner < 8; corner++) {
+    const voxel = perAxis((axis) => below[axis] + ((corner >> axis) & 1));
+    if (AXES.some((axis) => voxel[axis] < 0 || voxel[axis] >= size[axis])) continue;
+    const factor = AXES.reduce<number>((product, axis) => product * (1 - Math.abs(at[axis] - voxel[axis])), 1);
+    const first = (voxel[2] * size[1] + voxel[1]) * size[0] + voxel[0];
+    for (let c = 0; c < count; c++) out[c]! += factor * data[c * size[0] * size[1] * size[2] + first]!;
+  }
+  return out;
+}
+
+/**
+ * The difference of the logits, tumour less background, of a crop of `size` that agrees with the clicks: places in the
+ * crop's voxels, those outside it left out. The fused features lie on the crop corner voxel on corner voxel.
+ */
+export function condition(difference: Float32Array, size: Index, fused: FeatureMap, clicks: { at: Index; positive: boolean }[], use: Conditioning): Float32Array {
+  const kept = clicks.filter(({ at }) => AXES.every((axis) => at[axis] >= -0.5 && at[axis] <= size[axis] - 0.5));
+  if (!kept.length) return difference;
+  const features = standardised(fused);
+  const grid = fused.size;
+  const seen = kept.map(({ at, positive }) => {
+    const place = perAxis((axis) => Math.min(Math.max(at[axis], 0), size[axis] - 1));
+    const [i, j, k] = perAxis((axis) => roundedToEven(place[axis]));
+    const sign = positive ? 1 : -1;
+    const missing = sign * Math.max(0, use.margin - sign * difference[(k * size[1] + j) * size[0] + i]!);
+    return { place, missing, looks: sampled(features, perAxis((axis) => (place[axis] / (size[axis] - 1)) * (grid[axis] - 1))) };
+  });
+  const covariance = seen.map((a, n) => seen.map((b, m) => likeness(a.place, a.looks, b, use) + (n === m ? NUGGET : 0)));
+  const weights = solved(covariance, seen.map(({ missing }) => missing));
+  const change = new Float32Array(grid[0] * grid[1] * grid[2]);
+  const looks = new Float32Array(fused.count);
+  for (let k = 0, at = 0; k < grid[2]; k++) {
+    for (let j = 0; j < grid[1]; j++) {
+      for (let i = 0; i < grid[0]; i++, at++) {
+        for (let c = 0; c < fused.count; c++) looks[c] = features.data[c * change.length + at]!;
+        const voxel: Index = [i, j, k];
+        const place = perAxis((axis) => (voxel[axis] * (size[axis] - 1)) / (grid[axis] - 1));
+        let sum = 0;
+        seen.forEach((click, n) => (sum += weights[n]! * likeness(place, looks, click, use)));
+        change[at] = sum;
+      }
+    }
+  }
+  return added(difference, size, change, grid);
+}
+
+/** 1 for the same place and features, falling to 0. */
+function likeness(place: Index, looks: Float32Array, click: { place: Index; looks: Float32Array }, use: Conditioning): number {
+  const apart = AXES.reduce<number>((sum, axis) => sum + (place[axis] - click.place[axis]) ** 2, 0) / use.reach ** 2;
+  if (apart > 80) return 0; // e^-40: nothing beside a logit
+  let unlike = 0;
+  for (let c = 0; c < looks.length; c++) unlike += (looks[c]! - click.looks[c]!) ** 2;
+  return Math.exp(-(apart + unlike / use.likeness ** 2) / 2);
+}
+
+/** Mean 0 and s.d. 1 in each channel, divided by the root of their number: distances are root mean squares. */
+function standardised({ data, count, size }: FeatureMap): FeatureMap {
+  const n = data.length / count;
+  const out = new Float32Array(data.length);
+  for (let first = 0; first < data.length; first += n) {
+    let sum = 0;
+    let squares = 0;
+    for (let at = first; at < first + n; at++) sum += data[at]!;
+    const mean = sum / n;
+    for (let at = first; at < first + n; at++) squares += (data[at]! - mean) ** 2;
+    const scale = 1 / (Math.max(Math.sqrt(squares / (n - 1)), 1e-3) * Math.sqrt(count));
+    for (let at = first; at < first + n; at++) out[at] = (data[at]! - mean) * scale;
+  }
+  return { data: out, count, size };
+}
+
+/** The solution of a few linear equations, by elimination with the largest pivot. */
+function solved(matrix: number[][], right: number[]): number[] {
+  const rows = matrix.map((row, n) => [...row, right[n]!]);
+  const n = rows.length;
+  for (let column = 0; column < n; column++) {
+    const pivot = rows.slice(column).reduce((best, row, r) => (Math.abs(row[column]!) > Math.abs(rows[best]![column]!) ? column + r : best), column);
+    [rows[column], rows[pivot]] = [rows[pivot]!, rows[column]!];
+    for (let r = column + 1; r < n; r++) {
+      const factor = rows[r]![column]! / rows[column]![column]!;
+      for (let c = column; c <= n; c++) rows[r]![c]! -= factor * rows[column]![c]!;
+    }
+  }
+  const out = new Array<number>(n).fill(0);
+  for (let r = n - 1; r >= 0; r--) {
+    const known = out.reduce((sum, value, c) => (c > r ? sum + rows[r]![c]! * value : sum), 0);
+    out[r] = (rows[r]![n]! - known) / rows[r]![r]!;
+  }
+  return out;
+}
+
+/** A change on a coarse grid, interpolated corner on corner, added to every voxel. */
+function added(values: Float32Array, size: Index, change: Float32Array, grid: Index): Float32Array {
+  const places = AXES.map((axis) =>
+    Array.from({ length: size[axis] }, (_, n) => {
+      const at = (n * (grid[axis] - 1)) / (size[axis] - 1);
+      const below = Math.min(Math.floor(at), grid[axis] - 2);
+      return { below, part: at - below };
+    }),
+  );
+  const steps: Index = [1, grid[0], grid[0] * grid[1]];
+  const out = new Float32Array(values.length);
+  const row = new Float32Array(grid[0]);
+  for (let k = 0, at = 0; k < size[2]; k++) {
+    const z = places[2]![k]!;
+    for (let j = 0; j < size[1]; j++) {
+      const y = places[1]![j]!;
+      const first = z.below * steps[2] + y.below * steps[1];
+      for (let i = 0; i < grid[0]; i++) {
+        const near = change[first + i]! * (1 - y.part) + change[first + steps[1] + i]! * y.part;
+        const far = change[first + steps[2] + i]! * (1 - y.part) + change[first + steps[2] + steps[1] + i]! * y.part;
+        row[i] = near * (1 - z.part) + far * z.part;
+      }
+      for (let i = 0; i < size[0]; i++, at++) {
+        const x = places[0]![i]!;
+        out[at] = values[at]! + row[x.below]! * (1 - x.part) + row[x.below + 1]! * x.part;
+      }
+    }
+  }
+  return out;
+}

@@ -1,0 +1,302 @@
+// A scan and prompts in, an object on the scan's own voxels out; it remembers crops, and no clicks.
+// The prompts choose crops of the scan, each crop is encoded once, what the clicks look like is sampled where they lie,
+// every crop is decoded with all of them, a tumour that reaches the border of its crop is followed into further ones, and
+// the probabilities are put back on the scan: the story of src/voxsam/interactive/predictor.py, with the same numbers.
+import type { Box, Index } from "../engine/engine";
+import { isEmpty, sizeOf } from "../stage/geometry";
+import { AXES, countOf, eachRow, hull, intersection, perAxis } from "./boxes";
+import { imageOf, modelGrid, paste, readCrop, type Image } from "./crop";
+import { Grid, Window } from "./grid";
+import type { Encoded, Network, PlacedClick } from "./network";
+import { blend, chooseWindows, connected, isNew, nextWindows, THRESHOLD, tumourParts, voxelsAbove, voxelsAcross, type Piece } from "./pieces";
+import { boxOf, clicksOf, thousandths, voxelOf, type Click, type SessionPrompt } from "./prompts";
+import { refusal } from "./refusal";
+import { componentsOf, EMPTY, regionOf, union, type Region } from "./region";
+import { airRemarks, BOX_IGNORED, cropRemarks, missedRemark, RUNAWAY, scanRemarks, type End } from "./remarks";
+import { MAX_LOOKS, Scale } from "./scale";
+import type { Volume } from "./volume";
+
+const MAX_CROPS = 12; // that one tumour is followed into
+const SURE = 1e-5; // a probability this near to 0 or 1 is taken as this near: its logit is finite
+const KEPT_BYTES = 256 * 2 ** 20; // of encoded crops
+
+/** One object as the model sees it, and what it was made from. It never changes. */
+export class Prediction {
+  private found: Region | null = null;
+  private said: string[] | null = null;
+
+  constructor(
+    readonly grid: Grid, // of the scan
+    readonly prompts: SessionPrompt[] = [],
+    readonly clicks: Click[] = [], // that the prompts became
+    readonly windows: Window[] = [], // that the clicks chose
+    readonly pieces: Piece[] = [], // of these windows, and of those followed into
+    readonly box: Box | null = null, // of the scan, beyond which the mask must not go
+    private readonly notes: string[] = [], // remarks but those on clicks
+  ) {}
+
+  /**
+   * The voxels above 0.5; with `keepClicked` of the components (joined through faces) that hold a positive click, all of
+   * them if none does.
+   */
+  region(keepClicked: boolean): Region {
+    this.found ??= this.pasted();
+    if (!keepClicked) return this.found;
+    const clicked = componentsOf(this.found, this.clicks.filter((click) => click.positive).map((click) => voxelOf(thousandths(click.index), this.grid.shape)));
+    return clicked === EMPTY ? this.found : clicked;
+  }
+
+  /** What a person should know of the mask, one line each. */
+  get remarks(): string[] {
+    this.said ??= [...this.notes, ...missedRemark(this.clicks, this.grid.shape, this.region(false))];
+    return this.said;
+  }
+
+  /** Its crops without what was seen in them: where to begin when a prompt is taken away. */
+  withoutPieces(): Prediction {
+    return new Prediction(this.grid, this.prompts, this.clicks, this.windows, [], this.box, this.notes);
+  }
+
+  /** Memory of the probabilities and the mask. */
+  get bytes(): number {
+    return this.pieces.reduce((sum, piece) => sum + piece.probability.byteLength, this.found?.inside.byteLength ?? 0);
+  }
+
+  private pasted(): Region {
+    let all = EMPTY;
+    for (const { window, probability } of tumourParts(this.pieces)) {
+      const { box, values } = paste(probability, window, this.grid);
+      const reached = this.box ? intersection(box, this.box) : box;
+      const inside = new Uint8Array(countOf(reached));
+      eachRow(reached, box, reached, (from, to, length) => {
+        for (let n = 0; n < length; n++) inside[to + n] = values[from + n]! > THRESHOLD ? 1 : 0;
+      });
+      all = union(all, regionOf(inside, sizeOf(reached), reached.low));
+    }
+    return all;
+  }
+}
+
+export interface PredictorOptions {
+  follow?: boolean; // a mask that reaches the border of its crop; true if left out
+  keptBytes?: number; // of encoded crops
+  /** Hears what is being done; what it throws ends the prediction. */
+  progress?(stage: string, fraction: number | null): void;
+}
+
+type Decode = (window: Window) => Promise<Float32Array>;
+
+interface Looked {
+  windows: Window[];
+  pieces: Piece[];
+  decode: Decode;
+}
+
+interface Segmented {
+  windows: Window[];
+  pieces: Piece[];
+  end: End;
+}
+
+export class Predictor {
+  readonly grid: Grid;
+  private readonly image: Image;
+  private readonly scanRemarks: string[];
+  private readonly encoded = new Map<string, Encoded>(); // by their windows, the latest last
+  private used = new Set<string>(); // by the current object
+
+  constructor(
+    readonly network: Network,
+    readonly volume: Volume,
+    private readonly options: PredictorOptions = {},
+  ) {
+    const { preprocessing } = network.card;
+    this.grid = new Grid(volume.shape, volume.affine);
+    this.image = imageOf(volume, preprocessing);
+    this.scanRemarks = scanRemarks(volume, preprocessing.modality);
+  }
+
+  /** An object without prompts. */
+  get empty(): Prediction {
+    return new Prediction(this.grid);
+  }
+
+  /** Free the encoded crops, to save memory. */
+  forgetFeatures(): void {
+    this.encoded.clear();
+  }
+
+  /**
+   * The object that these prompts, and no others, point at. `previous` is the prediction before the last prompts: crops
+   * that still hold all clicks stay where they were, and a model that takes a mask gets its probabilities. Throws
+   * EngineError for prompts that cannot be used.
+   */
+  async predict(prompts: SessionPrompt[], previous: Prediction | null = null): Promise<Prediction> {
+    const before = previous ?? this.empty;
+    const clicks = this.clicksOf(prompts, before);
+    this.check(clicks);
+    this.used = new Set(before.pieces.map((piece) => piece.window.key));
+    const { windows, pieces, end } = await this.segment(clicks, before);
+    const box = commonBox(prompts, clicks, this.grid.shape);
+    const notes = [
+      ...this.scanRemarks,
+      ...airRemarks(this.volume, clicks),
+      ...cropRemarks(windows.length, pieces.length, end, this.follows),
+      ...(box === null && prompts.some((prompt) => prompt.kind === "box") ? [BOX_IGNORED] : []),
+    ];
+    return new Prediction(this.grid, [...prompts], clicks, windows, pieces, box, notes);
+  }
+
+  private get follows(): boolean {
+    // A model that cannot see clicks outside a crop would guess there.
+    return (this.options.follow ?? true) && this.network.seesFarClicks;
+  }
+
+  // What the prompts become; those that `before` had already are not made again.
+  private clicksOf(prompts: SessionPrompt[], before: Prediction): Click[] {
+    if (!prompts.length) throw refusal("no prompt", "a click, box, scribble or mask hint", "give at least one");
+    const isKnown = before.prompts.every((prompt, n) => prompt === prompts[n]);
+    const scan = { shape: this.grid.shape, spacing_mm: this.grid.spacing };
+    const fresh = prompts.slice(isKnown ? before.prompts.length : 0).flatMap((prompt) => clicksOf(prompt, scan));
+    return [...(isKnown ? before.clicks : []), ...fresh];
+  }
+
+  private check(clicks: Click[]): void {
+    if (!clicks.some((click) => click.positive)) {
+      throw refusal("negative clicks only", "at least one click in the tumour", "click the tumour first");
+    }
+    const { name, config } = this.network.card;
+    if (!config.polarity && !clicks.every((click) => click.positive)) {
+      const expected = "positive clicks: this model was trained without polarity";
+      throw refusal(`a negative click for the model ${name}`, expected, "leave it out, or use a model that takes negative clicks");
+    }
+  }
+
+  /** The windows that clicks choose, the pieces there and where the mask went on, and how it ends. */
+  private async segment(clicks: Click[], before: Prediction): Promise<Segmented> {
+    const { preprocessing } = this.network.card;
+    const scale = Scale.of(this.network.card);
+    if (!scale) return this.followed(await this.look(modelGrid(this.grid, preprocessing), clicks, before));
+    const places = clicks.map((click) => this.grid.toWorld(click.index));
+    const positive = places.filter((_, n) => clicks[n]!.positive);
+    const known = before.windows[0]?.modelGrid.spacing;
+    const seen = new Set<number>();
+    // It looks again where the mask shows that another spacing fits the lesion better.
+    for (let spacing = scale.first(places, known ? Math.max(...known) : null); ; ) {
+      seen.add(spacing);
+      const looked = await this.look(modelGrid(this.grid, preprocessing, spacing), clicks, before);
+      const wanted = scale.next(spacing, voxelsAcross(looked.pieces, positive), places);
+      if (seen.has(wanted) || seen.size === MAX_LOOKS) return this.followed(looked);
+      spacing = wanted;
+    }
+  }
+
+  /** The windows of a model grid that clicks choose, the pieces there, and how a window is decoded. */
+  private async look(grid: Grid, clicks: Click[], before: Prediction): Promise<Looked> {
+    const at = clicks.map((click) => grid.toIndex(this.grid.toWorld(click.index)));
+    const side = this.network.card.config.crop;
+    const windows = chooseWindows(grid, at, side, before.windows.filter((window) => window.modelGrid.key === grid.key));
+    if (windows.length > 1 && this.options.follow === false) {
+      const span = Math.max(...AXES.map((axis) => (Math.max(...at.map((v) => v[axis])) - Math.min(...at.map((v) => v[axis]))) * grid.spacing[axis]));
+      const given = `clicks ${span.toFixed(0)} mm apart with one crop of ${side} voxels`;
+      throw refusal(given, "clicks that fit well inside one crop", "segment them one by one");
+    }
+    const features: Float32Array[] = [];
+    for (const place of at) {
+      // Sampled in the window that holds it best.
+      const apart = (window: Window) => Math.max(...AXES.map((axis) => Math.abs(place[axis] - (window.start[axis] + window.size[axis] / 2 - 0.5))));
+      const home = windows.reduce((best, window) => (apart(window) < apart(best) ? window : best));
+      features.push(this.network.sample(await this.encode(home), within(place, home)));
+    }
+    const decode = async (window: Window) => {
+      const placed = clicks.map(({ positive }, n): PlacedClick => ({ at: within(at[n]!, window), features: features[n]!, positive }));
+      return this.decode(window, placed, before.pieces);
+    };
+    const pieces: Piece[] = [];
+    for (const window of windows) pieces.push({ window, probability: await decode(window) });
+    return { windows, pieces, decode };
+  }
+
+  /** The pieces with those where the mask went on, and how it ends; of a mask that runs away the first alone. */
+  private async followed({ windows, pieces: first, decode }: Looked): Promise<Segmented> {
+    const most = this.network.card.preprocessing.spacing_range_mm ? RUNAWAY * voxelsAbove(first) : Infinity;
+    const pieces = [...first];
+    let waiting = first.flatMap(({ window, probability }) => nextWindows(window, probability));
+    for (;;) {
+      waiting = waiting.filter((window) => isNew(window, pieces));
+      const window = waiting.shift();
+      if (!window) return { windows, pieces, end: "inside" };
+      if (!this.follows || pieces.length >= MAX_CROPS) return { windows, pieces, end: "open" };
+      const piece = { window, probability: await decode(window) };
+      pieces.push({ window, probability: connected(piece, blend(pieces, window)) });
+      if (voxelsAbove(pieces) > most) return { windows, pieces: first, end: "ran away" };
+      waiting.push(...nextWindows(window, blend(pieces, window)));
+    }
+  }
+
+  /** A window's crop, encoded now unless it was before. */
+  private async encode(window: Window): Promise<Encoded> {
+    this.used.add(window.key);
+    let encoded = this.encoded.get(window.key);
+    if (!encoded) {
+      this.options.progress?.("encoding", 0);
+      encoded = await this.network.encode(readCrop(this.image, window, this.network.card.preprocessing));
+      this.makeRoom(encoded.bytes);
+      this.options.progress?.("encoding", 1);
+    }
+    this.encoded.delete(window.key);
+    this.encoded.set(window.key, encoded);
+    return encoded;
+  }
+
+  // Crops of other objects go first, the oldest before; then the latest of this one: a click walks through all of them in
+  // the same order, and if the oldest went, none would be there when its turn comes.
+  private makeRoom(bytes: number): void {
+    const limit = this.options.keptBytes ?? KEPT_BYTES;
+    const isFull = () => [...this.encoded.values()].reduce((sum, encoded) => sum + encoded.bytes, bytes) > limit;
+    for (const key of [...this.encoded.keys()].filter((key) => !this.used.has(key))) if (isFull()) this.encoded.delete(key);
+    while (this.encoded.size && isFull()) this.encoded.delete([...this.encoded.keys()].at(-1)!);
+  }
+
+  /** The probabilities in a window. Throws EngineError if the model's prediction is NaN. */
+  private async decode(window: Window, clicks: PlacedClick[], before: Piece[]): Promise<Float32Array> {
+    const encoded = await this.encode(window);
+    const logits = await this.network.decode(encoded, clicks, this.network.goesOn ? previousLogits(window, before) : null);
+    const probability = logits.map((value) => 1 / (1 + Math.exp(-value)));
+    if (probability.some(Number.isNaN)) {
+      throw refusal(`the model ${this.network.card.name} answered with NaN`, "probabilities", "load the page again");
+    }
+    return probability;
+  }
+}
+
+function within(place: Index, { start }: Window): Index {
+  return perAxis((axis) => place[axis] - start[axis]);
+}
+
+/** The logits of the pieces in a window of their grid; 0 where there is none, null if none is of the window's. */
+function previousLogits(window: Window, before: Piece[]): Float32Array | null {
+  const shared = (piece: Piece) => intersection(piece.window.box, window.box);
+  const pieces = before.filter((piece) => piece.window.modelGrid.key === window.modelGrid.key && !isEmpty(shared(piece)));
+  if (!pieces.length) return null;
+  const known = blend(pieces, window);
+  const logits = new Float32Array(known.length);
+  for (const piece of pieces) {
+    eachRow(shared(piece), window.box, window.box, (at, _, length) => {
+      for (let n = at; n < at + length; n++) {
+        const probability = Math.min(Math.max(known[n]!, SURE), 1 - SURE);
+        logits[n] = Math.log(probability / (1 - probability));
+      }
+    });
+  }
+  return logits;
+}
+
+/** The hull of the boxes among the prompts; null without boxes, or if a positive click lies beyond it. */
+function commonBox(prompts: SessionPrompt[], clicks: Click[], shape: Index): Box | null {
+  const boxes = prompts.flatMap((prompt) => (prompt.kind === "box" ? [boxOf(prompt, shape)] : []));
+  if (!boxes.length) return null;
+  const box = hull(boxes);
+  const isBeyond = ({ index }: Click) => AXES.some((axis) => index[axis] < box.low[axis] - 0.5 || index[axis] > box.high[axis] - 0.5);
+  return clicks.some((click) => click.positive && isBeyond(click)) ? null : box;
+}

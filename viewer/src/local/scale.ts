@@ -1,0 +1,52 @@
+// Which voxel size a lesion asks for: so large that it is some 22 voxels across, chosen by looking.
+import type { Index } from "../engine/engine";
+import { AXES } from "./boxes";
+import type { Card } from "./card";
+
+const ACROSS = 22; // voxels: diameter, as a ball of its volume, of what the network was trained on most
+const KEPT_ACROSS = [13, 36] as const; // within which a spacing is kept
+const STEP = 1.3; // from one spacing of the ladder to the next, at most
+const ROOM = 0.75; // of the crop's side in which all clicks should lie
+export const MAX_LOOKS = 3;
+
+export class Scale {
+  private constructor(
+    readonly ladder: number[], // mm, from fine to coarse
+    private readonly side: number, // of the crop, voxels
+  ) {}
+
+  /** That of a model for many sizes; null for one that has one spacing. */
+  static of({ preprocessing, config }: Card): Scale | null {
+    if (!preprocessing.spacing_range_mm) return null;
+    const [low, high] = preprocessing.spacing_range_mm;
+    const steps = Math.ceil(Math.log(high / low) / Math.log(STEP) - 1e-9);
+    const spacing = (n: number) => (n === 0 ? low : n === steps ? high : low * (high / low) ** (n / steps));
+    return new Scale(Array.from({ length: steps + 1 }, (_, n) => Number(spacing(n).toPrecision(4))), config.crop);
+  }
+
+  /** The spacing so far (mm), else the ladder's middle; coarser if the clicks (RAS+ mm) need more room. */
+  first(clicks: Index[], known: number | null): number {
+    return this.withRoom(known === null ? this.ladder[Math.floor(this.ladder.length / 2)]! : this.nearest(known), clicks);
+  }
+
+  /**
+   * The spacing that a mask of so many voxels `across`, seen at `spacing`, asks for: often the same. 0 across: the click
+   * is not in its mask, as when the lesion is smaller than voxels can show: half the spacing.
+   */
+  next(spacing: number, across: number, clicks: Index[]): number {
+    if (across >= KEPT_ACROSS[0] && across <= KEPT_ACROSS[1]) return spacing;
+    return this.withRoom(this.nearest(across ? (spacing * across) / ACROSS : spacing / 2), clicks);
+  }
+
+  private nearest(wanted: number): number {
+    const apart = (spacing: number) => Math.abs(Math.log(spacing / wanted));
+    return this.ladder.reduce((best, spacing) => (apart(spacing) < apart(best) ? spacing : best));
+  }
+
+  // It, or the finest coarser one whose crop holds all clicks well inside; the coarsest if none does.
+  private withRoom(least: number, clicks: Index[]): number {
+    const along = (axis: 0 | 1 | 2) => clicks.map((click) => click[axis]);
+    const span = Math.max(...AXES.map((axis) => Math.max(...along(axis)) - Math.min(...along(axis))));
+    return this.ladder.find((spacing) => spacing >= least && spacing * this.side * ROOM >= span) ?? this.ladder.at(-1)!;
+  }
+}
