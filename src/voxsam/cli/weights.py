@@ -1,4 +1,4 @@
-"""`voxsam weights`: list the named models, fetch one, import a foreign checkpoint."""
+"""`voxsam weights`: list the named models, fetch one, import a foreign checkpoint, export one for other programs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 
 from voxsam.errors import InputError
 
-app = typer.Typer(help="Model files: list the named ones, fetch one, import a foreign one.")
+app = typer.Typer(help="Model files: list the named ones, fetch one, import a foreign one, export one.")
 
 
 class Kind(StrEnum):
@@ -34,6 +34,12 @@ class Variant(StrEnum):
 
     released = "released"
     paper = "paper"
+
+
+class Format(StrEnum):
+    """What other programs read."""
+
+    onnx = "onnx"
 
 
 @app.command("list")
@@ -105,6 +111,27 @@ def import_(
     save_model(network, output)
     note = f" ({UNTRAINED})" if kind is Kind.sam else ""
     typer.echo(f"{output}: {network.card.name}, {output.stat().st_size / 1e6:.0f} MB{note}")
+
+
+@app.command()
+def export(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A name of `voxsam weights list`, or a .safetensors file.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="The folder to write.")],
+    format: Annotated[Format, typer.Option(help="What other programs read.")] = Format.onnx,
+) -> None:
+    """Write a model for other programs, a browser among them: encoder.onnx, decoder.onnx and card.json in a folder.
+
+    It takes a minute. Both graphs are run by onnxruntime and compared with PyTorch before the folder is there.
+    """
+    from voxsam.cli.progress import ProgressBar
+    from voxsam.weights.export import export_onnx
+
+    with ProgressBar() as bar:
+        export_onnx(model, output, bar)
+    sizes = ", ".join(f"{file.name} {file.stat().st_size / 1e6:.1f} MB" for file in sorted(output.iterdir()))
+    typer.echo(f"{output}: {sizes}")
 
 
 def _size(size_bytes: int | None) -> str:

@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -61,9 +61,9 @@ def export_onnx(source: str | Path, folder: Path, progress: Callable[[str], None
         crop = _crop(network)
         progress("encoder")
         encoded = dict(zip(encoder.output_names, encoder(crop), strict=True))
-        _write(made / FILES[0], encoder, {"crop": crop}, encoder.output_names)
+        write_graph(made / FILES[0], encoder, {"crop": crop}, encoder.output_names)
         progress("decoder")
-        _write(made / FILES[1], decoder, {**encoded, **_prompts(network)}, decoder.output_names)
+        write_graph(made / FILES[1], decoder, {**encoded, **_prompts(network)}, decoder.output_names)
         (made / FILES[2]).write_text(network.card.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
 
@@ -150,8 +150,11 @@ def _prompts(network: VoxSAMNetwork) -> dict[str, Tensor]:
 # Files
 
 
-def _write(path: Path, module: nn.Module, inputs: dict[str, Tensor], outputs: Sequence[str]) -> None:
-    """The module's graph as a file, after onnxruntime has made the same of it as torch."""
+def write_graph(path: Path, module: nn.Module, inputs: dict[str, Tensor], outputs: Sequence[str]) -> None:
+    """The graph of a module of `inputs`, in their order, as a file; onnxruntime has made the same of it as torch.
+
+    Inputs that are named as those OF_CLICKS take any number of clicks. Raises InternalError if the two differ.
+    """
     expected = module.eval()(*inputs.values())  # first: it fills tables that tracing cannot
     clicks = torch.export.Dim("clicks", max=4096)
     free = tuple({1: clicks} if name in OF_CLICKS else None for name in inputs)
