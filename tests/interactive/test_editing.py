@@ -91,6 +91,10 @@ def test_a_brush_smaller_than_a_voxel_paints_the_voxel() -> None:
     }
     beside = editing.brush(empty(grid), grid, (-4, 0, 0), 0.1)
     assert not beside.changes and not beside.apply(empty(grid)).any()
+    # Beside it on one axis only, or with its second half: what lies on the grid counts.
+    stroke = [(3, 1, 1), (3, -40, 1), (3, -60, 1)]
+    assert not editing.brush(empty(grid), grid, stroke[1:], 0.1).changes
+    assert editing.brush(empty(grid), grid, stroke, 0.1).changes
 
 
 def test_an_eraser_takes_what_the_brush_gave_and_undo_gives_it_back() -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
-from voxsam.boxes import bounding_box, within
+from voxsam.boxes import bounding_box, is_empty, within
 from voxsam.errors import PromptError
 from voxsam.geometry import Grid
 from voxsam.preprocess import Slices
@@ -79,6 +79,8 @@ def brush(
     painted = np.zeros([part.stop - part.start for part in box], dtype=bool)
     for ends in pairwise(points) if len(points) > 1 else [(points[0], points[0])]:
         near = _round(grid, np.array(ends), reach)
+        if is_empty(near):
+            continue  # beside the grid
         painted[within(near, box)] |= _near(grid, near, ends, radius_mm)
     own = grid.voxel_of(points)[grid.contains(points)] - [part.start for part in box]
     painted[tuple(own.T)] = True

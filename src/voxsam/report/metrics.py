@@ -15,6 +15,8 @@ from voxsam.geometry import Grid
 from voxsam.region import Region
 from voxsam.volume import Volume
 
+SAME_MM = 1e-9  # lengths that differ by less are equal: which line counts hangs on no rounding error
+
 
 @dataclass(frozen=True)
 class Diameter:
@@ -73,14 +75,16 @@ def longest_axial_diameter(mask: Volume, label: int | None = None) -> Diameter |
     """The longest in-plane diameter over all axial slices (RECIST 1.1), of `label` or of all objects; None if empty.
 
     It is measured in mm between the outer faces of voxels, so a row of n voxels is n spacings long. Axial is the
-    array's own axis that lies nearest to Superior; the line may cross a notch of the mask.
+    array's own axis that lies nearest to Superior; the line may cross a notch of the mask. Of lines of one length it is
+    that whose ends have the lowest indices.
     """
     longest: Diameter | None = None
-    for points in _slice_outlines(_inside(mask, label), _axial_axis(mask)):
+    for outline in _slice_outlines(_inside(mask, label), _axial_axis(mask)):
+        points = outline[np.lexsort(outline.T[::-1])]
         distances = squareform(pdist(mask.grid.index_to_world(points)))
-        first, second = np.unravel_index(distances.argmax(), distances.shape)
+        first, second = np.argwhere(distances >= distances.max() - SAME_MM)[0]
         length = float(distances[first, second])
-        if longest is None or length > longest.length_mm:
+        if longest is None or length > longest.length_mm + SAME_MM:
             longest = Diameter(length, points[[first, second]])
     return longest
 
