@@ -8,7 +8,7 @@ const SERVER = /XMLHttpRequest|\/api\b|api\/|EventSource|sessions\//;
 
 function importsOf(path: string, text: string): string[] {
   const folder = path.slice(0, path.lastIndexOf("/"));
-  return [...text.matchAll(/from "(\.[^"]+)"/g)].map(([, to]) => new URL(`${folder}/${to}.ts`.slice(2), "file:///").pathname.slice(1));
+  return [...text.matchAll(/from "(\.[^"]+(?<!\.json))"/g)].map(([, to]) => new URL(`${folder}/${to}.ts`.slice(2), "file:///").pathname.slice(1));
 }
 
 /** A circle of imports, as a path that ends where it begins; null if there is none. */

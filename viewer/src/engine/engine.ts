@@ -1,4 +1,4 @@
-// What the page asks for: an engine that reads scans and segments them, on a server today, in the browser tomorrow.
+// What the page asks for: an engine that reads scans and segments them, on a server or in the browser.
 // Indices are voxels (i, j, k) of the scan's own array; what travels is described in docs/server.md.
 
 export type Index = [number, number, number];
@@ -219,8 +219,9 @@ export interface Engine {
   watch(id: string, signal: AbortSignal): AsyncGenerator<Notice>;
   /** Sessions of this browser, the latest first. */
   recent(): Recent[];
-  /** Leave a session out of `recent`. */
+  /** Leave a session out of `recent`; where the work is kept in this browser (`keepsWork`), delete it and its scan. */
   forget(id: string): void;
+  readonly keepsWork: boolean;
 }
 
 /** Why something failed, in the words that the user reads. */

@@ -1,27 +1,32 @@
-// Which sessions were open in this browser: kept here, not on the server, where others would see them.
+// Which sessions were open in this browser: listed here, not on the server, where others would see them.
 import type { Recent, State } from "./engine";
 
-const STORE = "voxsam-recent";
 const MAX_RECENT = 12;
 
 export class RecentSessions {
-  /** `store` is the browser's localStorage, or none where it is switched off. */
-  constructor(private readonly store: Pick<Storage, "getItem" | "setItem"> | null) {}
+  /** `store` is the browser's localStorage, or none where it is switched off; `key` is the list's name there. */
+  constructor(
+    private readonly store: Pick<Storage, "getItem" | "setItem"> | null,
+    private readonly key = "voxsam-recent",
+  ) {}
 
   /** The latest first. */
   list(): Recent[] {
     try {
-      const kept: unknown = JSON.parse(this.store?.getItem(STORE) ?? "[]");
+      const kept: unknown = JSON.parse(this.store?.getItem(this.key) ?? "[]");
       return Array.isArray(kept) ? (kept as Recent[]) : [];
     } catch {
       return []; // not ours, or damaged
     }
   }
 
-  note({ id, name, objects }: State): void {
+  /** Put a session first; the ids of those that the list has no place for any more. */
+  note({ id, name, objects }: State): string[] {
     const masks = objects.filter(({ volume_ml }) => volume_ml > 0);
     const volume_ml = masks.reduce((sum, object) => sum + object.volume_ml, 0);
-    this.keep([{ id, name, used: Date.now(), objects: masks.length, volume_ml }, ...this.without(id)]);
+    const list = [{ id, name, used: Date.now(), objects: masks.length, volume_ml }, ...this.without(id)];
+    this.keep(list.slice(0, MAX_RECENT));
+    return list.slice(MAX_RECENT).map((dropped) => dropped.id);
   }
 
   forget(id: string): void {
@@ -34,7 +39,7 @@ export class RecentSessions {
 
   private keep(list: Recent[]): void {
     try {
-      this.store?.setItem(STORE, JSON.stringify(list.slice(0, MAX_RECENT)));
+      this.store?.setItem(this.key, JSON.stringify(list));
     } catch {
       // Full or forbidden: the list is a convenience.
     }

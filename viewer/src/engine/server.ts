@@ -99,6 +99,7 @@ export async function* readSlices(pieces: AsyncIterable<Uint8Array>, sliceBytes:
 type Wire = Omit<StepResult, "labels"> & { labels: string };
 
 export class ServerEngine implements Engine {
+  readonly keepsWork = false;
   private readonly sessions: RecentSessions;
 
   /** `base` is where the page lies; `askForKey` is called when the server wants one. */

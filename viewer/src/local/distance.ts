@@ -1,6 +1,8 @@
 // The exact Euclidean distance transform: how far each voxel is from the nearest one outside.
 import type { Index } from "../engine/engine";
 
+const TIE = 1e-6; // of an index: parabolas that cross there are compared by their values, which have no rounding error
+
 /**
  * For each voxel of `inside` (i fastest; not 0 is inside) the distance from its centre to that of the nearest voxel
  * outside, in the unit of `spacing`; 0 outside, Infinity where there is nothing outside.
@@ -18,7 +20,6 @@ export function distances(inside: Uint8Array, shape: Index, spacing: readonly nu
     const n = shape[axis]!;
     const stride = strides[axis]!;
     const step = spacing[axis]!;
-    const away = (from: number, to: number) => ((to - from) * step) ** 2;
     for (let first = 0; first < squared.length; first++) {
       if (Math.floor(first / stride) % n) continue; // not the first voxel of a line
       let found = 0;
@@ -30,7 +31,7 @@ export function distances(inside: Uint8Array, shape: Index, spacing: readonly nu
         while (found) {
           const before = tops[found - 1]!;
           begins = ((height - line[before]!) / (step * step) + at * at - before * before) / (2 * (at - before));
-          if (begins > borders[found - 1]!) break;
+          if (begins > borders[found - 1]! - TIE) break;
           found--;
         }
         borders[found] = found ? begins : -Infinity;
@@ -38,8 +39,13 @@ export function distances(inside: Uint8Array, shape: Index, spacing: readonly nu
       }
       if (!found) continue;
       for (let at = 0, lowest = 0; at < n; at++) {
-        while (lowest + 1 < found && borders[lowest + 1]! <= at) lowest++;
-        squared[first + at * stride] = line[tops[lowest]!]! + away(tops[lowest]!, at);
+        while (lowest + 1 < found && borders[lowest + 1]! < at - TIE) lowest++;
+        let least = Infinity;
+        for (let one = lowest; one < found && (one === lowest || borders[one]! <= at + TIE); one++) {
+          const away = (at - tops[one]!) * step;
+          least = Math.min(least, line[tops[one]!]! + away * away);
+        }
+        squared[first + at * stride] = least;
       }
     }
   }

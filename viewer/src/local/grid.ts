@@ -4,9 +4,9 @@
 import type { Box, Index } from "../engine/engine";
 import { toWorld } from "../stage/geometry";
 import { AXES, perAxis } from "./boxes";
-import { rounded } from "./numbers";
+import { determinant } from "./files/checks";
+import { INDEX_DECIMALS, rounded } from "./numbers";
 
-const INDEX_DECIMALS = 9; // of an index: without its last bits, which differ from one machine to another
 const MAP_DECIMALS = 12; // of a matrix between grids
 const WHOLE_VOXEL_TOLERANCE = 1e-3; // a length within a thousandth of a whole voxel counts as whole
 const PAIRS = ["RL", "AP", "SI"];
@@ -27,7 +27,25 @@ export class Grid {
 
   /** mm from voxel to voxel along each axis. */
   get spacing(): Index {
-    return perAxis((axis) => Math.sqrt(this.entry(0, axis) ** 2 + this.entry(1, axis) ** 2 + this.entry(2, axis) ** 2));
+    return perAxis((axis) => {
+      const [x, y, z] = [this.entry(0, axis), this.entry(1, axis), this.entry(2, axis)];
+      return Math.sqrt(x * x + y * y + z * z); // by no power, which has other last bits than NumPy
+    });
+  }
+
+  /** The array's axis that lies nearest to Superior. */
+  get axialAxis(): 0 | 1 | 2 {
+    return [...this.axes].findIndex((letter) => PAIRS[2]!.includes(letter)) as 0 | 1 | 2;
+  }
+
+  /** Millilitres of a voxel. */
+  get voxelVolume(): number {
+    return Math.abs(determinant(AXES.map((axis) => AXES.map((row) => this.entry(row, axis))))) / 1000;
+  }
+
+  /** How many indices a ball of a radius in mm reaches along each axis: as far as the rows of the inverse are long. */
+  reachOf(radius_mm: number): Index {
+    return perAxis((axis) => radius_mm * Math.hypot(...this.toIndices[axis]!.slice(0, 3)));
   }
 
   toWorld(index: Index): Index {
@@ -35,24 +53,12 @@ export class Grid {
   }
 
   toIndex(world: Index): Index {
-    this.inverse ??= inverted(this.affine);
-    return toWorld(this.inverse, world).map((v) => rounded(v, INDEX_DECIMALS)) as Index;
-  }
-
-  /** Whether an index lies in a voxel of the grid, its outer faces included. */
-  contains(index: Index): boolean {
-    return AXES.every((axis) => index[axis] >= -0.5 && index[axis] <= this.shape[axis] - 0.5);
-  }
-
-  /** The voxel in which an index lies; beyond the grid, the outermost. */
-  voxelOf(index: Index): Index {
-    return perAxis((axis) => Math.min(Math.max(Math.floor(index[axis] + 0.5), 0), this.shape[axis] - 1));
+    return toWorld(this.toIndices, world).map((v) => rounded(v, INDEX_DECIMALS)) as Index;
   }
 
   /** The matrix from an index of this grid to that of `source` at the same place. */
   mapTo(source: Grid): Affine {
-    source.inverse ??= inverted(source.affine);
-    const from = source.inverse;
+    const from = source.toIndices;
     const entry = (row: number, column: number) =>
       AXES.reduce((sum, n) => sum + from[row]![n]! * this.entry(n, column), column === 3 ? from[row]![3]! : 0);
     return AXES.map((row) => [0, 1, 2, 3].map((column) => rounded(entry(row, column), MAP_DECIMALS)));
@@ -96,6 +102,11 @@ export class Grid {
       taken.add(row);
       return PAIRS[row]![turn[row]![axis]! < 0 ? 1 : 0];
     }).join("");
+  }
+
+  // From mm to indices.
+  private get toIndices(): Affine {
+    return (this.inverse ??= inverted(this.affine));
   }
 
   private entry(row: number, column: number): number {

@@ -1,5 +1,7 @@
 // Numbers as Python's engine rounds and writes them.
 
+export const INDEX_DECIMALS = 9; // of an index: without its last bits, which differ from one machine to another
+
 /** To the nearest whole number; of two that are as near, the even one. */
 export function roundedToEven(value: number): number {
   const low = Math.floor(value);

@@ -32,7 +32,7 @@ export class Prediction {
     readonly windows: Window[] = [], // that the clicks chose
     readonly pieces: Piece[] = [], // of these windows, and of those followed into
     readonly box: Box | null = null, // of the scan, beyond which the mask must not go
-    private readonly notes: string[] = [], // remarks but those on clicks
+    readonly notes: string[] = [], // remarks but those on clicks
   ) {}
 
   /**

@@ -95,8 +95,9 @@ export class Opener {
       this.engine.forget(id);
       this.recent();
     });
-    forget.setAttribute("aria-label", `Leave ${name} out of this list`);
-    forget.title = "Leave out of this list";
+    const { keepsWork } = this.engine;
+    forget.setAttribute("aria-label", keepsWork ? `Delete ${name} from this browser` : `Leave ${name} out of this list`);
+    forget.title = keepsWork ? "Delete the scan and the work from this browser" : "Leave out of this list";
     item.append(forget);
     return item;
   }

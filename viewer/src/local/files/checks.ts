@@ -1,5 +1,5 @@
 // What makes a file's voxels unusable, and what kind of image they are: as voxsam.io.checks says it, in the same words.
-import type { Index } from "../../engine/engine";
+import type { EngineError, Index } from "../../engine/engine";
 import type { Volume, VoxelArray } from "../volume";
 import { refusal } from "../refusal";
 

@@ -1,0 +1,9 @@
+// Windows that CT is looked at in, as the server offers them; HU.
+import type { Preset } from "../engine/engine";
+
+export const PRESETS: Preset[] = [
+  { name: "soft tissue", low: -160, high: 240 },
+  { name: "lung", low: -1350, high: 150 },
+  { name: "bone", low: -450, high: 1050 },
+  { name: "liver", low: -30, high: 150 },
+];

@@ -1,0 +1,64 @@
+// The worker of the engine in the browser: the model, the reader and the writer, and what is kept, behind the page's calls.
+import { version } from "../../package.json";
+import { EngineError, type Info, type Notice } from "../engine/engine";
+import { answerCalls, type Port } from "./calls";
+import type { Card } from "./card";
+import { Host, type Tools } from "./host";
+import { Network } from "./network";
+import { Predictor } from "./predictor";
+import { PRESETS } from "./presets";
+import { readLabels, readScan } from "./read";
+import { Store } from "./store";
+import { TYPES } from "./types";
+import { writeFile } from "./write";
+
+const MAX_THREADS = 4; // more make a click no faster
+const MODEL = new URL("../model/", self.location.href); // beside the folder of the page's scripts
+
+async function fetched(name: string): Promise<Response> {
+  const answer = await fetch(new URL(name, MODEL)).catch(() => null);
+  if (answer?.ok) return answer;
+  const message = `the model's file ${name} could not be loaded`;
+  throw new EngineError({ message, remedy: "check the connection, then load the page again" }, false);
+}
+
+const bytesOf = async (name: string) => new Uint8Array(await (await fetched(name)).arrayBuffer());
+
+async function start(): Promise<Host["handlers"]> {
+  const card = (await (await fetched("card.json")).json()) as Card;
+  const info: Info = {
+    version,
+    model: {
+      name: card.name,
+      modality: card.preprocessing.modality,
+      prompts: Object.fromEntries(["positive", "negative", "box", "scribble", "hint"].map((kind) => [kind, card.prompts.includes(kind)])),
+      licence: card.description["licence"] ?? "",
+    },
+    presets: PRESETS,
+    folders: [],
+    demo: false,
+    types: TYPES,
+  };
+  const threads = self.crossOriginIsolated ? Math.min(navigator.hardwareConcurrency, MAX_THREADS) : 1;
+  const network = Promise.all([bytesOf("encoder.onnx"), bytesOf("decoder.onnx")]).then(([encoder, decoder]) => Network.load(card, encoder, decoder, threads));
+  network.catch(() => {}); // who opens a scan hears of it
+  const news = new BroadcastChannel("voxsam-local"); // to other tabs, which may have the same session
+  const post = (session: string, notice: Notice) => self.postMessage({ session, notice });
+  news.addEventListener("message", ({ data }) => post(data.session, data.notice));
+  const tools: Tools = {
+    info,
+    segmenter: async (scan, progress) => new Predictor(await network, scan, { progress }),
+    read: readScan,
+    readLabels,
+    write: writeFile,
+    store: await Store.open(),
+    locks: navigator.locks ?? null, // none without a secure context
+  };
+  const tell = (session: string, notice: Notice) => {
+    post(session, notice);
+    if (notice.kind === "idle") news.postMessage({ session, notice });
+  };
+  return new Host(tools, tell).handlers;
+}
+
+answerCalls(self as unknown as Port, start()); // the page's types know no worker's scope
