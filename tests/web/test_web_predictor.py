@@ -19,6 +19,7 @@ import pytest
 from voxsam.errors import InputError
 from voxsam.geometry import Grid
 from voxsam.interactive.predictor import Prediction, Predictor
+from voxsam.io import read_volume
 from voxsam.network.promptable import Promptable
 from voxsam.phantoms import make_phantom
 from voxsam.prompts import Box, MaskHint, Point, Prompt
@@ -222,13 +223,41 @@ def test_a_known_network_predicts_the_same(
         check(name, ours[name], theirs[name])
 
 
+@pytest.fixture(
+    scope="module", params=["voxsam-tiny", "milestones/voxsam-any-start-48.safetensors"], ids=["tiny", "any"]
+)
+def real_model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Promptable, Path]:
+    """A model, and the folder of its export."""
+    file = Path(__file__).resolve().parents[2] / request.param
+    source = file if file.suffix == ".safetensors" else request.param
+    folder = tmp_path_factory.mktemp("real") / "model"
+    export_onnx(source, folder)
+    return load_model(source, "cpu"), folder
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["voxsam-tiny", "milestones/voxsam-any-start-48.safetensors"], ids=["tiny", "any"])
-def test_the_models_predict_the_same(model: str, scans: dict[str, Case], tmp_path: Path) -> None:
-    root = Path(__file__).resolve().parents[2]
-    source = root / model if model.endswith(".safetensors") else model
-    export_onnx(source, tmp_path / "model")
-    network = load_model(source, "cpu")
+def test_the_models_predict_the_same(
+    real_model: tuple[Promptable, Path], scans: dict[str, Case], tmp_path: Path
+) -> None:
+    network, model = real_model
+    shutil.copytree(model, tmp_path / "model")
     theirs = in_browser(tmp_path, scans)
     for name, case in scans.items():
+        check(name, in_python(network, case), theirs[name])
+
+
+@pytest.mark.slow
+def test_real_scans_are_segmented_the_same(
+    real_model: tuple[Promptable, Path], shared_data: Path, tmp_path: Path
+) -> None:
+    network, model = real_model
+    shutil.copytree(model, tmp_path / "model")
+    chosen = {}
+    for name, folder in {"4DLung_113": "lesions_ct", "STS_003": "sarcoma_ct"}.items():
+        scan = read_volume(shared_data / folder / "imagesTr" / f"{name}_0000.nii.gz")
+        truth = read_volume(shared_data / folder / "labelsTr" / f"{name}.nii.gz", labels=True)
+        first, second = clicks_of(truth, 2)
+        chosen[name] = Case(scan, [[click(first)], [click(beside(truth), positive=False)], [click(second)]])
+    theirs = in_browser(tmp_path, chosen)
+    for name, case in chosen.items():
         check(name, in_python(network, case), theirs[name])
