@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, requires, version
+from typing import Any
 
 from voxsam.errors import UnsupportedError
 
 COMMANDS = "voxsam.commands"  # name of a command -> its function
+LEARNING = "voxsam.learning"  # any name -> the function by which a project learns (voxsam.lab.learning.learn)
 SYSTEMS = "voxsam.systems"  # any name -> a module that, imported, adds to the networks and adapters of model files
 
 
@@ -23,6 +25,16 @@ def load_systems() -> None:
     with needs_extra("lab", "a model of the laboratory"):
         for entry in entry_points(group=SYSTEMS):
             entry.load()
+
+
+def load_learning() -> Callable[..., Any]:
+    """The function by which a project learns. Raises UnsupportedError where the laboratory is not installed."""
+    require_extra("lab", "learning")
+    with needs_extra("lab", "learning"):
+        for entry in entry_points(group=LEARNING):
+            return entry.load()
+    given = "learning with an installation of VoxSAM that does not name it"
+    raise UnsupportedError(given, f"an entry point {LEARNING}", "install VoxSAM again: pip install voxsam[lab]")
 
 
 def require_extra(extra: str, what: str) -> None:

@@ -45,7 +45,7 @@ def keep(project: Project, model: Path, name: str, cases: tuple[str, ...], **mor
 
 def files(project: Project) -> set[str]:
     found = (path.relative_to(project.folder) for path in project.folder.rglob("*") if path.is_file())
-    return {path.as_posix() for path in found if path.name not in (".lock", ".busy")}
+    return {path.as_posix() for path in found if path.name not in (".lock", ".busy", ".learning.lock")}
 
 
 def test_a_new_project_is_plain_files(project, scans, given):

@@ -79,6 +79,9 @@ def status(
     if found.minutes_saved is not None:
         typer.echo(f"Minutes saved since a learned model is in use: {found.minutes_saved:.0f}")
     typer.echo(f"In use: {found.in_use}")
+    if found.learning is not None:
+        at = found.learning
+        typer.echo(f"Learning now: {at['stage']}, step {at['step']} of {at['steps']}" if at else "Learning now")
     if found.offered is not None:
         typer.echo(f"Offered: {_offer(folder, found.offered.name, str(found.offered.gate))}")
 
@@ -228,6 +231,30 @@ def compare(
     for one in found:
         _show_agreement(one, names)
     typer.echo(f"Mean Dice of {len(found)} scans: {sum(one.dice for one in found) / len(found):.3f}")
+
+
+@app.command()
+def learn(
+    folder: Folder,
+    minutes: Annotated[float, typer.Option(min=0.1, max=600, help="That it may take, the check included.")] = 20.0,
+    data: Annotated[
+        Path | None, typer.Option(parser=given_path, help="The data engine's scans, to be trained on beside the cases.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads; default: all.")] = None,
+) -> None:
+    """Learn from all scans that are done, and say whether it helps. Run again after a stop: it goes on."""
+    from voxsam.extras import load_learning
+
+    project, run = _open(folder), load_learning()
+    if threads is not None:
+        from voxsam.cli.segment import set_threads
+
+        set_threads(threads)
+    model = run(project, minutes=minutes, data=data, log=typer.echo)
+    if model.state == "offered":
+        typer.echo(_offer(folder, model.name, str(model.gate)))
+    else:
+        typer.echo(f"{model.gate}: not better than {project.in_use}, which stays in use")
 
 
 def _open(folder: Path) -> Project:

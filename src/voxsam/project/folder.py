@@ -53,6 +53,7 @@ from voxsam.seen import content
 from voxsam.volume import Volume
 
 WAIT_S = 60.0  # for the lock
+LEARNING_LOCK = ".learning.lock"  # held by a learning that runs
 QUIET_S = 10.0  # after a click, until learning goes on
 START = "voxsam-tiny"
 ReportProgress = Callable[[str, float | None], None]
@@ -340,16 +341,20 @@ class Project:
         found = [read_record(path, LearnedModel) for path in (self.folder / "models").glob("[!.]*.json")]
         return sorted(found, key=lambda model: model.made)
 
-    def keep_model(self, model: LearnedModel, weights: Path) -> None:
-        """Add a learned model; its file is copied. Raises InputError if a case of it was forgotten or changed since."""
+    def keep_model(self, model: LearnedModel, weights: Path | None) -> None:
+        """Add a learned model; its file is copied. `weights` None: it was refused before it was made.
+
+        Raises InputError if a case of it was forgotten since.
+        """
         with self.locked():
             contents = {scan.name: scan.content for scan in self.scans}
             gone = [case for case, known in model.cases.items() if contents.get(case) != known]
             if gone:
                 given = f"{len(gone)} of the cases of {model.name} forgotten while it learned"
                 raise InputError(given, "cases that are there", "let it learn again")
-            with atomic_path(self.folder / "models" / f"{model.name}.safetensors") as temporary:
-                shutil.copyfile(weights, temporary)
+            if weights is not None:
+                with atomic_path(self.folder / "models" / f"{model.name}.safetensors") as temporary:
+                    shutil.copyfile(weights, temporary)
             write_record(self.folder / "models" / f"{model.name}.json", model)
             self._log("learned", model=model.name, state=model.state, gate=str(model.gate))
 
@@ -359,9 +364,10 @@ class Project:
             settings = self.settings
             if name != settings.start:
                 models = {model.name: model for model in self.models()}
-                able = [model.name for model in models.values() if model.state != "retired"]
+                able = [known for known in models if (self.folder / "models" / f"{known}.safetensors").is_file()]
                 if name not in able:
-                    given = f"the model {name}" + (f", {models[name].reason}" if name in models else "")
+                    reason = models[name].reason or "which was no better and is not kept" if name in models else ""
+                    given = f"the model {name}{', ' if reason else ''}{reason}"
                     raise InputError(given, f"one of {', '.join([settings.start, *able])}", "choose one of them")
             if name != self.in_use:
                 used = (*settings.used, name)
@@ -383,6 +389,15 @@ class Project:
     def history(self) -> list[dict[str, Any]]:
         """What happened, in order: each with `when` and `what`."""
         return read_lines(self.folder / "history.jsonl")
+
+    def learning_now(self) -> dict[str, Any] | None:
+        """What a learning that runs now is at: its `stage`, `step` of `steps`; None if none runs."""
+        try:
+            with FileLock(self.folder / LEARNING_LOCK, timeout=0):
+                return None
+        except Timeout:
+            found = read_lines(self.learning / "progress.json")
+            return found[0] if found else {}
 
     def touch_busy(self) -> None:
         """Say that somebody clicks now: learning pauses for some seconds."""

@@ -1,4 +1,4 @@
-"""Where a project stands, in numbers: what is done, clicks per scan over time, minutes saved, what is offered."""
+"""Where a project stands: what is done, clicks per scan over time, minutes saved, what is learned and offered."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ class Summary:
     offered: LearnedModel | None  # the newest learned model, where it is better and not in use
     curve: tuple[tuple[str, int], ...]
     minutes_saved: float | None  # None: too few times are known
+    learning: dict[str, Any] | None  # what a learning that runs is at
 
     @property
     def counts(self) -> Counter[State]:
@@ -59,7 +60,9 @@ def summarise(project: Project) -> Summary:
     clicked = [reading for reading in done.values() if reading.source == "clicks"]
     curve = tuple((reading.case, len(reading.clicks)) for reading in clicked)
     start = project.settings.start
-    return Summary(tuple(rows), project.in_use, offered(project), curve, minutes_saved(clicked, start))
+    return Summary(
+        tuple(rows), project.in_use, offered(project), curve, minutes_saved(clicked, start), project.learning_now()
+    )
 
 
 def offered(project: Project) -> LearnedModel | None:

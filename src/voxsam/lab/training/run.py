@@ -12,7 +12,7 @@ are single whole files, as those of any other run: one of them may go on as the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -299,30 +299,33 @@ def train(
     *,
     log: Callable[[str], None] = lambda line: None,
     strict: bool = True,
+    stream: EngineStream | None = None,
+    callbacks: Sequence[Callback] = (),
     **trainer_options: Any,
 ) -> Path:
     """Run the recipe; returns the path of the model file. `trainer_options` are Lightning's, for Trainer.
 
-    `log` hears in one line what memory a step will take; `strict` refuses to begin where there is too little. Raises
-    InputError for data or a start that do not fit, for a folder that holds another run, for too little memory, and for
-    what this machine cannot do; Stopped when a signal asked it to stop.
+    `stream` gives the samples where they are not those of `data`; `callbacks` come before the run's own. `log` hears
+    in one line what memory a step will take; `strict` refuses to begin where there is too little. Raises InputError for
+    data or a start that do not fit, for a folder that holds another run, for too little memory, and for what this
+    machine cannot do; Stopped when a signal asked it to stop.
     """
     mine = identity(recipe, data)
     check_identity(mine, out)
     for folder in (out, out / "pictures"):
         remove_leftovers(folder)
     lightning.seed_everything(recipe.seed, verbose=False)
-    stream = make_stream(recipe, data)
-    recipe = recipe.planned(0 if isinstance(stream, EngineStream) else len(stream.scans) or recipe.phantoms)
+    samples = make_stream(recipe, data) if stream is None else stream
+    recipe = recipe.planned(0 if isinstance(samples, EngineStream) else len(samples.scans) or recipe.phantoms)
     network = make_network(recipe)
-    network.card = network.card.having_seen(trained_on(recipe, data, stream))
-    validation = make_validation(recipe, data, stream)
+    network.card = network.card.having_seen(trained_on(recipe, data, samples))
+    validation = make_validation(recipe, data, samples)
     examples = DrawExamples(
-        lambda: validation[: recipe.pictures] or [stream[number] for number in range(recipe.pictures)],
+        lambda: validation[: recipe.pictures] or [samples[number] for number in range(recipe.pictures)],
         out / "pictures",
         None if validation else recipe.validate_every,
     )
-    trainer = _trainer(recipe, out, [examples] if recipe.pictures else [], **trainer_options)
+    trainer = _trainer(recipe, out, [*callbacks, *([examples] if recipe.pictures else [])], **trainer_options)
     device = trainer.strategy.root_device
     if recipe.precision == "16-mixed" and device.type == "cpu":
         raise UnsupportedError("precision 16-mixed on a CPU", "bf16-mixed or 32-true", "change `precision`")
@@ -333,7 +336,7 @@ def train(
         write_identity(mine, out)
     done = recipe.batch * recipe.accumulate
     order = Onwards(
-        len(stream),
+        len(samples),
         lambda: trainer.global_step * done * trainer.world_size,
         lambda: trainer.global_rank,
         lambda: trainer.world_size,
@@ -342,7 +345,7 @@ def train(
     task = ShardedTask if recipe.strategy == FSDP else SegmentationTask
     trainer.fit(
         task(recipe, network),
-        make_loader(recipe, stream, order),
+        make_loader(recipe, samples, order),
         DataLoader(validation, batch_size=1) if validation else None,  # type: ignore[arg-type]
         ckpt_path=str(last) if last.is_file() else None,
         weights_only=True,
@@ -350,7 +353,7 @@ def train(
     return out / "model.safetensors"
 
 
-def _trainer(recipe: Recipe, out: Path, pictures: list[Callback], **options: Any) -> lightning.Trainer:
+def _trainer(recipe: Recipe, out: Path, more: list[Callback], **options: Any) -> lightning.Trainer:
     last = out / f"{LAST}.ckpt"
     first_step = steps_done(last)
     settings: dict[str, Any] = {
@@ -358,7 +361,7 @@ def _trainer(recipe: Recipe, out: Path, pictures: list[Callback], **options: Any
         "max_epochs": -1,  # a finished run that gets more steps begins another of Lightning's epochs
         "accumulate_grad_batches": recipe.accumulate,
         "precision": recipe.precision,
-        "callbacks": _callbacks(recipe, out, pictures),
+        "callbacks": _callbacks(recipe, out, more),
         "logger": [
             ContinuedLog(out, first_step),
             TensorBoardLogger(out, name="", version="log", purge_step=first_step or None),
@@ -384,12 +387,12 @@ def _trainer(recipe: Recipe, out: Path, pictures: list[Callback], **options: Any
         raise UnsupportedError(given, f"what this machine has ({reason})", "change them") from error
 
 
-def _callbacks(recipe: Recipe, out: Path, pictures: list[Callback]) -> list[Callback]:
+def _callbacks(recipe: Recipe, out: Path, more: list[Callback]) -> list[Callback]:
     """In this order: pictures show the averaged weights, and what is kept holds the averages of its step."""
     last = ModelCheckpoint(out, LAST, every_n_train_steps=recipe.checkpoint_every, enable_version_counter=False)
     callbacks: list[Callback] = [
         LiveProgress(recipe.batch * recipe.devices * recipe.nodes),
-        *pictures,
+        *more,
         *averaging(recipe),
         last,
         WriteModels(out, recipe.blend),

@@ -1,0 +1,196 @@
+"""A simulated user works through a project's scans, and the model learns while it goes: clicks per scan.
+
+    python -m benchmarks.learning DATA -o FOLDER [--model FILE] [--seeds 0,1,2,3,4] [--minutes 20] [--every 6]
+                                  [--last 6] [--scans N] [--source sarcoma_mr] [--no-painted]
+
+DATA is a folder like the shared data. For each seed the 18 sarcomas of the training part are clicked in an order of its
+own: a random first click, then corrections to a Dice of 0.85, at most 10 clicks. The user keeps the true mask, as one
+who finishes by brush. After every six scans the project learns, and takes what it is offered. The last six scans are
+clicked with the start model, too. Run again after a stop, it goes on: FOLDER/seed-N is the project, FOLDER/seed-N.json
+what was counted. On the data engine's painted validation lesions the last model's Dice stands beside the start's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from voxsam.atomic import atomic_path, make_folder
+from voxsam.io import read_volume
+from voxsam.lab.data.cases import Case, find_cases
+from voxsam.lab.engine.check import check
+from voxsam.lab.engine.split import cases as split_cases
+from voxsam.lab.engine.validation import painted
+from voxsam.lab.evaluation.clicks import ClickMaker
+from voxsam.lab.evaluation.systems import SessionSystem
+from voxsam.lab.evaluation.tables import markdown_table, write_between_markers
+from voxsam.lab.learning import learn
+from voxsam.lab.learning.replay import clicks_needed
+from voxsam.network.promptable import Promptable
+from voxsam.project import Project
+from voxsam.prompts import Point
+from voxsam.weights.checkpoint import load_model
+
+MARKER = "learning"
+START = "milestones/voxsam-any-start-48.safetensors"
+Lines = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """What is simulated. `steps` of each training are measured from `minutes` unless given."""
+
+    cases: Sequence[Case]
+    model: str
+    minutes: float = 20.0
+    every: int = 6
+    last: int = 6
+    steps: int | None = None
+
+    def run(self, folder: Path, seed: int, say: Lines = lambda line: None) -> dict[str, Any]:
+        """One seed: {"clicks": by case in the order of work, "start": of the last cases, "models": taken, in order}."""
+        project = self._project(folder / f"seed-{seed}", seed)
+        kept = folder / f"seed-{seed}.json"
+        known = json.loads(kept.read_text()) if kept.is_file() else {"clicks": {}, "start": {}, "learned": []}
+        by_name = {case.name: case for case in self.cases}
+        order = [scan.name for scan in project.scans]
+        for number, name in enumerate(order):
+            if number and number % self.every == 0 and number not in known["learned"]:
+                model = learn(project, minutes=self.minutes, log=say, steps=self.steps, low_priority=False)
+                if model.state == "offered":
+                    project.use(model.name)
+                known["learned"].append(number)
+                _write(kept, known)
+            if name not in known["clicks"]:
+                known["clicks"][name] = self._work(project, by_name[name], seed, project.model_source(), keep=True)
+                say(f"seed {seed}, scan {number + 1} of {len(order)}: {known['clicks'][name]} clicks")
+                _write(kept, known)
+        for name in order[-self.last :]:
+            if name not in known["start"]:
+                known["start"][name] = self._work(project, by_name[name], seed, self.model, keep=False)
+                _write(kept, known)
+        return {**known, "models": list(project.settings.used)}
+
+    def _project(self, folder: Path, seed: int) -> Project:
+        """The project, its scans in an order drawn by the seed; made from a table, which gives the order."""
+        if (folder / "project.json").is_file() and Project(folder).scans:
+            return Project(folder)
+        order = np.random.default_rng(seed).permutation(len(self.cases))
+        table = folder.with_suffix(".csv")
+        rows = [f"{self.cases[n].image.absolute()},{self.cases[n].name}" for n in order]
+        table.write_text("\n".join(["scan,name", *rows]), encoding="utf-8")
+        project = Project(folder) if (folder / "project.json").is_file() else Project.new(folder, start=self.model)
+        _, left_out = project.add(table)
+        assert not left_out, left_out
+        return project
+
+    def _work(self, project: Project, case: Case, seed: int, source: str, keep: bool) -> int:
+        """Click one scan; the first click depends on seed and case alone."""
+        scan = read_volume(case.image)
+        label = read_volume(case.label, labels=True, scan=scan)
+        truth = label.array > 0
+        (first,) = ClickMaker(truth, scan.grid.spacing_mm).draw(1, seed, case.name)
+        count, _, clicks = clicks_needed(SessionSystem(load_model(source)), scan, truth, first)
+        if keep:
+            points = [Point.at_index(scan.grid, at, positive) for at, positive in clicks]
+            project.done(case.name, label.with_array(truth.astype(np.uint8)), points, scan=scan)
+        return count
+
+
+def _write(path: Path, facts: dict[str, Any]) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(facts, indent=1), encoding="utf-8")
+
+
+def fewer(results: Sequence[dict[str, Any]]) -> list[float]:
+    """Of each seed the fraction of clicks on the last scans that was saved beside the start model."""
+    pairs = [([r["clicks"][name] for name in r["start"]], list(r["start"].values())) for r in results]
+    return [1 - sum(after) / sum(before) for after, before in pairs]
+
+
+def interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """The mean, and the ends of its 95 % interval (Student's t); the mean alone three times of one value."""
+    from scipy import stats
+
+    mean = float(np.mean(values))
+    if len(values) < 2:
+        return mean, mean, mean
+    half = float(stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values)))
+    return mean, mean - half, mean + half
+
+
+def report(results: dict[int, dict[str, Any]], every: int) -> str:
+    """The curve, a line a seed, and the mean of what was saved with its interval."""
+    rows = []
+    for seed, result in results.items():
+        clicks = list(result["clicks"].values())
+        parts = {
+            f"scans {n + 1}-{min(n + every, len(clicks))}": _mean(clicks[n : n + every]) for n in _firsts(clicks, every)
+        }
+        start = _mean(list(result["start"].values()))
+        rows.append({"seed": str(seed), **parts, "the last, start model": start, "models taken": len(result["models"])})
+    mean, low, high = interval(fewer(list(results.values())))
+    sentence = (
+        f"Fewer clicks than the start model on the last scans: {mean:.0%} (95 % interval {low:.0%} to {high:.0%})."
+    )
+    return f"{markdown_table(rows)}\n\n{sentence}"
+
+
+def _firsts(clicks: Sequence[int], every: int) -> range:
+    return range(0, len(clicks), every)
+
+
+def _mean(counts: Sequence[int]) -> str:
+    return f"{np.mean(counts):.2f}"
+
+
+def painted_dice(model: Promptable, data: Path) -> float:
+    """Mean Dice of one click on the data engine's painted validation lesions."""
+    return float(np.mean([row.dice[0] for row in check(model, painted(data))]))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line of this module."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    parser.add_argument("--source", default="sarcoma_ct", help="folder of DATA: sarcoma_ct, or sarcoma_mr")
+    parser.add_argument("--model", default=START)
+    parser.add_argument("--seeds", default="0,1,2,3,4")
+    parser.add_argument("--minutes", type=float, default=20.0)
+    parser.add_argument("--steps", type=int, help="of each training, instead of those that fit into the minutes")
+    parser.add_argument("--every", type=int, default=6)
+    parser.add_argument("--last", type=int, default=6)
+    parser.add_argument("--scans", type=int, help="only the first so many")
+    parser.add_argument("--no-painted", action="store_true", help="leave out the data engine's lesions")
+    parser.add_argument("--write", type=Path, help=f"Markdown file with the markers <!-- {MARKER} -->")
+    options = parser.parse_args(arguments)
+    chosen = set(split_cases(options.source, "train"))
+    cases = [case for case in find_cases(options.data / options.source) if case.name in chosen][: options.scans]
+    simulation = Simulation(cases, options.model, options.minutes, options.every, options.last, options.steps)
+    make_folder(options.output)
+    seeds = [int(seed) for seed in options.seeds.split(",")]
+    results = {seed: simulation.run(options.output, seed, print) for seed in seeds}
+    text = report(results, options.every)
+    if not options.no_painted:
+        before = painted_dice(load_model(options.model), options.data)
+        after = [
+            painted_dice(load_model(Project(options.output / f"seed-{s}").model_source()), options.data) for s in seeds
+        ]
+        mean, low, high = interval([one - before for one in after])
+        text += (
+            f"\n\nDice on painted lesions: {before:.3f} at the start; change {mean:+.3f} ({low:+.3f} to {high:+.3f})."
+        )
+    print(text)
+    if options.write is not None:
+        write_between_markers(options.write, MARKER, text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""The simulated user: works through scans, learns, goes on where it was stopped; and its sums, worked out by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import learning
+from benchmarks.learning import Simulation, fewer, interval, report
+from tests.lab.learning.small import body, start_model, write_scans
+from voxsam.io import write_mask
+from voxsam.lab.data.cases import Case
+from voxsam.lab.learning import replay
+from voxsam.project import Project
+
+
+@pytest.fixture
+def simulation(tmp_path: Path) -> Simulation:
+    """Four small scans, learned from after the third, by trainings of one step."""
+    write_scans(tmp_path / "scans", 4)
+    cases = []
+    for seed in range(4):
+        write_mask(body(seed)[1], tmp_path / f"label{seed}.nii.gz")
+        cases.append(Case(f"case{seed}", (tmp_path / "scans" / f"s{seed}.nii.gz",), tmp_path / f"label{seed}.nii.gz"))
+    return Simulation(cases, str(start_model(tmp_path / "first.safetensors")), every=3, last=1, steps=1)
+
+
+def test_a_simulated_user_works_and_goes_on_where_it_was_stopped(simulation, tmp_path, monkeypatch):
+    monkeypatch.setattr(replay, "LIMIT", 2)  # clicks of a network that knows nothing
+    out = tmp_path / "out"
+    out.mkdir()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(learning, "learn", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        simulation.run(out, 1)
+    assert len(json.loads((out / "seed-1.json").read_text())["clicks"]) == 3
+    result = simulation.run(out, 1)
+    project = Project(out / "seed-1")
+    assert sorted(result["clicks"]) == ["case0", "case1", "case2", "case3"] and result["learned"] == [3]
+    assert list(project.done_cases()) == [scan.name for scan in project.scans] == list(result["clicks"])
+    assert len(project.models()) == 1 and list(result["start"]) == [project.scans[-1].name]
+    assert all(1 <= count <= 2 for count in result["clicks"].values())
+    assert simulation.run(out, 1) == result
+    assert "| 1 |" in report({1: result}, 3)
+
+
+def test_what_was_saved_is_a_fraction_of_the_start_models_clicks():
+    results = [
+        {"clicks": {"a": 9, "b": 2, "c": 4}, "start": {"b": 4, "c": 8}, "models": ["m"]},
+        {"clicks": {"a": 9, "b": 3, "c": 6}, "start": {"b": 6, "c": 6}, "models": []},
+    ]
+    assert fewer(results) == pytest.approx([0.5, 0.25])
+    mean, low, high = interval([0.5, 0.25])
+    assert (
+        mean == 0.375 and low == pytest.approx(0.375 - 12.706 * 0.125, abs=1e-3) and low + high == pytest.approx(0.75)
+    )
+    text = report(dict(enumerate(results)), 2)
+    assert "| 0 | 5.50 | 4.00 | 6.00 | 1 |" in text
+    assert "Fewer clicks than the start model on the last scans: 38% (95 % interval -121% to 196%)." in text
+
+
+@pytest.mark.slow
+def test_real_sarcomas_from_a_model_that_never_saw_one(shared_data: Path, tmp_path: Path, capsys):
+    words = ["--scans", "4", "--every", "3", "--last", "1", "--steps", "3", "--seeds", "0", "--no-painted"]
+    learning.main([str(shared_data), "-o", str(tmp_path / "out"), *words])
+    said = capsys.readouterr().out
+    assert "learned-3 learns from 3 scans" in said and "| 0 |" in said
