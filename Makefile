@@ -18,7 +18,7 @@ PAGE := src/voxsam/server/static/index.html
 PAGE_SOURCES := $(shell find viewer -path viewer/node_modules -prune -o -type f -print 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve viewer page-if-node train-demo test test-all test-viewer test-processors check bench docs audit clean
+.PHONY: help setup demo serve viewer web page-if-node train-demo test test-all test-viewer test-processors check bench docs audit clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' Makefile
@@ -30,9 +30,18 @@ demo: $(INSTALLED) ## segment an example from one click and draw it
 	@ls demo/*.png >/dev/null && printf 'The picture: %s\n' "$$PWD"/demo/*.png
 
 serve: $(INSTALLED) page-if-node ## open the page on the demo scan (ARGS: folders and options of voxsam serve)
-	@$(BIN)/voxsam serve --browser $(ARGS)
+	@$(BIN)/voxsam serve --browser $(if $(wildcard dist/web/index.html),--web dist/web) $(ARGS)
 
 viewer: $(PAGE) ## build the page into the package (needs Node.js 20.19 or newer)
+
+# The page that needs no server, with this model in it.
+WEB_MODEL ?= voxsam-tiny
+
+web: $(INSTALLED) | viewer/node_modules ## build dist/web: a folder for any web space, that segments in the browser
+	@rm -rf build/web-model
+	@$(BIN)/voxsam weights export $(WEB_MODEL) --format onnx -o build/web-model
+	@cd viewer && npm run --silent build:web
+	@du -sh dist/web
 
 page-if-node:
 	@if ! command -v npm >/dev/null 2>&1; then echo "Without Node.js the page is not built; the rest works."; \

@@ -106,9 +106,11 @@ def chromium() -> Iterator[Any]:
 class Viewer:
     """The page in a tab, with what tests do to it. It notes what must not happen: errors, and requests elsewhere."""
 
-    def __init__(self, browser: Any, address: str, view: dict[str, int] = VIEW, touch: bool = False) -> None:
+    def __init__(
+        self, browser: Any, address: str, view: dict[str, int] = VIEW, touch: bool = False, **options: Any
+    ) -> None:
         self.address = address
-        self.context = browser.new_context(viewport=view, accept_downloads=True, has_touch=touch)
+        self.context = browser.new_context(viewport=view, accept_downloads=True, has_touch=touch, **options)
         self.context.set_default_timeout(QUIET_MS)
         self.page = self.context.new_page()
         self.faults: list[str] = []

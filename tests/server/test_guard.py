@@ -310,3 +310,24 @@ def test_half_of_the_files_are_left_for_the_work(monkeypatch):
     assert guard.max_connections() == 128
     monkeypatch.setattr(resource, "getrlimit", lambda what: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     assert guard.max_connections() == guard.MAX_CONNECTIONS
+
+
+# The page with its engine in the browser
+
+
+def test_the_page_without_a_server_is_served_beside_the_other_without_a_key(network, tmp_path):
+    (tmp_path / "assets").mkdir()
+    for name in ("index.html", "service-worker.js", "assets/a.js"):
+        (tmp_path / name).write_text(f"here is {name}")
+    with running(Settings(key="secret", web=tmp_path), network) as client:
+        assert client.get("/local/").text == "here is index.html"
+        assert client.get("/local/assets/a.js").headers.get("cache-control") != "no-store"
+        assert client.get("/local/service-worker.js").headers["cache-control"] == "no-store"
+        assert client.get("/local/../pyproject.toml").status_code in (401, 404)
+        assert client.get("/api/info").status_code == 401
+        assert client.get("/api/info", headers={"Authorization": "Bearer secret"}).json()["local"] is True
+
+
+def test_a_folder_without_that_page_is_refused(tmp_path):
+    with pytest.raises(InputError, match="expected the folder that `make web` builds"):
+        Settings(web=tmp_path)

@@ -1,13 +1,15 @@
-// Where the page begins: on a VoxSAM server, which is the engine.
-import { ServerEngine } from "./engine/server";
+// Where the page begins: with an engine on the VoxSAM server that sent it, or in the browser itself.
+import { chosenEngine, IS_LOCAL } from "./engine/choice";
 import { askForKey, followAddress, readAddress, writeAddress } from "./page/address";
 import { Page } from "./page/app";
+import { showPlace } from "./page/place";
 import { showProblem } from "./page/messages";
 
 async function main(): Promise<void> {
   const { session, key, demo } = readAddress();
   followAddress();
-  const page = new Page(new ServerEngine("", key, askForKey, storage()));
+  showPlace(IS_LOCAL);
+  const page = new Page(await chosenEngine(key, askForKey, storage()));
   Object.assign(window, { voxsam: page }); // for tests, and for the curious
   try {
     await page.start(session, demo);

@@ -35,7 +35,7 @@ describe("imports", () => {
   const graph = new Map(Object.entries(FILES).map(([path, text]) => [path.replace("../", ""), importsOf(path, text)]));
 
   it("are found", () => {
-    expect(graph.get("src/main.ts")).toContain("src/engine/server.ts");
+    expect(graph.get("src/main.ts")).toContain("src/engine/choice.ts");
     for (const targets of graph.values()) for (const target of targets) expect([...graph.keys()]).toContain(target);
   });
 
@@ -45,9 +45,9 @@ describe("imports", () => {
     expect(circle(planted)).toContain("src/page/panel.ts");
   });
 
-  it("lead to the server's engine from the page's beginning alone", () => {
+  it("lead to the server's engine from the choice of one alone", () => {
     const users = [...graph].filter(([, targets]) => targets.includes("src/engine/server.ts")).map(([path]) => path);
-    expect(users).toEqual(["src/main.ts"]);
+    expect(users).toEqual(["src/engine/choice.ts"]);
     const using = (words: RegExp) => Object.entries(FILES).filter(([, text]) => words.test(text)).map(([path]) => path);
     expect(using(SERVER)).toEqual(["../src/engine/server.ts"]);
     expect(using(FETCHES).filter((path) => !path.startsWith("../src/local/"))).toEqual(["../src/engine/server.ts"]);

@@ -49,6 +49,10 @@ def command(
     spacing: Annotated[
         str, typer.Option(metavar="X,Y,Z", help="mm of the voxels of ITK-SNAP's images, which come without.")
     ] = "1,1,1",
+    web: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Also serve the page that segments in the browser, built by `make web`."),
+    ] = None,
     demo: Annotated[bool, typer.Option(help="Offer the generated scan.")] = True,
     browser: Annotated[bool, typer.Option(help="Open the page; only where this machine's user can see it.")] = False,
 ) -> None:
@@ -65,6 +69,7 @@ def command(
         device=device,
         folders=tuple(folders or ()),
         demo=demo,
+        web=web,
         state=state or state_folder(),
         upload_bytes=int(upload_limit * GIB),
         memory_bytes=int(memory * GIB),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,15 +87,18 @@ def make_app(
     add_handlers(app)
     for part in (server, sessions, downloads, *protocols):
         app.include_router(part.router)
-    _add_page(app, static)
-    _wrap(app, service, static, protocols)
+    pages = {"/": static} | ({"/local/": service.settings.web} if service.settings.web else {})
+    _add_pages(app, pages)
+    _wrap(app, service, pages, protocols)
     return app
 
 
-def _add_page(app: FastAPI, static: Path) -> None:
-    """Serve the page at /; what is not a file of it is answered as not found."""
-    if (static / "index.html").is_file():
-        app.mount("/", Page(directory=static, html=True), name="page")
+def _add_pages(app: FastAPI, pages: Mapping[str, Path]) -> None:
+    """Serve the page at /, and others at their paths; what is not a file of them is answered as not found."""
+    for path in sorted(pages, reverse=True):  # the one at / would take all
+        if (pages[path] / "index.html").is_file():
+            app.mount(path, Page(directory=pages[path], html=True), name=f"page at {path}")
+    if (pages["/"] / "index.html").is_file():
         return
 
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)
@@ -112,11 +115,16 @@ class Page(StaticFiles):
         return await super().get_response(path, scope)
 
 
-def _wrap(app: FastAPI, service: Service, static: Path, protocols: Sequence[Protocol]) -> None:
+def _wrap(app: FastAPI, service: Service, pages: Mapping[str, Path], protocols: Sequence[Protocol]) -> None:
     """Put the layers round the routes; the last one is the outermost."""
     settings = service.settings
-    files = {f"/{file.relative_to(static).as_posix()}" for file in static.rglob("*") if file.is_file()}
-    public = {"/", "/healthz"} | files  # these hold no data; everything else needs the key
+    files = {
+        path + file.relative_to(folder).as_posix()
+        for path, folder in pages.items()
+        for file in folder.rglob("*")
+        if file.is_file()
+    }
+    public = {"/healthz"} | set(pages) | files  # these hold no data; everything else needs the key
     app.add_middleware(
         Guard,
         settings=settings,
@@ -150,7 +158,7 @@ class SecureHeaders:
                 headers = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
                     headers.setdefault(name, value)
-                if not route_path(scope).startswith("/assets/"):
+                if not route_path(scope).startswith(("/assets/", "/local/assets/")):
                     headers.setdefault("cache-control", "no-store")
             await send(message)
 

@@ -33,6 +33,10 @@ class Settings(BaseModel):
         default=None, description="Where uploads and the work lie; None: nothing outlives the server."
     )
 
+    web: Path | None = Field(
+        default=None, description="The page with its engine in the browser, as `make web` builds it: served at /local/."
+    )
+
     model: str = Field(default="voxsam-tiny", description="A name or a .safetensors file.")
     device: str = Field(default="auto", description="auto, cpu, cuda or mps.")
 
@@ -62,6 +66,13 @@ class Settings(BaseModel):
             given = "a key with spaces at its ends, or with characters beyond ASCII" if word.strip() else "an empty key"
             raise InputError(given, "letters, digits and signs of ASCII", "make one with: openssl rand -hex 16")
         return key
+
+    @field_validator("web")
+    @classmethod
+    def _check_web(cls, web: Path | None) -> Path | None:
+        if web is not None and not (web / "service-worker.js").is_file():
+            raise InputError(f"--web {web}", "the folder that `make web` builds", "build it, or name dist/web")
+        return web
 
     @cached_property
     def is_local(self) -> bool:

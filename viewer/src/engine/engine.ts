@@ -124,6 +124,7 @@ export interface Info {
   presets: Preset[];
   folders: { id: string; name: string }[];
   demo: boolean;
+  local?: boolean; // whether the page with its engine in the browser lies beside, in local/
   types: ObjectType[]; // to choose from; others may be given
 }
 

@@ -19,8 +19,8 @@ export interface PlacedClick {
   positive: boolean;
 }
 
-/** Where onnxruntime's own files are; left out, beside its code. */
-export type WasmFiles = { mjs?: string; wasm: string };
+/** Where onnxruntime's own files are, or its WebAssembly itself; left out, beside its code. Each thread loads `mjs` once more. */
+export type WasmFiles = { mjs?: string; wasm: string | Uint8Array<ArrayBuffer> };
 
 export class Network {
   private constructor(
@@ -44,7 +44,11 @@ export class Network {
       throw refusal(`the model ${card.name}, which wants ${images} images of a patient`, "a model for one image", "use it with `voxsam serve`");
     }
     ort.env.wasm.numThreads = threads;
-    if (files) ort.env.wasm.wasmPaths = files;
+    if (files) {
+      const { mjs, wasm } = files;
+      ort.env.wasm.wasmPaths = { ...(mjs && { mjs }), ...(typeof wasm === "string" && { wasm }) };
+      if (typeof wasm !== "string") ort.env.wasm.wasmBinary = wasm;
+    }
     const options: ort.InferenceSession.SessionOptions = { executionProviders: ["wasm"], graphOptimizationLevel: "all" };
     return new Network(card, await ort.InferenceSession.create(encoder, options), await ort.InferenceSession.create(decoder, options));
   }

@@ -1,4 +1,6 @@
 // The worker of the engine in the browser: the model, the reader and the writer, and what is kept, behind the page's calls.
+import mjs from "onnxruntime-web/ort-wasm-simd-threaded.mjs?url";
+import runtime from "onnxruntime-web/ort-wasm-simd-threaded.wasm?url";
 import { version } from "../../package.json";
 import { EngineError, type Info, type Notice } from "../engine/engine";
 import { answerCalls, type Port } from "./calls";
@@ -10,6 +12,7 @@ import { PRESETS } from "./presets";
 import { readLabels, readScan } from "./read";
 import { Store } from "./store";
 import { TYPES } from "./types";
+import { wasmBytes } from "./wasm";
 import { writeFile } from "./write";
 
 const MAX_THREADS = 4; // more make a click no faster
@@ -40,7 +43,9 @@ async function start(): Promise<Host["handlers"]> {
     types: TYPES,
   };
   const threads = self.crossOriginIsolated ? Math.min(navigator.hardwareConcurrency, MAX_THREADS) : 1;
-  const network = Promise.all([bytesOf("encoder.onnx"), bytesOf("decoder.onnx")]).then(([encoder, decoder]) => Network.load(card, encoder, decoder, threads));
+  const network = Promise.all([bytesOf("encoder.onnx"), bytesOf("decoder.onnx"), wasmBytes(runtime)]).then(([encoder, decoder, wasm]) =>
+    Network.load(card, encoder, decoder, threads, { mjs: new URL(mjs, self.location.href).href, wasm }),
+  );
   network.catch(() => {}); // who opens a scan hears of it
   const news = new BroadcastChannel("voxsam-local"); // to other tabs, which may have the same session
   const post = (session: string, notice: Notice) => self.postMessage({ session, notice });

@@ -76,6 +76,11 @@ export class Opener {
     const demo = element("open-demo");
     demo.hidden = !info.demo;
     demo.addEventListener("click", () => void this.doors.open({ demo: true }));
+    element("elsewhere").hidden = !info.local;
+    if (info.local) {
+      const link = Object.assign(document.createElement("a"), { href: "./local/", textContent: "Segment in this browser only" });
+      element("elsewhere").replaceChildren(link, ": nothing is sent, it takes a little longer.");
+    }
     const list = element("folders");
     list.replaceChildren(...info.folders.map(({ id, name }) => button(name, () => void this.browse(id, name, ""))));
     element("folders-block").hidden = !info.folders.length;

@@ -44,6 +44,7 @@ class Info(BaseModel):
     presets: list[Preset]
     folders: list[Folder]
     demo: bool
+    local: bool = Field(description="Whether the page with its engine in the browser is served, too: at local/.")
     saves: bool = Field(description="Whether the work outlives the server.")
     types: list[ObjectType] = Field(description="What an object may be, beside any other code.")
     limits: dict[str, int | float]
@@ -103,6 +104,7 @@ async def info(service: TheService) -> Info:
         presets=PRESETS,
         folders=service.folders.listed,
         demo=settings.demo,
+        local=settings.web is not None,
         saves=settings.state is not None,
         types=[ObjectType.of(code) for code in TYPES],
         limits={

@@ -1,19 +1,19 @@
 // What makes a file's voxels unusable, and what kind of image they are: as voxsam.io.checks says it, in the same words.
-import type { EngineError, Index } from "../../engine/engine";
+import type { Index } from "../../engine/engine";
 import type { Volume, VoxelArray } from "../volume";
 import { refusal } from "../refusal";
 
-export const MAX_VOXELS = 2 ** 30; // 4 GiB as float32: more than a tab has
+const MAX_VOXELS = 300e6; // 512 x 512 x 1144: the page and the engine have a copy each, float32 at the most
 const SPACINGS_MM = [1e-4, 200] as const;
 const MAX_PADDING = 0.5; // of a scan's voxels that may be NaN
 const [LABEL_LIMIT, HIGHEST_LABEL, LABEL_PLATEAU] = [16, 255, 0.6];
 const CT_MINIMUM_HU = -500; // nothing but CT has whole numbers that far below zero
 
-export function truncated(name: string, detail: string): EngineError {
+export function truncated(name: string, detail: string) {
   return refusal(`${name} is truncated or damaged (${detail})`, "a complete file", "copy or export it again");
 }
 
-export function colour(name: string): EngineError {
+export function colour(name: string) {
   return refusal(`${name} has several channels (RGB or vector)`, "one number per voxel", "save one channel by itself");
 }
 

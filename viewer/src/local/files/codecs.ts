@@ -1,6 +1,7 @@
 // Compressed DICOM pixels: RLE, JPEG, JPEG-LS, JPEG 2000 and its high-throughput kind, through dcmjs-codecs' WebAssembly, loaded for them alone.
 import { Context, NativeCodecs } from "dcmjs-codecs";
 import address from "dcmjs-codecs/build/dcmjs-native-codecs.wasm?url";
+import { wasmBytes } from "../wasm";
 import { number, sizeOfSlice, text, type Slice } from "./dicom";
 import { undecodable } from "./series";
 
@@ -40,7 +41,7 @@ let ready: Promise<void> | null = null;
 /** The codecs, once. Their own loader builds its code from text, which the page's security policy forbids: it is replaced. */
 function loaded(): Promise<void> {
   const codecs = NativeCodecs as unknown as { _getWebAssemblyBytes(): Promise<ArrayBuffer> };
-  codecs._getWebAssemblyBytes = async () => (await fetch(address)).arrayBuffer();
+  codecs._getWebAssemblyBytes = async () => (await wasmBytes(address)).buffer;
   ready ??= NativeCodecs.initializeAsync();
   return ready;
 }

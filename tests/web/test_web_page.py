@@ -1,0 +1,180 @@
+"""The page that needs no server, in Chromium: scans are opened, clicked, saved; what comes out is what Python gives."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.dicom_series import write_dicom
+from tests.page.running import CHROMIUM, chromium
+from tests.web.golden import VIEWER
+from tests.web.serving import LocalViewer, WebSpace, build, web_space
+from voxsam import Session, load_model, read_volume
+from voxsam.io.objects import read_objects
+from voxsam.weights.export import export_onnx
+
+pytestmark = pytest.mark.slow
+
+SAME = 0.999  # of a mask's voxels
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("onnxscript", reason="the extra onnx is absent")
+    if shutil.which("node") is None or not (VIEWER / "node_modules").is_dir():
+        pytest.skip("Node.js or the page's packages are absent: run `make viewer`")
+    root = tmp_path_factory.mktemp("web")
+    exported = VIEWER.parent / "build" / "web-model"  # by `make web`, if that was run: a minute is saved
+    if not exported.is_dir():
+        exported = root / "model"
+        export_onnx("voxsam-tiny", exported)
+    build(exported, root / "voxsam")
+    return root / "voxsam"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator:
+    pytest.importorskip("playwright", reason="Playwright is absent: pip install playwright")
+    if CHROMIUM is None:
+        pytest.skip("Chromium is absent: install the system's package (Debian: chromium)")
+    with chromium() as running:
+        yield running
+
+
+@pytest.fixture
+def space(folder: Path) -> Iterator[WebSpace]:
+    with web_space(folder) as running:
+        yield running
+
+
+@pytest.fixture
+def viewer(browser, space: WebSpace) -> Iterator[LocalViewer]:
+    tab = LocalViewer(browser, space.address)
+    tab.go()
+    yield tab
+    tab.close()
+    assert tab.faults == []
+
+
+@pytest.fixture(scope="module")
+def case(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, tuple[int, ...]]:
+    """A real CT as NIfTI and as a DICOM series, and a voxel in its tumour."""
+    scan = shared_data / "sarcoma_ct" / "imagesTr" / "STS_003_0000.nii.gz"
+    inside = np.argwhere(read_volume(shared_data / "sarcoma_ct" / "labelsTr" / "STS_003.nii.gz", labels=True).array)
+    middle = inside[np.linalg.norm(inside - inside.mean(0), axis=1).argmin()]
+    series = tmp_path_factory.mktemp("dicom") / "ct"
+    write_dicom(read_volume(scan), series)
+    return scan, series, tuple(middle.tolist())
+
+
+def _click(viewer: LocalViewer, index: tuple[int, ...], counted: str, button: str = "left") -> None:
+    viewer.look_at(index)
+    viewer.went(lambda: viewer.page.mouse.click(*viewer.place(index), button=button), counted)
+
+
+def _assert_same(found: np.ndarray, expected: np.ndarray) -> None:
+    assert expected.any() and np.count_nonzero(found != expected) <= (1 - SAME) * np.count_nonzero(expected)
+
+
+def test_a_ct_from_the_disk_is_clicked_corrected_saved_and_goes_on_offline(
+    viewer: LocalViewer, space: WebSpace, case: tuple[Path, Path, tuple[int, int, int]], tmp_path: Path
+) -> None:
+    scan, _, tumour = case
+    page = viewer.isolated().page
+    assert "Scans stay in this browser" in page.inner_text("#where")
+    viewer.upload(scan)
+    requests = len(space.paths)
+    _click(viewer, tumour, "1 mark")
+    first = viewer.labels()
+    beside = tuple(np.argwhere(first)[0].tolist())
+    _click(viewer, beside, "2 marks", button="right")
+    viewer.went(lambda: page.keyboard.press("Control+z"), "1 mark")
+    np.testing.assert_array_equal(viewer.labels(), first)
+    viewer.went(lambda: page.click("#redo"), "2 marks")
+    far = (int(tumour[0] + 25), int(tumour[1] + 25), tumour[2])
+    page.keyboard.press("n")
+    page.wait_for_selector("#objects :text('Tumour 2')")
+    _click(viewer, far, "1 mark")
+    volume = read_volume(scan)
+    session = Session(load_model("voxsam-tiny"), volume)
+    session.click(tumour)
+    session.click(beside, positive=False)
+    session.new_object()
+    expected = session.click(far).array
+    _assert_same(viewer.labels(), expected)
+    saved = read_volume(viewer.saved("#save-nifti", tmp_path / "mask.nii.gz"), labels=True, scan=volume)
+    _assert_same(saved.array, expected)
+    assert saved.grid.close_to(volume.grid, 1e-4)
+    assert "Tumour 2" in viewer.saved("#save-report", tmp_path / "report.html").read_text()
+    assert space.paths[requests:] == []  # nothing was asked for, not even of the page's own folder
+
+    kept = viewer.labels()
+    space.close()
+    viewer.context.set_offline(True)
+    page.reload()
+    viewer.opened()
+    page.wait_for_selector("#objects :text('2 marks')")
+    np.testing.assert_array_equal(viewer.labels(), kept)
+    viewer.went(lambda: page.keyboard.press("Control+z"), "nothing marked")
+
+
+def test_a_dicom_folder_gives_a_dicom_seg_on_one_thread(
+    browser, space: WebSpace, case: tuple[Path, Path, tuple[int, int, int]], tmp_path: Path
+) -> None:
+    _, series, tumour = case
+    viewer = LocalViewer(browser, space.address, service_workers="block")  # as on plain http from another machine
+    viewer.go()
+    assert viewer.page.evaluate("crossOriginIsolated") is False
+    viewer.page.set_input_files("#choose-folder", series)
+    viewer.opened()
+    _click(viewer, tumour, "1 mark")
+    volume = read_volume(series)
+    [found] = read_objects(viewer.saved("#save-seg", tmp_path / "mask.seg.dcm"), volume)
+    session = Session(load_model("voxsam-tiny"), volume)
+    _assert_same(found.region.on_all(volume).array, session.click(tumour).array)
+    assert found.name == "Tumour 1" and found.remarks == ()
+    viewer.page.click("#save-rtstruct")
+    assert "voxsam serve" in viewer.page.inner_text("#problem")
+    viewer.close()
+    assert viewer.faults == []
+
+
+def test_a_new_version_replaces_the_old_one_when_it_is_wanted(browser, folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "voxsam"
+    shutil.copytree(folder, copy)
+    with web_space(copy) as space:
+        viewer = LocalViewer(browser, space.address)
+        page = viewer.go().page
+        viewer.isolated()
+        for name, old, new in [
+            ("index.html", "<title>VoxSAM</title>", "<title>VoxSAM, newer</title>"),
+            ("service-worker.js", 'const VERSION = "', 'const VERSION = "newer'),
+        ]:
+            text = (copy / name).read_text()
+            assert text.count(old) == 1
+            (copy / name).write_text(text.replace(old, new))
+        page.reload()
+        page.wait_for_selector("#elsewhere button:has-text('A newer version')")
+        assert page.title() == "VoxSAM"
+        page.click("#elsewhere button")
+        page.wait_for_function("() => document.title === 'VoxSAM, newer'")
+        assert len(page.evaluate("caches.keys()")) == 1
+        viewer.close()
+        assert viewer.faults == []
+
+
+def test_the_folder_is_small_strict_and_names_its_licences(folder: Path) -> None:
+    files = [file for file in folder.rglob("*") if file.is_file()]
+    assert sum(file.stat().st_size for file in files) < 25e6
+    page = (folder / "index.html").read_text()
+    policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]*)"', page)[1].replace("&#39;", "'")
+    assert "connect-src 'self';" in policy and "script-src 'self' 'wasm-unsafe-eval';" in policy
+    assert not re.search(r'(src|href)="(https?:)?//', page)
+    licences = (folder / "licences.txt").read_text()
+    for name in ("@niivue/niivue", "onnxruntime-web", "dcmjs", "dcmjs-codecs", "fflate", "idb"):
+        assert name in licences, name
