@@ -11,7 +11,7 @@ import { Prediction } from "../src/local/predictor";
 import { clicksOf, type SessionPrompt } from "../src/local/prompts";
 import { refusal } from "../src/local/refusal";
 import { regionOf } from "../src/local/region";
-import { Store } from "../src/local/store";
+import { type KeptStep, Store, type Work } from "../src/local/store";
 
 const SHAPE: Index = [6, 5, 4];
 const INFO = { version: "1", model: { name: "known", prompts: { negative: true } } } as unknown as Info;
@@ -195,6 +195,26 @@ describe("what is kept", () => {
     expect(state.notes[1]).toBe("the work could not be kept in this browser: it would not outlive this tab");
     const { notes, revision } = await engine.step(state.id, CLICK);
     expect([notes.length, revision]).toEqual([2, 1]);
+    const broken = await tab({ store: null, read: async (files) => (files[0]!.name === "scan.nii" ? volume() : Promise.reject(refusal("no scan", "one", "choose one"))) });
+    const kept = await open(broken);
+    await expect(broken.open({ files: [{ name: "other", file: new Blob() }] }, undefined, UNHEARD)).rejects.toThrow("no scan");
+    expect((await broken.step(kept.id, CLICK)).revision).toBe(1); // what was open is still there
     expect(facts(await engine.step(state.id, { kind: "undo" })).volumes).toEqual([0]);
+  });
+
+  it("is kept later, where there was no room at first", async () => {
+    const store = (await Store.open())!;
+    let isFull = true;
+    const full = new DOMException("full", "QuotaExceededError");
+    const tight = {
+      find: (id: string) => store.find(id), stepsAfter: (id: string, from: number) => store.stepsAfter(id, from),
+      begin: (work: Work) => (isFull ? Promise.reject(full) : store.begin(work)), add: (steps: KeptStep[]) => (isFull ? Promise.reject(full) : store.add(steps)),
+    } as unknown as Store;
+    const engine = await tab({ store: tight });
+    const { id } = await open(engine);
+    expect((await engine.step(id, CLICK)).notes).toHaveLength(2);
+    isFull = false;
+    expect((await engine.step(id, BRUSH)).notes).toEqual(["odd"]);
+    expect(facts(await (await tab()).state(id))).toEqual({ volumes: [0.004], can_undo: true, revision: 2 });
   });
 });

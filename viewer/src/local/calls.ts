@@ -47,8 +47,9 @@ export function answerCalls(port: Port, handlers: Handlers | Promise<Handlers>):
   });
 }
 
+// WebAssembly throws numbers when it has no memory.
 function wordsOf(error: unknown): string {
-  if (error instanceof RangeError) return "this needs more memory than the tab has: close other tabs, or use voxsam serve";
+  if (error instanceof RangeError || typeof error === "number") return "this needs more memory than the tab has: close other tabs, or use voxsam serve";
   return error instanceof Error ? error.message : String(error);
 }
 
@@ -62,6 +63,7 @@ interface Waiting {
 export class Caller<H extends Handlers> {
   private readonly waiting = new Map<number, Waiting>();
   private last = 0;
+  private failed: Problem | null = null;
 
   constructor(private readonly port: Port) {
     port.addEventListener("message", ({ data }: MessageEvent<Told>) => {
@@ -77,6 +79,7 @@ export class Caller<H extends Handlers> {
   /** Throws EngineError, or the signal's reason as soon as it aborts. */
   ask<N extends keyof H & string>(name: N, given: Given<H[N]>, loading?: Loading): Promise<Unhanded<Answer<H[N]>>> {
     const call = ++this.last;
+    if (this.failed) return Promise.reject(new EngineError(this.failed, false));
     return new Promise((resolve, reject) => {
       const abort = () => {
         this.port.postMessage({ cancel: call } satisfies Asked);
@@ -95,8 +98,9 @@ export class Caller<H extends Handlers> {
     });
   }
 
-  /** Nobody answers any more. */
+  /** Nobody answers any more, neither what was asked nor what will be. */
   fail(problem: Problem): void {
+    this.failed = problem;
     for (const { reject } of this.waiting.values()) reject(new EngineError(problem, false));
     this.waiting.clear();
   }

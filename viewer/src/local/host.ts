@@ -36,6 +36,7 @@ interface Open {
   revision: number;
   seconds: number; // of all steps
   notes: string[];
+  isKept: boolean; // it can be brought back, but for what is unsaved
   unsaved: KeptStep[];
 }
 
@@ -88,13 +89,8 @@ export class Host {
     const work: Work = { id, name: name || scan.name, files: source.files, series: source.series ?? "", model: this.model, created: Date.now() };
     const session = await this.sessionOn(scan, id, loading);
     loading.signal.throwIfAborted();
-    this.open = { work, scan, session, revision: 0, seconds: 0, notes: [...scan.remarks], unsaved: [] };
-    try {
-      if (!this.tools.store) throw new Error("nothing is kept here");
-      await this.tools.store.begin(work);
-    } catch {
-      this.open.notes.push(NOT_SAVED);
-    }
+    this.open = { work, scan, session, revision: 0, seconds: 0, notes: [...scan.remarks], isKept: false, unsaved: [] };
+    await this.save(this.open);
     return this.stateOf(this.open);
   }
 
@@ -104,7 +100,7 @@ export class Host {
 
   private async read(files: Work["files"], series: string, { progress, signal }: Loading): Promise<Volume> {
     progress("Reading the scan", null);
-    this.open = null; // what it took is needed
+    if (this.open?.isKept && !this.open.unsaved.length) this.open = null; // its memory is needed, and it comes back when it is asked for
     const scan = await this.tools.read(files, series, (fraction) => progress("Reading the scan", fraction));
     signal.throwIfAborted();
     return scan;
@@ -131,7 +127,7 @@ export class Host {
     const notes = [...scan.remarks];
     if (work.model !== this.model) notes.push(`made with the model ${work.model}, computed again with ${this.model}`);
     const session = await this.sessionOn(scan, id, loading);
-    const open: Open = { work, scan, session, revision: 0, seconds: 0, notes, unsaved: [] };
+    const open: Open = { work, scan, session, revision: 0, seconds: 0, notes, isKept: true, unsaved: [] };
     const steps = (await this.tools.store?.stepsAfter(id, 0)) ?? [];
     for (const [n, step] of steps.entries()) {
       loading.signal.throwIfAborted();
@@ -159,7 +155,8 @@ export class Host {
     if (isDone) {
       open.revision++;
       open.seconds += seconds;
-      await this.save(open, { id, revision: open.revision, step, seconds });
+      open.unsaved.push({ id, revision: open.revision, step, seconds });
+      await this.save(open);
     }
     this.tell(id, { kind: "idle", revision: open.revision });
     return this.result(open, open.session.changed, seconds);
@@ -172,12 +169,14 @@ export class Host {
   }
 
   // No room is no reason to lose a step: it is noted, and tried again with the next one.
-  private async save(open: Open, step: KeptStep): Promise<void> {
-    open.unsaved.push(step);
+  private async save(open: Open): Promise<void> {
+    const { store } = this.tools;
     open.notes = open.notes.filter((note) => note !== NOT_SAVED);
     try {
-      if (!this.tools.store || !(await this.tools.store.find(open.work.id))) throw new Error("nothing is kept here");
-      await this.tools.store.add(open.unsaved);
+      if (!store || (open.isKept && !(await store.find(open.work.id)))) throw new Error("nothing is kept here, or it was forgotten");
+      if (!open.isKept) await store.begin(open.work);
+      open.isKept = true;
+      await store.add(open.unsaved);
       open.unsaved = [];
     } catch (error) {
       if (error instanceof DOMException && error.name === "ConstraintError") {
