@@ -50,6 +50,9 @@ class Known extends Prediction {
 function known(masks: Region[], grid: Grid) {
   let calls = 0;
   return {
+    restored: (): Prediction => {
+      throw new Error("nothing was kept");
+    },
     predict: async (prompts: SessionPrompt[], previous: Prediction | null = null): Promise<Prediction> => {
       const before = previous?.prompts ?? [];
       const isFurther = before.every((prompt, n) => prompt === prompts[n]);

@@ -7,7 +7,7 @@ import { answerCalls, type Port } from "../src/local/calls";
 import { LocalEngine } from "../src/local/engine";
 import { Grid } from "../src/local/grid";
 import { Host, type Tools } from "../src/local/host";
-import { Prediction } from "../src/local/predictor";
+import { type KeptPrediction, Prediction } from "../src/local/predictor";
 import { clicksOf, type SessionPrompt } from "../src/local/prompts";
 import { refusal } from "../src/local/refusal";
 import { regionOf } from "../src/local/region";
@@ -34,14 +34,19 @@ class Clicked extends Prediction {
   }
 }
 
+let asked = 0; // of the network
+
 async function predict(prompts: SessionPrompt[]): Promise<Prediction> {
+  asked++;
   const clicks = prompts.flatMap((prompt) => clicksOf(prompt, { shape: SHAPE, spacing_mm: [1, 1, 2] }));
   return new Clicked(new Grid(SHAPE, volume().affine), prompts, clicks);
 }
 
+const restored = (prompts: SessionPrompt[], { clicks }: KeptPrediction) => new Clicked(new Grid(SHAPE, volume().affine), prompts, clicks);
+
 function tools(changes: Partial<Tools> = {}): Tools {
   return {
-    info: INFO, segmenter: async () => ({ predict }), read: async () => volume(), readLabels: async () => volume(),
+    info: INFO, segmenter: async () => ({ predict, restored }), read: async () => volume(), readLabels: async () => volume(),
     write: async (kind, _, objects, { seconds }) => new Blob([`${kind} of ${objects.map(({ volume_ml }) => volume_ml)} in ${seconds > 0}`]),
     store: null, locks: null, ...changes,
   };
@@ -89,7 +94,7 @@ describe("a session in the browser", () => {
 
   it("says what it is doing, and that it is idle", async () => {
     const heard: Notice[] = [];
-    const engine = await tab({ segmenter: async (_, progress) => ({ predict: (prompts) => (progress("encoding", 0.5), predict(prompts)) }) });
+    const engine = await tab({ segmenter: async (_, progress) => ({ restored, predict: (prompts) => (progress("encoding", 0.5), predict(prompts)) }) });
     const { id } = await open(engine);
     const control = new AbortController();
     const watching = (async () => {
@@ -134,12 +139,17 @@ describe("what is kept", () => {
       for (const { name, file } of files) read.push(`${name}: ${await file.text()}`);
       return volume();
     } });
+    asked = 0;
     const back = await second.state(id);
+    expect(asked).toBe(0); // what the network found is kept
     expect(read).toEqual(["scan.nii: scan"]);
     expect(facts(back)).toEqual({ volumes: [0.004, 0], can_undo: true, revision: 4 });
     expect(back.objects[0]!.name).toBe("liver");
     expect(facts(await second.step(id, { kind: "undo" }))).toEqual({ volumes: [0.004], can_undo: true, revision: 5 });
     expect(facts(await second.step(id, { kind: "undo" }))).toEqual({ volumes: [0.002], can_undo: true, revision: 6 });
+    const third = await tab({ info: { ...INFO, model: { ...INFO.model, name: "another" } } });
+    expect((await third.state(id)).notes).toEqual(["odd", "made with the model known, computed again with another"]);
+    expect(asked).toBe(1);
   });
 
   it("is one session for two tabs: neither overwrites the other", async () => {

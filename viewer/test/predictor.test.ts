@@ -5,8 +5,11 @@ import type { Card } from "../src/local/card";
 import { condition, sampled } from "../src/local/conditioning";
 import { paste } from "../src/local/crop";
 import { Grid, Window } from "../src/local/grid";
+import type { Network } from "../src/local/network";
 import { rounded, roundedToEven, written } from "../src/local/numbers";
 import { blend, chooseWindows, connected, nextWindows, voxelsAcross } from "../src/local/pieces";
+import { Prediction, Predictor } from "../src/local/predictor";
+import { contains, voxelOf } from "../src/local/prompts";
 import { cropRemarks } from "../src/local/remarks";
 import { resample } from "../src/local/resample";
 import { Scale } from "../src/local/scale";
@@ -21,9 +24,11 @@ describe("a grid", () => {
     expect(PLS.spacing).toEqual([2, 3, 5]);
     expect(PLS.toWorld([1, 2, 1])).toEqual([4, 18, 35]);
     expect(PLS.toIndex([4, 18, 35])).toEqual([1, 2, 1]);
-    expect(PLS.voxelOf([-3, 2.5, 9])).toEqual([0, 3, 2]);
-    expect(PLS.contains([3.5, 0, 0])).toBe(true);
-    expect(PLS.contains([3.6, 0, 0])).toBe(false);
+    expect([PLS.axialAxis, PLS.voxelVolume]).toEqual([2, 0.03]);
+    expect(PLS.reachOf(6).map((reach) => rounded(reach, 9))).toEqual([3, 2, 1.2]);
+    expect(voxelOf([-3, 2.5, 9], PLS.shape)).toEqual([0, 3, 2]);
+    expect(contains(PLS.shape, [3.5, 0, 0])).toBe(true);
+    expect(contains(PLS.shape, [3.6, 0, 0])).toBe(false);
   });
 
   it("is turned and respaced over the same box", () => {
@@ -153,5 +158,20 @@ describe("what a click means", () => {
     expect([0.5, 1.5, 2.5, -0.5].map(roundedToEven)).toEqual([0, 2, 2, 0]);
     expect([rounded(1.0005, 3), rounded(-0.0001, 3)]).toEqual([1, 0]);
     expect([12.3456789, 3, -1024].map((v) => written(v))).toEqual(["12.3457", "3", "-1024"]);
+  });
+});
+
+describe("a prediction", () => {
+  it("that was kept is the same again", () => {
+    const window = new Window(PLS, [1, 2, 0], [2, 3, 2]);
+    const probability = Float32Array.from({ length: 12 }, (_, n) => (n % 5 ? 0.9 : 0.1));
+    const clicks = [{ index: [1, 3, 1] as Index, positive: true }];
+    const found = new Prediction(PLS, [{ kind: "point", ...clicks[0]! }], clicks, [window], [{ window, probability }], { low: [1, 2, 0], high: [3, 5, 1] }, ["a note"]);
+    const card = { preprocessing: { modality: "CT", per_scan: false } } as unknown as Card;
+    const scan = { data: new Int16Array(72), shape: PLS.shape, affine: PLS.affine, modality: "CT", remarks: [], slope: 1, intercept: 0, dicom: null, name: "scan" };
+    const again = new Predictor({ card } as Network, scan).restored(found.prompts, structuredClone(found.kept()));
+    expect(again.region(false)).toEqual(found.region(false));
+    expect(again.region(false).inside).toContain(1);
+    expect([again.windows[0]!.key, again.notes, again.clicks]).toEqual([window.key, ["a note"], clicks]);
   });
 });

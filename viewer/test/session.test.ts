@@ -39,7 +39,7 @@ function finds(...found: Region[]) {
     const clicks = prompts.flatMap((prompt) => clicksOf(prompt, { shape: SHAPE, spacing_mm: [2, 1, 4] }));
     return new Known(prompts, clicks, found[asked.length - 1]!);
   };
-  return { asked, session: new Session(SCAN, { predict }) };
+  return { asked, session: new Session(SCAN, { predict, restored: () => expect.fail("nothing was kept") }) };
 }
 
 const click = (index: Index, positive = true): SessionStep => ({ kind: "prompt", prompts: [{ kind: "point", index, positive }] });

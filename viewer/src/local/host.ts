@@ -138,8 +138,8 @@ export class Host {
   }
 
   private async replay(open: Open, steps: KeptStep[]): Promise<void> {
-    for (const { step, revision, seconds } of steps) {
-      await open.session.take(step);
+    for (const { step, found, revision, seconds } of steps) {
+      await open.session.take(step, open.work.model === this.model ? found : null);
       open.revision = revision;
       open.seconds += seconds;
     }
@@ -155,7 +155,7 @@ export class Host {
     if (isDone) {
       open.revision++;
       open.seconds += seconds;
-      open.unsaved.push({ id, revision: open.revision, step, seconds });
+      open.unsaved.push({ id, revision: open.revision, step, found: open.session.found(step), seconds });
       await this.save(open);
     }
     this.tell(id, { kind: "idle", revision: open.revision });

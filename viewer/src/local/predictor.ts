@@ -57,6 +57,12 @@ export class Prediction {
     return new Prediction(this.grid, this.prompts, this.clicks, this.windows, [], this.box, this.notes);
   }
 
+  /** As `Predictor.restored` takes it. */
+  kept(): KeptPrediction {
+    const { clicks, windows, pieces, box, notes } = this;
+    return { clicks, windows: windows.map(keptWindow), pieces: pieces.map(({ window, probability }) => ({ ...keptWindow(window), probability })), box, notes };
+  }
+
   /** Memory of the probabilities and the mask. */
   get bytes(): number {
     return this.pieces.reduce((sum, piece) => sum + piece.probability.byteLength, this.found?.inside.byteLength ?? 0);
@@ -75,6 +81,26 @@ export class Prediction {
     }
     return all;
   }
+}
+
+/** A prediction as plain values, without its prompts: so it can be kept, and need not be computed again. */
+export type KeptPrediction = Pick<Prediction, "clicks" | "box" | "notes"> & {
+  windows: KeptWindow[];
+  pieces: (KeptWindow & { probability: Float32Array })[];
+};
+
+interface KeptWindow {
+  grid: Pick<Grid, "shape" | "affine">; // the model grid
+  start: Index;
+  size: Index;
+}
+
+function keptWindow({ modelGrid: { shape, affine }, start, size }: Window): KeptWindow {
+  return { grid: { shape, affine }, start, size };
+}
+
+function windowOf({ grid, start, size }: KeptWindow): Window {
+  return new Window(new Grid(grid.shape, grid.affine), start, size);
 }
 
 export interface PredictorOptions {
@@ -119,6 +145,12 @@ export class Predictor {
   /** An object without prompts. */
   get empty(): Prediction {
     return new Prediction(this.grid);
+  }
+
+  /** A prediction of this scan that was kept, made from these prompts. */
+  restored(prompts: SessionPrompt[], { clicks, windows, pieces, box, notes }: KeptPrediction): Prediction {
+    const own = pieces.map(({ probability, ...window }): Piece => ({ window: windowOf(window), probability }));
+    return new Prediction(this.grid, prompts, clicks, windows.map(windowOf), own, box, notes);
   }
 
   /** Free the encoded crops, to save memory. */

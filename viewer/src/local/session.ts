@@ -5,7 +5,7 @@ import { type Drawable, edited } from "./editing";
 import { editedTo, extentOf, History, isEdited, labelsIn, NOTHING, prompted, remarksOf, type Segmented, type Snapshot, withObject, withoutObject } from "./history";
 import { Grid } from "./grid";
 import { measure, type Measurement } from "./measure";
-import type { Predictor } from "./predictor";
+import type { KeptPrediction, Prediction, Predictor } from "./predictor";
 import { knownPrompt, type SessionPrompt, thousandths, voxelOf } from "./prompts";
 import { refusal } from "./refusal";
 import { differs, type Region } from "./region";
@@ -16,7 +16,7 @@ const LONGEST_NAME = 64; // characters that DICOM takes
 export const COLOURS = ["#ff5a5f", "#3ec5ff", "#ffc247", "#7ee081", "#c58bff", "#ff8fd2"];
 
 /** Segments the scan. */
-export type Segmenter = Pick<Predictor, "predict">;
+export type Segmenter = Pick<Predictor, "predict" | "restored">;
 
 /** Masks of a file, on the scan, each of which becomes an object. */
 export interface LoadedMasks {
@@ -49,13 +49,14 @@ export class Session {
 
   /**
    * Take a step; whether anything was done. Throws EngineError for what cannot be used; the session is then as it was
-   * before. `changed` is the box of the voxels that were given to an object or taken from one.
+   * before. `changed` is the box of the voxels that were given to an object or taken from one. `kept` is what the network
+   * gave when the step was taken before (`found`): it is not asked again.
    */
-  async take(step: SessionStep): Promise<boolean> {
+  async take(step: SessionStep, kept: KeptPrediction | null = null): Promise<boolean> {
     const before = this.seen;
     switch (step.kind) {
-      case "prompt": await this.prompt(step.prompts); break;
-      case "delete prompt": await this.deletePrompt(step.number, step.index); break;
+      case "prompt": await this.prompt(step.prompts, kept); break;
+      case "delete prompt": await this.deletePrompt(step.number, step.index, kept); break;
       case "edit": this.edit(step.edits); break;
       case "masks": this.load(step); break;
       case "undo": this.history.undo(); break;
@@ -68,6 +69,12 @@ export class Session {
       case "rules": this.rules(step.rules); break;
     }
     return this.seen !== before || step.kind === "describe";
+  }
+
+  /** What the network gave for the step that was taken last, if that was one for it. */
+  found({ kind }: SessionStep): KeptPrediction | null {
+    const { prediction } = this.object(this.seen.current);
+    return kind === "prompt" || kind === "delete prompt" ? (prediction?.kept() ?? null) : null;
   }
 
   get seen(): Snapshot {
@@ -133,19 +140,19 @@ export class Session {
   }
 
   // To an object that was painted or loaded, and has no prompts yet, its mask goes along as a hint.
-  private async prompt(prompts: SessionPrompt[]): Promise<void> {
+  private async prompt(prompts: SessionPrompt[], kept: KeptPrediction | null): Promise<void> {
     if (!prompts.length) throw refusal("no prompt", "a click, box, scribble or mask hint", "give at least one");
     const { seen } = this;
     const object = this.object(seen.current);
     const before = object.prediction;
     const hint: SessionPrompt[] = before || isEmpty(object.region.box) ? [] : [{ kind: "hint", region: object.region }];
-    const found = await this.segmenter.predict([...(before?.prompts ?? []), ...hint, ...prompts], before);
+    const found = await this.predicted([...(before?.prompts ?? []), ...hint, ...prompts], before, kept);
     const clicks = found.clicks.slice(before?.clicks.length ?? 0);
     const placed = clicks.map(({ index, positive }) => ({ voxel: voxelOf(thousandths(index), this.scan.shape), positive }));
     this.history.enter(withObject(seen, prompted(object, found, seen.keepClicked, placed)));
   }
 
-  private async deletePrompt(number: number, index: number): Promise<void> {
+  private async deletePrompt(number: number, index: number, kept: KeptPrediction | null): Promise<void> {
     const { seen } = this;
     const object = this.object(number);
     const before = object.prediction;
@@ -154,8 +161,12 @@ export class Session {
       throw refusal(`prompt ${index} of object ${number}`, `one of its ${prompts.length}, from 0 on`, "choose one of them");
     }
     const left = prompts.filter((_, n) => n !== index);
-    const found = left.length ? await this.segmenter.predict(left, before.withoutPieces()) : null;
+    const found = left.length ? await this.predicted(left, before.withoutPieces(), kept) : null;
     this.history.enter(withObject(seen, prompted({ ...object, notes: [] }, found, seen.keepClicked), number));
+  }
+
+  private async predicted(prompts: SessionPrompt[], before: Prediction | null, kept: KeptPrediction | null): Promise<Prediction> {
+    return kept ? this.segmenter.restored(prompts, kept) : this.segmenter.predict(prompts, before);
   }
 
   private edit(edits: Edit[]): void {

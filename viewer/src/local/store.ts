@@ -1,6 +1,7 @@
 // What a browser keeps of the work: for each session the scan's files and every step, in IndexedDB. Nothing is sent.
 import { type DBSchema, type IDBPDatabase, openDB } from "idb";
 import type { NamedFile } from "../engine/engine";
+import type { KeptPrediction } from "./predictor";
 import type { SessionStep } from "./session";
 
 const NAME = "voxsam-local";
@@ -20,6 +21,7 @@ export interface KeptStep {
   id: string; // of the work
   revision: number;
   step: SessionStep;
+  found: KeptPrediction | null; // by the work's model
   seconds: number;
 }
 
