@@ -27,14 +27,16 @@ from voxsam.region import Region
 from voxsam.server.messages import ScribblePrompt
 from voxsam.volume import Volume
 
-onnx = pytest.importorskip("onnxscript", reason="needs onnx, onnxscript and onnxruntime")
+pytest.importorskip("onnxscript", reason="needs onnx, onnxscript and onnxruntime")
 
-from tests.web.golden import play  # noqa: E402
-from tests.web.known_network import KnownNetwork, export_known, known_card, write_card  # noqa: E402
-from voxsam.weights.checkpoint import load_model  # noqa: E402
-from voxsam.weights.export import export_onnx  # noqa: E402
+from tests.web.golden import play
+from tests.web.known_network import KnownNetwork, export_known, known_card, write_card
+from voxsam.weights.checkpoint import load_model
+from voxsam.weights.export import export_onnx
 
-AGREE = 0.999  # of the mask's voxels: sums are taken in another order, and a voxel may lie on the border
+AGREE = (
+    0.999  # of the mask's voxels: sums are taken in another order, and a voxel may lie on the border; one always may
+)
 Json = dict[str, Any]
 
 
@@ -82,8 +84,8 @@ def sheared(grid: Grid) -> Grid:
     return Grid(grid.shape, affine)
 
 
-def cases() -> dict[str, Case]:
-    """Ten scans; each begins with a click in the tumour."""
+def cases(*names: str) -> dict[str, Case]:
+    """Ten scans, or those of some names; each begins with a prompt in the tumour."""
     found: dict[str, Case] = {}
     grids: dict[str, tuple[int, tuple[int, int, int], tuple[float, float, float], str, Callable[[Grid], Grid]]] = {
         "oblique": (1, (60, 52, 30), (2.0, 2.2, 4.0), "PLS", lambda grid: grid.turned(0, -12).turned(2, 31)),
@@ -97,7 +99,8 @@ def cases() -> dict[str, Case]:
         "tilted": (9, (64, 60, 28), (1.7, 1.7, 3.3), "LPS", lambda grid: grid.turned(0, 20)),
         "long": (10, (40, 40, 90), (3.0, 3.0, 2.0), "LPS", lambda grid: grid.turned(2, 3)),
     }
-    for name, (seed, shape, spacing, axes, change) in grids.items():
+    for name in names or grids:
+        seed, shape, spacing, axes, change = grids[name]
         scan, truth = changed(phantom(seed, shape, spacing, axes), change)
         first, second, third = clicks_of(truth, 3)
         steps = [[click(first)], [click(second)], [click(beside(truth), positive=False)], [click(third)]]
@@ -115,7 +118,7 @@ def cases() -> dict[str, Case]:
             corners = [[1, 1, 2], [38, 38, 88]]  # in air
             found[name] = Case(scan, [steps[0], [click(corners[0])], [click(corners[1])]], keep_clicked=False)
         if name == "small":
-            found[name] = Case(scan, steps, follow=False)
+            found[name] = Case(scan, [steps[2], *steps], follow=False)  # a negative click alone is refused
     return found
 
 
@@ -190,7 +193,9 @@ def check(name: str, ours: list[Answer], theirs: list[Answer]) -> None:
             continue
         assert (browser.crops, browser.remarks) == (python.crops, python.remarks), where
         differing = int((python.mask ^ browser.mask).sum())
-        assert differing <= (1 - AGREE) * python.mask.sum(), f"{where}: {differing} of {python.mask.sum()} voxels"
+        assert differing <= max(1, (1 - AGREE) * python.mask.sum()), (
+            f"{where}: {differing} of {python.mask.sum()} voxels"
+        )
 
 
 @pytest.fixture(scope="module")
@@ -205,22 +210,31 @@ def known_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("spacing_range", [None, (1.5, 6.0)], ids=["one-spacing", "chosen-spacing"])
-def test_a_known_network_predicts_the_same(
-    spacing_range: tuple[float, float] | None, scans: dict[str, Case], known_model: Path, tmp_path: Path
-) -> None:
+def check_known(spacing_range: tuple[float, float] | None, scans: dict[str, Case], model: Path, folder: Path) -> None:
+    """All scans through both predictors; what is compared is there: masks, further crops, remarks of several kinds."""
     network = KnownNetwork(known_card(spacing_range_mm=spacing_range)).eval()
-    shutil.copytree(known_model, tmp_path / "model")
-    write_card(network.card, tmp_path / "model")
-    theirs = in_browser(tmp_path, scans)
+    shutil.copytree(model, folder / "model")
+    write_card(network.card, folder / "model")
+    theirs = in_browser(folder, scans)
     ours = {name: in_python(network, case) for name, case in scans.items()}
-    # What is compared is there: masks, crops that were followed into, and remarks of several kinds.
     answers = [answer for answers in ours.values() for answer in answers]
-    assert min(int(answers[0].mask.sum()) for answers in ours.values()) > 0
+    assert min(int(answers[-1].mask.sum()) for answers in ours.values()) > 0
     assert max(answer.crops for answer in answers) > 2
-    assert len({remark.split(":")[0][:20] for answer in answers for remark in answer.remarks}) >= 3
+    assert len({remark[:20] for answer in answers for remark in answer.remarks}) >= 3
     for name in scans:
         check(name, ours[name], theirs[name])
+
+
+def test_a_known_network_predicts_the_same(known_model: Path, tmp_path: Path) -> None:
+    check_known((1.5, 6.0), cases("thick", "small", "long"), known_model, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("spacing_range", [None, (1.5, 6.0)], ids=["one-spacing", "chosen-spacing"])
+def test_a_known_network_predicts_the_same_on_all_scans(
+    spacing_range: tuple[float, float] | None, scans: dict[str, Case], known_model: Path, tmp_path: Path
+) -> None:
+    check_known(spacing_range, scans, known_model, tmp_path)
 
 
 @pytest.fixture(

@@ -171,7 +171,9 @@ def write_graph(path: Path, module: nn.Module, inputs: dict[str, Tensor], output
         )
     assert program is not None
     _slim(program.model)
-    inside = sum(value.const_value.nbytes for value in program.model.graph.initializers.values())
+    inside = sum(
+        value.const_value.nbytes for value in program.model.graph.initializers.values() if value.const_value is not None
+    )
     program.save(path, external_data=inside > INSIDE_BYTES)
     _check(path, inputs, dict(zip(outputs, expected, strict=True)))
 
@@ -183,7 +185,8 @@ def _slim(model: onnx_ir.Model) -> None:
 
     DeduplicateInitializersPass(size_limit=1 << 40)(model)
     graph = model.graph
-    for value in list(graph.initializers.values()):
+    for name, value in list(graph.initializers.items()):
+        assert value.const_value is not None
         numbers = value.const_value.numpy()
         if numbers.dtype != np.float32 or numbers.size < HALF_FROM:
             continue
@@ -191,10 +194,10 @@ def _slim(model: onnx_ir.Model) -> None:
             half = numbers.astype(np.float16)
         if not np.array_equal(half, numbers):
             continue
-        stored = onnx_ir.Value(name=f"{value.name}_half", const_value=onnx_ir.tensor(half))
+        stored = onnx_ir.Value(name=f"{name}_half", const_value=onnx_ir.tensor(half))
         whole = onnx_ir.node("Cast", [stored], {"to": onnx_ir.DataType.FLOAT})
         onnx_ir.convenience.replace_all_uses_with(value, whole.outputs[0])
-        del graph.initializers[value.name]
+        del graph.initializers[name]
         graph.register_initializer(stored)
         graph.insert_before(graph[0], whole)
     ClearMetadataAndDocStringPass()(model)
