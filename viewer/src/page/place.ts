@@ -39,12 +39,16 @@ async function keepOffline(): Promise<void> {
   registration.addEventListener("updatefound", () => registration.installing?.addEventListener("statechange", offer));
   await serviceWorker.ready;
   // What the worker sends is isolated, so that threads may share memory; what came before it was not.
-  const isFresh = !element("welcome").hidden && !location.hash;
-  if (!crossOriginIsolated && isFresh && !sessionStorage.getItem(RELOADED)) {
-    sessionStorage.setItem(RELOADED, "1");
-    if (!serviceWorker.controller) await new Promise((done) => serviceWorker.addEventListener("controllerchange", done, { once: true }));
-    if (!element("welcome").hidden) location.reload();
-  }
+  if (crossOriginIsolated || sessionStorage.getItem(RELOADED)) return;
+  if (!serviceWorker.controller) await new Promise((done) => serviceWorker.addEventListener("controllerchange", done, { once: true }));
+  if (!isIdle()) return; // the next visit has them
+  sessionStorage.setItem(RELOADED, "1");
+  location.reload();
+}
+
+/** Whether no scan is open or being opened. */
+function isIdle(): boolean {
+  return element("panel").hidden && element("busy").hidden && !location.hash;
 }
 
 function showNewer(waiting: ServiceWorker): void {
