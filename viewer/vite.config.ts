@@ -2,7 +2,7 @@
 // folder for a web space, with the engine that runs in the browser.
 import { fileURLToPath } from "node:url";
 import { defineConfig } from "vitest/config";
-import { noteLicences, webFolder } from "./web/folder";
+import { noteLicences, webFolder } from "./web/folder.ts";
 
 const at = (path: string) => fileURLToPath(new URL(path, import.meta.url));
 const none = at("src/none.ts");
