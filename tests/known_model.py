@@ -37,7 +37,12 @@ class KnownModel(nn.Module):
         super().__init__()
         preprocessing = Preprocessing(axes=axes, spacing_mm=spacing, clip=(-1, 1), mean=0, sd=1)
         self.card = SimpleNamespace(
-            name="known", preprocessing=preprocessing, automatic=False, conditioning=None, trained_on={}
+            name="known",
+            preprocessing=preprocessing,
+            automatic=False,
+            conditioning=None,
+            calibration=None,
+            trained_on={},
         )
         self.config = SimpleNamespace(crop=crop, polarity=polarity, stride=4)
         self.weight = nn.Parameter(torch.ones(()))

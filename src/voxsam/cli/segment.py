@@ -199,6 +199,7 @@ def command(
             seconds=seconds,
             messages=mask.remarks,
             objects=None if session is None else reported(session),
+            confidence=found and found.confidence and found.confidence.facts,
         )
         progress("writing")
         if session is not None:
@@ -219,6 +220,8 @@ def command(
             typer.echo(remark)
         for number, found_in in enumerate(facts["objects"] * each, 1):
             typer.echo(f"object {number}: {_sizes([found_in])}")
+        if found is not None and found.confidence is not None:
+            typer.echo(str(found.confidence))
         size = f"{len(facts['objects'])} objects" if each else _sizes(facts["objects"])
         typer.echo(f"{', '.join(map(str, masks.values()))}: {size}, {time.perf_counter() - start:.1f} s")
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from voxsam.boxes import NOWHERE, hull, intersection, is_empty, joined, within
 from voxsam.geometry import Grid
+from voxsam.interactive.confidence import Confidence
 from voxsam.interactive.predictor import Prediction, missed_remark
 from voxsam.preprocess import Slices
 from voxsam.prompts import Point, prompts_bytes
@@ -41,6 +42,11 @@ class SegmentedObject:
     def edited(self) -> bool:
         """Whether a hand or a file decides on some of its voxels."""
         return bool(self.added or self.erased)
+
+    @property
+    def confidence(self) -> Confidence | None:
+        """That of the prediction, as long as the mask is what was predicted."""
+        return None if self.edited or self.kept_by_others else self.prediction.confidence
 
     @cached_property
     def remarks(self) -> tuple[str, ...]:

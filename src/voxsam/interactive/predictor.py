@@ -21,6 +21,7 @@ from torch import Tensor
 from voxsam.boxes import hull, intersection, is_empty, within
 from voxsam.errors import InputError, PromptError, UnsupportedError
 from voxsam.geometry import Grid
+from voxsam.interactive.confidence import Confidence, confidence
 from voxsam.interactive.crops import (
     THRESHOLD,
     EncodedCrops,
@@ -43,20 +44,13 @@ from voxsam.volume import Volume
 
 MAX_CROPS = 12  # that one tumour is followed into
 RUNAWAY = 4  # times its size where a spacing was chosen for it: a mask that grows beyond this is no lesion any more
+UNLIKE = "what was clicked does not look like a lesion to this model: look at the mask with care"
 AIR_HU = -950.0  # below lung: of the click's voxel and all its neighbours
 
 End = Literal["inside", "open", "ran away"]  # a mask ends inside its crops, at their border, or was left at the first
 Decode = Callable[[Window], NDArray[np.float32]]
 Look = tuple[list[Window], list[Piece], Decode]
 Pasted = tuple[Slices, NDArray[np.float32]]  # a box of the scan, and the probabilities in it
-
-
-@dataclass(frozen=True)
-class Confidence:
-    """How good a mask probably is, as calibrated on validation lesions: for a model that says so in its card."""
-
-    dice: float  # expected, 0 to 1
-    volume_ml: tuple[float, float]  # holds the lesion's true volume in 80 % of cases
 
 
 @dataclass(frozen=True, eq=False)
@@ -235,17 +229,19 @@ class Predictor:
         self.encoded.used = {window for window, _ in before.pieces}
         with torch.inference_mode():
             windows, pieces, end = self._segment(clicks, before)
+            sure = self._confidence(pieces, clicks)
         box = common_box(prompts, clicks, self.volume.grid)
         remarks = [
             *self._scan_remarks,
             *(said for prompt in prompts if isinstance(prompt, MaskHint | Scribble) for said in prompt.volume.remarks),
             *air_remarks(self.volume, clicks),
             *self._crop_remarks(len(windows), len(pieces), end),
+            *([UNLIKE] if sure is not None and sure.doubtful else []),
         ]
         if box is None and any(isinstance(prompt, Box) for prompt in prompts):
             remarks.append("a click in the tumour lies outside the box: the box does not limit the mask")
         found = (prompts, clicks, tuple(windows), tuple(pieces), box, self.keep_clicked, tuple(remarks))
-        return Prediction(self.volume.grid, self.volume.header, *found)
+        return Prediction(self.volume.grid, self.volume.header, *found, sure)
 
     def _clicks(self, prompts: tuple[Prompt, ...], before: Prediction) -> tuple[Point, ...]:
         """What the prompts become; those that `before` had already are not made again."""
@@ -351,6 +347,14 @@ class Predictor:
             return prompt_features, None
         labels = [[click.positive for click in clicks]]
         return prompt_features, torch.tensor(labels, dtype=torch.long, device=prompt_features.device)
+
+    def _confidence(self, pieces: Sequence[Piece], clicks: Sequence[Point]) -> Confidence | None:
+        calibration = self.model.card.calibration
+        if calibration is None:
+            return None
+        window = pieces[0][0]
+        volume_ml = _voxels(pieces) * window.model_grid.voxel_volume_ml
+        return confidence(calibration, pieces, clicks, self.encoded.get(window), volume_ml)
 
     def _crop_remarks(self, chosen: int, used: int, end: End) -> list[str]:
         remarks = []

@@ -397,5 +397,6 @@ def reported(session: Session) -> list[ReportedObject]:
     grid, objects = session.volume.grid, []
     for number, found in session.segmented.items():
         clicks = [(click.index_on(grid), click.positive) for click in found.prediction.clicks]
-        objects.append(ReportedObject(number, found.region, session.info(number), clicks, found.edited))
+        sure = found.confidence and found.confidence.facts
+        objects.append(ReportedObject(number, found.region, session.info(number), clicks, found.edited, sure))
     return objects

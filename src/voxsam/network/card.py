@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, JsonValue, computed_field, model_validator
 
+from voxsam.network.calibration import Calibration
 from voxsam.network.conditioning import Conditioning
 from voxsam.network.sizes import ModelConfig
 from voxsam.preprocess import Preprocessing
@@ -33,6 +34,9 @@ class Card(BaseModel):
     description: dict[str, str] = {}
     conditioning: Conditioning | None = (
         None  # how clicks bind the prediction (voxsam.network.conditioning); None: they do not
+    )
+    calibration: Calibration | None = (
+        None  # how sure of a mask it is (voxsam.network.calibration); None: it says nothing
     )
     automatic: bool = False  # trained without clicks, the prompt encoder left out (paper, Sec. 4.3)
     recipe: dict[str, JsonValue] = {}  # the training recipe as it was run

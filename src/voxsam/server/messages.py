@@ -168,6 +168,14 @@ class Line(BaseModel):
         return cls(mm=round(diameter.length_mm, 2), ends=(first, second))
 
 
+class ConfidenceState(BaseModel):
+    """How good a mask probably is, as calibrated on validation lesions."""
+
+    dice: float = Field(description="Expected.")
+    volume_ml: tuple[float, float] = Field(description="Holds the lesion's true volume in 80 % of cases.")
+    doubtful: bool = Field(description="Whether what was clicked may be no lesion.")
+
+
 class ObjectState(BaseModel):
     """One object of a session."""
 
@@ -186,6 +194,7 @@ class ObjectState(BaseModel):
     locked: bool = Field(description="Whether no other object takes its voxels.")
     type: ObjectType
     edited: bool = Field(description="Whether a hand or a loaded mask decides on some of its voxels.")
+    confidence: ConfidenceState | None = Field(description="null for a model without calibration, or an edited mask.")
     messages: list[str] = Field(description="What the user should know of its mask.")
 
 
@@ -312,6 +321,7 @@ class View:
             locked=found.locked,
             type=ObjectType.of(info.type),
             edited=found.edited,
+            confidence=None if found.confidence is None else ConfidenceState(**found.confidence.facts),
             messages=list(found.remarks),
         )
 

@@ -41,6 +41,13 @@ export interface Diameter {
   ends: [Index, Index];
 }
 
+/** How good a mask probably is, as calibrated on validation lesions. */
+export interface Confidence {
+  dice: number; // expected
+  volume_ml: [number, number]; // holds the lesion's true volume in 80 % of cases
+  doubtful: boolean; // what was clicked may be no lesion
+}
+
 /** What the user says of an object. */
 export interface ObjectFacts {
   name: string;
@@ -58,6 +65,7 @@ export interface ObjectState extends ObjectFacts {
   longest_diameter_mm: number; // 0 without a mask
   longest: Diameter | null; // in an axial slice
   perpendicular: Diameter | null; // to it, in the same slice
+  confidence: Confidence | null; // of a calibrated model, while no hand has changed the mask
   messages: string[];
 }
 

@@ -7,7 +7,7 @@ import type { Actions } from "./actions";
 import { button, element } from "./dom";
 import { Objects } from "./objects";
 import type { View } from "./view";
-import { sentence, when } from "./words";
+import { expected, sentence, when } from "./words";
 
 const TOOL_TEXT: Record<Tool, [name: string, hint: string]> = {
   look: ["Look", "Click or drag to look around; nothing is marked."],
@@ -187,8 +187,9 @@ export class Panel {
     element<HTMLInputElement>("overlap").checked = state.overlap;
     element<HTMLInputElement>("keep-clicked").checked = state.keep_clicked;
     this.objects.show(state);
-    const messages = state.objects.find(({ number }) => number === state.current)?.messages ?? [];
-    const remarks = [...state.notes, ...messages].map((text) => Object.assign(document.createElement("p"), { textContent: sentence(text) }));
+    const current = state.objects.find(({ number }) => number === state.current);
+    const sure = current?.confidence ? [expected(current.confidence)] : [];
+    const remarks = [...sure, ...state.notes, ...(current?.messages ?? [])].map((text) => Object.assign(document.createElement("p"), { textContent: sentence(text) }));
     element("messages").hidden = !remarks.length;
     element("messages").replaceChildren(...remarks);
     const earlier = marked ? [] : state.earlier;

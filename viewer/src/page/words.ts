@@ -1,4 +1,5 @@
 // Numbers and sentences as people read them.
+import type { Confidence } from "../engine/engine";
 
 /** With a capital, unless it begins with the name of a file. */
 export function sentence(text: string): string {
@@ -8,6 +9,11 @@ export function sentence(text: string): string {
 
 export function millilitres(volume: number): string {
   return `${volume >= 100 ? volume.toFixed(0) : volume >= 10 ? volume.toFixed(1) : volume.toFixed(2)} mL`;
+}
+
+/** What a calibrated model expects of its mask. */
+export function expected({ dice, volume_ml: [low, high] }: Confidence): string {
+  return `Expected Dice ${dice.toFixed(2)}, volume ${millilitres(low)} to ${millilitres(high)} (80 %)`;
 }
 
 export function millimetres(length: number): string {

@@ -59,18 +59,25 @@ def whole_ct(folder: Path) -> Iterator[Lesion]:
             yield Lesion(f"{case} {number}", "lesions_ct", scan, mask)
 
 
-def painted(folder: Path) -> Iterator[Lesion]:
-    """PER_BIN painted lesions of each range of diameters, in turn in the backgrounds that no training touches."""
-    scans = []
+def backgrounds(folder: Path) -> list[tuple[Scan, Volume]]:
+    """The scans that no training touches, and each as the array (SAR) that its places lie in."""
+    found = []
     for case in cases("backgrounds_ct", "validation"):
         volume = read_volume(folder / "backgrounds_ct" / "imagesTr" / f"{case}_0000.nii.gz")
-        scans.append((Scan.of(case, volume), _upright(volume)))
+        found.append((Scan.of(case, volume), _upright(volume)))
+    return found
+
+
+def painted(folder: Path, seed: int = SEED, per_bin: int = PER_BIN) -> Iterator[Lesion]:
+    """`per_bin` painted lesions of each range of diameters, in turn in the backgrounds that no training touches."""
+    scans = backgrounds(folder)
     for number, (low, high) in enumerate(BINS_MM):
         group = f"painted {low:.0f}-{high:.0f} mm" if high < BINS_MM[-1][1] else f"painted over {low:.0f} mm"
-        for place in range(PER_BIN):
-            rng = np.random.default_rng([SEED, number, place])
+        for place in range(per_bin):
+            rng = np.random.default_rng([seed, number, place])
             scan, volume = scans[place % len(scans)]
-            yield _painted(f"{scan.name} {low:.0f} {place}", group, scan, volume, KINDS[place], (low, high), rng)
+            kind = KINDS[place % len(KINDS)]
+            yield _painted(f"{scan.name} {low:.0f} {place}", group, scan, volume, kind, (low, high), rng)
 
 
 def _upright(volume: Volume) -> Volume:

@@ -1,0 +1,251 @@
+"""Fits a model's calibration: Dice, volume and likeness of a lesion, from sessions on validation scans.
+
+`python -m voxsam.lab.engine.calibrate MODEL.safetensors DATA [OUT.json]` draws lesions that are in no table into the
+backgrounds that no training touched, clicks and corrects each in its whole scan, clicks as often where nothing was
+painted, fits, and writes the calibration into the model's file. What it prints is cross-validated by lesion.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from voxsam.boxes import grown, intersection
+from voxsam.interactive.confidence import signals
+from voxsam.interactive.predictor import Predictor
+from voxsam.lab.engine.painting import BONE, FAT, LUNG, SOFT
+from voxsam.lab.engine.scans import ORGAN
+from voxsam.lab.engine.validation import Lesion, backgrounds, painted
+from voxsam.lab.evaluation.clicks import Click, correction
+from voxsam.network.calibration import MAX_RATIO, OUTPUTS, Calibration, Layer
+from voxsam.network.promptable import Promptable
+from voxsam.prompts import Point
+from voxsam.region import Region
+from voxsam.volume import Volume
+from voxsam.weights.checkpoint import load_model
+from voxsam.weights.file import METADATA_KEY, new_file, read_model
+
+SEED, PER_BIN = 77, 48  # of the lesions that it is fitted on: others than the validation table's
+CORRECTED = (0, 1, 3)  # corrective clicks after which a mask counts
+HEALTHY = {ORGAN: 60, SOFT: 45, LUNG: 25, FAT: 20, BONE: 20}  # clicks of each tissue where nothing was painted
+ROOM_MM = 160.0  # of the scan round a lesion that is kept: more than a crop
+WIDTH, STEPS, DECAY = 12, 400, 0.03
+FOLDS = 6
+INTERVAL = 0.8
+WARNED = 0.08  # of clicks in lesions
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """One mask: its signals, and what is true of it. `ratio`: the lesion's volume over the mask's; 0: no lesion."""
+
+    lesion: str
+    clicks: int
+    signals: NDArray[np.float64]
+    dice: float
+    ratio: float
+
+
+def lesion_cases(model: Promptable, lesions: Iterator[Lesion]) -> Iterator[Case]:
+    """Each lesion after one click, and after CORRECTED."""
+    for number, lesion in enumerate(lesions):
+        rng = np.random.default_rng([SEED, number])
+        scan, mask = _near(lesion)
+        truth = mask.array > 0
+        predictor = Predictor(model, keep_clicked=True).set_image(scan)
+        voxels = np.argwhere(truth)
+        clicks: list[Click] = [(tuple(voxels[rng.integers(len(voxels))].tolist()), True)]
+        found = None
+        for count in range(max(CORRECTED) + 1):
+            points = [Point.at_index(scan.grid, at, positive) for at, positive in clicks]
+            found = predictor.predict(points, found)
+            region = found.region(keep_clicked=True)
+            if count in CORRECTED:
+                ratio = len(voxels) / max(1, region.voxels)
+                seen = signals(found.pieces, found.clicks, predictor.encoded.get(found.pieces[0][0]))
+                yield Case(lesion.name, len(clicks), seen, _dice(region, truth), ratio)
+            new = correction(region.on_all(scan).array > 0, truth, scan.grid.spacing_mm, clicks)
+            if new is None:
+                break
+            clicks.append(new)
+
+
+def healthy_cases(model: Promptable, folder: Path) -> Iterator[Case]:
+    """Clicks of each tissue in scans as they are, as many in each."""
+    rng = np.random.default_rng([SEED, 1])
+    scans = backgrounds(folder)
+    for scan, volume in scans:
+        predictor = Predictor(model, keep_clicked=True).set_image(volume)
+        for kind, count in HEALTHY.items():
+            places = scan.places.get(kind, np.zeros((0, 3)))
+            for place in places[rng.permutation(len(places))[: count // len(scans)]]:
+                index = np.rint(place / volume.grid.spacing_mm - 0.5).clip(0, np.subtract(volume.array.shape, 1))
+                found = predictor.predict(Point.at_index(volume.grid, index))
+                seen = signals(found.pieces, found.clicks, predictor.encoded.get(found.pieces[0][0]))
+                yield Case(f"healthy {scan.name} {kind} {index}", 1, seen, 0.0, 0.0)
+                predictor.forget_features()
+
+
+def _near(lesion: Lesion) -> tuple[Volume, Volume]:
+    """The part of a scan round a lesion that a session may look at."""
+    grid = lesion.scan.grid
+    box = Region.of(lesion.mask.array).box
+    margin = int(np.ceil(ROOM_MM / grid.spacing_mm.min()))
+    box = intersection(grown(box, margin), tuple(slice(0, n) for n in grid.shape))
+    part = grid.crop([along.start for along in box], [along.stop - along.start for along in box])
+    return tuple(  # type: ignore[return-value]
+        Volume(np.ascontiguousarray(one.array[box]), part, one.modality) for one in (lesion.scan, lesion.mask)
+    )
+
+
+def _dice(region: Region, truth: NDArray[np.bool_]) -> float:
+    common = int((truth[region.box] & region.inside).sum()) if region else 0
+    return 2 * common / (region.voxels + int(truth.sum()))
+
+
+# The fit
+
+
+def fit(cases: Sequence[Case], seed: int = 0) -> tuple[Calibration, dict[str, float]]:
+    """The calibration of all cases, and what cross-validation by lesion says of it."""
+    x, dice, log_ratio, lesion = _arrays(cases)
+    names = list(dict.fromkeys(case.lesion for case in cases))
+    fold_of = dict(zip(names, np.random.default_rng(seed).permutation(len(names)) % FOLDS, strict=True))
+    folds = np.array([fold_of[case.lesion] for case in cases])
+    out = np.zeros((len(cases), OUTPUTS))
+    for fold in range(FOLDS):
+        left = folds == fold
+        out[left] = _fitted(x[~left], dice[~left], log_ratio[~left], lesion[~left], seed)(x[left])
+    shift = _shift(out[lesion, 2:], log_ratio[lesion])
+    warn = float(np.quantile(_sigmoid(out[lesion, 1]), WARNED))
+    expected = _sigmoid(out[lesion, 0])
+    held = _held(out[lesion, 2:], log_ratio[lesion], shift)
+    scores = {
+        "lesions": float(lesion.sum()),
+        "dice": float(dice[lesion].mean()),
+        "dice_error": float(np.abs(expected - dice[lesion]).mean()),
+        "dice_correlation": float(np.corrcoef(expected, dice[lesion])[0, 1]),
+        "interval": float(held.mean()),
+        "warned_lesion": float((_sigmoid(out[lesion, 1]) < warn).mean()),
+        "warned_healthy": float((_sigmoid(out[~lesion, 1]) < warn).mean()) if (~lesion).any() else float("nan"),
+    }
+    last = _fitted(x, dice, log_ratio, lesion, seed)
+    return last.calibration(shift, warn, f"{len(names)} lesions and clicks beside lesions"), scores
+
+
+class _Fitted:
+    def __init__(self, network: nn.Sequential, centre: NDArray[np.float64], spread: NDArray[np.float64]) -> None:
+        self.network, self.centre, self.spread = network, centre, spread
+
+    def __call__(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
+        with torch.no_grad():
+            return self.network(_tensor((x - self.centre) / self.spread)).double().numpy()
+
+    def calibration(self, shift: float, warn: float, fitted_on: str) -> Calibration:
+        affine = [one for one in self.network if isinstance(one, nn.Linear)]
+        layers = []
+        for one in affine:
+            bias = one.bias.detach().double().numpy().copy()
+            if one is affine[-1]:
+                bias[2:] += (-shift, shift)
+            rows = one.weight.detach().double().numpy()
+            layers.append(Layer(weights=tuple(map(_rounded, rows)), bias=_rounded(bias)))
+        return Calibration(
+            centre=_rounded(self.centre),
+            spread=_rounded(self.spread),
+            layers=tuple(layers),
+            warn_below=round(warn, 5),
+            fitted_on=fitted_on,
+        )
+
+
+def _fitted(
+    x: NDArray[np.float64],
+    dice: NDArray[np.float64],
+    log_ratio: NDArray[np.float64],
+    lesion: NDArray[np.bool_],
+    seed: int,
+) -> _Fitted:
+    centre, spread = x.mean(0), x.std(0) + 1e-3
+    torch.manual_seed(seed)
+    network = nn.Sequential(nn.Linear(x.shape[1], WIDTH), nn.Tanh(), nn.Linear(WIDTH, OUTPUTS))
+    given, is_lesion = _tensor((x - centre) / spread), torch.from_numpy(lesion)
+    true_dice, ratio = _tensor(dice)[is_lesion], _tensor(log_ratio)[is_lesion]
+    weight = torch.where(is_lesion, 0.5 / max(1, lesion.sum()), 0.5 / max(1, (~lesion).sum()))
+    optimiser = torch.optim.AdamW(network.parameters(), 0.01, weight_decay=DECAY / 0.01)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, STEPS)
+    for _ in range(STEPS):
+        out = network(given)
+        said = out[is_lesion]
+        loss = F.binary_cross_entropy_with_logits(said[:, 0], true_dice)
+        loss = (
+            loss + (F.binary_cross_entropy_with_logits(out[:, 1], is_lesion.float(), reduction="none") * weight).sum()
+        )
+        for column, quantile in ((2, (1 - INTERVAL) / 2), (3, (1 + INTERVAL) / 2)):
+            off = ratio - said[:, column]
+            loss = loss + torch.maximum(quantile * off, (quantile - 1) * off).mean()  # pinball loss
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+    return _Fitted(network.eval(), centre, spread)
+
+
+def _arrays(
+    cases: Sequence[Case],
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
+    ratio = np.array([case.ratio for case in cases])
+    log_ratio = np.log(ratio.clip(1 / MAX_RATIO, MAX_RATIO))
+    return np.array([case.signals for case in cases]), np.array([case.dice for case in cases]), log_ratio, ratio > 0
+
+
+def _held(ends: NDArray[np.float64], log_ratio: NDArray[np.float64], shift: float) -> NDArray[np.bool_]:
+    low, high = np.minimum(*ends.T), np.maximum(*ends.T)
+    return (log_ratio >= low - shift) & (log_ratio <= high + shift)
+
+
+def _shift(ends: NDArray[np.float64], log_ratio: NDArray[np.float64]) -> float:
+    """By how much both ends must move outwards to hold INTERVAL of cases they were not fitted on (conformal)."""
+    low, high = np.minimum(*ends.T), np.maximum(*ends.T)
+    return float(np.quantile(np.maximum(low - log_ratio, log_ratio - high), INTERVAL))
+
+
+def _sigmoid(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    return 1 / (1 + np.exp(-x))
+
+
+def _rounded(values: NDArray[np.float64]) -> tuple[float, ...]:
+    return tuple(float(f"{value:.6g}") for value in values)
+
+
+def _tensor(values: NDArray[np.float64]) -> Tensor:
+    return torch.from_numpy(np.asarray(values, dtype=np.float32))
+
+
+def main(source: str, data: str, out: str | None = None) -> None:
+    """Fit, print what cross-validation says, and write the calibration into the file."""
+    model, folder = load_model(source, "cpu"), Path(data)
+    cases = [*lesion_cases(model, painted(folder, SEED, PER_BIN)), *healthy_cases(model, folder)]
+    if out is not None:
+        rows = [{**case.__dict__, "signals": case.signals.tolist()} for case in cases]
+        Path(out).write_text(json.dumps(rows) + "\n", encoding="utf-8")
+    calibration, scores = fit(cases)
+    sys.stdout.write(json.dumps(scores, indent=1) + "\n")
+    card, tensors = read_model(Path(source))
+    card = card.model_copy(update={"calibration": calibration})
+    with new_file(Path(source)) as temporary:  # tensors as they are, in half precision or not
+        save_file(tensors, temporary, {METADATA_KEY: card.model_dump_json()})
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,56 @@
+"""The fit of a calibration: on cases that are made up, where what is true is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from known_model import KnownModel, block_scan, upright
+
+from voxsam.lab.engine.calibrate import Case, fit, lesion_cases
+from voxsam.lab.engine.validation import Lesion
+from voxsam.volume import Volume
+
+
+def made_up(count: int, seed: int) -> list[Case]:
+    """Dice and volume follow the first signals, with noise; clicks beside lesions differ in the third."""
+    rng = np.random.default_rng(seed)
+    cases = []
+    for number in range(count):
+        x = rng.standard_normal(6)
+        if number % 3 == 0:
+            x[2] += 4
+            cases.append(Case(f"healthy {number}", 1, x, 0.0, 0.0))
+            continue
+        dice = 1 / (1 + np.exp(-(x[0] + 0.5 + 0.2 * rng.standard_normal())))
+        ratio = float(np.exp(0.5 * x[1] + 0.3 * rng.standard_normal()))
+        cases.append(Case(f"lesion {number // 2}", 1 + number % 2, x, float(dice), ratio))
+    return cases
+
+
+def test_it_learns_dice_volume_and_what_is_no_lesion() -> None:
+    found, scores = fit(made_up(300, 0))
+    assert scores["dice_error"] < 0.08 and scores["dice_correlation"] > 0.9
+    assert scores["interval"] == pytest.approx(0.8, abs=0.03)
+    assert scores["warned_lesion"] <= 0.1 and scores["warned_healthy"] >= 0.9
+    others = made_up(300, 1)  # of which the fit has seen none
+    lesions = [case for case in others if case.ratio]
+    judged = [found.judge(case.signals) for case in lesions]
+    held = [low <= case.ratio <= high for case, (_, _, (low, high)) in zip(lesions, judged, strict=True)]
+    assert 0.7 <= np.mean(held) <= 0.9
+    assert np.mean([abs(one.dice - case.dice) for case, one in zip(lesions, judged, strict=True)]) < 0.08
+    warned = [found.judge(case.signals).lesion < found.warn_below for case in others if not case.ratio]
+    assert np.mean(warned) >= 0.9
+
+
+def test_the_same_cases_give_the_same_calibration() -> None:
+    assert fit(made_up(60, 2))[0] == fit(made_up(60, 2))[0]
+
+
+def test_a_lesion_is_clicked_and_corrected() -> None:
+    """A model that finds one of a lesion's two cubes is told of the other."""
+    volume = block_scan(upright(40, 40, 40), ((10, 14),) * 3, ((18, 22),) * 3)
+    mask = Volume((volume.array > 0).astype(np.uint8), volume.grid, "SEG")
+    cases = list(lesion_cases(KnownModel(), iter([Lesion("two", "made", volume, mask)])))
+    assert [case.clicks for case in cases] == [1, 2]
+    assert cases[0].dice == pytest.approx(2 / 3) and cases[0].ratio == 2
+    assert cases[1].dice == 1 and cases[1].ratio == 1
