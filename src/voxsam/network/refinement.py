@@ -23,6 +23,9 @@ from voxsam.network.sizes import ModelConfig
 OUTSIDE = 3.0  # logits by which an untrained head is sure that a voxel far from all clicks is no tumour
 FULL = 8  # channels at full resolution
 NARROW, WIDE = 2.5, 4.0  # the crop is seen twice: up to so much either side of 0, and whole, divided by so much
+SEED = 1.0  # squared distance, in a map's voxels, within which a voxel belongs to the click itself
+GROWN = 24  # steps of a path: further than half of what fits well into a crop
+LINES = ([3, 1, 1], [1, 3, 1], [1, 1, 3])  # faces are shared along these
 PREVIOUS_LOGIT = 6.0  # beyond which a previous mask is as sure as can be
 
 
@@ -32,6 +35,7 @@ class Details(NamedTuple):
     half: Tensor  # (B, w, D/2, H/2, W/2)
     quarter: Tensor  # (B, 2 w, D/4, H/4, W/4)
     full: Tensor  # (B, FULL, D, H, W)
+    image: Tensor  # (B, K, D/2, H/2, W/2) the crop, smoothed: what clicks are compared with
 
 
 def click_maps(
@@ -56,6 +60,54 @@ def click_maps(
             each = d[..., :, None, None] * h[..., None, :, None] * w[..., None, None, :]  # a Gaussian's product of axes
             maps.append(F.pad(each, (0, 0) * 3 + (1, 0)).amax(1))  # 0 where there is no click
     return torch.stack(maps, 1)
+
+
+def similarity_maps(
+    image_BKDHW: Tensor, points_BN3: Tensor, labels_BN: Tensor | None, spreads: tuple[float, ...], step: int = 1
+) -> Tensor:
+    """(B, 4 S, D, H, W): what looks like what was clicked, and what of it hangs together with a click.
+
+    For each polarity, positive first, and each of S spreads (s.d. of intensities, as the crop has them): how alike a
+    voxel is to the most similar click's surroundings, and how strongly it is joined to a click: the strength of a path
+    is its least similarity, that of a voxel its best path's through faces (fuzzy connectedness: Udupa and
+    Samarasekera, Graph. Models Image Process. 58, 1996). Points as in `click_maps`.
+    """
+    labels = torch.full(points_BN3.shape[:2], POSITIVE, device=points_BN3.device) if labels_BN is None else labels_BN
+    shape = image_BKDHW.shape[2:]
+    inside = in_crop(points_BN3, tuple(n * step for n in shape))
+    squares = [
+        ((torch.arange(n, device=points_BN3.device) * step + (step - 1) / 2 - points_BN3[..., axis, None]) / step).square()
+        for axis, n in enumerate(shape)
+    ]
+    near = [torch.exp(-square / 2) for square in squares]  # (B, N, n) each
+    near = [x / x.sum(-1, keepdim=True).clamp(min=1e-6) for x in near]
+    clicked = torch.einsum("bkdhw,bnd,bnh,bnw->bnk", image_BKDHW, *near)
+    maps = []
+    for kind in (POSITIVE, NEGATIVE):
+        used = inside & (labels == kind)
+        distance = torch.full_like(image_BKDHW[:, 0], torch.inf)
+        seeds = torch.zeros_like(distance)
+        for n in range(points_BN3.shape[1]):
+            far = torch.where(used[:, n], 0.0, torch.inf)[:, None, None, None]
+            off = (image_BKDHW - clicked[:, n, :, None, None, None]).square().mean(1)
+            distance = torch.minimum(distance, off + far)
+            d, h, w = (square[:, n] for square in squares)
+            away = d[:, :, None, None] + h[:, None, :, None] + w[:, None, None, :]
+            seeds = torch.maximum(seeds, ((away + far) <= SEED).to(seeds.dtype))
+        for spread in spreads:
+            alike = torch.exp(-distance / (2 * spread**2))
+            maps += [alike, _joined(alike, seeds)]
+    return torch.stack(maps, 1)
+
+
+def _joined(alike_BDHW: Tensor, seeds_BDHW: Tensor) -> Tensor:
+    """(B, D, H, W) the strength of each voxel's best path from a seed, of GROWN steps at most."""
+    alike = alike_BDHW[:, None]
+    joined = torch.minimum(alike, seeds_BDHW[:, None])
+    for _ in range(min(GROWN, max(alike.shape))):
+        along = [F.max_pool3d(joined, kernel, 1, [n // 2 for n in kernel]) for kernel in LINES]
+        joined = torch.minimum(alike, torch.maximum(torch.maximum(along[0], along[1]), along[2]))
+    return joined[:, 0]
 
 
 class Stage(nn.Module):
@@ -96,7 +148,7 @@ class RefinementHead(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        w, self.deviations = config.refine_width, config.click_maps
+        w, self.deviations, self.spreads = config.refine_width, config.click_maps, config.click_similarity
         maps = 2 * len(self.deviations)
         # Of the crop alone
         self.stem = nn.Conv3d(2 * config.channels, w, 4, 2, 1)
@@ -106,7 +158,7 @@ class RefinementHead(nn.Module):
         self.share_quarter = nn.Conv3d(2 * w, 2 * w, 1, bias=False)
         self.share_full = nn.Conv3d(2 * config.channels, FULL, 3, padding=1)
         # Of the clicks
-        self.at2 = Stage(w, maps + 2)
+        self.at2 = Stage(w, maps + 2 + 4 * len(self.spreads))
         self.at4 = Stage(2 * w, w, stride=2)
         self.fused = nn.Conv3d(config.head_width, 2 * w, 1, bias=False)
         self.at8 = Stage(3 * w, 2 * w, stride=2)
@@ -147,7 +199,9 @@ class RefinementHead(nn.Module):
         half = self.detail_half(self.stem(crops))
         quarter = self.detail_quarter(half)
         full = self.share_full(crops)
-        return Details(self.share_half(half), self.share_quarter(quarter), full)
+        image = F.avg_pool3d(crops_B1DHW, 2)
+        image = (image + F.avg_pool3d(F.pad(image, [1] * 6, mode="replicate"), 3, 1)) / 2
+        return Details(self.share_half(half), self.share_quarter(quarter), full, image)
 
     def forward(
         self,
@@ -167,7 +221,11 @@ class RefinementHead(nn.Module):
             previous_B1DHW = torch.zeros_like(coarse)
         seen = [F.avg_pool3d(x.clamp(-PREVIOUS_LOGIT, PREVIOUS_LOGIT), 2) for x in (coarse, previous_B1DHW)]
         maps = click_maps(points_BN3, labels_BN, half, self.deviations, 2).to(coarse.dtype)
-        x = torch.cat([maps, *seen], 1).contiguous(memory_format=torch.channels_last_3d)
+        x = [maps, *seen]
+        if self.spreads:
+            with torch.no_grad():
+                x.append(similarity_maps(details.image, points_BN3, labels_BN, self.spreads, 2).to(coarse.dtype))
+        x = torch.cat(x, 1).contiguous(memory_format=torch.channels_last_3d)
         at2 = self.at2(x, details.half)
         grid = details.quarter.shape[2:]
         at4 = self.at4(at2, details.quarter + _resized(self.fused(fused_BmFFF), grid))

@@ -63,6 +63,7 @@ class ModelConfig(BaseModel):
     polarity: bool = False  # learned embeddings for positive and negative clicks (an extension)
     marks: bool = False  # click maps at the tokens (an extension; needs polarity), as model files call them
     click_maps: tuple[PositiveFloat, ...] = ()  # s.d. (voxels) of the maps of clicks for a refinement head; (): no head
+    click_similarity: tuple[PositiveFloat, ...] = ()  # s.d. (of a crop's intensities) of how alike it finds a click
     refine_width: Width = 32  # of that head at half resolution (an extension, voxsam.network.refinement)
     # The paper's ablations (Sec. 4.4); what they are compared with is the default.
     prompt_kind: Literal["sampler", "positional"] = "sampler"  # a click is what lies under it, or where it lies
@@ -81,6 +82,8 @@ class ModelConfig(BaseModel):
             raise ValueError("marks need polarity")
         if self.click_maps and (not self.polarity or self.crop % 16):
             raise ValueError("click_maps need polarity, and a crop of a multiple of 16")
+        if self.click_similarity and not self.click_maps:
+            raise ValueError("click_similarity needs click_maps")
         self._check_prompts()
         return self
 

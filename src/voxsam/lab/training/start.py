@@ -26,6 +26,7 @@ SLICES, DEPTH, FUSE = (
     "image_encoder.depth_positions",
     "mask_decoder.fuse.weight",
 )
+MAPS = "refinement.at2.enter.weight"
 
 
 def make_network(recipe: Recipe) -> Promptable:
@@ -78,7 +79,7 @@ def start(network: Promptable, model: str) -> None:
     """
     own, before = network.state_dict(), load_model(model, "cpu")
     tensors = {
-        name: _fitted(name, tensor, own[name].shape, network.config.channels) if name in own else tensor
+        name: _fitted(name, tensor, own[name], network.config.channels) if name in own else tensor
         for name, tensor in before.state_dict().items()
         if not (network.card.automatic and name.startswith(PROMPTS))
     }
@@ -131,10 +132,13 @@ def _seen(card: Card) -> dict[str, dict[str, str]]:
     return card.trained_on or {f"what {card.name} was trained on": {}}
 
 
-def _fitted(name: str, tensor: Tensor, shape: torch.Size, channels: int) -> Tensor:
-    """The tensor, made to fit another number of tokens or of image channels where it depends on them."""
+def _fitted(name: str, tensor: Tensor, own: Tensor, channels: int) -> Tensor:
+    """The tensor, made to fit another number of tokens, image channels or maps of clicks where it depends on them."""
+    shape = own.shape
     if tensor.shape == shape:
         return tensor
+    if name == MAPS and tensor.shape[2:] == shape[2:] and tensor.shape[1] < shape[1]:
+        return torch.cat([tensor, own[:, tensor.shape[1] :]], 1)  # further maps come last
     if name == DEPTH and tensor.shape[1:] == shape[1:]:
         return F.interpolate(tensor.T[None], size=shape[0], mode="linear")[0].T
     if name == SLICES and shape[1] == channels * tensor.shape[1]:

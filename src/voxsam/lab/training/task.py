@@ -98,7 +98,7 @@ class SegmentationTask(lightning.LightningModule):
             if coarse is not None:
                 losses.append(COARSE * self.loss(coarse.float(), truth))
                 weights.append(COARSE)
-            scores.append(_dice(logits.detach().argmax(1), truth[:, 0]))
+            scores.append(_dice(_mask_of(logits.detach()), truth[:, 0]))
         loss = torch.stack(losses).sum() / sum(weights)
         self.log_dict({"loss": loss.detach(), "dice": scores[0]}, prog_bar=True, sync_dist=True)
         if len(scores) > 1:
@@ -144,7 +144,7 @@ class SegmentationTask(lightning.LightningModule):
                     yield logits, coarse
                 previous = (logits[:, 1:] - logits[:, :1]).detach() if goes_on else None
             if number < more:
-                new = corrections(logits.detach().argmax(1), truth, users, network.config.polarity)
+                new = corrections(_mask_of(logits.detach()), truth, users, network.config.polarity)
                 points, labels = torch.cat([points, new[0]], 1), torch.cat([labels, new[1]], 1)
 
     def predict(self, crops: Tensor, points: Tensor, labels: Tensor) -> Tensor:
@@ -164,7 +164,7 @@ class SegmentationTask(lightning.LightningModule):
     def validation_step(self, batch: dict[str, Tensor], _: int) -> None:
         """Dice of the first clicks, logged as VALIDATION: the mean over the crops."""
         logits = self.predict(batch["crop"], batch["points"], batch["labels"])
-        dice = _dice(logits.argmax(1), batch["label"][:, 0])
+        dice = _dice(_mask_of(logits), batch["label"][:, 0])
         self.log(VALIDATION, dice, prog_bar=True, on_epoch=True, sync_dist=True, batch_size=len(logits))
 
     def configure_optimizers(self) -> Any:
@@ -183,6 +183,11 @@ class SegmentationTask(lightning.LightningModule):
         if self.recipe.gradient_clip:
             for part in self.network.children() if self.recipe.clip == "parts" else [self.network]:
                 torch.nn.utils.clip_grad_norm_(part.parameters(), self.recipe.gradient_clip)
+
+
+def _mask_of(logits_B2DHW: Tensor) -> Tensor:
+    """(B, D, H, W) 1 where tumour is likelier than background: argmax over two classes, without its slow walk."""
+    return (logits_B2DHW[:, 1] > logits_B2DHW[:, 0]).long()
 
 
 def _dice(mask: Tensor, truth: Tensor) -> Tensor:
