@@ -5,7 +5,7 @@ import torch
 
 from voxsam.network.card import Card
 from voxsam.network.network import VoxSAMNetwork
-from voxsam.network.refinement import click_maps
+from voxsam.network.refinement import click_maps, similarity_maps
 from voxsam.network.sizes import TINY, ModelConfig
 from voxsam.preprocess import Preprocessing
 from voxsam.weights.checkpoint import load_model, save_model
@@ -29,6 +29,45 @@ def stirred(net: VoxSAMNetwork) -> VoxSAMNetwork:
         for parameter in net.parameters():
             parameter.copy_(torch.randn_like(parameter) * 0.2)
     return net
+
+
+def blobs() -> torch.Tensor:
+    """(1, 1, 12, 12, 24) of 0 with two cubes of 1, and one of 1.5 that touches the first."""
+    image = torch.zeros(1, 1, 12, 12, 24)
+    image[..., 4:8, 4:8, 3:8] = 1
+    image[..., 4:8, 4:8, 8:11] = 1.5
+    image[..., 4:8, 4:8, 15:20] = 1
+    return image
+
+
+def test_what_looks_like_a_click_and_what_of_it_hangs_together_with_it():
+    """Both cubes look alike; the one that was not clicked is joined to the click through what lies between only."""
+    alike, joined = similarity_maps(blobs(), torch.tensor([[[5.5, 5.5, 5.0]]]), torch.tensor([[1]]), (0.5,))[0, :2]
+    between = torch.tensor(-1 / (2 * 0.5**2)).exp()
+    assert alike[5, 5, 5] > 0.98 and alike[5, 5, 17] > 0.98 and alike[0, 0, 0] < 0.2
+    assert joined[5, 5, 5] > 0.98 and joined[5, 5, 17] < 0.2 and joined[0, 0, 0] < 0.2
+    assert joined[5, 5, 9] == pytest.approx(float(torch.tensor(-0.5).exp()), abs=0.1)  # 1 s.d. away, about
+    assert joined[5, 5, 17] == pytest.approx(float(between), abs=0.08)
+    assert bool((joined <= alike).all())
+
+
+def test_a_path_is_as_strong_as_its_weakest_voxel_and_goes_through_faces():
+    image = torch.ones(1, 1, 8, 8, 8)
+    image[..., 4, :, :] = 0
+    joined = similarity_maps(image, torch.tensor([[[1.0, 4.0, 4.0]]]), torch.tensor([[1]]), (0.4,))[0, 1]
+    assert joined[6, 4, 4] == pytest.approx(float(joined[4, 4, 4])) and joined[2, 4, 4] > 0.99
+
+
+def test_each_polarity_and_each_spread_has_its_maps_of_its_nearest_clicks():
+    points = torch.tensor([[[5.5, 5.5, 5.0], [5.5, 5.5, 17.0], [1.0, 1.0, 1.0], [50.0, 5.0, 5.0]]])
+    both = similarity_maps(blobs(), points, torch.tensor([[1, 1, 0, 0]]), (0.5, 2.0))[0]
+    assert both.shape == (8, 12, 12, 24)
+    assert both[1, 5, 5, 5] > 0.98 and both[1, 5, 5, 17] > 0.98
+    assert both[4, 0, 0, 0] > 0.98 and both[4, 5, 5, 5] < 0.2 < both[6, 5, 5, 5]  # the wider spread finds more alike
+    none = similarity_maps(blobs(), points[:, 3:], torch.tensor([[1]]), (0.5,))
+    assert not none.any()  # beyond the crop
+    assert not similarity_maps(blobs(), points, torch.full((1, 4), -1), (0.5,)).any()
+    assert not similarity_maps(blobs(), points[:, :0], None, (0.5,)).any()
 
 
 POINTS = torch.tensor([[[10.0, 12.0, 20.0], [25.0, 5.0, 8.0]]])
@@ -115,6 +154,24 @@ def test_the_head_goes_through_a_model_file(tmp_path):
     again = load_model(tmp_path / "refined.safetensors", "cpu")
     assert again.config.click_maps == (1.5, 4.0)
     torch.testing.assert_close(again(CROP, POINTS), net(CROP, POINTS))
+
+
+def test_a_head_that_compares_begins_at_clicks_too_and_its_similarity_is_heard():
+    net = network(click_similarity=(0.35, 1.0))
+    logits = net.decode(net.encode(CROP), CROP, POINTS, labels=torch.tensor([[1, 0]]))
+    plain = network().decode(network().encode(CROP), CROP, POINTS, labels=torch.tensor([[1, 0]]))
+    assert logits.shape == plain.shape
+    net = stirred(net)
+    features = net.encode(CROP)
+    first = net.decode(features, CROP, POINTS, labels=torch.tensor([[1, 0]]))
+    with torch.no_grad():
+        net.refinement.at2.enter.weight[:, 6:] = 0
+    assert (first - net.decode(features, CROP, POINTS, labels=torch.tensor([[1, 0]]))).abs().max() > 0.01
+
+
+def test_similarity_without_click_maps_is_refused():
+    with pytest.raises(ValueError, match="click_similarity needs click_maps"):
+        network(click_maps=(), click_similarity=(0.5,))
 
 
 def test_a_network_without_click_maps_has_no_head():

@@ -165,9 +165,10 @@ def check_exported(model: Path, folder: Path) -> None:
         {"marks": True},
         {"window": 3, "fusion": "crop", "polarity": False},
         {"marks": True, "click_maps": (1.5, 6.0), "refine_width": 8, "crop": 32},
+        {"marks": True, "click_maps": (1.5, 6.0), "refine_width": 8, "crop": 32, "click_similarity": (0.35, 1.0)},
         {"prompt_kind": "positional", "prompt_levels": (2, 4)},
     ],
-    ids=["marks", "padding", "refinement", "positional"],
+    ids=["marks", "padding", "refinement", "comparing", "positional"],
 )
 def test_every_kind_of_model_predicts_the_same(changes: dict[str, object], tmp_path: Path) -> None:
     model = saved(tmp_path / "model.safetensors", **changes)

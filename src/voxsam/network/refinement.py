@@ -75,39 +75,25 @@ def similarity_maps(
     labels = torch.full(points_BN3.shape[:2], POSITIVE, device=points_BN3.device) if labels_BN is None else labels_BN
     shape = image_BKDHW.shape[2:]
     inside = in_crop(points_BN3, tuple(n * step for n in shape))
-    squares = [
-        ((torch.arange(n, device=points_BN3.device) * step + (step - 1) / 2 - points_BN3[..., axis, None]) / step).square()
-        for axis, n in enumerate(shape)
-    ]
-    near = [torch.exp(-square / 2) for square in squares]  # (B, N, n) each
-    near = [x / x.sum(-1, keepdim=True).clamp(min=1e-6) for x in near]
-    clicked = torch.einsum("bkdhw,bnd,bnh,bnw->bnk", image_BKDHW, *near)
-    maps = []
+    places = [torch.arange(n, device=points_BN3.device) * step + (step - 1) / 2 for n in shape]
+    d, h, w = (((at - points_BN3[..., axis, None]) / step).square() for axis, at in enumerate(places))  # (B, N, n) each
+    about = [torch.exp(-square / 2) for square in (d, h, w)]
+    about = [x / x.sum(-1, keepdim=True).clamp(min=1e-6) for x in about]
+    clicked = torch.einsum("bkdhw,bnd,bnh,bnw->bnk", image_BKDHW, *about)
+    away = d[..., :, None, None] + h[..., None, :, None] + w[..., None, None, :]
+    off = (image_BKDHW[:, None] - clicked[..., None, None, None]).square().mean(2)
+    alike, seeds = [], []
     for kind in (POSITIVE, NEGATIVE):
-        used = inside & (labels == kind)
-        distance = torch.full_like(image_BKDHW[:, 0], torch.inf)
-        seeds = torch.zeros_like(distance)
-        for n in range(points_BN3.shape[1]):
-            far = torch.where(used[:, n], 0.0, torch.inf)[:, None, None, None]
-            off = (image_BKDHW - clicked[:, n, :, None, None, None]).square().mean(1)
-            distance = torch.minimum(distance, off + far)
-            d, h, w = (square[:, n] for square in squares)
-            away = d[:, :, None, None] + h[:, None, :, None] + w[:, None, None, :]
-            seeds = torch.maximum(seeds, ((away + far) <= SEED).to(seeds.dtype))
-        for spread in spreads:
-            alike = torch.exp(-distance / (2 * spread**2))
-            maps += [alike, _joined(alike, seeds)]
-    return torch.stack(maps, 1)
-
-
-def _joined(alike_BDHW: Tensor, seeds_BDHW: Tensor) -> Tensor:
-    """(B, D, H, W) the strength of each voxel's best path from a seed, of GROWN steps at most."""
-    alike = alike_BDHW[:, None]
-    joined = torch.minimum(alike, seeds_BDHW[:, None])
-    for _ in range(min(GROWN, max(alike.shape))):
+        far = torch.where(inside & (labels == kind), 0.0, torch.inf)[..., None, None, None]
+        least, nearest = (F.pad(x + far, (0, 0) * 3 + (1, 0), value=torch.inf).amin(1) for x in (off, away))
+        alike += [torch.exp(-least / (2 * spread**2)) for spread in spreads]
+        seeds += [nearest <= SEED] * len(spreads)
+    alike = torch.stack(alike, 1)
+    joined = torch.where(torch.stack(seeds, 1), alike, torch.zeros_like(alike))
+    for _ in range(min(GROWN, max(shape))):
         along = [F.max_pool3d(joined, kernel, 1, [n // 2 for n in kernel]) for kernel in LINES]
         joined = torch.minimum(alike, torch.maximum(torch.maximum(along[0], along[1]), along[2]))
-    return joined[:, 0]
+    return torch.stack([alike, joined], 2).flatten(1, 2)
 
 
 class Stage(nn.Module):
