@@ -250,23 +250,25 @@ class Script:
 def events(step: Step) -> list[Event]:
     """A step of the page as the server's events."""
     kind, number = step["kind"], step.get("number", 1)
-    if kind == "prompt":
-        return [Event(do="prompt", prompts=step["prompts"])]
-    if kind == "edit":
-        return [Event(do="edit", edits=step["edits"])]
-    if kind == "masks":
+    found: list[Step]
+    if kind in ("prompt", "edit"):
+        found = [{"do": kind, f"{kind}s": step[f"{kind}s"]}]
+    elif kind == "masks":
         notes = tuple(step["remarks"])
-        return [Event(do="mask", masks=tuple(KeptMask.of(one["name"], one["region"], notes) for one in step["masks"]))]
-    if kind == "describe":
+        found = [{"do": "mask", "masks": [KeptMask.of(one["name"], one["region"], notes) for one in step["masks"]]}]
+    elif kind == "describe":
         facts = {name: fact for name, fact in step["facts"].items() if name != "locked"}
-        lock = [Event(do="lock", number=number, on=step["facts"]["locked"])] if "locked" in step["facts"] else []
-        return [Event(do="describe", number=number, description=facts), *lock]
-    if kind == "rules":
-        return [Event(do=name, on=on) for name, on in step["rules"].items()]
-    if kind == "delete prompt":
-        return [Event(do="remove_prompt", number=number, index=step["index"])]
-    do = {"new object": "new_object", "delete object": "delete"}.get(kind, kind)
-    return [Event(do=do, number=number, object=number)]
+        found = [{"do": "describe", "number": number, "description": facts}]
+        if "locked" in step["facts"]:
+            found.append({"do": "lock", "number": number, "on": step["facts"]["locked"]})
+    elif kind == "rules":
+        found = [{"do": name, "on": on} for name, on in step["rules"].items()]
+    elif kind == "delete prompt":
+        found = [{"do": "remove_prompt", "number": number, "index": step["index"]}]
+    else:
+        do = {"new object": "new_object", "delete object": "delete"}.get(kind, kind)
+        found = [{"do": do, "number": number, "object": number}]
+    return [Event.model_validate(event) for event in found]
 
 
 def done(session: Session, step: Step) -> str | None:
