@@ -1,4 +1,4 @@
-"""Which voxel size a lesion asks for: so large that it is some 22 voxels across, chosen by looking.
+"""Which voxel size a lesion asks for: so large that it is about a third of the crop across, chosen by looking.
 
 The first look is at a middle spacing. What its mask measures asks for another spacing, or for none; a few looks decide.
 Spacings come from a ladder, so that clicks nearby, and later ones, find their crops encoded.
@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from voxsam.interactive.crops import THRESHOLD, Piece
 from voxsam.preprocess import Preprocessing, Window
 
-ACROSS = 22.0  # voxels: diameter, as a ball of its volume, of what the network was trained on most
-KEPT_ACROSS = (13.0, 36.0)  # within which a spacing is kept
+ACROSS = 22 / 64  # of the crop's side: diameter, as a ball of its volume, of what networks are trained on most
+KEPT_ACROSS = (13 / 64, 36 / 64)  # within which a spacing is kept
 STEP = 1.3  # from one spacing of the ladder to the next, at most
 MAX_LOOKS = 3
 ROOM = 0.75  # of the crop's side in which all clicks should lie
@@ -53,9 +53,10 @@ class Scale:
 
         0 across: the click is not in its mask, as when the lesion is smaller than voxels can show: half the spacing.
         """
-        if KEPT_ACROSS[0] <= across <= KEPT_ACROSS[1]:
+        part = across / self.side
+        if KEPT_ACROSS[0] <= part <= KEPT_ACROSS[1]:
             return spacing
-        wanted = spacing * across / ACROSS if across else spacing / 2
+        wanted = spacing * part / ACROSS if across else spacing / 2
         nearest = min(self.ladder, key=lambda s: abs(np.log(s / wanted)))
         return self._with_room(nearest, clicks_mm)
 

@@ -1,10 +1,10 @@
-// Which voxel size a lesion asks for: so large that it is some 22 voxels across, chosen by looking.
+// Which voxel size a lesion asks for: so large that it is about a third of the crop across, chosen by looking.
 import type { Index } from "../engine/engine";
 import { AXES } from "./boxes";
 import type { Card } from "./card";
 
-const ACROSS = 22; // voxels: diameter, as a ball of its volume, of what the network was trained on most
-const KEPT_ACROSS = [13, 36] as const; // within which a spacing is kept
+const ACROSS = 22 / 64; // of the crop's side: diameter, as a ball of its volume, of what networks are trained on most
+const KEPT_ACROSS = [13 / 64, 36 / 64] as const; // within which a spacing is kept
 const STEP = 1.3; // from one spacing of the ladder to the next, at most
 const ROOM = 0.75; // of the crop's side in which all clicks should lie
 export const MAX_LOOKS = 3;
@@ -34,8 +34,9 @@ export class Scale {
    * is not in its mask, as when the lesion is smaller than voxels can show: half the spacing.
    */
   next(spacing: number, across: number, clicks: Index[]): number {
-    if (across >= KEPT_ACROSS[0] && across <= KEPT_ACROSS[1]) return spacing;
-    return this.withRoom(this.nearest(across ? (spacing * across) / ACROSS : spacing / 2), clicks);
+    const part = across / this.side;
+    if (part >= KEPT_ACROSS[0] && part <= KEPT_ACROSS[1]) return spacing;
+    return this.withRoom(this.nearest(across ? (spacing * part) / ACROSS : spacing / 2), clicks);
   }
 
   private nearest(wanted: number): number {
