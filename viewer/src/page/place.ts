@@ -26,12 +26,8 @@ function limits(): string {
 async function keepOffline(): Promise<void> {
   if (!("serviceWorker" in navigator)) return; // plain http from another machine
   const { serviceWorker } = navigator;
-  let registration: ServiceWorkerRegistration;
-  try {
-    registration = await serviceWorker.register("./service-worker.js");
-  } catch {
-    return; // switched off, as in private windows: the page works, but not offline
-  }
+  const registration = await serviceWorker.register("./service-worker.js").catch(() => undefined);
+  if (!registration) return; // switched off, as in private windows: the page works, but not offline
   const offer = () => {
     if (registration.waiting && serviceWorker.controller) showNewer(registration.waiting);
   };
