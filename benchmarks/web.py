@@ -36,14 +36,14 @@ BESIDE = 4  # further clicks, so many voxels apart
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--folder", type=Path, default=FOLDER, help="what `make web` built")
     parser.add_argument("--scan", type=Path, help="a CT; default: a phantom")
     parser.add_argument("--click", type=int, nargs=3, help="a voxel in its tumour")
     parser.add_argument("-o", "--output", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        path, click = (options.scan, tuple(options.click)) if options.scan else _phantom(Path(folder))
+        path, click = (options.scan, _voxel(options.click)) if options.scan else _phantom(Path(folder))
         found = {"machine": describe_machine(2), "scan": list(read_volume(path).grid.shape)}
         found |= {f"threads_{n}": _in_browser(options.folder, path, click, n) for n in (1, 2)}
         found["native"] = _native(path, click)
@@ -52,23 +52,28 @@ def main() -> None:
         options.output.write_text(json.dumps(found, indent=2) + "\n")
 
 
-def _phantom(folder: Path) -> tuple[Path, tuple[int, ...]]:
+def _phantom(folder: Path) -> tuple[Path, tuple[int, int, int]]:
     """512 x 512 x 119 voxels of 0.8 x 0.8 x 2.5 mm, noisy to the last one."""
     phantom = make_phantom(1, (128, 128, 119), (3.2, 3.2, 2.5))
     array = phantom.scan.array.repeat(4, 0).repeat(4, 1)
     noise = np.random.default_rng(1).standard_normal(array.shape, dtype=np.float32)
-    grid = phantom.scan.grid.respace(np.divide(phantom.scan.grid.spacing_mm, (4, 4, 1)))
+    grid = phantom.scan.grid.respace(np.divide(phantom.scan.grid.spacing_mm, (4, 4, 1)).tolist())
     write_volume(Volume(array + (12 * noise).astype(np.int16), grid, "CT"), folder / "ct.nii.gz")
     i, j, k = phantom.click
     return folder / "ct.nii.gz", (4 * i, 4 * j, k)
 
 
-def _clicks(click: tuple[int, ...]) -> list[tuple[int, ...]]:
+def _voxel(numbers: list[int]) -> tuple[int, int, int]:
+    i, j, k = numbers
+    return i, j, k
+
+
+def _clicks(click: tuple[int, int, int]) -> list[tuple[int, int, int]]:
     i, j, k = click
     return [click, (i + BESIDE, j, k), (i, j + BESIDE, k), (i - BESIDE, j, k)]
 
 
-def _in_browser(folder: Path, scan: Path, click: tuple[int, ...], threads: int) -> dict[str, Any]:
+def _in_browser(folder: Path, scan: Path, click: tuple[int, int, int], threads: int) -> dict[str, Any]:
     """Seconds of wall clock as the user waits, and those of the worker's answers; bytes."""
     with web_space(folder) as space, _tab(space.address, threads) as viewer:
         start = time.perf_counter()
@@ -135,7 +140,7 @@ def _process(number: int) -> _Process:
     return _Process(resident_kb // 1000, sum(map(int, times)) / os.sysconf("SC_CLK_TCK"))
 
 
-def _native(scan: Path, click: tuple[int, ...]) -> dict[str, Any]:
+def _native(scan: Path, click: tuple[int, int, int]) -> dict[str, Any]:
     """The same clicks by Python, on one thread and on two."""
     found: dict[str, Any] = {}
     model, volume = load_model("voxsam-tiny"), read_volume(scan)
