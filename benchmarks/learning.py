@@ -136,9 +136,8 @@ def report(results: dict[int, dict[str, Any]], every: int) -> str:
         start = _mean(list(result["start"].values()))
         rows.append({"seed": str(seed), **parts, "the last, start model": start, "models taken": len(result["models"])})
     mean, low, high = interval(fewer(list(results.values())))
-    sentence = (
-        f"Fewer clicks than the start model on the last scans: {mean:.0%} (95 % interval {low:.0%} to {high:.0%})."
-    )
+    sure = f"95 % interval {low:.0%} to {high:.0%}" if len(results) > 1 else "one seed: no interval"
+    sentence = f"Fewer clicks than the start model on the last scans: {mean:.0%} ({sure})."
     return f"{markdown_table(rows)}\n\n{sentence}"
 
 

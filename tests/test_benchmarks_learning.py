@@ -58,6 +58,7 @@ def test_what_was_saved_is_a_fraction_of_the_start_models_clicks():
     text = report(dict(enumerate(results)), 2)
     assert "| 0 | 5.50 | 4.00 | 6.00 | 1 |" in text
     assert "Fewer clicks than the start model on the last scans: 38% (95 % interval -121% to 196%)." in text
+    assert report({0: results[0]}, 2).endswith("50% (one seed: no interval).")
 
 
 @pytest.mark.slow
