@@ -38,7 +38,7 @@ from voxsam.prompts import Point
 from voxsam.weights.checkpoint import load_model
 
 MARKER = "learning"
-START = "milestones/voxsam-any-start-48.safetensors"
+START = "milestones/voxsam-any-start.safetensors"
 Lines = Callable[[str], None]
 
 

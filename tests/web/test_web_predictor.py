@@ -237,9 +237,7 @@ def test_a_known_network_predicts_the_same_on_all_scans(
     check_known(spacing_range, scans, known_model, tmp_path)
 
 
-@pytest.fixture(
-    scope="module", params=["voxsam-tiny", "milestones/voxsam-any-start-48.safetensors"], ids=["tiny", "any"]
-)
+@pytest.fixture(scope="module", params=["voxsam-tiny", "milestones/voxsam-any-start.safetensors"], ids=["tiny", "any"])
 def real_model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Promptable, Path]:
     """A model, and the folder of its export."""
     file = Path(__file__).resolve().parents[2] / request.param

@@ -101,7 +101,8 @@ def _near(lesion: Lesion) -> tuple[Volume, Volume]:
     grid = lesion.scan.grid
     box = Region.of(lesion.mask.array).box
     margin = int(np.ceil(ROOM_MM / grid.spacing_mm.min()))
-    box = intersection(grown(box, margin), tuple(slice(0, n) for n in grid.shape))
+    i, j, k = grid.shape
+    box = intersection(grown(box, margin), (slice(0, i), slice(0, j), slice(0, k)))
     part = grid.crop([along.start for along in box], [along.stop - along.start for along in box])
     return tuple(  # type: ignore[return-value]
         Volume(np.ascontiguousarray(one.array[box]), part, one.modality) for one in (lesion.scan, lesion.mask)
