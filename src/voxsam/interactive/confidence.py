@@ -58,9 +58,10 @@ def signals(pieces: Sequence[Piece], clicks: Sequence[Point], encoded: Encoded) 
     """(SIGNALS + C,) what tells a good mask from a bad one; C is the width of the tokens' features."""
     window, probability = pieces[0]
     places = window.model_grid.world_to_index([click.world_mm for click in clicks]) - window.start
-    positive = np.array([click.positive for click in clicks])
+    positive = np.array([click.positive for click in clicks], dtype=bool)
     at = np.rint(places).astype(int)
-    here = at[positive & ((at >= 0) & (at < window.shape)).all(1)]
+    inside_crop = np.logical_and(at >= 0, at < np.array(window.shape)).all(1)
+    here = at[np.logical_and(positive, inside_crop)]
     mask = probability > THRESHOLD
     parts = np.zeros(mask.shape, dtype=np.int32)
     scipy.ndimage.label(mask, output=parts)
@@ -103,7 +104,7 @@ def _either_side(
     if not clicked.any():
         clicked = np.zeros(image.shape, dtype=bool)
         clicked[tuple(here.T) if len(here) else tuple(n // 2 for n in image.shape)] = True
-    shell = scipy.ndimage.binary_dilation(clicked, iterations=SHELL) & ~clicked
+    shell = np.logical_and(scipy.ndimage.binary_dilation(clicked, iterations=SHELL), ~clicked)
     return image[clicked], image[shell] if shell.any() else image[clicked]
 
 
