@@ -104,6 +104,7 @@ def test_clicks(
     assert abs(voxels - expected) <= MASK_TOLERANCE * expected
 
 
+@pytest.mark.slow  # minutes where the processor has no bf16; tests/kernels has it for small networks
 def test_bfloat16_finds_the_same_mask(
     network: VoxSAMNetwork, crop: torch.Tensor, features: tuple[torch.Tensor, ...]
 ) -> None:
