@@ -4,17 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-import scipy.ndimage
-from numpy.typing import NDArray
-
-from voxsam.boxes import bounding_box
 from voxsam.errors import InputError
 from voxsam.io import read_volume
 from voxsam.project.folder import Project
-from voxsam.report.metrics import dice
+from voxsam.report.metrics import dice, parts_of
 
-TOUCHING = np.ones((3, 3, 3), dtype=bool)
 SMALLEST_ML = 0.05  # of a difference that is listed
 
 
@@ -54,27 +48,10 @@ def _compared(project: Project, case: str, readers: tuple[str, str], smallest_ml
     grid, voxel_ml = volumes[0].grid, volumes[0].grid.voxel_volume_ml
     found = []
     for reader, alone in zip(readers, (one & ~other, other & ~one), strict=True):
-        for index, voxels in _parts(alone, grid.spacing_mm):
+        for index, voxels in parts_of(alone, grid.spacing_mm):
             if voxels * voxel_ml >= smallest_ml:
                 x, y, z = grid.index_to_world(index).round(1).tolist()
                 found.append(Difference(reader, voxels * voxel_ml, index, (x, y, z)))
     found.sort(key=lambda part: -part.volume_ml)
     sizes = volumes[0].volume_ml, volumes[1].volume_ml
     return Agreement(case, float(dice(one, other)), sizes, tuple(found))
-
-
-def _parts(mask: NDArray[np.bool_], spacing_mm: NDArray[np.float64]) -> list[tuple[tuple[int, int, int], int]]:
-    """The deepest voxel (of several, that nearest to their middle) and the number of voxels of each connected part."""
-    if not mask.any():
-        return []
-    box = bounding_box(mask)
-    numbers, _ = scipy.ndimage.label(mask[box], TOUCHING)  # type: ignore[misc]
-    found = []
-    for number, part in enumerate(scipy.ndimage.find_objects(numbers), start=1):
-        inside = np.pad(numbers[part] == number, 1)
-        depth = np.asarray(scipy.ndimage.distance_transform_edt(inside, sampling=spacing_mm))
-        deep = np.argwhere(depth >= depth.max() - 1e-6)
-        deepest = deep[np.linalg.norm((deep - deep.mean(0)) * spacing_mm, axis=1).argmin()] - 1
-        i, j, k = (int(d + p.start + b.start) for d, p, b in zip(deepest, part, box, strict=True))
-        found.append(((i, j, k), int(inside.sum())))
-    return found

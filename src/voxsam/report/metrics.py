@@ -6,15 +6,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import scipy.ndimage
 from numpy.typing import ArrayLike, NDArray
 from scipy.spatial import ConvexHull
 from scipy.spatial.distance import pdist, squareform
 
+from voxsam.boxes import bounding_box
 from voxsam.errors import GeometryError
 from voxsam.geometry import Grid
 from voxsam.region import Region
 from voxsam.volume import Volume
 
+TOUCHING = np.ones((3, 3, 3), dtype=bool)  # voxels that share a corner belong to one part
 SAME_MM = 1e-9  # lengths that differ by less are equal: which line counts hangs on no rounding error
 
 
@@ -144,3 +147,24 @@ def _slice_outlines(inside: NDArray[np.bool_], axial_axis: int) -> Iterator[NDAr
         faces = np.concatenate([ends + step for step in ((0.5, 0), (-0.5, 0), (0, 0.5), (0, -0.5))])
         hull = faces[ConvexHull(faces).vertices]
         yield np.insert(hull, axial_axis, float(number), axis=1).astype(np.float64)
+
+
+def parts_of(mask: NDArray[np.bool_], spacing_mm: NDArray[np.float64]) -> list[tuple[tuple[int, int, int], int]]:
+    """Of each connected part (26 neighbours) of a mask (i, j, k): its voxel farthest from the border, and its size.
+
+    Of several equally deep ones, that nearest to their centre: the middle of a line, not its end. Sizes are voxels.
+    """
+    if not mask.any():
+        return []
+    box = bounding_box(mask)
+    numbers = np.zeros([along.stop - along.start for along in box], dtype=np.int32)
+    scipy.ndimage.label(mask[box], TOUCHING, output=numbers)
+    found = []
+    for number, part in enumerate(scipy.ndimage.find_objects(numbers), start=1):
+        inside = np.pad(numbers[part] == number, 1)
+        depth = np.asarray(scipy.ndimage.distance_transform_edt(inside, sampling=spacing_mm))
+        deep = np.argwhere(depth >= depth.max() - 1e-6)
+        deepest = deep[np.linalg.norm((deep - deep.mean(0)) * spacing_mm, axis=1).argmin()] - 1
+        i, j, k = (int(d + p.start + b.start) for d, p, b in zip(deepest, part, box, strict=True))
+        found.append(((i, j, k), int(inside.sum())))
+    return found

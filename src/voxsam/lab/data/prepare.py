@@ -44,32 +44,18 @@ from voxsam.lab.data.store import (
     write_case,
 )
 from voxsam.preprocess import STANDARDISED, Preprocessing, standardised_as
+from voxsam.report.metrics import TOUCHING, parts_of
 from voxsam.resample import Method, resample
 from voxsam.seen import content
 from voxsam.volume import Volume
 
 ANISOTROPIC = 8.0  # largest / smallest spacing above which slices are resampled in plane first (docs/released.md)
 PLANES = 64  # of a mask whose voxels are listed at once
-TOUCHING = np.ones((3, 3, 3), dtype=bool)  # voxels that share a corner belong to one lesion
 
 
 def deepest_points(mask: NDArray[np.bool_], spacing_mm: NDArray) -> NDArray[np.int64]:
-    """(lesions, 3) for each connected lesion the index of its voxel farthest from the border.
-
-    Of several equally deep ones, that nearest to their centre: the middle of a line, not its end.
-    """
-    if not mask.any():
-        return np.empty((0, 3), dtype=np.int64)
-    box = bounding_box(mask)
-    numbered, _ = scipy.ndimage.label(mask[box], TOUCHING)  # type: ignore[misc]
-    points = []
-    for number, part in enumerate(scipy.ndimage.find_objects(numbered), start=1):
-        lesion = np.pad(numbered[part] == number, 1)
-        depth = np.asarray(scipy.ndimage.distance_transform_edt(lesion, sampling=spacing_mm))
-        deep = np.argwhere(depth >= depth.max() - 1e-6)
-        nearest = np.linalg.norm((deep - deep.mean(0)) * spacing_mm, axis=1).argmin()
-        points.append(deep[nearest] - 1 + [a.start + b.start for a, b in zip(part, box, strict=True)])
-    return np.array(points, dtype=np.int64)
+    """(lesions, 3) for each connected lesion the index of its voxel farthest from the border."""
+    return np.array([index for index, _ in parts_of(mask, spacing_mm)], dtype=np.int64).reshape(-1, 3)
 
 
 def resample_label(
