@@ -1,7 +1,8 @@
-"""The server over real HTTP: time and bytes of a click in a large scan; eight clients at once; a client that is killed.
+"""The server over real HTTP: time and bytes of a click in a large scan; eight clients at once; a client that is killed;
+a click while the server's project learns.
 
-`python -m benchmarks.server` starts `voxsam serve` in a process of its own and prints a table and, with --json, a file.
-Every mask that the eight clients get is compared, voxel by voxel, with what a session of its own gives.
+`python -m benchmarks.server [PART ...]` starts `voxsam serve` in a process of its own and prints a table and, with
+--json, a file. Every mask that the eight clients get is compared, voxel by voxel, with what a session of its own gives.
 """
 
 from __future__ import annotations
@@ -25,12 +26,15 @@ from typing import Any
 
 import httpx
 import numpy as np
+import psutil
 
 from benchmarks.machine import describe_machine
 from voxsam.geometry import Grid
 from voxsam.interactive.session import Session
 from voxsam.io import read_volume, write_volume
 from voxsam.phantoms import make_phantom
+from voxsam.project import Project
+from voxsam.prompts import Point
 from voxsam.resample import resample
 from voxsam.volume import Volume
 from voxsam.weights import load_model
@@ -38,6 +42,8 @@ from voxsam.weights import load_model
 LARGE = (512, 512, 300)
 SMALL, SMALL_SPACING_MM = (96, 96, 48), (2.5, 2.5, 5.0)
 CLICKS = 10  # after the first, in the same crop
+LEARNED = 3  # cases
+PARTS = ("crowd", "killed", "click", "learning")
 ALIVE_S = 5.0  # of the server for the client that is killed
 SERVE = "import sys; from voxsam.cli import main; sys.exit(main())"
 # A client that listens, clicks, and is killed.
@@ -199,6 +205,7 @@ def measure_crowd(folder: Path, clients: int, seconds: float) -> dict[str, Any]:
 
 def measure_killed(folder: Path) -> dict[str, Any]:
     """How long the place of a killed client stays taken."""
+    write_volume(make_phantom(0, SMALL, SMALL_SPACING_MM).scan, folder / "0.nii.gz")
     with serving(folder, "--alive", str(ALIVE_S)) as (client, _):
         command = [sys.executable, "-c", VICTIM, str(client.base_url)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as victim:
@@ -211,13 +218,72 @@ def measure_killed(folder: Path) -> dict[str, Any]:
         return {"time_out_s": ALIVE_S, "freed_after_s": round(time.monotonic() - start, 1)}
 
 
+# While the model learns
+
+
+def measure_learning(folder: Path, clicks: int) -> dict[str, Any]:
+    """Seconds of a click, waited for and of the server's CPU, without a learning and while one runs.
+
+    Between two clicks nobody clicks until the learning goes on: each click meets one at full work.
+    """
+    (folder / "scans").mkdir()
+    phantoms = [make_phantom(number, SMALL, SMALL_SPACING_MM) for number in range(LEARNED + 1)]
+    for number, phantom in enumerate(phantoms):
+        write_volume(phantom.scan, folder / "scans" / f"{number}.nii.gz")
+    project = Project.new(folder / "project", folder / "scans")
+    for number, phantom in enumerate(phantoms[:LEARNED]):
+        project.done(str(number), phantom.label, [Point.at_index(phantom.scan.grid, phantom.click)])
+    centre = np.asarray(phantoms[LEARNED].click)
+    with serving(folder / "scans", "--project", str(project.folder), "--learn-minutes", "60") as (client, process):
+        source = {"case": str(LEARNED), "reader": "reader"}
+        session = client.post("/api/sessions", json={"source": source}).raise_for_status().json()["id"]
+        click(client, session, centre)
+        quiet = [_timed_click(client, process, session, centre, n) for n in range(clicks)]
+        client.post("/api/project/learning").raise_for_status()
+        during = []
+        for n in range(clicks):
+            while not _is_training(client):
+                time.sleep(0.5)
+            during.append(_timed_click(client, process, session, centre, n))
+        client.delete("/api/project/learning").raise_for_status()
+    medians = [[statistics.median(part) for part in zip(*found, strict=True)] for found in (quiet, during)]
+    (wall_s, cpu_s), (wall_learning_s, cpu_learning_s) = medians
+    return {
+        "clicks": clicks,
+        "click_s": round(wall_s, 3),
+        "click_while_learning_s": round(wall_learning_s, 3),
+        "times": round(wall_learning_s / wall_s, 2),
+        "worst_while_learning_s": round(max(wall for wall, _ in during), 3),
+        "cpu_s": round(cpu_s, 3),
+        "cpu_while_learning_s": round(cpu_learning_s, 3),
+        "cpu_times": round(cpu_learning_s / cpu_s, 2),
+    }
+
+
+def _timed_click(client: httpx.Client, process: int, session: str, centre: Any, n: int) -> tuple[float, float]:
+    """Seconds until the answer, and those that the server's processors worked for it."""
+    before = psutil.Process(process).cpu_times()
+    _, wall_s, _ = click(client, session, centre + (n % 3 - 1, n // 3 % 3 - 1, 0))
+    after = psutil.Process(process).cpu_times()
+    client.post(f"/api/sessions/{session}/undo").raise_for_status()
+    return wall_s, after.user + after.system - before.user - before.system
+
+
+def _is_training(client: httpx.Client) -> bool:
+    """Whether steps are being done now: it neither begins nor waits."""
+    found = client.get("/api/project").raise_for_status().json()["learning"]
+    assert not found["failed"], found["said"]
+    return found["stage"] == "running" and found["fraction"] > 0
+
+
 def _digest(mask: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(mask).tobytes()).hexdigest()
 
 
 def main() -> None:
-    """Measure all three and print them."""
+    """Measure the parts and print them."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; default: all")
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=120.0, help="that the clients click")
     parser.add_argument("--json", type=Path, help="a file for the numbers")
@@ -225,11 +291,17 @@ def main() -> None:
     import torch
 
     results: dict[str, Any] = {"machine": describe_machine(torch.get_num_threads())}
-    with tempfile.TemporaryDirectory(prefix="voxsam-") as name:
-        folder = Path(name)
-        results["crowd"] = measure_crowd(folder, chosen.clients, chosen.seconds)
-        results["killed"] = measure_killed(folder)
-        results["click"] = measure_clicks(folder)
+    measured = {
+        "crowd": lambda folder: measure_crowd(folder, chosen.clients, chosen.seconds),
+        "killed": measure_killed,
+        "click": measure_clicks,
+        "learning": lambda folder: measure_learning(folder, CLICKS),
+    }
+    if unknown := set(chosen.parts) - set(PARTS):
+        parser.error(f"unknown parts: {', '.join(sorted(unknown))}")
+    for part in chosen.parts or PARTS:
+        with tempfile.TemporaryDirectory(prefix="voxsam-") as name:
+            results[part] = measured[part](Path(name))
     for part, facts in results.items():
         print(part)
         for fact, value in facts.items():

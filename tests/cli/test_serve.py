@@ -14,6 +14,7 @@ import pytest
 
 from voxsam.cli import main
 from voxsam.cli.serve import state_folder
+from voxsam.project import Project
 from voxsam.testing import stub_network
 from voxsam.weights.checkpoint import save_model
 
@@ -88,6 +89,19 @@ def test_options_become_settings(tmp_path, model, started, capsys, monkeypatch):
     assert started[0][1] == "127.0.0.1"
     said = capsys.readouterr()
     assert "Ctrl+C" in said.out and said.err == "" and "from-outside" not in said.out
+
+
+def test_a_project_brings_its_own_model(tmp_path, model, started, capsys):
+    project = Project.new(tmp_path / "study", start=model)
+    words = ["serve", "--project", str(project.folder), "--port", "0", "--state", str(tmp_path / "s")]
+    assert main([*words, "--learn-minutes", "5"]) == 0
+    service = started[0][0].state.service
+    assert service.worker.model.card.name == "stub" and service.desk.learner.minutes == 5
+    assert f"the project {project.folder} at http://" in capsys.readouterr().out
+    assert main([*words, "--model", model]) == 2
+    assert "with a project; expected its own model" in capsys.readouterr().err
+    words[2] = str(tmp_path)
+    assert main(words) == 2 and "no project.json" in capsys.readouterr().err
 
 
 def test_it_warns_when_others_reach_it_and_there_is_no_key(tmp_path, model, started, capsys):

@@ -20,6 +20,7 @@ from tests.project.conftest import CASES
 from voxsam.errors import FileError, GeometryError, ImageError, InputError, PromptError
 from voxsam.io import write_volume
 from voxsam.project import Project, folder
+from voxsam.project.order import previous, upcoming
 from voxsam.project.records import Gate, LearnedModel
 from voxsam.project.summary import summarise
 from voxsam.prompts import Point
@@ -297,3 +298,26 @@ def test_kill_9_at_random_moments_loses_nothing(project):
         mask = np.asarray(nib.Nifti1Image.from_filename(project.mask_path("a", "reader")).dataobj)
         assert mask.max() == reading.seconds
         assert not [name for name in files(again) if "/." in name or name.startswith(".")]
+
+
+def test_back_goes_from_what_was_done_last_to_what_was_done_before(project, given):
+    assert previous(project, "anna") is None
+    for case in ("b", "a"):
+        project.done(case, given[case].truth, reader="anna", scan=given[case].scan)
+    project.skip("deep__c", "anna")
+    assert [previous(project, "anna", before) for before in (None, "deep__c", "a", "b")] == ["deep__c", "a", "b", None]
+    assert previous(project, "ben") is None
+
+
+def test_what_another_works_on_cannot_be_skipped(project):
+    project.take("a", "anna")
+    with pytest.raises(InputError, match="a, on which anna works"):
+        project.skip("a", "ben")
+    project.skip("a", "anna")
+    assert upcoming(project, "ben") == ["b", "deep__c"]
+
+
+def test_how_often_it_learns_is_kept(project):
+    assert project.settings.learn_every == 0
+    project.set_learn_every(6)
+    assert Project(project.folder).settings.learn_every == 6

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from voxsam.server.settings import Settings
 
 GIB = 1 << 30
+DEFAULT_MODEL = "voxsam-tiny"
 
 
 def command(
@@ -31,7 +32,9 @@ def command(
     host: Annotated[str, typer.Option(help="The address to listen on; 0.0.0.0: every one.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 8000,
     key: Annotated[str | None, typer.Option(envvar="VOXSAM_KEY", help="What clients must show.")] = None,
-    model: Annotated[str, typer.Option(help="A name or a .safetensors file.")] = "voxsam-tiny",
+    model: Annotated[
+        str | None, typer.Option(help="A name or a .safetensors file; default: voxsam-tiny, or the project's.")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     threads: Annotated[int | None, typer.Option(help="CPU threads; default: all.")] = None,
     state: Annotated[
@@ -49,6 +52,10 @@ def command(
     spacing: Annotated[
         str, typer.Option(metavar="X,Y,Z", help="mm of the voxels of ITK-SNAP's images, which come without.")
     ] = "1,1,1",
+    project: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="A project whose scans are worked through in the page.")
+    ] = None,
+    learn_minutes: Annotated[float, typer.Option(min=0.1, max=600, help="That a learning of it may take.")] = 20.0,
     web: Annotated[
         Path | None,
         typer.Option(metavar="FOLDER", help="Also serve the page that segments in the browser, built by `make web`."),
@@ -60,12 +67,16 @@ def command(
     require_extra("serve", "`voxsam serve`")
     from voxsam.server.settings import Settings
 
+    if project is not None and model is not None:
+        raise InputError(f"--model {model} with a project", "its own model", "choose it with `voxsam project use`")
     settings = Settings(
         host=host,
         port=port,
         key=key,  # type: ignore[arg-type]  # pydantic wraps it
         hosts=tuple(allow_host or ()),
-        model=model,
+        model=model or DEFAULT_MODEL,
+        project=project,
+        learn_minutes=learn_minutes,
         device=device,
         folders=tuple(folders or ()),
         demo=demo,
@@ -142,7 +153,7 @@ def _address(host: str, port: int) -> str:
 def _first_page(settings: Settings, address: str) -> str:
     """What the browser opens: the key goes in the part of an address that is never sent; without folders, the demo."""
     key = "" if settings.key is None else f"key={quote(settings.key.get_secret_value(), safe='')}&"
-    start = "demo" if settings.demo and not settings.folders else ""
+    start = "demo" if settings.demo and not settings.folders and not settings.project else ""
     return f"{address}#{key}{start}" if key or start else address
 
 
@@ -152,4 +163,5 @@ def _log(settings: Settings, address: str) -> None:
         typer.echo(f"voxsam: warning: no key; {warning}; give --key or VOXSAM_KEY", err=True)
     if not settings.is_local:
         typer.echo("voxsam: the connection is not encrypted: put a TLS proxy in front of it", err=True)
-    typer.echo(f"VoxSAM with {settings.model} at {address} (Ctrl+C ends it; the work is kept in {settings.state})")
+    served = f"the project {settings.project}" if settings.project else settings.model
+    typer.echo(f"VoxSAM with {served} at {address} (Ctrl+C ends it; the work is kept in {settings.state})")

@@ -31,6 +31,7 @@ from voxsam.atomic import atomic_path, make_folder, remove_leftovers
 from voxsam.batch.listing import list_cohort
 from voxsam.errors import FileError, GeometryError, ImageError, InputError, UnsupportedError
 from voxsam.io import read_volume, write_mask
+from voxsam.project.order import upcoming
 from voxsam.project.records import (
     FORMAT,
     READER,
@@ -260,29 +261,21 @@ class Project:
         It is then in this reader's work. None: nothing is left.
         """
         with self.locked():
-            open_ones = [scan for scan in self.scans if self.state(scan) in ("to do", "in work")]
-            names = [scan.name for scan in self.scans]
-            begun = [scan for scan in open_ones if scan.state == "in work" and scan.reader == reader]
-            free = [scan for scan in open_ones if scan.state == "to do"]
-            first = names.index(self.scan(after).name) + 1 if after is not None else 0
-            turn = {name: (n - first) % max(1, len(names)) for n, name in enumerate(names)}
-            chosen = [s for s in begun if s.name != after] or sorted(free, key=lambda scan: turn[scan.name])
-            if not chosen:
-                return None
-            self._set(chosen[0].name, "in work", reader)
-            return chosen[0].name
+            chosen = next(iter(upcoming(self, reader, after)), None)
+            if chosen is not None:
+                self._set(chosen, "in work", reader)
+            return chosen
 
     def take(self, case: str, reader: str = READER) -> None:
         """Begin with a scan. Raises InputError if another reader works on it."""
         with self.locked():
-            scan = self.scan(case)
-            if scan.state == "in work" and scan.reader != reader and self.state(scan) != "done":
-                raise InputError(f"{case}, on which {scan.reader} works", "a scan that is free", "take another one")
+            self._check_free(case, reader)
             self._set(case, "in work", reader)
 
     def skip(self, case: str, reader: str = READER) -> None:
-        """Leave a scan out of the work, until `release`."""
+        """Leave a scan out of the work, until `release`. Raises InputError if another reader works on it."""
         with self.locked():
+            self._check_free(case, reader)
             self._set(case, "skipped", reader)
             self._log("skip", case=case, reader=reader)
 
@@ -358,17 +351,20 @@ class Project:
             write_record(self.folder / "models" / f"{model.name}.json", model)
             self._log("learned", model=model.name, state=model.state, gate=str(model.gate))
 
+    def check_model(self, name: str) -> None:
+        """Raises InputError for what is neither the start model nor a learned one that is there still."""
+        start, models = self.settings.start, {model.name: model for model in self.models()}
+        able = [known for known in models if (self.folder / "models" / f"{known}.safetensors").is_file()]
+        if name not in (start, *able):
+            reason = models[name].reason or "which was no better and is not kept" if name in models else ""
+            given = f"the model {name}{', ' if reason else ''}{reason}"
+            raise InputError(given, f"one of {', '.join([start, *able])}", "choose one of them")
+
     def use(self, name: str) -> None:
         """Take a learned model, or the start model, into use. Raises InputError for one that is not there any more."""
         with self.locked():
+            self.check_model(name)
             settings = self.settings
-            if name != settings.start:
-                models = {model.name: model for model in self.models()}
-                able = [known for known in models if (self.folder / "models" / f"{known}.safetensors").is_file()]
-                if name not in able:
-                    reason = models[name].reason or "which was no better and is not kept" if name in models else ""
-                    given = f"the model {name}{', ' if reason else ''}{reason}"
-                    raise InputError(given, f"one of {', '.join([settings.start, *able])}", "choose one of them")
             if name != self.in_use:
                 used = (*settings.used, name)
                 write_record(self.folder / "project.json", settings.model_copy(update={"used": used}))
@@ -398,6 +394,11 @@ class Project:
         except Timeout:
             found = read_lines(self.learning / "progress.json")
             return found[0] if found else {}
+
+    def set_learn_every(self, scans: int) -> None:
+        """After how many more scans that are done a server begins to learn; 0: when it is told to."""
+        with self.locked():
+            write_record(self.folder / "project.json", self.settings.model_copy(update={"learn_every": scans}))
 
     def touch_busy(self) -> None:
         """Say that somebody clicks now: learning pauses for some seconds."""
@@ -432,6 +433,11 @@ class Project:
 
     def _log(self, what: str, **facts: Any) -> None:
         append_line(self.folder / "history.jsonl", {"when": now(), "what": what, **facts})
+
+    def _check_free(self, case: str, reader: str) -> None:
+        scan = self.scan(case)
+        if scan.state == "in work" and scan.reader != reader and self.state(scan) != "done":
+            raise InputError(f"{case}, on which {scan.reader} works", "a scan that is free", "take another one")
 
     def _set(self, case: str, state: str, reader: str) -> None:
         self._replace(self.scan(case).model_copy(update={"state": state, "reader": reader, "since": now()}))

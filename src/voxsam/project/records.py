@@ -17,6 +17,7 @@ from voxsam.prompts import Point
 
 FORMAT = 1
 READER = "reader"  # whose work it is where nobody says
+LEAST = 3  # cases that can be learned from
 NAME = re.compile(r"\w[\w .+-]*")
 State = Literal["to do", "in work", "skipped", "done"]
 
@@ -43,6 +44,7 @@ class Settings(Record):
     created: str
     start: str  # the model that every training begins with
     used: tuple[str, ...] = ()  # learned models that were taken into use, in order; the last one is in use
+    learn_every: int = 0  # after so many more scans that are done a server begins to learn; 0: when it is told to
 
 
 class Scan(Record):
@@ -121,6 +123,7 @@ class LearnedModel(Record):
     made: str
     start: str
     cases: dict[str, str]  # that it was trained on, with their content
+    seen: int = 0  # how many cases were done when it began; they are checked with, too
     steps: int
     minutes: float
     gate: Gate

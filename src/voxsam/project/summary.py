@@ -21,6 +21,8 @@ class ScanRow:
     name: str
     state: State
     reader: str
+    since: str  # when that began
+    readers: tuple[str, ...]  # who have done it, the latest last
     clicks: int | None
     volume_ml: float | None
 
@@ -35,6 +37,7 @@ class Summary:
     curve: tuple[tuple[str, int], ...]
     minutes_saved: float | None  # None: too few times are known
     learning: dict[str, Any] | None  # what a learning that runs is at
+    new: int  # scans that were done since a model learned last
 
     @property
     def counts(self) -> Counter[State]:
@@ -53,15 +56,23 @@ def summarise(project: Project) -> Summary:
     for scan in project.scans:
         reading = done.get(scan.name)
         if reading is None:
-            rows.append(ScanRow(scan.name, scan.state, scan.reader, None, None))
+            rows.append(ScanRow(scan.name, scan.state, scan.reader, scan.since, (), None, None))
         else:
             clicks = len(reading.clicks) if reading.source == "clicks" else None
-            rows.append(ScanRow(scan.name, "done", reading.reader, clicks, reading.volume_ml))
+            readers = tuple(project.readings(scan.name))
+            made = (reading.reader, reading.finished, readers)
+            rows.append(ScanRow(scan.name, "done", *made, clicks, reading.volume_ml))
     clicked = [reading for reading in done.values() if reading.source == "clicks"]
     curve = tuple((reading.case, len(reading.clicks)) for reading in clicked)
-    start = project.settings.start
+    start, models = project.settings.start, project.models()
     return Summary(
-        tuple(rows), project.in_use, offered(project), curve, minutes_saved(clicked, start), project.learning_now()
+        rows=tuple(rows),
+        in_use=project.in_use,
+        offered=offered(project),
+        curve=curve,
+        minutes_saved=minutes_saved(clicked, start),
+        learning=project.learning_now(),
+        new=max(0, len(done) - (models[-1].seen if models else 0)),
     )
 
 

@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import voxsam
 from voxsam.network.promptable import Promptable
-from voxsam.server.api import downloads, server, sessions
+from voxsam.server.api import downloads, project, server, sessions
 from voxsam.server.errors import add_handlers
 from voxsam.server.guard import Guard, route_path
 from voxsam.server.observe import Observe
@@ -85,7 +85,7 @@ def make_app(
     )
     app.state.service = service
     add_handlers(app)
-    for part in (server, sessions, downloads, *protocols):
+    for part in (server, sessions, downloads, project, *protocols):
         app.include_router(part.router)
     pages = {"/": static} | ({"/local/": service.settings.web} if service.settings.web else {})
     _add_pages(app, pages)

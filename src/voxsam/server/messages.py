@@ -58,7 +58,15 @@ class UploadSource(Strict):
     series: str = Field(default="", max_length=64, description="Of several: the uid that the answer 409 listed.")
 
 
+class CaseSource(Strict):
+    """A scan of the server's project: to open it is to take it into work."""
+
+    case: str = Field(max_length=300, description="As listed by /api/project.")
+    reader: str = Field(max_length=100, description="Whose work it is.", examples=["anna"])
+
+
 Source = DemoSource | FolderSource | UploadSource
+AnySource = Source | CaseSource
 
 
 # Prompts
@@ -232,6 +240,7 @@ class SessionState(BaseModel):
     can_undo: bool
     can_redo: bool
     busy: BusyState | None
+    case: str | None = Field(description="The scan of the server's project that it is on.")
     notes: list[str] = Field(description="What the user should know of the session as a whole.")
     earlier: list[Earlier] = Field(description="Saved sessions on a scan of the same content, the latest first.")
 

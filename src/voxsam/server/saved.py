@@ -23,7 +23,9 @@ from voxsam.preprocess import Slices
 from voxsam.server.edits import Description, KeptMask, check_work
 from voxsam.server.errors import LOG, NotThere, OtherScan, Taken, TooMany, closed
 from voxsam.server.messages import (
+    AnySource,
     BusyState,
+    CaseSource,
     Earlier,
     FolderSource,
     Measured,
@@ -59,6 +61,7 @@ class SavedSession(OpenSession):
         self.ready: asyncio.Task[None] | None = None  # until the scan is read and the steps are done again
         self.measured = Measured()
         self.seconds = 0.0  # of all steps
+        self.model = ""  # the name of what answers
         self.notes: list[str] = []
         self.earlier: list[Earlier] = []
         self.stop = threading.Event()  # reading its scan
@@ -69,6 +72,7 @@ class SavedSession(OpenSession):
 
     def make(self, model: Promptable, volume: Volume, undo_bytes: int) -> Session:
         """What the steps are done with."""
+        self.model = model.card.name
         return Session(model, volume, progress=self.report, undo_bytes=undo_bytes)
 
     @property
@@ -168,6 +172,7 @@ class SavedSession(OpenSession):
             "can_undo": view.can_undo,
             "can_redo": view.can_redo,
             "busy": None if busy is None else BusyState(stage=busy.stage, fraction=busy.fraction),
+            "case": work.source.case if isinstance(work.source, CaseSource) else None,
             "notes": self.notes,
             "earlier": self.earlier,
         }
@@ -238,7 +243,7 @@ class SavedSessions:
         """The name of the model that answers."""
         return self.sessions.worker.model.card.name
 
-    async def open(self, source: Source, name: str | None, id: str | None = None) -> SavedSession:
+    async def open(self, source: AnySource, name: str | None, id: str | None = None) -> SavedSession:
         """A new session on a scan. Raises InputError, with its place free again; Taken for an `id` that is in use."""
         name = name or await asyncio.to_thread(self.reader.name, source)
         if id is not None and (self.store.knows(id) or any(session.id == id for session in self.sessions.open)):
@@ -355,7 +360,9 @@ class SavedSessions:
         session.ready = None
 
     def _earlier(self, work: Work) -> list[Earlier]:
-        """Other works on a scan of the same content."""
+        """Other works on a scan of the same content; readers of a project do not see each other's."""
+        if isinstance(work.source, CaseSource):
+            return []
         found = [other for other in self.store.with_digest(work.digest) if other.id != work.id]
         return [
             Earlier(id=other.id, name=other.name, saved=self.store.saved(other.id).isoformat(timespec="seconds"))

@@ -9,7 +9,7 @@ import secrets
 import shutil
 import tempfile
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,8 +26,10 @@ from voxsam.io import SCAN_SUFFIXES as SINGLE_FILES
 from voxsam.io.checks import at_most
 from voxsam.io.dicom.web import UID, Archive
 from voxsam.io.objects import MaskObject
-from voxsam.server.errors import Forbidden, Full, NotThere, TooLarge, no_room
-from voxsam.server.messages import DemoSource, FolderSource, Source, UploadSource
+from voxsam.project import Project
+from voxsam.seen import content
+from voxsam.server.errors import Forbidden, Full, NotThere, OtherScan, TooLarge, no_room
+from voxsam.server.messages import AnySource, CaseSource, DemoSource, FolderSource, Source, UploadSource
 from voxsam.server.sessions import Memory, Part
 from voxsam.server.settings import Settings
 from voxsam.server.store import Store, private
@@ -234,10 +236,15 @@ class Scan:
 class Reader:
     """Reads scans of every kind of source; to be called by one thread at a time: each is large."""
 
-    def __init__(self, settings: Settings, folders: Folders, store: Store, memory: Memory) -> None:
+    def __init__(
+        self, settings: Settings, folders: Folders, store: Store, memory: Memory, project: Project | None = None
+    ) -> None:
         self.settings, self.folders, self.store, self.memory = settings, folders, store, memory
+        self.project = project
+        self._ahead: dict[str, tuple[Volume, Part]] = {}  # cases
+        memory.spare = self.drop_ahead
 
-    def read(self, source: Source, stop: threading.Event | None = None) -> Scan:
+    def read(self, source: AnySource, stop: threading.Event | None = None) -> Scan:
         """The scan. Raises InputError: for what is no scan, is not there, lies outside, or is too large; Full.
 
         When `stop` is set, reading ends with one, too.
@@ -246,6 +253,9 @@ class Reader:
             if isinstance(source, DemoSource):
                 volume, place = self._demo, ""
                 part = self.memory.take(volume.array.nbytes)
+            elif isinstance(source, CaseSource):
+                volume, part = self._ahead.pop(source.case, None) or self._case(source.case, stop)
+                place = ""
             else:
                 path = self._path(source)
                 place = shown(str(path)) if isinstance(source, FolderSource) else ""
@@ -273,11 +283,47 @@ class Reader:
             except guarded.MemoryNeeded as error:
                 raise _no_memory(error) from error
 
-    def _using(self, source: Source) -> AbstractContextManager[None]:
+    def read_ahead(self, cases: Collection[str]) -> None:
+        """Keep these scans of the project for when they are opened, and no others, while half of the memory is free."""
+        for case in self._ahead.keys() - set(cases):
+            self._drop(case)
+        for case in cases:
+            if case not in self._ahead and self.memory.free > self.memory.limit // 2:
+                with suppress(InputError):  # it is said when the scan is opened
+                    self._ahead[case] = self._case(case, None)
+
+    def drop_ahead(self) -> None:
+        """Give back the memory of what was read ahead."""
+        for case in tuple(self._ahead):
+            self._drop(case)
+
+    def _drop(self, case: str) -> None:
+        if kept := self._ahead.pop(case, None):
+            kept[1].close()
+
+    def _case(self, case: str, stop: threading.Event | None) -> tuple[Volume, Part]:
+        """A scan of the project, and the memory that it takes. Raises OtherScan for another one than was added."""
+        if self.project is None:
+            raise no_project()
+        known = self.project.scan(case)
+        path = self.project.path_of(known)
+        if not path.exists():
+            given = f"the scan {case}, whose file is not where it was"
+            raise NotThere(given, "the file", "let `voxsam project add` look where it lies now")
+        volume, part = self._read(path, case, "", stop)
+        if content(volume) != known.content:
+            part.close()
+            given = f"the scan {case}, whose file has other voxels than when it was added"
+            raise OtherScan(given, "the same scan", "put the file back, or forget the case and add it anew")
+        return volume, part
+
+    def _using(self, source: AnySource) -> AbstractContextManager[None]:
         return self.store.using(source.upload) if isinstance(source, UploadSource) else nullcontext()
 
-    def name(self, source: Source) -> str:
+    def name(self, source: AnySource) -> str:
         """What to call the scan if the client does not say."""
+        if isinstance(source, CaseSource):
+            return source.case
         if isinstance(source, DemoSource):
             return DEMO_NAME
         path = self._path(source)
@@ -343,6 +389,11 @@ class Reader:
         wanted = SCAN_SUFFIXES if len(files) == 1 else DETACHED_HEADERS
         scans = [file for file in files if file.name.lower().endswith(wanted)]
         return scans[0] if len(scans) == 1 and not _is_series(folder) else folder
+
+
+def no_project() -> NotThere:
+    """Where nobody gave the server one."""
+    return NotThere("a project, of which this server has none", "a server with one", "start `voxsam serve --project`")
 
 
 def _no_memory(error: guarded.MemoryNeeded) -> Full:

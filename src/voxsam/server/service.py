@@ -9,8 +9,11 @@ from dataclasses import dataclass, field
 
 from voxsam.kernels.warm_up import warm_up
 from voxsam.network.promptable import Promptable
+from voxsam.project import Project
 from voxsam.server.errors import LOG
+from voxsam.server.learning import Learner
 from voxsam.server.observe import Metrics
+from voxsam.server.project import Desk
 from voxsam.server.saved import SavedSessions
 from voxsam.server.scans import Folders, Reader, Uploads
 from voxsam.server.sessions import Limits, Sessions
@@ -25,7 +28,7 @@ TIDY_S = 600.0  # how often the store is
 
 @dataclass(frozen=True)
 class Service:
-    """What runs: `worker` and `sessions` serve every protocol, `saved` the page and programs."""
+    """What runs: `worker` and `sessions` serve every protocol, `saved` the page and programs, `desk` a project."""
 
     settings: Settings
     worker: Worker
@@ -35,6 +38,7 @@ class Service:
     uploads: Uploads
     saved: SavedSessions
     metrics: Metrics
+    desk: Desk | None = None
     sending: asyncio.Semaphore = field(default_factory=asyncio.Semaphore)  # held while a file is made: it takes memory
     _ended: threading.Event = field(default_factory=threading.Event)
 
@@ -42,28 +46,37 @@ class Service:
     def start(cls, settings: Settings, model: Promptable | None = None) -> Service:
         """Load the model (unless one is given) and begin. Raises InputError for what cannot be used."""
         Folders(settings.folders)  # what is wrong with one is said before the model is loaded
-        model = model or load_model(settings.model, settings.device)
+        project = None if settings.project is None else Project(settings.project)
+        name = settings.model if project is None else project.in_use
+        model = model or load_model(name if project is None else project.model_source(name), settings.device)
         store = Store(settings.state)
         folders = Folders(settings.folders, store.scratch, settings.upload_bytes)
         warm_up(model)
         worker = Worker(model)
         limits = Limits(settings.capacity, settings.memory_bytes, settings.idle_s, settings.alive_s)
         sessions = Sessions(worker, limits)
-        reader = Reader(settings, folders, store, sessions.memory)
+        reader = Reader(settings, folders, store, sessions.memory, project)
         saved, uploads = SavedSessions(sessions, reader, store), Uploads(store, settings.upload_bytes)
-        service = cls(settings, worker, sessions, folders, store, uploads, saved, Metrics(sessions))
+        desk = None
+        if project is not None:
+            learner = Learner(project, settings.learn_minutes, settings.learn_command)
+            desk = Desk(project, saved, learner, model, name, settings.device)
+        service = cls(settings, worker, sessions, folders, store, uploads, saved, Metrics(sessions), desk)
         threading.Thread(target=service._sweep, name="voxsam-sweep", daemon=True).start()
         return service
 
     @property
     def private(self) -> tuple[str, ...]:
         """Folders that no answer names: the state folder first."""
-        return (str(self.store.folder), *map(str, self.folders.roots.values()))
+        projects = () if self.desk is None else (str(self.desk.project.folder),)
+        return (str(self.store.folder), *projects, *map(str, self.folders.roots.values()))
 
     def close(self) -> None:
         """Release all sessions and stop the worker; their works stay saved. Again: nothing."""
         if not self._ended.is_set():
             self._ended.set()
+            if self.desk is not None:
+                self.desk.learner.close()
             self.sessions.close()
             self.worker.close()
             self.store.close()

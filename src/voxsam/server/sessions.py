@@ -34,6 +34,7 @@ class Memory:
 
     def __init__(self, limit: int) -> None:
         self.limit, self.taken = limit, 0
+        self.spare: Callable[[], None] = lambda: None  # gives back what nobody needs yet
         self._lock = threading.Lock()
 
     @property
@@ -48,6 +49,8 @@ class Memory:
         return part
 
     def _change(self, by: int, freed: int) -> None:
+        if by > 0 and self.taken + by - freed > self.limit:
+            self.spare()
         with self._lock:
             if by > 0 and self.taken + by - freed > self.limit:
                 raise Full(
@@ -251,6 +254,7 @@ class OpenSession:
 
     def _step(self, segmenter: Any, work: Callable[[Any], T]) -> T:
         """One turn on the worker's thread."""
+        self.sessions.on_work()
         try:
             return work(segmenter)
         finally:
@@ -281,6 +285,7 @@ class Sessions:
     ) -> None:
         self.worker, self.limits, self.clock = worker, limits, clock
         self.memory = memory or Memory(limits.memory_bytes)
+        self.on_work: Callable[[], None] = lambda: None  # called on the worker's thread before each step
         self.expired = self.forgotten = 0  # sessions that ended by a time-out; those whose features made room
         self._open: dict[str, OpenSession] = {}
         self._lock = threading.RLock()

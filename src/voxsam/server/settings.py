@@ -33,6 +33,14 @@ class Settings(BaseModel):
         default=None, description="Where uploads and the work lie; None: nothing outlives the server."
     )
 
+    project: Path | None = Field(
+        default=None, description="The project whose scans are worked through; its model answers."
+    )
+    learn_minutes: PositiveFloat = Field(default=20.0, description="That a learning of the project may take.")
+    learn_command: tuple[str, ...] = Field(
+        default=(), description="What learns, followed by the project and the minutes; (): this VoxSAM, as a process."
+    )
+
     web: Path | None = Field(
         default=None, description="The page with its engine in the browser, as `make web` builds it: served at /local/."
     )

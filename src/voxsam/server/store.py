@@ -36,7 +36,7 @@ from voxsam.errors import FileError
 from voxsam.interactive.history import UNDO_STEPS
 from voxsam.server.edits import AnyEdit, Description, KeptMask
 from voxsam.server.errors import NotThere, TooLarge
-from voxsam.server.messages import AnyPrompt, Source, UploadSource
+from voxsam.server.messages import AnyPrompt, AnySource, CaseSource, UploadSource
 
 NAME = re.compile(r"[A-Za-z0-9_-]{8,64}")
 KEPT_DAYS = 30  # that a work nobody opened stays
@@ -97,7 +97,7 @@ class Work(BaseModel):
     id: str
     name: str
     model: str
-    source: Source
+    source: AnySource
     place: str = ""
     digest: str = ""
     revision: int = 0
@@ -245,14 +245,28 @@ class Store:
         """Whether there is a work of this name."""
         return name in self._known
 
+    def source(self, name: str) -> AnySource | None:
+        """What a work is on; None if there is none of this name."""
+        work = self._known.get(name)
+        return None if work is None else work.source
+
     def saved(self, name: str) -> datetime:
         """When a work was saved last."""
         return datetime.fromtimestamp(time.time() - _age_s(self._file(name)), UTC)
 
     def with_digest(self, digest: str) -> list[Work]:
-        """The works on a scan of this content, those that were used last first."""
-        found = [work for work in tuple(self._known.values()) if digest and work.digest == digest]
-        return sorted(found, key=lambda work: _age_s(self._file(work.id)))
+        """The works on a scan of this content, those that were used last first, but those on a project's."""
+        works = [work for work in tuple(self._known.values()) if not isinstance(work.source, CaseSource)]
+        return self._latest(work for work in works if digest and work.digest == digest)
+
+    def on_case(self, case: str, reader: str | None = None) -> list[Work]:
+        """The works on a scan of the project, of one reader or of all, those that were used last first."""
+        works = [(work, work.source) for work in tuple(self._known.values())]
+        found = (w for w, s in works if isinstance(s, CaseSource) and s.case == case and reader in (None, s.reader))
+        return self._latest(found)
+
+    def _latest(self, works: Iterable[Work]) -> list[Work]:
+        return sorted(works, key=lambda work: _age_s(self._file(work.id)))
 
     def delete(self, name: str) -> None:
         """Forget a work, and its upload unless another work needs it. Raises NotThere if there is none."""

@@ -108,7 +108,7 @@ def test_a_case_that_is_forgotten_meanwhile_ends_it_and_leaves_nothing(project, 
 
     monkeypatch.setattr(module, "read_case", forgetting)
     monkeypatch.setattr(module, "clicks_needed", lambda *given: given[-1]())
-    with pytest.raises(InputError, match="a case that was forgotten while it was learned from"):
+    with pytest.raises(InputError, match="a learning that was stopped, or a case of which was forgotten"):
         learn(project, steps=1, low_priority=False)
     assert not project.learning.exists() and project.models() == []
 

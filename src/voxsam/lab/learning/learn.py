@@ -36,12 +36,11 @@ from voxsam.lab.training.recipe import Recipe
 from voxsam.lab.training.run import train
 from voxsam.project import Project
 from voxsam.project.folder import LEARNING_LOCK
-from voxsam.project.records import Gate, LearnedModel, Reading, Record, now, read_record, write_record
+from voxsam.project.records import LEAST, Gate, LearnedModel, Reading, Record, now, read_record, write_record
 from voxsam.weights.checkpoint import load_model
 from voxsam.weights.file import read_card
 from voxsam.weights.registry import find_model
 
-LEAST = 3  # cases
 CROSSED, PARTS = 12, 3  # up to so many cases each is left out once, in three parts; of more, the newest quarter is
 TRAINING = 0.8  # of the time; the rest counts clicks
 MEASURED = 6  # steps, from whose last ones the time of a step is known
@@ -86,7 +85,7 @@ class Considerate(Callback):
             time.sleep(LOOK_S)
         self.paused_s += time.monotonic() - begin
         if not self.plan.is_file():
-            raise InputError("a case that was forgotten while it was learned from", "cases that stay", "learn again")
+            raise InputError("a learning that was stopped, or a case of which was forgotten", "its plan", "learn again")
 
     def on_train_batch_start(self, trainer: lightning.Trainer, *_: Any, **__: Any) -> None:
         """Called by Lightning before each step."""
@@ -166,6 +165,7 @@ class _Learning:
                 made=now(),
                 start=self.project.settings.start,
                 cases={case: reading.content for case, reading in self.readings.items()} if weights else {},
+                seen=len(self.readings),
                 steps=plan.steps,
                 minutes=round((time.monotonic() - begin) / 60, 2),
                 gate=gate,
@@ -268,10 +268,13 @@ class _Learning:
         recipe: Recipe = recipe_for(self.card, self.source, plan.name, plan.steps, use, self.data is not None)
         stream = load_stream(self.project, readings, recipe, self.data)
         budget_s = LATE * plan.steps * plan.step_s or float("inf")
+        stages = [*(f"part-{number}" for number in range(len(plan.left_out))), "all"]
+        known = {"stage": name, "minutes": round(self._about(plan)) if plan.step_s else plan.minutes}
 
         def report(done: int, steps: int) -> None:
+            fraction = (stages.index(name) + done / steps) / len(stages) if name in stages else 0.0
             with atomic_path(self.work / "progress.json") as temporary:
-                facts = {"when": now(), "stage": name, "step": done, "steps": steps}
+                facts = {"when": now(), **known, "step": done, "steps": steps, "fraction": round(fraction, 4)}
                 temporary.write_text(json.dumps(facts), encoding="utf-8")
 
         considerate = Considerate(self.project, self.path, budget_s, report)

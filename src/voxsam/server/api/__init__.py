@@ -3,6 +3,7 @@
 server     what the server is, served folders, uploads
 sessions   open, step, look, leave; events
 downloads  the scan, masks, reports
+project    the work list, what is done, models that learn
 """
 
 from __future__ import annotations

@@ -45,6 +45,7 @@ class Info(BaseModel):
     folders: list[Folder]
     demo: bool
     local: bool = Field(description="Whether the page with its engine in the browser is served, too: at local/.")
+    project: str | None = Field(description="The name of the project whose scans are worked through.")
     saves: bool = Field(description="Whether the work outlives the server.")
     types: list[ObjectType] = Field(description="What an object may be, beside any other code.")
     limits: dict[str, int | float]
@@ -105,6 +106,7 @@ async def info(service: TheService) -> Info:
         folders=service.folders.listed,
         demo=settings.demo,
         local=settings.web is not None,
+        project=None if service.desk is None else service.desk.project.folder.name,
         saves=settings.state is not None,
         types=[ObjectType.of(code) for code in TYPES],
         limits={

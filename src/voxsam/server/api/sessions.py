@@ -15,8 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from voxsam.server.api import OF_SESSIONS, Id, TheService, TheSession
 from voxsam.server.edits import Description, Edits, Switches
-from voxsam.server.messages import Prompts, SessionState, Source, StepState
+from voxsam.server.messages import AnySource, CaseSource, Prompts, SessionState, Source, StepState
 from voxsam.server.saved import SavedSession
+from voxsam.server.scans import no_project
 from voxsam.server.sessions import Busy
 from voxsam.server.store import NAME, Event
 
@@ -33,7 +34,7 @@ class Opening(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    source: Source = Field(examples=[{"demo": True}, {"folder": "0", "path": "patient1/ct.nii.gz"}])
+    source: AnySource = Field(examples=[{"demo": True}, {"folder": "0", "path": "patient1/ct.nii.gz"}])
     name: str | None = Field(
         default=None, min_length=1, max_length=200, description="What to call it; default: the file."
     )
@@ -61,7 +62,12 @@ class Lease(BaseModel):
 
 @router.post("", status_code=201, summary="Open a scan")
 async def open_session(service: TheService, opening: Opening) -> SessionState:
-    session = await service.saved.open(opening.source, opening.name, opening.id)
+    if isinstance(opening.source, CaseSource):
+        if service.desk is None:
+            raise no_project()
+        session = await service.desk.open(opening.source, opening.id)
+    else:
+        session = await service.saved.open(opening.source, opening.name, opening.id)
     return await session.state()
 
 

@@ -1,0 +1,141 @@
+"""Learner: the one process of low priority in which a project's model learns; it is asked how far it is.
+
+The process outlives a server that is killed, and the next server finds it by the project's lock. A server that is
+stopped stops it; what it has done is kept, and the next server lets it go on.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass
+from typing import Literal
+
+from voxsam.errors import InputError
+from voxsam.extras import require_extra
+from voxsam.project import Project
+from voxsam.project.records import LEAST
+
+COMMAND = (sys.executable, "-m", "voxsam.cli", "project", "learn")
+STOP_S = 20.0  # that the end of a step may take
+
+Stage = Literal["idle", "beginning", "running", "paused", "cut off"]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """`said` is the last line of what learns: how long it will take, what it has found, or why it ended."""
+
+    stage: Stage
+    fraction: float = 0.0
+    minutes: float = 0.0  # that all of it takes
+    said: str = ""
+    failed: bool = False
+
+
+class Learner:
+    """Starts and stops the learning of a project, and says how far it is. On any thread but the event loop's."""
+
+    def __init__(self, project: Project, minutes: float, command: tuple[str, ...] = ()) -> None:
+        self.project, self.minutes, self.command = project, minutes, command or COMMAND
+        self.log = project.folder / ".learning.log"
+        self.tried = 0  # cases that were done when it was started last
+        self._is_own = not command
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        if self.was_cut_off and not self.reason:
+            self.start()
+
+    @property
+    def reason(self) -> str:
+        """Why it cannot learn now, in words; "" if it can."""
+        count = len(self.project.done_cases())
+        if count < LEAST:
+            return f"{LEAST - count} more scan{'s' * (LEAST - count != 1)} must be done first"
+        return self.missing
+
+    @property
+    def missing(self) -> str:
+        """What is not installed that learning needs."""
+        try:
+            if self._is_own:
+                require_extra("lab", "learning")
+        except InputError as error:
+            return f"{error.given}: {error.remedy}"
+        return ""
+
+    @property
+    def was_cut_off(self) -> bool:
+        """Whether one has begun that does not run now."""
+        return (self.project.learning / "plan.json").is_file() and self.project.learning_now() is None
+
+    def start(self) -> None:
+        """Begin, or go on with what was cut off; nothing if one runs. Raises InputError if it cannot."""
+        with self._lock:
+            if self._runs or self.project.learning_now() is not None:
+                return
+            if reason := self.reason:
+                raise InputError(
+                    f"a learning that cannot begin ({reason})", "scans that are done", "see docs/project.md"
+                )
+            self.tried = len(self.project.done_cases())
+            options = [str(self.project.folder), "--minutes", str(self.minutes)]
+            with self.log.open("wb") as log:
+                self._process = subprocess.Popen(
+                    [*self.command, *options],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,  # Ctrl+C in the server's terminal is the server's
+                )
+
+    def progress(self) -> Progress:
+        """How far it is."""
+        found, said = self.project.learning_now(), self._said
+        if found is not None:
+            stage: Stage = "running" if found else "beginning"
+            if found and self.project.is_busy():
+                stage = "paused"
+            return Progress(stage, found.get("fraction", 0.0), found.get("minutes", self.minutes), said)
+        if self._runs:
+            return Progress("beginning", minutes=self.minutes)
+        failed = self._process is not None and self._process.returncode != 0
+        stage = "cut off" if self.was_cut_off else "idle"
+        return Progress(stage, minutes=self.minutes, said=said if self._process else "", failed=failed)
+
+    def stop(self) -> None:
+        """End it, whoever has started it; what it has done is deleted."""
+        with self._lock:
+            with self.project.locked():
+                shutil.rmtree(self.project.learning, ignore_errors=True)  # without its plan it ends at the next step
+            self._end()
+
+    def close(self) -> None:
+        """End what this server has started, so that the next one can go on with it."""
+        with self._lock:
+            self._end()
+
+    @property
+    def _runs(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def _end(self) -> None:
+        process, self._process = self._process, None
+        if process is None or process.poll() is not None:
+            return
+        process.terminate()
+        try:
+            process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+    @property
+    def _said(self) -> str:
+        try:
+            lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
+        except OSError:
+            return ""
+        return next((line.removeprefix("voxsam: ") for line in reversed(lines) if line.strip()), "")

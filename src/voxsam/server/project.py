@@ -1,0 +1,225 @@
+"""Desk: where the readers of a server work through its project. Each scan to one of them, the next one read beforehand.
+
+Async, as voxsam.server.saved: the project's files are read and written on threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import suppress
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+
+from voxsam.interactive.session import Session
+from voxsam.io import read_volume
+from voxsam.network.promptable import Promptable
+from voxsam.project import Project
+from voxsam.project.order import upcoming
+from voxsam.project.records import Reading, check_name
+from voxsam.project.summary import summarise
+from voxsam.prompts import MaskHint, Point
+from voxsam.region import Region
+from voxsam.server.edits import KeptMask
+from voxsam.server.errors import LOG, NotThere
+from voxsam.server.learning import Learner
+from voxsam.server.messages import CaseSource
+from voxsam.server.saved import SavedSession, SavedSessions
+from voxsam.server.store import Event, Work
+from voxsam.volume import Volume
+from voxsam.weights import load_model
+
+AHEAD = 2  # scans that are read beforehand, of different readers
+TOUCH_S = 1.0  # between two signs to a learning that somebody works
+
+
+class Desk:
+    """The project of a server. Raises InputError for what a reader may not do."""
+
+    def __init__(
+        self, project: Project, saved: SavedSessions, learner: Learner, model: Promptable, name: str, device: str
+    ) -> None:
+        """`name` is what the project calls the loaded `model`."""
+        self.project, self.saved, self.learner = project, saved, learner
+        self.loaded, self.device = name, device
+        self._names = {model.card.name: name}
+        self._loading = asyncio.Lock()
+        self._next: dict[str, str] = {}  # by reader, what is read beforehand
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._touched = 0.0
+        saved.sessions.on_work = self._touch
+
+    # Work
+
+    async def open(self, source: CaseSource, id: str | None) -> SavedSession:
+        """Take a scan into a reader's work: as he left it, as it was done, or untouched."""
+        case, reader = source.case, check_name("reader", source.reader)
+        self._touch()
+        await self.follow()
+        before = await asyncio.to_thread(self.project.scan, case)
+        await asyncio.to_thread(self.project.take, case, reader)
+        try:
+            session = await self._open(source, id)
+        except BaseException:
+            if before.state == "to do":
+                await asyncio.to_thread(self.project.release, case)
+            raise
+        self._read_ahead(reader, case)
+        return session
+
+    async def _open(self, source: CaseSource, id: str | None) -> SavedSession:
+        reading = await asyncio.to_thread(lambda: self.project.readings(source.case).get(source.reader))
+        session = await self._kept(source.case, source.reader, reading)
+        if session is None:
+            session = await self.saved.open(source, source.case, id)
+            if reading is not None:
+                masks = await asyncio.to_thread(self._masks, source.case, source.reader)
+                await session.step(Event(do="mask", masks=masks), lambda *_: None)
+        return session
+
+    async def _kept(self, case: str, reader: str, reading: Reading | None) -> SavedSession | None:
+        """The reader's session on a scan, if it has steps that were not kept as done."""
+        store = self.saved.store
+        for work in store.on_case(case, reader):
+            if reading is None or self._is_newer(work.id, reading):
+                return await self.saved.find(work.id)
+            await self.saved.leave(work.id)  # a crash came between its end and that
+        return None
+
+    def _is_newer(self, id: str, reading: Reading) -> bool:
+        """Whether a session has steps that came after what was kept."""
+        return self.saved.store.saved(id) > datetime.fromisoformat(reading.finished)
+
+    def _masks(self, case: str, reader: str) -> tuple[KeptMask, ...]:
+        labels = read_volume(self.project.mask_path(case, reader), labels=True).array
+        numbers = [int(n) for n in np.unique(labels) if n]
+        return tuple(KeptMask.of("", Region.of(labels == number)) for number in numbers)
+
+    async def done(self, id: str, seconds: float | None) -> Reading:
+        """Keep what a session holds as a case, close the session, and learn if it is time."""
+        source = self.saved.store.source(id)
+        if not isinstance(source, CaseSource):
+            raise NotThere("a session that is on no scan of the project", "one that is", "open the scan again")
+        case, reader = source.case, source.reader
+        before = await asyncio.to_thread(lambda: self.project.readings(case).get(reader))
+        if before is not None and not self._is_newer(id, before):  # it was kept, and its answer lost
+            await self.saved.leave(id)
+            return before
+        session = await self.saved.find(id)
+        volume = session.require_volume()
+        mask, clicks = await asyncio.wrap_future(session.run(_taken))
+
+        def keep() -> Reading:
+            known = [click.point for click in before.clicks] if before is not None else []
+            model, spent = self._names.get(session.model), [seconds, before and before.seconds]
+            return self.project.done(
+                case,
+                mask,
+                [*known, *clicks],  # of a scan that was opened again the mask alone comes back
+                reader=reader,
+                seconds=sum(filter(None, spent)) or None,
+                model=model,
+                scan=volume,
+            )
+
+        with session.held():
+            reading = await asyncio.to_thread(keep)
+        await self.saved.leave(id)
+        await asyncio.to_thread(self._learn_if_due)
+        return reading
+
+    async def skip(self, case: str, reader: str) -> None:
+        """Leave a scan out; what was marked in it is kept for when it is opened again."""
+        await asyncio.to_thread(self.project.skip, case, check_name("reader", reader))
+        for work in self.saved.store.on_case(case, reader):
+            self.saved.sessions.release(work.id)
+
+    async def forget(self, case: str) -> tuple[str, ...]:
+        """Delete a case, the sessions on it included, and let its models go; the names of those."""
+        works = self.saved.store.on_case(case)
+        retired = await asyncio.to_thread(self.project.forget, case)
+        for work in works:
+            await self._leave(work)
+        self.saved.reader.drop_ahead()
+        await self.follow()
+        return retired
+
+    async def _leave(self, work: Work) -> None:
+        with suppress(NotThere):  # its reader was faster
+            await self.saved.leave(work.id)
+
+    def _read_ahead(self, reader: str, case: str) -> None:
+        """Read what this reader will probably open next, while he works."""
+
+        async def read() -> None:
+            others = set(list(self._next.values())[-AHEAD:])
+            found = await asyncio.to_thread(upcoming, self.project, reader, case)
+            self._next[reader] = next((name for name in found if name not in others and name != case), "")
+            wanted = [name for name in list(self._next.values())[-AHEAD:] if name]
+            async with self.saved.reading:
+                await asyncio.to_thread(self.saved.reader.read_ahead, wanted)
+
+        self._next.pop(reader, None)
+        task = asyncio.create_task(read())
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            LOG.error("not read ahead", extra={"facts": {"error": type(error).__name__}})
+
+    # Models
+
+    async def follow(self) -> None:
+        """Let the model answer that the project has in use, whoever has chosen it. Open sessions keep theirs."""
+        await self._load(await asyncio.to_thread(lambda: self.project.in_use))
+
+    async def use(self, name: str) -> None:
+        """Take a model into use. Raises InputError for one that is not there, or cannot be read: nothing is changed."""
+        await asyncio.to_thread(self.project.check_model, name)
+        await self._load(name, lambda: self.project.use(name))
+
+    async def back(self) -> None:
+        """The model that was in use before."""
+        await asyncio.to_thread(self.project.back)
+        await self.follow()
+
+    async def _load(self, name: str, then: Any = lambda: None) -> None:
+        async with self._loading:
+            worker = self.saved.sessions.worker
+            if name != self.loaded:
+                model = await asyncio.to_thread(lambda: load_model(self.project.model_source(name), self.device))
+                await asyncio.to_thread(then)
+                self._names[model.card.name] = name
+                await asyncio.wrap_future(worker.submit("", lambda: setattr(worker, "model", model)))
+                self.loaded = name
+            else:
+                await asyncio.to_thread(then)
+
+    # Learning
+
+    def _learn_if_due(self) -> None:
+        """Begin to learn if so many scans are new as the project wants. A learning that failed waits as long."""
+        every = self.project.settings.learn_every
+        if not every or self.learner.reason:
+            return
+        found = summarise(self.project)
+        if min(found.new, found.counts["done"] - self.learner.tried) >= every:
+            self.learner.start()
+
+    def _touch(self) -> None:
+        """Let a learning that runs wait."""
+        now = time.monotonic()
+        if now - self._touched > TOUCH_S:
+            self._touched = now
+            self.project.touch_busy()
+
+
+def _taken(session: Session) -> tuple[Volume, list[Point]]:
+    """The mask and the clicks of all objects, on the worker's thread; a box or a stroke counts as one click."""
+    prompts = [prompt for found in session.segmented.values() for prompt in found.prediction.prompts]
+    given = [prompt.points(session.volume.grid) for prompt in prompts if not isinstance(prompt, MaskHint)]
+    return session.mask, [points[0] for points in given]
