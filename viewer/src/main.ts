@@ -9,7 +9,8 @@ async function main(): Promise<void> {
   const { session, key, demo } = readAddress();
   followAddress();
   showPlace(IS_LOCAL);
-  const page = new Page(await chosenEngine(key, askForKey, storage()));
+  const store = storage();
+  const page = new Page(await chosenEngine(key, askForKey, store), store);
   Object.assign(window, { voxsam: page }); // for tests, and for the curious
   try {
     await page.start(session, demo);

@@ -1,6 +1,8 @@
 // What the page asks for: an engine that reads scans and segments them, on a server or in the browser.
 // Indices are voxels (i, j, k) of the scan's own array; what travels is described in docs/server.md.
 
+import type { Project } from "./project";
+
 export type Index = [number, number, number];
 
 /** A half-open box of voxels: `high` is the first one beyond it on each axis. */
@@ -94,6 +96,7 @@ export interface State {
   overlap: boolean; // whether objects may share voxels
   keep_clicked: boolean; // of a mask only the parts that were clicked
   earlier: Earlier[]; // saved sessions on the same scan
+  case?: string | null; // of the server's project, that it is on
 }
 
 export interface Earlier {
@@ -132,6 +135,7 @@ export interface Info {
   presets: Preset[];
   folders: { id: string; name: string }[];
   demo: boolean;
+  project?: string | null; // the name of the project whose scans are worked through
   local?: boolean; // whether the page with its engine in the browser lies beside, in local/
   types: ObjectType[]; // to choose from; others may be given
 }
@@ -148,8 +152,8 @@ export interface NamedFile {
   file: Blob;
 }
 
-/** Where a scan comes from: the demo, a folder that the engine may read, or files of the user; of several series one. */
-export type Source = { demo: true } | (({ folder: string; path: string } | { files: NamedFile[] } | { upload: string }) & { series?: string });
+/** Where a scan comes from: the demo, the project, a folder that the engine may read, or files of the user; of several series one. */
+export type Source = { demo: true } | { case: string; reader: string } | (({ folder: string; path: string } | { files: NamedFile[] } | { upload: string }) & { series?: string });
 
 /** One of the series that lie together. */
 export interface Series {
@@ -231,6 +235,8 @@ export interface Engine {
   /** Leave a session out of `recent`; where the work is kept in this browser (`keepsWork`), delete it and its scan. */
   forget(id: string): void;
   readonly keepsWork: boolean;
+  /** What a server with a project offers; null in the browser. */
+  readonly project: Project | null;
 }
 
 /** Why something failed, in the words that the user reads. */

@@ -20,6 +20,7 @@ import {
   type VoxelStream,
   type VoxelType,
 } from "./engine";
+import { Project } from "./project";
 import { RecentSessions } from "./recent";
 
 const OUT_OF_REACH: Problem = {
@@ -100,6 +101,11 @@ type Wire = Omit<StepResult, "labels"> & { labels: string };
 
 export class ServerEngine implements Engine {
   readonly keepsWork = false;
+  readonly project = new Project({
+    request: (path, init) => this.request(path, init),
+    json: (path) => this.json(path),
+    send: (method, path, body) => this.post(path, body, null, method),
+  });
   private readonly sessions: RecentSessions;
 
   /** `base` is where the page lies; `askForKey` is called when the server wants one. */

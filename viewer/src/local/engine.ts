@@ -14,6 +14,7 @@ export interface Told {
 
 export class LocalEngine implements Engine {
   readonly keepsWork = true;
+  readonly project = null;
   private readonly caller: Caller<Host["handlers"]>;
   private readonly sessions: RecentSessions;
   private readonly watchers = new Set<(told: Told) => void>();

@@ -33,6 +33,7 @@ import { element, save } from "./dom";
 import { hideProblem, say, showArriving, showBusy, showConnection, showProblem, showResult, showScan } from "./messages";
 import { Opener } from "./open";
 import { Panel } from "./panel";
+import { ProjectWork } from "./project";
 import { describeVoxel } from "./readout";
 import { markAnswered, markAsked } from "./timing";
 import { View } from "./view";
@@ -58,6 +59,7 @@ export class Page implements Actions, Listener {
   readonly work: Work;
   readonly opener: Opener;
   info: Info | null = null;
+  project: ProjectWork | null = null; // of a server that has one
   plane: Plane = "axial";
   private readonly sliders = new Sliders(element("sliders"), this.viewer.tiles, (index, plane) => {
     this.viewer.moveTo(index);
@@ -69,7 +71,10 @@ export class Page implements Actions, Listener {
   private collecting = false;
   private over: Hover | null = null;
 
-  constructor(private readonly engine: Engine) {
+  constructor(
+    private readonly engine: Engine,
+    private readonly store: Pick<Storage, "getItem" | "setItem"> | null,
+  ) {
     this.work = new Work(engine, this);
     this.opener = new Opener(engine, this);
   }
@@ -83,9 +88,12 @@ export class Page implements Actions, Listener {
     await this.viewer.attach();
     this.info = await this.engine.info();
     this.panel.model(this.info);
+    if (this.engine.project && this.info.project) this.project = new ProjectWork(this.engine.project, this, this.store);
+    this.bindKeys();
     this.changed();
     this.view.setOpacity(this.view.opacity);
     this.opener.bind(this.info);
+    await this.project?.start();
     if (session) await this.work.resume(session);
     else if (demo && this.info.demo) await this.work.open({ demo: true });
     if (!this.state) this.welcome(true);
@@ -109,13 +117,37 @@ export class Page implements Actions, Listener {
       changed: (plane) => this.changed(plane),
     });
     for (const name of ["focus", "blur"]) this.canvas.addEventListener(name, () => this.redraw());
-    const commands = commandsOf(this);
-    obey(commands, this.canvas);
-    describe(commands, element("help-keys"));
     element("show-help").addEventListener("click", () => this.help());
     element("problem-close").addEventListener("click", hideProblem);
     element("another").addEventListener("click", () => this.welcome(true));
     element("back").addEventListener("click", () => this.welcome(false));
+  }
+
+  private bindKeys(): void {
+    const commands = [...commandsOf(this), ...(this.project?.commands ?? [])];
+    obey(commands, this.canvas);
+    describe(commands, element("help-keys"));
+  }
+
+  /** What is shown while no scan is: the work list of a project, or the ways to open a scan. */
+  private get frontElement(): HTMLElement {
+    return element(this.project ? "project" : "welcome");
+  }
+
+  front = (shown: boolean) => this.welcome(shown);
+
+  /** Run what was collected, and wait for every answer. */
+  settle(): Promise<void> {
+    this.run();
+    return this.work.settled();
+  }
+
+  close(): void {
+    const { id } = this.state!;
+    this.work.leave();
+    this.engine.forget(id);
+    writeAddress(null);
+    element("scan").replaceChildren();
   }
 
   // What the user does
@@ -283,9 +315,12 @@ export class Page implements Actions, Listener {
   help = () => element<HTMLDialogElement>("help").showModal();
 
   welcome(shown: boolean): void {
-    element("welcome").hidden = !shown;
+    this.frontElement.hidden = !shown;
     element("back").hidden = !this.state;
-    if (shown) {
+    if (shown && this.project) {
+      this.project.refresh();
+      element("project-next").focus();
+    } else if (shown) {
       this.opener.recent();
       element("open-files").focus();
     } else this.canvas.focus();
@@ -331,7 +366,9 @@ export class Page implements Actions, Listener {
   }
 
   showState(state: State | null): void {
-    element("panel").hidden = element("another").hidden = !state;
+    element("panel").hidden = !state;
+    element("another").hidden = !state || !!this.project;
+    this.project?.opened(state);
     if (state) {
       this.panel.state(state);
       this.viewer.objects = new Map(state.objects.map((object) => [object.number, object]));
@@ -378,7 +415,7 @@ export class Page implements Actions, Listener {
       plane: this.plane,
       focused: document.activeElement === this.canvas,
     });
-    this.sliders.draw(this.viewer.isOpen && state !== null && element("welcome").hidden === true);
+    this.sliders.draw(this.viewer.isOpen && state !== null && this.frontElement.hidden === true);
     element("readout").textContent = state && this.viewer.isOpen ? describeVoxel(this.viewer, state) : "";
   }
 }

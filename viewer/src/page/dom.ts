@@ -13,6 +13,11 @@ export function button(text: string, act: () => void): HTMLButtonElement {
   return made;
 }
 
+/** A new element with a text. */
+export function fill(kind: string, text: string): HTMLElement {
+  return Object.assign(document.createElement(kind), { textContent: text });
+}
+
 /** Hand a file to the user. */
 export function save(blob: Blob, name: string): void {
   const link = document.createElement("a");

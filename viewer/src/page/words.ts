@@ -37,3 +37,7 @@ export function when(time: number, now: number): string {
   const today = new Date(now).toDateString() === date.toDateString();
   return today ? `today ${clock}` : `${date.toLocaleDateString()} ${clock}`;
 }
+
+export function plural(count: number, thing: string): string {
+  return `${count} ${thing}${count === 1 ? "" : "s"}`;
+}

@@ -66,6 +66,9 @@ export class Work {
     return next;
   }
 
+  /** When every step that was asked for is answered. */
+  settled = () => this.queue.then(() => {});
+
   /** Load a mask into the current object: a step that takes long, and may be cancelled while it is sent. */
   loadMask = (source: Source) => this.load((loading) => this.step({ kind: "mask", source }, loading));
 
