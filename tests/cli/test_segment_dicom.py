@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pydicom
 import pytest
 
 from voxsam.cli import main
+from voxsam.geometry import flip_lps
 from voxsam.io import read_volume, write_volume
 from voxsam.testing import stub_network, stub_scan
 from voxsam.weights.checkpoint import save_model
@@ -48,6 +50,25 @@ def test_a_click_becomes_a_segmentation_of_the_series(shared_data, tmp_path, mod
     assert algorithm.AlgorithmParameters == "model=stub-model"
     patient = pydicom.dcmread(next(p for p in sorted((shared_data / series).rglob("*.dcm")))).PatientID
     assert segmentation.PatientID == patient
+
+
+def test_measures_go_into_a_structured_report_beside_the_segmentation(shared_data, tmp_path, model, capsys):
+    """On an oblique series: its lines have the lengths that the JSON report says, and lie where it says."""
+    hd = pytest.importorskip("highdicom")
+    sr, report = tmp_path / "mask.sr.dcm", tmp_path / "report.json"
+    words = ("--click", "120,110,9", "--sr", str(sr))
+    assert _segment(shared_data / MR, model, tmp_path / "mask.seg.dcm", *words, "--report", str(report)) == 0
+    (found,) = json.loads(report.read_text())["objects"]
+    content, grid = hd.sr.srread(sr).content, read_volume(shared_data / MR).grid
+    (volume,) = content.get_volumetric_roi_measurement_groups()[0].get_measurements()
+    assert volume.value == pytest.approx(found["volume_ml"], abs=1e-5)
+    diameters = content.get_image_measurement_groups()[0].get_measurements()
+    for diameter, line in zip(diameters, (found["longest"], found["perpendicular"]), strict=True):
+        assert diameter.value == pytest.approx(line["mm"], abs=1e-3)
+        ends_mm = flip_lps(diameter.referenced_coordinates[0].value)
+        np.testing.assert_allclose(grid.world_to_index(ends_mm), line["ends"], atol=0.01)
+    for name in ("mask.nii.gz", "mask.rtstruct.dcm"):
+        assert "expected a mask as DICOM-SEG" in _refused(capsys, shared_data / MR, model, tmp_path / name, *words)
 
 
 @pytest.mark.parametrize("option", ["--hint", "--scribble"])

@@ -10,6 +10,7 @@ import zipfile
 import nibabel as nib
 import numpy as np
 import pytest
+from dicom_series import write_dicom
 from serving import error_of, labels_of, opened, paste, point, post, running
 
 from voxsam.io import write_mask
@@ -108,6 +109,24 @@ def test_objects_that_overlap_are_downloaded_in_what_can_hold_them(server, phant
         error_of(server.get(f"/api/sessions/{sid}/download/rtstruct"))["given"]
         == "RTSTRUCT of a scan that is not DICOM"
     )
+
+
+def test_a_mask_with_its_measures_is_a_segmentation_and_a_report_that_refers_to_it(tmp_path, network, phantom):
+    hd = pytest.importorskip("highdicom")
+    write_dicom(phantom.scan, tmp_path / "scans" / "ct")
+    with running(Settings(state=tmp_path / "state", folders=(tmp_path / "scans",)), network) as client:
+        sid = opened(client, {"folder": "0", "path": "ct"})
+        post(client, sid, "edits", ball(phantom.click))
+        answer = client.get(f"/api/sessions/{sid}/download/sr")
+        (found,) = client.get(f"/api/sessions/{sid}/download/report.json").json()["objects"]
+    assert 'filename="ct_seg_and_sr.zip"' in answer.headers["content-disposition"]
+    archive = zipfile.ZipFile(io.BytesIO(answer.content))
+    assert archive.namelist() == ["mask.seg.dcm", "measurements.sr.dcm"]
+    archive.extractall(tmp_path)
+    groups = hd.sr.srread(tmp_path / "measurements.sr.dcm").content.get_volumetric_roi_measurement_groups()
+    segmentation = hd.seg.segread(tmp_path / "mask.seg.dcm")
+    assert groups[0].referenced_segment.referenced_sop_instance_uid == segmentation.SOPInstanceUID
+    assert groups[0].get_measurements()[0].value == pytest.approx(found["volume_ml"], abs=1e-5)
 
 
 def test_a_mask_is_loaded_refined_and_there_again_when_its_file_is_gone(tmp_path, network, scans, phantom):

@@ -114,6 +114,10 @@ def command(
     store: Annotated[
         bool, typer.Option("--store", help="Send the mask, a DICOM-SEG, to the archive that SCAN came from.")
     ] = False,
+    measurements: Annotated[
+        Path | None,
+        typer.Option("--sr", help="Write volumes and diameters as a DICOM SR beside the DICOM-SEG (FILE.sr.dcm)."),
+    ] = None,
     probabilities: Annotated[Path | None, typer.Option(help="Write the probabilities.")] = None,
     preview: Annotated[Path | None, typer.Option(help="Write a picture (PNG).")] = None,
     report: Annotated[Path | None, typer.Option(help="Write the facts (JSON).")] = None,
@@ -130,20 +134,26 @@ def command(
     from voxsam.interactive.segment import check_mode, opened, read_images
     from voxsam.interactive.session import Session, reported
     from voxsam.io import MASK_SUFFIXES, SUFFIXES, check_mask_output, write_mask, write_volume
+    from voxsam.io.dicom import is_seg
     from voxsam.io.objects import write_objects
     from voxsam.report.report import report_dict, write_report_json
+    from voxsam.report.sr import write_sr
     from voxsam.weights import load_model
     from voxsam.weights.file import read_card
     from voxsam.weights.registry import find_model
 
     target = output or Path(_stem(scan) + ("_mask.seg.dcm" if store else "_mask.nii.gz"))
     archive = _archive(scan, target) if store else None
+    if measurements is not None and not is_seg(target):
+        given, expected = f"--sr with -o {target.name}", "a mask as DICOM-SEG, which an SR refers to"
+        raise InputError(given, expected, "write -o tumour.seg.dcm, or leave --sr out")
     apart = overlap and target.suffix.lower() != ".dcm"
     masks = {f"-o, object {n}": _numbered(target, n) for n in range(1, count + 1)} if apart else {"-o": target}
     outputs = Outputs(
-        {**masks, "--probabilities": probabilities, "--preview": preview, "--report": report},
+        {**masks, "--sr": measurements, "--probabilities": probabilities, "--preview": preview, "--report": report},
         {
             **dict.fromkeys(masks, MASK_SUFFIXES),
+            "--sr": (".sr.dcm",),
             "--probabilities": SUFFIXES,
             "--preview": (".png",),
             "--report": (".json",),
@@ -210,11 +220,14 @@ def command(
         if found is not None:
             outputs.write("-o", lambda path: write_mask(mask, path, model=card.name))
             outputs.write("--probabilities", lambda path, found=found: write_volume(found.probabilities, path))
+        outputs.write("--sr", lambda path: write_sr(path, target, volume))
         outputs.write("--report", lambda path: write_report_json(path, facts))
         outputs.write("--preview", lambda path: _draw(volume, mask, clicks, path, progress))
         if archive is not None:
             progress("sending")
-            archive.store(target)
+            for file in (target, measurements):
+                if file is not None:
+                    archive.store(file)
     if not quiet:
         for remark in mask.remarks:
             typer.echo(remark)

@@ -203,11 +203,12 @@ export interface Recent {
 export type Notice = { kind: "progress"; busy: Busy } | { kind: "idle"; revision: number | null } | { kind: "closed" };
 
 /** A file to take away, and how its name ends. */
-export type FileKind = "nifti" | "masks" | "seg" | "rtstruct" | "stl" | "report" | "json";
+export type FileKind = "nifti" | "masks" | "seg" | "sr" | "rtstruct" | "stl" | "report" | "json";
 export const FILES: Record<FileKind, string> = {
   nifti: "mask.nii.gz",
   masks: "masks.zip",
   seg: "mask.seg.dcm",
+  sr: "seg_and_sr.zip",
   rtstruct: "mask.rtstruct.dcm",
   stl: "surface.stl",
   report: "report.html",

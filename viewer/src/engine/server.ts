@@ -27,7 +27,7 @@ const OUT_OF_REACH: Problem = {
   message: "The server does not answer",
   remedy: "check that voxsam serve is running; the page goes on by itself once it is back",
 };
-const DOWNLOADS: Partial<Record<FileKind, string>> = { masks: "masks", rtstruct: "rtstruct", stl: "stl" }; // not as the file
+const DOWNLOADS: Partial<Record<FileKind, string>> = { masks: "masks", sr: "sr", rtstruct: "rtstruct", stl: "stl" }; // not as the file
 const NOT_FOUND = [404, 410];
 const SILENT: Loading = { signal: new AbortController().signal, progress: () => {} };
 

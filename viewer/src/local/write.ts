@@ -41,7 +41,8 @@ export async function writeFile(kind: FileKind, scan: Volume, objects: WrittenOb
       const { segmentationOf } = await import("./files/seg");
       return new Blob([segmentationOf(scan, drawn.map((object) => ({ ...object, inWords: inWords(object) })), facts)], { type: "application/dicom" });
     }
-    case "rtstruct": throw refusal("an RTSTRUCT in the browser", "voxsam serve, which writes it", "save the DICOM-SEG, or use voxsam serve");
+    case "sr":
+    case "rtstruct": throw refusal(`an ${kind === "sr" ? "SR" : "RTSTRUCT"} in the browser`, "voxsam serve, which writes it", "save the DICOM-SEG, or use voxsam serve");
     case "stl": return new Blob([stlOf(scan, some)], { type: "model/stl" });
     case "report":
     case "json": {

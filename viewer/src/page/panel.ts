@@ -179,7 +179,7 @@ export class Panel {
     const marked = state.objects.some(({ prompts, edited }) => prompts.length || edited);
     element<HTMLButtonElement>("reset").disabled = !marked && state.objects.length < 2;
     for (const kind of KINDS) element<HTMLButtonElement>(`save-${kind}`).disabled = !marked;
-    for (const kind of ["seg", "rtstruct"]) {
+    for (const kind of ["seg", "sr", "rtstruct"]) {
       const save = element<HTMLButtonElement>(`save-${kind}`);
       save.disabled ||= !state.dicom;
       save.title = state.dicom ? "" : "The scan is not DICOM.";

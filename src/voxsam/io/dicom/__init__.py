@@ -123,5 +123,10 @@ def series_of(scan: Volume, path: Path) -> DicomSource:
     return source
 
 
+def is_seg(path: Path) -> bool:
+    """Whether a mask that is written to `path` becomes a DICOM-SEG."""
+    return path.suffix.lower() == ".dcm" and not _is_rtstruct(path)
+
+
 def _is_rtstruct(path: Path) -> bool:
     return path.name.lower().endswith(RTSTRUCT_SUFFIX)

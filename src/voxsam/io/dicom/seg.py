@@ -90,7 +90,7 @@ def highdicom() -> Any:
     try:
         import highdicom as package
     except ImportError as error:
-        given = "writing DICOM-SEG without the highdicom package"
+        given = "writing DICOM-SEG or SR without the highdicom package"
         raise UnsupportedError(given, "the dicom extra", "pip install 'voxsam[dicom]'") from error
     return package
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import struct
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -25,6 +26,7 @@ from voxsam.io.objects import write_objects
 from voxsam.io.segments import SegmentInfo
 from voxsam.report.metrics import measure
 from voxsam.report.report import ReportedObject, report_dict
+from voxsam.report.sr import write_sr
 from voxsam.server.api import OF_SESSIONS, TheService, TheSession
 from voxsam.server.service import Service
 from voxsam.volume import Volume
@@ -38,6 +40,7 @@ class Kind(StrEnum):
     MASK = "mask.nii.gz"
     MASKS = "masks"
     DICOM_SEG = "mask.seg.dcm"
+    MEASURED_SEG = "sr"
     RTSTRUCT = "rtstruct"
     STL = "stl"
     FACTS = "report.json"
@@ -46,12 +49,18 @@ class Kind(StrEnum):
 
 UNSAFE = re.compile(r"[^A-Za-z0-9_\-]+")
 SCAN_SUFFIX = re.compile(r"(\.nii\.gz|\.nii|\.nrrd|\.mha|\.zip)$", re.IGNORECASE)
-NAMES = {"masks": "masks.zip", "rtstruct": "mask.rtstruct.dcm", "stl": "surface.stl"}  # of files, where not the kind
+NAMES = {
+    "masks": "masks.zip",
+    "sr": "seg_and_sr.zip",
+    "rtstruct": "mask.rtstruct.dcm",
+    "stl": "surface.stl",
+}  # of files, where not the kind
 FAST = 1  # compression of the scan: it is sent once, and to wait for a smaller file takes longer
 MEDIA = {
     "mask.nii.gz": "application/gzip",
     "masks": "application/zip",
     "mask.seg.dcm": "application/dicom",
+    "sr": "application/zip",
     "rtstruct": "application/dicom",
     "stl": "model/stl",
     "report.json": "application/json",
@@ -189,8 +198,8 @@ def write_download(
     """Write one of MEDIA to `path`. `facts` are those of report_dict. Raises UnsupportedError for a DICOM object of a
     scan that was not DICOM, ImageError for a label map of objects that share voxels.
     """
-    if kind in ("mask.seg.dcm", "rtstruct") and "dicom" not in scan.header:
-        what = "DICOM-SEG" if kind == "mask.seg.dcm" else "RTSTRUCT"
+    if kind in ("mask.seg.dcm", "sr", "rtstruct") and "dicom" not in scan.header:
+        what = "RTSTRUCT" if kind == "rtstruct" else "DICOM-SEG"
         raise UnsupportedError(f"{what} of a scan that is not DICOM", "a DICOM series", "download the NIfTI instead")
     if kind == "stl":
         from voxsam.report.stl import write_stl  # scikit-image: not when the server starts
@@ -200,7 +209,15 @@ def write_download(
         _write_report(kind, path, scan, mask, facts)
     else:
         drawn = {found.number: (_in_words(found, scan), found.region) for found in objects}
-        write_objects(drawn, scan, path, model=facts["model"])
+        if kind != "sr":
+            write_objects(drawn, scan, path, model=facts["model"])
+            return
+        seg, sr = path.with_name("mask.seg.dcm"), path.with_name("measurements.sr.dcm")
+        write_objects(drawn, scan, seg, model=facts["model"])
+        write_sr(sr, seg, scan)
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as together:
+            for file in (seg, sr):
+                together.write(file, file.name)
 
 
 def _in_words(found: ReportedObject, scan: Volume) -> SegmentInfo:
