@@ -8,10 +8,17 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
+from voxsam.geometry import Grid
 from voxsam.preprocess import Slices
 from voxsam.volume import Volume
 
 NOWHERE: Slices = (slice(0, 0), slice(0, 0), slice(0, 0))
+
+
+def whole(grid: Grid) -> Slices:
+    """The box of all voxels of a grid."""
+    i, j, k = (slice(0, n) for n in grid.shape)
+    return i, j, k
 
 
 def is_empty(box: Slices) -> bool:

@@ -64,6 +64,16 @@ def test_nothing_changes_outside_the_changed_box_and_every_mask_is_as_drawn_from
     np.testing.assert_array_equal(session.mask.array, fresh)
 
 
+def test_the_labels_of_a_box_are_those_of_the_mask_and_no_view_of_it() -> None:
+    _, session = two_blocks()
+    all_steps(session)
+    whole = session.mask.array
+    for box in (FIRST_BLOCK, NOWHERE, (slice(0, 3), slice(5, 40), slice(2, 30)), session.extent):
+        labels = session.labels_in(box)
+        np.testing.assert_array_equal(labels, whole[box])
+        assert labels.base is None
+
+
 def test_the_changed_box_of_a_click_is_that_of_its_tumour() -> None:
     _, session = two_blocks()
     assert session.changed == NOWHERE

@@ -10,7 +10,7 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
-from voxsam.boxes import NOWHERE, hull, intersection, is_empty, joined, within
+from voxsam.boxes import NOWHERE, hull, intersection, is_empty, joined, whole, within
 from voxsam.geometry import Grid
 from voxsam.interactive.confidence import Confidence
 from voxsam.interactive.predictor import Prediction, missed_remark
@@ -227,19 +227,23 @@ class LabelMap:
         self._box: Slices = NOWHERE
         self._labels = np.zeros((0, 0, 0), dtype=np.uint8)
 
-    def draw(self, regions: Mapping[int, Region]) -> NDArray[np.uint8]:
-        """A new array (i, j, k) on the scan: 0, and each object's number; of several that share a voxel the highest.
+    def draw(self, regions: Mapping[int, Region], box: Slices | None = None) -> NDArray[np.uint8]:
+        """A new array (i, j, k) of a box of the scan, by default of all of it: 0, and each object's number.
 
-        Outside the box nothing is touched, so that the memory of a large scan is neither filled nor copied.
+        Of several objects that share a voxel it is the highest. Where no object is, nothing is touched, so that the
+        memory of a large scan is neither filled nor copied.
         """
         self._move(hull(region.box for region in regions.values()))
         both = [(self._drawn.get(number, EMPTY), regions.get(number, EMPTY)) for number in {*self._drawn, *regions}]
-        changed = [box for before, after in both if before is not after for box in (before.box, after.box)]
-        for box in joined(box for box in changed if not is_empty(box)):
-            self._redraw(intersection(box, self._box), regions)
+        changed = [part for before, after in both if before is not after for part in (before.box, after.box)]
+        for part in joined(part for part in changed if not is_empty(part)):
+            self._redraw(intersection(part, self._box), regions)
         self._drawn = dict(regions)
-        out = np.zeros(self.scan.shape, dtype=np.uint8)
-        out[self._box] = self._labels
+        box = whole(self.scan) if box is None else box
+        out = np.zeros([part.stop - part.start for part in box], dtype=np.uint8)
+        common = intersection(box, self._box)
+        if not is_empty(common):
+            out[within(common, box)] = self._labels[within(common, self._box)]
         return out
 
     def _move(self, box: Slices) -> None:

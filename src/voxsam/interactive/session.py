@@ -8,9 +8,9 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
-from voxsam.boxes import hull, is_empty
+from voxsam.boxes import hull, is_empty, whole
 from voxsam.errors import ImageError, PromptError
 from voxsam.geometry import Grid
 from voxsam.interactive.crops import ReportProgress
@@ -352,9 +352,13 @@ class Session:
 
         A new array each time: no later step changes it.
         """
-        labels = self._labels.draw({number: found.region for number, found in self.segmented.items()})
+        labels = self.labels_in(whole(self.volume.grid))
         remarks = dict.fromkeys(remark for found in self.segmented.values() for remark in found.remarks)
         return Volume(labels, self.volume.grid, "SEG", self.volume.header, tuple(remarks))
+
+    def labels_in(self, box: Slices) -> NDArray[np.uint8]:
+        """The mask's labels in a box of the scan (i, j, k): a new array of no more than that."""
+        return self._labels.draw({number: found.region for number, found in self.segmented.items()}, box)
 
     def mask_of(self, number: int) -> Volume:
         """uint8 0/1 on the scan's grid: all voxels of one object. Raises PromptError if there is none."""

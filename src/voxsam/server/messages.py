@@ -297,7 +297,7 @@ class View:
         """With the labels of `box`."""
         infos = {number: session.info(number) for number in session.objects}
         made = (session.overlap, session.keep_clicked, session.can_undo, session.can_redo)
-        return cls(dict(session.segmented), infos, session.current, *made, box, session.mask.array[box])
+        return cls(dict(session.segmented), infos, session.current, *made, box, session.labels_in(box))
 
     def changes(self) -> dict[str, Any]:
         """The box and its labels, for a StepState."""

@@ -14,9 +14,8 @@ from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any
 
-from voxsam.boxes import NOWHERE
+from voxsam.boxes import NOWHERE, whole
 from voxsam.errors import FileError
-from voxsam.geometry import Grid
 from voxsam.interactive.session import Session
 from voxsam.network.promptable import Promptable
 from voxsam.preprocess import Slices
@@ -223,12 +222,6 @@ def replay(event: Event, session: Session) -> None:
     if event.do not in ("undo", "redo", "select"):
         session.select(event.object)
     play(event, session)
-
-
-def whole(grid: Grid) -> Slices:
-    """The box of all voxels."""
-    i, j, k = (slice(0, n) for n in grid.shape)
-    return i, j, k
 
 
 class SavedSessions:
