@@ -1,13 +1,15 @@
-"""DICOMweb archives for tests: a small one of Python alone, and Debian's Orthanc with its plug-in."""
+"""DICOMweb archives for tests: a small one of Python alone, and Orthanc with its plug-in; with TLS or without."""
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
 import re
 import shutil
 import socket
+import ssl
 import subprocess
 import threading
 import time
@@ -15,23 +17,57 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import NamedTuple
 
 import httpx
 import pydicom
 
 PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
 ORTHANC = shutil.which("Orthanc") or shutil.which("Orthanc", path="/usr/sbin")
+OPENSSL = shutil.which("openssl")
 USER, PASSWORD = "reader", "pa55word"
+
+
+class Certificate(NamedTuple):
+    """PEM files: a hospital's own authority, and the key and certificate of a server at 127.0.0.1 that it signed."""
+
+    authority: Path
+    server: Path
+
+    @classmethod
+    def made(cls, folder: Path) -> Certificate:
+        folder.mkdir()
+        (folder / "names").write_text("subjectAltName=IP:127.0.0.1\nextendedKeyUsage=serverAuth\n")
+        new = "req -nodes -newkey ec -pkeyopt ec_paramgen_curve:prime256v1"
+        for words in (
+            f"{new} -x509 -days 2 -subj /CN=hospital -addext keyUsage=critical,keyCertSign -keyout ca.key -out ca.pem",
+            f"{new} -subj /CN=archive -keyout server.key -out server.csr",
+            "x509 -req -days 2 -in server.csr -CA ca.pem -CAkey ca.key -CAcreateserial -extfile names -out server.crt",
+        ):
+            subprocess.run([str(OPENSSL), *words.split()], cwd=folder, check=True, capture_output=True)
+        both = (folder / "server.key").read_text() + (folder / "server.crt").read_text()
+        (folder / "server.pem").write_text(both)
+        return cls(folder / "ca.pem", folder / "server.pem")
+
+    @property
+    def context(self) -> ssl.SSLContext:
+        """The server's."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(self.server)
+        return context
 
 
 class SmallArchive(ThreadingHTTPServer):
     """QIDO, WADO and STOW of what it was given; with `locked` only for USER and PASSWORD."""
 
-    def __init__(self, locked: bool = False) -> None:
+    def __init__(self, locked: bool = False, certificate: Certificate | None = None) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
+        if certificate is not None:
+            self.socket = certificate.context.wrap_socket(self.socket, server_side=True)
         self.files: list[bytes] = []
         self.locked, self.full = locked, False
-        self.address = f"dicomweb+http://127.0.0.1:{self.server_port}/dicom-web"
+        scheme = "https" if certificate else "http"
+        self.address = f"dicomweb+{scheme}://127.0.0.1:{self.server_port}/dicom-web"
         self.asked: list[str] = []
 
     def add(self, folder: Path) -> None:
@@ -110,8 +146,8 @@ def small_archive(**options) -> Iterator[SmallArchive]:
 
 
 @contextmanager
-def orthanc(folder: Path) -> Iterator[str]:
-    """Orthanc on a free port of this machine, with USER and PASSWORD, its files in `folder`; its DICOMweb address."""
+def orthanc(folder: Path, certificate: Certificate) -> Iterator[str]:
+    """Orthanc on a free port of this machine with TLS, USER and PASSWORD, files in `folder`; its DICOMweb address."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -139,7 +175,40 @@ def orthanc(folder: Path) -> Iterator[str]:
                 break
             except httpx.HTTPError:
                 time.sleep(0.2)
-        yield f"dicomweb+http://127.0.0.1:{port}/dicom-web"
+        with tls_before(port, certificate) as outside:
+            yield f"dicomweb+https://127.0.0.1:{outside}/dicom-web"
     finally:
         process.terminate()
         process.wait(20)
+
+
+@contextmanager
+def tls_before(port: int, certificate: Certificate) -> Iterator[int]:
+    """The port of a TLS end that forwards to `port` of this machine: Debian 12's Orthanc crashes with its own TLS."""
+
+    async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while part := await reader.read(1 << 16):
+            writer.write(part)
+            await writer.drain()
+        writer.close()
+
+    async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there = await asyncio.open_connection("127.0.0.1", port)
+        await asyncio.gather(copy(reader, there[1]), copy(there[0], writer), return_exceptions=True)
+
+    async def serve() -> None:
+        async with await asyncio.start_server(forward, "127.0.0.1", 0, ssl=certificate.context) as server:
+            found.append(server.sockets[0].getsockname()[1])
+            is_open.set()
+            await end.wait()
+
+    found: list[int] = []
+    is_open, end, loop = threading.Event(), asyncio.Event(), asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_until_complete, args=[serve()], daemon=True)
+    thread.start()
+    try:
+        assert is_open.wait(20)
+        yield found[0]
+    finally:
+        loop.call_soon_threadsafe(end.set)
+        thread.join(20)

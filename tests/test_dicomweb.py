@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
-from archives import ORTHANC, PASSWORD, PLUGIN, USER, orthanc, small_archive
+from archives import OPENSSL, ORTHANC, PASSWORD, PLUGIN, USER, Certificate, orthanc, small_archive
 from dicom_series import write_dicom
 from server.serving import running
 
@@ -126,6 +126,24 @@ def test_credentials_come_from_the_environment_or_netrc_and_are_never_shown(seri
     assert "wr0ng" not in said and PASSWORD not in said and "Authorization" not in said
 
 
+@pytest.mark.skipif(OPENSSL is None, reason="needs openssl to make a certificate")
+def test_an_archive_with_a_certificate_of_the_hospitals_own(series, tmp_path, monkeypatch, caplog):
+    caplog.set_level("DEBUG")
+    certificate = Certificate.made(tmp_path / "tls")
+    (tmp_path / "netrc").write_text(f"machine 127.0.0.1 login {USER} password {PASSWORD}\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    with small_archive(locked=True, certificate=certificate) as locked:
+        locked.add(tmp_path / "series")
+        there = address(locked.address, series)
+        assert there.startswith("dicomweb+https://")
+        with pytest.raises(FileError, match="a certificate of .* that cannot be trusted.*REQUESTS_CA_BUNDLE"):
+            read_volume(there)
+        assert not locked.asked  # nor was anybody told who asks
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate.authority))
+        np.testing.assert_array_equal(read_volume(there).array, read_volume(tmp_path / "series").array)
+    assert PASSWORD not in caplog.text and "Authorization" not in caplog.text
+
+
 # The command and the server
 
 
@@ -144,8 +162,9 @@ def segment(tmp_path):
 def test_segment_reads_an_archive_and_sends_the_mask_back(archive, series, segment, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     before = len(archive.files)
-    assert segment(address(archive.address, series), "--store", "--quiet") == 0
-    (mask,) = archive.files[before:]
+    assert segment(address(archive.address, series), "--store", "--sr", "measures.sr.dcm", "--quiet") == 0
+    mask, measures = archive.files[before:]
+    assert measures == Path("measures.sr.dcm").read_bytes()
     assert segment(str(tmp_path / "series"), "-o", "local.nii.gz", "--quiet") == 0
     (tmp_path / "sent.seg.dcm").write_bytes(mask)
     sent = read_volume(tmp_path / "sent.seg.dcm", labels=True, scan=read_volume(tmp_path / "series"))
@@ -194,26 +213,55 @@ def test_an_archive_is_a_folder_of_the_server(archive, series, tmp_path):
 # Orthanc
 
 
-@pytest.mark.skipif(ORTHANC is None or not PLUGIN.exists(), reason="needs Debian's orthanc and orthanc-dicomweb")
-def test_orthanc_takes_a_mask_and_gives_it_back_identical(series, segment, tmp_path, monkeypatch):
+NEEDED = ORTHANC and OPENSSL and PLUGIN.exists()
+
+
+@pytest.mark.skipif(not NEEDED, reason="needs Debian's orthanc and orthanc-dicomweb, and openssl")
+def test_orthanc_takes_a_mask_and_gives_it_back_identical(series, segment, tmp_path, monkeypatch, caplog, capsys):
+    """Over TLS with a certificate of its own, once with credentials of the environment, once with those of netrc."""
+    caplog.set_level("DEBUG")
+    certificate = Certificate.made(tmp_path / "tls")
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate.authority))
     monkeypatch.setenv("VOXSAM_DICOMWEB_USER", USER)
     monkeypatch.setenv("VOXSAM_DICOMWEB_PASSWORD", PASSWORD)
-    with orthanc(tmp_path / "orthanc") as there:
-        place = Archive.at(there)
+    with orthanc(tmp_path / "orthanc", certificate) as there:
         for file in sorted((tmp_path / "series").iterdir()):
-            place.store(file)
+            Archive.at(there).store(file)
+        monkeypatch.setenv("VOXSAM_DICOMWEB_PASSWORD", "wr0ng-word")
+        with pytest.raises(FileError, match="answered 401"):
+            read_volume(address(there, series))
+        for name in ("VOXSAM_DICOMWEB_USER", "VOXSAM_DICOMWEB_PASSWORD"):
+            monkeypatch.delenv(name)
+        (tmp_path / "netrc").write_text(f"machine 127.0.0.1 login {USER} password {PASSWORD}\n")
+        monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+        place = Archive.at(there)
         assert [study.uid for study in place.studies()] == [series.StudyInstanceUID]
         (listed,) = place.series_of(series.StudyInstanceUID)
         assert listed.description == f"3 · CT · thin slices · {PHANTOM.scan.grid.shape[2]}"
         scan = read_volume(address(there, series))
         np.testing.assert_array_equal(scan.array, read_volume(tmp_path / "series").array)
         assert segment(address(there, series), "--store", "-o", str(tmp_path / "mask.seg.dcm"), "--quiet") == 0
-        sent = pydicom.dcmread(tmp_path / "mask.seg.dcm")
-        (tmp_path / "back").mkdir()
-        place.retrieve(sent.StudyInstanceUID, sent.SeriesInstanceUID, tmp_path / "back")
-        (back,) = (tmp_path / "back").iterdir()
-        assert pydicom.dcmread(back) == sent
+        assert back_from(place, tmp_path / "mask.seg.dcm") == pydicom.dcmread(tmp_path / "mask.seg.dcm")
         assert len(place.series_of(series.StudyInstanceUID)) == 2
-        monkeypatch.setenv("VOXSAM_DICOMWEB_PASSWORD", "wrong")
-        with pytest.raises(FileError, match="answered 401"):
-            read_volume(address(there, series))
+
+        wanted_mm = PHANTOM.scan.grid.index_to_world(PHANTOM.click)
+        one = np.zeros(scan.grid.shape, np.uint8)
+        one[tuple(np.rint(scan.grid.world_to_index(wanted_mm)).astype(int))] = 1
+        write_mask(voxsam.Volume(one, scan.grid, "SEG", scan.header), tmp_path / "one.seg.dcm")
+        place.store(tmp_path / "one.seg.dcm")
+        back_from(place, tmp_path / "one.seg.dcm").save_as(tmp_path / "back.seg.dcm")
+        known = read_volume(tmp_path / "back.seg.dcm", labels=True)  # on its own grid: its frames say where they lie
+        (voxel,) = np.argwhere(known.array)
+        np.testing.assert_allclose(known.grid.index_to_world(voxel), wanted_mm, atol=1e-3)
+    output = "".join(capsys.readouterr()) + caplog.text
+    assert PASSWORD not in output and "wr0ng" not in output and "Authorization" not in output
+
+
+def back_from(place: Archive, file: Path) -> pydicom.Dataset:
+    """The object of a file that was sent, as the archive gives it."""
+    sent = pydicom.dcmread(file)
+    folder = file.with_suffix(".back")
+    folder.mkdir()
+    place.retrieve(sent.StudyInstanceUID, sent.SeriesInstanceUID, folder)
+    (back,) = folder.iterdir()
+    return pydicom.dcmread(back)
