@@ -5,11 +5,19 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from voxsam.errors import FileError
-from voxsam.server.errors import Forbidden, NotThere
-from voxsam.server.scans import Folders
+from voxsam.geometry import Grid
+from voxsam.io import write_volume
+from voxsam.server.errors import Forbidden, Full, NotThere
+from voxsam.server.messages import FolderSource
+from voxsam.server.scans import Folders, Reader
+from voxsam.server.sessions import Memory
+from voxsam.server.settings import Settings
+from voxsam.server.store import Store
+from voxsam.volume import Volume
 
 
 @pytest.fixture
@@ -87,3 +95,24 @@ def test_a_series_with_a_file_from_outside_is_forbidden(tree):
 def test_a_folder_that_does_not_exist_is_reported_at_the_start(tmp_path):
     with pytest.raises(FileError, match="expected a folder of scans"):
         Folders((tmp_path / "no",))
+
+
+def test_a_scan_counts_twice_while_its_reader_sends_it(tmp_path):
+    (tmp_path / "in").mkdir()
+    array = np.random.default_rng(3).integers(-1000, 1000, (256, 256, 160)).astype(np.int16)
+    write_volume(Volume(array, Grid.from_spacing(array.shape, (1, 1, 2)), "CT"), tmp_path / "in" / "ct.nrrd")
+    store = Store(tmp_path / "state")
+    try:
+        settings = Settings(folders=(tmp_path / "in",))
+
+        def read(nbytes: int) -> int:
+            memory = Memory(nbytes)
+            reader = Reader(settings, Folders(settings.folders, store.scratch), store, memory)
+            reader.read(FolderSource(folder="0", path="ct.nrrd"))
+            return memory.taken
+
+        assert read(4 * array.nbytes) == array.nbytes
+        with pytest.raises(Full, match="MiB beside .* that are taken; expected at most 30 MiB together"):
+            read(3 * array.nbytes // 2)
+    finally:
+        store.close()

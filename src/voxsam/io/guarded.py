@@ -2,10 +2,10 @@
 
 A fresh process reads each file, so that a file that corrupts a native parser's heap (ITK, GDCM, JPEG 2000) can neither
 end the caller nor change another file's voxels. It is a fence against faults, not against intruders: the process runs
-as the same user, which is why its answer may come as a pickle.
+as the same user, which is why its reply may come as a pickle.
 
     request    stdin, one JSON line; stdin then stays open, and its end means that the caller has gone
-    answer     stdout: uint64 count and lengths, then as many pieces: a pickle, and the buffers that it refers to
+    reply      stdout: uint64 count and lengths, then as many pieces: a pickle, and the buffers that it refers to
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from voxsam.io.objects import MaskObject
 from voxsam.volume import Volume
 
 TIME_S = 120.0  # a whole-body CT in JPEG 2000 takes about half of it on a slow core
-MAX_PIECES = 4096  # of one answer: an array each
+MAX_PIECES = 4096  # of one reply: an array each
 MIB = 1 << 20
 
 Accept = Callable[[int], Any]
@@ -59,15 +59,15 @@ def read_volume(
 ) -> Volume:
     """As `voxsam.io.read_volume`, in a process that gets `memory_bytes` beyond its start and `time_s` seconds.
 
-    `name` is what messages call the file. `accept` is called with the bytes of the answer before memory is taken for
+    `name` is what messages call the file. `accept` is called with the bytes of the reply before memory is taken for
     it, and may raise. `temporary` is a folder for what is unpacked; one of the system's unless given. It is empty
     afterwards, however the process ended. When `stop` is set, the process ends. Raises as `voxsam.io.read_volume`, and
     FileError if the process fails or is stopped.
     """
     request = {"memory_bytes": memory_bytes, "max_voxels": max_voxels, "labels": labels, "series": series}
-    answer = _ask(Path(path), name, request, time_s, temporary, accept, stop)
-    assert isinstance(answer, Volume)
-    return answer
+    reply = _ask(Path(path), name, request, time_s, temporary, accept, stop)
+    assert isinstance(reply, Volume)
+    return reply
 
 
 def read_objects(
@@ -79,13 +79,14 @@ def read_objects(
     max_voxels: int = MAX_VOXELS,
     time_s: float = TIME_S,
     temporary: Path | None = None,
+    accept: Accept | None = None,
 ) -> list[MaskObject]:
     """As `voxsam.io.read_objects`, in a process of its own, otherwise as `read_volume` here."""
     place = base64.b64encode(pickle.dumps((scan.grid, scan.header))).decode()
     request = {"memory_bytes": memory_bytes, "max_voxels": max_voxels, "scan": place}
-    answer = _ask(Path(path), name, request, time_s, temporary)
-    assert isinstance(answer, list)
-    return answer
+    reply = _ask(Path(path), name, request, time_s, temporary, accept)
+    assert isinstance(reply, list)
+    return reply
 
 
 def _ask(
@@ -97,7 +98,7 @@ def _ask(
     accept: Accept | None = None,
     stop: threading.Event | None = None,
 ) -> Any:
-    """What a new process answers to the request. Raises the InputError that it answers, or that it failed."""
+    """The reply of a new process to the request. Raises the InputError that it replies, or that it failed."""
     name, request = name or path.name, {"path": str(path.absolute()), **request}
     with tempfile.TemporaryDirectory(prefix="voxsam-", dir=temporary) as folder:
         process = _start(folder)
@@ -111,7 +112,7 @@ def _ask(
         try:
             process.stdin.write(json.dumps(request).encode() + b"\n")
             process.stdin.flush()
-            answer = _receive(process.stdout, accept)
+            reply = _receive(process.stdout, accept)
         except (OSError, EOFError) as error:
             with suppress(subprocess.TimeoutExpired):
                 process.wait(10.0)  # it is ending: how?
@@ -123,9 +124,9 @@ def _ask(
             process.wait()
             process.stdin.close()
             process.stdout.close()
-    if not isinstance(answer, tuple):
-        return answer
-    kind, given, expected, remedy, facts = answer
+    if not isinstance(reply, tuple):
+        return reply
+    kind, given, expected, remedy, facts = reply
     error = _error_type(kind)(given.replace(path.name, name), expected, remedy)
     vars(error).update(facts)
     raise error
@@ -153,7 +154,7 @@ def _start(temporary: str) -> subprocess.Popen[bytes]:
 
 
 def _receive(stream: IO[bytes], accept: Accept | None) -> Any:
-    """What the process answers. Raises EOFError if it ends too early, and what `accept` raises."""
+    """The reply of the process. Raises EOFError if it ends too early, and what `accept` raises."""
     (count,) = struct.unpack("<Q", _exactly(stream, 8))
     if count > MAX_PIECES:
         raise EOFError(f"{count} pieces")
@@ -164,7 +165,7 @@ def _receive(stream: IO[bytes], accept: Accept | None) -> Any:
     try:
         return pickle.loads(pickled, buffers=buffers)  # noqa: S301, from our own process: see the top
     except Exception as error:  # of whatever a process with a broken heap may send
-        raise EOFError("an answer that is damaged") from error
+        raise EOFError("a reply that is damaged") from error
 
 
 def _exactly(stream: IO[bytes], length: int) -> memoryview:
@@ -196,12 +197,12 @@ def _error_type(kind: str) -> type[InputError]:
 
 
 def main() -> None:
-    """Read one request, answer it, and end."""
+    """Read one request, reply it, and end."""
     from voxsam.io import read_volume as read
     from voxsam.io.objects import read_objects as read_mask
 
-    # The answer's stream is ours alone: what a library prints goes nowhere.
-    answers = os.fdopen(os.dup(1), "wb")
+    # The reply's stream is ours alone: what a library prints goes nowhere.
+    replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     request = json.loads(sys.stdin.buffer.readline())
     threading.Thread(target=_end_with_caller, daemon=True).start()
@@ -210,6 +211,7 @@ def main() -> None:
 
     from voxsam.io.dicom import series  # noqa: F401
 
+    np.linalg.inv(np.eye(4))  # OpenBLAS takes its buffers now: later it would end the process if there were no room
     _limit_memory(request["memory_bytes"])
     path = Path(request["path"])
     try:
@@ -217,22 +219,22 @@ def main() -> None:
             if "scan" in request:
                 grid, header = pickle.loads(base64.b64decode(request["scan"]))  # noqa: S301, from our caller
                 scan = Volume(np.broadcast_to(np.uint8(0), grid.shape), grid, header=header)
-                _send(answers, read_mask(path, scan))
+                _send(replies, read_mask(path, scan))
             else:
-                _send(answers, read(path, labels=request["labels"], series=request["series"]))
+                _send(replies, read(path, labels=request["labels"], series=request["series"]))
     except InputError as error:
         facts = {name: value for name, value in vars(error).items() if name in ("series", "numbers")}
-        _send(answers, (type(error).__name__, error.given, error.expected, error.remedy, facts))
+        _send(replies, (type(error).__name__, error.given, error.expected, error.remedy, facts))
     except MemoryError:
         given = f"{path.name} needs more than {request['memory_bytes'] // MIB} MiB of memory to be read"
         remedy = "crop it, or start the server with more --memory"
-        _send(answers, ("MemoryNeeded", given, "a smaller scan", remedy, {}))
+        _send(replies, ("MemoryNeeded", given, "a smaller scan", remedy, {}))
     os._exit(0)  # nothing is left to be done, and a library with a broken heap may not end in order
 
 
-def _send(stream: IO[bytes], answer: object) -> None:
+def _send(stream: IO[bytes], reply: object) -> None:
     buffers: list[pickle.PickleBuffer] = []
-    pickled = pickle.dumps(answer, protocol=5, buffer_callback=buffers.append)
+    pickled = pickle.dumps(reply, protocol=5, buffer_callback=buffers.append)
     pieces: Sequence[Any] = [pickled, *(buffer.raw() for buffer in buffers)]
     stream.write(struct.pack(f"<Q{len(pieces)}Q", len(pieces), *map(len, pieces)))
     for piece in pieces:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, Field
@@ -266,20 +266,12 @@ class Reader:
         """The objects of a mask file, on a scan. Raises InputError as `read`."""
         if isinstance(source, DemoSource):
             raise NotThere("the demo scan as a mask", "a mask", "choose a file")
-        with self._using(source), self.memory.take(min(self.memory.free, self.memory.limit // 2)) as part:
+        with self._using(source), self._half() as part:
             path = self._path(source)
             if path.is_dir() and len(files := [file for file in path.iterdir() if file.name[0] != "."]) == 1:
                 path = files[0]  # a DICOM-SEG or RTSTRUCT
             try:
-                return guarded.read_objects(
-                    path,
-                    scan,
-                    name=self.name(source),
-                    memory_bytes=part.nbytes,
-                    max_voxels=self.settings.max_voxels,
-                    time_s=self.settings.read_s,
-                    temporary=self.store.scratch,
-                )
+                return guarded.read_objects(path, scan, name=self.name(source), **self._limits(part))
             except guarded.MemoryNeeded as error:
                 raise _no_memory(error) from error
 
@@ -317,6 +309,30 @@ class Reader:
             raise OtherScan(given, "the same scan", "put the file back, or forget the case and add it anew")
         return volume, part
 
+    def label(self, file: Path, name: str) -> Volume:
+        """A label map that a client sent, in a file of the server's own. Raises InputError as `read`."""
+        with self._half() as part:
+            try:
+                return guarded.read_volume(file, name=name, labels=True, **self._limits(part))
+            except guarded.MemoryNeeded as error:
+                raise _no_memory(error) from error
+
+    def _half(self) -> Part:
+        """Memory for a mask: half of all, or what is free of it."""
+        return self.memory.take(min(self.memory.free, self.memory.limit // 2))
+
+    def _limits(self, part: Part) -> dict[str, Any]:
+        """Of a process that reads a file. What it read is there twice while it is sent: the part grows for that, by a
+        quarter of the memory beyond what is free at most.
+        """
+        return {
+            "memory_bytes": part.nbytes,
+            "max_voxels": self.settings.max_voxels,
+            "time_s": self.settings.read_s,
+            "temporary": self.store.scratch,
+            "accept": lambda nbytes: part.resize(max(part.nbytes, 2 * nbytes), freed=self.memory.limit // 4),
+        }
+
     def _using(self, source: AnySource) -> AbstractContextManager[None]:
         return self.store.using(source.upload) if isinstance(source, UploadSource) else nullcontext()
 
@@ -336,7 +352,7 @@ class Reader:
         limit, size = self.memory.limit, path.stat().st_size if path.is_file() else self.memory.limit
         part = self.memory.take(min(self.memory.free, max(limit // 2, UNPACKED_RATIO * size)))
         try:
-            volume = self._small(path, name, part.nbytes) or self._guarded(path, name, part.nbytes, series, stop)
+            volume = self._small(path, name, part.nbytes) or self._guarded(path, name, part, series, stop)
             part.resize(volume.array.nbytes)
         except BaseException:
             part.close()
@@ -358,18 +374,9 @@ class Reader:
         except InputError as error:
             raise type(error)(error.given.replace(path.name, name), error.expected, error.remedy) from error
 
-    def _guarded(self, path: Path, name: str, nbytes: int, series: str, stop: threading.Event | None) -> Volume:
+    def _guarded(self, path: Path, name: str, part: Part, series: str, stop: threading.Event | None) -> Volume:
         try:
-            return guarded.read_volume(
-                path,
-                name=name,
-                memory_bytes=nbytes,
-                max_voxels=self.settings.max_voxels,
-                time_s=self.settings.read_s,
-                temporary=self.store.scratch,
-                series=series,
-                stop=stop,
-            )
+            return guarded.read_volume(path, name=name, series=series, stop=stop, **self._limits(part))
         except guarded.MemoryNeeded as error:
             raise _no_memory(error) from error
 

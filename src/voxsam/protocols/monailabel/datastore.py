@@ -24,7 +24,7 @@ import numpy as np
 from pydicom.uid import UID
 
 from voxsam.atomic import atomic_path, make_folder
-from voxsam.io import NIFTI_SUFFIXES, SUFFIXES, guarded, write_mask
+from voxsam.io import NIFTI_SUFFIXES, SUFFIXES, write_mask
 from voxsam.io.dicom.files import read_slices
 from voxsam.server.errors import NotThere, Refused
 from voxsam.server.messages import FolderSource, UploadSource
@@ -39,6 +39,7 @@ LABEL_SUFFIXES = (".seg.nrrd", *SUFFIXES)
 SAFE_TAG = re.compile(r"[A-Za-z0-9_-]{1,40}")
 UNSAFE = re.compile(r"[^A-Za-z0-9.\-]+")
 BIN_TYPES = {1: np.uint8, 2: np.uint16}  # of a label.bin by the bytes of a voxel
+BIN_MEMORY = 4  # bytes of memory for a voxel of one, while it is written as a file
 PIECE_BYTES = 1 << 20
 
 
@@ -56,7 +57,8 @@ class Datastore:
     """The images and labels of one server."""
 
     def __init__(self, service: Service) -> None:
-        self.folders, self.store, self.settings = service.folders, service.store, service.settings
+        self.folders, self.store, self.reader = service.folders, service.store, service.saved.reader
+        self.memory = service.sessions.memory
         self.labels = service.store.folder / "labels"
         self._sent: dict[str, str] = {}  # ids of images that clients sent, and their uploads
 
@@ -155,7 +157,8 @@ class Datastore:
         with self.store.scratch_folder() as scratch:
             coming = scratch / f"label{suffix or '.nii.gz'}"
             if name.lower().endswith(".bin"):
-                write_mask(_voxels(stream, scan), coming)
+                with self.memory.take(BIN_MEMORY * scan.array.size):
+                    write_mask(_voxels(stream, scan), coming)
             elif suffix:
                 with open(coming, "xb", opener=private) as file:
                     while piece := stream.read(PIECE_BYTES):
@@ -173,10 +176,7 @@ class Datastore:
             )
 
     def _check(self, file: Path, image: Volume) -> None:
-        limit = self.settings.memory_bytes // 2
-        label = guarded.read_volume(
-            file, name="the label", memory_bytes=limit, labels=True, temporary=self.store.scratch
-        )
+        label = self.reader.label(file, "the label")
         if label.grid.shape != image.grid.shape:
             given = f"a label of {' x '.join(map(str, label.grid.shape))} voxels"
             raise Refused(given, f"those of the image: {' x '.join(map(str, image.grid.shape))}", "save it on its grid")
@@ -184,10 +184,13 @@ class Datastore:
 
 def _voxels(stream: BinaryIO, image: Volume) -> Volume:
     """The label that OHIF sends: its voxels alone, first index fastest. Raises Refused for another number of them."""
-    data, count = stream.read(), image.array.size
-    kind = BIN_TYPES.get(len(data) // count)
-    if kind is None or len(data) % count:
-        raise Refused(f"a label of {len(data)} bytes", f"one or two for each of {count} voxels", "send it again")
+    count = image.array.size
+    nbytes = stream.seek(0, os.SEEK_END)
+    kind = BIN_TYPES.get(nbytes // count)
+    if kind is None or nbytes % count:
+        raise Refused(f"a label of {nbytes} bytes", f"one or two for each of {count} voxels", "send it again")
+    stream.seek(0)
+    data = stream.read(nbytes)
     labels = np.frombuffer(data, kind).reshape(image.grid.shape, order="F")
     if labels.max(initial=0) > np.iinfo(np.uint8).max:
         raise Refused(f"a label {labels.max()}", "labels up to 255", "number its segments anew")

@@ -326,7 +326,12 @@ async def image_info(parts: TheParts, image: str) -> dict[str, Any]:
 
 @router.put("/datastore/label", summary="Save a label")
 async def save_label(
-    parts: TheParts, image: str, label: Annotated[UploadFile, File()], params: Text = "{}", tag: str = "final"
+    service: TheService,
+    parts: TheParts,
+    image: str,
+    label: Annotated[UploadFile, File()],
+    params: Text = "{}",
+    tag: str = "final",
 ) -> dict[str, str]:
     """On its image's grid; one of the same tag is replaced."""
     try:
@@ -339,7 +344,8 @@ async def save_label(
     opened = await parts.images.open(f"image-{source.model_dump_json()}", source)
     info = {"params": {key: value for key, value in said.items() if key != "client_id"}}
     scan, name = opened.require_volume(), label.filename or "label.nii.gz"
-    await asyncio.to_thread(parts.datastore.save, image, tag or "final", name, label.file, info, scan)
+    async with service.saved.reading:
+        await asyncio.to_thread(parts.datastore.save, image, tag or "final", name, label.file, info, scan)
     return {"image": image, "label": image}
 
 
