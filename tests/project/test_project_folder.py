@@ -193,6 +193,40 @@ def test_a_line_that_was_cut_off_harms_no_other(project):
     assert [line["what"] for line in project.history()] == ["new", "add", "skip"]
 
 
+@pytest.mark.parametrize("name", ["../../outside", "*", "a/b", "a\nb", "\u202ea", "x" * 201, "\udcff", ""])
+def test_no_name_leads_out_of_the_folder_or_stands_for_several(project, given, name):
+    """In what readers say, and in the files of a project that came from somebody else."""
+    work(project, given, "a")
+    outside = project.folder.parent / "outside.nii.gz"
+    outside.write_bytes(b"of somebody")
+    for action in (lambda: project.take("b", name), lambda: work(project, given, "b", reader=name)):
+        if name:  # without one it is nobody's
+            with pytest.raises(InputError, match="expected up to 200 bytes of letters"):
+                action()
+    record, scans = project.folder / "clicks/reader/a.json", project.folder / "scans.json"
+    reading = json.loads(record.read_text())
+    (project.folder / ".pending").mkdir()
+    (project.folder / ".pending" / "mask.nii.gz").write_bytes(b"anything")
+    for key in ("case", "reader"):
+        (project.folder / ".pending" / "record.json").write_text(json.dumps({**reading, key: name}))
+        with pytest.raises(FileError, match="record.json could not be read"):
+            project.skip("b")
+    shutil.rmtree(project.folder / ".pending")
+    known = json.loads(scans.read_text())
+    known["scans"][0]["name"] = name
+    scans.write_text(json.dumps(known))
+    with pytest.raises(FileError, match="scans.json could not be read"):
+        project.forget(name)
+    assert outside.read_bytes() == b"of somebody" and len(list(project.folder.glob("masks/*/*"))) == 1
+
+
+def test_a_folder_that_takes_no_file_is_said_in_one_line(project):
+    (project.folder / ".lock").unlink()
+    (project.folder / ".lock").mkdir()
+    with pytest.raises(FileError, match="project could not be written .*; expected a folder that takes files"):
+        Project(project.folder).skip("a")
+
+
 def test_who_holds_the_lock_is_waited_for_and_then_named(project, monkeypatch):
     monkeypatch.setattr(folder, "WAIT_S", 0.1)
     with FileLock(project.folder / ".lock"), pytest.raises(FileError, match="another process has been writing"):

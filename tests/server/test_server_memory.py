@@ -143,7 +143,9 @@ def endless(client: httpx.Client) -> list[int]:
     """Bodies larger than the memory, four at once with leases of their own."""
 
     def send() -> httpx.Response:
-        return client.post("/set_image", content=(bytes(1 << 20) for _ in range(MEMORY_MIB * 6 // 5)), headers=lease_of(client))
+        return client.post(
+            "/set_image", content=(bytes(1 << 20) for _ in range(MEMORY_MIB * 6 // 5)), headers=lease_of(client)
+        )
 
     return at_once(send)
 

@@ -413,7 +413,10 @@ class Project:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Nobody else writes meanwhile; what a killed process had begun is ended first. May be entered again."""
+        """Nobody else writes meanwhile; what a killed process had begun is ended first. May be entered again.
+
+        Raises FileError if another process holds the lock for a minute, or the folder or the disk takes no file.
+        """
         try:
             with self._lock:
                 if self._lock.lock_counter == 1:
@@ -424,6 +427,9 @@ class Project:
         except Timeout as error:
             given = f"{self.folder}, which another process has been writing for {WAIT_S:.0f} s"
             raise FileError(given, "a project that is free", "wait, or end that process") from error
+        except OSError as error:
+            given = f"{self.folder} could not be written ({error.strerror or error})"
+            raise FileError(given, "a folder that takes files", "check its permissions and free space") from error
 
     # Behind it
 
@@ -440,6 +446,8 @@ class Project:
             raise InputError(f"{case}, on which {scan.reader} works", "a scan that is free", "take another one")
 
     def _set(self, case: str, state: str, reader: str) -> None:
+        if reader:
+            check_name("reader", reader)
         self._replace(self.scan(case).model_copy(update={"state": state, "reader": reader, "since": now()}))
 
     def _replace(self, changed: Scan) -> None:

@@ -7,9 +7,9 @@ import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from voxsam.atomic import atomic_path
 from voxsam.errors import FileError, InputError
@@ -19,12 +19,26 @@ FORMAT = 1
 READER = "reader"  # whose work it is where nobody says
 LEAST = 3  # cases that can be learned from
 NAME = re.compile(r"\w[\w .+-]*")
+MAX_NAME_BYTES = 200  # file systems take 255, with what is added to a name
 State = Literal["to do", "in work", "skipped", "done"]
 
 
 def now() -> str:
     """The time as records have it: UTC, ISO 8601."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def _is_name(text: str) -> bool:
+    return bool(NAME.fullmatch(text)) and not text.endswith((" ", ".")) and len(text.encode()) <= MAX_NAME_BYTES
+
+
+def _as_name(text: str) -> str:
+    if not _is_name(text):  # a project may come from somebody else: no name leads out of its folder
+        raise ValueError(f"{text[:40]!r} is no name")
+    return text
+
+
+Name = Annotated[str, AfterValidator(_as_name)]
 
 
 class Record(BaseModel):
@@ -50,12 +64,12 @@ class Settings(Record):
 class Scan(Record):
     """One scan of scans.json. `state` is what somebody said of it; whether it is done, its readings tell."""
 
-    name: str
+    name: Name
     path: str  # of the file, or of the folder of a DICOM series; relative to the project where it lies inside
     content: str  # a digest of its voxels (voxsam.seen)
     modality: str = ""
     state: Literal["to do", "in work", "skipped"] = "to do"
-    reader: str = ""  # who works on it
+    reader: Name | Literal[""] = ""  # who works on it
     since: str = ""
 
 
@@ -80,8 +94,8 @@ class Click(Record):
 class Reading(Record):
     """clicks/READER/CASE.json: one reader's work on one scan; the mask is masks/READER/CASE.nii.gz."""
 
-    case: str
-    reader: str
+    case: Name
+    reader: Name
     finished: str
     clicks: tuple[Click, ...] = ()
     model: str = ""  # which the clicks went to
@@ -119,7 +133,7 @@ class Gate(Record):
 class LearnedModel(Record):
     """models/NAME.json, beside the model file NAME.safetensors."""
 
-    name: str
+    name: Name
     made: str
     start: str
     cases: dict[str, str]  # that it was trained on, with their content
@@ -167,6 +181,8 @@ def append_line(path: Path, facts: Mapping[str, Any]) -> None:
 
 def check_name(what: str, name: str) -> str:
     """The name, if files may have it. Raises InputError."""
-    if not NAME.fullmatch(name) or name.endswith((" ", ".")):
-        raise InputError(f"the {what} {name!r}", "letters, digits, blanks and . _ + -", f"choose another {what}")
+    if not _is_name(name):
+        shown = repr(name) if len(name) <= MAX_NAME_BYTES else f"{name[:40]!r}... of {len(name)} characters"
+        expected = f"up to {MAX_NAME_BYTES} bytes of letters, digits, blanks and . _ + -"
+        raise InputError(f"the {what} {shown}", expected, f"choose another {what}")
     return name
