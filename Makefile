@@ -40,6 +40,7 @@ WEB_MODEL ?= voxsam-tiny
 web: $(INSTALLED) | viewer/node_modules ## build dist/web: a folder for any web space, that segments in the browser
 	@rm -rf build/web-model
 	@$(BIN)/voxsam weights export $(WEB_MODEL) --format onnx -o build/web-model
+	@$(BIN)/voxsam demo -o build/web-demo >/dev/null
 	@cd viewer && npm run --silent build:web
 	@du -sh dist/web
 

@@ -25,6 +25,7 @@ import torch
 
 from benchmarks.machine import describe_machine
 from tests.page.running import chromium
+from tests.web.golden import VIEWER
 from tests.web.serving import LocalViewer, web_space
 from voxsam import Session, load_model, read_volume
 from voxsam.io import write_volume
@@ -42,6 +43,8 @@ def main() -> None:
     parser.add_argument("--click", type=int, nargs=3, help="a voxel in its tumour")
     parser.add_argument("-o", "--output", type=Path)
     options = parser.parse_args()
+    if stale := _stale(options.folder):
+        parser.error(stale)
     with tempfile.TemporaryDirectory() as folder:
         path, click = (options.scan, _voxel(options.click)) if options.scan else _phantom(Path(folder))
         found = {"machine": describe_machine(2), "scan": list(read_volume(path).grid.shape)}
@@ -50,6 +53,17 @@ def main() -> None:
     print(json.dumps(found, indent=2))
     if options.output:
         options.output.write_text(json.dumps(found, indent=2) + "\n")
+
+
+def _stale(folder: Path) -> str:
+    """Why a folder is not what the sources make now, with what to do; "" if it is."""
+    page = folder / "index.html"
+    if not page.is_file():
+        return f"{folder} holds no page; expected what `make web` builds: run it, or name the folder with --folder"
+    newest = max(VIEWER.joinpath("src").rglob("*.*"), key=lambda file: file.stat().st_mtime)
+    if newest.stat().st_mtime > page.stat().st_mtime:
+        return f"{folder} is older than {newest.name}; expected a folder of this version: run `make web` again"
+    return ""
 
 
 def _phantom(folder: Path) -> tuple[Path, tuple[int, int, int]]:

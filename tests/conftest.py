@@ -1,9 +1,10 @@
-"""What all tests share: where the real scans lie, if they are there; `--shuffle SEED` draws the order of tests."""
+"""What all tests share: real scans and a browser, if they are there; `--shuffle SEED` draws the order of tests."""
 
 from __future__ import annotations
 
 import os
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -53,3 +54,15 @@ def shared_reference() -> Path:
     if not folder.is_dir():
         pytest.skip("reference values are absent: set VOXSAM_SHARED to the folder that holds data/ and reference/")
     return folder
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator:
+    """Chromium, run by Playwright, for every test of a page."""
+    pytest.importorskip("playwright", reason="Playwright is absent: pip install playwright")
+    from tests.page.running import CHROMIUM, chromium
+
+    if CHROMIUM is None:
+        pytest.skip("Chromium is absent: install the system's package (Debian: chromium)")
+    with chromium() as running:
+        yield running

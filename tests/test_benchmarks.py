@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import cases, reference, run, sampling
+from benchmarks import cases, reference, run, sampling, web
 from benchmarks.machine import available_cores, describe_machine, matrix_product_rates, peak_memory_bytes
 from benchmarks.operations import encoder_operations
 from voxsam.errors import FileError
@@ -317,3 +319,18 @@ def test_crops_from_the_store_and_from_files(capsys, monkeypatch):
     assert "scan of 64 x 64 x 40, crops of 32³" in printed
     assert ".nii.gz unpacked by zlib." in printed
     assert printed.count("\n| ") == 5  # a head of two lines, three ways
+
+
+def test_a_folder_that_is_not_what_the_sources_make_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["web", "--folder", str(tmp_path)])
+    with pytest.raises(SystemExit) as ended:
+        web.main()
+    assert ended.value.code == 2 and "holds no page; expected what `make web` builds" in capsys.readouterr().err
+    page = tmp_path / "index.html"
+    page.touch()
+    os.utime(page, (0, 0))
+    with pytest.raises(SystemExit):
+        web.main()
+    assert "run `make web` again" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""One server and one browser for all tests of the page; skipped only where a browser or the built page is absent."""
+"""One server for all tests of the page; skipped only where a browser or the built page is absent."""
 
 from __future__ import annotations
 
@@ -8,18 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.page.running import CHROMIUM, STATIC, Server, Viewer, chromium
+from tests.page.running import STATIC, Server, Viewer
 from voxsam.io import read_volume, write_volume
 from voxsam.testing import stub_scan
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator:
-    pytest.importorskip("playwright", reason="Playwright is absent: pip install playwright")
-    if CHROMIUM is None:
-        pytest.skip("Chromium is absent: install the system's package (Debian: chromium)")
-    with chromium() as running:
-        yield running
 
 
 @pytest.fixture(scope="session")

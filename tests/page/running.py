@@ -128,8 +128,11 @@ class Viewer:
             self.faults.append(f"request: {request.url}")
 
     def go(self) -> Viewer:
-        self.page.goto(self.address)
-        self.page.wait_for_selector("#welcome:not([hidden])")
+        """Load the page. Fails in the page's own words, at once, if it cannot begin."""
+        answer = self.page.goto(self.address)
+        assert answer is not None and answer.ok, f"{self.address} is no page (status {answer and answer.status})"
+        self.page.wait_for_selector("#welcome:not([hidden]), #problem:not([hidden])")
+        assert self.page.is_visible("#welcome"), self.page.inner_text("#problem")
         return self
 
     @property

@@ -16,9 +16,9 @@ from tests.page.running import Viewer
 from tests.web.golden import VIEWER
 
 
-def build(model: Path, folder: Path) -> None:
-    """Build the page with an exported model into a folder."""
-    environment = {**os.environ, "VOXSAM_MODEL_FOLDER": str(model)}
+def build(model: Path, demo: Path, folder: Path) -> None:
+    """Build the page with an exported model and a demo scan into a folder."""
+    environment = {**os.environ, "VOXSAM_MODEL_FOLDER": str(model), "VOXSAM_DEMO_SCAN": str(demo)}
     command = ["npx", "vite", "build", "--mode", "web", "--outDir", str(folder), "--emptyOutDir", "--logLevel", "error"]
     subprocess.run(command, cwd=VIEWER, env=environment, check=True)
 
@@ -27,6 +27,7 @@ class WebSpace:
     """Serves the folder above `folder`, so that the page lies behind a path. `paths` are those that were asked for."""
 
     def __init__(self, folder: Path, port: int = 0) -> None:
+        self.folder = folder
         self.paths: list[str] = []
         self.sent_bytes = 0
         self.server = ThreadingHTTPServer(("127.0.0.1", port), partial(_Handler, self, directory=str(folder.parent)))

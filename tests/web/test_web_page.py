@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 from tests.dicom_series import write_dicom
-from tests.page.running import CHROMIUM, chromium
 from tests.web.golden import VIEWER
 from tests.web.serving import LocalViewer, WebSpace, build, web_space
 from voxsam import Session, load_model, read_volume
+from voxsam.io import write_volume
 from voxsam.io.objects import read_objects
+from voxsam.testing import stub_scan
 from voxsam.weights.export import export_onnx
 
 pytestmark = pytest.mark.slow
@@ -33,17 +34,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if not exported.is_dir():
         exported = root / "model"
         export_onnx("voxsam-tiny", exported)
-    build(exported, root / "voxsam")
+    write_volume(stub_scan().scan, root / "demo.nii.gz")
+    build(exported, root / "demo.nii.gz", root / "voxsam")
     return root / "voxsam"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator:
-    pytest.importorskip("playwright", reason="Playwright is absent: pip install playwright")
-    if CHROMIUM is None:
-        pytest.skip("Chromium is absent: install the system's package (Debian: chromium)")
-    with chromium() as running:
-        yield running
 
 
 @pytest.fixture
@@ -142,6 +135,16 @@ def test_a_dicom_folder_gives_a_dicom_seg_on_one_thread(
     assert "voxsam serve" in viewer.page.inner_text("#problem")
     viewer.close()
     assert viewer.faults == []
+
+
+def test_a_visitor_without_a_scan_opens_the_demo(viewer: LocalViewer, space: WebSpace) -> None:
+    page = viewer.isolated().page
+    requests = len(space.paths)
+    page.click("#open-demo")
+    viewer.opened()
+    assert space.paths[requests:] == [f"/{space.folder.name}/demo.nii.gz"]  # and not before: few want it
+    _click(viewer, stub_scan().click, "1 mark")
+    assert viewer.labels()[stub_scan().click] == 1
 
 
 def test_a_new_version_replaces_the_old_one_when_it_is_wanted(browser, folder: Path, tmp_path: Path) -> None:

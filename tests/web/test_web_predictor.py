@@ -15,11 +15,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from voxsam.errors import InputError
 from voxsam.geometry import Grid
+from voxsam.interactive.confidence import SIGNALS
 from voxsam.interactive.predictor import Prediction, Predictor
 from voxsam.io import read_volume
+from voxsam.network.calibration import Calibration, Layer
 from voxsam.network.promptable import Promptable
 from voxsam.phantoms import make_phantom
 from voxsam.prompts import Box, MaskHint, Point, Prompt
@@ -135,6 +138,7 @@ class Answer:
     mask: Any = None  # (i, j, k)
     remarks: list[str] = field(default_factory=list)
     crops: int = 0
+    confidence: Json | None = None
     error: str = ""
 
 
@@ -150,7 +154,8 @@ def in_python(network: Promptable, case: Case) -> list[Answer]:
         except InputError as error:
             answers.append(Answer(error=str(error)))
             continue
-        answers.append(Answer(mask_of(before, case.keep_clicked), list(before.remarks), before.crops))
+        sure = before.confidence and before.confidence.facts
+        answers.append(Answer(mask_of(before, case.keep_clicked), list(before.remarks), before.crops, sure))
     return answers
 
 
@@ -180,7 +185,8 @@ def in_browser(folder: Path, chosen: dict[str, Case]) -> dict[str, list[Answer]]
             answers[name].append(Answer(error=said["error"]))
             continue
         bits = np.fromfile(folder / f"{name}-{said['step']}.bin", dtype=np.uint8)
-        answers[name].append(Answer(bits.reshape(shape, order="F") > 0, said["remarks"], said["crops"]))
+        mask = bits.reshape(shape, order="F") > 0
+        answers[name].append(Answer(mask, said["remarks"], said["crops"], said["confidence"]))
     return answers
 
 
@@ -196,6 +202,17 @@ def check(name: str, ours: list[Answer], theirs: list[Answer]) -> None:
         assert differing <= max(1, (1 - AGREE) * python.mask.sum()), (
             f"{where}: {differing} of {python.mask.sum()} voxels"
         )
+        _check_confidence(python.confidence, browser.confidence, where)
+
+
+def _check_confidence(python: Json | None, browser: Json | None, where: str) -> None:
+    """Equal but for the mask's voxels that differ and for sums that are taken in another order."""
+    assert (browser is None) == (python is None), where
+    if python is None or browser is None:
+        return
+    assert browser["dice"] == pytest.approx(python["dice"], abs=0.002), where
+    assert browser["volume_ml"] == pytest.approx(python["volume_ml"], rel=0.005, abs=0.001), where
+    assert browser["doubtful"] == python["doubtful"], where
 
 
 @pytest.fixture(scope="module")
@@ -210,9 +227,24 @@ def known_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def calibration() -> Calibration:
+    """One in which every signal of the known network counts, and that doubts some of its masks."""
+    rng = np.random.default_rng(3)
+    width = SIGNALS + 1
+    first = Layer(weights=as_rows(rng.normal(0, 0.3, (6, width))), bias=tuple(rng.normal(0, 0.2, 6).tolist()))
+    last = Layer(weights=as_rows(rng.normal(0, 0.8, (4, 6))), bias=(0.5, 0.0, -0.4, 0.4))
+    centre = tuple(rng.normal(0, 0.5, width).tolist())
+    return Calibration(centre=centre, spread=(2.0,) * width, layers=(first, last), warn_below=0.35)
+
+
+def as_rows(weights: NDArray[np.float64]) -> tuple[tuple[float, ...], ...]:
+    return tuple(map(tuple, weights.tolist()))
+
+
 def check_known(spacing_range: tuple[float, float] | None, scans: dict[str, Case], model: Path, folder: Path) -> None:
     """All scans through both predictors; what is compared is there: masks, further crops, remarks of several kinds."""
-    network = KnownNetwork(known_card(spacing_range_mm=spacing_range)).eval()
+    card = known_card(spacing_range_mm=spacing_range).model_copy(update={"calibration": calibration()})
+    network = KnownNetwork(card).eval()
     shutil.copytree(model, folder / "model")
     write_card(network.card, folder / "model")
     theirs = in_browser(folder, scans)
@@ -221,12 +253,29 @@ def check_known(spacing_range: tuple[float, float] | None, scans: dict[str, Case
     assert min(int(answers[-1].mask.sum()) for answers in ours.values()) > 0
     assert max(answer.crops for answer in answers) > 2
     assert len({remark[:20] for answer in answers for remark in answer.remarks}) >= 3
+    assert {answer.confidence["doubtful"] for answer in answers if answer.confidence} == {False, True}
     for name in scans:
         check(name, ours[name], theirs[name])
 
 
 def test_a_known_network_predicts_the_same(known_model: Path, tmp_path: Path) -> None:
     check_known((1.5, 6.0), cases("thick", "small", "long"), known_model, tmp_path)
+
+
+def test_a_scan_without_a_unit_is_standardised_the_same(known_model: Path, tmp_path: Path) -> None:
+    """Of MR only contrasts count: gain and offset of a scanner change nothing, in the browser either."""
+    card = known_card(modality="MR", per_scan=True, clip=(-5.0, 5.0), mean=0.0, sd=1.0)
+    shutil.copytree(known_model, tmp_path / "model")
+    write_card(card, tmp_path / "model")
+    chosen = cases("oblique", "thick")
+    for case in chosen.values():
+        low = int(case.scan.array.min())
+        case.scan = Volume((case.scan.array.astype(np.int32) - low) * 3 + 40, case.scan.grid, "MR")
+    theirs = in_browser(tmp_path, chosen)
+    for name, case in chosen.items():
+        ours = in_python(KnownNetwork(card).eval(), case)
+        assert ours[-1].mask.sum() > 100
+        check(name, ours, theirs[name])
 
 
 @pytest.mark.slow

@@ -1,7 +1,7 @@
 // The engine in the browser: page and worker, what is kept and brought back, several tabs, what goes wrong.
 import "fake-indexeddb/auto";
 import { IDBFactory } from "fake-indexeddb";
-import { beforeEach, describe, expect, it } from "vitest";
+import { beforeEach, describe, expect, it, vi } from "vitest";
 import type { Engine, Index, Info, Loading, Notice, Source, State, Step } from "../src/engine/engine";
 import { answerCalls, type Port } from "../src/local/calls";
 import { LocalEngine } from "../src/local/engine";
@@ -48,7 +48,7 @@ function tools(changes: Partial<Tools> = {}): Tools {
   return {
     info: INFO, segmenter: async () => ({ predict, restored }), read: async () => volume(), readLabels: async () => volume(),
     write: async (kind, _, objects, { seconds }) => new Blob([`${kind} of ${objects.map(({ volume_ml }) => volume_ml)} in ${seconds > 0}`]),
-    store: null, locks: null, ...changes,
+    demo: async () => [{ name: "demo.nii.gz", file: new Blob(["scan"]) }], store: null, locks: null, ...changes,
   };
 }
 
@@ -114,7 +114,17 @@ describe("a session in the browser", () => {
     expect(facts(await engine.state(id))).toEqual({ volumes: [0], can_undo: false, revision: 0 });
     const scans = await tab({ read: async () => Promise.reject(refusal("no scan", "one", "choose one")) });
     await expect(open(scans)).rejects.toThrow("no scan; expected one");
-    await expect(engine.open({ demo: true }, undefined, UNHEARD)).rejects.toThrow("expected files on this computer");
+    await expect(engine.open({ folder: "1", path: "ct" }, undefined, UNHEARD)).rejects.toThrow("expected files on this computer");
+  });
+
+  it("opens the demo scan, comes back to it, and asks the browser to keep the work", async () => {
+    const persist = vi.fn(async () => true);
+    vi.stubGlobal("navigator", { storage: { persist } });
+    const { id } = await (await tab()).open({ demo: true }, undefined, UNHEARD);
+    vi.unstubAllGlobals();
+    expect(persist).toHaveBeenCalledOnce();
+    const again = await tab({ demo: () => expect.fail("it is kept") });
+    expect(await again.state(id)).toMatchObject({ name: "scan.nii", revision: 0 });
   });
 
   it("takes masks of a file, each label an object", async () => {

@@ -1,6 +1,6 @@
 // Vite's plugin for the folder of a web space: beside the page its model, its policy, WebAssembly gzipped, and the service worker that keeps it all.
 import { createHash } from "node:crypto";
-import { readdirSync, readFileSync, writeFileSync } from "node:fs";
+import { existsSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join, relative } from "node:path";
 import { gzipSync } from "node:zlib";
 import type { Plugin } from "vite";
@@ -11,6 +11,7 @@ const POLICY = [
   "img-src 'self' data: blob:", "font-src 'self' data:", "connect-src 'self'", "base-uri 'none'", "form-action 'none'",
 ].join("; ");
 const MODEL_FILES = ["card.json", "decoder.onnx", "encoder.onnx"];
+const DEMO = "demo.nii.gz"; // fetched when it is opened: most visitors have a scan of their own
 const WORKER = new URL("service-worker.js", import.meta.url);
 
 // Packages whose code is in a worker: Vite lists the licences of the page's own code alone.
@@ -37,8 +38,8 @@ function licenceOf(root: string): string {
   return `## ${name} - ${version} (${license})\n\n${file ? readFileSync(join(root, file), "utf8").trim() : ""}\n`;
 }
 
-/** `model` is a folder that `voxsam weights export --format onnx` wrote. */
-export function webFolder(model: string): Plugin {
+/** `model` is a folder that `voxsam weights export --format onnx` wrote, `demo` a scan for who has none, if there is one. */
+export function webFolder(model: string, demo: string): Plugin {
   return {
     name: "voxsam-web-folder",
     transformIndexHtml: () => [{ tag: "meta", attrs: { "http-equiv": "Content-Security-Policy", content: POLICY }, injectTo: "head-prepend" }],
@@ -46,6 +47,7 @@ export function webFolder(model: string): Plugin {
       order: "post",
       handler(_, bundle) {
         for (const name of MODEL_FILES) this.emitFile({ type: "asset", fileName: `model/${name}`, source: readFileSync(join(model, name)) });
+        if (existsSync(demo)) this.emitFile({ type: "asset", fileName: DEMO, source: readFileSync(demo) });
         const licences = bundle["licences.txt"];
         if (licences?.type !== "asset") throw new Error("Vite made no licences.txt");
         const missing = [...inWorkers].map(licenceOf).filter((text) => !String(licences.source).includes(text.split("\n")[0]!));
@@ -58,7 +60,7 @@ export function webFolder(model: string): Plugin {
       },
     },
     writeBundle({ dir }) {
-      const files = filesIn(dir!).filter((name) => name !== "service-worker.js").sort();
+      const files = filesIn(dir!).filter((name) => name !== "service-worker.js" && name !== DEMO).sort();
       const digest = createHash("sha256");
       for (const name of files) digest.update(name).update(readFileSync(join(dir!, name)));
       const script = readFileSync(WORKER, "utf8")

@@ -62,6 +62,13 @@ export function eachRow(common: Box, a: Box, b: Box, visit: (inA: number, inB: n
   }
 }
 
+/** How many voxels of a mask of 0 and 1 are 1. */
+export function sumOf(inside: Uint8Array): number {
+  let sum = 0;
+  for (let n = 0; n < inside.length; n++) sum += inside[n]!;
+  return sum;
+}
+
 /** The smallest box that holds every voxel that is not zero, of an array of `size`, i fastest; NOWHERE if there is none. */
 export function boundingBox(inside: Uint8Array, [ni, nj, nk]: Index): Box {
   const low: Index = [ni, nj, nk];

@@ -22,6 +22,14 @@ export interface Conditioning {
   margin: number; // logits
 }
 
+/** What makes of a prediction's signals how far it is to be trusted. */
+export interface Calibration {
+  centre: number[];
+  spread: number[];
+  layers: { weights: number[][]; bias: number[] }[];
+  warn_below: number; // likeness of a lesion
+}
+
 export interface Card {
   name: string;
   system: string;
@@ -36,6 +44,7 @@ export interface Card {
   };
   preprocessing: Preprocessing;
   conditioning: Conditioning | null;
+  calibration?: Calibration | null; // cards of older models have none
   description: Record<string, string>;
   prompts: string[];
 }

@@ -7,6 +7,7 @@ import type { Conditioning } from "./card";
 import { roundedToEven } from "./numbers";
 
 const NUGGET = 0.05; // variance of an observation, relative to the process's: clicks side by side need not agree exactly
+const FARTHEST = 80; // squared, in s.d.: e^-40 is nothing beside a logit
 
 /** A map of `count` channels, each with its first axis fastest. */
 export interface FeatureMap {
@@ -47,27 +48,35 @@ export function condition(difference: Float32Array, size: Index, fused: FeatureM
   });
   const covariance = seen.map((a, n) => seen.map((b, m) => likeness(a.place, a.looks, b, use) + (n === m ? NUGGET : 0)));
   const weights = solved(covariance, seen.map(({ missing }) => missing));
-  const change = new Float32Array(grid[0] * grid[1] * grid[2]);
-  const looks = new Float32Array(fused.count);
+  const change = new Float64Array(grid[0] * grid[1] * grid[2]);
+  seen.forEach((click, n) => spread(change, weights[n]!, click, features, size, use));
+  return added(difference, size, Float32Array.from(change), grid);
+}
+
+/** Add one click's part to the change at every place of the features' grid: `likeness` without an array for each place. */
+function spread(change: Float64Array, weight: number, { place, looks }: { place: Index; looks: Float32Array }, { data, count, size: grid }: FeatureMap, size: Index, use: Conditioning): void {
+  const [x, y, z] = AXES.map((axis) => Float64Array.from({ length: grid[axis] }, (_, n) => (((n * (size[axis] - 1)) / (grid[axis] - 1) - place[axis]) / use.reach) ** 2)) as [Float64Array, Float64Array, Float64Array];
+  const alike = use.likeness ** 2;
   for (let k = 0, at = 0; k < grid[2]; k++) {
     for (let j = 0; j < grid[1]; j++) {
       for (let i = 0; i < grid[0]; i++, at++) {
-        for (let c = 0; c < fused.count; c++) looks[c] = features.data[c * change.length + at]!;
-        const voxel: Index = [i, j, k];
-        const place = perAxis((axis) => (voxel[axis] * (size[axis] - 1)) / (grid[axis] - 1));
-        let sum = 0;
-        seen.forEach((click, n) => (sum += weights[n]! * likeness(place, looks, click, use)));
-        change[at] = sum;
+        const apart = x[i]! + y[j]! + z[k]!;
+        if (apart > FARTHEST) continue;
+        let unlike = 0;
+        for (let c = 0, from = at; c < count; c++, from += change.length) {
+          const difference = data[from]! - looks[c]!;
+          unlike += difference * difference;
+        }
+        change[at]! += weight * Math.exp(-(apart + unlike / alike) / 2);
       }
     }
   }
-  return added(difference, size, change, grid);
 }
 
 /** 1 for the same place and features, falling to 0. */
 function likeness(place: Index, looks: Float32Array, click: { place: Index; looks: Float32Array }, use: Conditioning): number {
   const apart = AXES.reduce<number>((sum, axis) => sum + (place[axis] - click.place[axis]) ** 2, 0) / use.reach ** 2;
-  if (apart > 80) return 0; // e^-40: nothing beside a logit
+  if (apart > FARTHEST) return 0;
   let unlike = 0;
   for (let c = 0; c < looks.length; c++) unlike += (looks[c]! - click.looks[c]!) ** 2;
   return Math.exp(-(apart + unlike / use.likeness ** 2) / 2);

@@ -52,7 +52,9 @@ export class LocalEngine implements Engine {
   async open(source: Source, name: string | undefined, loading: Loading): Promise<State> {
     const id = [...crypto.getRandomValues(new Uint8Array(18))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
     try {
-      return this.noted(await this.caller.ask("open", [id, source, name], loading));
+      const opened = this.noted(await this.caller.ask("open", [id, source, name], loading));
+      void globalThis.navigator?.storage?.persist?.().catch(() => {}); // so that a full disk does not cost the work
+      return opened;
     } catch (error) {
       if (error instanceof EngineError && error.problem.series) error.source = source; // of several one is chosen
       throw error;

@@ -1,5 +1,5 @@
 // The engine's far end, in a worker: sessions that are opened, stepped through, saved at every step, brought back.
-import { type Box, EngineError, type FileKind, type Info, type Loading, type Notice, type Slice, type Source, type State, type Step, type StepResult, type VoxelType } from "../engine/engine";
+import { type Box, EngineError, type FileKind, type Info, type Loading, type NamedFile, type Notice, type Slice, type Source, type State, type Step, type StepResult, type VoxelType } from "../engine/engine";
 import { isEmpty } from "../stage/geometry";
 import { NOWHERE } from "./boxes";
 import { Handed } from "./calls";
@@ -20,6 +20,7 @@ export interface Tools {
   info: Info;
   /** A network for a scan; `progress` hears what it is doing. */
   segmenter(scan: Volume, progress: Loading["progress"]): Promise<Segmenter>;
+  demo(): Promise<NamedFile[]>; // a scan for who has none
   read: typeof readScan;
   readLabels: typeof readLabels;
   write: typeof writeFile;
@@ -84,9 +85,10 @@ export class Host {
   }
 
   private async begin(loading: Loading, id: string, source: Source, name?: string): Promise<State> {
-    if (!("files" in source)) throw refusal("a scan of a server", "files on this computer", "drop them on the page");
-    const scan = await this.read(source.files, source.series ?? "", loading);
-    const work: Work = { id, name: name || scan.name, files: source.files, series: source.series ?? "", model: this.model, created: Date.now() };
+    const { files, series = "" } = "demo" in source ? { files: await this.tools.demo() } : "files" in source ? source : {};
+    if (!files) throw refusal("a scan of a server", "files on this computer", "drop them on the page");
+    const scan = await this.read(files, series, loading);
+    const work: Work = { id, name: name || scan.name, files, series, model: this.model, created: Date.now() };
     const session = await this.sessionOn(scan, id, loading);
     loading.signal.throwIfAborted();
     this.open = { work, scan, session, revision: 0, seconds: 0, notes: [...scan.remarks], isKept: false, unsaved: [] };
@@ -212,9 +214,9 @@ export class Host {
 
   private file({ scan, session, seconds }: Open, kind: FileKind): Promise<Blob> {
     const objects = session.state().objects.map((object): WrittenObject => {
-      const { number, name, colour, visible, locked, type, prompts, messages, edited } = object;
+      const { number, name, colour, visible, locked, type, prompts, messages, edited, confidence } = object;
       const { region } = session.seen.objects.get(number)!;
-      return { number, facts: { name, colour, visible, locked, type }, region, clicks: prompts, remarks: messages, edited, ...session.measurement(region) };
+      return { number, facts: { name, colour, visible, locked, type }, region, clicks: prompts, remarks: messages, edited, confidence, ...session.measurement(region) };
     });
     const facts: ReportFacts = { model: this.model, version: this.tools.info.version, seconds };
     return this.tools.write(kind, scan, objects, facts);

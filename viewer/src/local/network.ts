@@ -6,9 +6,12 @@ import type { Card } from "./card";
 import { condition, sampled, type FeatureMap } from "./conditioning";
 import { refusal } from "./refusal";
 
+const DEEPEST = 4; // of the feature maps
+
 /** What is kept of an encoded crop. */
 export interface Encoded {
   tensors: Record<string, ort.Tensor>; // by the names of the encoder's outputs, which are inputs of the decoder
+  crop: Float32Array; // normalised
   bytes: number;
 }
 
@@ -57,7 +60,13 @@ export class Network {
   async encode(crop: Float32Array): Promise<Encoded> {
     const side = this.card.config.crop;
     const tensors = { ...(await this.encoder.run({ crop: new ort.Tensor("float32", crop, [1, 1, side, side, side]) })) };
-    return { tensors, bytes: Object.values(tensors).reduce((sum, tensor) => sum + tensor.size * 4, 0) };
+    return { tensors, crop, bytes: Object.values(tensors).reduce((sum, tensor) => sum + tensor.size * 4, crop.byteLength) };
+  }
+
+  /** The deepest features of a crop; null for a model whose clicks do not change them: they are no output of its encoder. */
+  deepest({ tensors }: Encoded): FeatureMap | null {
+    const map = tensors[`level_${DEEPEST}`];
+    return map ? featureMap(map) : null;
   }
 
   /** What the voxels under a place look like; 0 outside the crop. */
@@ -86,7 +95,8 @@ export class Network {
     const found = await this.decoder.run(feeds);
     const logits = found["logits"]!.data as Float32Array;
     const tumour = logits.subarray(logits.length / 2);
-    const difference = tumour.map((value, at) => value - logits[at]!);
+    const difference = new Float32Array(tumour.length);
+    for (let n = 0; n < difference.length; n++) difference[n] = tumour[n]! - logits[n]!;
     const { conditioning } = this.card;
     return conditioning ? condition(difference, [side, side, side], featureMap(found["fused"]!), clicks, conditioning) : difference;
   }

@@ -1,8 +1,8 @@
 // Pieces: windows with the probabilities that the model gave in them. Which windows clicks need, and how pieces are one.
 import type { Box, Index } from "../engine/engine";
 import { isEmpty, sizeOf } from "../stage/geometry";
-import { AXES, boundingBox, countOf, eachRow, grown, hull, intersection, joined, NOWHERE, perAxis } from "./boxes";
-import { label } from "./components";
+import { AXES, boundingBox, countOf, eachRow, grown, hull, intersection, joined, NOWHERE, perAxis, sumOf } from "./boxes";
+import { componentsAt } from "./components";
 import { Window, type Grid } from "./grid";
 import { roundedToEven } from "./numbers";
 
@@ -113,31 +113,31 @@ export function blend(pieces: Piece[], window: Window): Float32Array {
   }
   const weights = new Float32Array(out.length);
   for (const { window: source, probability, shared } of overlapping) {
-    const ramps = source.size.map((n) => Float64Array.from({ length: n }, (_, at) => Math.min(at + 0.5, n - at - 0.5) / (n / 2)));
-    const size = source.size;
+    const { size } = source;
+    const [ramp, rows, planes] = size.map((n) => Float64Array.from({ length: n }, (_, at) => Math.min(at + 0.5, n - at - 0.5) / (n / 2))) as [Float64Array, Float64Array, Float64Array];
     eachRow(shared, source.box, window.box, (from, to, length) => {
-      const across = ramps[1]![Math.floor(from / size[0]) % size[1]]! * ramps[2]![Math.floor(from / (size[0] * size[1]))]!;
+      const across = rows[Math.floor(from / size[0]) % size[1]]! * planes[Math.floor(from / (size[0] * size[1]))]!;
+      const first = from % size[0];
       for (let n = 0; n < length; n++) {
-        const weight = ramps[0]![(from % size[0]) + n]! * across;
+        const weight = ramp[first + n]! * across;
         out[to + n]! += weight * probability[from + n]!;
         weights[to + n]! += weight;
       }
     });
   }
-  weights.forEach((weight, n) => {
-    if (weight > 0) out[n]! /= weight;
-  });
+  for (let n = 0; n < out.length; n++) if (weights[n]! > 0) out[n]! /= weights[n]!;
   return out;
 }
 
 /** A crop's probabilities without the parts of its mask (joined through faces) that touch no voxel of the mask `before`. */
 export function connected({ window, probability }: Piece, before: Float32Array): Float32Array {
-  const { labels, count } = label(aboveThreshold(probability, window.size), window.size);
-  const isJoined = new Uint8Array(count + 1);
-  labels.forEach((number, n) => {
-    if (before[n]! > THRESHOLD) isJoined[number] = 1;
-  });
-  return probability.map((value, n) => (labels[n] && !isJoined[labels[n]!] ? 0 : value));
+  const inside = aboveThreshold(probability, window.size);
+  const shared: number[] = [];
+  for (let n = 0; n < inside.length; n++) if (inside[n] && before[n]! > THRESHOLD) shared.push(n);
+  const isJoined = componentsAt(inside, window.size, shared);
+  const kept = probability.slice();
+  for (let n = 0; n < kept.length; n++) if (inside[n] && !isJoined[n]) kept[n] = 0;
+  return kept;
 }
 
 /**
@@ -178,15 +178,13 @@ export function voxelsAcross(pieces: Piece[], clicks: Index[]): number {
   let factor = 1;
   for (const { window, probability } of pieces) {
     const [ni, nj, nk] = window.size;
-    const { labels } = label(aboveThreshold(probability, window.size), window.size);
-    const clicked = new Set<number>();
+    const clicked: number[] = [];
     for (const click of clicks) {
       const at = window.modelGrid.toIndex(click).map((v, axis) => roundedToEven(v - window.start[axis as 0]!)) as Index;
-      if (AXES.every((axis) => at[axis] >= 0 && at[axis] < window.size[axis])) clicked.add(labels[(at[2] * nj + at[1]) * ni + at[0]]!);
+      if (AXES.every((axis) => at[axis] >= 0 && at[axis] < window.size[axis])) clicked.push((at[2] * nj + at[1]) * ni + at[0]);
     }
-    clicked.delete(0);
-    const mask = Uint8Array.from(labels, (number) => (clicked.has(number) ? 1 : 0));
-    volume += mask.reduce((sum, one) => sum + one, 0);
+    const mask = componentsAt(aboveThreshold(probability, window.size), window.size, clicked);
+    volume += sumOf(mask);
     const { low, high } = boundingBox(mask, [ni, nj, nk]);
     const faces = isEmpty({ low, high }) ? 0 : AXES.reduce<number>((sum, axis) => sum + Number(low[axis] === 0) + Number(high[axis] === window.size[axis]), 0);
     factor = Math.max(factor, 1 + 0.5 * faces);

@@ -2,9 +2,10 @@
 // The prompts choose crops of the scan, each crop is encoded once, what the clicks look like is sampled where they lie,
 // every crop is decoded with all of them, a tumour that reaches the border of its crop is followed into further ones, and
 // the probabilities are put back on the scan: the story of src/voxsam/interactive/predictor.py, with the same numbers.
-import type { Box, Index } from "../engine/engine";
+import type { Box, Confidence, Index } from "../engine/engine";
 import { isEmpty, sizeOf } from "../stage/geometry";
 import { AXES, countOf, eachRow, hull, intersection, perAxis } from "./boxes";
+import { confidence } from "./confidence";
 import { imageOf, modelGrid, paste, readCrop, type Image } from "./crop";
 import { Grid, Window } from "./grid";
 import type { Encoded, Network, PlacedClick } from "./network";
@@ -12,7 +13,7 @@ import { blend, chooseWindows, connected, isNew, nextWindows, THRESHOLD, tumourP
 import { boxOf, clicksOf, thousandths, voxelOf, type Click, type SessionPrompt } from "./prompts";
 import { refusal } from "./refusal";
 import { componentsOf, EMPTY, regionOf, union, type Region } from "./region";
-import { airRemarks, BOX_IGNORED, cropRemarks, missedRemark, RUNAWAY, scanRemarks, type End } from "./remarks";
+import { airRemarks, BOX_IGNORED, cropRemarks, missedRemark, RUNAWAY, scanRemarks, UNLIKE, type End } from "./remarks";
 import { MAX_LOOKS, Scale } from "./scale";
 import type { Volume } from "./volume";
 
@@ -33,6 +34,7 @@ export class Prediction {
     readonly pieces: Piece[] = [], // of these windows, and of those followed into
     readonly box: Box | null = null, // of the scan, beyond which the mask must not go
     readonly notes: string[] = [], // remarks but those on clicks
+    readonly confidence: Confidence | null = null, // of a calibrated model
   ) {}
 
   /**
@@ -59,8 +61,8 @@ export class Prediction {
 
   /** As `Predictor.restored` takes it. */
   kept(): KeptPrediction {
-    const { clicks, windows, pieces, box, notes } = this;
-    return { clicks, windows: windows.map(keptWindow), pieces: pieces.map(({ window, probability }) => ({ ...keptWindow(window), probability })), box, notes };
+    const { clicks, windows, pieces, box, notes, confidence } = this;
+    return { clicks, windows: windows.map(keptWindow), pieces: pieces.map(({ window, probability }) => ({ ...keptWindow(window), probability })), box, notes, confidence };
   }
 
   /** Memory of the probabilities and the mask. */
@@ -84,7 +86,7 @@ export class Prediction {
 }
 
 /** A prediction as plain values, without its prompts: so it can be kept, and need not be computed again. */
-export type KeptPrediction = Pick<Prediction, "clicks" | "box" | "notes"> & {
+export type KeptPrediction = Pick<Prediction, "clicks" | "box" | "notes" | "confidence"> & {
   windows: KeptWindow[];
   pieces: (KeptWindow & { probability: Float32Array })[];
 };
@@ -148,9 +150,9 @@ export class Predictor {
   }
 
   /** A prediction of this scan that was kept, made from these prompts. */
-  restored(prompts: SessionPrompt[], { clicks, windows, pieces, box, notes }: KeptPrediction): Prediction {
+  restored(prompts: SessionPrompt[], { clicks, windows, pieces, box, notes, confidence }: KeptPrediction): Prediction {
     const own = pieces.map(({ probability, ...window }): Piece => ({ window: windowOf(window), probability }));
-    return new Prediction(this.grid, prompts, clicks, windows.map(windowOf), own, box, notes);
+    return new Prediction(this.grid, prompts, clicks, windows.map(windowOf), own, box, notes, confidence ?? null); // kept by an older version: none
   }
 
   /** Free the encoded crops, to save memory. */
@@ -169,14 +171,27 @@ export class Predictor {
     this.check(clicks);
     this.used = new Set(before.pieces.map((piece) => piece.window.key));
     const { windows, pieces, end } = await this.segment(clicks, before);
+    const sure = await this.confidence(pieces, clicks);
     const box = commonBox(prompts, clicks, this.grid.shape);
     const notes = [
       ...this.scanRemarks,
       ...airRemarks(this.volume, clicks),
       ...cropRemarks(windows.length, pieces.length, end, this.follows),
+      ...(sure?.doubtful ? [UNLIKE] : []),
       ...(box === null && prompts.some((prompt) => prompt.kind === "box") ? [BOX_IGNORED] : []),
     ];
-    return new Prediction(this.grid, [...prompts], clicks, windows, pieces, box, notes);
+    return new Prediction(this.grid, [...prompts], clicks, windows, pieces, box, notes, sure);
+  }
+
+  /** Of a calibrated model, else null. */
+  private async confidence(pieces: Piece[], clicks: Click[]): Promise<Confidence | null> {
+    const { calibration } = this.network.card;
+    if (!calibration) return null;
+    const { window } = pieces[0]!;
+    const encoded = await this.encode(window);
+    const tokens = this.network.deepest(encoded);
+    const seen = clicks.map(({ index, positive }) => ({ world: this.grid.toWorld(index), positive }));
+    return tokens && confidence(calibration, pieces, seen, encoded.crop, tokens, voxelsAbove(pieces) * window.modelGrid.voxelVolume);
   }
 
   private get follows(): boolean {
@@ -261,7 +276,7 @@ export class Predictor {
       if (!this.follows || pieces.length >= MAX_CROPS) return { windows, pieces, end: "open" };
       const piece = { window, probability: await decode(window) };
       pieces.push({ window, probability: connected(piece, blend(pieces, window)) });
-      if (voxelsAbove(pieces) > most) return { windows, pieces: first, end: "ran away" };
+      if (most < Infinity && voxelsAbove(pieces) > most) return { windows, pieces: first, end: "ran away" };
       waiting.push(...nextWindows(window, blend(pieces, window)));
     }
   }
@@ -294,8 +309,10 @@ export class Predictor {
   private async decode(window: Window, clicks: PlacedClick[], before: Piece[]): Promise<Float32Array> {
     const encoded = await this.encode(window);
     const logits = await this.network.decode(encoded, clicks, this.network.goesOn ? previousLogits(window, before) : null);
-    const probability = logits.map((value) => 1 / (1 + Math.exp(-value)));
-    if (probability.some(Number.isNaN)) {
+    const probability = new Float32Array(logits.length);
+    let sum = 0;
+    for (let n = 0; n < logits.length; n++) sum += probability[n] = 1 / (1 + Math.exp(-logits[n]!));
+    if (Number.isNaN(sum)) {
       throw refusal(`the model ${this.network.card.name} answered with NaN`, "probabilities", "load the page again");
     }
     return probability;

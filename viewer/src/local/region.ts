@@ -1,8 +1,8 @@
 // A set of voxels of a scan, as the smallest box that holds them and a byte for each voxel of that box. It never changes.
 import type { Box, Index } from "../engine/engine";
 import { isEmpty, sizeOf } from "../stage/geometry";
-import { boundingBox, countOf, eachRow, hull, intersection, NOWHERE, perAxis } from "./boxes";
-import { label } from "./components";
+import { boundingBox, countOf, eachRow, hull, intersection, NOWHERE, perAxis, sumOf } from "./boxes";
+import { componentsAt } from "./components";
 
 export interface Region {
   readonly box: Box;
@@ -65,7 +65,7 @@ export function differs(a: Region, b: Region): Box {
 
 /** How many voxels it has. */
 export function voxelsOf(region: Region): number {
-  return region.inside.reduce((sum, one) => sum + one, 0);
+  return sumOf(region.inside);
 }
 
 export function holds(region: Region, voxel: Index): boolean {
@@ -79,9 +79,7 @@ export function componentsOf(region: Region, voxels: Index[]): Region {
   const held = voxels.filter((voxel) => holds(region, voxel));
   if (held.length === 0) return EMPTY;
   const size = sizeOf(region.box);
-  const { labels } = label(region.inside, size);
-  const wanted = new Set(held.map((voxel) => labels[offset(region, voxel)]!));
-  return regionOf(Uint8Array.from(labels, (number) => (wanted.has(number) ? 1 : 0)), size, region.box.low);
+  return regionOf(componentsAt(region.inside, size, held.map((voxel) => offset(region, voxel))), size, region.box.low);
 }
 
 /** Where a voxel of the box lies in `inside`. */

@@ -8,6 +8,7 @@ import type { Volume } from "./volume";
 
 const AIR_HU = -950; // below lung: of the click's voxel and all its neighbours
 const CT_MINIMUM_HU = -500; // air is -1000 HU; nothing but CT has whole numbers that far below zero
+export const UNLIKE = "what was clicked does not look like a lesion to this model: look at the mask with care";
 export const RUNAWAY = 4; // times its size where a spacing was chosen for it: a mask that grows beyond this is no lesion any more
 
 /** How a mask ends: inside its crops, at their border, or left at the first ones. */

@@ -2,7 +2,7 @@
 import mjs from "onnxruntime-web/ort-wasm-simd-threaded.mjs?url";
 import runtime from "onnxruntime-web/ort-wasm-simd-threaded.wasm?url";
 import { version } from "../../package.json";
-import { EngineError, type Info, type Notice } from "../engine/engine";
+import { EngineError, type Info, type NamedFile, type Notice } from "../engine/engine";
 import { answerCalls, type Port } from "./calls";
 import type { Card } from "./card";
 import { Host, type Tools } from "./host";
@@ -16,19 +16,24 @@ import { wasmBytes } from "./wasm";
 import { writeFile } from "./write";
 
 const MAX_THREADS = 4; // more make a click no faster
-const MODEL = new URL("../model/", self.location.href); // beside the folder of the page's scripts
+const PAGE = new URL("../", self.location.href); // above the folder of the page's scripts
+const DEMO = "demo.nii.gz";
 
-async function fetched(name: string): Promise<Response> {
-  const answer = await fetch(new URL(name, MODEL)).catch(() => null);
+async function fetched(name: string, what: string): Promise<Response> {
+  const answer = await fetch(new URL(name, PAGE)).catch(() => null);
   if (answer?.ok) return answer;
-  const message = `the model's file ${name} could not be loaded`;
-  throw new EngineError({ message, remedy: "check the connection, then load the page again" }, false);
+  throw new EngineError({ message: `${what} could not be loaded`, remedy: "check the connection, then load the page again" }, false);
 }
 
-const bytesOf = async (name: string) => new Uint8Array(await (await fetched(name)).arrayBuffer());
+const modelFile = (name: string) => fetched(`model/${name}`, `the model's file ${name}`);
+const bytesOf = async (name: string) => new Uint8Array(await (await modelFile(name)).arrayBuffer());
+
+async function demo(): Promise<NamedFile[]> {
+  return [{ name: DEMO, file: await (await fetched(DEMO, "the demo scan")).blob() }];
+}
 
 async function start(): Promise<Host["handlers"]> {
-  const card = (await (await fetched("card.json")).json()) as Card;
+  const card = (await (await modelFile("card.json")).json()) as Card;
   const info: Info = {
     version,
     model: {
@@ -39,7 +44,7 @@ async function start(): Promise<Host["handlers"]> {
     },
     presets: PRESETS,
     folders: [],
-    demo: false,
+    demo: import.meta.env.DEMO as boolean,
     types: TYPES,
   };
   const threads = self.crossOriginIsolated ? Math.min(navigator.hardwareConcurrency, MAX_THREADS) : 1;
@@ -53,6 +58,7 @@ async function start(): Promise<Host["handlers"]> {
   const tools: Tools = {
     info,
     segmenter: async (scan, progress) => new Predictor(await network, scan, { progress }),
+    demo,
     read: readScan,
     readLabels,
     write: writeFile,

@@ -1,5 +1,5 @@
 // Files to take away, in a worker: the mask as NIfTI, one NIfTI an object, DICOM-SEG, surfaces, the report.
-import type { Diameter, FileKind, Index, KnownPrompt, ObjectFacts } from "../engine/engine";
+import type { Confidence, Diameter, FileKind, Index, KnownPrompt, ObjectFacts } from "../engine/engine";
 import { isEmpty, sizeOf, toWorld } from "../stage/geometry";
 import { surfaceOf } from "../stage/surface";
 import { cross, determinant } from "./files/checks";
@@ -20,6 +20,7 @@ export interface WrittenObject {
   perpendicular: Diameter | null;
   remarks: string[];
   edited?: boolean; // by hand
+  confidence?: Confidence | null; // of a calibrated model
   inWords?: string; // its measures; made here
 }
 

@@ -43,6 +43,7 @@ export function reportOf(scan: Volume, objects: WrittenObject[], facts: ReportFa
     date: new Date().toISOString().replace(/\.\d+Z$/, "+00:00"),
     model: facts.model,
     clicks: objects.flatMap(({ clicks }) => clicks.map(clickOf)),
+    confidence: null, // each object has its own
     objects: objects.map(objectOf),
     seconds: { "all steps": round(facts.seconds, 4) },
     messages: [...scan.remarks, ...objects.flatMap(({ remarks }) => remarks)],
@@ -55,7 +56,7 @@ function clickOf(prompt: KnownPrompt) {
   return prompt.kind === "point" ? { index: prompt.index, positive: prompt.positive } : prompt;
 }
 
-function objectOf({ number, facts, region, clicks, volume_ml, longest, perpendicular, edited }: WrittenObject) {
+function objectOf({ number, facts, region, clicks, volume_ml, longest, perpendicular, edited, confidence }: WrittenObject) {
   const line = (diameter: Diameter | null) =>
     diameter && { mm: round(diameter.mm, 3), ends: diameter.ends.map((end) => end.map((voxel) => round(voxel, 3))) };
   return {
@@ -69,6 +70,7 @@ function objectOf({ number, facts, region, clicks, volume_ml, longest, perpendic
     type: facts.type,
     clicks: clicks.map(clickOf),
     edited: edited ?? false,
+    confidence: confidence ?? null,
   };
 }
 
@@ -131,6 +133,10 @@ function rowsOf(report: Report): [string, string][] {
     rows.push([`Volume${number}`, `${object.volume_ml.toFixed(1)} mL (${object.voxels.toLocaleString("en")} voxels)`]);
     rows.push([`Longest axial diameter${number}`, `${object.longest_axial_diameter_mm.toFixed(1)} mm`]);
     if (object.perpendicular) rows.push([`Perpendicular${number}`, `${object.perpendicular.mm.toFixed(1)} mm`]);
+    if (object.confidence) {
+      const { dice, volume_ml } = object.confidence;
+      rows.push([`Expected${number}`, `Dice ${dice.toFixed(2)}, volume ${volume_ml.map((ml) => format(ml, 3)).join(" to ")} mL (80 %)`]);
+    }
   }
   if (!objects.length) rows.push(["Volume", "0 mL: the mask is empty"]);
   return [...rows, ["Time, all steps", `${format(report.seconds["all steps"], 3)} s`]];

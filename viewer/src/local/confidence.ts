@@ -1,0 +1,167 @@
+// Confidence: a calibrated number beside a mask, from what the prediction and the crop look like; as voxsam.interactive.confidence.
+import type { Confidence, Index } from "../engine/engine";
+import { AXES, eachRow, perAxis, sumOf } from "./boxes";
+import type { Calibration } from "./card";
+import { componentsAt } from "./components";
+import type { FeatureMap } from "./conditioning";
+import { rounded, roundedToEven } from "./numbers";
+import { THRESHOLD, type Piece } from "./pieces";
+
+const SHELL = 2; // voxels round the mask that are its surroundings
+const [VAGUE_LOW, VAGUE_HIGH] = [0.1, 0.9]; // probabilities between these are vague
+const FEW = 1e-3;
+const MAX_RATIO = 20; // between a volume and the ends of its interval
+
+/** A click as the signals take it: its place in RAS+ mm. */
+export interface SeenClick {
+  world: Index;
+  positive: boolean;
+}
+
+/** Of a mask of `volume_ml`, made from `pieces`, the first of which is the normalised `crop` whose deepest features are `tokens`. */
+export function confidence(calibration: Calibration, pieces: Piece[], clicks: SeenClick[], crop: Float32Array, tokens: FeatureMap, volume_ml: number): Confidence {
+  const { dice, lesion, ratios } = judged(calibration, signals(pieces[0]!, clicks, crop, tokens));
+  const [low, high] = ratios.map((ratio) => rounded(ratio * volume_ml, 4)) as [number, number];
+  return { dice: rounded(dice, 3), volume_ml: [low, high], doubtful: lesion < calibration.warn_below };
+}
+
+/** What tells a good mask from a bad one: 17 numbers, then the mean features under the mask. */
+export function signals({ window, probability }: Piece, clicks: SeenClick[], crop: Float32Array, tokens: FeatureMap): number[] {
+  const { size } = window;
+  const [ni, nj, nk] = size;
+  const positive = clicks.filter((click) => click.positive);
+  const here = positive
+    .map(({ world }) => window.modelGrid.toIndex(world).map((v, axis) => roundedToEven(v - window.start[axis as 0]!)) as Index)
+    .filter((at) => AXES.every((axis) => at[axis] >= 0 && at[axis] < size[axis]))
+    .map(([i, j, k]) => (k * nj + j) * ni + i);
+  const mask = new Uint8Array(probability.length);
+  let vague = 0;
+  for (let n = 0; n < mask.length; n++) {
+    mask[n] = probability[n]! > THRESHOLD ? 1 : 0;
+    if (probability[n]! > VAGUE_LOW && probability[n]! < VAGUE_HIGH) vague++;
+  }
+  const isHit = here.some((at) => mask[at]);
+  const clicked = isHit ? componentsAt(mask, size, here) : mask;
+  const voxels = sumOf(clicked);
+  const middle = (Math.floor(nk / 2) * nj + Math.floor(nj / 2)) * ni + Math.floor(ni / 2);
+  const [inside, around] = eitherSide(crop, clicked, size, here.length ? here : [middle]);
+  const spacing = Math.max(...window.modelGrid.spacing);
+  const across = Math.cbrt((6 * voxels) / Math.PI);
+  const difference = inside.mean - around.mean;
+  const [sdIn, sdOut] = [inside.sd + FEW, around.sd + FEW];
+  return [
+    voxels ? meanOf(probability, clicked) : 0,
+    Math.log1p(vague / (voxels + 1)),
+    here.length ? here.reduce((sum, at) => sum + probability[at]!, 0) / here.length : 0,
+    isHit ? 0 : 1,
+    Math.log1p(across),
+    Math.log((across + 1) * spacing),
+    surfaceOf(clicked, size) / (voxels ** (2 / 3) + 1),
+    Math.abs(difference) / Math.hypot(sdIn, sdOut),
+    clipped(difference, 3),
+    Math.log(sdIn),
+    Math.log(sdOut),
+    clipped(inside.mean, 4),
+    clipped(around.mean, 4),
+    1 - voxels / Math.max(1, sumOf(mask)),
+    facesReached(clicked, size) / 6,
+    Math.log(Math.max(1, positive.length)),
+    Math.log1p(clicks.length - positive.length),
+    ...under(tokens, clicked, size),
+  ];
+}
+
+// The calibration's small network of tanh layers.
+function judged({ centre, spread, layers }: Calibration, found: number[]) {
+  const last = layers.length - 1;
+  const said = layers.reduce(
+    (x, { weights, bias }, n) => weights.map((row, r) => {
+      const sum = row.reduce((total, weight, c) => total + weight * x[c]!, bias[r]!);
+      return n < last ? Math.tanh(sum) : sum;
+    }),
+    found.map((value, n) => (value - centre[n]!) / spread[n]!),
+  );
+  const [dice, lesion, ...ends] = said as [number, number, number, number];
+  const sigmoid = (x: number) => 1 / (1 + Math.exp(-x));
+  return { dice: sigmoid(dice), lesion: sigmoid(lesion), ratios: ends.sort((a, b) => a - b).map((end) => Math.exp(clipped(end, Math.log(MAX_RATIO)))) };
+}
+
+function clipped(value: number, most: number): number {
+  return Math.min(Math.max(value, -most), most);
+}
+
+function meanOf(values: Float32Array, inside: Uint8Array): number {
+  let [sum, count] = [0, 0];
+  for (let n = 0; n < inside.length; n++) {
+    if (!inside[n]) continue;
+    sum += values[n]!;
+    count++;
+  }
+  return sum / count;
+}
+
+function spreadOf(values: Float32Array, inside: Uint8Array): { mean: number; sd: number } {
+  const mean = meanOf(values, inside);
+  return { mean, sd: Math.sqrt(meanOf(values.map((value) => (value - mean) ** 2), inside)) };
+}
+
+// The crop's values in the mask and in a shell round it; round the clicks where there is no mask.
+function eitherSide(crop: Float32Array, clicked: Uint8Array, size: Index, places: number[]) {
+  const core = clicked.slice();
+  if (!sumOf(core)) for (const at of places) core[at] = 1;
+  let grown: Uint8Array = core;
+  for (let n = 0; n < SHELL; n++) grown = faceNeighbours(grown, size, (own, neighbours) => own || neighbours > 0);
+  const shell = grown.map((one, n) => (one && !core[n] ? 1 : 0));
+  const inside = spreadOf(crop, core);
+  return [inside, sumOf(shell) ? spreadOf(crop, shell) : inside] as const;
+}
+
+// How many voxels of a mask have a face neighbour in the crop that is none.
+function surfaceOf(mask: Uint8Array, size: Index): number {
+  return sumOf(faceNeighbours(mask, size, (own, inside, all) => own && inside < all));
+}
+
+/** 1 where `keep` says so of a voxel, how many of its face neighbours in the array belong to the mask, and how many there are. */
+function faceNeighbours(mask: Uint8Array, [ni, nj, nk]: Index, keep: (own: boolean, inside: number, all: number) => boolean): Uint8Array<ArrayBuffer> {
+  const out = new Uint8Array(mask.length);
+  const plane = ni * nj;
+  for (let k = 0, at = 0; k < nk; k++) {
+    for (let j = 0; j < nj; j++) {
+      for (let i = 0; i < ni; i++, at++) {
+        const below = (i > 0 ? mask[at - 1]! : 0) + (j > 0 ? mask[at - ni]! : 0) + (k > 0 ? mask[at - plane]! : 0);
+        const above = (i < ni - 1 ? mask[at + 1]! : 0) + (j < nj - 1 ? mask[at + ni]! : 0) + (k < nk - 1 ? mask[at + plane]! : 0);
+        const all = 6 - +(i === 0) - +(j === 0) - +(k === 0) - +(i === ni - 1) - +(j === nj - 1) - +(k === nk - 1);
+        out[at] = keep(mask[at] === 1, below + above, all) ? 1 : 0;
+      }
+    }
+  }
+  return out;
+}
+
+// How many of the crop's six faces the mask reaches.
+function facesReached(mask: Uint8Array, size: Index): number {
+  const whole = { low: [0, 0, 0] as Index, high: size };
+  const faces = AXES.flatMap((axis) => [0, size[axis] - 1].map((end) => {
+    const face = { low: perAxis((other) => (other === axis ? end : 0)), high: perAxis((other) => (other === axis ? end + 1 : size[other])) };
+    let isReached = false;
+    eachRow(face, whole, face, (from, _, length) => (isReached ||= mask.subarray(from, from + length).includes(1)));
+    return isReached;
+  }));
+  return faces.filter(Boolean).length;
+}
+
+// The mean of each channel under the mask, tokens weighted by how much of them it covers; of the whole crop without a mask.
+function under({ data, count, size: grid }: FeatureMap, mask: Uint8Array, size: Index): number[] {
+  const side = perAxis((axis) => Math.floor(size[axis] / grid[axis]));
+  const covered = { low: [0, 0, 0] as Index, high: perAxis((axis) => grid[axis] * side[axis]) };
+  const tokens = grid[0] * grid[1] * grid[2];
+  const weights = new Float64Array(tokens).fill(1e-6);
+  eachRow(covered, { low: [0, 0, 0], high: size }, covered, (from, to, length) => {
+    const j = Math.floor(to / length) % covered.high[1];
+    const k = Math.floor(to / length / covered.high[1]);
+    const first = (Math.floor(k / side[2]) * grid[1] + Math.floor(j / side[1])) * grid[0];
+    for (let i = 0; i < length; i++) weights[first + Math.floor(i / side[0])]! += mask[from + i]! / (side[0] * side[1] * side[2]);
+  });
+  const total = weights.reduce((sum, weight) => sum + weight, 0);
+  return Array.from({ length: count }, (_, c) => weights.reduce((sum, weight, n) => sum + weight * data[c * tokens + n]!, 0) / total);
+}
