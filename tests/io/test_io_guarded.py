@@ -107,6 +107,24 @@ def test_a_reader_gets_no_more_memory_than_it_may(tmp_path, broken):
         read_broken(tmp_path)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="who has read how much is Linux's to say")
+def test_how_far_reading_is(tmp_path, broken):
+    """Of a reader that reads half of the file, and waits to be stopped."""
+    (tmp_path / "ct.nrrd").write_bytes(bytes(8 << 20))
+    broken("file = open(path, 'rb', buffering=0); file.read(4 << 20); time.sleep(100)")
+    heard: list[float] = []
+
+    def report(part: float) -> None:
+        heard.append(part)
+        if part > 0.4:
+            reading.stop.set()
+
+    reading = guarded.Reading(report)
+    with pytest.raises(FileError, match="made its reader fail"):
+        guarded.read_volume(tmp_path / "ct.nrrd", memory_bytes=ROOM, reading=reading)
+    assert heard[-1] == pytest.approx(0.5, abs=0.05) and heard == sorted(heard)
+
+
 def test_memory_is_asked_for_before_it_is_taken(tmp_path):
     scan = stub_scan().scan
     write_volume(scan, tmp_path / "ct.nrrd")

@@ -18,7 +18,7 @@ from voxsam.interactive.session import Session
 from voxsam.report.figures import DPI, SIZE_INCHES, picture
 from voxsam.volume import Volume
 
-RED, BLUE, GREEN = (255, 90, 95), (62, 197, 255), (77, 255, 136)  # first object, second object, positive click
+RED, BLUE, GREEN = (255, 90, 95), (105, 255, 240), (77, 255, 136)  # first object, second object, positive click
 
 
 def pixels(shown) -> np.ndarray:

@@ -196,9 +196,9 @@ def test_the_client_may_name_a_session_and_stop_it_while_it_is_read(server, scan
     assert server.post("/api/sessions", json=taken).status_code == 409
     read = server.service.saved.reader.read
 
-    def stopped(source, stop):
-        assert server.service.saved.cancel("y" * 20) is None and stop.is_set()
-        return read(source, stop)
+    def stopped(source, reading):
+        assert server.service.saved.cancel("y" * 20) is None and reading.stop.is_set()
+        return read(source, reading)
 
     monkeypatch.setattr(server.service.saved.reader, "read", stopped)
     answer = server.post("/api/sessions", json={**taken, "id": "y" * 20})

@@ -93,6 +93,24 @@ describe("a scan", () => {
     expect((error as EngineError).passing).toBe(true);
   });
 
+  it("says how far the server is with reading it", async () => {
+    vi.useFakeTimers();
+    const event = 'event: progress\ndata: {"stage": "reading", "fraction": 0.25}\n\n';
+    let answer = (_: Response): void => {};
+    vi.stubGlobal("fetch", (path: string) => {
+      if (path.endsWith("/events")) return Promise.resolve(new Response(event));
+      return new Promise<Response>((resolve) => (answer = resolve));
+    });
+    const heard: [string, number | null][] = [];
+    const progress = (stage: string, fraction: number | null) => void heard.push([stage, fraction]);
+    const opening = new ServerEngine("", null, async () => "").open({ demo: true }, undefined, { ...loading().loading, progress });
+    await vi.advanceTimersByTimeAsync(1000);
+    answer(Response.json({ id: "a", name: "scan", objects: [] }));
+    await opening;
+    vi.useRealTimers();
+    expect(heard).toEqual([["Reading the scan", null], ["Reading the scan", 0.25]]);
+  });
+
   it("of several series keeps what was sent, so that one can be chosen", async () => {
     const series = [{ uid: "1.2", description: "arterial" }];
     vi.stubGlobal("fetch", async () => Response.json({ error: { message: "two series" }, series }, { status: 409 }));

@@ -5,6 +5,7 @@ end the caller nor change another file's voxels. It is a fence against faults, n
 as the same user, which is why its reply may come as a pickle.
 
     request    stdin, one JSON line; stdin then stays open, and its end means that the caller has gone
+    begun      stdout: uint64, the bytes that the process has read until now, before the file
     reply      stdout: uint64 count and lengths, then as many pieces: a pickle, and the buffers that it refers to
 """
 
@@ -20,8 +21,10 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -38,6 +41,17 @@ MAX_PIECES = 4096  # of one reply: an array each
 MIB = 1 << 20
 
 Accept = Callable[[int], Any]
+LOOK_S = 0.25  # between two looks at how much was read
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A file that is read meanwhile: `report` hears from another thread which part of its bytes were read, 0 to 1 (on
+    Linux), and when `stop` is set, reading ends.
+    """
+
+    report: Callable[[float], None]
+    stop: threading.Event = field(default_factory=threading.Event)
 
 
 class MemoryNeeded(FileError):
@@ -55,17 +69,17 @@ def read_volume(
     accept: Accept | None = None,
     labels: bool = False,
     series: str = "",
-    stop: threading.Event | None = None,
+    reading: Reading | None = None,
 ) -> Volume:
     """As `voxsam.io.read_volume`, in a process that gets `memory_bytes` beyond its start and `time_s` seconds.
 
     `name` is what messages call the file. `accept` is called with the bytes of the reply before memory is taken for
     it, and may raise. `temporary` is a folder for what is unpacked; one of the system's unless given. It is empty
-    afterwards, however the process ended. When `stop` is set, the process ends. Raises as `voxsam.io.read_volume`, and
-    FileError if the process fails or is stopped.
+    afterwards, however the process ended. `reading` may stop it, and hears how far it is. Raises as
+    `voxsam.io.read_volume`, and FileError if the process fails or is stopped.
     """
     request = {"memory_bytes": memory_bytes, "max_voxels": max_voxels, "labels": labels, "series": series}
-    reply = _ask(Path(path), name, request, time_s, temporary, accept, stop)
+    reply = _ask(Path(path), name, request, time_s, temporary, accept, reading)
     assert isinstance(reply, Volume)
     return reply
 
@@ -96,7 +110,7 @@ def _ask(
     time_s: float,
     temporary: Path | None,
     accept: Accept | None = None,
-    stop: threading.Event | None = None,
+    reading: Reading | None = None,
 ) -> Any:
     """The reply of a new process to the request. Raises the InputError that it replies, or that it failed."""
     name, request = name or path.name, {"path": str(path.absolute()), **request}
@@ -107,11 +121,14 @@ def _ask(
         timer = threading.Timer(time_s, lambda: (too_late.set(), process.kill()))
         timer.daemon = True
         timer.start()
-        if stop is not None:
-            threading.Thread(target=_kill_when, args=(stop, process), daemon=True).start()
+        if reading is not None:
+            threading.Thread(target=_kill_when, args=(reading.stop, process), daemon=True).start()
         try:
             process.stdin.write(json.dumps(request).encode() + b"\n")
             process.stdin.flush()
+            (before,) = struct.unpack("<Q", _exactly(process.stdout, 8))
+            if reading is not None:
+                threading.Thread(target=_report_read, args=(process, before, path, reading.report), daemon=True).start()
             reply = _receive(process.stdout, accept)
         except (OSError, EOFError) as error:
             with suppress(subprocess.TimeoutExpired):
@@ -136,6 +153,23 @@ def _kill_when(stop: threading.Event, process: subprocess.Popen[bytes]) -> None:
     while process.poll() is None:
         if stop.wait(0.2):
             process.kill()
+
+
+def _report_read(process: subprocess.Popen[bytes], before: int, path: Path, report: Callable[[float], None]) -> None:
+    """Compare what the process has read since `before` with what there is, as long as the system counts it."""
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    total = sum(file.stat().st_size for file in files)
+    while total and process.poll() is None and (read := _bytes_read(process.pid)):
+        report(min((read - before) / total, 1.0))
+        time.sleep(LOOK_S)
+
+
+def _bytes_read(process: int | str) -> int:
+    """How much a process has read of any file; 0 where the system does not count it."""
+    try:
+        return int(Path(f"/proc/{process}/io").read_text().split()[1])  # "rchar: N"
+    except (OSError, ValueError, IndexError):
+        return 0
 
 
 def _start(temporary: str) -> subprocess.Popen[bytes]:
@@ -214,6 +248,8 @@ def main() -> None:
     np.linalg.inv(np.eye(4))  # OpenBLAS takes its buffers now: later it would end the process if there were no room
     _limit_memory(request["memory_bytes"])
     path = Path(request["path"])
+    replies.write(struct.pack("<Q", _bytes_read("self")))
+    replies.flush()
     try:
         with at_most(request["max_voxels"]):
             if "scan" in request:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from voxsam.errors import ImageError
 
 LONGEST_NAME = 64  # characters of a segment's or ROI's name (VR LO)
-COLOURS = ((255, 90, 95), (62, 197, 255), (255, 194, 71), (126, 224, 129), (197, 139, 255), (255, 143, 210))  # RGB
+# RGB, of objects 1, 2, ...: to be told apart by colour-blind people, too, on a dark picture.
+COLOURS = ((255, 90, 95), (105, 255, 240), (255, 255, 30), (180, 75, 255), (60, 150, 180), (225, 150, 15))
 
 Colour = tuple[int, int, int]
 

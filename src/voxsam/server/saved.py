@@ -7,7 +7,6 @@ segmenters are touched on the worker's.
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -17,6 +16,7 @@ from typing import Any
 from voxsam.boxes import NOWHERE, whole
 from voxsam.errors import FileError
 from voxsam.interactive.session import Session
+from voxsam.io.guarded import Reading
 from voxsam.network.promptable import Promptable
 from voxsam.preprocess import Slices
 from voxsam.server.edits import Description, KeptMask, check_work
@@ -63,7 +63,7 @@ class SavedSession(OpenSession):
         self.model = ""  # the name of what answers
         self.notes: list[str] = []
         self.earlier: list[Earlier] = []
-        self.stop = threading.Event()  # reading its scan
+        self.reading = Reading(partial(self.report, "reading"))  # its scan
         self.left = False  # for good: its work is not saved any more
         self.saving = asyncio.Lock()  # while its work is saved, or deleted
         self._waiting = 0
@@ -269,7 +269,7 @@ class SavedSessions:
         session = self.sessions.find(SavedSession, name)
         if session is None:
             raise NotThere("a session that is not being opened", "one that is", "open the scan again")
-        session.stop.set()
+        session.reading.stop.set()
 
     async def masks(self, source: Source, session: SavedSession) -> tuple[KeptMask, ...]:
         """The objects of a mask file for a session's scan. Raises InputError."""
@@ -300,7 +300,7 @@ class SavedSessions:
             with session.held():
                 session.report("reading", 0.0)
                 async with self.reading:  # not a lock of threads: those who wait would keep others from theirs
-                    scan = await asyncio.to_thread(self._read, work, session.stop)
+                    scan = await asyncio.to_thread(self._read, work, session.reading)
                 session.open(scan.volume, scan.part)
                 session.report_idle()
             if events and not work.digest and isinstance(work.source, FolderSource):
@@ -311,18 +311,18 @@ class SavedSessions:
             await session.save(lambda: session.journal.begin(events))
         except BaseException as error:
             self.sessions.release(session.id)
-            if session.stop.is_set():
+            if session.reading.stop.is_set():
                 raise closed() from error
             raise
 
-    def _read(self, work: Work, stop: threading.Event) -> Scan:
+    def _read(self, work: Work, reading: Reading) -> Scan:
         """The work's scan: where it lay, in whatever order the folders are now. Raises OtherScan for another one."""
         if work.place and isinstance(work.source, FolderSource):
             with suppress(NotThere):  # it may lie elsewhere now: what it holds will say
                 place = self.reader.folders.source_of(work.place)
                 work.source = place.model_copy(update={"series": work.source.series})
-        scan = self.reader.read(work.source, stop)
-        if stop.is_set():
+        scan = self.reader.read(work.source, reading)
+        if reading.stop.is_set():
             scan.part.close()
             raise closed()
         if work.digest and scan.digest != work.digest:

@@ -8,7 +8,6 @@ import re
 import secrets
 import shutil
 import tempfile
-import threading
 from collections.abc import AsyncIterator, Collection
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
@@ -244,22 +243,22 @@ class Reader:
         self._ahead: dict[str, tuple[Volume, Part]] = {}  # cases
         memory.spare = self.drop_ahead
 
-    def read(self, source: AnySource, stop: threading.Event | None = None) -> Scan:
+    def read(self, source: AnySource, reading: guarded.Reading | None = None) -> Scan:
         """The scan. Raises InputError: for what is no scan, is not there, lies outside, or is too large; Full.
 
-        When `stop` is set, reading ends with one, too.
+        When it is told to stop, reading ends with one, too.
         """
         with self._using(source):
             if isinstance(source, DemoSource):
                 volume, place = self._demo, ""
                 part = self.memory.take(volume.array.nbytes)
             elif isinstance(source, CaseSource):
-                volume, part = self._ahead.pop(source.case, None) or self._case(source.case, stop)
+                volume, part = self._ahead.pop(source.case, None) or self._case(source.case, reading)
                 place = ""
             else:
                 path = self._path(source)
                 place = shown(str(path)) if isinstance(source, FolderSource) else ""
-                volume, part = self._read(path, self.name(source), source.series, stop)
+                volume, part = self._read(path, self.name(source), source.series, reading)
         return Scan(volume, part, place, digest_of(volume))
 
     def objects(self, source: Source, scan: Volume) -> list[MaskObject]:
@@ -293,7 +292,7 @@ class Reader:
         if kept := self._ahead.pop(case, None):
             kept[1].close()
 
-    def _case(self, case: str, stop: threading.Event | None) -> tuple[Volume, Part]:
+    def _case(self, case: str, reading: guarded.Reading | None) -> tuple[Volume, Part]:
         """A scan of the project, and the memory that it takes. Raises OtherScan for another one than was added."""
         if self.project is None:
             raise no_project()
@@ -302,7 +301,7 @@ class Reader:
         if not path.exists():
             given = f"the scan {case}, whose file is not where it was"
             raise NotThere(given, "the file", "let `voxsam project add` look where it lies now")
-        volume, part = self._read(path, case, "", stop)
+        volume, part = self._read(path, case, "", reading)
         if content(volume) != known.content:
             part.close()
             given = f"the scan {case}, whose file has other voxels than when it was added"
@@ -347,12 +346,12 @@ class Reader:
             return shown(path.name) if source.folder in self.folders.roots else SENT_SERIES
         return SENT_SERIES if path.is_dir() else PREFIX.sub("", path.name, count=1)
 
-    def _read(self, path: Path, name: str, series: str, stop: threading.Event | None) -> tuple[Volume, Part]:
+    def _read(self, path: Path, name: str, series: str, reading: guarded.Reading | None) -> tuple[Volume, Part]:
         """The scan at a path, and the memory that it takes; while it is read that is what reading may take."""
         limit, size = self.memory.limit, path.stat().st_size if path.is_file() else self.memory.limit
         part = self.memory.take(min(self.memory.free, max(limit // 2, UNPACKED_RATIO * size)))
         try:
-            volume = self._small(path, name, part.nbytes) or self._guarded(path, name, part, series, stop)
+            volume = self._small(path, name, part.nbytes) or self._guarded(path, name, part, series, reading)
             part.resize(volume.array.nbytes)
         except BaseException:
             part.close()
@@ -374,9 +373,9 @@ class Reader:
         except InputError as error:
             raise type(error)(error.given.replace(path.name, name), error.expected, error.remedy) from error
 
-    def _guarded(self, path: Path, name: str, part: Part, series: str, stop: threading.Event | None) -> Volume:
+    def _guarded(self, path: Path, name: str, part: Part, series: str, reading: guarded.Reading | None) -> Volume:
         try:
-            return guarded.read_volume(path, name=name, series=series, stop=stop, **self._limits(part))
+            return guarded.read_volume(path, name=name, series=series, reading=reading, **self._limits(part))
         except guarded.MemoryNeeded as error:
             raise _no_memory(error) from error
 

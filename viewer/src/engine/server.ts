@@ -28,6 +28,7 @@ const OUT_OF_REACH: Problem = {
   remedy: "check that voxsam serve is running; the page goes on by itself once it is back",
 };
 const DOWNLOADS: Partial<Record<FileKind, string>> = { masks: "masks", sr: "sr", rtstruct: "rtstruct", stl: "stl" }; // not as the file
+const PATIENCE_MS = 500; // by then most scans are read
 const NOT_FOUND = [404, 410];
 const SILENT: Loading = { signal: new AbortController().signal, progress: () => {} };
 
@@ -133,6 +134,8 @@ export class ServerEngine implements Engine {
     const id = [...crypto.getRandomValues(new Uint8Array(18))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
     const cancel = () => void this.post(`sessions/${id}/cancel`).catch(() => {}); // it may be too late, or too early
     loading.signal.addEventListener("abort", cancel);
+    const heard = new AbortController();
+    void this.hear(id, loading, heard.signal);
     try {
       return this.noted(await this.post<State>("sessions", { source: given, id, ...(name && { name }) }, loading.signal));
     } catch (error) {
@@ -140,7 +143,21 @@ export class ServerEngine implements Engine {
       if (error instanceof EngineError && error.problem.series) error.source = given;
       throw error;
     } finally {
+      heard.abort();
       loading.signal.removeEventListener("abort", cancel);
+    }
+  }
+
+  // How far the server is with reading, if that takes long; what goes wrong is told by the answer that is waited for.
+  private async hear(id: string, { progress }: Loading, signal: AbortSignal): Promise<void> {
+    await new Promise((resolve) => setTimeout(resolve, PATIENCE_MS));
+    if (signal.aborted) return;
+    try {
+      for await (const notice of this.watch(id, signal)) {
+        if (notice.kind === "progress" && notice.busy.fraction && !signal.aborted) progress("Reading the scan", notice.busy.fraction);
+      }
+    } catch {
+      return;
     }
   }
 

@@ -13,7 +13,7 @@ import { TYPES } from "./types";
 
 const MAX_OBJECTS = 255; // labels in a byte
 const LONGEST_NAME = 64; // characters that DICOM takes
-export const COLOURS = ["#ff5a5f", "#3ec5ff", "#ffc247", "#7ee081", "#c58bff", "#ff8fd2"];
+export const COLOURS = ["#ff5a5f", "#69fff0", "#ffff1e", "#b44bff", "#3c96b4", "#e1960f"];
 
 /** Segments the scan. */
 export type Segmenter = Pick<Predictor, "predict" | "restored">;
