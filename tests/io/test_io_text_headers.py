@@ -251,6 +251,47 @@ def test_what_a_nrrd_header_leaves_open_is_remarked(tmp_path, scan_array):
     )
 
 
+@pytest.mark.parametrize("origin", [b"", b"space origin: (nan,20,30)\n", b"space origin: (NaN, nan, -nan)\n"])
+def test_a_nrrd_header_without_an_origin_does_not_say_where_it_lies(tmp_path, scan_array, origin):
+    place = b"space: LPS\nspace directions: (1,0,0) (0,2,0) (0,0,3)\n" + origin
+    (tmp_path / "a.nrrd").write_bytes(NRRD + place + b"\n" + scan_array.tobytes(order="F"))
+    volume = read_volume(tmp_path / "a.nrrd")
+    assert volume.grid.index_to_world((0, 0, 0)) == pytest.approx([0, 0, 0])
+    where = "a.nrrd does not say where it lies (space origin); read with its first voxel at 0, 0, 0"
+    assert where in volume.remarks
+
+
+@pytest.mark.parametrize("origin", [b"(1,2)", b"(1,2,x)", b"none", b""])
+def test_an_origin_that_is_none_is_refused(tmp_path, scan_array, origin):
+    place = b"space: LPS\nspace directions: (1,0,0) (0,2,0) (0,0,3)\nspace origin: " + origin + b"\n"
+    (tmp_path / "a.nrrd").write_bytes(NRRD + place + b"\n" + scan_array.tobytes(order="F"))
+    with pytest.raises(
+        FileError, match=r"the header field 'space origin' with .*; expected a vector \(x,y,z\); repair"
+    ):
+        read_volume(tmp_path / "a.nrrd")
+
+
+@pytest.mark.parametrize("mm", [b"1e39", b"-1e308", b"1000001"])
+def test_a_place_that_no_scanner_gives_is_refused(tmp_path, scan_array, mm):
+    """As float32, which a mask's NIfTI header holds, it would be infinite or rounded."""
+    for name, head in (
+        ("a.mha", META + b"Offset = 0 " + mm + b" 7\nElementDataFile = LOCAL\n"),
+        ("a.nrrd", NRRD + b"space directions: (1,0,0) (0,1,0) (0,0,1)\nspace origin: (0," + mm + b",7)\n\n"),
+    ):
+        (tmp_path / name).write_bytes(head + scan_array.tobytes(order="F"))
+        with pytest.raises(
+            GeometryError, match=rf"^{name} lies 1e\+\d+ mm from the origin; expected at most 1000000 mm"
+        ):
+            read_volume(tmp_path / name)
+
+
+def test_axes_that_are_not_numbers_are_refused_as_such(tmp_path, scan_array):
+    matrix = b"TransformMatrix = nan 0 0 0 1 0 0 0 1\nElementDataFile = LOCAL\n"
+    (tmp_path / "a.mha").write_bytes(META + matrix + scan_array.tobytes(order="F"))
+    with pytest.raises(GeometryError, match="a.mha has an affine with numbers that are not finite; expected finite"):
+        read_volume(tmp_path / "a.mha")
+
+
 def test_units_other_than_mm_are_converted_and_remarked(tmp_path, scan_array):
     mha = edited(save(tmp_path / "a.mha", scan_array), b"ElementType", b"DistanceUnits = cm\nElementType")
     nrrd = edited(save(tmp_path / "a.nrrd", scan_array), b"encoding", b'space units: "um" "um" "um"\nencoding')

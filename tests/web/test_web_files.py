@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -201,6 +202,33 @@ def _nrrd(folder: Path, body: bytes, **fields: str) -> str:
 @case
 def _nrrd_in_ras_big_endian(folder: Path) -> str:
     return _nrrd(folder, _array().astype(">i2").tobytes(order="F"), more="endian: big")
+
+
+@case
+def _nrrd_without_a_place(folder: Path) -> str:
+    return _edited(_nrrd(folder, _array().tobytes(order="F")), folder, rb"space origin: [^\n]*\n", b"")
+
+
+@case
+def _nrrd_of_an_unknown_place(folder: Path) -> str:
+    return _edited(_nrrd(folder, _array().tobytes(order="F")), folder, rb"origin: [^\n]*", b"origin: (nan, 2, 3)")
+
+
+@case
+def _refused_origin_in_words(folder: Path) -> str:
+    return _edited(_nrrd(folder, _array().tobytes(order="F")), folder, rb"origin: [^\n]*", b"origin: (there, 2, 3)")
+
+
+@case
+def _refused_place_of_no_scanner(folder: Path) -> str:
+    return _edited(_nrrd(folder, _array().tobytes(order="F")), folder, rb"origin: [^\n]*", b"origin: (0, 1e39, 3)")
+
+
+def _edited(name: str, folder: Path, old: bytes, new: bytes) -> str:
+    text, count = re.subn(old, new, (folder / name).read_bytes())
+    assert count == 1
+    (folder / name).write_bytes(text)
+    return name
 
 
 @case

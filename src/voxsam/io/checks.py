@@ -20,6 +20,7 @@ from voxsam.volume import Volume
 MAX_VOXELS = 2**31  # 8 GiB as float32: four times a whole-body CT of 512 x 512 x 2000
 MAX_DEFLATE_RATIO = 1032  # no zlib stream unpacks to more than this times its size (zlib technical details)
 _limits: ContextVar[tuple[int, bool]] = ContextVar("limits", default=(MAX_VOXELS, True))  # voxels, links
+FARTHEST_MM = 1e6  # of a first voxel from the origin: as float32, which NIfTI stores, places there are 0.06 mm apart
 SPACINGS_MM = 1e-4, 200.0  # from nano-CT to the thickest localiser
 LABEL_PLATEAU, HIGHEST_LABEL = 0.6, 255  # fraction of equal neighbours that makes whole numbers labels: scans are noisy
 MAX_PADDING = 0.5  # of a scan's voxels that may be NaN
@@ -96,11 +97,14 @@ def check_size(name: str, shape: Sequence[int], voxel_bytes: int, file_bytes: in
 
 
 def check_spacing(name: str, grid: Grid) -> None:
-    """Raises GeometryError for voxels that no scanner makes: a header in another unit, or damaged."""
+    """Raises GeometryError for voxels, or a place, that no scanner makes: a header in another unit, or damaged."""
     low, high = SPACINGS_MM
     if grid.spacing_mm.min() < low or grid.spacing_mm.max() > high:
         listed = " x ".join(f"{s:.4g}" for s in grid.spacing_mm)
         raise GeometryError(f"{name} has a spacing of {listed} mm", f"{low:g} to {high:g} mm", "repair its header")
+    if (far := np.abs(grid.affine[:3, 3]).max()) > FARTHEST_MM:
+        given, expected = f"{name} lies {far:.4g} mm from the origin", f"at most {FARTHEST_MM:.0f} mm"
+        raise GeometryError(given, expected, "repair its header")
 
 
 def check_dtype(name: str, dtype: np.dtype[Any]) -> None:

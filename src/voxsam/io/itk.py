@@ -234,8 +234,7 @@ def _nrrd_grid(
         steps = np.diag(spacing)
     else:
         steps = np.stack([directions[axis][:3] for axis in axes], axis=1)  # type: ignore[index]
-        given = _numbers(fields.get("space origin", ""))
-        origin = np.zeros(3) if given.size < 3 or np.isnan(given).any() else given[:3]
+        origin = _space_origin(header, remarks)
         spacing = np.linalg.norm(steps, axis=0)
     check_steps(header.name, steps, spacing)
     units = [unit for unit in re.findall(r'"([^"]*)"', fields.get("space units", "")) if unit.strip()][:3]
@@ -245,6 +244,21 @@ def _nrrd_grid(
         remarks.append(unit_remark(header.name, units[0], known))
         factor = known or 1.0
     return Grid.from_lps(shape, to_lps @ steps * factor, to_lps @ origin * factor), remarks
+
+
+def _space_origin(header: Header, remarks: list[str]) -> NDArray[np.float64]:
+    """Where the first voxel lies; 0, with a remark, where the header does not say it: no such field, or NaN."""
+    words = re.split(r"[\s,()]+", header.fields.get("space origin", "nan nan nan"))
+    try:
+        given = np.array([float(word) for word in words if word][:3])
+    except ValueError as error:
+        raise header.broken("space origin", "a vector (x,y,z)") from error
+    if given.size < 3:
+        raise header.broken("space origin", "a vector (x,y,z)")
+    if np.isnan(given).any():
+        remarks.append(f"{header.name} does not say where it lies (space origin); read with its first voxel at 0, 0, 0")
+        return np.zeros(3)
+    return given
 
 
 def _per_axis(header: Header, axes: list[int]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -165,7 +165,10 @@ def header_fields(lines: Sequence[str], separator: str) -> dict[str, str]:
 def check_steps(name: str, steps: ArrayLike, spacing: ArrayLike) -> None:
     """Raises GeometryError for axes (columns of `steps`) that are not three, or a spacing that is not positive."""
     steps, spacing = np.asarray(steps), np.asarray(spacing)
-    if not (np.isfinite(steps).all() and np.isfinite(spacing).all() and spacing.min() > 0):
+    if np.isfinite(spacing).all() and not np.isfinite(steps).all():
+        given = f"{name} has an affine with numbers that are not finite"
+        raise GeometryError(given, "finite numbers", "repair its header")
+    if not (np.isfinite(spacing).all() and spacing.min() > 0):
         listed = " x ".join(f"{s:.4g}" for s in spacing)
         expected = "positive spacing on each axis"
         raise GeometryError(f"{name} has a spacing of {listed} mm", expected, "repair its header")

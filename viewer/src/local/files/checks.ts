@@ -5,6 +5,7 @@ import { refusal } from "../refusal";
 
 const MAX_VOXELS = 300e6; // 512 x 512 x 1144: the page and the engine have a copy each, float32 at the most
 const SPACINGS_MM = [1e-4, 200] as const;
+const FARTHEST_MM = 1e6; // of a first voxel from the origin
 const MAX_PADDING = 0.5; // of a scan's voxels that may be NaN
 const [LABEL_LIMIT, HIGHEST_LABEL, LABEL_PLATEAU] = [16, 255, 0.6];
 const CT_MINIMUM_HU = -500; // nothing but CT has whole numbers that far below zero
@@ -49,6 +50,8 @@ export function checkAffine(name: string, affine: number[][]): void {
   if (Math.min(...spacing) < SPACINGS_MM[0] || Math.max(...spacing) > SPACINGS_MM[1]) {
     throw refusal(`${name} has a spacing of ${listed} mm`, "0.0001 to 200 mm", "repair its header");
   }
+  const far = Math.max(...affine.slice(0, 3).map((row) => Math.abs(row[3]!)));
+  if (far > FARTHEST_MM) throw refusal(`${name} lies ${format(far, 4)} mm from the origin`, `at most ${FARTHEST_MM} mm`, "repair its header");
 }
 
 export function cross(a: readonly number[], b: readonly number[]): number[] {

@@ -299,8 +299,7 @@ function nrrdPlace(header: Header, axes: number[], directions: (number[] | null)
   let origin = [0, 0, 0];
   if (directions) {
     steps = axes.map((axis) => (directions[axis] ?? [NaN, NaN, NaN]).slice(0, 3));
-    const given = numbersIn(header.get("space origin") ?? "");
-    if (given.length >= 3 && !given.some(Number.isNaN)) origin = given.slice(0, 3);
+    origin = spaceOrigin(header, remarks);
   } else {
     const each = axes.map((axis) => perAxis(header, axis));
     steps = each.map(({ spacing }, n) => [0, 1, 2].map((row) => (row === n ? spacing : 0)));
@@ -313,6 +312,19 @@ function nrrdPlace(header: Header, axes: number[], directions: (number[] | null)
   }
   const placed = (vector: number[]) => vector.map((mm, row) => mm * sign[row]! * factor);
   return { affine: fromLps(steps.map(placed), placed(origin)), remarks };
+}
+
+/** Where the first voxel lies; 0, with a remark, where the header does not say it: no such field, or NaN. */
+function spaceOrigin(header: Header, remarks: string[]): number[] {
+  const text = header.get("space origin") ?? "nan nan nan";
+  const given = numbersIn(text).slice(0, 3);
+  const words = text.split(/[\s,()]+/).filter(Boolean).slice(0, 3);
+  if (given.length < 3 || given.some((mm, n) => Number.isNaN(mm) && !/^[+-]?nan$/i.test(words[n]!))) {
+    throw header.broken("space origin", "a vector (x,y,z)");
+  }
+  if (!given.some(Number.isNaN)) return given;
+  remarks.push(`${header.name} does not say where it lies (space origin); read with its first voxel at 0, 0, 0`);
+  return [0, 0, 0];
 }
 
 /** Spacing and origin of a header that has them for each axis by itself; 1 and 0 where it has none. */
