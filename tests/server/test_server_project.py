@@ -264,6 +264,20 @@ def test_forgetting_takes_the_sessions_on_the_case_along(server, project):
     assert not list(server.service.store.works.glob(f"{session}*"))
 
 
+def test_sessions_of_another_project_or_of_a_forgotten_case_are_not_come_back_to(settings, project, made, tmp_path):
+    with running(settings, None) as client:
+        for case in ("s0", "s1"):
+            post(client, begin(client, case, "anna")["id"], "prompts", point(CLICK))
+    other = Project.new(tmp_path / "other", made / "scans", str(made / "first.safetensors"))
+    with running(settings.model_copy(update={"project": other.folder}), None) as client:
+        assert not begin(client, "s0", "anna")["can_undo"]
+    project.forget("s0")
+    with running(settings, None) as client:
+        store = client.service.store  # type: ignore[attr-defined]
+        cases = [source.case for _, source in store.on_cases(str(project.folder))]
+        assert cases == ["s1"] and begin(client, "s1", "anna")["can_undo"]
+
+
 def test_readers_are_compared(server):
     for reader, clicks in (("anna", 1), ("ben", 3)):
         work(server, "s0", reader, clicks)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from voxsam.errors import InputError
 from voxsam.interactive.session import Session
 from voxsam.io import read_volume
 from voxsam.network.promptable import Promptable
@@ -50,6 +51,10 @@ class Desk:
         self._tasks: set[asyncio.Task[None]] = set()
         self._touched = 0.0
         saved.sessions.on_work = self._touch
+        cases = {scan.name for scan in project.scans}
+        for work, source in saved.store.on_cases(str(project.folder)):
+            if source.case not in cases:  # forgotten since, or when a crash came
+                saved.store.delete(work.id)
 
     # Work
 
@@ -81,12 +86,16 @@ class Desk:
 
     async def _kept(self, case: str, reader: str, reading: Reading | None) -> SavedSession | None:
         """The reader's session on a scan, if it has steps that were not kept as done."""
-        store = self.saved.store
-        for work in store.on_case(case, reader):
+        for work in self._works(case, reader):
             if reading is None or self._is_newer(work.id, reading):
                 return await self.saved.find(work.id)
             await self.saved.leave(work.id)  # a crash came between its end and that
         return None
+
+    def _works(self, case: str, reader: str | None = None) -> list[Work]:
+        """The saved sessions on a scan, of one reader or of all, those that were used last first."""
+        works = self.saved.store.on_cases(str(self.project.folder))
+        return [work for work, source in works if source.case == case and reader in (None, source.reader)]
 
     def _is_newer(self, id: str, reading: Reading) -> bool:
         """Whether a session has steps that came after what was kept."""
@@ -133,12 +142,12 @@ class Desk:
     async def skip(self, case: str, reader: str) -> None:
         """Leave a scan out; what was marked in it is kept for when it is opened again."""
         await asyncio.to_thread(self.project.skip, case, check_name("reader", reader))
-        for work in self.saved.store.on_case(case, reader):
+        for work in self._works(case, reader):
             self.saved.sessions.release(work.id)
 
     async def forget(self, case: str) -> tuple[str, ...]:
         """Delete a case, the sessions on it included, and let its models go; the names of those."""
-        works = self.saved.store.on_case(case)
+        works = self._works(case)
         retired = await asyncio.to_thread(self.project.forget, case)
         for work in works:
             await self._leave(work)
@@ -208,7 +217,8 @@ class Desk:
             return
         found = summarise(self.project)
         if min(found.new, found.counts["done"] - self.learner.tried) >= every:
-            self.learner.start()
+            with suppress(InputError):  # what was done is kept all the same
+                self.learner.start()
 
     def _touch(self) -> None:
         """Let a learning that runs wait."""

@@ -254,7 +254,7 @@ class Reader:
                 part = self.memory.take(volume.array.nbytes)
             elif isinstance(source, CaseSource):
                 volume, part = self._ahead.pop(source.case, None) or self._case(source.case, reading)
-                place = ""
+                place = "" if self.project is None else str(self.project.folder)
             else:
                 path = self._path(source)
                 place = shown(str(path)) if isinstance(source, FolderSource) else ""

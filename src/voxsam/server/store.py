@@ -259,11 +259,10 @@ class Store:
         works = [work for work in tuple(self._known.values()) if not isinstance(work.source, CaseSource)]
         return self._latest(work for work in works if digest and work.digest == digest)
 
-    def on_case(self, case: str, reader: str | None = None) -> list[Work]:
-        """The works on a scan of the project, of one reader or of all, those that were used last first."""
-        works = [(work, work.source) for work in tuple(self._known.values())]
-        found = (w for w, s in works if isinstance(s, CaseSource) and s.case == case and reader in (None, s.reader))
-        return self._latest(found)
+    def on_cases(self, project: str) -> list[tuple[Work, CaseSource]]:
+        """The works on scans of a project, which has this place, those that were used last first."""
+        works = self._latest(work for work in tuple(self._known.values()) if work.place == project)
+        return [(work, work.source) for work in works if isinstance(work.source, CaseSource)]
 
     def _latest(self, works: Iterable[Work]) -> list[Work]:
         return sorted(works, key=lambda work: _age_s(self._file(work.id)))

@@ -50,7 +50,6 @@ export class Work {
       loading.progress("Bringing your work back", null);
       const state = await this.engine.state(id);
       await this.show(state, loading);
-      if (state.objects.some(({ prompts }) => prompts.length)) await this.reload();
     });
   }
 
@@ -118,6 +117,7 @@ export class Work {
     await this.page.scan(voxels, state);
     this.accept(state);
     this.wake(state.id);
+    if (state.objects.some(({ prompts, volume_ml }) => prompts.length || volume_ml)) await this.reload();
     if (!voxels.isComplete) void this.fill(state.id, voxels, slices, filling.signal);
   }
 

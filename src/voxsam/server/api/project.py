@@ -271,7 +271,7 @@ def _state(desk: Desk) -> ProjectState:
     return ProjectState(
         name=desk.project.folder.name,
         rows=[Row.model_validate(asdict(row)) for row in found.rows],
-        counts=dict(found.counts),
+        counts={str(state): count for state, count in found.counts.items()},
         start=settings.start,
         in_use=found.in_use,
         offered=None if found.offered is None else found.offered.name,
