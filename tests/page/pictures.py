@@ -28,13 +28,13 @@ CLICKS = 12  # that are timed, after two
 class Photographer:
     """Writes what the page shows to docs/images."""
 
-    def __init__(self, viewer: Viewer, folder: Path) -> None:
-        self.viewer, self.folder = viewer, folder
+    def __init__(self, viewer: Viewer, folder: Path, prefix: str = "viewer") -> None:
+        self.viewer, self.folder, self.prefix = viewer, folder, prefix
 
     def take(self, name: str, still_ms: float = STILL_MS) -> None:
         self.viewer.page.wait_for_timeout(still_ms)
         picture = PIL.Image.open(io.BytesIO(self.viewer.page.screenshot())).convert("RGB")
-        path = self.folder / f"viewer-{name}.png"
+        path = self.folder / f"{self.prefix}-{name}.png"
         few = picture.quantize(COLOURS, method=PIL.Image.Quantize.MAXCOVERAGE, dither=PIL.Image.Dither.NONE)
         few.save(path, optimize=True)
         print(f"{path}  {path.stat().st_size / 1000:.0f} kB")

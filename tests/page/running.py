@@ -40,6 +40,15 @@ CHROMIUM_ARGUMENTS = [
 VIEW = {"width": 1280, "height": 720}
 START_S, STOP_S = 300.0, 10.0  # also on a machine that is busy with other work
 QUIET_MS = 120_000  # the longest that anything on the page may take
+# `voxsam serve` of a project, with another command that learns: the state folder, the port, the project, the command.
+SERVE_PROJECT = """
+import sys
+from pathlib import Path
+from voxsam.cli.serve import serve
+from voxsam.server.settings import Settings
+state, port, project, *command = sys.argv[1:]
+serve(Settings(state=Path(state), port=int(port), project=Path(project), learn_command=tuple(command)), False)
+"""
 
 
 class Server:
@@ -66,6 +75,12 @@ class Server:
                 assert self.process.poll() is None, Path(self._log.name).read_text()
                 assert time.monotonic() < deadline, "the server does not answer"
                 time.sleep(0.1)
+
+    @property
+    def pid(self) -> int:
+        """Of its process."""
+        assert self._process is not None, "it does not run"
+        return self._process.pid
 
     def stop(self) -> None:
         """At once, as when the machine goes down: nothing is said to clients."""
@@ -103,6 +118,15 @@ def chromium() -> Iterator[Any]:
             browser.close()
 
 
+class ProjectServer(Server):
+    """The same of a project, in which `learns`, a program in Python that is given the project, is what learns."""
+
+    def __init__(self, state: Path, project: Path, learns: str = "") -> None:
+        super().__init__(state)
+        command = [sys.executable, "-c", learns] if learns else []
+        self._command = [sys.executable, "-c", SERVE_PROJECT, str(state), str(self.port), str(project), *command]
+
+
 class Viewer:
     """The page in a tab, with what tests do to it. It notes what must not happen: errors, and requests elsewhere."""
 
@@ -134,6 +158,14 @@ class Viewer:
         self.page.wait_for_selector("#welcome:not([hidden]), #problem:not([hidden])")
         assert self.page.is_visible("#welcome"), self.page.inner_text("#problem")
         return self
+
+    def worked_on(self, other_than: str | None = None) -> str:
+        """Wait until a scan of the project is shown, another one than `other_than`; its name."""
+        script = """other => window.voxsam?.state?.case && voxsam.state.case !== other && voxsam.viewer.isOpen
+            && document.getElementById("project").hidden && document.getElementById("busy").hidden"""
+        self.page.wait_for_function(script, arg=other_than)
+        self.drawn()
+        return self.page.evaluate("voxsam.state.case")
 
     @property
     def session(self) -> str:
