@@ -32,9 +32,8 @@ folder = Path(sys.argv[1])
 with FileLock(folder / ".learning.lock"):
     (folder / ".learning").mkdir(exist_ok=True)
     (folder / ".learning" / "plan.json").write_text("{}")
-    facts = {"stage": "part-0", "minutes": 7, "step": 1, "steps": 4, "fraction": 0.25}
+    facts = {"stage": "part-0", "said": "part 1", "minutes": 7, "step": 1, "steps": 4, "fraction": 0.25}
     (folder / ".learning" / "progress.json").write_text(json.dumps(facts))
-    print("learned-3 learns from 3 scans", flush=True)
     while (folder / ".learning" / "plan.json").exists() and not (folder / "go").exists():
         time.sleep(0.02)
 print("voxsam: ended", file=sys.stderr)
@@ -297,7 +296,7 @@ def test_it_learns_when_it_is_time_waits_and_is_stopped(server, project):
     wait_until(lambda: state(server)["learning"]["fraction"] == 0.25, START_S)
     project.touch_busy()
     found = state(server)["learning"]
-    assert found["minutes"] == 7 and found["said"] == "learned-3 learns from 3 scans" and found["new"] == 3
+    assert found["minutes"] == 7 and found["said"] == "part 1" and found["new"] == 3
     assert found["stage"] == "paused"
     busy = project.folder / ".busy"
     busy.unlink()
@@ -312,6 +311,11 @@ def test_it_learns_when_it_is_time_waits_and_is_stopped(server, project):
     assert not project.learning.exists() and state(server)["learning"]["stage"] == "idle"
     work(server, "s3", "anna")
     assert state(server)["learning"]["stage"] == "idle", "three more scans first"
+    server.post("/api/project/learning").raise_for_status()
+    wait_until(lambda: project.learning_now(), START_S)
+    (project.learning / "plan.json").unlink()
+    wait_until(lambda: state(server)["learning"]["failed"])
+    assert state(server)["learning"]["said"] == "ended"
 
 
 def test_what_was_cut_off_goes_on_with_the_next_server(settings, project):
@@ -327,7 +331,7 @@ def test_what_was_cut_off_goes_on_with_the_next_server(settings, project):
         wait_until(lambda: project.learning_now() is None)
         (project.learning / "plan.json").unlink()
         found = state(client)["learning"]
-        assert (found["stage"], found["failed"], found["said"]) == ("idle", False, "ended")
+        assert (found["stage"], found["failed"], found["said"]) == ("idle", False, "")
 
 
 def test_a_key_is_asked_for_and_without_a_project_there_is_none(settings, tmp_path, network):

@@ -19,6 +19,7 @@ from voxsam.project import Project
 from voxsam.project.records import LEAST
 
 COMMAND = (sys.executable, "-m", "voxsam.cli", "project", "learn")
+ERROR = "voxsam: "  # begins the line of the command's error
 STOP_S = 20.0  # that the end of a step may take
 
 Stage = Literal["idle", "beginning", "running", "paused", "cut off"]
@@ -26,7 +27,7 @@ Stage = Literal["idle", "beginning", "running", "paused", "cut off"]
 
 @dataclass(frozen=True)
 class Progress:
-    """`said` is the last line of what learns: how long it will take, what it has found, or why it ended."""
+    """`said` is what it has said last: what it does, what it has found, or why it ended."""
 
     stage: Stage
     fraction: float = 0.0
@@ -93,17 +94,18 @@ class Learner:
 
     def progress(self) -> Progress:
         """How far it is."""
-        found, said = self.project.learning_now(), self._said
+        found = self.project.learning_now()
         if found is not None:
             stage: Stage = "running" if found else "beginning"
             if found and self.project.is_busy():
                 stage = "paused"
-            return Progress(stage, found.get("fraction", 0.0), found.get("minutes", self.minutes), said)
+            known = {name: found[name] for name in ("fraction", "minutes", "said") if name in found}
+            return Progress(stage, **{"minutes": self.minutes, **known})
         if self._runs:
             return Progress("beginning", minutes=self.minutes)
         failed = self._process is not None and self._process.returncode != 0
         stage = "cut off" if self.was_cut_off else "idle"
-        return Progress(stage, minutes=self.minutes, said=said if self._process else "", failed=failed)
+        return Progress(stage, minutes=self.minutes, said=self._reason_of_end if failed else "", failed=failed)
 
     def stop(self) -> None:
         """End it, whoever has started it; what it has done is deleted."""
@@ -133,9 +135,8 @@ class Learner:
             process.wait()
 
     @property
-    def _said(self) -> str:
-        try:
-            lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
-        except OSError:
-            return ""
-        return next((line.removeprefix("voxsam: ") for line in reversed(lines) if line.strip()), "")
+    def _reason_of_end(self) -> str:
+        """The error that the command has printed."""
+        lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines() if self.log.is_file() else []
+        said = [line.removeprefix(ERROR) for line in lines if line.startswith(ERROR)]
+        return said[-1] if said else "its process was ended; press the button to go on"

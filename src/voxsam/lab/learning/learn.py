@@ -128,7 +128,8 @@ class _Learning:
     """What all stages of one learning share."""
 
     def __init__(self, project: Project, minutes: float, data: Path | None, log: Log, steps: int | None) -> None:
-        self.project, self.minutes, self.data, self.log, self.steps = project, minutes, data, log, steps
+        self.project, self.minutes, self.data, self.steps = project, minutes, data, steps
+        self._log, self.said = log, ""
         self.work = project.learning
         self.path = self.work / "plan.json"
         self.readings = project.done_cases()
@@ -178,6 +179,11 @@ class _Learning:
             raise
         shutil.rmtree(self.work, ignore_errors=True)
         return model
+
+    def log(self, line: str) -> None:
+        """Say something; the last of it is kept with the progress."""
+        self.said = line
+        self._log(line)
 
     def _about(self, plan: Plan) -> float:
         """Minutes, the counting of clicks included."""
@@ -269,7 +275,7 @@ class _Learning:
         stream = load_stream(self.project, readings, recipe, self.data)
         budget_s = LATE * plan.steps * plan.step_s or float("inf")
         stages = [*(f"part-{number}" for number in range(len(plan.left_out))), "all"]
-        known = {"stage": name, "minutes": round(self._about(plan)) if plan.step_s else plan.minutes}
+        known = {"stage": name, "said": self.said, "minutes": round(self._about(plan)) if plan.step_s else plan.minutes}
 
         def report(done: int, steps: int) -> None:
             fraction = (stages.index(name) + done / steps) / len(stages) if name in stages else 0.0
