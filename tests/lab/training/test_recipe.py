@@ -85,7 +85,7 @@ def test_a_fault_is_named_in_one_line(tmp_path: Path, changes: dict, words: str)
 def test_a_missing_key_a_missing_file_and_no_yaml_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump({k: v for k, v in LEAST.items() if k != "steps"}))
-    with pytest.raises(InputError, match="steps or epochs: one of them, not both"):
+    with pytest.raises(InputError, match="steps, epochs or minutes: one of them, and only one"):
         read_recipe(path)
     path.write_text("name: [")
     with pytest.raises(InputError, match="expected a recipe in YAML; repair the file"):
@@ -228,7 +228,7 @@ def test_the_released_learning_rate_over_500_epochs() -> None:
 def test_an_option_of_steps_takes_the_place_of_epochs(tmp_path: Path) -> None:
     path = write(tmp_path)
     assert (read_recipe(path, ["--epochs=3"]).steps, read_recipe(path, ["--epochs", "3"]).epochs) == (None, 3)
-    with pytest.raises(InputError, match="steps or epochs: one of them, not both"):
+    with pytest.raises(InputError, match="steps, epochs or minutes: one of them, and only one"):
         read_recipe(path, ["--epochs=3", "--steps=4"])
 
 

@@ -18,7 +18,7 @@ from voxsam.lab.training import run
 from voxsam.lab.training.callbacks import StopOnSignal
 from voxsam.lab.training.keep import ContinuedLog, WholeCheckpoints, steps_done
 from voxsam.lab.training.run import make_stream, train
-from voxsam.lab.training.task import VALIDATION, SegmentationTask
+from voxsam.lab.training.task import SegmentationTask
 from voxsam.weights.checkpoint import load_model
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's hints on loaders and loggers
@@ -64,13 +64,9 @@ def test_a_run_that_goes_on_knows_how_good_its_best_validation_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second validation is the best, its step's checkpoint is the last, and the third is worse."""
-    scores = iter([0.25, 0.75, 0.5, 0.625])
-
-    def known(self, batch, _):
-        self.log(VALIDATION, next(scores), on_epoch=True, batch_size=1)
-
-    monkeypatch.setattr(SegmentationTask, "validation_step", known)
-    monkeypatch.setattr(run, "make_validation", lambda *_: [{"number": np.array(0)}])
+    scores = iter([0.125, 0.25, 0.75, 0.5, 0.625])  # the first before any step
+    monkeypatch.setattr(SegmentationTask, "first_dice", lambda self, batch: torch.tensor(next(scores)))
+    monkeypatch.setattr(run, "make_validation", lambda *_: [{"number": np.array(0), "crop": np.zeros(1)}])
     given = {"validation": ["known"], "validate_every": 1, "patience": 3}
     step = SegmentationTask.training_step
 
@@ -86,6 +82,7 @@ def test_a_run_that_goes_on_knows_how_good_its_best_validation_was(
             train(recipe(steps=4, **given), None, tmp_path)
     train(recipe(steps=4, **given), None, tmp_path)
     assert [float(row["validation dice"]) for row in rows(tmp_path) if row["validation dice"]] == [
+        0.125,
         0.25,
         0.75,
         0.5,

@@ -179,7 +179,7 @@ def test_a_run_without_clicks_ends_in_a_model_that_segments_by_itself(
     with safe_open(run / "model.safetensors", "pt") as file:
         assert not [name for name in file.keys() if name.startswith("prompt_encoder.")]  # noqa: SIM118
     scores = [float(row["validation dice"]) for row in rows(run) if row["validation dice"]]
-    assert len(scores) == 2 and all(0 <= score <= 1 for score in scores)
+    assert len(scores) == 3 and all(0 <= score <= 1 for score in scores)
     assert "dice corrected" not in rows(run)[0]
     assert len(list((run / "pictures").iterdir())) == 2
 

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from voxsam.errors import VoxSAMError
 
+Curve = tuple[tuple[float, float], ...]  # minutes, and Dice on the validation cases
+
 
 class Stopped(VoxSAMError):
     """The run was asked to stop after `step` steps; `checkpoint` holds all of them."""

@@ -31,8 +31,10 @@ from voxsam.atomic import atomic_path, make_folder
 from voxsam.geometry import Grid
 from voxsam.lab.data.sampling import Sample
 from voxsam.lab.training import Stopped
+from voxsam.lab.training.budget import MINUTES
 from voxsam.lab.training.memory import used_bytes
-from voxsam.lab.training.task import SegmentationTask
+from voxsam.lab.training.recipe import ENDLESS
+from voxsam.lab.training.task import VALIDATION, SegmentationTask
 from voxsam.preprocess import Preprocessing
 from voxsam.report.metrics import dice
 from voxsam.report.panels import (
@@ -50,7 +52,7 @@ from voxsam.volume import Volume
 
 RECENT = 50  # batches whose time makes the rate
 LINE_EVERY_S = 30.0  # where there is no terminal
-SHOWN = ("loss", "dice", "validation dice")
+SHOWN = ("loss", "dice", VALIDATION)
 
 
 class LiveProgress(TQDMProgressBar):
@@ -95,7 +97,8 @@ class LiveProgress(TQDMProgressBar):
         super().on_train_batch_end(trainer, pl_module, *rest, **named)
         if not self._terminal and not self.is_disabled and now - self._line >= LINE_EVERY_S:
             self._line = now
-            steps = f"step {trainer.global_step} of {trainer.max_steps}"
+            steps = f"step {trainer.global_step}"
+            steps += f" of {trainer.max_steps}" if trainer.max_steps < ENDLESS else ""  # which minutes end
             sys.stderr.write(f"{steps}: {describe(self.get_metrics(trainer, pl_module))}\n")
             sys.stderr.flush()
 
@@ -117,6 +120,24 @@ class LiveProgress(TQDMProgressBar):
 def describe(metrics: dict[str, Any]) -> str:
     """`loss 0.412, dice 0.713, ...`."""
     return ", ".join(f"{name} {value}" for name, value in metrics.items())
+
+
+class ValidateFirst(Callback):
+    """Validates before the first step, and logs it as step 0: how good the weights were that training began with."""
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Called by Lightning with all data ready; a run that goes on has done it before."""
+        if trainer.global_step:
+            return
+        assert isinstance(pl_module, SegmentationTask)
+        pl_module.eval()
+        with torch.no_grad(), trainer.precision_plugin.val_step_context():
+            batches = (trainer.strategy.batch_to_device(batch) for batch in trainer.val_dataloaders)  # type: ignore[union-attr]
+            scores = torch.stack([pl_module.first_dice(batch) for batch in batches])
+        pl_module.train()
+        score = float(trainer.strategy.reduce(scores.mean(), reduce_op="mean"))
+        for logger in trainer.loggers:
+            logger.log_metrics({VALIDATION: score, MINUTES: 0.0}, step=0)
 
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)

@@ -24,7 +24,7 @@ from torch import Tensor
 from voxsam.atomic import atomic_path, make_folder
 from voxsam.errors import CheckpointError, InputError
 from voxsam.lab.data.sampling import fingerprint
-from voxsam.lab.training.recipe import Recipe
+from voxsam.lab.training.recipe import LENGTHS, Recipe
 from voxsam.lab.training.task import SegmentationTask
 from voxsam.network.card import Card
 from voxsam.weights.checkpoint import assemble, save_model
@@ -32,7 +32,6 @@ from voxsam.weights.file import read_pickle
 
 NAME = "run.json"
 KEPT = ("last.ckpt", "best.ckpt", "model.safetensors", "best.safetensors")  # what would go on, or be written over
-LENGTH = {"steps", "epochs"}
 MACHINE = {
     *("precision", "recompute", "workers", "devices", "nodes", "strategy", "batch", "accumulate"),
     *("checkpoint_every", "log_every", "validate_every", "pictures"),
@@ -60,7 +59,7 @@ def check_identity(mine: Identity, out: Path) -> None:
     if difference is not None:
         key, before, now = difference
         given = f"{out} holds another run: its {key} is {_shown(before)}, and now {_shown(now)}"
-        expected = "the same recipe and data, but for steps, epochs and what the machine decides"
+        expected = "the same recipe and data, but for steps, epochs, minutes and what the machine decides"
         raise InputError(given, expected, "choose another folder with -o, or give what the run began with")
 
 
@@ -87,8 +86,8 @@ def _compared(one: Identity) -> Identity:
     """What has to be the same in every start of a run."""
     recipe = one["recipe"]
     crops = recipe["batch"] * recipe["accumulate"] * recipe["devices"] * recipe["nodes"]
-    fields = {key: value for key, value in recipe.items() if key not in LENGTH | MACHINE}
-    counted = "steps" if recipe["epochs"] is None else "epochs"
+    fields = {key: value for key, value in recipe.items() if key not in LENGTHS | MACHINE}
+    counted = next(length for length in ("minutes", "epochs", "steps") if recipe[length] is not None)
     return {**fields, "crops a step": crops, "length": f"counted in {counted}", "data": one["data"]}
 
 

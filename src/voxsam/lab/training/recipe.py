@@ -111,6 +111,8 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 PRESETS = Path(__file__).parent / "presets"
 CHECKPOINT_EVERY, VALIDATE_EVERY = 100, 200  # steps
+ENDLESS = 10**9  # steps of a run that its minutes end
+LENGTHS = {"steps", "epochs", "minutes"}  # a recipe has one of them
 
 
 class Recipe(BaseModel):
@@ -120,7 +122,8 @@ class Recipe(BaseModel):
     and `profile: paper` gives it the arithmetic of the paper's text. `augmentation` may be a profile's name, too.
 
     A step takes `batch * accumulate` crops on each of the processes that `devices` and `nodes` make. A run has so many
-    `steps`, or so many `epochs`: passes over the scans, in each of which every scan gives one crop.
+    `steps`, or so many `epochs`: passes over the scans, in each of which every scan gives one crop; or so many
+    `minutes` of processor time (on a GPU: of the clock), all its starts together.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -158,6 +161,7 @@ class Recipe(BaseModel):
     # optimisation
     steps: PositiveInt | None = None
     epochs: PositiveInt | None = None  # instead of `steps`; the learning rate then changes once an epoch
+    minutes: PositiveFloat | None = None  # instead of `steps`; the learning rate then follows the time
     batch: PositiveInt = 2
     accumulate: PositiveInt = 1  # batches whose gradients make one step
     learning_rate: PositiveFloat = 1e-3
@@ -192,8 +196,10 @@ class Recipe(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
-        if (self.steps is None) == (self.epochs is None):
-            raise ValueError("steps or epochs: one of them, not both")
+        if sum(length is not None for length in (self.steps, self.epochs, self.minutes)) != 1:
+            raise ValueError("steps, epochs or minutes: one of them, and only one")
+        if self.minutes is not None and self.phantom_fraction != self.phantom_fraction_end:
+            raise ValueError("minutes: phantom_fraction_end must be phantom_fraction, for nobody knows the last step")
         if self.preprocessing.channels != self.model.channels:
             raise ValueError(
                 f"model.channels is {self.model.channels}, and preprocessing is for {self.preprocessing.channels}"
@@ -213,7 +219,7 @@ class Recipe(BaseModel):
     def planned(self, scans: int) -> Recipe:
         """The same run with its `steps` and all intervals as numbers, for so many scans in an epoch."""
         epoch = max(1, math.ceil(scans / self.crops_per_step))
-        steps, every = (self.steps, None) if self.epochs is None else (self.epochs * epoch, epoch)
+        steps, every = (self.steps or ENDLESS, None) if self.epochs is None else (self.epochs * epoch, epoch)
         update = {
             "steps": steps,
             "checkpoint_every": self.checkpoint_every or every or CHECKPOINT_EVERY,
@@ -237,9 +243,9 @@ def read_recipe(
     for preset in presets:
         fields = overridden(fields, preset)
     options = [_underscored(option) for option in options]
-    named = {"steps", "epochs"} & {option.lstrip("-").partition("=")[0] for option in options}
-    if len(named) == 1:  # the one that is asked for takes the place of the other
-        fields = {key: value for key, value in fields.items() if key not in {"steps", "epochs"} - named}
+    named = LENGTHS & {option.lstrip("-").partition("=")[0] for option in options}
+    if len(named) == 1:  # the one that is asked for takes the place of the others
+        fields = {key: value for key, value in fields.items() if key not in LENGTHS - named}
     fields, options = named_options(fields, options)
     try:
         return _validated(with_names(fields), options)

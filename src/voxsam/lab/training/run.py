@@ -42,7 +42,8 @@ from voxsam.lab.data.sampling import (
 )
 from voxsam.lab.engine.load import load_sources
 from voxsam.lab.engine.stream import EngineStream
-from voxsam.lab.training.callbacks import DrawExamples, LiveProgress, StopOnSignal
+from voxsam.lab.training.budget import Budget
+from voxsam.lab.training.callbacks import DrawExamples, LiveProgress, StopOnSignal, ValidateFirst
 from voxsam.lab.training.keep import (
     BEST,
     LAST,
@@ -301,12 +302,14 @@ def train(
     strict: bool = True,
     stream: EngineStream | None = None,
     callbacks: Sequence[Callback] = (),
+    pause: float | None = None,
     **trainer_options: Any,
 ) -> Path:
     """Run the recipe; returns the path of the model file. `trainer_options` are Lightning's, for Trainer.
 
     `stream` gives the samples where they are not those of `data`; `callbacks` come before the run's own. `log` hears
-    in one line what memory a step will take; `strict` refuses to begin where there is too little. Raises InputError for
+    in one line what memory a step will take; `strict` refuses to begin where there is too little. A recipe of minutes
+    may `pause` after fewer of them: it validates then, and leaves a checkpoint and no model. Raises InputError for
     data or a start that do not fit, for a folder that holds another run, for too little memory, and for what this
     machine cannot do; Stopped when a signal asked it to stop.
     """
@@ -325,7 +328,12 @@ def train(
         out / "pictures",
         None if validation else recipe.validate_every,
     )
-    trainer = _trainer(recipe, out, [*callbacks, *([examples] if recipe.pictures else [])], **trainer_options)
+    last = out / f"{LAST}.ckpt"
+    budget = None if recipe.minutes is None else Budget(recipe.minutes, pause, last, recipe.workers > 0)
+    listed = _callbacks(recipe, out, [*callbacks, *([examples] if recipe.pictures else [])])
+    if budget is not None:
+        listed = [budget, *(one for one in listed if pause is None or not isinstance(one, WriteModels))]
+    trainer = _trainer(recipe, out, listed, **trainer_options)
     device = trainer.strategy.root_device
     if recipe.precision == "16-mixed" and device.type == "cpu":
         raise UnsupportedError("precision 16-mixed on a CPU", "bf16-mixed or 32-true", "change `precision`")
@@ -341,10 +349,9 @@ def train(
         lambda: trainer.global_rank,
         lambda: trainer.world_size,
     )
-    last = out / f"{LAST}.ckpt"
     task = ShardedTask if recipe.strategy == FSDP else SegmentationTask
     trainer.fit(
-        task(recipe, network),
+        task(recipe, network) if budget is None else task(recipe, network, budget.fraction),
         make_loader(recipe, samples, order),
         DataLoader(validation, batch_size=1) if validation else None,  # type: ignore[arg-type]
         ckpt_path=str(last) if last.is_file() else None,
@@ -353,7 +360,7 @@ def train(
     return out / "model.safetensors"
 
 
-def _trainer(recipe: Recipe, out: Path, more: list[Callback], **options: Any) -> lightning.Trainer:
+def _trainer(recipe: Recipe, out: Path, callbacks: list[Callback], **options: Any) -> lightning.Trainer:
     last = out / f"{LAST}.ckpt"
     first_step = steps_done(last)
     settings: dict[str, Any] = {
@@ -361,7 +368,7 @@ def _trainer(recipe: Recipe, out: Path, more: list[Callback], **options: Any) ->
         "max_epochs": -1,  # a finished run that gets more steps begins another of Lightning's epochs
         "accumulate_grad_batches": recipe.accumulate,
         "precision": recipe.precision,
-        "callbacks": _callbacks(recipe, out, more),
+        "callbacks": callbacks,
         "logger": [
             ContinuedLog(out, first_step),
             TensorBoardLogger(out, name="", version="log", purge_step=first_step or None),
@@ -399,6 +406,7 @@ def _callbacks(recipe: Recipe, out: Path, more: list[Callback]) -> list[Callback
         StopOnSignal(out / f"{LAST}.ckpt"),
     ]
     if recipe.validation:
+        callbacks.append(ValidateFirst())
         callbacks.append(ModelCheckpoint(out, BEST, VALIDATION, mode="max", enable_version_counter=False))
         if recipe.patience is not None:
             callbacks.append(EarlyStopping(VALIDATION, mode="max", patience=recipe.patience))

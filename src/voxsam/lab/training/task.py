@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import lightning
@@ -64,16 +64,19 @@ COARSE = 0.3  # weight of the loss of the mask decoder's logits where a head ref
 OUTSIDE = 1e4  # voxels: a point moved by this lies in no crop
 
 
-def schedule(step: int, recipe: Recipe) -> float:
+def schedule(step: int, recipe: Recipe, elapsed: float = 0.0) -> float:
     """The factor of the learning rate at a step: linear warm-up, constant, linear decay to `final_factor`.
 
-    A run of `epochs` keeps one rate throughout an epoch, as the released code does. `recipe` is a planned one.
+    A run of `epochs` keeps one rate throughout an epoch, as the released code does. `recipe` is a planned one. In a run
+    of `minutes` it falls with `elapsed`, the fraction of them that is over.
     """
     assert recipe.steps is not None
     if recipe.epochs is not None:
         step -= step % (recipe.steps // recipe.epochs)
     rise = min(1.0, (step + 1) / max(1, recipe.warmup))
     left = (recipe.steps - step) / max(1.0, recipe.decay * recipe.steps)
+    if recipe.minutes is not None:
+        left = (1 - elapsed) / recipe.decay if recipe.decay else 1.0
     return rise * (recipe.final_factor + (1 - recipe.final_factor) * min(1.0, max(0.0, left)))
 
 
@@ -84,9 +87,9 @@ class SegmentationTask(lightning.LightningModule):
     one; the loss is the mean over the clicks. With `prompts: none` nothing is ever clicked.
     """
 
-    def __init__(self, recipe: Recipe, network: Promptable) -> None:
+    def __init__(self, recipe: Recipe, network: Promptable, elapsed: Callable[[], float] = lambda: 0.0) -> None:
         super().__init__()
-        self.recipe, self.network = recipe, network
+        self.recipe, self.network, self.elapsed = recipe, network, elapsed
         self.loss = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, lambda_dice=0.5, lambda_ce=0.5)
 
     def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
@@ -163,9 +166,13 @@ class SegmentationTask(lightning.LightningModule):
 
     def validation_step(self, batch: dict[str, Tensor], _: int) -> None:
         """Dice of the first clicks, logged as VALIDATION: the mean over the crops."""
+        dice = self.first_dice(batch)
+        self.log(VALIDATION, dice, prog_bar=True, on_epoch=True, sync_dist=True, batch_size=len(batch["crop"]))
+
+    def first_dice(self, batch: dict[str, Tensor]) -> Tensor:
+        """() Dice of the masks of a batch's first clicks."""
         logits = self.predict(batch["crop"], batch["points"], batch["labels"])
-        dice = _dice(_mask_of(logits), batch["label"][:, 0])
-        self.log(VALIDATION, dice, prog_bar=True, on_epoch=True, sync_dist=True, batch_size=len(logits))
+        return _dice(_mask_of(logits), batch["label"][:, 0])
 
     def configure_optimizers(self) -> Any:
         """AdamW; vectors (biases and norms) are decayed only if the recipe says so. The rate follows `schedule`."""
@@ -175,7 +182,7 @@ class SegmentationTask(lightning.LightningModule):
         optimiser = torch.optim.AdamW(
             groups, lr=self.recipe.learning_rate, betas=self.recipe.betas, weight_decay=self.recipe.weight_decay
         )
-        factor = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: schedule(step, self.recipe))
+        factor = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: schedule(step, self.recipe, self.elapsed()))
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": factor, "interval": "step"}}
 
     def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: object, **__: object) -> None:
