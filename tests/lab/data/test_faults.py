@@ -12,7 +12,7 @@ import pytest
 
 from tests.lab.data.raw_cases import AFFINE, KITS_AFFINE, SHAPE, block, forget_orientation, noise, save
 from voxsam.lab.data.cases import Case, Fault, LabelChoice
-from voxsam.lab.data.faults import Check, Findings, check_case, find_doubles, write_tables
+from voxsam.lab.data.faults import Check, Findings, Measures, check_case, find_doubles, find_outliers, write_tables
 
 CHOICE = LabelChoice(known=frozenset({0, 1, 2}))
 
@@ -224,3 +224,29 @@ def test_oblique_and_permuted_axes_are_sound(tmp_path):
     turned[:3, :3] = np.array([[0.8, 0.6, 0], [-0.6, 0.8, 0], [0, 0, 1]]) @ turned[:3, :3]
     case = Case("k", (save(noise(), tmp_path / "i.nii", turned),), save(block(), tmp_path / "l.nii", turned))
     assert check_case(case, CHOICE).faults == ()
+
+
+def measures_of(folder: Path, offset: float = 0, spacing: float = 1.0, scale: float = 1.0) -> Measures:
+    values = noise().astype(np.float32) * scale + offset
+    images = (save(values, folder / "x_0000.nii.gz", np.diag([spacing, spacing, 2 * spacing, 1])),)
+    label = save(block(), folder / "x.nii.gz", np.diag([spacing, spacing, 2 * spacing, 1]))
+    measures = check_case(Case("x", images, label), CHOICE).measures
+    assert measures is not None
+    return measures
+
+
+def test_cases_that_are_probably_wrong_are_remarked_on(tmp_path: Path) -> None:
+    """Voxels of 0.1 mm that were 1 mm in centimetres; intensities from 0 on, and from 0 to 1."""
+    plain = {name: measures_of(tmp_path / name) for name in "abc"}
+    odd = {
+        "shifted": measures_of(tmp_path / "shifted", offset=1900),
+        "scaled": measures_of(tmp_path / "scaled", offset=0.75, scale=1 / 1200),
+        "cm": measures_of(tmp_path / "cm", spacing=0.1),
+    }
+    said = find_outliers({**plain, **odd}.items(), ["CT"])
+    assert set(said) == {"shifted", "scaled", "cm"}
+    assert "are the voxels in Hounsfield units?" in said["shifted"][0] and len(said["shifted"]) == 1
+    assert "are the voxels in Hounsfield units?" in said["scaled"][0]
+    assert "its voxels of 0.1 x 0.1 x 0.2 mm are 0.1 times as long" in said["cm"][0] and len(said["cm"]) == 1
+    assert find_outliers({**plain, **odd}.items(), ["MR"]).keys() == {"cm"}
+    assert find_outliers({"a": plain["a"], "cm": odd["cm"]}.items(), []) == {}  # of two nobody knows which is right

@@ -16,6 +16,7 @@ from voxsam.errors import InputError
 
 if TYPE_CHECKING:
     from voxsam.lab.data.cases import Fault
+    from voxsam.lab.data.folds import Fold
     from voxsam.lab.data.prepare import Outcome
 
 SHOWN_NAMES, SHOWN_REMARKS = 5, 20  # of the cases with one kind of remark; kinds of remarks
@@ -41,6 +42,11 @@ def command(
         str | None, typer.Option(metavar="auto|A,B,C", help="mm along the model's axes; else 1 for a named data set.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Draws the split into training, validation and test.")] = 0,
+    folds: Annotated[
+        Path | None,
+        typer.Option(help="A list of folds, JSON or YAML (nnU-Net's splits_final.json), instead of a drawn split."),
+    ] = None,
+    fold: Annotated[int, typer.Option(min=0, help="Which of --folds.")] = 0,
     workers: Annotated[int, typer.Option(min=0, help="Cases at once; 0: the cores, at most 8.")] = 0,
     skip_faulty: Annotated[bool, typer.Option("--skip-faulty", help="Leave cases with faults out.")] = False,
     per_scan: Annotated[bool, typer.Option(help="Standardise MR scan by scan; else by the whole data set.")] = True,
@@ -49,7 +55,10 @@ def command(
     from voxsam.lab.data.faults import FaultyCasesError
     from voxsam.lab.data.prepare import Options, prepare
 
-    options = Options(dataset, _labels(labels), _spacing(spacing), seed, workers, skip_faulty, per_scan)
+    chosen = None if folds is None else _fold(folds, fold)
+    options = Options(
+        dataset, _labels(labels), _spacing(spacing), seed, workers, skip_faulty, fold=chosen, per_scan=per_scan
+    )
     start = time.perf_counter()
     try:
         with ProgressBar() as progress:
@@ -81,6 +90,16 @@ def _spacing(words: str | None) -> tuple[float, float, float] | Literal["auto"] 
     if words is None or words == "auto":
         return words
     return three_lengths("--spacing", words, "'auto', or ")
+
+
+def _fold(path: Path, number: int) -> Fold:
+    from voxsam.lab.data.folds import read_folds
+
+    folds = read_folds(path)
+    if number >= len(folds):
+        given, expected = f"--fold {number} of {path}", f"0 to {len(folds) - 1}"
+        raise InputError(given, expected, "choose one of the list")
+    return folds[number]
 
 
 def _show_faults(faults: Sequence[Fault]) -> None:

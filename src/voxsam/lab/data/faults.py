@@ -201,6 +201,41 @@ def find_odd_channels(measured: Iterable[tuple[str, Measures]], named: Sequence[
     ]
 
 
+TUMOUR_HU = (-900.0, 600.0)  # between which the middle of a tumour's intensities lies in any CT
+ALIKE = 5.0  # times the spacing of the middle case: so much more or less is another unit
+FEW = 3  # cases, without which nobody can say what is usual
+
+
+def find_outliers(measured: Iterable[tuple[str, Measures]], named: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Remarks on cases that can be read and are probably wrong: a CT that is not in HU, a spacing in another unit.
+
+    A data set is one of CT if the first of its channels is `named` so, or most of its cases are CT.
+    """
+    known = {name: measures for name, measures in measured if measures.channels}
+    of_ct = sum(measures.modality == "CT" for measures in known.values())
+    is_ct = named[0].upper().startswith("CT") if named else 2 * of_ct > len(known)
+    spacings = {name: float(np.prod(m.grid.spacing_mm) ** (1 / 3)) for name, m in known.items()}
+    usual = float(np.median(list(spacings.values()))) if len(spacings) >= FEW else None
+    found: dict[str, tuple[str, ...]] = {}
+    for name, measures in known.items():
+        said = []
+        (low, high), middle = TUMOUR_HU, float(np.median(measures.channels[0].quantiles))
+        if is_ct and (measures.modality != "CT" or not low <= middle <= high):
+            said.append(
+                f"the middle of the tumour's intensities is {middle:.4g}, and the whole is not like a CT in HU"
+                f" ({low:.0f} to {high:.0f} in a tumour, air far below 0): are the voxels in Hounsfield units?"
+            )
+        if usual is not None and not 1 / ALIKE <= spacings[name] / usual <= ALIKE:
+            own = " x ".join(f"{s:.3g}" for s in measures.grid.spacing_mm)
+            said.append(
+                f"its voxels of {own} mm are {spacings[name] / usual:.2g} times as long as those of the middle case,"
+                f" {usual:.3g} mm: is the spacing in millimetres?"
+            )
+        if said:
+            found[name] = tuple(said)
+    return found
+
+
 def write_tables(findings: Findings, folder: Path) -> Path:
     """faults.csv (case, fault, given, expected, remedy; returned) and remarks.csv (case, remark) in a folder.
 
@@ -263,7 +298,9 @@ def check_all(data: RawData, choice: LabelChoice, output: Path, workers: int, pr
         for fault in find():
             faults.append(fault)
             measured.pop(fault.case)
-    remarks = {case.name: said for case in data.cases if (said := checks[case.name].remarks)}
+    odd = find_outliers(measured.items(), data.channels)
+    both = {case.name: (*checks[case.name].remarks, *odd.get(case.name, ())) for case in data.cases}
+    remarks = {name: said for name, said in both.items() if said}
     return Findings(measured, tuple(sorted(faults, key=lambda fault: fault.case)), remarks)
 
 

@@ -25,6 +25,7 @@ from voxsam.geometry import Grid
 from voxsam.io import read_channels, read_volume
 from voxsam.lab.data.cases import Case, LabelChoice, RawData, body_box
 from voxsam.lab.data.faults import FaultyCasesError, Measures, case_sources, check_all, job_key, write_tables
+from voxsam.lab.data.folds import Fold
 from voxsam.lab.data.layouts import DataSet, choose_data_set
 from voxsam.lab.data.parallel import ReportProgress, available_cores, each
 from voxsam.lab.data.store import (
@@ -247,6 +248,8 @@ class Options:
     seed: int = 0
     workers: int = 0
     skip_faulty: bool = False
+    fold: Fold | None = None  # who validates and tests, instead of a split that `seed` draws
+    patient: str = "(.*)"  # in a case's name, of which no two sides of a fold may have the same
     per_scan: bool = True  # MR channels are standardised scan by scan: their unit is that of a scanner and a day
 
 
@@ -279,7 +282,8 @@ def prepare(
     sound = {name: m for name, m in findings.measures.items() if m.channels}
     if not sound:
         raise ImageError(f"{raw} without a sound case that has a tumour", "at least one", "correct the cases")
-    split = split_cases(sound, options.seed, data_set.folds)
+    fold = options.fold
+    split = fold.split(sound, options.patient) if fold else split_cases(sound, options.seed, data_set.folds)
     fingerprint, preprocessing = _decide(data_set, data, sound, split["train"], choice, options)
     jobs = case_jobs(data, sound, choice, preprocessing[0].with_channels(preprocessing[1:]), output)
     records, made = make_cases(jobs, output, workers, progress)
