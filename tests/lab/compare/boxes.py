@@ -14,7 +14,8 @@ import numpy as np
 
 from voxsam.errors import UnsupportedError
 from voxsam.lab.evaluation.systems import Opened, System
-from voxsam.lab.systems.compared import About, ComparedSystem, Job, Log, register
+from voxsam.lab.systems.compared import About, ComparedSystem, Job, Log, Trained, register, train_within
+from voxsam.lab.training import Curve
 from voxsam.prompts import Point
 from voxsam.volume import Volume
 
@@ -44,14 +45,19 @@ class Box:
 @register("box")
 class BoxSystem(ComparedSystem):
     name, about = "box", ABOUT
-    options: ClassVar = {"reach": "voxels", "auto": "without clicks", "fault": "what goes wrong"}
+    options: ClassVar = {
+        "reach": "voxels",
+        "auto": "without clicks",
+        "fault": "what goes wrong",
+        "scores": "of the validations",
+    }
 
     def check(self, job: Job) -> None:
         super().check(job)
         if job.options.get("fault") == "library":
             raise UnsupportedError("no boxlib", "boxlib 2", "pip install boxlib")
 
-    def train(self, job: Job, log: Log) -> None:
+    def train(self, job: Job, log: Log) -> Trained | None:
         with (job.out / "trained").open("a") as file:
             file.write(f"{job.seed}\n")
         fault = job.options.get("fault")
@@ -67,6 +73,20 @@ class BoxSystem(ComparedSystem):
         if fault == "once" and len((job.out / "trained").read_text().splitlines()) == 1:
             raise RuntimeError("the first time")
         log("trained")
+        if job.budget is None:
+            return None
+        scores = job.options.get("scores", [0.5] * 9)
+
+        def run(rate: float, pause: float | None) -> Curve:
+            """Better the nearer the rate is to 3; a training of this plan has nine validations."""
+            end = pause or job.budget.own_minutes
+            with (job.out / "runs").open("a") as file:
+                file.write(f"{rate:g} {end:g}\n")
+            if fault == "later" and pause is None and len((job.out / "trained").read_text().splitlines()) == 1:
+                raise RuntimeError("the first time")
+            return tuple((end * (n + 1) / 9, score - abs(rate - 3) / 10) for n, score in enumerate(scores))
+
+        return train_within(job.budget, 1.0, job.out, run)
 
     def load(self, job: Job) -> System:
         return Box(job.options.get("reach", 3), job.options.get("auto", False))

@@ -30,7 +30,13 @@ def command(
         Path | None,
         typer.Option(metavar="DOCUMENT", help="A Markdown file: the block between the plan's markers is replaced."),
     ] = None,
-    tables: Annotated[bool, typer.Option("--tables", help="Run nothing: tables of what is there.")] = False,
+    tables: Annotated[
+        bool, typer.Option("--tables", help="Run nothing: tables of what is there; without -o, of the kept results.")
+    ] = False,
+    results: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Keep small results here; default for --tables: results/ beside the plan."),
+    ] = None,
     trust: Annotated[
         bool,
         typer.Option("--trust", help="Import the Python modules that the plan names; which can do anything."),
@@ -41,29 +47,39 @@ def command(
     if listed:
         _list()
         return
-    if plan is None or output is None:
+    if plan is None or (output is None and not tables):
         raise InputError("no plan or no output", "voxsam compare PLAN -o FOLDER", "add what is missing, or take --list")
     from voxsam.atomic import make_folder
     from voxsam.lab.compare.output import write_output
     from voxsam.lab.compare.plan import read_plan
+    from voxsam.lab.compare.results import read_results, result_of, save_results
     from voxsam.lab.compare.runner import Room, alone_in, make_tasks, run
     from voxsam.lab.evaluation.tables import require_markers
+    from voxsam.lab.training.recipe import find_named
 
-    chosen = read_plan(plan, _folders(data or []))
-    if chosen.modules and not trust:
-        given = f"{plan} runs Python of its own: {', '.join(chosen.modules)}"
-        raise InputError(given, "a plan without `modules`, or your word for them", "read them, then add --trust")
+    chosen = read_plan(plan, _folders(data or []), data_needed=output is not None)
+    if chosen.python and not trust:
+        given = f"{plan} runs Python of its own: {', '.join(chosen.python)}"
+        expected = "a plan without `modules` and checkouts, or your word for them"
+        raise InputError(given, expected, "read them, then add --trust")
     if only is not None:
         chosen = chosen.only([name.strip() for name in only.split(",") if name.strip()])
     if write is not None:
         require_markers(write, chosen.name)
+    if output is None:
+        folder = results or find_named(plan, "plans").parent / "results" / chosen.name
+        typer.echo(write_output(chosen, [], folder, write, read_results(chosen, folder)))
+        return
     make_folder(output)
     with alone_in(output), ProgressBar() as progress:
         tasks = make_tasks(chosen, output, progress)
         if not tables:
             run(chosen, tasks, Room.for_plan(chosen, jobs), output, progress)
         progress("tables and figures")
-        text = write_output(chosen, tasks, output, write)
+        found = [result_of(chosen, task) for task in tasks]
+        if results is not None:
+            save_results(found, results)
+        text = write_output(chosen, tasks, output, write, found)
     typer.echo(text)
     failed = [task for task in tasks if task.outcome is None]
     if failed and not tables:

@@ -17,6 +17,7 @@ import os.path
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,19 +34,22 @@ from voxsam.lab.data.prepare import Options, prepare
 from voxsam.lab.data.store import PreparedData, open_store
 from voxsam.lab.evaluation.protocol import EvaluationSettings
 from voxsam.lab.systems.common_loop import compared_system
-from voxsam.lab.systems.compared import ComparedSystem, Job
+from voxsam.lab.systems.compared import Budget, ComparedSystem, Job, Trained
 from voxsam.lab.training.recipe import overridden
 from voxsam.phantoms import CLOSE
 
 
-def prepare_data(spec: DataSpec, folder: Path, progress: ReportProgress) -> PreparedData:
-    """The store in `folder`/prepared, made or brought up to date. Raises what `prepare` raises.
+def prepare_data(spec: DataSpec, fold: int | None, folder: Path, progress: ReportProgress) -> PreparedData:
+    """The store in `folder`/prepared, of a fold in prepared-N, made or brought up to date.
 
-    Raises InputError for a data set of which nothing is left for testing.
+    Raises what `prepare` raises, and InputError for a data set of which nothing is left for testing.
     """
     raw = Path(spec.folder) if spec.folder is not None else _phantoms(spec.phantoms or Phantoms(), folder, progress)
     options = Options(spec.layout, spec.labels, spec.spacing_mm, spec.split_seed)
-    store = prepare(raw, folder / "prepared", options, progress).store
+    if fold is not None:
+        options = replace(options, fold=spec.folds[fold], patient=spec.patient)
+    name = "prepared" if fold is None else f"prepared-{fold}"
+    store = prepare(raw, folder / name, options, progress).store
     if not store.split["test"]:
         given, expected = f"{spec.name}: {len(store.names)} cases, none of them for testing", "two cases or more"
         raise InputError(given, expected, "add cases")
@@ -113,6 +117,8 @@ class WorkOrder(Record):
     device: str
     training_digest: str
     evaluation_digest: str
+    fold: int | None = None
+    budget: Budget | None = None
 
     @property
     def settings(self) -> EvaluationSettings:
@@ -121,7 +127,7 @@ class WorkOrder(Record):
 
     def job(self, folder: Path) -> Job:
         """What the compared system is given."""
-        return Job(Path(self.prepared), folder, self.seed, self.recipe, self.options, self.device)
+        return Job(Path(self.prepared), folder, self.seed, self.recipe, self.options, self.device, self.budget)
 
     def compared(self) -> ComparedSystem:
         """The system. Raises InputError for one that is not known, or a module that cannot be imported."""
@@ -135,6 +141,7 @@ class Training(Record):
     seconds: float = 0.0
     peak_gb: float = 0.0
     done: bool = False
+    trained: Trained | None = None  # within a budget
 
 
 class Outcome(Record):
@@ -149,6 +156,7 @@ class Outcome(Record):
     machine: str
     title: str  # what the system calls itself
     note: str  # what a table's reader has to know
+    start: str = ""  # what training began with; "": nobody can say
 
 
 class Failure(Record):
@@ -158,13 +166,16 @@ class Failure(Record):
 
 
 def make_order(
-    plan: Plan, row: RowSpec, data: DataSpec, seed: int, store: PreparedData, examples: list[str]
+    plan: Plan, row: RowSpec, data: DataSpec, fold: int | None, seed: int, store: PreparedData, examples: list[str]
 ) -> WorkOrder:
-    """The order for one row, data set and seed; `store` is the prepared data set."""
+    """The order for one row, data set, fold and seed; `store` is the prepared data set."""
     trained = plan.trained(row)
     recipe = overridden(overridden(plan.recipe, data.recipe), trained.recipe)
     content = hashlib.sha256((store.folder / "dataset.json").read_bytes()).hexdigest()
-    training = _digest([trained.system, seed, recipe, trained.options, content, *_files(recipe, trained.options)])
+    budget = plan.budget_of(row)
+    allowed = [] if budget is None else [budget.model_dump(mode="json")]
+    given = [trained.system, seed, recipe, trained.options, content, *_files(recipe, trained.options), *allowed]
+    training = digest_of(given)
     evaluation = {**plan.evaluation, **row.evaluation}
     return WorkOrder(
         row=row.row,
@@ -179,13 +190,16 @@ def make_order(
         modules=plan.modules,
         device="auto",
         training_digest=training,
-        evaluation_digest=_digest([training, evaluation, examples, row.row]),
+        evaluation_digest=digest_of([training, evaluation, examples, row.row]),
+        fold=fold,
+        budget=budget,
     )
 
 
 def job_folder(out: Path, order: WorkOrder, trained: RowSpec, data: DataSpec) -> Path:
     """Where a job keeps its training; rows that share one share the folder."""
-    return out / "jobs" / data.name / f"{trained.row}-{order.seed}-{order.training_digest}"
+    part = "" if order.fold is None else f"-fold{order.fold}"
+    return out / "jobs" / data.name / f"{trained.row}{part}-{order.seed}-{order.training_digest}"
 
 
 def import_modules(names: Sequence[str]) -> None:
@@ -212,6 +226,7 @@ def _files(*given: Any) -> Iterator[str]:
                 yield hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _digest(what: Any) -> str:
+def digest_of(what: Any) -> str:
+    """Of what JSON can hold, or says of itself as text: a few digits that differ for something else."""
     text = json.dumps(what, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:DIGITS]

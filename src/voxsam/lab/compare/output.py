@@ -13,22 +13,19 @@ from matplotlib.figure import Figure
 
 from voxsam.atomic import atomic_path, make_folder
 from voxsam.boxes import bounding_box
-from voxsam.errors import InputError
 from voxsam.io import read_volume
+from voxsam.lab.compare.captions import notes
 from voxsam.lab.compare.order import cases_to_test
 from voxsam.lab.compare.plan import DataSpec, Plan
+from voxsam.lab.compare.results import Result, result_of
 from voxsam.lab.compare.runner import Task, Timing
-from voxsam.lab.compare.tables import NAMES, RowResult, collect, latex, markdown, methods, notes, table_csv
+from voxsam.lab.compare.tables import NAMES, RowResult, collect, latex, markdown, methods, table_csv
 from voxsam.lab.evaluation.clicks import deepest_voxel
 from voxsam.lab.evaluation.protocol import read_case, read_evaluation
 from voxsam.lab.evaluation.tables import write_between_markers
-from voxsam.lab.systems.common_loop import CommonLoop, compared_system
-from voxsam.lab.training.recipe import overridden
 from voxsam.report.metrics import dice
 from voxsam.report.panels import BACKGROUND, INK, Plane, Scene, draw_plane
 from voxsam.volume import Volume
-from voxsam.weights.file import read_card
-from voxsam.weights.registry import find_model
 
 DPI, BAR_DPI = 100, 150
 PANEL_INCHES, HEAD_INCHES = 2.0, 0.34
@@ -45,9 +42,9 @@ def write_figures(plan: Plan, tasks: Sequence[Task], rows: Sequence[RowResult], 
         if any(data.name in row.found for row in rows):
             written.append(folder / f"bars-{data.name}.png")
             _save(_bars(plan, rows, data), written[-1], BAR_DPI, "white")
-        own = [task for task in tasks if task.data.name == data.name and task.order.seed == plan.seeds[0]]
-        done = [task for task in own if task.outcome is not None]
-        if done and done[0].order.examples:
+        own = [task for task in tasks if task.data.name == data.name and task.order.examples]
+        done = [t for t in own if t.outcome is not None and t.order.seed == plan.seeds_of(t.row)[0]]
+        if done:
             written.append(folder / f"overlays-{data.name}.png")
             titles = {row.row: row.title for row in rows}
             _save(_overlays(done, titles), written[-1], DPI, BACKGROUND)
@@ -127,14 +124,21 @@ def _bars(plan: Plan, rows: Sequence[RowResult], data: DataSpec) -> Figure:
     return figure
 
 
-def write_output(plan: Plan, tasks: Sequence[Task], out: Path, document: Path | None = None) -> str:
+def write_output(
+    plan: Plan,
+    tasks: Sequence[Task],
+    out: Path,
+    document: Path | None = None,
+    results: Sequence[Result] | None = None,
+) -> str:
     """Write all tables and figures of what is there so far; returns the Markdown.
 
+    `results` are those of the plan where they are not those of tasks: kept ones, which have no masks to draw.
     In `document` the block between `<!-- NAME -->` and `<!-- /NAME -->`, NAME the plan's, is replaced, and the figures
     are copied to the folder images/ beside it. Raises FileError if something cannot be written.
     """
-    rows = collect(plan, tasks)
-    footnotes = [*notes(plan, rows), *starts(plan, rows), *took(out)]
+    rows = collect(plan, [result_of(plan, task) for task in tasks] if results is None else results)
+    footnotes = [*notes(plan, rows), *took(out)]
     text = markdown(plan, rows, footnotes)
     contents = {
         "table.md": f"# {plan.title}\n\n{text}\n",
@@ -149,28 +153,6 @@ def write_output(plan: Plan, tasks: Sequence[Task], out: Path, document: Path | 
     if document is not None:
         write_between_markers(document, plan.name, f"{text}\n\n{_linked(plan, figures, document)}")
     return text
-
-
-def starts(plan: Plan, rows: Sequence[RowResult]) -> list[str]:
-    """Which rows begin with the weights of a model, and what that was trained on."""
-    titles: dict[tuple[str, bool], list[str]] = {}
-    for row in rows:
-        recipe = overridden(plan.recipe, plan.trained(plan.row(row.row)).recipe)
-        if recipe.get("start_from") and isinstance(compared_system(plan.row(row.row).system), CommonLoop):
-            titles.setdefault((recipe["start_from"], recipe.get("start_part") == "sam"), []).append(row.title)
-    return [
-        f"{', '.join(own)}: training begins with {'what is of SAM in ' if part else ''}{start}{_trained_on(start)}."
-        for (start, part), own in titles.items()
-    ]
-
-
-def _trained_on(start: str) -> str:
-    """What the card of a model says of its data; nothing for a file that is no model of VoxSAM, or not here."""
-    try:
-        data = read_card(find_model(start)).description.get("data", "")
-    except InputError:
-        return ""
-    return f", trained on {data.rstrip('.')}" if data else ""
 
 
 def took(out: Path) -> list[str]:

@@ -16,11 +16,14 @@ from pydantic import (
     PositiveInt,
     TypeAdapter,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
 from voxsam.errors import InputError
+from voxsam.lab.data.folds import Fold, check_disjoint, read_folds
 from voxsam.lab.evaluation.protocol import EvaluationSettings
+from voxsam.lab.systems.compared import Budget
 from voxsam.lab.training.recipe import read_keys
 
 _SETTINGS = TypeAdapter(EvaluationSettings)
@@ -52,12 +55,30 @@ class DataSpec(_Strict):
     labels: tuple[int, ...] | None = None
     spacing_mm: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | Literal["auto"] | None = None
     split_seed: NonNegativeInt = 0
+    folds: tuple[Fold, ...] = ()  # in turn; or a file of them (voxsam.lab.data.folds); none: the split of `split_seed`
+    patient: str = "(.*)"  # in a case's name, of which no two sides of a fold may have the same
     recipe: dict[str, Any] = {}  # keys that are otherwise on this data set: its crop, its clip range
+
+    @field_validator("folds", mode="before")
+    @classmethod
+    def _from_file(cls, folds: Any) -> Any:
+        return read_folds(Path(folds)) if isinstance(folds, str) else folds
+
+    @field_validator("folds")
+    @classmethod
+    def _disjoint(cls, folds: tuple[Fold, ...]) -> tuple[Fold, ...]:
+        check_disjoint(folds)
+        return folds
 
     @property
     def shown(self) -> str:
         """What tables call it."""
         return self.title or self.name
+
+    @property
+    def parts(self) -> tuple[int | None, ...]:
+        """The numbers of the folds; one that has none is None."""
+        return tuple(range(len(self.folds))) or (None,)
 
 
 class RowSpec(_Strict):
@@ -70,6 +91,8 @@ class RowSpec(_Strict):
     recipe: dict[str, Any] = {}
     options: dict[str, Any] = {}
     evaluation: dict[str, Any] = {}
+    seeds: tuple[NonNegativeInt, ...] | None = None  # of this row, instead of the plan's
+    minutes: PositiveFloat | None = None  # of this row, instead of the budget's: it is marked, and never bold
 
     @model_validator(mode="before")
     @classmethod
@@ -80,7 +103,7 @@ class RowSpec(_Strict):
 
 
 class Plan(_Strict):
-    """A comparison. Every system gets the same data, the same keys of a recipe and the same evaluation.
+    """A comparison. Every system gets the same data, the same keys of a recipe, the same budget and evaluation.
 
     `job_cores` and `job_gb` are what one job wants: so many run at once as the machine has of both (with GPUs, one on
     each).
@@ -92,6 +115,7 @@ class Plan(_Strict):
     seeds: tuple[NonNegativeInt, ...] = (0,)
     data: tuple[DataSpec, ...] = Field(min_length=1)
     recipe: dict[str, Any] = {}
+    budget: Budget | None = None  # of each training, instead of the recipe's steps or epochs
     evaluation: dict[str, Any] = {}
     systems: tuple[RowSpec, ...] = Field(min_length=1)
     modules: tuple[str, ...] = ()  # Python modules that register further systems (voxsam.lab.systems.compared.register)
@@ -114,8 +138,11 @@ class Plan(_Strict):
                 other = next((other for other in self.systems if other.row == row.trained_as), None)
                 if other is None or other.trained_as is not None or other.system != row.system:
                     raise ValueError(f"trained_as of {row.row}: {row.trained_as} is no row with a {row.system} trained")
-                if row.recipe or row.options:
-                    raise ValueError(f"trained_as of {row.row}: leave out its recipe and options, {other.row}'s hold")
+                if row.recipe or row.options or row.seeds or row.minutes:
+                    what = "recipe, options, seeds and minutes"
+                    raise ValueError(f"trained_as of {row.row}: leave out its {what}, {other.row}'s hold")
+            if row.minutes is not None and self.budget is None:
+                raise ValueError(f"minutes of {row.row}: the plan has no budget that it could differ from")
             settings(self.evaluation, row.evaluation)
         return self
 
@@ -126,6 +153,22 @@ class Plan(_Strict):
     def trained(self, row: RowSpec) -> RowSpec:
         """The row whose training serves a row: most often itself."""
         return row if row.trained_as is None else self.row(row.trained_as)
+
+    def seeds_of(self, row: RowSpec) -> tuple[int, ...]:
+        """The seeds that a row is trained from."""
+        return self.trained(row).seeds or self.seeds
+
+    def budget_of(self, row: RowSpec) -> Budget | None:
+        """What a training of a row may use."""
+        minutes = self.trained(row).minutes
+        if self.budget is None or minutes is None:
+            return self.budget
+        return self.budget.model_copy(update={"minutes": minutes})
+
+    @property
+    def python(self) -> tuple[str, ...]:
+        """Python that is not VoxSAM's and runs with the plan: its modules, and the checkouts that rows import."""
+        return *self.modules, *(str(row.options["checkout"]) for row in self.systems if "checkout" in row.options)
 
     def only(self, rows: list[str]) -> Plan:
         """The plan with these rows, and those that they need, alone. Raises InputError for rows that are not there."""
@@ -160,8 +203,10 @@ def settings(*fields: Mapping[str, Any]) -> EvaluationSettings:
         raise ValueError(f"evaluation: {error}") from error
 
 
-def read_plan(path: Path, folders: Mapping[str, str] | None = None) -> Plan:
+def read_plan(path: Path, folders: Mapping[str, str] | None = None, data_needed: bool = True) -> Plan:
     """The plan in a YAML file; `folders` are those of its data sets by name, instead of what it says.
+
+    Without `data_needed` a data set may have none.
 
     Raises FileError or InputError with the first fault in one line.
     """
@@ -175,10 +220,10 @@ def read_plan(path: Path, folders: Mapping[str, str] | None = None) -> Plan:
         raise InputError(
             f"{path}: {where}: {what}", "the keys of voxsam.lab.compare.plan.Plan", "correct it"
         ) from error
-    return _with_folders(plan, folders or {})
+    return _with_folders(plan, folders or {}, data_needed)
 
 
-def _with_folders(plan: Plan, folders: Mapping[str, str]) -> Plan:
+def _with_folders(plan: Plan, folders: Mapping[str, str], needed: bool) -> Plan:
     names = [data.name for data in plan.data]
     unknown = [name for name in folders if name not in names]
     if unknown:
@@ -187,7 +232,7 @@ def _with_folders(plan: Plan, folders: Mapping[str, str]) -> Plan:
         one.model_copy(update={"folder": folders[one.name]}) if one.name in folders else one for one in plan.data
     )
     for one in data:
-        if one.folder is None and one.phantoms is None:
+        if needed and one.folder is None and one.phantoms is None:
             remedy = f"add --data {one.name}=FOLDER"
             raise InputError(f"no folder for the data set {one.name}", "the folder that it was unpacked to", remedy)
     return plan.model_copy(update={"data": data})

@@ -185,7 +185,8 @@ class Task:
         return "" if failure is None else failure.reason
 
     def __str__(self) -> str:
-        return f"{self.row.row} on {self.data.name}, seed {self.order.seed}"
+        fold = "" if self.order.fold is None else f", fold {self.order.fold}"
+        return f"{self.row.row} on {self.data.name}{fold}, seed {self.order.seed}"
 
 
 class Timing(Record):
@@ -236,16 +237,19 @@ def make_tasks(plan: Plan, out: Path, progress: ReportProgress = lambda stage, f
         progress(f"data set {data.name}", None)
         folder = out / "data" / data.name
         make_folder(folder)
-        store = prepare_data(data, folder, progress)
-        tasks += list(_tasks_of(plan, out, data, store))
+        for fold in data.parts:
+            store = prepare_data(data, fold, folder, progress)
+            tasks += list(_tasks_of(plan, out, data, fold, store))
     return tasks
 
 
-def _tasks_of(plan: Plan, out: Path, data: DataSpec, store: PreparedData) -> Iterator[Task]:
-    examples = example_names(store, plan.examples)
-    for seed in plan.seeds:
+def _tasks_of(plan: Plan, out: Path, data: DataSpec, fold: int | None, store: PreparedData) -> Iterator[Task]:
+    examples = [] if fold else example_names(store, plan.examples)  # of several folds those of the first
+    for seed in sorted({seed for row in plan.systems for seed in plan.seeds_of(row)}):
         for row in plan.systems:
-            order = make_order(plan, row, data, seed, store, examples)
+            if seed not in plan.seeds_of(row):
+                continue
+            order = make_order(plan, row, data, fold, seed, store, examples)
             task = Task(row, data, order, job_folder(out, order, plan.trained(row), data))
             with _naming(plan, row):
                 order.compared().check(order.job(task.folder))

@@ -1,4 +1,4 @@
-"""The tables of a comparison in the paper's shape and what stands under them: Markdown, LaTeX, CSV.
+"""The tables of a comparison in the paper's shape: Markdown, LaTeX, CSV.
 
 A row's numbers are means over cases with intervals, and tests against the reference row.
 """
@@ -16,11 +16,13 @@ import pandas as pd
 import scipy.stats
 
 from voxsam.lab.compare.order import Outcome, import_modules
-from voxsam.lab.compare.plan import DataSpec, Plan
-from voxsam.lab.compare.runner import Task
-from voxsam.lab.evaluation.protocol import Evaluation, read_evaluation
+from voxsam.lab.compare.plan import DataSpec, Plan, RowSpec
+from voxsam.lab.compare.results import Result
+from voxsam.lab.evaluation.protocol import Evaluation
 from voxsam.lab.evaluation.tables import NOTHING, Line, by_case, markdown_table, rows_of, shown, summarise
 from voxsam.lab.systems.common_loop import compared_system
+
+LATE_GAIN = 0.02  # of the validation Dice in the last third of a training, above which it has not converged
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,8 @@ class Found:
 
     evaluation: Evaluation
     outcomes: tuple[Outcome, ...]
-    by_seed: tuple[Evaluation, ...]
+    by_seed: tuple[Evaluation, ...]  # all folds of a seed together
+    checked: bool = False  # whether it was looked for cases that the row was trained on
 
     @property
     def overlap(self) -> dict[str, str]:
@@ -66,37 +69,64 @@ class RowResult:
 
     @property
     def outcomes(self) -> list[Outcome]:
-        """Of all data sets and seeds."""
+        """Of all data sets, folds and seeds."""
         return [outcome for found in self.found.values() for outcome in found.outcomes]
 
+    @property
+    def late_gain(self) -> float | None:
+        """How much the best validation rose in the last third of a training, on average; None where nobody can tell."""
+        gains = [outcome.training.trained.late_gain for outcome in self.outcomes if outcome.training.trained]
+        known = [gain for gain in gains if gain is not None]
+        return float(np.mean(known)) if known and len(known) == len(gains) else None
 
-def collect(plan: Plan, tasks: Sequence[Task]) -> list[RowResult]:
+    @property
+    def converged(self) -> bool:
+        """False for a row with a budget whose validations still rose at its end, or are too few to tell."""
+        if not any(outcome.training.trained for outcome in self.outcomes):
+            return True
+        return self.late_gain is not None and self.late_gain <= LATE_GAIN
+
+
+def collect(plan: Plan, results: Sequence[Result]) -> list[RowResult]:
     """What is there so far, in the plan's order."""
-    return [_row(plan, number, tasks) for number in range(len(plan.systems))]
-
-
-def _row(plan: Plan, number: int, tasks: Sequence[Task]) -> RowResult:
-    spec = plan.systems[number]
     import_modules(plan.modules)
+    return [_row(plan, spec, [one for one in results if one.row == spec.row]) for spec in plan.systems]
+
+
+def _row(plan: Plan, spec: RowSpec, results: Sequence[Result]) -> RowResult:
     about = compared_system(spec.system).about
     found, failed, waiting = {}, {}, {}
     for data in plan.data:
-        own = [task for task in tasks if task.row.row == spec.row and task.data.name == data.name]
-        done = [(outcome, task) for task in own if (outcome := task.outcome) is not None]
+        own = [one for one in results if one.data == data.name]
+        done = [(one, one.outcome) for one in own if one.outcome is not None]
         if done:
-            evaluations = tuple(read_evaluation(task.results / "evaluation.json") for _, task in done)
-            found[data.name] = Found(_together(evaluations), tuple(outcome for outcome, _ in done), evaluations)
-        lost = [(task.order.seed, task.failure) for task in own if task.outcome is None]
-        reasons = {seed: reason for seed, reason in lost if reason}
-        if len(reasons) < len(lost):
-            waiting[data.name] = len(lost) - len(reasons)
+            found[data.name] = _found(plan, [one for one, _ in done], [outcome for _, outcome in done])
+        lost = [one for one in own if one.outcome is None]
+        reasons = {one.seed: one.failure for one in lost if one.failure}
+        pending = sum(not one.failure for one in lost)
+        if pending:
+            waiting[data.name] = pending
         if reasons:
-            seeds = "" if len(plan.seeds) == 1 else f" (seed {', '.join(map(str, reasons))})"
+            seeds = "" if len(plan.seeds_of(spec)) == 1 else f" (seed {', '.join(map(str, reasons))})"
             failed[data.name] = f"{next(iter(reasons.values()))}{seeds}"
     first = next((outcome for one in found.values() for outcome in one.outcomes), None)
     title, note = (about.title, about.note) if first is None else (first.title, first.note)  # with its options
     title = title if spec.row == spec.system else f"{title}, {spec.row}"
     return RowResult(spec.row, spec.title or title, note, found, failed, waiting)
+
+
+def _found(plan: Plan, results: Sequence[Result], outcomes: Sequence[Outcome]) -> Found:
+    by_seed: dict[int, list[Evaluation]] = {}
+    for one in results:
+        by_seed.setdefault(one.seed, []).append(one.evaluation(plan))
+    seeds = [_joined(folds) for folds in by_seed.values()]
+    return Found(_together(seeds), tuple(outcomes), tuple(seeds), all(one.checked for one in results))
+
+
+def _joined(folds: Sequence[Evaluation]) -> Evaluation:
+    """The folds of one seed, each with cases of its own."""
+    overlap = {case: how for one in folds for case, how in one.overlap.items()}
+    return replace(folds[0], rows=tuple(row for one in folds for row in one.rows), overlap=overlap)
 
 
 def _together(evaluations: Sequence[Evaluation]) -> Evaluation:
@@ -167,17 +197,30 @@ def methods(plan: Plan, rows: Sequence[RowResult]) -> list[Method]:
             for line in own.lines():
                 p = {} if row is reference else _tests(own, line, reference.found.get(data))
                 entries.setdefault(line.label, {})[data] = Entry(own, line, p)
-        found += [Method(_title(_marked(row), label), row, own) for label, own in entries.items()]
+        found += [Method(_title(_marked(plan, row), label), row, own) for label, own in entries.items()]
         if not entries:
             found.append(Method(row.title, row, {}))
     return found
 
 
-MARK = "†"  # at a row that was trained on test cases
+OVERLAP_MARK = "†"  # at a row that was trained on test cases
+UNCONVERGED_MARK = "‡"
+OWN_MINUTES_MARK = "§"
 
 
-def _marked(row: RowResult) -> str:
-    return f"{row.title} {MARK}" if any(found.overlap for found in row.found.values()) else row.title
+def _marked(plan: Plan, row: RowResult) -> str:
+    marks = {
+        OVERLAP_MARK: any(found.overlap for found in row.found.values()),
+        UNCONVERGED_MARK: not row.converged,
+        OWN_MINUTES_MARK: _apart(plan, row),
+    }
+    shown = "".join(mark for mark, holds in marks.items() if holds)
+    return f"{row.title} {shown}" if shown else row.title
+
+
+def _apart(plan: Plan, row: RowResult) -> bool:
+    """Whether a row has minutes of its own, and so stands beside the comparison."""
+    return plan.trained(plan.row(row.row)).minutes is not None
 
 
 def _title(title: str, label: str) -> str:
@@ -215,48 +258,16 @@ def cost_rows(plan: Plan, rows: Sequence[RowResult]) -> list[dict[str, str]]:
         outcomes = row.outcomes
         cells = {"Methods": row.title, "all params": _millions([o.total for o in outcomes])}
         cells["training, min"] = _mean([o.training.seconds / 60 for o in outcomes], 1)
+        if plan.budget is not None:
+            within = [o.training.trained for o in outcomes if o.training.trained is not None]
+            cells["of processor time"] = _mean([one.minutes for one in within], 1)
+            rates = sorted({one.learning_rate for one in within})
+            cells["learning rate"] = ", ".join(f"{rate:.2g}" for rate in rates) or NOTHING
         cells["peak memory, GB"] = _mean([o.peak_gb for o in outcomes], 1)
         cells["first mask of a scan, s"] = _mean([o.scan_seconds for o in outcomes], 2)
-        cells["seeds"] = str(max((len(found.outcomes) for found in row.found.values()), default=0))
+        cells["seeds"] = str(max((len(found.by_seed) for found in row.found.values()), default=0))
         table.append(cells)
     return table
-
-
-def notes(plan: Plan, rows: Sequence[RowResult]) -> list[str]:
-    """What a reader has to know: protocol, machine, failures, and what some systems are given."""
-    lines = []
-    for data in plan.data:
-        found = [row.found[data.name] for row in rows if data.name in row.found]
-        if found:
-            cases = max(len(one.evaluation.cases) for one in found)
-            trials, seeds = found[0].evaluation.settings.trials, ", ".join(map(str, plan.seeds))
-            lines.append(
-                f"{data.shown}: {cases} test cases, {trials} trials of random clicks where a system takes clicks; "
-                f"seeds {seeds}."
-            )
-    reference = next(row.title for row in rows if row.row == plan.reference)
-    lines.append(
-        "Dice and NSD in per cent, mean over cases with its 95 % bootstrap interval; p: two-sided paired Wilcoxon test "
-        f"of Dice against {reference} with as many clicks (without clicks: its fewest), not corrected for many tests. "
-        f"Bold: the best mean, if the same test against the best of the other rows has p < {APART:g}."
-    )
-    for data in plan.data:
-        for row in rows:
-            found = row.found.get(data.name)
-            if found and found.overlap:
-                cases = "; ".join(f"{case}: {how}" for case, how in found.overlap.items())
-                count = f"{len(found.overlap)} of {len(found.evaluation.cases)} test cases of {data.shown}"
-                lines.append(
-                    f"{MARK} {row.title} was trained on {count}: its numbers are no test, and never bold ({cases})."
-                )
-    machines = sorted({outcome.machine for row in rows for outcome in row.outcomes})
-    if machines:
-        lines.append(f"Machine: {'; '.join(machines)} for each job.")
-    lines += list(dict.fromkeys(f"{row.title}: {row.note}" for row in rows if row.note and row.found))
-    for row in rows:
-        lines += [f"{row.title} failed on {name}: {reason}" for name, reason in row.failed.items()]
-        lines += [f"{row.title} on {name}: {count} not run yet" for name, count in row.waiting.items()]
-    return lines
 
 
 def markdown(plan: Plan, rows: Sequence[RowResult], footnotes: Sequence[str] = ()) -> str:
@@ -281,16 +292,19 @@ def p_column(data: DataSpec) -> str:
 def best_of(plan: Plan, rows: Sequence[RowResult]) -> dict[str, int]:
     """The place of the best method in each column of scores, where the paired test sets it apart from all other rows.
 
-    The test is against the best of the other rows, case by case. A row that was trained on test cases takes no part.
+    The test is against the best of the other rows, case by case. A row that was trained on test cases, or had minutes
+    of its own, takes no part; where the best has not converged, nothing is set apart.
     """
     listed, best = methods(plan, rows), {}
     for data in plan.data:
         entries = {at: one.entries[data.name] for at, one in enumerate(listed) if data.name in one.entries}
-        entries = {at: entry for at, entry in entries.items() if not entry.found.overlap}
+        entries = {
+            at: entry for at, entry in entries.items() if not entry.found.overlap and not _apart(plan, listed[at].row)
+        }
         for name in NUMBERS:
             order = sorted(entries, key=lambda at: -entries[at].line.numbers[name].value)
             others = [at for at in order if listed[at].row is not listed[order[0]].row]
-            if not others:
+            if not others or not listed[order[0]].row.converged:
                 continue
             first, second = (entries[at].found.cases(entries[at].line, name) for at in (order[0], others[0]))
             p = p_value(first, second)
@@ -335,7 +349,8 @@ PARTS = ("", "_low", "_high", "_sd_over_seeds", "_p")  # of each score in the CS
 FIELDS = (
     *("method", "row", "data", "kind", "clicks", "cases", "seeds"),
     *(f"{name}{part}" for name in NUMBERS for part in PARTS),
-    *("tuned_parameters", "tuned_encoder_parameters", "parameters", "training_s", "peak_gb", "scan_s", "failed"),
+    *("tuned_parameters", "tuned_encoder_parameters", "parameters", "training_s", "processor_s"),
+    *("late_gain", "peak_gb", "scan_s", "failed"),
 )
 _SIGNS = {
     **{sign: f"\\{sign}" for sign in "&%#_${}"},
@@ -382,16 +397,17 @@ def table_csv(plan: Plan, rows: Sequence[RowResult]) -> str:
         for data in plan.data:
             entry, failed = method.entries.get(data.name), method.row.failed.get(data.name, "")
             if entry is not None or failed:
-                numbers = {} if entry is None else _numbers(entry)
+                numbers = {} if entry is None else _numbers(method, entry)
                 lines.append(
                     {"method": method.title, "row": method.row.row, "data": data.name, "failed": failed, **numbers}
                 )
     return pd.DataFrame(lines, columns=list(FIELDS)).to_csv(index=False, lineterminator="\n")
 
 
-def _numbers(entry: Entry) -> dict[str, Any]:
+def _numbers(method: Method, entry: Entry) -> dict[str, Any]:
     line, outcomes = entry.line, entry.found.outcomes
-    cells: dict[str, Any] = {"kind": line.kind, "clicks": line.clicks, "cases": line.cases, "seeds": len(outcomes)}
+    cells: dict[str, Any] = {"kind": line.kind, "clicks": line.clicks, "cases": line.cases}
+    cells["seeds"] = len(entry.found.by_seed)
     for name in NUMBERS:
         estimate = line.numbers[name]
         values = (estimate.value, estimate.low, estimate.high, entry.found.spread(line, name), entry.p.get(name))
@@ -404,6 +420,10 @@ def _numbers(entry: Entry) -> dict[str, Any]:
         "parameters": first.total,
     }
     cells |= {column: "" if count is None else count for column, count in counts.items()}
+    trained = [o.training.trained for o in outcomes if o.training.trained is not None]
+    if trained:
+        cells["processor_s"] = f"{60 * np.mean([one.minutes for one in trained]):.1f}"
+        cells["late_gain"] = "" if method.row.late_gain is None else f"{method.row.late_gain:.4f}"
     cells["training_s"] = f"{np.mean([o.training.seconds for o in outcomes]):.1f}"
     cells["peak_gb"] = f"{max(o.peak_gb for o in outcomes):.2f}"
     cells["scan_s"] = f"{np.mean([o.scan_seconds for o in outcomes]):.3f}"

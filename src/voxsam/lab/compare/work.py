@@ -53,6 +53,7 @@ def work(folder: Path, digest: str) -> None:
         machine=machine(),
         title=system.about.title,
         note=system.about.note,
+        start=system.begins_with(job),
     )
     outcome.save(results / "outcome.json")
 
@@ -99,13 +100,13 @@ def _train(system: ComparedSystem, job: Job, path: Path) -> Training:
     before: Training = Training.read(path) or Training()
     if before.done:
         return before
-    start, done = time.perf_counter(), False
+    start, done, trained = time.perf_counter(), False, None
     try:
-        system.train(job, log)
+        trained = system.train(job, log)
         done = True
     finally:
         seconds = before.seconds + time.perf_counter() - start
-        Training(seconds=seconds, peak_gb=max(before.peak_gb, peak_gb()), done=done).save(path)
+        Training(seconds=seconds, peak_gb=max(before.peak_gb, peak_gb()), done=done, trained=trained).save(path)
     return Training.read(path)
 
 

@@ -14,17 +14,32 @@ import torch
 import yaml
 from pydantic import ValidationError
 
+import voxsam.lab.systems.classical
 import voxsam.lab.systems.nnunet_system
+import voxsam.lab.systems.prism
 import voxsam.lab.systems.remote
 import voxsam.lab.systems.sam_slices  # noqa: F401, which register themselves
 from voxsam.errors import InputError, UnsupportedError
 from voxsam.lab.data.store import open_store
 from voxsam.lab.evaluation.systems import AutomaticSystem, SessionSystem, System
-from voxsam.lab.systems.compared import COMPARED, About, ComparedSystem, Job, Log, register
+from voxsam.lab.systems.compared import (
+    COMPARED,
+    RANDOM_WEIGHTS,
+    About,
+    ComparedSystem,
+    Job,
+    Log,
+    Trained,
+    register,
+    train_within,
+)
 from voxsam.lab.systems.networks import network_kind
-from voxsam.lab.training.recipe import Recipe, overridden, with_names
+from voxsam.lab.training import Curve
+from voxsam.lab.training.recipe import LENGTHS, Recipe, overridden, with_names
 from voxsam.lab.training.start import make_network
 from voxsam.network.network import VoxSAMNetwork
+from voxsam.weights.file import read_card
+from voxsam.weights.registry import find_model
 
 
 class CommonLoop(ComparedSystem):
@@ -43,6 +58,9 @@ class CommonLoop(ComparedSystem):
         given = {"name": self.name, "model": "tiny", "validation": store.split["validation"]}
         given["preprocessing"] = store.preprocessing.model_dump()
         fields = {**overridden(overridden(given, job.recipe), self.fixed), "seed": job.seed}
+        if job.budget is not None:
+            fields = {key: value for key, value in fields.items() if key not in LENGTHS}
+            fields["minutes"] = job.budget.own_minutes
         if job.options:
             fields["options"] = {**fields.get("options", {}), **job.options}
         try:
@@ -57,12 +75,26 @@ class CommonLoop(ComparedSystem):
         super().check(job)
         self.recipe(job)
 
-    def train(self, job: Job, log: Log) -> None:
-        """Run the recipe in job.out/run; a finished run is left as it is."""
+    def train(self, job: Job, log: Log) -> Trained | None:
+        """Run the recipe in job.out/run, within a budget in run-RATE; a finished run is left as it is."""
+        from voxsam.lab.training.budget import read_curve
         from voxsam.lab.training.run import train
 
-        if not self._model(job).is_file():
-            train(self.recipe(job), job.data, job.out / "run", log=log)
+        recipe = self.recipe(job)
+        if job.budget is None:
+            if not self._model(job).is_file():
+                train(recipe, job.data, job.out / "run", log=log)
+            return None
+
+        def run(rate: float, pause: float | None) -> Curve:
+            out = job.out / f"run-{rate:g}"
+            curve = read_curve(out)
+            if not (out / "model.safetensors").is_file() and (pause is None or not curve or curve[-1][0] < pause):
+                log(f"learning rate {rate:g}: to minute {pause or recipe.minutes:g}")
+                train(recipe.model_copy(update={"learning_rate": rate}), job.data, out, log=log, pause=pause)
+            return read_curve(out)
+
+        return train_within(job.budget, recipe.learning_rate, job.out, run)
 
     def load(self, job: Job) -> System:
         """The model as a person uses it: clicked in a session, or by sliding window if it was trained without."""
@@ -72,12 +104,26 @@ class CommonLoop(ComparedSystem):
         model = load_model(self._model(job), job.device)
         return AutomaticSystem(model) if model.card.automatic else SessionSystem(model)
 
+    def begins_with(self, job: Job) -> str:
+        """The recipe's start and what its card says of its data, or the file of a network's option `weights`."""
+        recipe = self.recipe(job)
+        if recipe.start_from is None:
+            weights = job.options.get("weights")
+            return RANDOM_WEIGHTS if weights is None else f"weights of {Path(str(weights)).name}"
+        part = "what is of SAM in " if recipe.start_part == "sam" else ""
+        name = Path(recipe.start_from).name if recipe.start_from.endswith(".safetensors") else recipe.start_from
+        try:
+            data = read_card(find_model(recipe.start_from)).description.get("data", "")
+        except InputError:  # no model of VoxSAM
+            data = ""
+        return f"{part}{name}{f', trained on {data.rstrip(chr(46))}' if data else ''}"
+
     def tuned_parameters(self, job: Job) -> int | None:
         """The parameters that have gradients when the run begins."""
         return sum(p.numel() for p in make_network(self.recipe(job)).parameters() if p.requires_grad)
 
     def _model(self, job: Job) -> Path:
-        return job.out / "run" / "model.safetensors"
+        return next(job.out.glob("run-*/model.safetensors"), job.out / "run" / "model.safetensors")
 
 
 class AutomaticLoop(CommonLoop):

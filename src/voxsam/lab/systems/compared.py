@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, model_validator
+
+from voxsam.atomic import atomic_path
 from voxsam.errors import InputError
 from voxsam.lab.evaluation.systems import System
+from voxsam.lab.training import Curve
 
 Log = Callable[[str], None]
+RANDOM_WEIGHTS = "random weights"
 EXTRA = "pip install 'voxsam[compare]'"
 
 
@@ -30,6 +36,85 @@ class About:
     note: str = ""  # what stands under every table with it: what it is given that others are not
 
 
+class Budget(BaseModel):
+    """What every system may use alike: so many minutes of processor time (on a GPU: of the clock) for each training.
+
+    With several `rate_factors` the learning rate is chosen by one rule: a training at the system's usual rate times
+    each factor runs for the fraction `trial` of the minutes; the one with the best validation then goes on to the end.
+    All trials count.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    minutes: PositiveFloat
+    rate_factors: tuple[PositiveFloat, ...] = Field(default=(0.3, 1.0, 3.0), min_length=1)
+    trial: float = Field(default=0.2, gt=0, lt=1)
+
+    @model_validator(mode="after")
+    def _something_left(self) -> Budget:
+        if len(self.rate_factors) * self.trial > 1:
+            raise ValueError(f"{len(self.rate_factors)} trials of {self.trial:g} of the minutes are more than all")
+        return self
+
+    @property
+    def own_minutes(self) -> float:
+        """Of the training that was chosen, its trial included."""
+        return self.minutes * (1 - (len(self.rate_factors) - 1) * self.trial)
+
+
+class Trained(BaseModel):
+    """What a training within a budget was like."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    minutes: float  # that were used, trials included
+    learning_rate: float
+    tried: tuple[tuple[float, float], ...] = ()  # learning rates, and the validation after the trial
+    curve: Curve = ()  # of the training that was chosen
+
+    @property
+    def late_gain(self) -> float | None:
+        """How much the best validation rose in the last third of the training; None where too few say it."""
+        if not self.curve:
+            return None
+        border = 2 / 3 * self.curve[-1][0]
+        early = [score for minute, score in self.curve if minute <= border]
+        late = [score for minute, score in self.curve if minute > border]
+        if len(early) < 2 or len(late) < 2:
+            return None
+        return max(0.0, max(late) - max(early))
+
+
+def train_within(budget: Budget, usual: float, out: Path, run: Callable[[float, float | None], Curve]) -> Trained:
+    """Choose a learning rate and train with it; goes on where an earlier attempt in `out` was cut off.
+
+    `run(rate, pause)` trains at a rate, or goes on with it, to `pause` minutes or to the end of `budget.own_minutes`,
+    and returns its curve. Raises InputError if a trial has no validation to be judged by.
+    """
+    path = out / "rates.json"
+    tried: list[tuple[float, float]] = []
+    if path.is_file():
+        tried = [(float(rate), float(score)) for rate, score in json.loads(path.read_text(encoding="utf-8"))]
+    rates = [usual * factor for factor in budget.rate_factors]
+    if len(rates) > 1:
+        for rate in rates[len(tried) :]:
+            curve = run(rate, budget.trial * budget.minutes)
+            if not curve:
+                raise InputError("learning rates to choose from, and no validation", "validation cases", "add some")
+            tried.append((rate, curve[-1][1]))
+            with atomic_path(path) as temporary:
+                temporary.write_text(json.dumps(tried), encoding="utf-8")
+    rate = max(tried, key=lambda one: one[1])[0] if tried else rates[0]
+    curve = run(rate, None)
+    others = sum(budget.trial * budget.minutes for other in rates if other != rate)
+    return Trained(
+        minutes=others + (curve[-1][0] if curve else budget.own_minutes),
+        learning_rate=rate,
+        tried=tuple(tried),
+        curve=curve,
+    )
+
+
 @dataclass(frozen=True)
 class Job:
     """One system trained from one seed on one prepared data set.
@@ -38,6 +123,7 @@ class Job:
     of voxsam.lab.training.recipe.Recipe that the plan gives to every system alike (crop, steps, batch, augmentation),
     changed by those that it gives this one; a system that trains in its own way takes of them what it can, and says in
     `About.differences` what it leaves out. `options` are the system's own (a network's widths, a server's address).
+    With a `budget` the recipe's steps or epochs do not count.
     """
 
     data: Path  # a folder of `voxsam prepare`
@@ -46,6 +132,7 @@ class Job:
     recipe: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
     device: str = "auto"
+    budget: Budget | None = None
 
 
 class ComparedSystem(ABC):
@@ -73,12 +160,19 @@ class ComparedSystem(ABC):
             raise InputError(f"the option {unknown[0]} of {self.name}", f"one of: {known}", "change the plan")
 
     @abstractmethod
-    def train(self, job: Job, log: Log) -> None:
-        """Train, or go on with an attempt that was cut off; afterwards `load` works in any process. May do nothing."""
+    def train(self, job: Job, log: Log) -> Trained | None:
+        """Train, or go on with an attempt that was cut off; afterwards `load` works in any process. May do nothing.
+
+        Returns what a training within a budget was like.
+        """
 
     @abstractmethod
     def load(self, job: Job) -> System:
         """The trained system, ready for evaluation."""
+
+    def begins_with(self, job: Job) -> str:
+        """What training begins with, in words; nothing for a system that is not trained here."""
+        return RANDOM_WEIGHTS if self.about.trained else ""
 
     def tuned_parameters(self, job: Job) -> int | None:
         """How many numbers training changes; None where nobody can know (a server's model)."""

@@ -7,13 +7,17 @@ is the log. nnU-Net starts many processes, and each of them reads this file: wha
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, field_validator
+
+from voxsam.lab.training import Curve
 
 DATASET = "Dataset001_voxsam"
 
@@ -35,6 +39,10 @@ class NnUNetSettings(BaseModel):
     mirroring: bool = True
     seed: int = 0
     device: str = "cpu"
+    learning_rate: PositiveFloat = 0.01  # nnU-Net's own
+    results: str = "results"  # the folder of this training
+    minutes: PositiveFloat | None = None  # of processor time, instead of `epochs`
+    pause: PositiveFloat | None = None  # minutes after which to wait for another start
 
     @field_validator("configuration")
     @classmethod
@@ -49,7 +57,7 @@ class Folders:
 
     def __init__(self, out: Path) -> None:
         self.out = out.absolute()
-        self.raw, self.preprocessed, self.results = (self.out / part for part in ("raw", "preprocessed", "results"))
+        self.raw, self.preprocessed = self.out / "raw", self.out / "preprocessed"
         self.settings = self.out / "settings.json"
         self.planned = self.out / "planned"  # holds the name of the plans once all is preprocessed
 
@@ -60,11 +68,18 @@ class Folders:
 
     def model(self, settings: NnUNetSettings) -> Path:
         """The folder of the trained model, as nnU-Net names it."""
-        return self.results / DATASET / f"nnUNetTrainer__{self.plans}__{settings.configuration}"
+        return self.out / settings.results / DATASET / f"nnUNetTrainer__{self.plans}__{settings.configuration}"
 
     def checkpoint(self, settings: NnUNetSettings, name: str = "checkpoint_final.pth") -> Path:
         """A checkpoint of the only fold."""
         return self.model(settings) / "fold_0" / name
+
+    def curve(self, settings: NnUNetSettings) -> Curve:
+        """The validations of a training within a budget so far."""
+        path = self.out / settings.results / "curve.json"
+        if not path.is_file():
+            return ()
+        return tuple((float(minute), float(dice)) for minute, dice in json.loads(path.read_text(encoding="utf-8")))
 
     def environment(self, stage: str, settings: NnUNetSettings) -> dict[str, str]:
         """This process's environment, and what a stage of nnU-Net reads of it."""
@@ -73,7 +88,7 @@ class Folders:
             **os.environ,
             "nnUNet_raw": str(self.raw),
             "nnUNet_preprocessed": str(self.preprocessed),
-            "nnUNet_results": str(self.results),
+            "nnUNet_results": str(self.out / settings.results),
             "nnUNet_n_proc_DA": str(settings.processes if stage == "train" else processes),
             "nnUNet_def_n_proc": str(processes),
             "MPLBACKEND": "Agg",
@@ -82,6 +97,8 @@ class Folders:
 
 NUMBER = 1  # of the data set, as nnU-Net's functions call it
 SMALLEST = 4  # voxels a side that nnU-Net leaves at the bottom of its network
+SAVE_EVERY = 5  # epochs, where the clock ends a training
+ALMOST = 1 - 1e-6  # of the minutes: its schedule divides by what is left
 WIDEST_2D, WIDEST_3D = 512, 320  # features that it gives a stage at most
 
 
@@ -149,16 +166,68 @@ def train(folders: Folders, settings: NnUNetSettings) -> None:
     random.seed(settings.seed)
     np.random.seed(settings.seed)
     torch.manual_seed(settings.seed)
-    goes_on = any(folders.checkpoint(settings, f"checkpoint_{which}.pth").is_file() for which in ("latest", "best"))
+    kept = ("final", "latest", "best")
+    goes_on = any(folders.checkpoint(settings, f"checkpoint_{which}.pth").is_file() for which in kept)
     plans, device = folders.plans, torch.device(settings.device)
     assert plans is not None
     trainer = get_trainer_from_args(DATASET, settings.configuration, 0, "nnUNetTrainer", plans, goes_on, device)
+    trainer.initial_lr = settings.learning_rate
     trainer.num_epochs = settings.epochs
     trainer.num_iterations_per_epoch = settings.iterations
     trainer.num_val_iterations_per_epoch = max(1, settings.iterations // 5)  # nnU-Net's own fraction
     trainer.save_every = max(1, min(trainer.save_every, settings.epochs // 20))
     maybe_load_checkpoint(trainer, goes_on, False)
-    trainer.run_training()
+    if settings.minutes is None:
+        trainer.run_training()
+    else:
+        _run_within(trainer, folders, settings, settings.minutes)
+
+
+class _Spent(Exception):
+    """The minutes are over."""
+
+
+def _run_within(trainer: Any, folders: Folders, settings: NnUNetSettings, minutes: float) -> None:
+    """nnU-Net's loop, ended by the clock after an epoch; its polynomial rate falls with the time instead of the epochs.
+
+    A curve of (minutes, pseudo Dice), one for each epoch, says how much time led to a checkpoint of an epoch.
+    """
+    from voxsam.atomic import atomic_path
+    from voxsam.lab.training.budget import used_seconds
+
+    begin_epoch, end_epoch = trainer.on_epoch_start, trainer.on_epoch_end
+    curve = list(folders.curve(settings))[: trainer.current_epoch]
+    before, end = curve[-1][0] if curve else 0.0, min(minutes, settings.pause or minutes)
+    start: list[float] = []  # of the first epoch: setting up does not count
+    trainer.save_every = SAVE_EVERY
+    trainer.logger.plot_progress_png = lambda folder: None  # seconds an epoch, and nobody looks
+
+    def used() -> float:
+        return before + (used_seconds(True, trainer.device) - start[0]) / 60
+
+    def on_epoch_start() -> None:
+        if not start:
+            start.append(used_seconds(True, trainer.device))
+        elapsed = min(used() / minutes, ALMOST)
+        trainer.lr_scheduler.max_steps = trainer.current_epoch / elapsed if trainer.current_epoch else math.inf
+        begin_epoch()
+
+    def on_epoch_end() -> None:
+        end_epoch()
+        dice = float(trainer.logger.get_value("mean_fg_dice", step=-1))
+        curve.append((used(), 0.0 if math.isnan(dice) else dice))
+        path = folders.out / settings.results / "curve.json"
+        with atomic_path(path) as temporary:
+            temporary.write_text(json.dumps(curve), encoding="utf-8")
+        if curve[-1][0] >= end:
+            raise _Spent
+
+    trainer.on_epoch_start, trainer.on_epoch_end = on_epoch_start, on_epoch_end
+    with suppress(_Spent):
+        trainer.run_training()
+    trainer.on_train_end()
+    if end < minutes:
+        os.replace(folders.checkpoint(settings), folders.checkpoint(settings, "checkpoint_latest.pth"))
 
 
 def main(stage: str, folder: str) -> None:

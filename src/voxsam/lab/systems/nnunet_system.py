@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,10 @@ from voxsam.lab.data.store import PreparedData, open_store
 from voxsam.lab.evaluation.protocol import read_case
 from voxsam.lab.evaluation.systems import Images, System, turned, turned_back
 from voxsam.lab.systems import nnunet_stages as stages
-from voxsam.lab.systems.compared import EXTRA, About, ComparedSystem, Job, Log, register
+from voxsam.lab.systems.compared import EXTRA, About, ComparedSystem, Job, Log, Trained, register, train_within
 from voxsam.lab.systems.nnunet_stages import DATASET, Folders, NnUNetSettings
+from voxsam.lab.training import Curve
+from voxsam.lab.training.recipe import ENDLESS
 from voxsam.prompts import Point
 from voxsam.volume import Volume
 
@@ -118,6 +121,7 @@ OPTIONS: Mapping[str, str] = {
     "batch": "default: nnU-Net's own choice",
     "features": "width of the first stage; default 32",
     "processes": "that make crops, and that preprocess; 0: the training process itself; default: the cores, at most 8",
+    "learning_rate": "at the beginning; default 0.01",
     "mirroring": "false: no mirrored passes when predicting, eight times as fast; default true",
 }
 
@@ -130,7 +134,10 @@ def settings_of(job: Job, device: str = "cpu") -> NnUNetSettings:
     options = dict(job.options)
     fields: dict[str, Any] = {"processes": available_cores(), **(TINY if options.pop("tiny", False) else {})}
     steps = steps_of(job)
-    if steps is not None and "epochs" not in {**fields, **options}:
+    if job.budget is not None:
+        fields["minutes"] = job.budget.own_minutes
+        options["epochs"] = ENDLESS
+    elif steps is not None and "epochs" not in {**fields, **options}:
         fields["iterations"] = min(int(options.get("iterations", 250)), steps)
         fields["epochs"] = math.ceil(steps / fields["iterations"])
     try:
@@ -222,11 +229,11 @@ class NnUNet(ComparedSystem):
         licence="Apache-2.0",
         library="nnunetv2",
         differences="it chooses spacing, patch, batch and network by its own rules, and trains with its own loss, "
-        "augmentation and schedule; of a common recipe it takes the number of steps and the seed; it is trained on one "
-        "fold, VoxSAM's split, where its authors train five and average them; it reads all scans turned to RAS; its "
-        "closing validation and post-processing are left out",
+        "augmentation and schedule; of a common recipe it takes the number of steps (or the budget's minutes) and the "
+        "seed; it is trained on one fold, VoxSAM's split, where its authors train five and average them; it reads all "
+        "scans turned to RAS; its closing validation and post-processing are left out",
         install=INSTALL,
-        note="it plans, augments and trains in its own way, with its own batch, for as many steps",
+        note="it plans, augments and trains in its own way, with its own batch, for as many steps or minutes",
     )
     options = OPTIONS
 
@@ -238,28 +245,35 @@ class NnUNet(ComparedSystem):
                 raise UnsupportedError(f"nnU-Net without {package}", "all of its packages", INSTALL)
         settings_of(job)
 
-    def train(self, job: Job, log: Log) -> None:
+    def train(self, job: Job, log: Log) -> Trained | None:
         """Export, prepare, train in job.out/nnunet; a finished stage is not repeated, a training goes on.
+
+        A budget is the trainings' alone; one of them ends after the epoch in which its minutes are over.
 
         Raises VoxSAMError with the last line of the log of a stage that fails.
         """
         folders, settings = _folders(job), _settings(job)
         make_folder(folders.out)
-        with atomic_path(folders.settings) as temporary:
-            temporary.write_text(settings.model_dump_json(indent=1), encoding="utf-8")
+        _save_settings(folders, settings)
         log("nnU-Net: the data set in its layout")
         export(open_store(job.data), folders.raw / DATASET)
         if folders.plans is None:
             log(f"nnU-Net: planning and preprocessing, log in {folders.out / 'prepare.log'}")
             _run("prepare", folders, settings)
+        if job.budget is not None:
+            return train_within(job.budget, settings.learning_rate, job.out, partial(_train_at, job, log))
         if not folders.checkpoint(settings).is_file():
             amount = f"{settings.epochs} epochs of {settings.iterations} iterations"
             log(f"nnU-Net: training, {amount}, log in {folders.out / 'train.log'}")
             _run("train", folders, settings)
+        return None
 
     def load(self, job: Job) -> System:
         """nnU-Net's predictor with the final weights."""
         settings, folders = _settings(job), _folders(job)
+        if job.budget is not None:
+            found = next(folders.out.glob(f"{_results('*')}/*/*/fold_0/checkpoint_final.pth"))
+            settings = settings.model_copy(update={"results": found.relative_to(folders.out).parts[0]})
         predictor = load_predictor(folders.model(settings), choose_device(job.device), settings.mirroring)
         return NnUNetSystem(predictor, self.about.title, self.tuned_parameters(job))
 
@@ -291,6 +305,30 @@ def _folders(job: Job) -> Folders:
 
 def _settings(job: Job) -> NnUNetSettings:
     return settings_of(job, str(choose_device(job.device)))
+
+
+def _save_settings(folders: Folders, settings: NnUNetSettings) -> None:
+    with atomic_path(folders.settings) as temporary:
+        temporary.write_text(settings.model_dump_json(indent=1), encoding="utf-8")
+
+
+def _results(rate: str) -> str:
+    return f"results-{rate}"
+
+
+def _train_at(job: Job, log: Log, rate: float, pause: float | None) -> Curve:
+    """Train at a learning rate to `pause` minutes, or to the end of the budget; what is done is not done again."""
+    folders, settings = _folders(job), _settings(job)
+    changed = {"learning_rate": rate, "results": _results(f"{rate:g}"), "pause": pause}
+    settings = settings.model_copy(update=changed)
+    curve, end = folders.curve(settings), pause or settings.minutes
+    assert end is not None
+    if not curve or curve[-1][0] < end or (pause is None and not folders.checkpoint(settings).is_file()):
+        log(f"nnU-Net: learning rate {rate:g} to minute {end:g}, log in {folders.out / 'train.log'}")
+        make_folder(folders.out / settings.results)
+        _save_settings(folders, settings)
+        _run("train", folders, settings)
+    return folders.curve(settings)
 
 
 def _run(stage: str, folders: Folders, settings: NnUNetSettings) -> None:

@@ -1,0 +1,161 @@
+"""What a job found, small enough to be committed beside its plan: tables are made of these alone.
+
+    RESULTS/DATA/ROW-SEED.json, of folds DATA/ROW-foldN-SEED.json
+
+A result knows the digest of what the plan said of its job, so that a changed plan does not meet it, and the digests of
+the log and of the whole evaluation that it was made of.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from voxsam.atomic import make_folder
+from voxsam.errors import FileError
+from voxsam.lab.compare.order import Outcome, Record, digest_of
+from voxsam.lab.compare.plan import DataSpec, Plan, RowSpec, settings
+from voxsam.lab.compare.runner import Task
+from voxsam.lab.evaluation.protocol import Evaluation, ScoredMask, read_evaluation
+from voxsam.lab.evaluation.scores import Scores
+from voxsam.lab.evaluation.tables import by_case, rows_of
+from voxsam.lab.training.recipe import overridden
+
+
+class CaseScore(BaseModel):
+    """A case with so many clicks: means over its trials."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    case: str
+    kind: str
+    clicks: int
+    dice: float  # 0..1
+    nsd: float  # 0..1
+    seconds: float  # of a mask
+
+
+class Result(Record):
+    """One row on one data set and fold from one seed: an outcome with scores, a failure, or neither yet."""
+
+    row: str
+    data: str
+    fold: int | None
+    seed: int
+    plan_digest: str
+    failure: str = ""
+    outcome: Outcome | None = None
+    scores: tuple[CaseScore, ...] = ()
+    overlap: dict[str, str] = Field(default_factory=dict)  # cases that the row was trained on, as far as is known: how
+    checked: bool = False  # whether it could be looked for: the system's card lists what it was trained on
+    log_sha256: str = ""
+    evaluation_sha256: str = ""
+
+    def evaluation(self, plan: Plan) -> Evaluation:
+        """Its scores as those of one trial for each case; of all other numbers there are none."""
+        rows = tuple(
+            ScoredMask(
+                one.case,
+                0,
+                one.kind,
+                0,
+                one.clicks,
+                Scores(one.dice, one.nsd, math.nan, math.nan, math.nan, math.nan, 0, 0, 0),
+                (),
+                one.seconds,
+            )
+            for one in self.scores
+        )
+        keys = {**plan.evaluation, **plan.row(self.row).evaluation}
+        title = "" if self.outcome is None else self.outcome.title
+        return Evaluation(title, self.data, settings(keys), rows, {}, overlap=self.overlap)
+
+
+def plan_digest(plan: Plan, row: RowSpec, data: DataSpec, fold: int | None, seed: int) -> str:
+    """Of all that the plan says of a job; where its data lie does not count, nor what else is in the plan."""
+    trained, budget = plan.trained(row), plan.budget_of(row)
+    recipe = overridden(overridden(plan.recipe, data.recipe), trained.recipe)
+    split: Any = data.split_seed if fold is None else data.folds[fold].model_dump(mode="json")
+    prepared = [data.labels, data.spacing_mm, data.layout, split]
+    allowed = None if budget is None else budget.model_dump(mode="json")
+    evaluation = asdict(settings(plan.evaluation, row.evaluation))
+    return digest_of([trained.system, row.system, seed, recipe, trained.options, prepared, allowed, evaluation])
+
+
+def result_of(plan: Plan, task: Task) -> Result:
+    """What there is of a job so far."""
+    order, outcome = task.order, task.outcome
+    named = {"row": task.row.row, "data": task.data.name, "fold": order.fold, "seed": order.seed}
+    digest = plan_digest(plan, task.row, task.data, order.fold, order.seed)
+    if outcome is None:
+        return Result(**named, plan_digest=digest, failure=task.failure)
+    path = task.results / "evaluation.json"
+    evaluation = read_evaluation(path)
+    return Result(
+        **named,
+        plan_digest=digest,
+        outcome=outcome,
+        scores=_scores(evaluation),
+        overlap=evaluation.overlap,
+        checked=bool(evaluation.trained_on),
+        log_sha256=_sha256(task.folder / "log.txt"),
+        evaluation_sha256=_sha256(path),
+    )
+
+
+def _scores(evaluation: Evaluation) -> tuple[CaseScore, ...]:
+    found = []
+    for kind, clicks in dict.fromkeys((row.kind, row.clicks) for row in evaluation.rows):
+        rows = rows_of(evaluation, kind, clicks)
+        dice, nsd = by_case(rows, "dice"), by_case(rows, "nsd")
+        for case in dice:
+            seconds = float(np.mean([row.seconds for row in rows if row.case == case]))
+            found.append(
+                CaseScore(case=case, kind=kind, clicks=clicks, dice=dice[case], nsd=nsd[case], seconds=seconds)
+            )
+    return tuple(found)
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+
+
+def save_results(results: Sequence[Result], folder: Path) -> None:
+    """Write each that has come to an end. Raises FileError if the folder or the disk does not take it."""
+    for result in results:
+        if result.outcome is not None or result.failure:
+            path = folder / result.data / _name(result.row, result.fold, result.seed)
+            make_folder(path.parent)
+            result.save(path)
+
+
+def read_results(plan: Plan, folder: Path) -> list[Result]:
+    """The results of a plan's jobs in a folder of `save_results`; a job without one has not been run.
+
+    Raises FileError for a folder that is not there.
+    """
+    if not folder.is_dir():
+        remedy = "run the plan with -o, and give --results a folder to keep them in"
+        raise FileError(f"{folder}: no such folder", "the results of the plan", remedy)
+    found = []
+    for data in plan.data:
+        for row in plan.systems:
+            for fold in data.parts:
+                for seed in plan.seeds_of(row):
+                    digest = plan_digest(plan, row, data, fold, seed)
+                    kept = Result.read(folder / data.name / _name(row.row, fold, seed))
+                    named = {"row": row.row, "data": data.name, "fold": fold, "seed": seed}
+                    same = kept is not None and kept.plan_digest == digest
+                    found.append(kept if same else Result(**named, plan_digest=digest))
+    return found
+
+
+def _name(row: str, fold: int | None, seed: int) -> str:
+    return f"{row}-{seed}.json" if fold is None else f"{row}-fold{fold}-{seed}.json"

@@ -1,0 +1,189 @@
+"""PRISM, the authors' network from your own checkout of their code, clicked as every other system."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from voxsam.errors import CheckpointError, InputError
+from voxsam.geometry import Grid
+from voxsam.kernels import choose_device
+from voxsam.lab.evaluation.systems import Images, System
+from voxsam.lab.systems.compared import About, ComparedSystem, Job, Log, register
+from voxsam.preprocess import Preprocessing, Window, paste, read_crop
+from voxsam.prompts import Point
+from voxsam.volume import Volume
+from voxsam.weights.file import read_pickle
+
+SIDE, AXES = 128, "RAS"  # of the crop at 1 mm, as torchio turns a scan
+OUTPUTS = 3  # masks of each step, of which the network takes the one that it thinks best
+STATISTICS: dict[
+    str, tuple[tuple[float, float], float, float]
+] = {  # clip, mean, s.d. in HU of the authors' four models
+    "colon": ((-57, 175), 65.175035, 32.651197),
+    "pancreas": ((-39, 204), 68.45214, 63.422806),
+    "lits": ((-48, 163), 60.057533, 40.198017),
+    "kits": ((-54, 247), 59.53867, 55.457336),
+}
+BUILDER = "src.models.build_sam3D"
+
+
+@register("prism")
+class Prism(ComparedSystem):
+    """A model that its authors trained; the row imports their code, so a plan with it wants `--trust`."""
+
+    name = "prism"
+    about = About(
+        title="PRISM",
+        paper="Li et al., PRISM, MICCAI 2024",
+        source="https://github.com/MedICL-VU/PRISM",
+        licence="Apache-2.0",
+        library="the authors' code, from your own checkout",
+        differences="points alone, one a step, as all systems here are clicked: their own test gives boxes, scribbles "
+        "and many points a step; a crop about the first click, where theirs lies about the tumour's label",
+        trained=False,
+        install="git clone https://github.com/MedICL-VU/PRISM, and a model that its README links",
+        note="not trained here: its model was trained by its authors on one of four public sets; it sees the 128 mm "
+        "about the first click",
+    )
+    options: Mapping[str, str] = {
+        "checkout": "the folder of the authors' code",
+        "checkpoint": "a model of theirs",
+        "statistics": f"which of their models it is: {', '.join(STATISTICS)}",
+        "refine": "false: without the refinement network that the model was trained with; default true",
+    }
+
+    def check(self, job: Job) -> None:
+        """As for every system; and that code and model are there."""
+        super().check(job)
+        checkout, checkpoint = (Path(str(job.options.get(key, ""))) for key in ("checkout", "checkpoint"))
+        if not (checkout / "src" / "models" / "build_sam3D.py").is_file():
+            given, remedy = f"the option checkout of prism: {checkout}", f"git clone {self.about.source}"
+            raise InputError(given, "a folder with src/models/build_sam3D.py", remedy)
+        if not checkpoint.is_file():
+            given = f"the option checkpoint of prism: {checkpoint}"
+            raise InputError(given, "a file of the authors' models", "download one that their README links")
+        if job.options.get("statistics") not in STATISTICS:
+            given = f"the option statistics of prism: {job.options.get('statistics')}"
+            raise InputError(given, f"one of {', '.join(STATISTICS)}", "say which model it is")
+
+    def train(self, job: Job, log: Log) -> None:
+        """The authors' model is taken as it is."""
+
+    def load(self, job: Job) -> System:
+        """The network with the checkpoint's tensors. Raises CheckpointError for a file that does not fit."""
+        options, device = job.options, choose_device(job.device)
+        given = SimpleNamespace(
+            image_size=SIDE,
+            num_multiple_outputs=OUTPUTS,
+            multiple_outputs=True,
+            refine=bool(options.get("refine", True)),
+            use_sam3d_turbo=False,
+            device=str(device),
+        )
+        network = _builder(Path(options["checkout"]))(args=given, checkpoint=None)
+        wanted = "a model of PRISM, with model_state_dict"
+        contents = read_pickle(Path(options["checkpoint"]), wanted)
+        try:
+            network.load_state_dict(contents["model_state_dict"])
+        except (KeyError, RuntimeError, TypeError) as error:
+            reason = " ".join(str(error).split()[:40])
+            remedy = "give another, or change `refine`"
+            raise CheckpointError(f"{options['checkpoint']} does not fit ({reason})", wanted, remedy) from error
+        clip, mean, sd = STATISTICS[options["statistics"]]
+        use = Preprocessing(modality="CT", axes=AXES, spacing_mm=(1, 1, 1), clip=clip, mean=mean, sd=sd)
+        return PrismSystem(network.to(device).eval(), use, given.refine, device)
+
+    def tuned_parameters(self, job: Job) -> int:
+        """None: it is not trained here."""
+        return 0
+
+
+def _builder(checkout: Path) -> Any:
+    """The authors' function that builds the network."""
+    sys.path.insert(0, str(checkout.resolve()))
+    try:
+        return importlib.import_module(BUILDER).build_sam3D_vit_b_ori
+    except (ImportError, AttributeError) as error:
+        given = f"{checkout}: {BUILDER} cannot be imported ({error})"
+        raise InputError(given, "the authors' code, and what it needs", "install what is missing") from error
+    finally:
+        sys.path.remove(str(checkout.resolve()))
+
+
+class PrismSystem:
+    """PRISM's network, on crops of 128 mm."""
+
+    name, takes_clicks, takes_negative = "PRISM", True, True
+
+    def __init__(self, network: Any, use: Preprocessing, refine: bool, device: torch.device) -> None:
+        self.network, self.use, self.refine, self.device = network, use, refine, device
+        self.parameters: int | None = sum(p.numel() for p in network.parameters())
+
+    def open(self, volume: Images) -> OpenedPrism:
+        """A scan of one channel; of several the first."""
+        return OpenedPrism(self, volume if isinstance(volume, Volume) else volume[0])
+
+
+class OpenedPrism:
+    """A scan, and the features of the crop about the last first click."""
+
+    def __init__(self, system: PrismSystem, scan: Volume) -> None:
+        self.system, self.scan = system, scan
+        self.grid: Grid = system.use.model_grid(scan.grid)
+        self._known: tuple[Point, Window, Tensor, Tensor, list[Tensor]] | None = None
+
+    def segment(self, points: Sequence[Point]) -> Volume:
+        """The mask after a step for each click, on from the mask before; clicks beyond the crop do not count."""
+        with torch.inference_mode():
+            window, image, embedding, features = self._encoded(points[0])
+            at = np.rint(self.grid.world_to_index([point.world_mm for point in points]) - window.start)
+            inside = ((at >= 0) & (at < SIDE)).all(1)
+            logits = torch.zeros_like(image)
+            given: tuple[list[Tensor], list[Tensor]] = ([], [])
+            for place, point, fits in zip(at, points, inside, strict=True):
+                if fits:
+                    given[0].append(torch.as_tensor(place, dtype=torch.long, device=image.device).reshape(1, 1, 3))
+                    given[1].append(torch.tensor([[int(point.positive)]], device=image.device))
+                    logits = self._step(image, embedding, features, logits, given)
+            probability = torch.sigmoid(logits)[0, 0].float().cpu().numpy()
+        box, values = paste(probability, window, self.scan.grid)
+        out = np.zeros(self.scan.grid.shape, np.uint8)
+        out[box] = values > 0.5
+        return Volume(out, self.scan.grid, "SEG", self.scan.header)
+
+    def _encoded(self, first: Point) -> tuple[Window, Tensor, Tensor, list[Tensor]]:
+        if self._known is None or self._known[0] != first:
+            window = Window.around(self.grid, self.grid.world_to_index([first.world_mm])[0], (SIDE,) * 3)
+            crop = read_crop(self.scan, window, self.system.use)
+            image = torch.from_numpy(crop)[None, None].to(self.system.device)
+            embedding, features = self.system.network.image_encoder(image)
+            self._known = (first, window, image, embedding, list(features))
+        return self._known[1:]
+
+    def _step(
+        self,
+        image: Tensor,
+        embedding: Tensor,
+        features: list[Tensor],
+        logits: Tensor,
+        given: tuple[list[Tensor], list[Tensor]],
+    ) -> Tensor:
+        """(1, 1, 128, 128, 128) logits after the newest click; the refinement network is shown all of them."""
+        network = self.system.network
+        newest = (given[0][-1].float(), given[1][-1])
+        before = torch.nn.functional.interpolate(logits, scale_factor=0.25)
+        tokens, mixed = network.prompt_encoder(points=newest, boxes=None, masks=before, image_embeddings=embedding)
+        masks, scores = network.mask_decoder(prompt_embeddings=tokens, image_embeddings=mixed, feature_list=features)
+        best = masks[:, scores[0].argmax()][:, None]
+        if self.system.refine:
+            best, _ = network.mask_decoder.refine(image, best, given, best)
+        return best
