@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import nn
 
 from benchmarks.clicking import all_clicks, two_clicks
-from benchmarks.machine import PRODUCTS, SMALL_PRODUCTS, matrix_product_rates, peak_memory_bytes
+from benchmarks.machine import PRODUCTS, SMALL_PRODUCTS, matrix_product_rates, peak_memory_bytes, peak_rate
 from benchmarks.operations import encoder_operations
 from benchmarks.reading import big_scan, measure_reading
 from benchmarks.reference import ReferenceNetwork
@@ -81,6 +81,7 @@ def encoder(settings: Settings) -> Numbers:
         "blocks_operations": operations.blocks,
         "encoder_operations": operations.encoder,
         "matrix_product_rates": {shape: max(before[shape], after[shape]) for shape in before},
+        "peak_rate": peak_rate(torch.get_num_threads()),
     }
 
 

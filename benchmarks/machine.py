@@ -6,6 +6,7 @@ import os
 import platform
 import sys
 import time
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -47,15 +48,51 @@ def available_cores() -> int:
 
 
 def matrix_product_rates(products: tuple[tuple[int, int, int], ...] = PRODUCTS) -> dict[str, float]:
-    """float32 operations per second of torch's matrix product, the best of a few repeats for each shape."""
+    """float32 operations per second of every product there is, the best of a few repeats for each shape.
+
+    That is torch's plain product and, where the machine has it, oneDNN's with packed weights, which on some processors
+    (AMD family 26) is far the faster; VoxSAM takes the packed one.
+    """
     import torch
+
+    from voxsam.kernels.linear import PackedProduct, packs
 
     rates = {}
     for m, k, n in products:
-        left, right = torch.randn(m, k), torch.randn(k, n)
-        best = min(_seconds(lambda a=left, b=right: a @ b) for _ in range(REPEATS))
-        rates[f"{m}x{k} @ {k}x{n}"] = 2 * m * k * n / best
+        left, linear = torch.randn(m, k), torch.nn.Linear(k, n, bias=False)
+        right = linear.weight.detach().T.contiguous()
+        ways = {"": partial(torch.matmul, left, right)}
+        if packs(left.device):
+            ways[", packed"] = partial(PackedProduct(linear, m, torch.float32), left)
+        with torch.inference_mode():
+            for way, multiply in ways.items():
+                best = min(_seconds(multiply) for _ in range(REPEATS))
+                rates[f"{m}x{k} @ {k}x{n}{way}"] = 2 * m * k * n / best
     return rates
+
+
+INFO = Path("/proc/cpuinfo")
+HIGHEST_KHZ = Path("/sys/devices/system/cpu/cpu0/cpufreq/cpuinfo_max_freq")
+# float32 operations a core and cycle: two units of fused multiply-add (two operations a lane), of 16 or 8 lanes. Zen 4
+# (AMD family 25 with AVX-512) takes two cycles for 16 lanes; Intel's server cores and Zen 5 (family 26) one.
+WIDE, NARROW = 64, 32
+
+
+def peak_rate(threads: int, info: Path = INFO, highest_khz: Path = HIGHEST_KHZ) -> float | None:
+    """float32 operations per second that so many cores can do at most; None where clock or kind of core is unknown.
+
+    The clock is the highest that the system names, which a core holds for a moment only: the peak is an upper bound.
+    """
+    if not (info.is_file() and highest_khz.is_file()):
+        return None
+    fields = dict(line.split(":", 1) for line in info.read_text().split("\n\n")[0].splitlines() if ":" in line)
+    fields = {name.strip(): value.strip() for name, value in fields.items()}
+    flags = fields.get("flags", "").split()
+    if "fma" not in flags:
+        return None
+    zen_4 = fields.get("vendor_id") == "AuthenticAMD" and fields.get("cpu family") == "25"
+    lanes = WIDE if "avx512f" in flags and not zen_4 else NARROW
+    return threads * lanes * 1000.0 * int(highest_khz.read_text())
 
 
 def _seconds(work: object) -> float:

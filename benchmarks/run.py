@@ -130,12 +130,17 @@ def _apart(one: Results, other: Results) -> float:
 
 
 def encoder_rates(encoder: Results) -> Results:
-    """Operations per second that the blocks and the whole encoder achieved, and their share of the machine's rate."""
-    machine = max(encoder["matrix_product_rates"].values())
+    """Operations per second that the blocks and the whole encoder achieved, and what they are of the machine's.
+
+    `share` is of the best product that was measured, plain or packed, `of_peak` of the processor's peak where known.
+    """
+    machine, peak = max(encoder["matrix_product_rates"].values()), encoder.get("peak_rate")
     rates: Results = {"matrix_product": machine}
     for part in ("blocks", "encoder"):
         rates[part] = encoder[f"{part}_operations"] / encoder[f"{part}_s"]
         rates[f"{part}_share"] = rates[part] / machine
+        if peak:
+            rates[f"{part}_of_peak"] = rates[part] / peak
     return rates
 
 
@@ -147,7 +152,7 @@ def report(results: Results) -> str:
         f" {machine['system']}.",
         markdown_table(_click_rows(results)),
         markdown_table(_encoder_rows(cases["encoder"], results["encoder_rates"])),
-        "Matrix products of this machine, measured in the same process: "
+        "The best matrix product of this machine, plain or packed, measured in the same process: "
         f"{three_digits(results['encoder_rates']['matrix_product'] / 1e9)} GFLOP/s.",
         markdown_table(_precision_rows(results)),
         markdown_table(_tiny_rows(cases["tiny"])),
@@ -191,7 +196,8 @@ def _encoder_rows(encoder: Results, rates: Results) -> list[Results]:
             "TFLOP": encoder[f"{part}_operations"] / 1e12,
             "s": encoder[f"{part}_s"],
             "GFLOP/s": rates[part] / 1e9,
-            "of the machine's matrix products": f"{100 * rates[f'{part}_share']:.0f} %",
+            "of the best matrix product": f"{100 * rates[f'{part}_share']:.0f} %",
+            **({"of the peak": f"{100 * rates[f'{part}_of_peak']:.0f} %"} if f"{part}_of_peak" in rates else {}),
         }
         for row, part in (("blocks", "blocks"), ("whole", "encoder"))
     ]

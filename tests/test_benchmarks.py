@@ -13,11 +13,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import cases, reference, run, sampling, web
-from benchmarks.machine import available_cores, describe_machine, matrix_product_rates, peak_memory_bytes
+from benchmarks.machine import available_cores, describe_machine, matrix_product_rates, peak_memory_bytes, peak_rate
 from benchmarks.operations import encoder_operations
 from voxsam.errors import FileError
 from voxsam.kernels import install
-from voxsam.kernels.linear import precisions
+from voxsam.kernels.linear import packs, precisions
 from voxsam.lab.evaluation.tables import markdown_table, three_digits, write_between_markers
 from voxsam.network.card import Card
 from voxsam.network.network import VoxSAMNetwork
@@ -136,6 +136,8 @@ def test_rates_are_shares_of_the_best_matrix_product():
         "encoder": 1e11,
         "encoder_share": 0.5,
     }
+    known = run.encoder_rates({**encoder, "peak_rate": 3e11})
+    assert (known["blocks_of_peak"], known["encoder_share"]) == (0.5, 0.5)
 
 
 # A whole run
@@ -245,8 +247,30 @@ def test_the_machine_is_described():
     assert machine["cpu"]
 
 
-def test_matrix_product_rates_name_their_shapes():
-    assert list(matrix_product_rates(((8, 4, 2),))) == ["8x4 @ 4x2"]
+def test_matrix_product_rates_name_their_shapes_and_ways():
+    """Packed products are measured where VoxSAM takes them."""
+    packed = ["8x4 @ 4x2, packed"] if packs(torch.device("cpu")) else []
+    rates = matrix_product_rates(((8, 4, 2),))
+    assert list(rates) == ["8x4 @ 4x2", *packed] and all(rate > 0 for rate in rates.values())
+
+
+@pytest.mark.parametrize(
+    ("vendor", "family", "flags", "lanes"),
+    [
+        ("GenuineIntel", 6, "fma avx2 avx512f", 64),
+        ("GenuineIntel", 6, "fma avx2", 32),
+        ("AuthenticAMD", 25, "fma avx2 avx512f", 32),
+        ("AuthenticAMD", 26, "fma avx2 avx512f", 64),
+    ],
+)
+def test_the_peak_is_lanes_times_clock(tmp_path: Path, vendor: str, family: int, flags: str, lanes: int):
+    """Two cores at 3 GHz."""
+    (tmp_path / "info").write_text(f"vendor_id\t: {vendor}\ncpu family\t: {family}\nflags\t\t: fpu {flags}\n\nx: y\n")
+    (tmp_path / "khz").write_text("3000000\n")
+    assert peak_rate(2, tmp_path / "info", tmp_path / "khz") == pytest.approx(2 * lanes * 3e9)
+    assert peak_rate(2, tmp_path / "info", tmp_path / "none") is None
+    (tmp_path / "info").write_text("vendor_id\t: ARM\n\n")
+    assert peak_rate(2, tmp_path / "info", tmp_path / "khz") is None
 
 
 def test_peak_memory_is_in_bytes_and_stays_when_memory_is_given_back():
