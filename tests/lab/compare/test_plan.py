@@ -53,7 +53,10 @@ def test_a_folder_given_by_the_user_wins(tmp_path: Path) -> None:
         ({"evaluation": {"trials": "ten"}}, "evaluation: trials: Input should be a valid integer"),
         ({"systems": ["voxsam", {"system": "voxsam", "row": "b", "trained_as": "c"}]}, "trained_as of b: c is no row"),
         ({"systems": [{"system": "voxsam", "row": "../b"}]}, "row"),
-        ({"systems": ["voxsam", {**MARGIN, "options": {"a": 1}}]}, "leave out its recipe and options, voxsam's hold"),
+        (
+            {"systems": ["voxsam", {**MARGIN, "options": {"a": 1}}]},
+            "leave out its recipe, options, seeds and minutes, voxsam's hold",
+        ),
     ],
 )
 def test_faults_are_one_line(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
