@@ -146,7 +146,7 @@ class OpenedPrism:
         with torch.inference_mode():
             window, image, embedding, features = self._encoded(points[0])
             at = np.rint(self.grid.world_to_index([point.world_mm for point in points]) - window.start)
-            inside = ((at >= 0) & (at < SIDE)).all(1)
+            inside = np.asarray(((at >= 0) & (at < SIDE)).all(1))
             logits = torch.zeros_like(image)
             given: tuple[list[Tensor], list[Tensor]] = ([], [])
             for place, point, fits in zip(at, points, inside, strict=True):
