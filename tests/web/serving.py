@@ -24,7 +24,10 @@ def build(model: Path, demo: Path, folder: Path) -> None:
 
 
 class WebSpace:
-    """Serves the folder above `folder`, so that the page lies behind a path. `paths` are those that were asked for."""
+    """Serves the folder above `folder`, so that the page lies behind a path. `paths` are those that the page asked for.
+
+    The browser by itself looks for a newer service worker, whenever it likes.
+    """
 
     def __init__(self, folder: Path, port: int = 0) -> None:
         self.folder = folder
@@ -46,7 +49,8 @@ class _Handler(SimpleHTTPRequestHandler):
         super().__init__(*args, **options)
 
     def do_GET(self) -> None:
-        self.space.paths.append(self.path)
+        if not self.path.endswith("/service-worker.js"):
+            self.space.paths.append(self.path)
         super().do_GET()
 
     def copyfile(self, source: Any, outputfile: Any) -> None:

@@ -16,11 +16,15 @@ const REACH = 0.5; // voxels that smoothing may move a vertex, on each axis
 export function extentOf(labels: Uint8Array, [nx, ny]: Index, label: number): Box | null {
   const low: Index = [Infinity, Infinity, Infinity];
   const high: Index = [0, 0, 0];
-  for (let n = labels.indexOf(label); n >= 0; n = labels.indexOf(label, n + 1)) {
-    const at = [n % nx, Math.floor(n / nx) % ny, Math.floor(n / (nx * ny))];
+  for (let first = labels.indexOf(label), end = 0; first >= 0; first = labels.indexOf(label, end)) {
+    const row = first - (first % nx);
+    end = first + 1;
+    while (end < row + nx && labels[end] === label) end++;
+    const [j, k] = [Math.floor(first / nx) % ny, Math.floor(first / (nx * ny))];
+    const [from, to] = [[first - row, j, k], [end - row, j + 1, k + 1]];
     for (const axis of [0, 1, 2] as const) {
-      low[axis] = Math.min(low[axis], at[axis]!);
-      high[axis] = Math.max(high[axis], at[axis]! + 1);
+      low[axis] = Math.min(low[axis], from[axis]!);
+      high[axis] = Math.max(high[axis], to[axis]!);
     }
   }
   return high[0] ? { low, high } : null;
