@@ -55,17 +55,17 @@ def viewer(browser, space: WebSpace) -> Iterator[LocalViewer]:
 
 
 @pytest.fixture(scope="module")
-def case(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, tuple[int, ...]]:
+def case(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, tuple[int, int, int]]:
     """A real CT as NIfTI and as a DICOM series, and a voxel in its tumour."""
     scan = shared_data / "sarcoma_ct" / "imagesTr" / "STS_003_0000.nii.gz"
     inside = np.argwhere(read_volume(shared_data / "sarcoma_ct" / "labelsTr" / "STS_003.nii.gz", labels=True).array)
-    middle = inside[np.linalg.norm(inside - inside.mean(0), axis=1).argmin()]
+    i, j, k = inside[np.linalg.norm(inside - inside.mean(0), axis=1).argmin()].tolist()
     series = tmp_path_factory.mktemp("dicom") / "ct"
     write_dicom(read_volume(scan), series)
-    return scan, series, tuple(middle.tolist())
+    return scan, series, (i, j, k)
 
 
-def _click(viewer: LocalViewer, index: tuple[int, ...], counted: str, button: str = "left") -> None:
+def _click(viewer: LocalViewer, index: tuple[int, int, int], counted: str, button: str = "left") -> None:
     viewer.look_at(index)
     viewer.went(lambda: viewer.page.mouse.click(*viewer.place(index), button=button), counted)
 
@@ -175,7 +175,9 @@ def test_the_folder_is_small_strict_and_names_its_licences(folder: Path) -> None
     files = [file for file in folder.rglob("*") if file.is_file()]
     assert sum(file.stat().st_size for file in files) < 25e6
     page = (folder / "index.html").read_text()
-    policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]*)"', page)[1].replace("&#39;", "'")
+    found = re.search(r'http-equiv="Content-Security-Policy" content="([^"]*)"', page)
+    assert found is not None
+    policy = found[1].replace("&#39;", "'")
     assert "connect-src 'self';" in policy and "script-src 'self' 'wasm-unsafe-eval';" in policy
     assert not re.search(r'(src|href)="(https?:)?//', page)
     licences = (folder / "licences.txt").read_text()
