@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -187,6 +188,10 @@ def test_a_dicom_series_comes_as_a_folder_and_leaves_as_dicom_seg(
         page.click("#save-seg")
     download.value.save_as(tmp_path / "seg.dcm")
     assert (tmp_path / "seg.dcm").read_bytes()[128:132] == b"DICM"
+    with page.expect_download() as download:
+        page.click("#save-sr")
+    download.value.save_as(tmp_path / "both.zip")
+    assert zipfile.ZipFile(tmp_path / "both.zip").namelist() == ["mask.seg.dcm", "measurements.sr.dcm"]
 
 
 def test_the_demo_opens_by_its_address_and_everything_fits_on_a_small_screen(viewer: Viewer, server: Server) -> None:
