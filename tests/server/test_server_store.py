@@ -71,6 +71,17 @@ def test_a_work_comes_back_with_every_event(store):
     assert events[:3] == [clicked(1), clicked(2), clicked(3)] and events[3].do == "select" and events[3].revision == 3
 
 
+def test_a_step_of_many_prompts_is_packed_and_comes_back(store):
+    many = Event(
+        do="prompt", prompts=tuple(prompt for n in range(60) for prompt in point((n, 2 * n, 0.25))), revision=1
+    )
+    journal = saved(store, events=[many])
+    journal.add(many.model_copy(update={"revision": 2}))
+    assert journal.path.read_bytes().splitlines()[1].startswith(b"z")
+    events = again(store).load(NAME)[1]
+    assert [len(event.prompts) for event in events if event.do == "prompt"] == [60, 60]
+
+
 def test_only_a_line_is_written_for_a_step(store):
     journal = saved(store)
     for number in range(50):

@@ -350,7 +350,7 @@ def _read(file: Path) -> tuple[Work, list[Event]]:
         content = file.read_bytes()
         if file.suffix == ".json":
             return _earlier(json.loads(content))
-        work, *events = [_unpacked(line) for line in content.splitlines(keepends=True) if line.endswith(b"\n")]
+        work, *events = [_unpacked(line[:-1]) for line in content.splitlines(keepends=True) if line.endswith(b"\n")]
         return Work.model_validate_json(work), [Event.model_validate_json(event) for event in events]
     except FileNotFoundError:
         raise _no_work() from None
