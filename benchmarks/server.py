@@ -19,7 +19,7 @@ import tempfile
 import threading
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -109,7 +109,9 @@ def resident_mib(process: int) -> float:
 def large_scan(folder: Path) -> list[int]:
     """Write a phantom of 512 x 512 x 300 voxels; an index in its tumour."""
     phantom = make_phantom(10, (160, 160, 80), (1.5, 1.5, 3.0))
-    fine = phantom.scan.grid.respace(np.array(phantom.scan.grid.shape) * phantom.scan.grid.spacing_mm / LARGE)
+    fine = phantom.scan.grid.respace(
+        (np.array(phantom.scan.grid.shape) * phantom.scan.grid.spacing_mm / LARGE).tolist()
+    )
     grid = Grid(LARGE, fine.affine)
     write_volume(Volume(resample(phantom.scan, grid).astype(np.int16), grid, "CT"), folder / "large.nii.gz")
     return np.rint(phantom.scan.grid.index_in(grid, phantom.click)).astype(int).tolist()
@@ -157,7 +159,9 @@ def one_client(address: str, number: int, centre: Any, want: list[str], end: flo
     with httpx.Client(base_url=address, timeout=600) as client:
         session = open_scan(client, f"{number}.nii.gz")
         mask = np.zeros(client.get(f"/api/sessions/{session}").json()["shape"], np.uint8)
-        steps = [lambda place=place: click(client, session, place)[0] for place in places(number, centre)]
+        steps: list[Callable[[], dict[str, Any]]] = [
+            lambda place=place: click(client, session, place)[0] for place in places(number, centre)
+        ]
         steps.append(lambda: client.post(f"/api/sessions/{session}/undo").raise_for_status().json())
         while time.monotonic() < end:
             for step, digest in zip(steps, want, strict=True):

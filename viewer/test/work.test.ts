@@ -94,6 +94,16 @@ describe("steps", () => {
 });
 
 describe("loading", () => {
+  it("shows the mask that a scan was opened with, and that of a session that was painted alone", async () => {
+    const painted = { ...STATE, objects: [{ prompts: [], volume_ml: 2 }] } as unknown as State;
+    const { heard, work } = setting({ open: async () => painted, state: async () => painted, labels: async () => result(1) });
+    await work.open({ case: "a", reader: "anna" });
+    expect(heard).toEqual(["scan", "connected", "clear", "labels 1,2"]);
+    await work.resume("a");
+    expect(heard.slice(-2)).toEqual(["clear", "labels 1,2"]);
+    work.leave();
+  });
+
   it("is cancelled, and what was open stays open", async () => {
     let first = true;
     const stuck = (_: string, _from: number, signal: AbortSignal) => {
