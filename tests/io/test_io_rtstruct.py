@@ -77,7 +77,27 @@ def test_an_empty_mask_is_a_roi_without_contours(tmp_path, scan):
     write_mask(scan.with_array(np.zeros((6, 7, 9), np.uint8)), tmp_path / "m.rtstruct.dcm")
     dataset = pydicom.dcmread(tmp_path / "m.rtstruct.dcm")
     assert len(dataset.StructureSetROISequence) == 1 and "ContourSequence" not in dataset.ROIContourSequence[0]
-    assert not read_volume(tmp_path / "m.rtstruct.dcm", labels=True, grid=scan.grid).array.any()
+    for segment, which in ((None, "m.rtstruct.dcm"), (1, "ROI 1 'Tumour' of m.rtstruct.dcm")):
+        back = read_volume(tmp_path / "m.rtstruct.dcm", labels=True, grid=scan.grid, segment=segment)
+        assert not back.array.any() and back.remarks == (f"{which} has no contours: the mask is empty",)
+
+
+def test_contours_of_a_roi_that_is_not_listed_are_left_out_with_a_remark(drawn, scan):
+    contours = [square(scan, 0.5, 4.5, 1.5, 5.5, 3)]
+    for keyword, value in (("ROIContourSequence", 7), ("StructureSetROISequence", None)):
+
+        def edit(dataset, keyword=keyword, value=value):
+            if value is None:
+                dataset.StructureSetROISequence = []
+            else:
+                dataset[keyword][0].ReferencedROINumber = value
+
+        back = read_volume(changed(drawn(*contours), edit), labels=True, grid=scan.grid)
+        assert not back.array.any()
+        assert back.remarks == (
+            "m.rtstruct.dcm: left out the contours of 1 ROI that it does not list",
+            "m.rtstruct.dcm has no contours: the mask is empty",
+        )
 
 
 def test_it_refers_to_every_instance_and_repeats_the_patient(tmp_path, scan):
@@ -205,7 +225,7 @@ def test_a_stray_contour_without_area_adds_nothing_but_a_remark(drawn, scan, cou
     assert back.remarks == ("ROI 1 'GTV' of m.rtstruct.dcm: left out 1 contour of less than three points",)
 
 
-@pytest.mark.parametrize("data", [["1", "2"], ["1", "2", "3", "4"], ["1", "2", "nan"] * 4])
+@pytest.mark.parametrize("data", [["1", "2"], ["1", "2", "3", "4"], ["1", "2", "nan"] * 4, ["1", "2", "1e308"] * 3])
 def test_a_contour_whose_data_are_not_points_is_left_out_with_a_remark(drawn, scan, data):
     broken = square(scan, 1, 2, 1, 2, 3)
     broken["ContourData"] = pydicom.DataElement("ContourData", "LO", data)

@@ -24,6 +24,7 @@ from scipy.spatial.distance import cdist
 from voxsam import __version__
 from voxsam.errors import GeometryError, ImageError
 from voxsam.geometry import Grid, flip_lps
+from voxsam.io.checks import FARTHEST_MM
 from voxsam.io.dicom.seg import overlap
 from voxsam.io.dicom.source import (
     DESCRIPTION,
@@ -185,7 +186,12 @@ def read(path: Path, dataset: pydicom.Dataset, grid: Grid | None, roi: int | Non
         listed = ", ".join(f"{number} {name}" for number, name in names.items())
         raise ImageError(f"ROI {roi} of {path.name}", f"one of {listed}", "choose another")
     array = np.zeros(grid.shape, np.uint8 if len(names) < 256 else np.uint16)
-    rois, remarks = _rois(dataset), []
+    rois, unlisted = _rois(dataset)
+    others = f"{unlisted} ROI{'s' * (unlisted > 1)} that it does not list"
+    remarks = [f"{path.name}: left out the contours of {others}"] * bool(unlisted)
+    if (roi or next(iter(rois), 0)) not in rois:
+        which = f"ROI {roi} {names[roi]!r} of {path.name}" if roi else path.name
+        remarks.append(f"{which} has no contours: the mask is empty")
     for number, contours in rois.items():
         if roi in (None, number):
             what = f"ROI {number} {names[number]!r} of {path.name}"
@@ -211,15 +217,23 @@ def _frame_uid(dataset: pydicom.Dataset) -> str:
     return found[0] if found else ""
 
 
-def _rois(dataset: pydicom.Dataset) -> dict[int, list[pydicom.Dataset]]:
-    """The contours of each ROI; ROIs are counted from 1, because ROINumber may be 0 or huge."""
+def _rois(dataset: pydicom.Dataset) -> tuple[dict[int, list[pydicom.Dataset]], int]:
+    """The contours of each ROI, and how many items have contours of an ROI that is not listed.
+
+    ROIs are counted from 1, because ROINumber may be 0 or huge.
+    """
     order = {int(item.ROINumber): n for n, item in enumerate(dataset.get("StructureSetROISequence") or [], 1)}
     found: dict[int, list[pydicom.Dataset]] = {}
+    unlisted = 0
     for item in dataset.get("ROIContourSequence") or []:
+        if not item.get("ContourSequence"):
+            continue
         number = order.get(int(item.get("ReferencedROINumber", -1)))
-        if number is not None and item.get("ContourSequence"):
+        if number is None:
+            unlisted += 1
+        else:
             found.setdefault(number, []).extend(item.ContourSequence)
-    return found
+    return found, unlisted
 
 
 def _polygons(contours: list[pydicom.Dataset], grid: Grid) -> tuple[list[NDArray[np.float64]], dict[str, int]]:
@@ -233,7 +247,7 @@ def _polygons(contours: list[pydicom.Dataset], grid: Grid) -> tuple[list[NDArray
             points = np.full((1, 3), np.nan)
         if kind not in AREAS:
             left_out[f"of the kind {kind[:20]}"] += 1
-        elif not np.isfinite(points).all():
+        elif not (np.abs(points) <= FARTHEST_MM).all():
             left_out["whose data are not points"] += 1
         elif len(points) < 3:
             left_out["of less than three points"] += 1
