@@ -321,15 +321,15 @@ class Reader:
         return self.memory.take(min(self.memory.free, self.memory.limit // 2))
 
     def _limits(self, part: Part) -> dict[str, Any]:
-        """Of a process that reads a file. What it read is there twice while it is sent: the part grows for that, by a
-        quarter of the memory beyond what is free at most.
+        """Of a process that reads a file. What it read is there twice while it is sent: the part grows for that, by two
+        fifths of the memory beyond what is free at most.
         """
         return {
             "memory_bytes": part.nbytes,
             "max_voxels": self.settings.max_voxels,
             "time_s": self.settings.read_s,
             "temporary": self.store.scratch,
-            "accept": lambda nbytes: part.resize(max(part.nbytes, 2 * nbytes), freed=self.memory.limit // 4),
+            "accept": lambda nbytes: part.resize(max(part.nbytes, 2 * nbytes), freed=2 * self.memory.limit // 5),
         }
 
     def _using(self, source: AnySource) -> AbstractContextManager[None]:
