@@ -125,8 +125,7 @@ def asking(server: Server) -> Iterator[list[float]]:
 
 def _cpu_s(server: Server, viewer: Viewer) -> tuple[float, float]:
     """The processors' seconds so far: of the server with the processes that read for it, and of the browser."""
-    assert server.process is not None
-    own = psutil.Process(server.process.pid).cpu_times()
+    own = psutil.Process(server.pid).cpu_times()
     session = viewer.page.context.browser.new_browser_cdp_session()
     processes = session.send("SystemInfo.getProcessInfo")["processInfo"]
     session.detach()

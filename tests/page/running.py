@@ -62,17 +62,17 @@ class Server:
         options = ["--port", str(self.port), "--state", str(state), "--threads", "2"]
         self._command = [sys.executable, "-m", "voxsam.cli", "serve", *map(str, folders), *options]
         self._log = (state.parent / "server.log").open("ab")
-        self.process: subprocess.Popen | None = None
+        self._process: subprocess.Popen | None = None
 
     def start(self) -> None:
-        self.process = subprocess.Popen(self._command, stdout=self._log, stderr=self._log)
+        self._process = subprocess.Popen(self._command, stdout=self._log, stderr=self._log)
         deadline = time.monotonic() + START_S
         while True:
             try:
                 urllib.request.urlopen(f"{self.address}healthz", timeout=5).close()
                 return
             except OSError:
-                assert self.process.poll() is None, Path(self._log.name).read_text()
+                assert self._process.poll() is None, Path(self._log.name).read_text()
                 assert time.monotonic() < deadline, "the server does not answer"
                 time.sleep(0.1)
 
@@ -84,10 +84,10 @@ class Server:
 
     def stop(self) -> None:
         """At once, as when the machine goes down: nothing is said to clients."""
-        if self.process is not None:
-            self.process.kill()
-            self.process.wait(STOP_S)
-        self.process = None
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait(STOP_S)
+        self._process = None
 
     def close(self) -> None:
         self.stop()
