@@ -132,6 +132,7 @@ def bombs(client: httpx.Client) -> list[int]:
     array[:, :, ::100] = -900
     packing = {"codec": blosc2.Codec.ZSTD, "clevel": 1, "typesize": 8, "filters": [blosc2.Filter.NOFILTER]}
     chunk = blosc2.compress2(array.reshape(-1).view(np.uint8).data, cparams=packing)
+    assert isinstance(chunk, bytes)
     shape = struct.pack("<4qI", 1, 256 * SCALE, 256, 256, SCALE)
     head = struct.pack("<4sBBBB7s", b"NNIA", 1, 1, 4, 7, b"float64") + shape
     body = head + (struct.pack("<QQ", array.nbytes, len(chunk)) + chunk) * SCALE
