@@ -237,6 +237,18 @@ def test_a_fractional_segment_is_cut_in_the_middle(tmp_path, scan):
     assert np.argwhere(back.array).tolist() == [[2, 2, 3], [3, 5, 4]]
 
 
+@pytest.mark.parametrize(
+    ("value", "inside", "words"),
+    [(1, True, "holds only 0 and 1: 1 was read as inside"), (100, False, "largest value is 100, below half of 255")],
+)
+def test_a_fractional_segment_below_its_half_everywhere_says_so(value, inside, words, tmp_path, scan):
+    array = np.zeros((9, 7, 6, 1), np.float32)
+    array[3, 2, 1] = value / 255
+    write_overlapping(scan, array, tmp_path / "m.dcm", "FRACTIONAL")
+    back = read_volume(tmp_path / "m.dcm", labels=True, grid=scan.grid)
+    assert back.array.any() == inside and any(words in remark for remark in back.remarks)
+
+
 def test_a_grid_that_the_frames_do_not_lie_on_changes_nothing(tmp_path, scan):
     write_mask(labels_on(scan), tmp_path / "m.dcm")
     own = read_volume(tmp_path / "m.dcm", labels=True)

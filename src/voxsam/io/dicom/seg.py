@@ -197,21 +197,38 @@ def read(path: Path, dataset: pydicom.Dataset, grid: Grid | None, segment: int |
         array = np.zeros(grid.shape, kind)
         planes = [array.transpose(axes)[::flip_i, ::flip_j] for axes, (flip_i, flip_j), _ in places]
         places = [place for _, _, place in places]
-    _fill([plane[place] for plane, place in zip(planes, places, strict=True)], dataset, segment, path.name, names)
-    return Volume(array, grid, "SEG", header)
+    threshold, remarks = _threshold(dataset, path.name)
+    parts = [plane[place] for plane, place in zip(planes, places, strict=True)]
+    _fill(parts, dataset, segment, threshold, path.name, names)
+    return Volume(array, grid, "SEG", header, remarks)
+
+
+def _threshold(dataset: pydicom.Dataset, name: str) -> tuple[int, tuple[str, ...]]:
+    """The value from which a voxel is inside, and what is odd about it: half of MaximumFractionalValue, else 1.
+
+    A FRACTIONAL file of nothing but 0 and 1 is a binary one by another name (seen; it would be read as empty).
+    """
+    if dataset.get("SegmentationType") != "FRACTIONAL":
+        return 1, ()
+    whole = int(dataset.get("MaximumFractionalValue") or 255)
+    half, largest = (whole + 1) // 2, max(int(pixels.max()) for pixels in iter_pixels(dataset))
+    if not 0 < largest < half:
+        return half, ()
+    if largest == 1:
+        return 1, (f"{name} says FRACTIONAL, of at most {whole}, and holds only 0 and 1: 1 was read as inside",)
+    return half, (f"{name}: its largest value is {largest}, below half of {whole}: the mask is empty",)
 
 
 def _fill(
     planes: Sequence[NDArray[np.unsignedinteger]],
     dataset: pydicom.Dataset,
     wanted: int | None,
+    threshold: int,
     name: str,
     numbers: Iterable[int],
 ) -> None:
     """Draw every frame (rows, columns) into its plane (column, row), a view of the mask."""
     labelmap = dataset.SOPClassUID == LABELMAP_STORAGE
-    fractional = dataset.get("SegmentationType") == "FRACTIONAL"
-    threshold = (int(dataset.get("MaximumFractionalValue") or 255) + 1) // 2 if fractional else 1
     for frame, pixels in enumerate(iter_pixels(dataset)):
         number = 0 if labelmap else _segment_of(dataset, frame)
         if not labelmap and wanted not in (None, number):
