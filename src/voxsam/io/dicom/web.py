@@ -35,6 +35,7 @@ SERIES = re.compile(r"(?P<archive>.+?)/studies/(?P<study>[0-9.]{1,64})/series/(?
 UID = re.compile(r"[0-9.]{1,64}")
 USER, PASSWORD, TOKEN = "VOXSAM_DICOMWEB_USER", "VOXSAM_DICOMWEB_PASSWORD", "VOXSAM_DICOMWEB_TOKEN"
 TIMEOUT_S = (10.0, 60.0)  # to connect; between two pieces of an answer
+ATTEMPTS, FIRST_WAIT_MS = 3, 500  # of a request that fails, or that a busy archive puts off; each wait twice the last
 ANY_SYNTAX = (("application/dicom", "*"),)  # as stored: compressed frames stay so on the way
 MAX_BYTES = 16 << 30  # of one series
 MAX_LISTED = 1000  # studies, or series of one
@@ -134,7 +135,10 @@ class Archive:
             session.auth = lambda request: request.headers.update(Authorization=f"Bearer {token}") or request
         elif user:
             session.auth = (user, os.environ.get(PASSWORD, ""))
-        return DICOMwebClient(self.address, session=session, timeout=TIMEOUT_S)
+        client = DICOMwebClient(self.address, session=session, timeout=TIMEOUT_S)
+        # Of its own it asks five times in half a minute, also where nobody listens or a certificate is refused.
+        client.set_http_retry_params(max_attempts=ATTEMPTS, wait_exponential_multiplier=FIRST_WAIT_MS // 2)
+        return client
 
     @contextmanager
     def _asking(self, what: str) -> Iterator[None]:
