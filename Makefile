@@ -58,7 +58,7 @@ train-demo: $(INSTALLED) ## prepare, train some minutes, evaluate, report (DATA=
 # Tests run side by side, each file in one process, which has one thread; in an order that SEED draws (the header has it).
 JOBS ?= 2
 SEED ?= $(shell date +%s)
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --shuffle $(SEED)
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --shuffle $(SEED)
 
 test: $(INSTALLED) ## the tests of every day: all units, golden values, one path of each feature (ARGS goes to pytest)
 	@$(PYTEST) -m "not slow" $(ARGS)
