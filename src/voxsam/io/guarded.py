@@ -157,8 +157,10 @@ def _kill_when(stop: threading.Event, process: subprocess.Popen[bytes]) -> None:
 
 def _report_read(process: subprocess.Popen[bytes], before: int, path: Path, report: Callable[[float], None]) -> None:
     """Compare what the process has read since `before` with what there is, as long as the system counts it."""
-    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-    total = sum(file.stat().st_size for file in files)
+    total = 0
+    for file in [path] if path.is_file() else path.rglob("*"):
+        with suppress(OSError):  # it may go meanwhile
+            total += file.stat().st_size if file.is_file() else 0
     while total and process.poll() is None and (read := _bytes_read(process.pid)):
         report(min((read - before) / total, 1.0))
         time.sleep(LOOK_S)
@@ -231,7 +233,7 @@ def _error_type(kind: str) -> type[InputError]:
 
 
 def main() -> None:
-    """Read one request, reply it, and end."""
+    """Read one request, reply to it, and end."""
     from voxsam.io import read_volume as read
     from voxsam.io.objects import read_objects as read_mask
 

@@ -211,7 +211,7 @@ def _threshold(dataset: pydicom.Dataset, name: str) -> tuple[int, tuple[str, ...
     if dataset.get("SegmentationType") != "FRACTIONAL":
         return 1, ()
     whole = int(dataset.get("MaximumFractionalValue") or 255)
-    half, largest = (whole + 1) // 2, max(int(pixels.max()) for pixels in iter_pixels(dataset))
+    half, largest = (whole + 1) // 2, max((int(pixels.max()) for pixels in iter_pixels(dataset)), default=0)
     if not 0 < largest < half:
         return half, ()
     if largest == 1:
