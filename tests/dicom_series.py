@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.fileset import FileSet
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from voxsam.volume import Volume
@@ -64,3 +65,13 @@ def write_dicom(volume: Volume, folder: Path, **extra) -> Dataset:
         image.file_meta = meta
         image.save_as(folder / f"{k:03}.dcm", enforce_file_format=True)
     return image
+
+
+def write_disc(real: Path, folder: Path) -> None:
+    """Two real CT series, of 3 images and of more, as a disc: a DICOMDIR, files of one name in folders of their own."""
+    disc = FileSet()
+    for part in ("ct_3slice_and_seg/ct-3slice", "sts_003_ct_rtstruct/image"):
+        for file in sorted((real / part).iterdir()):
+            disc.add(file)
+    disc.write(folder)
+    assert len(list(folder.rglob("IM000000"))) == 2 and (folder / "DICOMDIR").is_file()

@@ -181,6 +181,17 @@ class Viewer:
         self.page.set_input_files("#choose-files", files)
         self.opened()
 
+    def drop(self, path: Path) -> None:
+        """Drop a file or a folder on the stage, as out of the system's file manager."""
+        stage = self.page.locator("#stage").bounding_box()
+        assert stage is not None
+        place = {"x": stage["x"] + stage["width"] / 2, "y": stage["y"] + stage["height"] / 2}
+        data = {"items": [], "files": [str(path)], "dragOperationsMask": 1}
+        session = self.context.new_cdp_session(self.page)
+        for kind in ("dragEnter", "dragOver", "drop"):
+            session.send("Input.dispatchDragEvent", {"type": kind, "data": data, **place})
+        session.detach()
+
     def answered(self, act: Any) -> None:
         """Do something, and wait for the server's answer and for its drawing."""
         with self.page.expect_response(

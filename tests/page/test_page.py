@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import zipfile
 from pathlib import Path
 
@@ -161,17 +160,10 @@ def test_errors_are_in_words_and_the_scan_stays(viewer: Viewer, phantoms: Path, 
 
 
 def test_a_file_is_dropped(viewer: Viewer, server: Server, phantoms: Path) -> None:
-    content = base64.b64encode((phantoms / "phantom.nii.gz").read_bytes()).decode()
-    script = """content => {
-        const bytes = Uint8Array.from(atob(content), letter => letter.charCodeAt(0));
-        const transfer = new DataTransfer();
-        transfer.items.add(new File([bytes], "dropped.nii.gz"));
-        return transfer; }"""
-    transfer = viewer.page.evaluate_handle(script, content)
-    viewer.page.dispatch_event("#stage", "drop", {"dataTransfer": transfer})
+    viewer.drop(phantoms / "phantom.nii.gz")
     viewer.opened()
     state = server.ask(f"sessions/{viewer.session}")
-    assert state["name"] == "dropped.nii.gz"
+    assert state["name"] == "phantom.nii.gz"
     assert tuple(state["shape"]) == read_volume(phantoms / "phantom.nii.gz").grid.shape
 
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from contourpy import contour_generator
 from numpy.typing import NDArray
-from pydicom.fileset import FileSet
 from scipy import ndimage
 
+from tests.dicom_series import write_disc
 from tests.page.running import Server, Viewer
 from voxsam.geometry import Grid
 from voxsam.interactive import editing
@@ -246,14 +246,10 @@ def test_diameters_are_drawn_where_they_lie(scan: Viewer, server: Server, tmp_pa
 def test_of_several_series_one_is_chosen_from_a_list(
     viewer: Viewer, server: Server, shared_data: Path, tmp_path: Path
 ) -> None:
-    """The study is a disc: a DICOMDIR, and files of one name in folders of their own."""
-    page, disc = viewer.page, FileSet()
-    for part in ("ct_3slice_and_seg/ct-3slice", "sts_003_ct_rtstruct/image"):
-        for file in sorted((shared_data / "dicom" / part).iterdir()):
-            disc.add(file)
-    disc.write(tmp_path / "disc")
-    assert len(list(tmp_path.rglob("IM000000"))) == 2 and (tmp_path / "disc" / "DICOMDIR").is_file()
-    page.set_input_files("#choose-folder", tmp_path / "disc")
+    """The study is a disc that is dropped on the page."""
+    page = viewer.page
+    write_disc(shared_data / "dicom", tmp_path / "disc")
+    viewer.drop(tmp_path / "disc")
     page.wait_for_selector("#choose-series[open]")
     rows = page.locator("#series button")
     assert rows.count() == 2 and all("CT · " in text and " images" in text for text in rows.all_inner_texts())

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.dicom_series import write_dicom
+from tests.dicom_series import write_dicom, write_disc
 from tests.web.golden import VIEWER
 from tests.web.serving import LocalViewer, WebSpace, build, web_space
 from voxsam import Session, load_model, read_volume
@@ -135,6 +137,50 @@ def test_a_dicom_folder_gives_a_dicom_seg_on_one_thread(
     assert "voxsam serve" in viewer.page.inner_text("#problem")
     viewer.close()
     assert viewer.faults == []
+
+
+def test_firefox_gives_the_same_mask(
+    space: WebSpace, case: tuple[Path, Path, tuple[int, int, int]], tmp_path: Path
+) -> None:
+    """Debian's Firefox, by WebDriver BiDi, on a display of its own."""
+    firefox = shutil.which("firefox-esr") or shutil.which("firefox")
+    if firefox is None or shutil.which("xvfb-run") is None or not (VIEWER / "node_modules" / "puppeteer-core").is_dir():
+        pytest.skip("Firefox, xvfb-run or the page's packages are absent (Debian: firefox-esr, xvfb, xauth)")
+    scan, _, tumour = case
+    driver = [
+        "node",
+        VIEWER / "golden" / "firefox.mjs",
+        firefox,
+        space.address,
+        scan,
+        ",".join(map(str, tumour)),
+        tmp_path,
+    ]
+    done = subprocess.run(
+        ["xvfb-run", "-a", *map(str, driver)], capture_output=True, text=True, timeout=600, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["faults"] == []
+    volume = read_volume(scan)
+    [file] = tmp_path.glob("*.nii.gz")
+    saved = read_volume(file, labels=True, scan=volume)
+    _assert_same(saved.array, Session(load_model("voxsam-tiny"), volume).click(tumour).array)
+    assert saved.grid.close_to(volume.grid, 1e-4)
+
+
+def test_a_disc_that_is_dropped_asks_which_series(viewer: LocalViewer, shared_data: Path, tmp_path: Path) -> None:
+    write_disc(shared_data / "dicom", tmp_path / "disc")
+    page = viewer.isolated().page
+    viewer.drop(tmp_path / "disc")
+    page.wait_for_selector("#choose-series[open]")
+    rows = page.locator("#series button")
+    assert rows.count() == 2 and all("CT · " in text and " images" in text for text in rows.all_inner_texts())
+    rows.filter(has_text="3 images").click()
+    viewer.opened()
+    expected = read_volume(shared_data / "dicom" / "ct_3slice_and_seg" / "ct-3slice")
+    assert viewer.page.evaluate("voxsam.viewer.orientation.shape") == list(expected.grid.shape)
+    middle = [n // 2 for n in expected.grid.shape]
+    assert viewer.page.evaluate("at => voxsam.viewer.intensity(at)", middle) == expected.array[tuple(middle)]
 
 
 def test_a_visitor_without_a_scan_opens_the_demo(viewer: LocalViewer, space: WebSpace) -> None:
