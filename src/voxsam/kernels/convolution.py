@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from voxsam.network.mask_decoder import MaskDecoder
 
@@ -168,6 +169,29 @@ class FastMaskDecoder(MaskDecoder):
     def enlarged_convolution(self, x_BmGGG: Tensor, weight: Tensor, onto_BmFFF: Tensor) -> Tensor:
         """As MaskDecoder.enlarged_convolution."""
         return resized_convolution(x_BmGGG, weight, onto_BmFFF)
+
+
+CONVOLUTIONS = {F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d}
+
+
+class SmallMapsInFloat32(TorchFunctionMode):
+    """While entered, CPU convolutions of bf16, also autocast's, whose kernel is as large as the map are float32's.
+
+    oneDNN's bf16 gradient of their weights (torch 2.13) holds memory that nothing was written to: NaN, or 1e30.
+    Known of kernels that lie within a padded map at no place, 3x3x3 on a depth of two, say; such maps cost nothing.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func not in CONVOLUTIONS or len(args) < 2 or args[0].device.type != "cpu":
+            return func(*args, **kwargs)
+        x, weight = args[:2]
+        low = torch.bfloat16 in (x.dtype, weight.dtype) or torch.is_autocast_enabled("cpu")
+        if not low or all(side > kernel for side, kernel in zip(x.shape[2:], weight.shape[2:], strict=False)):
+            return func(*args, **kwargs)
+        with torch.autocast("cpu", enabled=False):
+            single = [one.float() if isinstance(one, Tensor) else one for one in args]
+            return func(*single, **{k: v.float() if isinstance(v, Tensor) else v for k, v in kwargs.items()})
 
 
 CHANNELS_LAST = torch.channels_last_3d

@@ -118,6 +118,32 @@ def test_ctrl_c_keeps_the_step_under_way_and_says_how_to_go_on(
     assert [step for step, _ in losses(tmp_path / "out")] == [0, 1, 2]
 
 
+@pytest.mark.parametrize("saved", [1, 100], ids=["checkpoints", "no checkpoint yet"])
+def test_gradients_that_are_no_numbers_end_a_run_before_any_weight_takes_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], saved: int
+) -> None:
+    """The loss of the third step is a number, its gradient is not; without it the run goes on."""
+    step = SegmentationTask.training_step
+
+    def broken(self, batch, number):
+        loss = step(self, batch, number)
+        return loss + (0 * loss).sqrt() if self.global_step == 2 else loss  # d sqrt(0) is infinite
+
+    path = write(tmp_path / "recipe.yaml", steps=4, checkpoint_every=saved)
+    words = ["train", str(path), "-o", str(tmp_path / "out")]
+    with monkeypatch.context() as patch:
+        patch.setattr(SegmentationTask, "training_step", broken)
+        assert main(words) == 2
+    last = tmp_path / "out" / "last.ckpt"
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "no numbers" in line]
+    assert "step 3 of a training whose loss or gradients are no numbers (nan); expected finite ones" in line
+    assert (f"the same command goes on from {last}" if saved == 1 else "begin again") in line
+    assert steps_done(last) == (2 if saved == 1 else 0)
+    assert main(words) == 0
+    assert [step for step, _ in losses(tmp_path / "out")] == [0, 1, 2, 3]
+    assert np.isfinite([loss for _, loss in losses(tmp_path / "out")]).all()
+
+
 def test_a_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
     stop = StopOnSignal(tmp_path / "last.ckpt")
     stop._ask(signal.SIGINT, None)

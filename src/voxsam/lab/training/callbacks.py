@@ -26,8 +26,10 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from torch.distributed.tensor import DTensor
 
 from voxsam.atomic import atomic_path, make_folder
+from voxsam.errors import InputError
 from voxsam.geometry import Grid
 from voxsam.lab.data.sampling import Sample
 from voxsam.lab.training import Stopped
@@ -182,6 +184,36 @@ class StopOnSignal(Callback):
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
+
+
+class StopOnNaN(Callback):
+    """Raises InputError before a step whose gradients are NaN or infinite: no weight and no checkpoint takes them.
+
+    In 16-mixed, whose scaler leaves out steps with gradients that are too large, before one whose loss is no number.
+    """
+
+    def __init__(self, checkpoint: Path) -> None:
+        self.checkpoint, self._losses = checkpoint, torch.zeros(())
+
+    def on_before_backward(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, loss: Any) -> None:
+        """Of a step that accumulates, the losses are several."""
+        self._losses = self._losses.to(loss.device) + loss.detach()
+
+    def on_before_optimizer_step(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Called by Lightning with gradients that are not scaled, in all processes."""
+        size, self._losses = self._losses, torch.zeros(())
+        if trainer.precision != "16-mixed":
+            size = torch.nn.utils.get_total_norm(p.grad for p in pl_module.parameters() if p.grad is not None)
+            size = size.full_tensor() if isinstance(size, DTensor) else size
+        if trainer.strategy.reduce_boolean_decision(not bool(size.isfinite()), all=False):
+            kept = f"the same command goes on from {self.checkpoint}" if self.checkpoint.is_file() else "begin again"
+            raise InputError(
+                f"step {trainer.global_step + 1} of a training whose loss or gradients are no numbers ({float(size)})",
+                "finite ones",
+                f"{kept}: with --precision 32-true, if it is not, or with a lower --learning_rate in another folder",
+            )
 
 
 PANEL_INCHES, DPI = 2.6, 100

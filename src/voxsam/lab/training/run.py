@@ -13,6 +13,7 @@ are single whole files, as those of any other run: one of them may go on as the 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from torch.utils.data import Sampler as TorchSampler
 from voxsam.atomic import remove_leftovers
 from voxsam.errors import FileError, InputError, UnsupportedError
 from voxsam.kernels import keep_float32
+from voxsam.kernels.convolution import SmallMapsInFloat32
 from voxsam.lab.data.sampling import (
     Sample,
     Sampler,
@@ -43,7 +45,7 @@ from voxsam.lab.data.sampling import (
 from voxsam.lab.engine.load import load_sources
 from voxsam.lab.engine.stream import EngineStream
 from voxsam.lab.training.budget import Budget
-from voxsam.lab.training.callbacks import DrawExamples, LiveProgress, StopOnSignal, ValidateFirst
+from voxsam.lab.training.callbacks import DrawExamples, LiveProgress, StopOnNaN, StopOnSignal, ValidateFirst
 from voxsam.lab.training.keep import (
     BEST,
     LAST,
@@ -350,13 +352,14 @@ def train(
         lambda: trainer.world_size,
     )
     task = ShardedTask if recipe.strategy == FSDP else SegmentationTask
-    trainer.fit(
-        task(recipe, network) if budget is None else task(recipe, network, budget.fraction),
-        make_loader(recipe, samples, order),
-        DataLoader(validation, batch_size=1) if validation else None,  # type: ignore[arg-type]
-        ckpt_path=str(last) if last.is_file() else None,
-        weights_only=True,
-    )
+    with SmallMapsInFloat32() if recipe.precision == "bf16-mixed" and device.type == "cpu" else nullcontext():
+        trainer.fit(
+            task(recipe, network) if budget is None else task(recipe, network, budget.fraction),
+            make_loader(recipe, samples, order),
+            DataLoader(validation, batch_size=1) if validation else None,  # type: ignore[arg-type]
+            ckpt_path=str(last) if last.is_file() else None,
+            weights_only=True,
+        )
     return out / "model.safetensors"
 
 
@@ -403,6 +406,7 @@ def _callbacks(recipe: Recipe, out: Path, more: list[Callback]) -> list[Callback
         *averaging(recipe),
         last,
         WriteModels(out, recipe.blend),
+        StopOnNaN(out / f"{LAST}.ckpt"),
         StopOnSignal(out / f"{LAST}.ckpt"),
     ]
     if recipe.validation:
