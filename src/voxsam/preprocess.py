@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, PositiveFloat, field_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, field_validator
 
 from voxsam.errors import UnsupportedError
 from voxsam.geometry import Grid
@@ -21,6 +21,11 @@ from voxsam.volume import Volume
 
 Slices = tuple[slice, slice, slice]
 
+# A model file says its own: these bounds keep one that is damaged, or made to, from arithmetic that ends in infinity.
+Value = Annotated[float, Field(ge=-1e9, le=1e9)]  # an intensity
+Spread = Annotated[float, Field(ge=1e-9, le=1e9)]  # a s.d. of intensities
+Spacing = Annotated[float, Field(ge=1e-3, le=1e3)]  # mm
+
 
 class Intensity(BaseModel):
     """How the intensities of one image channel become numbers about 0; clip, mean and s.d. are in the scan's unit."""
@@ -28,9 +33,9 @@ class Intensity(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     modality: str = "CT"
-    clip: tuple[float, float]
-    mean: float
-    sd: PositiveFloat
+    clip: tuple[Value, Value]
+    mean: Value
+    sd: Spread
     per_scan: bool = False  # each scan is standardised first (MR has no unit), and the numbers above are in its s.d.
 
     @field_validator("clip")
@@ -76,8 +81,8 @@ class Preprocessing(Intensity):
     """
 
     axes: str = "SAR"
-    spacing_mm: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (1.0, 1.0, 1.0)
-    spacing_range_mm: tuple[PositiveFloat, PositiveFloat] | None = None  # in which a lesion's size chooses
+    spacing_mm: tuple[Spacing, Spacing, Spacing] = (1.0, 1.0, 1.0)
+    spacing_range_mm: tuple[Spacing, Spacing] | None = None  # in which a lesion's size chooses
     interpolation: Literal["linear", "area"] = "linear"  # "area" averages where the scan is finer than the crop
     # `further` is its name in model files of 0.1
     additional: tuple[Intensity, ...] = Field(

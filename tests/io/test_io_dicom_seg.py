@@ -324,11 +324,76 @@ def test_refuses_files_of_another_kind_and_broken_ones(tmp_path, scan):
     content = (tmp_path / "m.dcm").read_bytes()
     for kept in (150, 900, 2000, len(content) // 2, len(content) - 20):
         (tmp_path / "cut.dcm").write_bytes(content[:kept])
-        with pytest.raises((FileError, GeometryError), match=r"cut\.dcm (is truncated|has no valid)"):
+        with pytest.raises(
+            (FileError, GeometryError), match=r"cut\.dcm (is truncated|has no valid|does not say how many)"
+        ):
             read_volume(tmp_path / "cut.dcm", labels=True)
     (tmp_path / "text.dcm").write_text("no image" * 100)
     with pytest.raises(FileError, match=r"text\.dcm is no DICOM file"):
         read_volume(tmp_path / "text.dcm", labels=True)
+
+
+def _without(keyword):
+    return lambda dataset: delattr(dataset, keyword)
+
+
+def _with(keyword, value):
+    return lambda dataset: setattr(dataset, keyword, value)
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        (
+            _without("Columns"),
+            "is not a valid DICOM mask: it has no Columns; expected a DICOM-SEG or RTSTRUCT with all",
+        ),
+        (_without("PixelData"), "is not a valid DICOM mask: it has no PixelData"),
+        (_without("BitsStored"), r"is not a valid DICOM mask: Missing required element: \(0028,0101\) 'Bits Stored'"),
+        (_without("NumberOfFrames"), "does not say how many frames it has; expected NumberOfFrames; export it again"),
+        (_with("NumberOfFrames", -1), "does not say how many frames it has"),
+        (_with("NumberOfFrames", 7), r"is truncated or damaged \(\d+ bytes of pixels are declared, \d+ are there\)"),
+        (_with("PixelData", b""), r"is truncated or damaged \(\d+ bytes of pixels are declared, 0 are there\)"),
+        (
+            lambda dataset: delattr(dataset.PerFrameFunctionalGroupsSequence[1], "SegmentIdentificationSequence"),
+            "is not a valid DICOM mask: it has no ReferencedSegmentNumber",
+        ),
+        (
+            lambda dataset: setattr(dataset.SegmentSequence[0], "SegmentNumber", None),
+            "is not a valid DICOM mask: an element that it needs is empty, or of another type",
+        ),
+    ],
+)
+def test_damage_is_said_of_damage_alone_and_what_is_missing_by_name(edit, words, tmp_path, scan):
+    dataset = written(labels_on(scan), tmp_path / "m.dcm")
+    edit(dataset)
+    dataset.save_as(tmp_path / "x.dcm")
+    with pytest.raises(FileError, match=rf"^x\.dcm {words}"):
+        read_volume(tmp_path / "x.dcm", labels=True, grid=scan.grid)
+
+
+@pytest.mark.parametrize("number", [0, 9, 300])
+def test_frames_of_a_segment_that_is_not_listed_are_left_out_with_a_remark(number, tmp_path, scan):
+    """300 is 44 in eight bits: it must not become another segment's number, nor vanish in silence."""
+    mask = labels_on(scan)
+    dataset = written(mask, tmp_path / "m.dcm")
+    dataset.PerFrameFunctionalGroupsSequence[0].SegmentIdentificationSequence[0].ReferencedSegmentNumber = number
+    dataset.save_as(tmp_path / "x.dcm")
+    back = read_volume(tmp_path / "x.dcm", labels=True, grid=scan.grid)
+    assert f"x.dcm: left out the frames of segment {number}, which it does not list" in back.remarks
+    assert set(np.unique(back.array)) <= {0, 1, 2} and back.array.sum() < mask.array.sum()
+
+
+def test_voxels_of_a_labelmap_that_no_segment_is_listed_for_are_left_out_with_a_remark(tmp_path, scan):
+    mask = labels_on(scan)
+    dataset = written(mask, tmp_path / "m.dcm", labelmap=True)
+    pixels = np.frombuffer(dataset.PixelData, np.uint8).copy()
+    pixels[pixels == 2] = 77
+    dataset.PixelData = pixels.tobytes()
+    dataset.save_as(tmp_path / "x.dcm")
+    back = read_volume(tmp_path / "x.dcm", labels=True, grid=scan.grid)
+    assert "x.dcm: left out the frames of segment 77, which it does not list" in back.remarks
+    assert np.array_equal(back.array, (mask.array == 1) * 1)
 
 
 def test_refuses_frames_far_apart_and_huge_ones_before_memory_is_taken(tmp_path, scan):

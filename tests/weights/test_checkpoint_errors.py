@@ -119,13 +119,29 @@ def test_a_newer_format(tmp_path):
         ({"config": {"size": "vit_b"}}, "its metadata do not fit, config.width: Field required"),
         ({"format": "other"}, "its metadata do not fit, format: Input should be 'voxsam'"),
         ({"preprocessing": 3}, "its metadata do not fit, preprocessing: "),
+        ({"preprocessing": {"clip": (0, 1), "mean": 1e30, "sd": 1}}, "do not fit, preprocessing.mean: Input should be"),
+        ({"preprocessing": {"clip": (0, 1), "mean": 0, "sd": 1e-30}}, "do not fit, preprocessing.sd: Input should be"),
+        (
+            {"preprocessing": {"clip": (0, 1), "mean": 0, "sd": 1, "spacing_mm": (1, 1e30, 1)}},
+            "do not fit, preprocessing.spacing_mm.1: Input should be less than or equal to 1000",
+        ),
     ],
 )
 def test_a_card_that_does_not_fit(tmp_path, fields, words):
     assert words in refusal(rewritten(saved(tmp_path), **fields))
 
 
-@pytest.mark.parametrize(("text", "words"), [("{", "its metadata are not JSON"), ("[1]", "its metadata do not fit")])
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", "its metadata are not JSON"),
+        ("[1]", "its metadata do not fit"),
+        ("[" * 100_000, "its metadata are not JSON: recursion limit exceeded"),
+        ('{"a":' * 100_000, "its metadata are not JSON: recursion limit exceeded"),
+        (f'{{"format": {"9" * 10_000}}}', "its metadata are not JSON"),
+    ],
+    ids=["cut off", "a list", "deep lists", "deep objects", "a number of 10,000 digits"],
+)
 def test_metadata_that_are_no_card(tmp_path, text, words):
     path = tmp_path / "model.safetensors"
     save_file({"weight": torch.ones(3)}, path, {METADATA_KEY: text})
@@ -162,6 +178,11 @@ def test_a_wrong_shape_is_named(tmp_path):
     turned = {"mask_decoder.classify.weight": torch.ones(7, 2, 3, 3, 3)}
     message = refusal(rewritten(saved(tmp_path), turned))
     assert "the tensor mask_decoder.classify.weight has shape 7 x 2 x 3 x 3 x 3; expected 2 x 7 x 3 x 3 x 3" in message
+
+
+def test_a_shape_of_many_axes_is_counted(tmp_path):
+    many = {"mask_decoder.classify.weight": torch.ones(2, 7, 3, 3, 3)[(None,) * 59]}
+    assert "classify.weight has shape 64 axes; expected 2 x 7 x 3" in refusal(rewritten(saved(tmp_path), many))
 
 
 def test_a_tensor_of_whole_numbers(tmp_path):

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import os
+import random
 import re
+import signal
 import socket
+import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -23,7 +28,7 @@ BREAK = 2 * CHUNK_BYTES + 77
 
 
 class Server(ThreadingHTTPServer):
-    """What it serves and how; `asked` holds the Range header of each request, `sent` the bytes of each body."""
+    """What it serves and how; `asked` are the Range headers of requests, `sent` the lengths of bodies."""
 
     daemon_threads = True
 
@@ -31,6 +36,7 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.content, self.validators = CONTENT, {"ETag": '"first"'}
         self.ranges, self.break_after, self.status, self.says_length = True, None, None, True
+        self.pause_s = 0.0  # between chunks
         self.asked: list[str | None] = []
         self.sent: list[int] = []
 
@@ -64,8 +70,11 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         part = body[: server.break_after]
-        self.wfile.write(part)
         server.sent.append(len(part))
+        with suppress(ConnectionError):  # the client was killed
+            for begin in range(0, len(part), CHUNK_BYTES // 8):
+                self.wfile.write(part[begin : begin + CHUNK_BYTES // 8])
+                time.sleep(server.pause_s)
 
     def log_message(self, *_: object) -> None:
         """Say nothing."""
@@ -126,6 +135,48 @@ def test_an_interrupted_transfer_goes_on_and_only_the_rest_is_sent(server, tmp_p
     assert server.sent == [BREAK, len(CONTENT) - BREAK]
     assert steps[0] == BREAK
     assert os.listdir(tmp_path) == ["m.pth"]
+
+
+FETCHES = """
+import sys
+from voxsam.cli import main
+from voxsam.weights.registry import MODELS, NamedModel
+MODELS["m"] = NamedModel("m", "sam", "m.pth", "CC0", "a test", sys.argv[1], None, sys.argv[2])
+sys.exit(main(["weights", "fetch", "m"]))
+"""
+KILLS = int(os.environ.get("VOXSAM_KILLS", 4))
+SLOWEST_S = 60  # until a process on a busy machine begins to write
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="SIGKILL")
+def test_a_killed_fetch_goes_on_and_ends_with_the_file_alone(server, tmp_path):
+    """Killed at any moment of a transfer, what is there is a beginning of the file, and only the rest is sent."""
+    home, rng = tmp_path / "home", random.Random(3)
+    (tmp_path / "tmp").mkdir()
+    environment = {**os.environ, "VOXSAM_HOME": str(home), "TMPDIR": str(tmp_path / "tmp")}
+    command = [sys.executable, "-c", FETCHES, server.url, hashlib.sha256(CONTENT).hexdigest()]
+    target, part = home / "m.pth", home / "m.pth.part"
+    server.pause_s = 0.02
+    for _ in range(KILLS):
+        before, requests = part.stat().st_size if part.is_file() else 0, len(server.asked)
+        child = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+        end = time.monotonic() + SLOWEST_S
+        while len(server.asked) == requests and child.poll() is None and time.monotonic() < end:
+            time.sleep(0.005)
+        time.sleep(rng.uniform(0, 0.03 * len(CONTENT) / (CHUNK_BYTES // 8)))
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        assert {path.name for path in home.iterdir()} <= {"m.pth", "m.pth.part", "m.pth.part.tag"}
+        assert list((tmp_path / "tmp").iterdir()) == []
+        for path in (target, part):
+            assert not path.is_file() or CONTENT.startswith(path.read_bytes())
+        assert target.is_file() or server.asked[requests:] == [f"bytes={before}-" if before else None]
+        if target.is_file():
+            assert target.read_bytes() == CONTENT
+            target.unlink()
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+    assert target.read_bytes() == CONTENT and [path.name for path in home.iterdir()] == ["m.pth"]
 
 
 def test_the_date_serves_where_there_is_no_strong_tag(server, tmp_path):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
+from pydantic_core import from_json
 
 from voxsam.atomic import atomic_folder
 from voxsam.errors import FileError, GeometryError, ImageError, InputError, PromptError
@@ -164,7 +165,7 @@ def read_clicks(path: Path, grid: Grid) -> list[Point]:
     """
     expected = '{"clicks": [{"index": [i, j, k], "positive": true}, ...]}, or "world_mm"'
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))["clicks"]
+        found = from_json(path.read_bytes())["clicks"]
         points = [
             Point.at_index(grid, click["index"], bool(click.get("positive", True)))
             if "index" in click

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+from pydantic_core import from_json
 
 from voxsam.atomic import atomic_path
 from voxsam.errors import FileError, InputError
@@ -166,7 +167,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     found = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
         try:
-            found.append(dict(json.loads(line)))
+            found.append(dict(from_json(line)))
         except (ValueError, TypeError):
             continue
     return found

@@ -28,6 +28,7 @@ from voxsam.weights.file import METADATA_KEY, new_file, read_card, read_model
 from voxsam.weights.registry import MODELS, PACKAGED_FOLDER, find_model, models_folder
 
 HASH_SHOWN = 16  # digits of a hash in a message
+MAX_AXES = 8  # whose lengths are shown in a message
 UNSTORED_NUMBERS = 1 << 26  # that a network may make beside its tensors: tables of positions, say
 # Networks by the `system` of their card; voxsam.lab.systems adds those that VoxSAM is compared with.
 BUILDERS: dict[str, Callable[[Card], Promptable]] = {"voxsam": VoxSAMNetwork}
@@ -211,4 +212,4 @@ def _first(names: list[str]) -> str:
 
 
 def _by(shape: torch.Size) -> str:
-    return " x ".join(map(str, shape)) or "() (one number)"
+    return " x ".join(map(str, shape)) or "() (one number)" if len(shape) <= MAX_AXES else f"{len(shape)} axes"

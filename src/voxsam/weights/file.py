@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
 import re
@@ -16,6 +15,7 @@ from typing import Any
 
 import torch
 from pydantic import ValidationError
+from pydantic_core import from_json
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -139,8 +139,8 @@ def _card(path: Path, metadata: dict[str, str]) -> Card:
         remedy = f"if it is a SAM file, convert it with {IMPORT}"
         raise CheckpointError(f"{path} is a .safetensors file without VoxSAM's metadata", WANTED, remedy)
     try:
-        fields = json.loads(metadata[METADATA_KEY])
-    except json.JSONDecodeError as error:
+        fields = from_json(metadata[METADATA_KEY])
+    except ValueError as error:
         raise _damaged(path, f"its metadata are not JSON: {error}") from error
     version = fields.get("format_version") if isinstance(fields, dict) else None
     if isinstance(version, int) and version > FORMAT_VERSION:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import struct
 import warnings
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import pydicom
+from pydicom.datadict import keyword_for_tag
+from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, RTStructureSetStorage, SegmentationStorage
 
 from voxsam.errors import FileError, UnsupportedError
@@ -47,7 +51,22 @@ def read_mask(path: Path, grid: Grid | None = None, segment: int | None = None) 
         given = f"the compressed pixels of {path.name} ({error})"
         raise UnsupportedError(given, "another transfer syntax", "pip install 'voxsam[dicom]', or export it") from error
     except BROKEN as error:
-        raise truncated(path.name, f"it is not a valid DICOM mask: {error}") from error
+        raise _unreadable(path.name, error) from error
+
+
+def _unreadable(name: str, error: Exception) -> FileError:
+    """What the file lacks, where it can be said; damage where its bytes end or do not fit."""
+    if isinstance(error, (EOFError, OSError, struct.error, zlib.error, InvalidDicomError, BytesLengthException)):
+        return truncated(name, f"it is not a valid DICOM mask: {error}")
+    what = str(error)
+    if isinstance(error, AttributeError) and error.name:
+        what = f"it has no {error.name}"
+    elif isinstance(error, KeyError):
+        what = f"it has no {keyword_for_tag(error.args[0]) or error}"
+    elif isinstance(error, (IndexError, TypeError)):
+        what = "an element that it needs is empty, or of another type"
+    given = f"{name} is not a valid DICOM mask: {what}"
+    return FileError(given, "a DICOM-SEG or RTSTRUCT with all that it needs", "export it again")
 
 
 def _dataset(path: Path) -> pydicom.Dataset:
@@ -72,6 +91,8 @@ def _read(path: Path, dataset: pydicom.Dataset, grid: Grid | None, segment: int 
         raise FileError(given, "a DICOM-SEG or RTSTRUCT", "give the file of the mask")
     from voxsam.io.dicom import seg
 
+    if int(dataset.get("NumberOfFrames") or 0) < 1:
+        raise FileError(f"{path.name} does not say how many frames it has", "NumberOfFrames", "export it again")
     shape = (int(dataset.Columns), int(dataset.Rows), frame_count(dataset))
     # one bit a voxel at the least, packed or not
     check_size(path.name, shape, 1, 8 * path.stat().st_size, compressed=True)

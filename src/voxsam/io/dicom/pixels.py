@@ -123,10 +123,15 @@ def shallow_copy(dataset: pydicom.Dataset) -> pydicom.Dataset:
 
 
 def check_frames(whole: pydicom.Dataset, name: str) -> None:
-    """Raises FileError if a compressed frame of a multi-frame object declares another size than its header."""
+    """Raises FileError if pixels are not all there, or a compressed frame declares another size than its header."""
     if whole["PixelData"].is_undefined_length:
         for pixels in _frames(whole, frame_count(whole), name):
             check_codestream(pixels, whole, name)
+        return
+    bits = whole.Rows * whole.Columns * int(whole.get("SamplesPerPixel") or 1) * int(whole.get("BitsAllocated") or 1)
+    needed, there = -(-bits * frame_count(whole) // 8), len(whole.PixelData or b"")
+    if there < needed:
+        raise truncated(name, f"{needed} bytes of pixels are declared, {there} are there")
 
 
 def _header(image: pydicom.Dataset, whole: pydicom.Dataset, frame: int) -> pydicom.Dataset:

@@ -6,7 +6,7 @@ those that highdicom's reader refuses, without a further package, and every fram
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -199,7 +199,10 @@ def read(path: Path, dataset: pydicom.Dataset, grid: Grid | None, segment: int |
         places = [place for _, _, place in places]
     threshold, remarks = _threshold(dataset, path.name)
     parts = [plane[place] for plane, place in zip(planes, places, strict=True)]
-    _fill(parts, dataset, segment, threshold, path.name, names)
+    unlisted = _fill(parts, dataset, segment, threshold, path.name, names)
+    if unlisted:
+        others = f"segment{'s' * (len(unlisted) > 1)} {', '.join(map(str, sorted(unlisted)[:5]))}"
+        remarks = (*remarks, f"{path.name}: left out the frames of {others}, which it does not list")
     return Volume(array, grid, "SEG", header, remarks)
 
 
@@ -225,15 +228,24 @@ def _fill(
     wanted: int | None,
     threshold: int,
     name: str,
-    numbers: Iterable[int],
-) -> None:
-    """Draw every frame (rows, columns) into its plane (column, row), a view of the mask."""
-    labelmap = dataset.SOPClassUID == LABELMAP_STORAGE
+    numbers: Collection[int],
+) -> set[int]:
+    """Draw every frame (rows, columns) into its plane (column, row), a view of the mask.
+
+    What comes back are the segments that are none of `numbers`: they are left out.
+    """
+    labelmap, unlisted = dataset.get("SOPClassUID") == LABELMAP_STORAGE, set()
     for frame, pixels in enumerate(iter_pixels(dataset)):
         number = 0 if labelmap else _segment_of(dataset, frame)
         if not labelmap and wanted not in (None, number):
             continue
         drawn = pixels.transpose()
+        if labelmap and not (listed := np.isin(drawn, [0, *numbers])).all():
+            unlisted.update(drawn[~listed].tolist())
+            drawn = drawn * listed
+        elif not labelmap and number not in numbers:
+            unlisted.add(number)
+            continue
         inside = drawn if labelmap else (drawn >= threshold) * number
         here = planes[frame]
         if wanted is not None:
@@ -243,6 +255,7 @@ def _fill(
         if clash.any():
             raise overlap("segments", name, int(here[clash][0]), int(inside[clash][0]), numbers)
         np.copyto(here, inside, where=inside != 0, casting="unsafe")
+    return unlisted
 
 
 def _segment_of(dataset: pydicom.Dataset, frame: int) -> int:

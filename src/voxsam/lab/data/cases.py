@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic_core import from_json
 
 from voxsam.boxes import bounding_box
 from voxsam.errors import FileError, GeometryError, ImageError, InputError
@@ -196,7 +196,7 @@ def _description(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileError(f"{folder}: no dataset.json", "a folder in MSD or nnU-Net raw layout", "check the path")
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        return dict(from_json(path.read_bytes()))
     except (ValueError, TypeError) as error:
         raise FileError(f"{path}: {error}", "a JSON object", "repair the file") from error
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import yaml
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic_core import from_json
 
 from voxsam.errors import FileError, InputError
 
@@ -58,9 +58,9 @@ def read_folds(path: Path) -> tuple[Fold, ...]:
     """The folds in a file, JSON or YAML: nnU-Net's splits_final.json, or a list of ours. Raises FileError."""
     try:
         text = path.read_text(encoding="utf-8")
-        found: Any = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+        found: Any = from_json(text) if path.suffix == ".json" else yaml.safe_load(text)
         folds = _FOLDS.validate_python(found)
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         first = error.errors()[0] if isinstance(error, ValidationError) else None
         what = f"{'.'.join(map(str, first['loc']))}: {first['msg']}" if first else str(error).splitlines()[0]
         raise FileError(f"{path}: {what}", EXPECTED, "correct the file") from error

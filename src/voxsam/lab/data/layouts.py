@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from pydantic_core import from_json
 
 from voxsam.errors import FileError, InputError
 from voxsam.io import read_channels, read_volume, write_mask, write_volume
@@ -335,7 +336,7 @@ def split_names(folder: Path, split: str) -> list[str]:
     description = folder / "dataset.json"
     remedy = "add it, or name the cases with --cases or --held-out"
     try:
-        splits = dict(json.loads(description.read_text(encoding="utf-8"))).get("split")
+        splits = dict(from_json(description.read_bytes())).get("split")
     except (OSError, ValueError, TypeError) as error:
         raise FileError(f"{description}: {error}", "a JSON object", "repair the file") from error
     names = splits.get(split) if isinstance(splits, dict) else None

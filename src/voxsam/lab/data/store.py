@@ -11,7 +11,6 @@ PREPARED/
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ import numpy as np
 import zarr
 from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import from_json
 from zarr.codecs import BloscCodec
 
 from voxsam.atomic import atomic_folder, make_folder
@@ -270,7 +270,7 @@ def find_description(folder: Path) -> Description | None:
 def _format_of(path: Path) -> int | None:
     """The format of a store that cannot be read; None if it is no store, or only damaged."""
     try:
-        found = dict(json.loads(path.read_bytes()))
+        found = dict(from_json(path.read_bytes()))
     except (OSError, ValueError, TypeError):
         return None
     number = found.get("format") if {"preprocessing", "fingerprint"} <= found.keys() else None

@@ -309,7 +309,7 @@ def read_keys(path: Path, what: str = "recipe") -> dict[str, Any]:
         raise FileError(f"{path}: no such file", expected, remedy)
     try:
         fields = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError, OSError) as error:
         raise InputError(f"{path}: {error}", expected, "repair the file") from error
     if not isinstance(fields, dict):
         raise InputError(f"{path}: no keys", expected, remedy)

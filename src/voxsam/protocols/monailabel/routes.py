@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Depends, File, Form, Request, Response, UploadFile
 from fastapi.responses import FileResponse, JSONResponse
 from pydantic import ValidationError
+from pydantic_core import from_json
 from starlette.datastructures import UploadFile as FormFile  # FastAPI's is one of these
 
 import voxsam
@@ -335,7 +336,7 @@ async def save_label(
 ) -> dict[str, str]:
     """On its image's grid; one of the same tag is replaced."""
     try:
-        said = json.loads(params or "{}")
+        said = from_json(params or "{}")
     except ValueError:
         said = None
     if not isinstance(said, dict):
