@@ -18,13 +18,13 @@ from voxsam.project import Project
 
 @pytest.fixture
 def simulation(tmp_path: Path) -> Simulation:
-    """Four small scans, learned from after the third, by trainings of one step."""
-    write_scans(tmp_path / "scans", 4)
+    """Six small scans, learned from after the fifth, by trainings of one step."""
+    write_scans(tmp_path / "scans", 6)
     cases = []
-    for seed in range(4):
+    for seed in range(6):
         write_mask(body(seed)[1], tmp_path / f"label{seed}.nii.gz")
         cases.append(Case(f"case{seed}", (tmp_path / "scans" / f"s{seed}.nii.gz",), tmp_path / f"label{seed}.nii.gz"))
-    return Simulation(cases, str(start_model(tmp_path / "first.safetensors")), every=3, last=1, steps=1)
+    return Simulation(cases, str(start_model(tmp_path / "first.safetensors")), every=5, last=1, steps=1)
 
 
 def test_a_simulated_user_works_and_goes_on_where_it_was_stopped(simulation, tmp_path, monkeypatch):
@@ -34,15 +34,15 @@ def test_a_simulated_user_works_and_goes_on_where_it_was_stopped(simulation, tmp
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(learning, "learn", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         simulation.run(out, 1)
-    assert len(json.loads((out / "seed-1.json").read_text())["clicks"]) == 3
+    assert len(json.loads((out / "seed-1.json").read_text())["clicks"]) == 5
     result = simulation.run(out, 1)
     project = Project(out / "seed-1")
-    assert sorted(result["clicks"]) == ["case0", "case1", "case2", "case3"] and result["learned"] == [3]
+    assert sorted(result["clicks"]) == [f"case{n}" for n in range(6)] and result["learned"] == [5]
     assert list(project.done_cases()) == [scan.name for scan in project.scans] == list(result["clicks"])
     assert len(project.models()) == 1 and list(result["start"]) == [project.scans[-1].name]
     assert all(1 <= count <= 2 for count in result["clicks"].values())
     assert simulation.run(out, 1) == result
-    assert "| 1 |" in report({1: result}, 3)
+    assert "| 1 |" in report({1: result}, 5)
 
 
 def test_what_was_saved_is_a_fraction_of_the_start_models_clicks():
@@ -63,7 +63,7 @@ def test_what_was_saved_is_a_fraction_of_the_start_models_clicks():
 
 @pytest.mark.slow
 def test_real_sarcomas_from_a_model_that_never_saw_one(shared_data: Path, tmp_path: Path, capsys):
-    words = ["--scans", "4", "--every", "3", "--last", "1", "--steps", "3", "--seeds", "0", "--no-painted"]
+    words = ["--scans", "6", "--every", "5", "--last", "1", "--steps", "3", "--seeds", "0", "--no-painted"]
     learning.main([str(shared_data), "-o", str(tmp_path / "out"), *words])
     said = capsys.readouterr().out
-    assert "learned-3 learns from 3 scans" in said and "| 0 |" in said
+    assert "learned-5 learns from 5 scans" in said and "| 0 |" in said

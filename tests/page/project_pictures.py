@@ -22,7 +22,7 @@ from voxsam.prompts import Point
 from voxsam.weights.registry import find_model
 
 SCAN = (96, 96, 48), (2.5, 2.5, 5.0)
-CLICKS = (6, 7, 5, 4)  # of the scans that are done
+CLICKS = (6, 7, 5, 4, 6)  # of the scans that are done
 LEFT = 2  # scans that are not
 
 
@@ -40,14 +40,14 @@ def make_project(folder: Path) -> tuple[Project, list[Phantom]]:
         project.done(scan.name, phantom.label, clicks, reader=reader, seconds=30.0 * count, scan=phantom.scan)
     project.skip(project.scans[-1].name, "ben")
     cases = {scan.name: scan.content for scan in project.scans[: len(CLICKS)]}
-    after = [3, 4, 4, 2]
+    after = [3, 4, 4, 2, 3]
     gate = Gate(
         dice=0.85,
         limit=10,
         before=dict(zip(cases, CLICKS, strict=True)),
         after=dict(zip(cases, after, strict=True)),
     )
-    name, weights = "learned-4", folder / "learned-4.safetensors"
+    name, weights = "learned-5", folder / "learned-5.safetensors"
     shutil.copyfile(find_model(project.settings.start), weights)
     made = {"name": name, "made": now(), "start": project.settings.start, "cases": cases, "seen": len(cases)}
     model = LearnedModel(**made, steps=300, minutes=18.2, gate=gate, state="offered")

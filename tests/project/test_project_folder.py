@@ -34,7 +34,8 @@ def work(project: Project, given, case: str, **more):
 
 
 def learned(name: str, cases, made: str = "2026-01-01", after: int = 1) -> LearnedModel:
-    gate = Gate(dice=0.85, limit=10, before={"a": 3, "b": 5}, after={"a": after, "b": after})
+    before = {"a": 3, "b": 5, **dict.fromkeys(["v", "w", "x"], 4)}  # v, w and x are cases that it was checked with
+    gate = Gate(dice=0.85, limit=10, before=before, after=dict.fromkeys(before, after))
     fields = {"name": name, "made": made, "start": "first", "cases": cases, "steps": 3, "minutes": 1.0, "gate": gate}
     return LearnedModel(**fields, state="offered" if gate.is_better else "refused")
 
@@ -239,7 +240,10 @@ def test_a_model_is_taken_and_given_back(project, model):
     assert summarise(project).offered is None, "the newest is no better"
     keep(project, model, "three", ("a", "b"), made="2026-01-03")
     offered = summarise(project).offered
-    assert offered is not None and str(offered.gate) == "4.0 -> 1.0 clicks to the same mask on 2 scans"
+    assert (
+        offered is not None
+        and str(offered.gate) == "4.0 -> 1.0 clicks to the same mask on 5 scans, fewer on 5 (p = 0.031)"
+    )
     project.use("one")
     project.use("three")
     assert project.in_use == "three" and project.model_source().endswith("models/three.safetensors")

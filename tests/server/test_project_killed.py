@@ -25,7 +25,7 @@ from voxsam.weights.checkpoint import load_model
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name == "nt", reason="SIGKILL")]
 KILLS = int(os.environ.get("VOXSAM_KILLS", "4"))
 ACT_S = 600.0  # of some requests, on a machine that is busy
-SCANS = 5
+SCANS = 7
 
 
 class Reader(threading.Thread):
@@ -53,7 +53,7 @@ class Reader(threading.Thread):
 
     def act(self, client: httpx.Client) -> None:
         chance = self.random.random()
-        if chance < 0.15 and len(self.kept) >= 3:
+        if chance < 0.15 and len(self.kept) >= 5:
             client.post("/api/project/learning").raise_for_status()
             return
         if chance < 0.3:

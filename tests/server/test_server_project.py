@@ -43,10 +43,10 @@ sys.exit(0 if (folder / "go").exists() else 2)
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Scans s0 to s3, and the start model."""
+    """Scans s0 to s5, and the start model."""
     folder = tmp_path_factory.mktemp("project")
     (folder / "scans").mkdir()
-    for seed in range(4):
+    for seed in range(6):
         write_volume(stub_scan(seed).scan, folder / "scans" / f"s{seed}.nii.gz")
     save_model(stub_network(name="first"), folder / "first.safetensors")
     return folder
@@ -108,7 +108,7 @@ def test_scans_are_worked_through_and_kept_at_once(server, project):
     assert not server.service.sessions.open, "its place is free"
     assert take(server, "anna", "s0") == "s1"
     now_ = state(server)
-    assert [row["state"] for row in now_["rows"]] == ["done", "in work", "to do", "to do"]
+    assert [row["state"] for row in now_["rows"]] == ["done", "in work", *["to do"] * 4]
     assert now_["rows"][1]["reader"] == "anna" and now_["curve"] == [["s0", 1]]
     picture = server.get("/api/project/cases/s0/thumbnail")
     assert picture.content.startswith(b"\x89PNG") and picture.headers["content-type"] == "image/png"
@@ -193,7 +193,7 @@ def test_what_cannot_be_opened_is_said_without_a_path(server, project, made):
     )
     answer = server.post("/api/sessions", json={"source": {"case": "s0", "reader": "anna"}})
     assert answer.status_code == 404 and "whose file is not where it was" in error_of(answer)["given"]
-    assert "secret" not in answer.text and len(scans) == 4
+    assert "secret" not in answer.text and len(scans) == 6
     assert state(server)["rows"][0]["state"] == "to do", "nobody is stuck with it"
     assert take(server, "anna", "s0") == "s1"
     for source in ({"case": "s9", "reader": "anna"}, {"case": "s0", "reader": "../x"}):
@@ -232,7 +232,7 @@ def test_an_offer_is_taken_gone_back_from_and_forgotten(server, project, made):
     learned(project, made, "learned-2", ("s0", "s1"))
     found = state(server)
     assert (found["offered"], found["in_use"], found["can_go_back"]) == ("learned-2", "first", False)
-    assert found["models"][0]["gate"] == "5.0 -> 3.0 clicks to the same mask on 2 scans"
+    assert found["models"][0]["gate"] == "5.0 -> 3.0 clicks to the same mask on 2 scans, fewer on 2 (p = 0.25)"
     found = server.post("/api/project/model", json={"model": "learned-2"}).raise_for_status().json()
     assert (found["offered"], found["in_use"], found["can_go_back"]) == (None, "learned-2", True)
     assert server.get("/api/info").json()["model"]["name"] == "learned-2"
@@ -246,7 +246,7 @@ def test_an_offer_is_taken_gone_back_from_and_forgotten(server, project, made):
 
     assert server.delete("/api/project/cases/s0").json() == {"retired": ["learned-2"]}
     found = state(server)
-    assert found["in_use"] == "first" and [row["name"] for row in found["rows"]] == ["s1", "s2", "s3"]
+    assert found["in_use"] == "first" and [row["name"] for row in found["rows"]] == ["s1", "s2", "s3", "s4", "s5"]
     assert server.get("/api/info").json()["model"]["name"] == "first"
     assert server.get("/api/project/cases/s0/thumbnail").status_code == 400
     answer = server.post("/api/project/model", json={"model": "learned-2"})
@@ -287,21 +287,21 @@ def test_readers_are_compared(server):
 
 
 def test_it_learns_when_it_is_time_waits_and_is_stopped(server, project):
-    assert state(server)["learning"]["impossible"] == "3 more scans must be done first"
+    assert state(server)["learning"]["impossible"] == "5 more scans must be done first"
     assert server.post("/api/project/learning").status_code == 400
-    server.patch("/api/project", json={"learn_every": 3}).raise_for_status()
-    for case in ("s0", "s1", "s2"):
+    server.patch("/api/project", json={"learn_every": 5}).raise_for_status()
+    for case in ("s0", "s1", "s2", "s3", "s4"):
         assert state(server)["learning"]["stage"] == "idle"
         work(server, case, "anna")
     wait_until(lambda: state(server)["learning"]["fraction"] == 0.25, START_S)
     project.touch_busy()
     found = state(server)["learning"]
-    assert found["minutes"] == 7 and found["said"] == "part 1" and found["new"] == 3
+    assert found["minutes"] == 7 and found["said"] == "part 1" and found["new"] == 5
     assert found["stage"] == "paused"
     busy = project.folder / ".busy"
     busy.unlink()
     assert state(server)["learning"]["stage"] == "running"
-    session = begin(server, "s3", "anna")["id"]
+    session = begin(server, "s5", "anna")["id"]
     busy.unlink(missing_ok=True)
     server.service.desk._touched = 0.0
     post(server, session, "prompts", point(CLICK))
@@ -309,8 +309,8 @@ def test_it_learns_when_it_is_time_waits_and_is_stopped(server, project):
     server.delete("/api/project/learning").raise_for_status()
     wait_until(lambda: project.learning_now() is None)
     assert not project.learning.exists() and state(server)["learning"]["stage"] == "idle"
-    work(server, "s3", "anna")
-    assert state(server)["learning"]["stage"] == "idle", "three more scans first"
+    work(server, "s5", "anna")
+    assert state(server)["learning"]["stage"] == "idle", "five more scans first"
     server.post("/api/project/learning").raise_for_status()
     wait_until(lambda: project.learning_now(), START_S)
     (project.learning / "plan.json").unlink()
@@ -319,7 +319,7 @@ def test_it_learns_when_it_is_time_waits_and_is_stopped(server, project):
 
 
 def test_what_was_cut_off_goes_on_with_the_next_server(settings, project):
-    for case in ("s0", "s1", "s2"):
+    for case in ("s0", "s1", "s2", "s3", "s4"):
         project.done(case, stub_scan(int(case[1])).truth)
     with running(settings, None) as client:
         client.post("/api/project/learning").raise_for_status()

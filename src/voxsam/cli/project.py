@@ -78,12 +78,40 @@ def status(
         )
     if found.minutes_saved is not None:
         typer.echo(f"Minutes saved since a learned model is in use: {found.minutes_saved:.0f}")
+    typer.echo(f"Order: {found.order}")
     typer.echo(f"In use: {found.in_use}")
     if found.learning is not None:
         at = found.learning
         typer.echo(f"Learning now: {at['stage']}, step {at['step']} of {at['steps']}" if at else "Learning now")
     if found.offered is not None:
         typer.echo(f"Offered: {_offer(folder, found.offered.name, str(found.offered.gate))}")
+
+
+@app.command()
+def order(
+    folder: Folder,
+    model: Annotated[
+        str | None, typer.Option(help="A model without clicks, a name or a file: the scan it is least sure of first.")
+    ] = None,
+    as_listed: Annotated[bool, typer.Option("--list", help="In the order of the list.")] = False,
+) -> None:
+    """In which order `next` gives the scans: as listed, or as an automatic model's first look says."""
+    from voxsam.project.order import says
+
+    if as_listed == (model is not None):
+        given = "a model and --list" if as_listed else "no model"
+        raise InputError(given, "--model MODEL, or --list", "give one of them; the order stays as it is")
+    project = _open(folder)
+    if model is None:
+        project.order_by("")
+        typer.echo(f"Order: {says(project)}")
+        return
+    from voxsam.project.look import look_first
+
+    with ProgressBar() as progress:
+        found = look_first(project, model, progress=progress)
+    typer.echo(f"Order: {says(project)}")
+    _list("How sure it is", [f"{sure:.2f}  {case}" for case, sure in sorted(found.items(), key=lambda one: one[1])])
 
 
 @app.command("next")
@@ -244,6 +272,7 @@ def learn(
 ) -> None:
     """Learn from all scans that are done, and say whether it helps. Run again after a stop: it goes on."""
     from voxsam.extras import load_learning
+    from voxsam.project.records import CHANCE
 
     project, run = _open(folder), load_learning()
     if threads is not None:
@@ -254,7 +283,8 @@ def learn(
     if model.state == "offered":
         typer.echo(_offer(folder, model.name, str(model.gate)))
     else:
-        typer.echo(f"{model.gate}: not better than {project.in_use}, which stays in use")
+        reason = f"which may be chance (an offer wants p < {CHANCE})" if sum(model.gate.saved) > 0 else "no fewer"
+        typer.echo(f"{model.gate}, {reason}: {project.in_use} stays in use")
 
 
 def _open(folder: Path) -> Project:

@@ -258,6 +258,8 @@ class Project:
     def next(self, reader: str = READER, after: str | None = None) -> str | None:
         """The scan to work on: the one that this reader has begun, else the first that is to do after `after`.
 
+        Where a model has looked first, not the first but the one that it is least sure of.
+
         It is then in this reader's work. None: nothing is left.
         """
         with self.locked():
@@ -278,6 +280,23 @@ class Project:
             self._check_free(case, reader)
             self._set(case, "skipped", reader)
             self._log("skip", case=case, reader=reader)
+
+    def order_by(self, first_look: str) -> None:
+        """Give scans by how sure the model of this name is of them (`keep_look`), the least sure first; "": as listed.
+
+        What another model was sure of is forgotten.
+        """
+        with self.locked():
+            if first_look != self.settings.first_look:
+                scans = tuple(scan.model_copy(update={"sure": None}) for scan in self.scans)
+                write_record(self.folder / "scans.json", Scans(scans=scans))
+                write_record(self.folder / "project.json", self.settings.model_copy(update={"first_look": first_look}))
+                self._log("order", by=first_look or "the list")
+
+    def keep_look(self, case: str, sure: float) -> None:
+        """Note how sure (0 to 1) the model of the first look is of a scan. Raises InputError for an unknown name."""
+        with self.locked():
+            self._replace(self.scan(case).model_copy(update={"sure": sure}))
 
     def release(self, case: str) -> None:
         """Put a scan that is in work or skipped back among those to do."""

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 def upcoming(project: Project, reader: str = READER, after: str | None = None) -> list[str]:
     """What `Project.next` would give, one after another: what this reader has begun, then what is to do after `after`.
 
-    Nothing is taken.
+    Where a model has looked first: the one that it is least sure of first, and then what it has not seen. Nothing is
+    taken.
     """
     scans = project.scans
     open_ones = [scan for scan in scans if project.state(scan) in ("to do", "in work")]
@@ -22,7 +23,16 @@ def upcoming(project: Project, reader: str = READER, after: str | None = None) -
     free = [scan.name for scan in open_ones if scan.state == "to do"]
     first = names.index(project.scan(after).name) + 1 if after is not None else 0
     turn = {name: (n - first) % max(1, len(names)) for n, name in enumerate(names)}
-    return [*(name for name in begun if name != after), *sorted(free, key=turn.__getitem__)]
+    looked = bool(project.settings.first_look)
+    sure = {scan.name: 1.0 if scan.sure is None or not looked else scan.sure for scan in scans}
+    order = sorted(free, key=lambda name: (sure[name], turn[name]))
+    return [*(name for name in begun if name != after), *order]
+
+
+def says(project: Project) -> str:
+    """The order of the work in words."""
+    model = project.settings.first_look
+    return f"the scan that {model} is least sure of first" if model else "as listed"
 
 
 def previous(project: Project, reader: str = READER, before: str | None = None) -> str | None:

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
+import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 from pydantic_core import from_json
 
@@ -18,7 +19,8 @@ from voxsam.prompts import Point
 
 FORMAT = 1
 READER = "reader"  # whose work it is where nobody says
-LEAST = 3  # cases that can be learned from
+CHANCE = 0.05  # below this probability a difference is not taken for chance
+LEAST = 5  # cases that can be learned from: of four, all of them better, the probability is 1/16
 NAME = re.compile(r"\w[\w .+-]*")
 MAX_NAME_BYTES = 200  # file systems take 255, with what is added to a name
 State = Literal["to do", "in work", "skipped", "done"]
@@ -60,6 +62,7 @@ class Settings(Record):
     start: str  # the model that every training begins with
     used: tuple[str, ...] = ()  # learned models that were taken into use, in order; the last one is in use
     learn_every: int = 0  # after so many more scans that are done a server begins to learn; 0: when it is told to
+    first_look: str = ""  # the model without clicks that orders the work (voxsam.project.look); "": the list does
 
 
 class Scan(Record):
@@ -72,6 +75,7 @@ class Scan(Record):
     state: Literal["to do", "in work", "skipped"] = "to do"
     reader: Name | Literal[""] = ""  # who works on it
     since: str = ""
+    sure: float | None = None  # 0 to 1, how sure of it the model of the first look was; None: it has not looked
 
 
 class Scans(Record):
@@ -121,14 +125,34 @@ class Gate(Record):
         return before, after
 
     @property
+    def saved(self) -> tuple[int, ...]:
+        """By scan, how many clicks fewer were needed."""
+        return tuple(before - self.after[case] for case, before in self.before.items())
+
+    @property
+    def chance(self) -> float:
+        """The probability that as many clicks or more are saved in all where the two models are alike.
+
+        Then each scan's difference has either sign equally often: Fisher's randomisation test of paired differences,
+        one-sided, all assignments of signs counted.
+        """
+        ways = np.ones(1)  # probabilities of the sums from -reach to reach
+        for size in map(abs, self.saved):
+            ways = (np.pad(ways, (0, 2 * size)) + np.pad(ways, (2 * size, 0))) / 2
+        return float(ways[len(ways) // 2 + sum(self.saved) :].sum())
+
+    @property
     def is_better(self) -> bool:
-        """Whether fewer clicks were needed."""
-        return sum(self.after.values()) < sum(self.before.values())
+        """Whether fewer clicks were needed, by more than chance gives."""
+        return self.chance < CHANCE
 
     def __str__(self) -> str:
         before, after = self.means
         scans = f"{len(self.before)} scan{'s' * (len(self.before) != 1)}"
-        return f"{before:.1f} -> {after:.1f} clicks to the same mask on {scans}"
+        fewer = sum(clicks > 0 for clicks in self.saved)
+        return (
+            f"{before:.1f} -> {after:.1f} clicks to the same mask on {scans}, fewer on {fewer} (p = {self.chance:.2g})"
+        )
 
 
 class LearnedModel(Record):

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from voxsam.project.folder import Project
+from voxsam.project.order import says
 from voxsam.project.records import LearnedModel, Reading, State
 
 RECENT = 5  # scans
@@ -38,6 +39,7 @@ class Summary:
     minutes_saved: float | None  # None: too few times are known
     learning: dict[str, Any] | None  # what a learning that runs is at
     new: int  # scans that were done since a model learned last
+    order: str  # of the work, in words
 
     @property
     def counts(self) -> Counter[State]:
@@ -73,6 +75,7 @@ def summarise(project: Project) -> Summary:
         minutes_saved=minutes_saved(clicked, start),
         learning=project.learning_now(),
         new=max(0, len(done) - (models[-1].seen if models else 0)),
+        order=says(project),
     )
 
 

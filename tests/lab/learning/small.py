@@ -42,7 +42,7 @@ def write_scans(folder: Path, count: int) -> None:
         write_volume(body(seed)[0], folder / f"s{seed}.nii.gz")
 
 
-def make_project(folder: Path, count: int = 3) -> Project:
+def make_project(folder: Path, count: int = 5) -> Project:
     """A project whose scans s0, s1, ... are all done, with one click each."""
     write_scans(folder / "scans", count)
     project = Project.new(folder / "project", folder / "scans", str(start_model(folder / "first.safetensors")))

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from importlib.metadata import EntryPoint
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from voxsam.geometry import Grid
 from voxsam.lab.learning import learn, samples
 from voxsam.lab.learning.replay import clicks_needed, first_click
 from voxsam.project import Project, folder
-from voxsam.project.records import Click, Reading
+from voxsam.project.records import Click, Gate, Reading
 from voxsam.project.summary import summarise
 from voxsam.testing import stub_network
 from voxsam.volume import Volume
@@ -62,14 +63,17 @@ def test_what_needs_fewer_clicks_is_offered_and_knows_what_it_was_trained_on(pro
     lines: list[str] = []
     model = learn(project, steps=2, log=lines.append, low_priority=False)
     assert trained == ["part-0", "part-1", "part-2", "all"]
-    assert (model.state, str(model.gate)) == ("offered", "5.0 -> 3.0 clicks to the same mask on 3 scans")
-    assert lines[0] == "learned-3 learns from 3 scans: about 1 min in 4 trainings of 2 steps"
+    assert (model.state, str(model.gate)) == (
+        "offered",
+        "5.0 -> 3.0 clicks to the same mask on 5 scans, fewer on 5 (p = 0.031)",
+    )
+    assert lines[0] == "learned-5 learns from 5 scans: about 1 min in 4 trainings of 2 steps"
     assert summarise(project).offered == model and project.in_use == "first"
-    project.use("learned-3")
+    project.use("learned-5")
     card = load_model(project.model_source(), "cpu").card
-    assert card.name == "learned-3" and card.trained_on["project"] == model.cases
+    assert card.name == "learned-5" and card.trained_on["project"] == model.cases
     assert not project.learning.exists()
-    assert project.forget("s1") == ("learned-3",) and project.in_use == "first"
+    assert project.forget("s1") == ("learned-5",) and project.in_use == "first"
 
 
 def test_what_does_not_help_is_not_offered(project, monkeypatch, trained):
@@ -77,9 +81,46 @@ def test_what_does_not_help_is_not_offered(project, monkeypatch, trained):
     model = learn(project, steps=1, low_priority=False)
     assert model.state == "refused" and trained == ["part-0", "part-1", "part-2"]
     assert summarise(project).offered is None
-    with pytest.raises(InputError, match="the model learned-3, which was no better and is not kept"):
-        project.use("learned-3")
+    with pytest.raises(InputError, match="the model learned-5, which was no better and is not kept"):
+        project.use("learned-5")
     assert project.forget("s1") == (), "no model was trained on it"
+
+
+def test_what_helps_by_chance_is_not_offered(project, monkeypatch, capsys):
+    """Fewer clicks on four of five scans, as many on one: four signs of sixteen would do as well."""
+    counts = {"s0": 5}
+    case = iter([name for part in module._parts(list(project.done_cases())) for name in part for _ in range(2)])
+
+    def needed(system, *_):
+        name = next(case)
+        return counts.get(name, 3 if system.name.startswith("learned") else 5), None, ()
+
+    monkeypatch.setattr(module, "clicks_needed", needed)
+    model = learn(project, steps=1, low_priority=False)
+    assert str(model.gate) == "5.0 -> 3.4 clicks to the same mask on 5 scans, fewer on 4 (p = 0.062)"
+    assert model.state == "refused" and summarise(project).offered is None
+
+
+@pytest.mark.parametrize(
+    ("saved", "probability"),
+    [
+        ((2, 2, 2, 2, 2), 1 / 32),  # every sign has to be right
+        ((1, 1, 1, 1, -1), 6 / 32),  # so many sums of five are 3 or more
+        ((3, 2, 1), 1 / 8),
+        ((3, 2, -1), 2 / 8),  # 6 and 4
+        ((0, 0, 1), 1 / 2),  # what does not differ tells nothing
+        ((0, 0, 0), 1.0),
+        ((-2, -2), 1.0),
+        ((), 1.0),
+    ],
+)
+def test_the_probability_of_chance_counts_all_signs(saved, probability):
+    names = [str(n) for n in range(len(saved))]
+    after = dict(zip(names, (5 - n for n in saved), strict=True))
+    gate = Gate(dice=0.85, limit=10, before=dict.fromkeys(names, 5), after=after)
+    assert gate.chance == pytest.approx(probability) and gate.is_better == (probability < 0.05)
+    signs = np.array(list(product((1, -1), repeat=len(saved)))) if saved else np.zeros((1, 0))
+    assert (signs @ np.abs(saved) >= sum(saved)).mean() == pytest.approx(probability), "by counting them one by one"
 
 
 def test_a_learning_that_was_cut_off_goes_on(project, better, trained, monkeypatch):
@@ -131,7 +172,7 @@ def test_one_at_a_time_and_enough_cases(project, tmp_path):
         with pytest.raises(InputError, match="which another process is learning from; expected one at a time"):
             learn(project, steps=1, low_priority=False)
     project.forget("s0")
-    with pytest.raises(InputError, match="2 scans that are done; expected 3 or more"):
+    with pytest.raises(InputError, match="4 scans that are done; expected 5 or more"):
         learn(project, steps=1, low_priority=False)
 
 
@@ -199,7 +240,7 @@ def test_samples_are_the_cases_and_lesions_painted_into_them(project):
     stream = samples.load_stream(project, list(project.done_cases().values()), recipe, None)
     drawn = [stream[number] for number in range(6)]
     assert all(sample["crop"].shape == (1, 16, 16, 16) and sample["label"].any() for sample in drawn)
-    assert list(stream.sources.seen["project"]) == ["s0", "s1", "s2"]
+    assert list(stream.sources.seen["project"]) == ["s0", "s1", "s2", "s3", "s4"]
 
 
 def test_scans_without_a_unit_are_standardised_and_nothing_is_painted(project):
@@ -211,8 +252,9 @@ def test_scans_without_a_unit_are_standardised_and_nothing_is_painted(project):
     recipe = samples.recipe_for(card, "first", "x", 3, use, False)
     assert recipe.engine is not None and recipe.engine.shares()["sarcomas"] == 1
     stream = samples.load_stream(project, list(project.done_cases().values()), recipe, None)
-    crop = stream[0]["crop"]
-    assert -5 <= crop.min() < -1 and 0 < crop.max() <= 10
+    crops = [stream[number]["crop"] for number in range(4)]
+    assert min(crop.min() for crop in crops) < -1 and max(crop.max() for crop in crops) > 0
+    assert all(crop.min() >= -5 and crop.max() <= 10 for crop in crops)
 
 
 def test_the_command_measures_learns_and_says_what_it_offers(project, better, trained, monkeypatch, capsys):
@@ -224,14 +266,15 @@ def test_the_command_measures_learns_and_says_what_it_offers(project, better, tr
     assert main(["project", "learn", str(project.folder), "--minutes", "0.1"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert trained[0] == "measured" and lines[0] == "measuring how long a step takes"
-    assert lines[1].startswith("learned-3 learns from 3 scans: about ")
+    assert lines[1].startswith("learned-5 learns from 5 scans: about ")
     said = lines[-1]
     assert said == (
-        f"5.0 -> 3.0 clicks to the same mask on 3 scans: use it? (voxsam project use {project.folder} learned-3)"
+        "5.0 -> 3.0 clicks to the same mask on 5 scans, fewer on 5 (p = 0.031):"
+        f" use it? (voxsam project use {project.folder} learned-5)"
     )
     assert main(["project", "status", str(project.folder)]) == 0
     assert f"Offered: {said}" in capsys.readouterr().out
-    assert main(["project", "use", str(project.folder), "learned-3"]) == 0
+    assert main(["project", "use", str(project.folder), "learned-5"]) == 0
     assert main(["project", "use", str(project.folder), "--back"]) == 0
     assert capsys.readouterr().out.splitlines()[-1].startswith("In use: first (")
 
@@ -263,5 +306,5 @@ def test_kill_9_at_random_moments_offers_no_broken_model(project):
         if ended:
             break
         time.sleep(0.1)
-    assert ended and len(project.done_cases()) == 3
+    assert ended and len(project.done_cases()) == 5
     assert json.loads((project.folder / "project.json").read_text())["used"] == []

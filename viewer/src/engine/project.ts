@@ -17,7 +17,7 @@ export interface LearnedModel {
   made: string; // ISO time
   state: "offered" | "refused" | "retired";
   reason: string; // why it was retired
-  gate: string; // "5.1 -> 3.4 clicks to the same mask on 6 scans"
+  gate: string; // "5.1 -> 3.4 clicks to the same mask on 6 scans, fewer on 5 (p = 0.031)"
   cases: string[]; // that it was trained on
 }
 
@@ -35,6 +35,7 @@ export interface Learning {
 export interface ProjectState {
   name: string;
   rows: Row[];
+  order: string; // of the work, in words
   counts: Partial<Record<CaseState, number>>;
   start: string; // the model that every learning begins with
   in_use: string;

@@ -52,6 +52,7 @@ export class WorkList {
   show(state: ProjectState, open: string | null): void {
     [this.state, this.open] = [state, open];
     element("project-title").textContent = state.name;
+    element("case-order").textContent = `Next: ${state.order}`;
     [...element("case-filters").querySelectorAll("span")].forEach((text, n) => {
       const name = FILTERS[n]!;
       text.textContent = `${name === "all" ? "All" : name.charAt(0).toUpperCase() + name.slice(1)} ${name === "all" ? state.rows.length : (state.counts[name] ?? 0)}`;

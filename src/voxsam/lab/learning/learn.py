@@ -1,8 +1,9 @@
 """One learning, from the cases to an offer; killed at any moment, the same call goes on.
 
 A plan says which cases are left out in turn. For each such part a model is trained on the others, and the clicks that
-it needs on the part are counted beside those of the model in use. Only if that helps, a model is trained on all cases.
-All start from the project's start model: whoever goes on from the last fine-tuned one unlearns (Cellpose's rule).
+it needs on the part are counted beside those of the model in use. Only if that helps beyond chance (Gate.chance), a
+model is trained on all cases. All start from the project's start model: whoever goes on from the last fine-tuned one
+unlearns (Cellpose's rule).
 
 PROJECT/.learning/plan.json      a Plan; another set of cases begins another one
                   part-0/        a run of voxsam.lab.training; part-0.json, a Gate, when it was checked
@@ -107,8 +108,9 @@ def learn(
     """Learn from every case that is done, and keep the model if it needs fewer clicks than the one in use.
 
     `minutes` is what all of it may take; `data`, a folder like the shared data, gives the data engine's own scans as
-    replay. `steps` of each training are measured unless given. Raises InputError for fewer than three cases, where
-    another process learns already, and for a start model that cannot learn.
+    replay. As many fewer count as chance would hardly give (`Gate.chance`). `steps` of each training are measured
+    unless given. Raises InputError for fewer than five cases, where another process learns already, and for a start
+    model that cannot learn.
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     try:

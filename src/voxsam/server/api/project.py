@@ -73,7 +73,7 @@ class Model(BaseModel):
     made: str
     state: Literal["offered", "refused", "retired"]
     reason: str = Field(description="Why it was retired.")
-    gate: str = Field(examples=["5.1 -> 3.4 clicks to the same mask on 6 scans"])
+    gate: str = Field(examples=["5.1 -> 3.4 clicks to the same mask on 6 scans, fewer on 5 (p = 0.031)"])
     cases: list[str] = Field(description="That it was trained on.")
 
 
@@ -95,6 +95,7 @@ class ProjectState(BaseModel):
 
     name: str
     rows: list[Row]
+    order: str = Field(examples=["as listed", "the scan that MODEL is least sure of first"])
     counts: dict[str, int]
     start: str = Field(description="The model that every learning begins with.")
     in_use: str = Field(description="The model that clicks go to.")
@@ -271,6 +272,7 @@ def _state(desk: Desk) -> ProjectState:
     return ProjectState(
         name=desk.project.folder.name,
         rows=[Row.model_validate(asdict(row)) for row in found.rows],
+        order=found.order,
         counts={str(state): count for state, count in found.counts.items()},
         start=settings.start,
         in_use=found.in_use,
