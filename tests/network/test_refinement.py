@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from voxsam.network.card import Card
 from voxsam.network.network import VoxSAMNetwork
-from voxsam.network.refinement import click_maps, similarity_maps
+from voxsam.network.refinement import click_maps, highest_near, similarity_maps
 from voxsam.network.sizes import TINY, ModelConfig
 from voxsam.preprocess import Preprocessing
 from voxsam.weights.checkpoint import load_model, save_model
@@ -56,6 +57,12 @@ def test_a_path_is_as_strong_as_its_weakest_voxel_and_goes_through_faces():
     image[..., 4, :, :] = 0
     joined = similarity_maps(image, torch.tensor([[[1.0, 4.0, 4.0]]]), torch.tensor([[1]]), (0.4,))[0, 1]
     assert joined[6, 4, 4] == pytest.approx(float(joined[4, 4, 4])) and joined[2, 4, 4] > 0.99
+
+
+def test_the_highest_neighbour_is_what_max_pooling_along_each_axis_finds():
+    x = torch.rand(2, 3, 5, 6, 4, generator=torch.Generator().manual_seed(0))
+    pooled = [F.max_pool3d(x, kernel, 1, [n // 2 for n in kernel]) for kernel in ((3, 1, 1), (1, 3, 1), (1, 1, 3))]
+    assert torch.equal(highest_near(x), torch.stack(pooled).amax(0))
 
 
 def test_each_polarity_and_each_spread_has_its_maps_of_its_nearest_clicks():

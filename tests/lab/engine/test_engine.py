@@ -160,6 +160,14 @@ def test_the_spacing_follows_the_lesion_within_its_range():
     assert [draw_spacing(mm, use, rng) for mm in (4.0, 30.0, 60.0, 150.0)] == [1.0, 1.5, 3.0, 4.0]
 
 
+def test_at_any_scale_a_lesion_is_seen_from_a_quarter_to_four_times_as_long():
+    use, rng = EngineSettings(any_scale=1.0, voxels_across=20), np.random.default_rng(0)
+    spacings = {mm: [draw_spacing(mm, use, rng) for _ in range(300)] for mm in (10.0, 40.0, 120.0)}
+    assert max(spacings[10.0]) == 2.0  # five voxels long
+    assert min(spacings[40.0]) < 1.1 and max(spacings[40.0]) > 3.6
+    assert min(spacings[120.0]) == 1.5  # eighty
+
+
 def test_a_frame_has_the_spacing_and_orthogonal_axes():
     frame = draw_frame(2.5, EngineSettings(stretch=0.0, turned=1.0), np.random.default_rng(1))
     np.testing.assert_allclose(frame.matrix.T @ frame.matrix, np.eye(3) * 2.5**2, atol=1e-9)

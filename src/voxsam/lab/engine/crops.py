@@ -14,6 +14,7 @@ from voxsam.preprocess import Preprocessing
 TURN_DEGREES = 20.0
 CURVE_HU = (-1024.0, -300.0, -110.0, -20.0, 30.0, 80.0, 150.0, 300.0, 1200.0)  # where a random curve bends
 CUT_MM = (5.0, 60.0)
+FACTOR = 4.0  # of `voxels_across`, up and down, within which a thing is still clicked at any spacing
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,11 @@ class Frame:
 
 
 def draw_spacing(diameter_mm: float, use: EngineSettings, rng: np.random.Generator) -> float:
-    """A spacing at which a thing is about `voxels_across` long, within the range."""
+    """A spacing at which a thing is about `voxels_across` long, or at times any, within the range."""
+    if use.any_scale and rng.random() < use.any_scale:
+        spacing = np.exp(rng.uniform(*np.log(use.spacing_mm)))
+        ends = diameter_mm / (use.voxels_across * FACTOR), diameter_mm * FACTOR / use.voxels_across
+        return float(np.clip(np.clip(spacing, *ends), *use.spacing_mm))
     across = use.voxels_across * np.exp(use.voxels_spread * rng.standard_normal())
     return float(np.clip(diameter_mm / across, *use.spacing_mm))
 
