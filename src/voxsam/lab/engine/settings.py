@@ -27,7 +27,7 @@ class EngineSettings(BaseModel):
     spacing_mm: tuple[PositiveFloat, PositiveFloat] = (1.0, 4.0)
     voxels_across: PositiveFloat = 24.0  # median of how many voxels long the clicked thing is
     voxels_spread: NonNegativeFloat = 0.35  # s.d. of its logarithm
-    any_scale: Fraction = 0.0  # of the crops: any spacing, as of a first look that does not know yet how large a thing is
+    any_scale: Fraction = 0.0  # of the crops: any spacing, as of a first look that does not know yet how large it is
     neighbours: Fraction = 0.45  # of the painted crops: others like the lesion, that are not clicked
     turned: Fraction = 0.5  # of the crops, by up to 20 degrees about each axis
     stretch: NonNegativeFloat = 0.12  # s.d. of the logarithm of each axis's own zoom
