@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import builtins
 import inspect
 import re
 import textwrap
@@ -12,6 +13,8 @@ from typing import Any
 from numpy.typing import NDArray
 
 import voxsam
+from voxsam import errors
+from voxsam.errors import InputError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DOCS = REPOSITORY / "docs"
@@ -55,10 +58,28 @@ def lacking(name: str, one: Any, of: str = "") -> list[str]:
         found += (
             [] if re.search(r"\bmm\b|\bmL\b|millilitre|second|fraction|0 to 1|\bHU\b", known) else [f"{name}: a unit"]
         )
-    raises = any(isinstance(node, ast.Raise) and node.exc is not None for node in ast.walk(parsed(one)))
-    if raises and not re.search(r"\b[Rr]aises\b", known):
-        found.append(f"{name}: what it raises")
+    if unsaid := raised(one) - said_to_raise(known):
+        found.append(f"{name}: what it raises ({', '.join(sorted(unsaid))})")
     return found
+
+
+def raised(one: Any) -> set[str]:
+    """The names of the errors that a function's own lines raise."""
+    found = [node.exc for node in ast.walk(parsed(one)) if isinstance(node, ast.Raise) and node.exc is not None]
+    return {node.func.id for node in found if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
+
+
+def said_to_raise(words: str) -> set[str]:
+    """The errors that a docstring names behind "raises", and all kinds of them; no other word counts."""
+    said = set(re.findall(r"[A-Z]\w+", " ".join(re.findall(r"\b[Rr]aises\b[^.]*", words))))
+    known = {**vars(builtins), **vars(errors)}
+    kinds = [known[name] for name in said if name in known]
+    assert all(name in known or not name.endswith("Error") for name in said), f"no error of this name: {said}"
+    return {name for name, one in known.items() if any(issubclass_of(one, kind) for kind in kinds)}
+
+
+def issubclass_of(one: Any, kind: Any) -> bool:
+    return inspect.isclass(one) and inspect.isclass(kind) and issubclass(one, kind) and issubclass(one, Exception)
 
 
 def parsed(one: Any) -> ast.AST:
@@ -72,7 +93,7 @@ def of_class(name: str, kind: type) -> list[str]:
     words, found = inspect.getdoc(kind) or "", []
     for part, member in vars(kind).items():
         function = member.fget if isinstance(member, property) else getattr(member, "__func__", member)
-        if not part.startswith("_") and inspect.isfunction(function):
+        if inspect.isfunction(function) and (not part.startswith("_") or part == "__init__"):
             found += lacking(f"{name}.{part}", function, words)
     return found if words else [f"{name}: no words", *found]
 
@@ -96,12 +117,17 @@ def test_what_lacks_is_found() -> None:
         """(...,) each of (..., 3) points' distance in mm, up to `reach` mm. Raises ValueError for none."""
         raise ValueError(array)
 
+    def vague(array: NDArray) -> None:
+        """(n, 3). It raises what it must, ValueError for instance."""
+        raise InputError("a", "b", "c")
+
     def silent() -> None: ...
 
     assert lacking("bare", bare) == [
         "bare: an array without its shape",
         "bare: the unit of reach",
         "bare: a unit",
-        "bare: what it raises",
+        "bare: what it raises (ValueError)",
     ]
+    assert lacking("vague", vague) == ["vague: what it raises (InputError)"]
     assert lacking("told", told) == [] and lacking("silent", silent) == ["silent: no words"]

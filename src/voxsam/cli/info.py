@@ -85,6 +85,8 @@ def _model(what: str) -> dict[str, str]:
         "intensities": f"clipped to {use.clip[0]:g}..{use.clip[1]:g}, mean {use.mean:g}, s.d. {use.sd:g}"
         + ", of each scan's own s.d." * use.per_scan,
     }
+    if card.classes is not None:
+        rows["classes"] = ", ".join(card.classes.names)
     if card.trained_on:
         rows["trained on"] = listed(card.trained_on)
     return {**rows, **_counts(network), **card.description, **{k: f"{v:g}" for k, v in card.scores.items()}}

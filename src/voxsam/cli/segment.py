@@ -103,6 +103,9 @@ def command(
         float | None,
         typer.Option(help="Voxel size in mm, of a model for many sizes; default: the lesion chooses it."),
     ] = None,
+    class_name: Annotated[
+        str | None, typer.Option("--class", help="What was clicked, of a model's classes; default: what it looks like.")
+    ] = None,
     model: Annotated[str, typer.Option(help="A name or a .safetensors file.")] = "voxsam-tiny",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     precision: Annotated[str, typer.Option(help="float32, or bf16 or int8: faster, with a small error.")] = "float32",
@@ -131,7 +134,7 @@ def command(
         given = "both --auto and prompts" if auto else "no prompt"
         raise PromptError(given, "prompts, or --auto alone", "click the tumour, for example --click 120,88,45")
     count = _count_objects(words, each, overlap, probabilities)
-    from voxsam.interactive.segment import check_mode, opened, read_images
+    from voxsam.interactive.segment import check_class, check_mode, opened, read_images
     from voxsam.interactive.session import Session, reported
     from voxsam.io import MASK_SUFFIXES, SUFFIXES, check_mask_output, write_mask, write_volume
     from voxsam.io.dicom import is_seg
@@ -166,6 +169,7 @@ def command(
     with ProgressBar(quiet) as progress:
         card = read_card(find_model(model))
         check_mode(card, auto)
+        check_class(card, class_name)
         _check_precision(precision, device)
         progress("reading")
         images = read_images([scan, *(channel or [])], card.config.channels, series)
@@ -210,7 +214,10 @@ def command(
             messages=mask.remarks,
             objects=None if session is None else reported(session),
             confidence=found and found.confidence and found.confidence.facts,
+            class_name=class_name or (found and found.class_name),
         )
+        if class_name and found is not None and found.class_name not in (None, class_name):
+            facts["messages"].append(f"what was clicked looks like {found.class_name}, not like {class_name}")
         progress("writing")
         if session is not None:
             drawn = {number: (session.info(number), one.region) for number, one in session.segmented.items()}
@@ -229,8 +236,10 @@ def command(
                 if file is not None:
                     archive.store(file)
     if not quiet:
-        for remark in mask.remarks:
+        for remark in facts["messages"]:
             typer.echo(remark)
+        if facts["class"]:
+            typer.echo(f"class: {facts['class']}")
         for number, found_in in enumerate(facts["objects"] * each, 1):
             typer.echo(f"object {number}: {_sizes([found_in])}")
         if found is not None and found.confidence is not None:

@@ -94,7 +94,7 @@ def signals(pieces: Sequence[Piece], clicks: Sequence[Point], encoded: Encoded) 
         np.log(max(1, int(positive.sum()))),
         np.log1p(int((~positive).sum())),
     ]
-    return np.concatenate([measured, _under(encoded, clicked)])
+    return np.concatenate([measured, features_under(encoded.features[-1][0].float().cpu().numpy(), clicked)])
 
 
 def _either_side(
@@ -108,11 +108,10 @@ def _either_side(
     return image[clicked], image[shell] if shell.any() else image[clicked]
 
 
-def _under(encoded: Encoded, clicked: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """(C,) the mean of the last level's features under the mask; of the whole crop where there is none."""
-    tokens = encoded.features[-1][0].float().cpu().numpy()
-    side = [n // g for n, g in zip(clicked.shape, tokens.shape[1:], strict=True)]
+def features_under(tokens: NDArray[np.floating], mask: NDArray) -> NDArray[np.float64]:
+    """(C,) the mean of a crop's features (C, g, h, w) under a mask (D, H, W) of it; of all of it if that is empty."""
+    side = [n // g for n, g in zip(mask.shape, tokens.shape[1:], strict=True)]
     g, h, w = tokens.shape[1:]
-    weights = clicked[: g * side[0], : h * side[1], : w * side[2]]
+    weights = mask[: g * side[0], : h * side[1], : w * side[2]]
     weights = weights.reshape(g, side[0], h, side[1], w, side[2]).mean((1, 3, 5)) + 1e-6
     return (tokens * weights).sum((1, 2, 3)).astype(np.float64) / weights.sum()

@@ -21,7 +21,7 @@ from torch import Tensor
 from voxsam.boxes import hull, intersection, is_empty, within
 from voxsam.errors import InputError, PromptError, UnsupportedError
 from voxsam.geometry import Grid
-from voxsam.interactive.confidence import Confidence, confidence
+from voxsam.interactive.confidence import Confidence, confidence, features_under
 from voxsam.interactive.crops import (
     THRESHOLD,
     EncodedCrops,
@@ -57,8 +57,8 @@ Pasted = tuple[Slices, NDArray[np.float32]]  # a box of the scan, and the probab
 class Prediction:
     """One object as a model sees it: `mask`, `probabilities`, `remarks`, `confidence`, and what they were made from.
 
-    `confidence` is None where the model was not
-    calibrated. It holds probabilities for crops only; the scan-sized arrays are made when they are asked for.
+    `confidence` is None where the model was not calibrated, `class_name` where it knows no classes. It holds
+    probabilities for crops only; the scan-sized arrays are made when they are asked for.
     """
 
     grid: Grid  # of the scan
@@ -71,6 +71,7 @@ class Prediction:
     keep_clicked: bool = False  # the mask: only its components that hold a positive click
     notes: tuple[str, ...] = ()  # remarks but those on clicks
     confidence: Confidence | None = None
+    class_name: str | None = None  # which of the model's classes it looks like
 
     @property
     def mask(self) -> Volume:
@@ -115,7 +116,7 @@ class Prediction:
 
     @property
     def nbytes(self) -> int:
-        """Memory of the probabilities."""
+        """Bytes that the probabilities take."""
         return sum(probability.nbytes for _, probability in self.pieces)
 
     @cached_property
@@ -229,7 +230,7 @@ class Predictor:
         self.encoded.used = {window for window, _ in before.pieces}
         with torch.inference_mode():
             windows, pieces, end = self._segment(clicks, before)
-            sure = self._confidence(pieces, clicks)
+            sure, class_name = self._confidence(pieces, clicks), self._class_name(pieces)
         box = common_box(prompts, clicks, self.volume.grid)
         remarks = [
             *self._scan_remarks,
@@ -241,7 +242,7 @@ class Predictor:
         if box is None and any(isinstance(prompt, Box) for prompt in prompts):
             remarks.append("a click in the tumour lies outside the box: the box does not limit the mask")
         found = (prompts, clicks, tuple(windows), tuple(pieces), box, self.keep_clicked, tuple(remarks))
-        return Prediction(self.volume.grid, self.volume.header, *found, sure)
+        return Prediction(self.volume.grid, self.volume.header, *found, sure, class_name)
 
     def _clicks(self, prompts: tuple[Prompt, ...], before: Prediction) -> tuple[Point, ...]:
         """What the prompts become; those that `before` had already are not made again."""
@@ -355,6 +356,15 @@ class Predictor:
         window = pieces[0][0]
         volume_ml = _voxels(pieces) * window.model_grid.voxel_volume_ml
         return confidence(calibration, pieces, clicks, self.encoded.get(window), volume_ml)
+
+    def _class_name(self, pieces: Sequence[Piece]) -> str | None:
+        """Which class it looks like in the crop of the first click."""
+        classes = self.model.card.classes
+        if classes is None:
+            return None
+        window, probability = pieces[0]
+        tokens = self.encoded.get(window).features[-1][0].float().cpu().numpy()
+        return classes.name(features_under(tokens, probability > THRESHOLD))
 
     def _crop_remarks(self, chosen: int, used: int, end: End) -> list[str]:
         remarks = []

@@ -88,6 +88,14 @@ def check_mode(card: Card, automatic: bool) -> None:
         )
 
 
+def check_class(card: Card, name: str | None) -> None:
+    """Raises InputError for a class that the model does not tell from others; None is any."""
+    known = card.classes.names if card.classes else ()
+    if name is not None and name not in known:
+        expected = f"one of {', '.join(known)}" if known else f"none: {card.name} knows no classes"
+        raise InputError(f"the class {name}", expected, "choose another, or leave --class out")
+
+
 def read_images(paths: Sequence[File], channels: int, series: str | int = "") -> tuple[Volume, ...]:
     """All images of the files; a file of several volumes only for a model of several `channels`."""
     if channels == 1:

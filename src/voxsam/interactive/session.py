@@ -143,7 +143,10 @@ class Session:
         return self.load_regions([Region.of(array == value) for value in values], names, labels.remarks)
 
     def load_regions(self, regions: Sequence[Region], names: Sequence[str] = (), remarks: Sequence[str] = ()) -> Volume:
-        """As `load_mask`, of voxels that are given for each object; they may overlap, if that is allowed here."""
+        """As `load_mask`, of voxels that are given for each object; they may overlap, if that is allowed here.
+
+        Raises ImageError for no regions, or for one without voxels.
+        """
         if not regions or not all(regions):
             raise ImageError("a mask without voxels on the scan", "a mask of this scan", "check the file")
         seen, numbers = self._history.seen, [self.current, *self._free(len(regions) - 1)]
@@ -194,13 +197,19 @@ class Session:
         return number
 
     def delete(self, number: int) -> Volume:
-        """Remove an object; one step. The one before it becomes current if it was. Returns the mask."""
+        """Remove an object; one step. The one before it becomes current if it was. Returns the mask.
+
+        Raises PromptError if there is no object of that number.
+        """
         self._object(number)
         self._history.enter(self._history.seen.without(number, self._empty))
         return self.mask
 
     def lock(self, number: int, locked: bool = True) -> None:
-        """Whether an object keeps its voxels when another one is drawn there; one step."""
+        """Whether an object keeps its voxels when another one is drawn there; one step.
+
+        Raises PromptError if there is no object of that number.
+        """
         changed = replace(self._object(number), locked=locked)
         if changed.locked != self._object(number).locked:
             objects = MappingProxyType({**self._history.seen.objects, number: changed})
@@ -402,5 +411,6 @@ def reported(session: Session) -> list[ReportedObject]:
     for number, found in session.segmented.items():
         clicks = [(click.index_on(grid), click.positive) for click in found.prediction.clicks]
         sure = found.confidence and found.confidence.facts
-        objects.append(ReportedObject(number, found.region, session.info(number), clicks, found.edited, sure))
+        facts = (session.info(number), clicks, found.edited, sure, found.prediction.class_name)
+        objects.append(ReportedObject(number, found.region, *facts))
     return objects

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, JsonValue, computed_field, model_validator
 
 from voxsam.network.calibration import Calibration
+from voxsam.network.classes import Classes
 from voxsam.network.conditioning import Conditioning
 from voxsam.network.sizes import ModelConfig
 from voxsam.preprocess import Preprocessing
@@ -38,6 +39,7 @@ class Card(BaseModel):
     calibration: Calibration | None = (
         None  # how sure of a mask it is (voxsam.network.calibration); None: it says nothing
     )
+    classes: Classes | None = None  # the kinds of structure it tells apart; None: whatever is clicked is the tumour
     automatic: bool = False  # trained without clicks, the prompt encoder left out (paper, Sec. 4.3)
     recipe: dict[str, JsonValue] = {}  # the training recipe as it was run
     scores: dict[str, float] = {}  # on the recipe's held-out cases, e.g. {"dice": 0.81}

@@ -114,6 +114,7 @@ class ReportedObject:
     clicks: Sequence[tuple[Sequence[float], bool]] = ()
     edited: bool = False  # by hand, or loaded
     confidence: Mapping[str, Any] | None = None  # expected Dice and an interval of the volume, of a calibrated model
+    class_name: str | None = None  # of a model with classes
 
 
 def report_dict(
@@ -128,12 +129,13 @@ def report_dict(
     truth: Volume | None = None,
     objects: Sequence[ReportedObject] | None = None,
     confidence: Mapping[str, Any] | None = None,
+    class_name: str | None = None,
 ) -> dict[str, Any]:
     """The facts of one segmentation, of JSON's types only.
 
     `clicks` are (index (i, j, k), positive); `seconds` says how long each step took; of `scan_name` only the last part
     of a path is kept. With a `truth`, "dice" compares it with the whole mask. `objects` say more than the labels
-    of the mask do, and may share voxels. `confidence` is that of a mask of one object.
+    of the mask do, and may share voxels. `confidence` and `class_name` are those of a mask of one object.
     """
     report: dict[str, Any] = {
         "voxsam": __version__,
@@ -149,6 +151,7 @@ def report_dict(
         "model": model,
         "clicks": _clicks(clicks),
         "confidence": dict(confidence) if confidence else None,
+        "class": class_name,
         "objects": _objects(mask) if objects is None else [_object(found, scan.grid) for found in objects],
         "seconds": {step: round(float(time), 4) for step, time in (seconds or {}).items()},
         "messages": list(messages),
@@ -185,6 +188,8 @@ def facts_for_people(report: Mapping[str, Any]) -> dict[str, str | float]:
         facts[f"Longest axial diameter{number}"] = f"{found['longest_axial_diameter_mm']:.1f} mm"
         if found["perpendicular"]:
             facts[f"Perpendicular{number}"] = f"{found['perpendicular']['mm']:.1f} mm"
+        if kind := found.get("class") or report.get("class"):
+            facts[f"Class{number}"] = kind
         if sure := found.get("confidence") or report["confidence"]:
             low, high = sure["volume_ml"]
             facts[f"Expected{number}"] = f"Dice {sure['dice']:.2f}, volume {low:,.3g} to {high:,.3g} mL (80 %)"
@@ -246,6 +251,7 @@ def _object(found: ReportedObject, grid: Grid) -> dict[str, Any]:
         "clicks": _clicks(found.clicks),
         "edited": found.edited,
         "confidence": dict(found.confidence) if found.confidence else None,
+        "class": found.class_name,
     }
 
 

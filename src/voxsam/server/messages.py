@@ -203,6 +203,7 @@ class ObjectState(BaseModel):
     type: ObjectType
     edited: bool = Field(description="Whether a hand or a loaded mask decides on some of its voxels.")
     confidence: ConfidenceState | None = Field(description="null for a model without calibration, or an edited mask.")
+    class_name: str | None = Field(description="Which of the model's classes it looks like; null if it has none.")
     messages: list[str] = Field(description="What the user should know of its mask.")
 
 
@@ -331,6 +332,7 @@ class View:
             type=ObjectType.of(info.type),
             edited=found.edited,
             confidence=None if found.confidence is None else ConfidenceState(**found.confidence.facts),
+            class_name=found.prediction.class_name,
             messages=list(found.remarks),
         )
 

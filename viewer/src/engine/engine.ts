@@ -67,6 +67,7 @@ export interface ObjectState extends ObjectFacts {
   longest_diameter_mm: number; // 0 without a mask
   longest: Diameter | null; // in an axial slice
   perpendicular: Diameter | null; // to it, in the same slice
+  class_name: string | null; // which of the model's classes it looks like
   confidence: Confidence | null; // of a calibrated model, while no hand has changed the mask
   messages: string[];
 }

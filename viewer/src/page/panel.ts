@@ -189,7 +189,8 @@ export class Panel {
     this.objects.show(state);
     const current = state.objects.find(({ number }) => number === state.current);
     const sure = current?.confidence ? [expected(current.confidence)] : [];
-    const remarks = [...sure, ...state.notes, ...(current?.messages ?? [])].map((text) => Object.assign(document.createElement("p"), { textContent: sentence(text) }));
+    const kind = current?.class_name ? [`Looks like: ${current.class_name}`] : [];
+    const remarks = [...kind, ...sure, ...state.notes, ...(current?.messages ?? [])].map((text) => Object.assign(document.createElement("p"), { textContent: sentence(text) }));
     element("messages").hidden = !remarks.length;
     element("messages").replaceChildren(...remarks);
     const earlier = marked ? [] : state.earlier;

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from voxsam.atomic import make_folder
 from voxsam.cli.parse import given_path, whole_numbers
 from voxsam.cli.progress import ProgressBar
 from voxsam.cli.segment import set_threads
@@ -49,6 +50,9 @@ def command(
     labels: Annotated[
         str | None, typer.Option(help="Label values that are the tumour; default: all above 0 (less nnU-Net's ignore).")
     ] = None,
+    per_class: Annotated[
+        bool, typer.Option("--per-class", help="Each label that the data names by itself: OUTPUT/NAME, and one table.")
+    ] = False,
     tolerance_mm: Annotated[float, typer.Option(help="Of the NSD.")] = 5.0,
     seed: Annotated[int, typer.Option(help="Of the clicks; the same seed gives the same numbers.")] = 0,
     no_follow: Annotated[bool, typer.Option("--no-follow", help="Keep to one crop, as released.")] = False,
@@ -81,27 +85,55 @@ def command(
         tolerance_mm=tolerance_mm,
         seed=seed,
     )
-    check_output(output)
+    if not per_class:
+        check_output(output)
     if card is not None:
         require_markers(card, MARKER)
     found, tumour_labels = find_labelled(folder)
     settings = replace(settings, labels=settings.labels or tumour_labels)
     chosen = _chosen(found, folder, cases, held_out, split)
     check_labels(chosen, settings.labels if labels else ())
+    classes = _classes(folder, settings.labels, card) if per_class else {}
+    if classes:
+        make_folder(output)
+        for name in classes:
+            check_output(output / name)
     if threads is not None:
         set_threads(threads)
     with ProgressBar(quiet) as progress, TemporaryDirectory(prefix=".masks-", dir=output.absolute().parent) as kept:
         progress("loading the model")
         system = _system((model, device, precision), auto, not no_follow)
-        masks = Path(kept) if save_masks else None
-        watch = None if masks is None else mask_writer(masks)
-        evaluation = evaluate(system, chosen, settings, folder.resolve().name, progress, watch)
-        progress("writing tables and figures")
-        write_evaluation(evaluation, system, {case.name: case for case in chosen}, output, masks)
-    _finish(evaluation, output, card, quiet)
+        evaluations = []
+        for name, values in (classes or {"": settings.labels}).items():
+            masks, target = Path(kept) / name if save_masks else None, output / name
+            if masks is not None:
+                make_folder(masks)
+            watch = None if masks is None else mask_writer(masks)
+            asked = replace(settings, labels=values)
+            evaluation = evaluate(system, chosen, asked, name or folder.resolve().name, progress, watch)
+            progress("writing tables and figures")
+            write_evaluation(evaluation, system, {case.name: case for case in chosen}, target, masks)
+            evaluations.append(evaluation)
+    _finish(evaluations, output, card, quiet)
 
 
-def _finish(evaluation: Evaluation, output: Path, card: Path | None, quiet: bool) -> None:
+def _classes(folder: Path, labels: tuple[int, ...], card: Path | None) -> dict[str, tuple[int, ...]]:
+    """The label values of each class by its name. Raises InputError if the data set names fewer than two."""
+    from voxsam.lab.data.layouts import class_names
+
+    if card is not None:
+        raise InputError("--per-class with --card", "one of them", "leave --card out")
+    found: dict[str, tuple[int, ...]] = {}
+    for label, name in class_names(folder).items():
+        if not labels or label in labels:
+            found[name] = (*found.get(name, ()), label)
+    if len(found) < 2 or any(Path(name).name != name for name in found):
+        given, expected = f"--per-class with labels named {', '.join(found) or 'nowhere'}", "two names or more"
+        raise InputError(given, expected, 'name them in dataset.json: "labels": {"liver": 1, "tumour": 2}')
+    return found
+
+
+def _finish(evaluations: list[Evaluation], output: Path, card: Path | None, quiet: bool) -> None:
     from voxsam.lab.evaluation.tables import (
         case_rows,
         lesion_rows,
@@ -111,16 +143,20 @@ def _finish(evaluation: Evaluation, output: Path, card: Path | None, quiet: bool
         write_between_markers,
     )
 
+    evaluation = evaluations[0]
     if card is not None:
         rows = lesion_rows if evaluation.settings.per_lesion else case_rows
         write_between_markers(card, MARKER, markdown_table(rows(evaluation), right=True))
     if not quiet:
-        for case, reason in evaluation.skipped.items():
-            typer.echo(f"{case} was skipped: {reason}")
-        typer.echo(markdown_table(paper_rows([evaluation]), right=True))
+        several = len(evaluations) > 1
+        for one in evaluations:
+            for case, reason in one.skipped.items():
+                typer.echo(f"{case} was skipped{f' for {one.dataset}' * several}: {reason}")
+        typer.echo(markdown_table(paper_rows(evaluations), right=True))
         for line in overlap_lines(evaluation):
             typer.echo(line)
-        typer.echo(f"Report {output / 'report.html'}")
+        for one in evaluations:
+            typer.echo(f"Report {(output / one.dataset if several else output) / 'report.html'}")
 
 
 def _system(model: tuple[str, str, str], auto: bool, follow: bool) -> System:

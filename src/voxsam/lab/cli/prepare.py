@@ -38,6 +38,9 @@ def command(
     labels: Annotated[
         str | None, typer.Option(metavar="N[,N]", help="The label values that are tumour; else all above 0.")
     ] = None,
+    classes: Annotated[
+        bool, typer.Option("--classes", help="Every label that dataset.json names is a class; a click asks for one.")
+    ] = False,
     spacing: Annotated[
         str | None, typer.Option(metavar="auto|A,B,C", help="mm along the model's axes; else 1 for a named data set.")
     ] = None,
@@ -57,7 +60,15 @@ def command(
 
     chosen = None if folds is None else _fold(folds, fold)
     options = Options(
-        dataset, _labels(labels), _spacing(spacing), seed, workers, skip_faulty, fold=chosen, per_scan=per_scan
+        dataset,
+        _labels(labels),
+        _spacing(spacing),
+        seed,
+        workers,
+        skip_faulty,
+        fold=chosen,
+        classes=classes,
+        per_scan=per_scan,
     )
     start = time.perf_counter()
     try:
@@ -144,6 +155,8 @@ def _show(outcome: Outcome, output: Path, seconds: float) -> None:
     )
     if description.without_tumour:
         typer.echo(f"Without tumour, left out: {len(description.without_tumour)}.")
+    if description.classes:
+        typer.echo(f"Classes: {', '.join(description.classes.values())}.")
     for name, kind in zip(description.channels, description.preprocessing, strict=True):
         low, high = kind.clip
         typer.echo(f"{name}: clip {low:.4g} to {high:.4g}, mean {kind.mean:.4g}, s.d. {kind.sd:.4g}.")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -150,6 +150,7 @@ class RawData:
     faults: tuple[Fault, ...] = ()
     choice: LabelChoice = ABOVE_0
     channels: tuple[str, ...] = ()
+    names: Mapping[int, str] = field(default_factory=dict)  # of the values in its labels that are neither 0 nor ignored
 
 
 def find_cases(folder: Path) -> list[Case]:
@@ -173,7 +174,7 @@ def read_decathlon(folder: Path) -> RawData:
     description = _description(folder)
     ending = str(description.get("file_ending", ".nii.gz"))
     channels = _channel_names(description)
-    known, ignored = _label_values(description)
+    known, ignored, named = _label_values(description)
     choice = LabelChoice(known=known, ignored=ignored)
     labels = sorted((folder / "labelsTr").glob(f"[!.]*{ending}"))
     if not labels:
@@ -188,7 +189,7 @@ def read_decathlon(folder: Path) -> RawData:
             cases.append(replace(found, choice=choice))
     names = {label.name.removesuffix(ending) for label in labels}
     faults += _without_label(files, names, ending)
-    return RawData(folder, tuple(cases), tuple(faults), choice, channels)
+    return RawData(folder, tuple(cases), tuple(faults), choice, channels, named)
 
 
 def _description(folder: Path) -> dict[str, Any]:
@@ -207,11 +208,14 @@ def _channel_names(description: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(str(name) for name in names.values()) if isinstance(names, dict) else ()
 
 
-def _label_values(description: Mapping[str, Any]) -> tuple[frozenset[int] | None, frozenset[int]]:
-    """All label values and the ignored ones: MSD's {"1": "liver"}, nnU-Net's {"liver": 1} or {"whole": [1, 2]}."""
+def _label_values(description: Mapping[str, Any]) -> tuple[frozenset[int] | None, frozenset[int], dict[int, str]]:
+    """All label values, the ignored ones, and the names of the others.
+
+    MSD writes {"1": "liver"}, nnU-Net {"liver": 1} or {"whole": [1, 2]}.
+    """
     labels = description.get("labels")
     if not isinstance(labels, dict) or not labels:
-        return None, frozenset()
+        return None, frozenset(), {}
     values: dict[int, str] = {0: "background"}
     for key, value in labels.items():
         if isinstance(value, list):
@@ -221,7 +225,7 @@ def _label_values(description: Mapping[str, Any]) -> tuple[frozenset[int] | None
         elif str(key).isdigit():
             values[int(key)] = str(value)
     ignored = frozenset(value for value, name in values.items() if name == "ignore")
-    return frozenset(values), ignored
+    return frozenset(values), ignored, {v: name for v, name in values.items() if v and v not in ignored}
 
 
 def _images_of(label: Path, files: Mapping[str, Path], ending: str, channels: int) -> Case | Fault:
@@ -261,6 +265,21 @@ def _without_label(files: Mapping[str, Path], names: set[str], ending: str) -> l
     ]
 
 
+class OneLabel:
+    """An array, read part by part, that is 1 where another one has this label, and 0 elsewhere."""
+
+    def __init__(self, array: NDArray[np.uint8], label: int) -> None:
+        self.array, self.label = array, label
+        self.shape, self.ndim, self.dtype = array.shape, array.ndim, np.dtype(np.uint8)
+
+    def __getitem__(self, part: Any) -> NDArray[np.uint8]:
+        return (self.array[part] == self.label).astype(np.uint8)
+
+    def astype(self, kind: Any, copy: bool = True) -> NDArray:
+        """All of it as an array of this type."""
+        return self[...].astype(kind, copy=copy)
+
+
 BODY_HU = -200.0  # in a CT, what is brighter is not air
 TRIES = 20
 
@@ -279,6 +298,8 @@ class Labelled:
     known_body: NDArray[np.int64] | None = None  # what `body` gives, where it has been found before
     name: str = ""  # of its case
     known_content: str | None = None  # what `content` gives; "" where a store does not know it
+    classes: NDArray[np.uint8] | None = None  # (n,) the label of each voxel of `foreground`, where classes have names
+    target: int | None = None  # the one that this is of (`structures`)
 
     @classmethod
     def make(
@@ -300,6 +321,22 @@ class Labelled:
             remedy = "leave the case out (held_out in the recipe)"
             raise ImageError("a label without tumour", f"at least one voxel of {choice.wanted}", remedy)
         return cls(scan, Volume(tumour.astype(np.uint8), scan.grid, "SEG"), foreground, tuple(additional), name=name)
+
+    @property
+    def structures(self) -> tuple[Labelled, ...]:
+        """The case once for each of its classes, whose voxels alone are then the label; itself if it has no classes."""
+        if self.classes is None:
+            return (self,)
+        return tuple(
+            replace(
+                self,
+                label=self.label.with_array(cast(NDArray[np.uint8], OneLabel(self.label.array, label))),
+                foreground=self.foreground[self.classes == label],
+                classes=None,
+                target=label,
+            )
+            for label in np.unique(self.classes).tolist()
+        )
 
     @property
     def images(self) -> tuple[Volume, ...]:

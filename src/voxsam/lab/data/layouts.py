@@ -285,6 +285,15 @@ def find_labelled(folder: Path) -> tuple[list[Case], tuple[int, ...]]:
     return [_source_of(name, description, folder) for name in sorted(description.cases)], description.labels or ()
 
 
+def class_names(folder: Path) -> dict[int, str]:
+    """The names of the label values of a folder, of one of `voxsam prepare` those of its classes; {} without names.
+
+    Raises FileError for a folder of another kind.
+    """
+    description = find_description(folder)
+    return dict(read_decathlon(folder).names) if description is None else description.classes
+
+
 def _source_of(name: str, description: Description, folder: Path) -> Case:
     if not description.root:
         given = f"{folder}: prepared by an earlier VoxSAM, which did not note the folder of the data set"

@@ -51,6 +51,7 @@ from voxsam.seen import content
 from voxsam.volume import Volume
 
 ANISOTROPIC = 8.0  # largest / smallest spacing above which slices are resampled in plane first (docs/released.md)
+MAX_CLASS = 255  # the store holds labels in a byte
 PLANES = 64  # of a mask whose voxels are listed at once
 
 
@@ -125,10 +126,16 @@ class CaseJob:
     sources: tuple[Source, ...]
     key: str
     folder: Path
+    classes: tuple[int, ...] = ()  # labels that stay what they are; none: all are the tumour, 1
 
 
 def case_jobs(
-    data: RawData, sound: dict[str, Measures], choice: LabelChoice, preprocessing: Preprocessing, output: Path
+    data: RawData,
+    sound: dict[str, Measures],
+    choice: LabelChoice,
+    preprocessing: Preprocessing,
+    output: Path,
+    classes: tuple[int, ...] = (),
 ) -> list[CaseJob]:
     jobs = []
     place = preprocessing.model_dump(include={"axes", "spacing_mm", "interpolation"}, mode="json")
@@ -137,8 +144,9 @@ def case_jobs(
     for case in data.cases:
         if case.name in sound:
             sources = case_sources(case, data.root)
-            key = job_key(sources, (choice.targets, sorted(choice.ignored), place))
-            jobs.append(CaseJob(case, choice, preprocessing, sources, key, case_folder(output, case.name)))
+            depends = (choice.targets, sorted(choice.ignored), place, *([classes] if classes else []))
+            key = job_key(sources, depends)
+            jobs.append(CaseJob(case, choice, preprocessing, sources, key, case_folder(output, case.name), classes))
     return jobs
 
 
@@ -169,9 +177,9 @@ def make_case(job: CaseJob) -> CaseRecord:
     scans = standardised_as(scans, job.preprocessing)
     channels = [_resampled(Volume(scan.array, grid), model_grid, job.preprocessing) for scan in scans]
     first, last = body_box(Volume(channels[0], model_grid, scans[0].modality)).tolist()
-    tumour = job.choice(read_volume(case.label, labels=True, scan=scans[0]).array)
-    points = deepest_points(tumour, grid.spacing_mm)
-    label, kept = resample_label(Volume(tumour.astype(np.uint8), grid, "SEG"), model_grid, points)
+    labels = read_volume(case.label, labels=True, scan=scans[0]).array
+    tumour = job.choice(labels)
+    label, foreground, classes, lesions = _labelled(labels, tumour, grid, model_grid, job.classes)
     a, b, c = grid.spacing_mm.tolist()
     record = CaseRecord(
         key=job.key,
@@ -182,13 +190,35 @@ def make_case(job: CaseJob) -> CaseRecord:
         shape=model_grid.shape,
         affine=tuple(tuple(row) for row in model_grid.affine.tolist()),
         volume_ml=int(tumour.sum()) * grid.voxel_volume_ml,
-        lesions=len(points),
-        voxels=int(label.sum()),
+        lesions=lesions,
+        voxels=int((label > 0).sum()),
         body=((first[0], first[1], first[2]), (last[0], last[1], last[2])),
         content=known,
     )
-    write_case(job.folder, channels, label, sample_positions(label, kept), record)
+    write_case(job.folder, channels, label, foreground, record, classes if job.classes else None)
     return record
+
+
+def _labelled(
+    labels: NDArray, tumour: NDArray[np.bool_], grid: Grid, model_grid: Grid, classes: Sequence[int]
+) -> tuple[NDArray[np.uint8], NDArray[np.int32], NDArray[np.uint8], int]:
+    """The label on the model's grid, (n, 3) voxels of it, (n,) their labels, and how many lesions there are.
+
+    Each class is resampled by itself; where two meet in a voxel the smaller one has it.
+    """
+    masks = {label: labels == label for label in classes} if classes else {1: tumour}
+    sizes = {label: int(mask.sum()) for label, mask in masks.items()}
+    out, places, lesions = np.zeros(model_grid.shape, np.uint8), {}, 0
+    for label in sorted((n for n, size in sizes.items() if size), key=lambda n: -sizes[n]):
+        points = deepest_points(masks[label], grid.spacing_mm)
+        mask, places[label] = resample_label(Volume(masks[label].astype(np.uint8), grid, "SEG"), model_grid, points)
+        out[mask > 0], lesions = label, lesions + len(points)
+    found = {
+        label: sample_positions((out == label).astype(np.uint8), at[out[tuple(at.T)] == label])
+        for label, at in places.items()
+    }
+    own = [np.full(len(positions), label, np.uint8) for label, positions in found.items()]
+    return out, np.concatenate(list(found.values())), np.concatenate(own), lesions
 
 
 def _resampled(scan: Volume, model_grid: Grid, preprocessing: Preprocessing) -> NDArray[Any]:
@@ -250,6 +280,7 @@ class Options:
     skip_faulty: bool = False
     fold: Fold | None = None  # who validates and tests, instead of a split that `seed` draws
     patient: str = "(.*)"  # in a case's name, of which no two sides of a fold may have the same
+    classes: bool = False  # every label that the data set names is a class of its own, not all the tumour
     per_scan: bool = True  # MR channels are standardised scan by scan: their unit is that of a scanner and a day
 
 
@@ -273,6 +304,7 @@ def prepare(
     data_set = choose_data_set(raw, options.data_set)
     data = data_set.read(raw)
     choice = _label_choice(data_set, data, options.labels)
+    classes = _classes(data, choice) if options.classes else {}
     check_output(output, raw)
     workers = options.workers or available_cores()
     findings = check_all(data, choice, output, workers, progress)
@@ -285,13 +317,16 @@ def prepare(
     fold = options.fold
     split = fold.split(sound, options.patient) if fold else split_cases(sound, options.seed, data_set.folds)
     fingerprint, preprocessing = _decide(data_set, data, sound, split["train"], choice, options)
-    jobs = case_jobs(data, sound, choice, preprocessing[0].with_channels(preprocessing[1:]), output)
+    jobs = case_jobs(
+        data, sound, choice, preprocessing[0].with_channels(preprocessing[1:]), output, tuple(sorted(classes))
+    )
     records, made = make_cases(jobs, output, workers, progress)
     description = Description(
         data_set=data_set.name,
         root=str(data.root.resolve()),
         labels=choice.targets,
         ignored_labels=tuple(sorted(choice.ignored)),
+        classes=classes,
         seed=options.seed,
         channels=_channel_names(data, len(preprocessing)),
         preprocessing=preprocessing,
@@ -312,6 +347,16 @@ def _label_choice(data_set: DataSet, data: RawData, labels: tuple[int, ...] | No
     if unknown:
         raise InputError(f"the label {unknown[0]}", data.choice.allowed, "choose with --labels")
     return replace(choice, healthy=data_set.healthy)
+
+
+def _classes(data: RawData, choice: LabelChoice) -> dict[int, str]:
+    """The names of the labels that are classes. Raises InputError for fewer than two, and for labels beyond a byte."""
+    named = {label: name for label, name in data.names.items() if choice.targets is None or label in choice.targets}
+    if len(set(named.values())) < 2 or max(named, default=0) > MAX_CLASS:
+        given = f"classes of labels named {', '.join(named.values()) or 'nowhere'}"
+        expected = f"two or more labels from 1 to {MAX_CLASS}, each with a name"
+        raise InputError(given, expected, 'name them in dataset.json: "labels": {"liver": 1, "tumour": 2}')
+    return named
 
 
 # Spacing and statistics

@@ -215,7 +215,7 @@ class Sampler:
 
     def _surround(self, case: Labelled, image: NDArray, bits: NDArray, block: Slices, rng: np.random.Generator) -> None:
         """Tissue of other scans of the same modality outside `block`, in place; no tumour, whatever it was there."""
-        others = [o for o in self.others if o is not case and _modalities(o) == _modalities(case)]
+        others = [o for o in self.others if o.scan is not case.scan and _modalities(o) == _modalities(case)]
         seen = (bits & SEEN) > 0
         if not seen.any():
             return
@@ -284,7 +284,8 @@ def load_cases(
 ) -> list[Labelled]:
     """The cases of a folder, without those of `leave_out`, or `only` those named.
 
-    A prepared store (voxsam.lab.data.store) is read as crops are drawn, and its test cases are left out, too. Any other
+    A prepared store (voxsam.lab.data.store) is read as crops are drawn, and its test cases are left out, too; a case of
+    one with classes comes once for each of its structures, which alone is its label then. Any other
     folder is in MSD / nnU-Net raw layout, and each case is read once and kept in memory at its own spacing, its
     images standardised where `preprocessing` wants them so; in a store they are as they were prepared. Raises FileError
     for names that the folder does not have, InputError with a case's name for one that cannot be used.
@@ -296,7 +297,7 @@ def load_cases(
             f"{folder}: no case {', '.join(missing)}", "all cases that the recipe names", "check their names"
         )
     chosen = names - test - set(leave_out) if only is None else only
-    return [load(name) for name in sorted(chosen)]
+    return [structure for name in sorted(chosen) for structure in load(name).structures]
 
 
 def data_set_name(folder: Path) -> str:

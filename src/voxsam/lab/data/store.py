@@ -7,6 +7,7 @@ PREPARED/
   cases/CASE.zarr/             channel_0, channel_1, ... (D, H, W) int16 or float32, raw intensities
                   label        (D, H, W) uint8, 1 is tumour
                   foreground   (n, 3) int32, voxels of the tumour: all, or an even sample
+                  classes      (n,) uint8, their labels, where the set has classes: `label` then holds labels, too
 """
 
 from __future__ import annotations
@@ -173,6 +174,7 @@ class Description(BaseModel):
     root: str = ""  # the folder that the sources' paths begin at; "": written before it was recorded
     labels: tuple[int, ...] | None  # the tumour's values in the source labels; None: all above 0 but the ignored
     ignored_labels: tuple[int, ...] = ()
+    classes: dict[int, str] = {}  # names of the labels that are classes of their own; none: all are the tumour
     seed: int
     channels: tuple[str, ...]
     preprocessing: tuple[Preprocessing, ...]
@@ -224,10 +226,11 @@ class PreparedData:
             raise FileError(f"channel {channel} of {name}", f"0 to {len(kinds) - 1}", "choose another channel")
         numbers = range(len(kinds)) if channel is None else [channel]
         folder = case_folder(self.folder, name)
+        has_classes = ["classes"] * bool(self.description.classes)
         try:
             arrays = {
                 part: zarr.open_array(folder / part, mode="r")
-                for part in (*(f"channel_{n}" for n in numbers), "label", "foreground")
+                for part in (*(f"channel_{n}" for n in numbers), "label", "foreground", *has_classes)
             }
         except (OSError, ValueError) as error:
             raise FileError(f"{folder} could not be read ({error})", "a prepared case", "prepare it again") from error
@@ -240,6 +243,7 @@ class PreparedData:
             None if record.body is None else np.array(record.body),
             name,
             record.content,
+            np.asarray(arrays["classes"][...], dtype=np.uint8) if has_classes else None,
         )
 
 
@@ -305,8 +309,12 @@ def write_case(
     label: NDArray[np.uint8],
     foreground: NDArray[np.int32],
     record: CaseRecord,
+    classes: NDArray[np.uint8] | None = None,
 ) -> None:
-    """Write a case's arrays; `folder` appears whole or not at all and replaces an older one. Raises FileError."""
+    """Write a case's arrays, `classes` (n,) those of its foreground. Raises FileError.
+
+    `folder` appears whole or not at all and replaces an older one.
+    """
     with atomic_folder(folder) as partial:
         group = zarr.create_group(partial, attributes={"record": record.model_dump(mode="json")})
         for number, array in enumerate(channels):
@@ -316,6 +324,8 @@ def write_case(
             "foreground", shape=foreground.shape, dtype=foreground.dtype, chunks=foreground.shape
         )
         positions[...] = foreground
+        if classes is not None:
+            group.create_array("classes", shape=classes.shape, dtype=classes.dtype, chunks=classes.shape)[...] = classes
 
 
 def _write_array(group: zarr.Group, name: str, array: NDArray[Any]) -> None:

@@ -44,6 +44,7 @@ export function reportOf(scan: Volume, objects: WrittenObject[], facts: ReportFa
     model: facts.model,
     clicks: objects.flatMap(({ clicks }) => clicks.map(clickOf)),
     confidence: null, // each object has its own
+    class: null, // told by the server alone
     objects: objects.map(objectOf),
     seconds: { "all steps": round(facts.seconds, 4) },
     messages: [...scan.remarks, ...objects.flatMap(({ remarks }) => remarks)],
@@ -71,6 +72,7 @@ function objectOf({ number, facts, region, clicks, volume_ml, longest, perpendic
     clicks: clicks.map(clickOf),
     edited: edited ?? false,
     confidence: confidence ?? null,
+    class: null,
   };
 }
 
