@@ -9,6 +9,7 @@ import pydicom
 import pytest
 import SimpleITK as sitk
 from io_phantoms import COLUMN, NORMAL, ORIGIN, PIXEL_SPACING, ROW, SLICE_STEP
+from pydicom.encaps import encapsulate
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     JPEG2000Lossless,
@@ -516,6 +517,39 @@ def test_refuses_a_codestream_of_another_size_before_decoding_it(tmp_path, write
     words = r"is truncated or damaged \(its compressed pixels are 30000 x 30000, its header says 20 x 24\)"
     with pytest.raises(FileError, match=words):
         read_volume(write_series(tmp_path / "ct", swell, array=smooth_array()))
+
+
+@pytest.mark.parametrize("compressor", ["JPEG", "JPEG2000"])
+def test_refuses_a_codestream_of_more_bits_than_its_header_has_room_for(tmp_path, write_series, compressor):
+    """Decoded into eight bits its values would be cut off, or taken modulo 256, without a word."""
+
+    def narrow(dataset, k):
+        writer = sitk.ImageFileWriter()
+        writer.SetImageIO("GDCMImageIO")
+        writer.SetFileName(str(tmp_path / "packed.dcm"))
+        writer.UseCompressionOn()
+        writer.SetCompressor(compressor)
+        writer.Execute(sitk.GetImageFromArray(smooth_array()[None, :, :, k].transpose(0, 2, 1)))
+        packed = pydicom.dcmread(tmp_path / "packed.dcm")
+        dataset.PixelData, dataset.file_meta.TransferSyntaxUID = packed.PixelData, packed.file_meta.TransferSyntaxUID
+        dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 8, 8, 7
+
+    words = r"truncated or damaged \(its compressed pixels have 16 bits, its header has room for 8\)"
+    with pytest.raises(FileError, match=words):
+        read_volume(write_series(tmp_path / "ct", narrow, array=smooth_array()))
+
+
+def test_refuses_compressed_pixels_that_are_said_to_be_none(tmp_path, write_series, scan_array):
+    """As long as plain ones, or longer, they would be read as noise."""
+
+    def mislabelled(dataset, k):
+        size = len(dataset.PixelData)
+        dataset.PixelData = encapsulate([np.random.default_rng(k).bytes(size)])
+        dataset["PixelData"].is_undefined_length = False
+
+    words = r"damaged \(its pixels are compressed, and its transfer syntax says that they are not\)"
+    with pytest.raises(FileError, match=words):
+        read_volume(write_series(tmp_path / "ct", mislabelled))
 
 
 def test_deflated_files_are_read_and_bombs_among_them_refused(tmp_path, write_series, scan_array, monkeypatch):

@@ -70,6 +70,21 @@ def test_what_is_no_gzip_file_is_said(tmp_path):
         GunzipReader(path).read()
 
 
+@pytest.mark.parametrize("member", [b"", b"x"], ids=["empty", "one byte"])
+def test_a_flood_of_members_with_hardly_a_byte_is_refused_at_once(tmp_path, member):
+    """Each took as long as a quarter of a megabyte: 4 MB of them half a minute."""
+    path = packed(tmp_path / "a.gz", *[member] * 3000)
+    with pytest.raises(zlib.error, match=r"^1,0\d\d gzip members of [\d,]+ bytes"):
+        GunzipReader(path).read()
+
+
+def test_many_members_of_some_kilobytes_are_one_stream(tmp_path):
+    """As bgzip writes them, which ends with an empty one."""
+    blocks = [bytes([n % 251]) * 2000 for n in range(3000)]
+    with GunzipReader(packed(tmp_path / "a.gz", *blocks, b"")) as stream:
+        assert stream.read() == b"".join(blocks)
+
+
 def test_bytes_after_the_last_member_are_passed_over(tmp_path):
     assert GunzipReader(packed(tmp_path / "a.gz", b"good", after=b"garbage")).read() == b"good"
 

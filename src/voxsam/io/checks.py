@@ -92,7 +92,7 @@ def check_size(name: str, shape: Sequence[int], voxel_bytes: int, file_bytes: in
         )
     if voxels * voxel_bytes > file_bytes * (MAX_DEFLATE_RATIO if compressed else 1):
         raise truncated(
-            name, f"its header declares {_by(shape)} voxels of {voxel_bytes} bytes, it has {file_bytes} bytes"
+            name, f"its header declares {_by(shape)} voxels of {voxel_bytes} bytes, it has {max(0, file_bytes)} bytes"
         )
 
 

@@ -17,6 +17,7 @@ PIECE = 1 << 18  # bytes, read and unpacked at once: a quarter of a core's cache
 GZIP_FORMAT = 16 + zlib.MAX_WBITS  # header and checksum are read and compared, not only the stream between them
 ANY_FORMAT = 32 + zlib.MAX_WBITS  # gzip or zlib
 MAGIC = b"\x1f\x8b"
+MAX_MEMBERS, MEMBER_BYTES = 1000, 1024  # so many, and one more for so many bytes: beginning one costs as much
 
 
 class GunzipReader(io.RawIOBase):
@@ -27,7 +28,7 @@ class GunzipReader(io.RawIOBase):
 
     `gzip.open` gives the same bytes and takes longer: it copies them three times. Reading raises BadGzipFile
     for a file that does not begin as gzip, EOFError if it ends too early, zlib.error for damage, a wrong checksum
-    included: the last one when the end is read.
+    included: the last one when the end is read; and for a flood of members with hardly a byte in them.
     """
 
     def __init__(self, path: Path, start: int = 0, zlib_too: bool = False) -> None:
@@ -38,7 +39,7 @@ class GunzipReader(io.RawIOBase):
     def _restart(self) -> None:
         self._file.seek(self._start)
         self._member: Any = None
-        self._members = 0  # begun so far
+        self._members = self._made = 0  # begun, and unpacked of them, so far
         self._packed = b""  # read from the file, not yet unpacked
         self._at = 0
 
@@ -85,6 +86,7 @@ class GunzipReader(io.RawIOBase):
             if ended:
                 self._member = None
             if piece:
+                self._made += len(piece)
                 return piece
             if ends and not ended:
                 raise EOFError("the file ends within its gzip stream")
@@ -105,6 +107,8 @@ class GunzipReader(io.RawIOBase):
                 raise gzip.BadGzipFile("not a gzip file")
         self._member = inflate.decompressobj(self._format)
         self._members += 1
+        if self._members > MAX_MEMBERS + self._made // MEMBER_BYTES:
+            raise zlib.error(f"{self._members:,} gzip members of {self._made:,} bytes")
         return self._member
 
     def close(self) -> None:

@@ -218,7 +218,7 @@ def _is_image(header: pydicom.Dataset, name: str, marked: bool) -> bool:
 
 def _check_pixels(image: Slice) -> None:
     """Raises FileError unless the pixels are all there."""
-    from voxsam.io.dicom.pixels import fragments, frame_bytes, frame_count, value_of
+    from voxsam.io.dicom.pixels import ITEM, fragments, frame_bytes, frame_count, value_of
 
     header, there = image.header, image.pixels
     needed = frame_bytes(header) * frame_count(header)
@@ -232,6 +232,8 @@ def _check_pixels(image: Slice) -> None:
         count = len(there)
     if count < needed:
         raise truncated(image.name, f"{needed} bytes of pixels are declared, {max(0, count)} are there")
+    if there is None and count > needed and image.stored.read(at, len(ITEM)) == ITEM:
+        raise truncated(image.name, "its pixels are compressed, and its transfer syntax says that they are not")
 
 
 def check_deflated(stream: IO[bytes], name: str) -> bool:

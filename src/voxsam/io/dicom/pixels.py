@@ -256,36 +256,45 @@ def fragments(image: Slice, at: int) -> list[tuple[int, int]]:
 
 
 def check_codestream(frame: bytes, header: pydicom.Dataset, name: str) -> None:
-    """Raises FileError for a compressed frame that declares another size than its header: it could fill the memory."""
-    declared = declared_size(frame)
-    expected = (header.Rows, header.Columns, int(header.get("SamplesPerPixel") or 1))
-    if declared is not None and declared != expected:
+    """Raises FileError for a compressed frame that declares another size than its header: it could fill the memory.
+
+    And for one of more bits than its header has room for, which would be cut off.
+    """
+    found = declared_size(frame)
+    if found is None:
+        return
+    *declared, bits = found
+    expected = [header.Rows, header.Columns, int(header.get("SamplesPerPixel") or 1)]
+    if declared != expected:
         sizes = f"{declared[1]} x {declared[0]}, its header says {expected[1]} x {expected[0]}"
         raise truncated(name, f"its compressed pixels are {sizes}")
+    if bits > (allocated := int(header.get("BitsAllocated") or 16)):
+        raise truncated(name, f"its compressed pixels have {bits} bits, its header has room for {allocated}")
 
 
-def declared_size(frame: bytes) -> tuple[int, int, int] | None:
-    """Rows, columns and samples per pixel; None for another kind of compression (RLE, say), or where none is found.
+def declared_size(frame: bytes) -> tuple[int, int, int, int] | None:
+    """Rows, columns, samples per pixel, bits of the first; None for another compression (RLE, say), or where none is.
 
     JPEG and JPEG-LS: the frame header (ITU-T T.81 B.2.2, T.87 C.2.2). JPEG 2000: the SIZ segment (T.800 A.5.1).
     """
     if frame.startswith(JPEG_START):
         return _jpeg_size(frame)
     start = frame.find(JPEG_2000_START, 0, BOXES_BYTES)
-    segment = frame[start + 4 : start + 42]
-    if start < 0 or len(segment) < 38:
+    segment = frame[start + 4 : start + 43]
+    if start < 0 or len(segment) < 39:
         return None
     right, bottom, left, top = struct.unpack_from(">4I", segment, 4)
-    return bottom - top, right - left, struct.unpack_from(">H", segment, 36)[0]
+    samples, bits = struct.unpack_from(">HB", segment, 36)
+    return bottom - top, right - left, samples, (bits & 0x7F) + 1
 
 
-def _jpeg_size(frame: bytes) -> tuple[int, int, int] | None:
+def _jpeg_size(frame: bytes) -> tuple[int, int, int, int] | None:
     at = 2
     while at + 10 <= len(frame) and frame[at] == 0xFF:
         marker = frame[at + 1]
         if marker in JPEG_FRAMES:
-            rows, columns, samples = struct.unpack_from(">HHB", frame, at + 5)
-            return rows, columns, samples
+            bits, rows, columns, samples = struct.unpack_from(">BHHB", frame, at + 4)
+            return rows, columns, samples, bits
         # 0xFF may be repeated before a marker
         at += 1 if marker == 0xFF else 2 + struct.unpack_from(">H", frame, at + 2)[0]
     return None
