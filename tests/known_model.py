@@ -42,6 +42,7 @@ class KnownModel(nn.Module):
             automatic=False,
             conditioning=None,
             calibration=None,
+            classes=None,
             trained_on={},
         )
         self.config = SimpleNamespace(crop=crop, polarity=polarity, stride=4)
