@@ -1,13 +1,15 @@
 """A simulated user works through a project's scans, and the model learns while it goes: clicks per scan.
 
     python -m benchmarks.learning DATA -o FOLDER [--model FILE] [--seeds 0,1,2,3,4] [--minutes 20] [--every 6]
-                                  [--last 6] [--scans N] [--source sarcoma_mr] [--no-painted]
+                                  [--last 6] [--scans N] [--source sarcoma_mr] [--no-painted] [--jobs 2]
 
 DATA is a folder like the shared data. For each seed the 18 sarcomas of the training part are clicked in an order of its
 own: a random first click, then corrections to a Dice of 0.85, at most 10 clicks. The user keeps the true mask, as one
 who finishes by brush. After every six scans the project learns, and takes what it is offered. The last six scans are
-clicked with the start model, too. Run again after a stop, it goes on: FOLDER/seed-N is the project, FOLDER/seed-N.json
-what was counted. On the data engine's painted validation lesions the last model's Dice stands beside the start's.
+clicked with the start model, too, unless that is the one in use. Run again after a stop, it goes on: FOLDER/seed-N is
+the project, FOLDER/seed-N.json what was counted. With --jobs seeds run side by side, each on its part of the cores: a
+training of so many minutes has fewer steps then, so give --steps, too. On the data engine's painted validation lesions
+the last model's Dice stands beside the start's.
 """
 
 from __future__ import annotations
@@ -15,15 +17,19 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from voxsam.atomic import atomic_path, make_folder
 from voxsam.io import read_volume
 from voxsam.lab.data.cases import Case, find_cases
+from voxsam.lab.data.parallel import available_cores
 from voxsam.lab.engine.check import check
 from voxsam.lab.engine.split import cases as split_cases
 from voxsam.lab.engine.validation import painted
@@ -69,13 +75,16 @@ class Simulation:
                 _write(kept, known)
             if name not in known["clicks"]:
                 known["clicks"][name] = self._work(project, by_name[name], seed, project.model_source(), keep=True)
+                if project.in_use == project.settings.start and name in order[-self.last :]:
+                    known["start"][name] = known["clicks"][name]  # the same clicks on the same model
                 say(f"seed {seed}, scan {number + 1} of {len(order)}: {known['clicks'][name]} clicks")
                 _write(kept, known)
         for name in order[-self.last :]:
             if name not in known["start"]:
                 known["start"][name] = self._work(project, by_name[name], seed, self.model, keep=False)
                 _write(kept, known)
-        return {**known, "models": list(project.settings.used)}
+        start = {name: known["start"][name] for name in order[-self.last :]}
+        return {**known, "start": start, "models": list(project.settings.used)}
 
     def _project(self, folder: Path, seed: int) -> Project:
         """The project, its scans in an order drawn by the seed; made from a table, which gives the order."""
@@ -101,6 +110,20 @@ class Simulation:
             points = [Point.at_index(scan.grid, at, positive) for at, positive in clicks]
             project.done(case.name, label.with_array(truth.astype(np.uint8)), points, scan=scan)
         return count
+
+
+def run_all(simulation: Simulation, folder: Path, seeds: Sequence[int], jobs: int = 1) -> dict[int, dict[str, Any]]:
+    """The results by seed; `jobs` processes at once share the cores."""
+    if jobs == 1:
+        return {seed: simulation.run(folder, seed, _say) for seed in seeds}
+    threads = max(1, available_cores() // jobs)
+    with ProcessPoolExecutor(jobs, get_context("spawn"), torch.set_num_threads, (threads,)) as pool:
+        found = {seed: pool.submit(simulation.run, folder, seed, _say) for seed in seeds}
+        return {seed: result.result() for seed, result in found.items()}
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
 
 
 def _write(path: Path, facts: dict[str, Any]) -> None:
@@ -167,6 +190,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--every", type=int, default=6)
     parser.add_argument("--last", type=int, default=6)
     parser.add_argument("--scans", type=int, help="only the first so many")
+    parser.add_argument("--jobs", type=int, default=1, help="seeds side by side")
     parser.add_argument("--no-painted", action="store_true", help="leave out the data engine's lesions")
     parser.add_argument("--write", type=Path, help=f"Markdown file with the markers <!-- {MARKER} -->")
     options = parser.parse_args(arguments)
@@ -175,7 +199,7 @@ def main(arguments: list[str] | None = None) -> None:
     simulation = Simulation(cases, options.model, options.minutes, options.every, options.last, options.steps)
     make_folder(options.output)
     seeds = [int(seed) for seed in options.seeds.split(",")]
-    results = {seed: simulation.run(options.output, seed, print) for seed in seeds}
+    results = run_all(simulation, options.output, seeds, options.jobs)
     text = report(results, options.every)
     if not options.no_painted:
         before = painted_dice(load_model(options.model), options.data)

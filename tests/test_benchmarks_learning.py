@@ -42,6 +42,8 @@ def test_a_simulated_user_works_and_goes_on_where_it_was_stopped(simulation, tmp
     assert len(project.models()) == 1 and list(result["start"]) == [project.scans[-1].name]
     assert all(1 <= count <= 2 for count in result["clicks"].values())
     assert simulation.run(out, 1) == result
+    (last,) = result["start"]
+    assert result["models"] or result["start"][last] == result["clicks"][last], "the start model was in use"
     assert "| 1 |" in report({1: result}, 5)
 
 
@@ -63,7 +65,8 @@ def test_what_was_saved_is_a_fraction_of_the_start_models_clicks():
 
 @pytest.mark.slow
 def test_real_sarcomas_from_a_model_that_never_saw_one(shared_data: Path, tmp_path: Path, capsys):
-    words = ["--scans", "6", "--every", "5", "--last", "1", "--steps", "3", "--seeds", "0", "--no-painted"]
-    learning.main([str(shared_data), "-o", str(tmp_path / "out"), *words])
+    words = ["--scans", "6", "--every", "5", "--last", "1", "--steps", "3", "--seeds", "0,1", "--no-painted"]
+    learning.main([str(shared_data), "-o", str(tmp_path / "out"), *words, "--jobs", "2"])
     said = capsys.readouterr().out
-    assert "learned-5 learns from 5 scans" in said and "| 0 |" in said
+    assert "| 0 |" in said and "| 1 |" in said and "95 % interval" in said
+    assert all(len(Project(tmp_path / "out" / f"seed-{seed}").models()) == 1 for seed in (0, 1))
