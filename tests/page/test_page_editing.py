@@ -68,6 +68,7 @@ def test_brush_eraser_and_lasso_change_the_mask_as_they_are_drawn(scan: Viewer, 
     mask = editing.brush(mask, grid, [start, (20, 9, 11), end], 6, axis=2).apply(mask)
     _is_drawn(scan, server, mask)
     assert mask.any((0, 1)).sum() == 1 and _object(server, scan)["edited"]
+    assert page.inner_text("#took") == ""  # no network was asked
 
     page.keyboard.press("e")
     page.check("#ball")

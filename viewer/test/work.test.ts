@@ -112,6 +112,7 @@ describe("loading", () => {
     };
     const { heard, stages, cancel, work } = setting({ voxels: stuck });
     await work.open({ demo: true });
+    expect(stages[0]).toBe("Opening the scan"); // before the engine says anything
     first = false;
     const opening = work.open({ demo: true });
     await vi.waitFor(() => expect(stages.filter((stage) => stage === "Loading the scan").length).toBeGreaterThan(4));

@@ -286,10 +286,9 @@ export class Predictor {
     this.used.add(window.key);
     let encoded = this.encoded.get(window.key);
     if (!encoded) {
-      this.options.progress?.("encoding", 0);
+      this.options.progress?.("encoding", null); // onnxruntime does not say how far it is
       encoded = await this.network.encode(readCrop(this.image, window, this.network.card.preprocessing));
       this.makeRoom(encoded.bytes);
-      this.options.progress?.("encoding", 1);
     }
     this.encoded.delete(window.key);
     this.encoded.set(window.key, encoded);

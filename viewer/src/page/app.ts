@@ -12,6 +12,7 @@ import {
   type Prompt,
   type Source,
   type State,
+  type Step,
   type StepResult,
 } from "../engine/engine";
 import { describe, heldKeys, obey } from "../input/keys";
@@ -384,8 +385,8 @@ export class Page implements Actions, Listener {
   clear = () => this.viewer.clearLabels();
   labels = (box: Box, values: Uint8Array) => this.viewer.paste(box, values);
 
-  result(result: StepResult): void {
-    showResult(result);
+  result(result: StepResult, step: Step): void {
+    showResult(result, step);
     hideProblem();
     markAnswered();
   }

@@ -1,5 +1,5 @@
 // What the page says: results and errors, what is being done, how the connection is; also read aloud.
-import { EngineError, type Busy, type Problem, type State, type StepResult } from "../engine/engine";
+import { EngineError, type Busy, type Problem, type State, type Step, type StepResult } from "../engine/engine";
 import { element } from "./dom";
 import { measures } from "./objects";
 import type { Connection } from "./work";
@@ -46,12 +46,12 @@ export function showScan(state: State): void {
   element("scan").replaceChildren(name, ` · ${[state.modality, size].filter(Boolean).join(" · ")}`);
 }
 
-/** Say what the current object is now. */
-export function showResult(result: StepResult): void {
+/** Say what the current object is now, and what the network took, if it was asked. */
+export function showResult(result: StepResult, { kind }: Step): void {
   const object = result.objects.find(({ number }) => number === result.current);
   if (!object) return;
   const time = seconds(result.seconds);
-  element("took").textContent = object.prompts.length ? `Segmented in ${time}.` : "";
+  element("took").textContent = kind === "prompt" || kind === "delete prompt" ? `Segmented in ${time}.` : "";
   const found = [millilitres(object.volume_ml), measures(object)].filter(Boolean).join(", ");
   say(`${object.name}: ${found}, in ${time}. ${object.messages.join(". ")}`);
 }

@@ -16,7 +16,7 @@ export interface Listener {
   showState(state: State | null): void;
   labels(box: Box, values: Uint8Array): void;
   clear(): void;
-  result(result: StepResult): void;
+  result(result: StepResult, step: Step): void;
   busy(busy: Busy | null, cancel?: () => void): void;
   connection(connection: Connection): void;
   failed(error: unknown): void;
@@ -41,7 +41,10 @@ export class Work {
 
   /** Open a scan. What was open before stays in the engine and can be come back to. Does nothing if one is opening. */
   open(source: Source, name?: string): Promise<void> {
-    return this.load(async (loading) => this.show(await this.engine.open(source, name, loading), loading));
+    return this.load(async (loading) => {
+      loading.progress("Opening the scan", null); // at once: an engine that is still starting says nothing yet
+      await this.show(await this.engine.open(source, name, loading), loading);
+    });
   }
 
   /** Come back to a session. Throws EngineError if there is none. */
@@ -164,7 +167,7 @@ export class Work {
       if (missed) await this.reload();
       else this.draw(result);
       this.accept(result);
-      this.page.result(result);
+      this.page.result(result, step);
     } finally {
       if (!--this.unanswered) this.busy(null);
     }
