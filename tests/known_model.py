@@ -1,20 +1,25 @@
-"""A model whose answer is known in advance, and scans to click in; for the tests of Session."""
+"""Models whose answer is known in advance, and scans to click in."""
 
 from __future__ import annotations
 
 import itertools
-from types import SimpleNamespace
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from voxsam.geometry import Grid
 from voxsam.interactive.session import Session
+from voxsam.network.card import Card
+from voxsam.network.conditioning import condition
+from voxsam.network.prompt_encoder import sample_features
+from voxsam.network.promptable import Promptable
+from voxsam.network.sizes import TINY
 from voxsam.preprocess import Preprocessing
 from voxsam.volume import Volume
 
-CROP = 16
+CROP, STRIDE = 16, 4
 FAR = 0.4  # normalised intensity of what is surely inside (+) or surely outside (-)
 ALL_AXES = [
     "".join(letters)
@@ -23,32 +28,41 @@ ALL_AXES = [
 ]
 
 
-class KnownModel(nn.Module):
-    """What a Session asks of a network; its probability at a voxel is 0.5 + the normalised intensity there.
+def known_card(crop: int = CROP, polarity: bool = True, **preprocessing: object) -> Card:
+    update = {
+        "crop": crop,
+        "stride": STRIDE,
+        "polarity": polarity,
+        "marks": polarity,
+        "feature_width": 8,
+        "prompt_heads": 4,
+    }
+    return Card(
+        name="known",
+        config=TINY.model_copy(update=update),
+        preprocessing=Preprocessing.model_validate(preprocessing),
+        description={"licence": "CC0-1.0"},
+    )
+
+
+class KnownModel(Promptable):
+    """Its probability at a voxel is 0.5 + the normalised intensity there.
 
     A click looks like the intensity under it. Negative clicks leave their trace: they are counted, and at each voxel
     that looks just like a negative click the probability is 0.
     """
 
-    far_clicks = True
-    goes_on = False
-
-    def __init__(self, axes: str = "SAR", spacing=(1.0, 1.0, 1.0), crop: int = CROP, polarity: bool = True) -> None:
-        super().__init__()
-        preprocessing = Preprocessing(axes=axes, spacing_mm=spacing, clip=(-1, 1), mean=0, sd=1)
-        self.card = SimpleNamespace(
-            name="known",
-            preprocessing=preprocessing,
-            automatic=False,
-            conditioning=None,
-            calibration=None,
-            classes=None,
-            trained_on={},
-        )
-        self.config = SimpleNamespace(crop=crop, polarity=polarity, stride=4)
+    def __init__(
+        self, axes: str = "SAR", spacing=(1.0, 1.0, 1.0), crop: int = CROP, polarity: bool = True, card=None
+    ) -> None:
+        super().__init__(card or known_card(crop, polarity, axes=axes, spacing_mm=spacing, clip=(-1, 1), mean=0, sd=1))
         self.weight = nn.Parameter(torch.ones(()))
         self.encoded = self.decoded = 0
         self.prompt_features = self.labels = None
+
+    def describe(self, **update: object) -> None:
+        """Change what its card says."""
+        self.card = self.card.model_copy(update=update)
 
     def encode(self, crops, progress=None):
         assert crops.shape == (1, 1, *(self.config.crop,) * 3)
@@ -61,9 +75,6 @@ class KnownModel(nn.Module):
     def static(self, features, crops):
         assert len(features) == 2
         return crops * 0
-
-    def prompted(self, features):
-        return features[-1:]
 
     def sample(self, features, points):
         assert points.shape == (1, 1, 3)
@@ -82,18 +93,48 @@ class KnownModel(nn.Module):
         conditioning=None,
         previous=None,
     ):
-        assert conditioning is None and previous is None
-        assert points.shape == (1, prompt_features.shape[1], 3) and prompt_features.shape[2] == 1
+        assert points.shape == (1, prompt_features.shape[1], 3)
         self.decoded += 1
         self.prompt_features, self.labels = (
             prompt_features[0, :, 0].tolist(),
             None if labels is None else labels[0].tolist(),
         )
+        fused, tumour = self.answer(features, static, prompt_features, labels, previous)
+        logits = torch.cat([torch.zeros_like(tumour), tumour], 1)
+        return logits if conditioning is None else condition(logits, fused, points, labels, conditioning)
+
+    def answer(self, features, static, prompt_features, labels, previous):
+        """Features that conditioning looks at, and a logit for each voxel."""
+        assert previous is None and prompt_features.shape[2] == 1
         probability = (0.5 + features[-1] + static).clamp(1e-4, 1 - 1e-4)
         if labels is not None:
             for look in prompt_features[0, labels[0] == 0, 0]:
                 probability = torch.where((features[-1] - look).abs() < 1e-3, 1e-4, probability)
-        return torch.cat([torch.zeros_like(probability), torch.logit(probability)], 1)
+        return features[-1], torch.logit(probability)
+
+
+class LikeClicks(KnownModel):
+    """A voxel is tumour if it looks like what was clicked, and is near it; it goes on from a mask.
+
+    Its one feature is the mean of 4 x 4 x 4 voxels. It can be exported: see tests/web.
+    """
+
+    goes_on = True
+
+    def encode(self, crops, progress=None):
+        return (F.avg_pool3d(crops, STRIDE) * self.weight,)
+
+    def static(self, features, crops):
+        return crops * self.weight
+
+    def sample(self, features, points):
+        return sample_features(features[-1], points, (self.config.crop,) * 3)
+
+    def answer(self, features, static, prompt_features, labels, previous):
+        positive = labels[..., None].float()
+        clicked = (prompt_features * positive).sum(1) / positive.sum(1)
+        tumour = 3 - 5 * (static - clicked[:, :, None, None, None]).abs()
+        return features[-1], tumour if previous is None else tumour + 0.25 * previous.clamp(-2, 2)
 
 
 def block_scan(grid: Grid, *boxes: tuple, values: tuple[float, ...] = ()) -> Volume:

@@ -111,9 +111,8 @@ class SecondChannel(KnownModel):
 
     def __init__(self) -> None:
         super().__init__()
-        self.card.preprocessing = self.card.preprocessing.with_channels(
-            [Intensity(modality="MR", clip=(-10, 10), mean=0, sd=10)]
-        )
+        second = Intensity(modality="MR", clip=(-10, 10), mean=0, sd=10)
+        self.describe(preprocessing=self.card.preprocessing.with_channels([second]))
 
     def encode(self, crops, progress=None):
         assert crops.shape[:2] == (1, 2)

@@ -299,7 +299,6 @@ def test_a_click_on_the_scans_last_face_is_of_the_last_voxel(tmp_path: Path, mon
     scan = block_scan(upright(20, 18, 16), ((15, 20), (6, 11), (5, 10)))
     write_volume(scan, tmp_path / "scan.nii.gz")
     known = KnownModel()
-    known.config.channels = 1
     monkeypatch.setattr("voxsam.batch.worker.load_model", lambda *_: known)
     monkeypatch.setattr("voxsam.interactive.predictor.not_hounsfield", lambda _: "")  # nor are they
     places = [[(19.5, 8, 7)], [(19.5, 8, 7), (19.5, 17.5, 15.5)]]

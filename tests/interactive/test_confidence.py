@@ -38,7 +38,7 @@ def calibration(width: int, bias: tuple[float, ...], warn_below: float = 0.5) ->
 
 def known(bias: tuple[float, ...], warn_below: float = 0.5) -> KnownModel:
     model = KnownModel()
-    model.card.calibration = calibration(SIGNALS + 1, bias, warn_below)
+    model.describe(calibration=calibration(SIGNALS + 1, bias, warn_below))
     return model
 
 

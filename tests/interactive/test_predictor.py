@@ -128,7 +128,7 @@ def test_what_was_odd_in_the_file_is_remarked() -> None:
     _, _, volume = two_blocks()
     odd = Volume(volume.array, volume.grid, "MR", remarks=("two statements of the spacing differ",))
     model = KnownModel()
-    model.card.preprocessing = model.card.preprocessing.model_copy(update={"modality": "CT"})
+    model.describe(preprocessing=model.card.preprocessing.model_copy(update={"modality": "CT"}))
     found = Predictor(model).set_image(odd).predict([at(odd, 11, 11, 11)])
     assert found.remarks == (
         "two statements of the spacing differ",

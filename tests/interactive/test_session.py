@@ -197,7 +197,7 @@ def test_a_negative_click_is_refused_by_a_model_without_polarity() -> None:
 
 def test_a_model_without_clicks_is_refused() -> None:
     model = KnownModel()
-    model.card.automatic = True
+    model.describe(automatic=True)
     with pytest.raises(UnsupportedError, match="a prompt for the model known; expected no prompt.*use --auto"):
         Session(model, block_scan(upright(20, 20, 20))).click((5, 5, 5))
 

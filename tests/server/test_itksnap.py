@@ -8,8 +8,7 @@ import json
 
 import numpy as np
 import pytest
-from known_model import FAR
-from nninteractive.nninteractive_server import CardedModel
+from known_model import FAR, KnownModel
 from serving import error_of, running
 
 from voxsam.geometry import Grid
@@ -39,7 +38,7 @@ def mask_of(answer, shape=SHAPE) -> np.ndarray:
 @pytest.fixture(scope="module")
 def known():
     """A server whose model finds the block of the image."""
-    with running(Settings(capacity=2), CardedModel()) as client:
+    with running(Settings(capacity=2), KnownModel()) as client:
         yield client
 
 

@@ -32,8 +32,9 @@ from voxsam.volume import Volume
 
 pytest.importorskip("onnxscript", reason="needs onnx, onnxscript and onnxruntime")
 
+from tests.known_model import LikeClicks
 from tests.web.golden import play
-from tests.web.known_network import KnownNetwork, export_known, known_card, write_card
+from tests.web.known_export import export_known, web_card, write_card
 from voxsam.weights.checkpoint import load_model
 from voxsam.weights.export import export_onnx
 
@@ -223,7 +224,7 @@ def scans() -> dict[str, Case]:
 @pytest.fixture(scope="module")
 def known_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("known") / "model"
-    export_known(KnownNetwork(known_card()).eval(), folder)
+    export_known(LikeClicks(card=web_card()).eval(), folder)
     return folder
 
 
@@ -243,8 +244,8 @@ def as_rows(weights: NDArray[np.float64]) -> tuple[tuple[float, ...], ...]:
 
 def check_known(spacing_range: tuple[float, float] | None, scans: dict[str, Case], model: Path, folder: Path) -> None:
     """All scans through both predictors; what is compared is there: masks, further crops, remarks of several kinds."""
-    card = known_card(spacing_range_mm=spacing_range).model_copy(update={"calibration": calibration()})
-    network = KnownNetwork(card).eval()
+    card = web_card(spacing_range_mm=spacing_range).model_copy(update={"calibration": calibration()})
+    network = LikeClicks(card=card).eval()
     shutil.copytree(model, folder / "model")
     write_card(network.card, folder / "model")
     theirs = in_browser(folder, scans)
@@ -264,7 +265,7 @@ def test_a_known_network_predicts_the_same(known_model: Path, tmp_path: Path) ->
 
 def test_a_scan_without_a_unit_is_standardised_the_same(known_model: Path, tmp_path: Path) -> None:
     """Of MR only contrasts count: gain and offset of a scanner change nothing, in the browser either."""
-    card = known_card(modality="MR", per_scan=True, clip=(-5.0, 5.0), mean=0.0, sd=1.0)
+    card = web_card(modality="MR", per_scan=True, clip=(-5.0, 5.0), mean=0.0, sd=1.0)
     shutil.copytree(known_model, tmp_path / "model")
     write_card(card, tmp_path / "model")
     chosen = cases("oblique", "thick")
@@ -273,7 +274,7 @@ def test_a_scan_without_a_unit_is_standardised_the_same(known_model: Path, tmp_p
         case.scan = Volume((case.scan.array.astype(np.int32) - low) * 3 + 40, case.scan.grid, "MR")
     theirs = in_browser(tmp_path, chosen)
     for name, case in chosen.items():
-        ours = in_python(KnownNetwork(card).eval(), case)
+        ours = in_python(LikeClicks(card=card).eval(), case)
         assert ours[-1].mask.sum() > 100
         check(name, ours, theirs[name])
 

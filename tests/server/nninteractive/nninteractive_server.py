@@ -5,12 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import SimpleNamespace
 
 import httpx
 import numpy as np
 import serving
-from known_model import KnownModel
 from nnInteractive.inference.remote import nnInteractiveRemoteInferenceSession as RemoteSession
 
 from voxsam.geometry import Grid
@@ -40,17 +38,6 @@ class Running:
 def running(model, **settings) -> Iterator[Running]:
     with serving.running(Settings(**settings), model) as http:
         yield Running(http)
-
-
-class CardedModel(KnownModel):
-    """A KnownModel with all of a card that a server reads."""
-
-    def __init__(self, **options) -> None:
-        super().__init__(**options)
-        polarity = ("negative",) if self.config.polarity else ()
-        prompts = ("positive", *polarity, "box", "scribble", "hint")
-        known = {**vars(self.card), "config": self.config, "prompts": prompts, "description": {"licence": "CC0-1.0"}}
-        self.card = SimpleNamespace(**known)
 
 
 def own_session(model, image: np.ndarray, spacing_mm=(1.0, 1.0, 1.0)) -> Session:

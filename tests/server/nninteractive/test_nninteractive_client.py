@@ -8,8 +8,8 @@ import httpx
 import numpy as np
 import pytest
 import torch
-from known_model import FAR
-from nninteractive_server import CardedModel, own_session, running
+from known_model import FAR, KnownModel
+from nninteractive_server import own_session, running
 
 from voxsam.geometry import Grid
 from voxsam.interactive.session import Session
@@ -46,7 +46,7 @@ def known(request):
     """A client whose image shows one block, on a server whose model finds it."""
     image = np.full((22, 31, 43), -FAR, np.float32)
     image[BLOCK] = FAR
-    with running(CardedModel(**getattr(request, "param", {}))) as server, server.client(image) as client:
+    with running(KnownModel(**getattr(request, "param", {}))) as server, server.client(image) as client:
         yield client
 
 
