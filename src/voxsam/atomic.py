@@ -7,7 +7,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from voxsam.errors import FileError
@@ -70,7 +70,8 @@ def remove_leftovers(folder: Path, name: str | None = None) -> None:
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
-            path.unlink(missing_ok=True)
+            with suppress(OSError):
+                path.unlink()
 
 
 def make_folder(folder: Path) -> None:
@@ -122,7 +123,8 @@ def _beside(target: str | os.PathLike[str]) -> Iterator[tuple[Path, Path]]:
             "check its permissions and free space",
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # of a disk that is read-only, or has become so
+            temporary.unlink()
 
 
 def _flush_to_disk(path: Path) -> None:

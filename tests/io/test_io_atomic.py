@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 
 import pytest
 
-from voxsam.atomic import atomic_path, check_writable, make_folder, refuse_inputs
+from voxsam.atomic import atomic_path, check_writable, make_folder, refuse_inputs, remove_leftovers
 from voxsam.errors import FileError
 
 
@@ -68,6 +69,33 @@ def test_refuses_a_folder_that_takes_no_files(tmp_path, monkeypatch):
     words = r"could not be written \(Permission denied\); expected a folder that takes files"
     with pytest.raises(FileError, match=words), atomic_path(tmp_path / "mask.mha"):
         pytest.fail("the block must not run")
+
+
+def test_a_disk_that_is_read_only_is_told_in_one_line(tmp_path, monkeypatch):
+    """There even removing what is not there fails."""
+
+    def read_only(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    for name in ("open", "unlink"):
+        monkeypatch.setattr(f"os.{name}", read_only)
+    with pytest.raises(
+        FileError, match=r"m\.nii could not be written \(Read-only file system\); expected a folder that"
+    ):
+        check_writable(tmp_path / "m.nii")
+
+
+def test_what_cannot_be_removed_does_not_end_a_run(tmp_path, monkeypatch):
+    left = tmp_path / ".01234567-m.nii"
+    left.write_bytes(b"half")
+    remove_leftovers(tmp_path, "m.mha")
+    assert left.exists()
+    with monkeypatch.context() as patch:
+        patch.setattr("os.unlink", lambda *_, **__: os.rmdir(left))  # an OSError
+        remove_leftovers(tmp_path, "m.nii")
+    assert left.exists()
+    remove_leftovers(tmp_path, "m.nii")
+    assert not left.exists()
 
 
 def test_a_link_stays_a_link(tmp_path):

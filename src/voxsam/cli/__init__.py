@@ -7,6 +7,7 @@ Exit status: 0 done, 2 the user's input is wrong, 1 anything else, 130 interrupt
 
 from __future__ import annotations
 
+import errno
 import functools
 import sys
 import traceback
@@ -21,6 +22,11 @@ from voxsam.cli import batch, demo, info, project, segment, serve, weights
 from voxsam.errors import InputError
 from voxsam.extras import commands, require_extra
 
+DISK = {
+    errno.ENOSPC,
+    errno.EROFS,
+    getattr(errno, "EDQUOT", errno.ENOSPC),
+}  # full, read-only, or the user's part is full
 DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 # Typer left click in 0.27 and took its classes along; BadParameter is public in both, and this is the base of its kind.
@@ -108,6 +114,12 @@ def _explain(error: Exception, words: Sequence[str]) -> tuple[int, str]:
         }
         command = next((f"voxsam {word}" for word in words[:1] if word in known), "voxsam")
         return WRONG_INPUT, f"error: {_one_line(error.format_message())} (see `{command} --help`)"  # type: ignore[attr-defined]
+    if isinstance(error, OSError) and error.errno in DISK:
+        given = f"{error.filename or 'a file'} could not be written ({error.strerror})"
+        return (
+            WRONG_INPUT,
+            f"error: {_one_line(given)}; expected a disk that takes files; free some space, or choose another",
+        )
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, without importing torch
         return FAILED, "error: out of memory; close other programs, or take a smaller model or --device cpu"
     what = _one_line(str(error)) or type(error).__name__

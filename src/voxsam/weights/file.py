@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pickle
 import re
-import secrets
 import struct
 import warnings
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from pydantic_core import from_json
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from voxsam.atomic import atomic_path
 from voxsam.errors import CheckpointError, FileError
 from voxsam.network.card import FORMAT_VERSION, Card
 
@@ -63,22 +63,14 @@ def new_file(path: Path) -> Iterator[Path]:
     Raises FileError as `check_new`, and if the disk does not take the file; then nothing is left behind.
     """
     check_new(path)
-    temporary = path.with_name(f".{secrets.token_hex(4)}-{path.name}")
     try:
-        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-        mode = temporary.stat().st_mode
-        yield temporary
-        os.chmod(temporary, mode)  # safetensors makes private files (0600); a model is as readable as any new file
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise FileError(
-            f"{path} could not be written ({reason})", "a folder that takes files", "check permissions and free space"
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+        with atomic_path(path) as temporary:
+            mode = temporary.stat().st_mode
+            yield temporary
+            temporary.chmod(mode)  # safetensors makes private files (0600); a model is as readable as any new file
+    except SafetensorError as error:
+        given = f"{path} could not be written ({error})"
+        raise FileError(given, "a folder that takes files", "check its permissions and free space") from error
 
 
 # VoxSAM's files

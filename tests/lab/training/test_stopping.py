@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import torch
 
 from tests.lab.training.minuscule import losses, recipe, rows, write
 from voxsam.cli import main
+from voxsam.errors import FileError
 from voxsam.lab.training import run
 from voxsam.lab.training.callbacks import StopOnSignal
 from voxsam.lab.training.keep import ContinuedLog, WholeCheckpoints, steps_done
@@ -163,6 +165,37 @@ def test_a_checkpoint_that_cannot_be_finished_leaves_the_one_before(tmp_path: Pa
         WholeCheckpoints().save_checkpoint({"global_step": 5, "broken": Breaks()}, path)
     assert steps_done(path) == 4
     assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def test_a_full_disk_under_a_checkpoint_is_told_in_one_line_and_leaves_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch's own writer says it in a RuntimeError that names a place in its sources."""
+    path, save = tmp_path / "last.ckpt", torch.save
+    WholeCheckpoints().save_checkpoint({"global_step": 4}, path)
+    monkeypatch.setattr(torch, "save", lambda what, _: save(what, "/dev/full"))
+    with pytest.raises(
+        FileError, match=r"last.ckpt could not be written \(the disk takes no more\); expected a folder"
+    ):
+        WholeCheckpoints().save_checkpoint({"global_step": 5, "weights": torch.zeros(100_000)}, path)
+    assert steps_done(path) == 4
+    assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+@pytest.mark.parametrize(
+    ("number", "says"), [(errno.ENOSPC, "No space left on device"), (errno.EROFS, "Read-only file")]
+)
+def test_a_disk_that_takes_no_log_is_told_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int, says: str
+) -> None:
+    def full(self, metrics, step=None):
+        raise OSError(number, os.strerror(number), "metrics.csv")
+
+    monkeypatch.setattr(ContinuedLog, "log_metrics", full)
+    assert main(["train", str(write(tmp_path / "recipe.yaml", steps=1)), "-o", str(tmp_path / "out")]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith(f"voxsam: error: metrics.csv could not be written ({says}")
+    assert line.endswith("; expected a disk that takes files; free some space, or choose another")
 
 
 def test_the_log_goes_on_where_the_checkpoint_was(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ length of a run, or only what its machine does, may change from one start to the
 from __future__ import annotations
 
 import csv
+import errno
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -123,7 +124,12 @@ class WholeCheckpoints(TorchCheckpointIO):
         assert storage_options is None
         make_folder(Path(path).parent)
         with atomic_path(path) as temporary:
-            torch.save(checkpoint, temporary)
+            try:
+                torch.save(checkpoint, temporary)
+            except RuntimeError as error:
+                if "inline_container" not in str(error):  # the place of torch's own writer, for what it could not write
+                    raise
+                raise OSError(errno.EIO, "the disk takes no more") from error
 
     def load_checkpoint(self, path: Any, *_: Any, **__: Any) -> dict[str, Any]:
         """Executes nothing of the file, which may be anybody's. Raises CheckpointError for one of another kind."""
