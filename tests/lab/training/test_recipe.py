@@ -16,7 +16,10 @@ from voxsam.lab.training.start import make_network
 from voxsam.lab.training.task import schedule
 from voxsam.network.sizes import TINY, VIT_B, VIT_L
 from voxsam.preprocess import PAPER, RELEASED
-from voxsam.weights.checkpoint import _Unfilled
+from voxsam.testing import stub_network
+from voxsam.weights.checkpoint import _Unfilled, save_model
+from voxsam.weights.file import read_card
+from voxsam.weights.registry import find_model
 
 RECIPES = sorted((Path(__file__).resolve().parents[3] / "recipes").glob("*.yaml"))
 MACHINES = {"laptop": 16e9, "gpu24": 24e9, "gpu80": 80e9}  # bytes, of the presets' machines
@@ -40,11 +43,11 @@ def test_every_shipped_recipe_is_valid(path: Path) -> None:
     assert path.stem.startswith(read_recipe(path, defaults=STATISTICS).name)
 
 
-def test_voxsam_tiny_has_the_sizes_of_the_named_size() -> None:
+def test_voxsam_tiny_is_trained_by_its_recipe() -> None:
     (path,) = [path for path in RECIPES if path.stem == "voxsam-tiny"]
-    recipe = read_recipe(path)
-    assert recipe.model == TINY
-    assert recipe.preprocessing.interpolation == "area"
+    recipe, card = read_recipe(path), read_card(find_model("voxsam-tiny"))
+    assert recipe.model == card.config
+    assert recipe.preprocessing == card.preprocessing
     assert len(recipe.held_out) == 6
     assert recipe.description["licence"] == "Apache-2.0"
 
@@ -69,7 +72,7 @@ def test_the_least_recipe_has_defaults(tmp_path: Path) -> None:
         ({"ema": 1.5}, "ema: Input should be less than or equal to 1"),
         ({"phantom_fraction": 60}, "phantom_fraction: Input should be less than or equal to 1"),
         ({"phantom_shape": [72, 72]}, "phantom_shape.2: Field required"),
-        ({"preprocessing": {**LEAST["preprocessing"], "sd": 0}}, "preprocessing.sd: Input should be greater than 0"),
+        ({"preprocessing": {**LEAST["preprocessing"], "sd": 0}}, "preprocessing.sd: Input should be greater than or equal to"),
         ({"model": {**LEAST["model"], "heads": 3}}, "model: Value error, width must divide by heads"),
     ],
 )
@@ -288,8 +291,8 @@ def test_automatic_mode_lies_over_the_recipes_of_the_paper_s_data_sets(name: str
 
 
 def test_a_size_on_the_command_line_brings_its_own_numbers(tmp_path: Path) -> None:
-    """Of a recipe that spells out voxsam-tiny nothing of tiny is left; what a recipe has otherwise is kept."""
-    (tiny,) = [path for path in RECIPES if path.stem == "voxsam-tiny"]
+    """Of a recipe that spells out the size tiny nothing of it is left; what a recipe has otherwise is kept."""
+    tiny = write(tmp_path, model=TINY.model_dump(mode="json"))
     for options in (["--model.size", "vit_b"], ["--model.size=vit_b"], ["--model", "vit_b"]):
         assert read_recipe(tiny, options).model == VIT_B
     (kits,) = [path for path in RECIPES if path.stem == "kits-paper"]
@@ -300,6 +303,21 @@ def test_a_size_on_the_command_line_brings_its_own_numbers(tmp_path: Path) -> No
         update={"crop": 256, "stride": 8}
     )
     assert read_recipe(write(tmp_path), ["--model.size", "tiny"]).model == TINY  # from a size of the recipe's own
+
+
+def test_a_recipe_without_a_model_has_the_one_that_it_starts_from(tmp_path: Path) -> None:
+    start = tmp_path / "start.safetensors"
+    network = stub_network()
+    save_model(network, start)
+    fields = {key: value for key, value in LEAST.items() if key != "model"}
+    path = tmp_path / "own.yaml"
+    path.write_text(yaml.safe_dump({**fields, "start_from": str(start)}))
+    assert read_recipe(path).model == network.config
+    assert read_recipe(path, ["--model.crop=64"]).model == network.config.model_copy(update={"crop": 64})
+    path.write_text(yaml.safe_dump(fields))
+    assert read_recipe(path, ["--start-from", str(start)]).model == network.config
+    with pytest.raises(FileError, match="absent.safetensors"):
+        read_recipe(path, ["--start_from=absent.safetensors"])
 
 
 def test_names_on_the_command_line(tmp_path: Path) -> None:

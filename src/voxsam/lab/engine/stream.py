@@ -7,7 +7,7 @@ nodule put into a lung with room, an organ, a stable region of a scan, a sarcoma
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +37,9 @@ from voxsam.preprocess import Preprocessing
 TRIES = 60  # of drawing one sample: a lesion may find no room, a voxel no region
 PLACES = {ORGAN: 0.5, SOFT: 0.17, LUNG: 0.18, FAT: 0.09, BONE: 0.06}  # where lesions are painted
 LARGEST_MM = {ORGAN: 150.0, SOFT: 150.0, LUNG: 90.0, FAT: 150.0, BONE: 70.0}
+SHORTEST, LONGEST = 4.0, 1.8  # voxels, and crops, that a lesion is long at any scale
+PUSHING_MM = 40.0  # lesions of more grow into other tissues, or push them away
+PUSHED = ((SOFT, FAT), ())  # what such a lesion keeps to
 OTHERS = 5  # at most, of lesions like the painted one
 APART = 2  # voxels at least between it and those
 PASTE_VOXELS = 1.0  # over which a pasted nodule fades into the lung
@@ -133,15 +136,24 @@ class EngineStream(Dataset[Sample]):
         scan, place = self._place([*self.sources.backgrounds, *self.sources.organs], kind, rng)
         if scan is None:
             return None
-        low, high = self.settings.diameter_mm
-        diameter = float(np.exp(rng.uniform(np.log(low), np.log(min(high, LARGEST_MM[kind])))))
-        frame = self._frame(diameter, rng)
+        diameter, frame = self._size(LARGEST_MM[kind], rng)
         aside = rng.standard_normal(3)  # a click anywhere in the lesion is the middle of the crop
         aside *= diameter / 2 * rng.uniform(0, 0.8) / np.linalg.norm(aside)
         middle = place + aside + self._aside(frame, rng)
         image, _, seen = scan.read(middle, frame.matrix, self.side)
         centre = np.linalg.solve(frame.matrix, place - middle) + self.side // 2
         return self._paint(image, seen, frame, centre, SOFT if kind == ORGAN else kind, diameter, rng)
+
+    def _size(self, largest_mm: float, rng: np.random.Generator) -> tuple[float, Frame]:
+        """A lesion's diameter (mm) and the axes of its crop: the size decides the spacing, or at times neither."""
+        low, high = self.settings.diameter_mm
+        high = min(high, largest_mm)
+        if rng.random() >= self.settings.any_scale:
+            diameter = float(np.exp(rng.uniform(np.log(low), np.log(high))))
+            return diameter, self._frame(diameter, rng)
+        spacing = float(np.exp(rng.uniform(*np.log(self.settings.spacing_mm))))
+        across = np.exp(rng.uniform(np.log(SHORTEST), np.log(LONGEST * self.side)))
+        return float(np.clip(across * spacing, low, high)), draw_frame(spacing, self.settings, rng)
 
     def _place(
         self, scans: Sequence[Scan], kind: int, rng: np.random.Generator
@@ -170,6 +182,8 @@ class EngineStream(Dataset[Sample]):
         at = np.rint(centre).astype(int).clip(0, self.side - 1)
         around = site.smooth[tuple(slice(max(0, a - 2), a + 3) for a in at)]
         look = draw_look(diameter, tissue, float(around.mean()), rng)
+        if diameter > PUSHING_MM and tissue in (SOFT, FAT):
+            look = replace(look, keeps=PUSHED[int(rng.integers(len(PUSHED)))])
         done = paint(site, centre, draw_shape(diameter, rng), look, rng, ~seen)
         if done is None:
             return None

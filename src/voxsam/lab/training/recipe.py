@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -30,6 +31,8 @@ from voxsam.lab.engine.settings import EngineSettings
 from voxsam.network.conditioning import Conditioning
 from voxsam.network.sizes import PROFILES, SIZES, ModelConfig
 from voxsam.preprocess import Preprocessing
+from voxsam.weights.file import read_card
+from voxsam.weights.registry import find_model
 
 Fields = dict[str, Any]
 NAMED: dict[str, Iterable[str]] = {  # the options that take such a name
@@ -96,6 +99,19 @@ def named_options(fields: Mapping[str, Any], options: Sequence[str]) -> tuple[Fi
     return fields, left
 
 
+def _with_model(fields: Fields, options: Sequence[str]) -> Fields:
+    """The fields with the model that the recipe, or its options, start from, where they name no other.
+
+    Raises as `voxsam.weights.file.read_card` for a start that cannot be read.
+    """
+    words = [word for option in options for word in option.removeprefix("--").split("=", 1)]
+    starts = [value for word, value in pairwise(words) if word == "start_from"]
+    start = starts[-1] if starts else fields.get("start_from")
+    if start is None or "model" in fields or "model" in words:
+        return fields
+    return {**fields, "model": read_card(find_model(start)).config.model_dump(mode="json")}
+
+
 def _resized(model: Any, size: str) -> Fields:
     """A model's keys for another size: of the old one only what the recipe had otherwise than that size has it."""
     keys = model if isinstance(model, dict) else {"size": model}
@@ -119,7 +135,8 @@ class Recipe(BaseModel):
     """Everything that decides a training run.
 
     `model` is the name of a size, or a configuration; one with a known `size` needs no more than what differs from it,
-    and `profile: paper` gives it the arithmetic of the paper's text. `augmentation` may be a profile's name, too.
+    and `profile: paper` gives it the arithmetic of the paper's text. A recipe with `start_from` may leave it out: it is
+    that model's. `augmentation` may be a profile's name, too.
 
     A step takes `batch * accumulate` crops on each of the processes that `devices` and `nodes` make. A run has so many
     `steps`, or so many `epochs`: passes over the scans, in each of which every scan gives one crop; or so many
@@ -247,6 +264,7 @@ def read_recipe(
     if len(named) == 1:  # the one that is asked for takes the place of the others
         fields = {key: value for key, value in fields.items() if key not in LENGTHS - named}
     fields, options = named_options(fields, options)
+    fields = _with_model(fields, options)
     try:
         return _validated(with_names(fields), options)
     except ValidationError as error:
