@@ -72,7 +72,7 @@ def test_the_least_recipe_has_defaults(tmp_path: Path) -> None:
         ({"ema": 1.5}, "ema: Input should be less than or equal to 1"),
         ({"phantom_fraction": 60}, "phantom_fraction: Input should be less than or equal to 1"),
         ({"phantom_shape": [72, 72]}, "phantom_shape.2: Field required"),
-        ({"preprocessing": {**LEAST["preprocessing"], "sd": 0}}, "preprocessing.sd: Input should be greater than or equal to"),
+        ({"preprocessing": {**LEAST["preprocessing"], "sd": 0}}, "preprocessing.sd: Input should be greater than"),
         ({"model": {**LEAST["model"], "heads": 3}}, "model: Value error, width must divide by heads"),
     ],
 )
