@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -150,6 +151,15 @@ SLOWEST_S = 60  # until a process on a busy machine begins to write
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="SIGKILL")
+def test_two_that_fetch_the_same_model_transfer_it_once(server, tmp_path):
+    server.pause_s = 0.02
+    with ThreadPoolExecutor(2) as pool:
+        paths = list(pool.map(lambda _: fetch("m", tmp_path), range(2)))
+    assert [path.read_bytes() == CONTENT for path in paths] == [True, True]
+    assert server.sent == [len(CONTENT)]
+    assert [path.name for path in tmp_path.iterdir()] == ["m.pth"]
+
+
 def test_a_killed_fetch_goes_on_and_ends_with_the_file_alone(server, tmp_path):
     """Killed at any moment of a transfer, what is there is a beginning of the file, and only the rest is sent."""
     home, rng = tmp_path / "home", random.Random(3)
@@ -167,7 +177,8 @@ def test_a_killed_fetch_goes_on_and_ends_with_the_file_alone(server, tmp_path):
         time.sleep(rng.uniform(0, 0.03 * len(CONTENT) / (CHUNK_BYTES // 8)))
         child.send_signal(signal.SIGKILL)
         child.wait()
-        assert {path.name for path in home.iterdir()} <= {"m.pth", "m.pth.part", "m.pth.part.tag"}
+        ends = ("", ".part", ".part.tag", ".part.lock")
+        assert {path.name for path in home.iterdir()} <= {f"m.pth{end}" for end in ends}
         assert list((tmp_path / "tmp").iterdir()) == []
         for path in (target, part):
             assert not path.is_file() or CONTENT.startswith(path.read_bytes())

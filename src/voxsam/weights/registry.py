@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from filelock import FileLock
+
 from voxsam.errors import CheckpointError, FileError, UnsupportedError
 
 PACKAGED_FOLDER = Path(__file__).resolve().parents[1] / "weights"
@@ -174,13 +176,23 @@ def fetch(name: str, folder: Path | None = None, progress: Progress | None = Non
         raise UnsupportedError(f"{name} has no direct address", "a model that can be fetched", model.note)
     folder = models_folder() if folder is None else folder
     target = folder / model.file
+    if _is_whole(target, model):
+        return target
+    lock = FileLock(target.with_name(f"{target.name}.part.lock"))  # of another process that fetches the same model
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        held = lock.acquire()
     except OSError as error:
         raise _disk(target, error) from error
-    if not (target.is_file() and _sha256(target) == model.sha256):
-        _download(model, target, progress)
+    with held:
+        if not _is_whole(target, model):
+            _download(model, target, progress)
+        Path(lock.lock_file).unlink(missing_ok=True)
     return target
+
+
+def _is_whole(target: Path, model: NamedModel) -> bool:
+    return target.is_file() and _sha256(target) == model.sha256
 
 
 def _download(model: NamedModel, target: Path, progress: Progress | None) -> None:
