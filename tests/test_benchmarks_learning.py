@@ -27,6 +27,7 @@ def simulation(tmp_path: Path) -> Simulation:
     return Simulation(cases, str(start_model(tmp_path / "first.safetensors")), every=5, last=1, steps=1)
 
 
+@pytest.mark.slow
 def test_a_simulated_user_works_and_goes_on_where_it_was_stopped(simulation, tmp_path, monkeypatch):
     monkeypatch.setattr(replay, "LIMIT", 2)  # clicks of a network that knows nothing
     out = tmp_path / "out"

@@ -20,6 +20,7 @@ def test_names_that_are_none(text: str) -> None:
         training._cases(text)
 
 
+@pytest.mark.slow
 def test_both_ways_of_a_step() -> None:
     again, kept = training.measure([("tiny", 32, True), ("tiny", 32, False), ("tiny", 32, True)], threads=1)[:2]
     assert (again["recompute"], kept["recompute"]) == (True, False)

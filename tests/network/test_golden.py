@@ -1,5 +1,7 @@
 """The released code's own answers: features, prompted features, logits, masks, gradients and a whole scan.
 
+Slow, for ViT-B is encoded; `.ci/run` runs those of features and clicks. test_small_golden.py has a small network's.
+
 Tolerances: float32 sums of a few thousand terms in another order differ by about 1e-5; gradients by 1e-3 relative.
 """
 
@@ -84,11 +86,13 @@ def _strided(feature: torch.Tensor) -> np.ndarray:
     return feature[0, ::16, ::4, ::4, ::4].permute(0, 2, 3, 1).numpy()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", range(4))
 def test_features(level: int, features: tuple[torch.Tensor, ...], golden: Any) -> None:
     assert np.abs(_strided(features[level]) - golden[f"features{level}"]).max() < FEATURE_TOLERANCE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("clicks", CLICKS)
 def test_clicks(
     clicks: str, network: VoxSAMNetwork, crop: torch.Tensor, features: tuple[torch.Tensor, ...], golden: Any
