@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
 import secrets
@@ -31,11 +32,13 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
 def atomic_folder(target: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a new, empty folder beside `target`; when the block ends it takes its place, when it raises it is removed.
 
-    Raises FileError if the folder or the disk does not take the files (any OSError of the block).
+    Raises FileError if the folder or the disk does not take the files (any OSError of the block), and before the block
+    for a target that could not be replaced: a link to itself, the root of a disk, a folder without leave to write.
     """
     path = Path(os.path.realpath(target))
     made, old = (path.with_name(f".{secrets.token_hex(4)}-{path.name}") for _ in range(2))
     try:
+        _check_replaceable(path)
         made.mkdir(parents=True)
         yield made
         for file in made.rglob("*"):
@@ -53,6 +56,16 @@ def atomic_folder(target: str | os.PathLike[str]) -> Iterator[Path]:
         shutil.rmtree(made, ignore_errors=True)
         if path.exists():
             shutil.rmtree(old, ignore_errors=True)
+
+
+def _check_replaceable(path: Path) -> None:
+    """Raises the OSError that replacing a folder, its links followed, would end in when all else is done."""
+    if path.is_symlink():
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+    if path.is_mount():
+        raise OSError(errno.EBUSY, "it is the root of a disk")
+    if path.exists() and not os.access(path, os.W_OK):
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES))
 
 
 def check_writable(target: str | os.PathLike[str]) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from pathlib import Path
 
 import pytest
 
-from voxsam.atomic import atomic_path, check_writable, make_folder, refuse_inputs, remove_leftovers
+from voxsam.atomic import atomic_folder, atomic_path, check_writable, make_folder, refuse_inputs, remove_leftovers
 from voxsam.errors import FileError
 
 
@@ -83,6 +84,24 @@ def test_a_disk_that_is_read_only_is_told_in_one_line(tmp_path, monkeypatch):
         FileError, match=r"m\.nii could not be written \(Read-only file system\); expected a folder that"
     ):
         check_writable(tmp_path / "m.nii")
+
+
+@pytest.mark.parametrize("what", ["loop", "disk", "read-only"])
+def test_a_folder_that_could_not_be_replaced_is_refused_before_the_work(tmp_path, monkeypatch, what):
+    target, says = tmp_path / "out", {"loop": "Too many levels of", "disk": "it is the root of a", "read-only": "Perm"}
+    if what == "loop":
+        target.symlink_to(target)
+    else:
+        target.mkdir()
+        (target / "older").write_text("mine")
+        if what == "disk":
+            monkeypatch.setattr(Path, "is_mount", lambda path: path == target)
+        else:  # root may write anywhere, so the refusal is played
+            monkeypatch.setattr("os.access", lambda path, mode: (path, mode) != (target, os.W_OK))
+    with pytest.raises(FileError, match=rf"out could not be written \({says[what]}"), atomic_folder(target):
+        pytest.fail("the block must not run")
+    assert list(tmp_path.iterdir()) == [target]
+    assert what == "loop" or (target / "older").read_text() == "mine"
 
 
 def test_what_cannot_be_removed_does_not_end_a_run(tmp_path, monkeypatch):

@@ -82,6 +82,33 @@ def test_an_empty_mask_is_a_roi_without_contours(tmp_path, scan):
         assert not back.array.any() and back.remarks == (f"{which} has no contours: the mask is empty",)
 
 
+@pytest.mark.parametrize(
+    ("others", "said"),
+    [
+        (["Cord"], "ROI 2 'Cord'"),
+        (["Cord", "", "Lung"], "ROIs 2 'Cord', 3 '', 4 'Lung'"),
+        (list("abcdefg"), "ROIs 2 'a', 3 'b', 4 'c', 5 'd', 6 'e' and 2 more"),
+    ],
+)
+def test_empty_rois_beside_a_full_one_are_named_in_a_remark(drawn, scan, others, said):
+    def edit(dataset):
+        for number, name in enumerate(others, 2):
+            item, contours = pydicom.Dataset(), pydicom.Dataset()
+            item.ROINumber = contours.ReferencedROINumber = number
+            item.ROIName = name
+            dataset.StructureSetROISequence.append(item)
+            if number != 3:  # listed among the contours with none, or not at all
+                dataset.ROIContourSequence.append(contours)
+
+    path = changed(drawn(square(scan, 0.5, 4.5, 1.5, 5.5, 3)), edit)
+    back = read_volume(path, labels=True, grid=scan.grid)
+    assert np.count_nonzero(back.array == 1) == back.array.sum() == 16
+    assert back.remarks == (f"m.rtstruct.dcm: no contours of {said}",)
+    assert read_volume(path, labels=True, grid=scan.grid, segment=1).remarks == back.remarks
+    empty = f"ROI 2 {others[0]!r} of m.rtstruct.dcm has no contours: the mask is empty"
+    assert read_volume(path, labels=True, grid=scan.grid, segment=2).remarks == (empty,)
+
+
 def test_contours_of_a_roi_that_is_not_listed_are_left_out_with_a_remark(drawn, scan):
     contours = [square(scan, 0.5, 4.5, 1.5, 5.5, 3)]
     for keyword, value in (("ROIContourSequence", 7), ("StructureSetROISequence", None)):

@@ -102,6 +102,12 @@ def test_what_cannot_be_exported_is_refused_and_nothing_is_written(
     assert (out / "letter.txt").read_text() == "mine"
     with pytest.raises(FileError, match="model.safetensors is a file"):
         export.export_onnx(model, model)
+    written = sorted(tmp_path.rglob("*"))
+    with pytest.raises(FileError, match="bad\N{REPLACEMENT CHARACTER}name is no text in UTF-8, and onnxruntime"):
+        export.export_onnx(model, tmp_path / "bad\udcffname")
+    with pytest.raises(FileError, match=r"x{300} \(File name too long\); expected a new folder"):
+        export.export_onnx(model, tmp_path / ("x" * 300))
+    assert sorted(tmp_path.rglob("*")) == written
     monkeypatch.setattr(export, "read_network", lambda source: nn.Module.__new__(_Other))
     with pytest.raises(UnsupportedError, match="the model other of the system swin"):
         export.export_onnx(model, tmp_path / "new")

@@ -10,6 +10,7 @@ D H W crop, N points, C width of the features under a click.
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -68,12 +69,19 @@ def export_onnx(source: str | Path, folder: Path, progress: Callable[[str], None
 
 
 def _check_folder(folder: Path) -> None:
-    """Raises FileError for a folder that holds files which no export has written, or that is a file."""
+    """Raises FileError for a folder that holds files which no export has written, that is a file, or cannot be read."""
     expected, remedy = "a new folder, or one that an export has written", "choose another with -o"
-    if folder.exists() and not folder.is_dir():
-        raise FileError(f"{folder} is a file", expected, remedy)
-    known = {*FILES, *(f"{name}.data" for name in FILES)}
-    others = sorted(file.name for file in folder.iterdir() if file.name not in known) if folder.exists() else []
+    try:
+        os.path.realpath(folder).encode()
+        if folder.exists() and not folder.is_dir():
+            raise FileError(f"{folder} is a file", expected, remedy)
+        known = {*FILES, *(f"{name}.data" for name in FILES)}
+        others = sorted(file.name for file in folder.iterdir() if file.name not in known) if folder.exists() else []
+    except UnicodeEncodeError as error:
+        given = f"{folder} is no text in UTF-8, and onnxruntime, which tries the graphs, opens no such path"
+        raise FileError(given, expected, remedy) from error
+    except OSError as error:
+        raise FileError(f"{folder} ({error.strerror})", expected, remedy) from error
     if others:
         raise FileError(f"{folder} holds {others[0]}", expected, remedy)
 

@@ -42,6 +42,7 @@ Polygon = NDArray[np.float64]  # (n, 2), closed: the last point is joined to the
 AREAS = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")
 CROSSING = 0.8  # of the smaller of two contours' area: with less in common they cross, with more one lies in the other
 MAX_PAIRS = 400  # contours of a slice that are compared with one another
+MAX_NAMED = 5  # ROIs in one remark: clinics list dozens beforehand
 OFF_PLANE = 0.25  # of the slice spacing: how far a contour may lie from the slice that it is drawn on
 STUDY_CLASS = "1.2.840.10008.3.1.2.3.1"  # the retired class that a reference to a study names (PS3.3 C.8.8.5)
 
@@ -192,6 +193,10 @@ def read(path: Path, dataset: pydicom.Dataset, grid: Grid | None, roi: int | Non
     if (roi or next(iter(rois), 0)) not in rois:
         which = f"ROI {roi} {names[roi]!r} of {path.name}" if roi else path.name
         remarks.append(f"{which} has no contours: the mask is empty")
+    elif empty := [f"{number} {names[number]!r}" for number in names if number not in rois]:
+        more = f" and {len(empty) - MAX_NAMED} more" * (len(empty) > MAX_NAMED)
+        which = f"ROI{'s' * (len(empty) > 1)} {', '.join(empty[:MAX_NAMED])}{more}"
+        remarks.append(f"{path.name}: no contours of {which}")
     for number, contours in rois.items():
         if roi in (None, number):
             what = f"ROI {number} {names[number]!r} of {path.name}"
