@@ -160,6 +160,13 @@ def test_two_that_fetch_the_same_model_transfer_it_once(server, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["m.pth"]
 
 
+def test_the_lock_of_a_fetch_that_was_killed_at_its_end_goes(server, tmp_path):
+    fetch("m", tmp_path)
+    (tmp_path / "m.pth.part.lock").touch()
+    assert fetch("m", tmp_path).read_bytes() == CONTENT
+    assert [path.name for path in tmp_path.iterdir()] == ["m.pth"]
+
+
 def test_a_killed_fetch_goes_on_and_ends_with_the_file_alone(server, tmp_path):
     """Killed at any moment of a transfer, what is there is a beginning of the file, and only the rest is sent."""
     home, rng = tmp_path / "home", random.Random(3)

@@ -176,18 +176,18 @@ def fetch(name: str, folder: Path | None = None, progress: Progress | None = Non
         raise UnsupportedError(f"{name} has no direct address", "a model that can be fetched", model.note)
     folder = models_folder() if folder is None else folder
     target = folder / model.file
-    if _is_whole(target, model):
+    lock = target.with_name(f"{target.name}.part.lock")  # of another process that fetches the same model
+    if _is_whole(target, model) and not lock.exists():
         return target
-    lock = FileLock(target.with_name(f"{target.name}.part.lock"))  # of another process that fetches the same model
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        held = lock.acquire()
+        held = FileLock(lock).acquire()
     except OSError as error:
         raise _disk(target, error) from error
     with held:
         if not _is_whole(target, model):
             _download(model, target, progress)
-        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.unlink(missing_ok=True)
     return target
 
 

@@ -272,3 +272,10 @@ def test_an_unknown_source_is_refused():
 
 def test_the_grid_of_the_tests_is_anisotropic(body):
     assert isinstance(body.grid, Grid) and len(set(np.round(body.grid.spacing_mm, 2).tolist())) == 3
+
+
+def test_half_of_the_painted_lesions_are_seen_at_any_scale(sources):
+    drawn, rng = stream(sources, any_scale=0.5, voxels_spread=0.0, stretch=0.0), np.random.default_rng(0)
+    sizes = [drawn._size(150.0, rng) for _ in range(400)]
+    own = [np.isclose(frame.spacing_mm, np.clip(mm / 24, 1, 4)).all() for mm, frame in sizes]
+    assert 0.5 < np.mean(own) < 0.62  # some at any scale have the same by chance, at the ends of the range

@@ -150,7 +150,8 @@ class EngineStream(Dataset[Sample]):
         high = min(high, largest_mm)
         if rng.random() >= self.settings.any_scale:
             diameter = float(np.exp(rng.uniform(np.log(low), np.log(high))))
-            return diameter, self._frame(diameter, rng)
+            own = self.settings.model_copy(update={"any_scale": 0.0})  # which was drawn just now
+            return diameter, draw_frame(draw_spacing(diameter, own, rng), self.settings, rng)
         spacing = float(np.exp(rng.uniform(*np.log(self.settings.spacing_mm))))
         across = np.exp(rng.uniform(np.log(SHORTEST), np.log(LONGEST * self.side)))
         return float(np.clip(across * spacing, low, high)), draw_frame(spacing, self.settings, rng)
