@@ -19,9 +19,11 @@ from voxsam.batch.worker import AHEAD, BatchOptions, ScanResult, Worker, mask_pa
 from voxsam.cli import main
 from voxsam.errors import FileError, PromptError, UnsupportedError
 from voxsam.interactive.automatic import segment_automatically
+from voxsam.interactive.confidence import features_under
 from voxsam.interactive.predictor import Prediction
 from voxsam.interactive.session import Session
 from voxsam.io import read_volume, write_volume
+from voxsam.network.classes import Classes
 from voxsam.testing import stub_network, stub_scan
 from voxsam.weights.checkpoint import save_model
 
@@ -128,6 +130,33 @@ def test_a_row_with_a_number_of_a_spreadsheet_is_as_if_not_there(tmp_path: Path)
     table = tmp_path / TABLE
     table.write_text(table.read_text().replace(",2.5,", ",2;5,"))
     assert {name: row.volume_ml for name, row in read_table(tmp_path).items()} == {"s0": 1.25, "s1": 1.25}
+
+
+def test_a_model_with_classes_names_what_each_mask_looks_like(folder: Path, tmp_path: Path) -> None:
+    """A class for each scan, whose mean is what is seen under that scan's mask."""
+    network, seen, names = stub_network(), [], [f"like s{seed}" for seed in SEEDS]
+    for seed in SEEDS:
+        session = Session(network, stub_scan(seed).scan)
+        session.click(stub_scan(seed).click)
+        window, probability = session.prediction.pieces[0]
+        tokens = session.predictor.encoded.get(window).features[-1][0].numpy()
+        seen.append(features_under(tokens, probability > 0.5)[None])
+    network.card = network.card.model_copy(update={"classes": Classes.fit(names, [1, 2, 3], seen)})
+    save_model(network, tmp_path / "classes.safetensors")
+    rows = _run(folder, tmp_path, model=str(tmp_path / "classes.safetensors")).rows
+    assert [row.class_name for row in rows] == names
+    assert [row.class_name for row in read_table(tmp_path).values()] == names
+    assert {row.class_name for row in _run(folder, tmp_path / "without").rows} == {""}
+
+
+def test_a_table_from_before_classes_is_read(tmp_path: Path) -> None:
+    row = ScanResult("s0", "s0.nii", "done", 1.25, 8.5, "bright", key="0")
+    with Ledger(tmp_path, [row]):
+        pass
+    assert read_table(tmp_path) == {"s0": row}
+    table = tmp_path / TABLE
+    table.write_text(table.read_text().replace(",class_name", "").replace(",bright", ""))
+    assert read_table(tmp_path) == {"s0": replace(row, class_name="")}
 
 
 def test_a_row_that_a_crash_cut_off_is_made_again(folder: Path, tmp_path: Path) -> None:

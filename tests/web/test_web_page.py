@@ -16,8 +16,10 @@ from tests.dicom_series import write_dicom, write_disc
 from tests.web.golden import VIEWER
 from tests.web.serving import LocalViewer, WebSpace, build, web_space
 from voxsam import Session, load_model, read_volume
+from voxsam.interactive.confidence import features_under
 from voxsam.io import write_volume
 from voxsam.io.objects import read_objects
+from voxsam.network.classes import Classes
 from voxsam.testing import stub_scan
 from voxsam.weights.export import export_onnx
 
@@ -191,6 +193,30 @@ def test_a_visitor_without_a_scan_opens_the_demo(viewer: LocalViewer, space: Web
     assert space.paths[requests:] == [f"/{space.folder.name}/demo.nii.gz"]  # and not before: few want it
     _click(viewer, stub_scan().click, "1 mark")
     assert viewer.labels()[stub_scan().click] == 1
+
+
+def test_a_model_with_classes_says_what_was_clicked(browser, folder: Path, tmp_path: Path) -> None:
+    """One class is what Python sees under the mask, the other far from it."""
+    copy, given = tmp_path / "voxsam", stub_scan()
+    session = Session(load_model("voxsam-tiny", "cpu"), given.scan)
+    session.click(given.click)
+    window, probability = session.prediction.pieces[0]
+    tokens = session.predictor.encoded.get(window).features[-1][0].numpy()
+    seen = features_under(tokens, probability > 0.5)
+    classes = Classes.fit(["other", "clicked"], [1, 2], [seen[None] + 5, seen[None]])
+    shutil.copytree(folder, copy)
+    (card,) = (copy / "model").glob("card*.json")
+    card.write_text(json.dumps({**json.loads(card.read_text()), "classes": classes.model_dump(mode="json")}))
+    with web_space(copy) as space:
+        viewer = LocalViewer(browser, space.address).go().isolated()
+        viewer.page.click("#open-demo")
+        viewer.opened()
+        _click(viewer, given.click, "1 mark")
+        assert viewer.page.inner_text("#messages p:first-child") == "Looks like: clicked"
+        report = json.loads(viewer.saved("#save-json", tmp_path / "report.json").read_text())
+        assert [found["class"] for found in report["objects"]] == ["clicked"]
+        viewer.close()
+        assert viewer.faults == []
 
 
 def test_a_new_version_replaces_the_old_one_when_it_is_wanted(browser, folder: Path, tmp_path: Path) -> None:

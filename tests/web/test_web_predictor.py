@@ -23,6 +23,7 @@ from voxsam.interactive.confidence import SIGNALS
 from voxsam.interactive.predictor import Prediction, Predictor
 from voxsam.io import read_volume
 from voxsam.network.calibration import Calibration, Layer
+from voxsam.network.classes import Classes
 from voxsam.network.promptable import Promptable
 from voxsam.phantoms import make_phantom
 from voxsam.prompts import Box, MaskHint, Point, Prompt
@@ -41,6 +42,7 @@ from voxsam.weights.export import export_onnx
 AGREE = (
     0.999  # of the mask's voxels: sums are taken in another order, and a voxel may lie on the border; one always may
 )
+CLASSES = Classes(names=("dark", "bright"), labels=(1, 2), means=((-0.5,), (0.2,)), spread=(0.3,))
 Json = dict[str, Any]
 
 
@@ -140,6 +142,7 @@ class Answer:
     remarks: list[str] = field(default_factory=list)
     crops: int = 0
     confidence: Json | None = None
+    class_name: str | None = None
     error: str = ""
 
 
@@ -156,7 +159,8 @@ def in_python(network: Promptable, case: Case) -> list[Answer]:
             answers.append(Answer(error=str(error)))
             continue
         sure = before.confidence and before.confidence.facts
-        answers.append(Answer(mask_of(before, case.keep_clicked), list(before.remarks), before.crops, sure))
+        said = (list(before.remarks), before.crops, sure, before.class_name)
+        answers.append(Answer(mask_of(before, case.keep_clicked), *said))
     return answers
 
 
@@ -187,7 +191,7 @@ def in_browser(folder: Path, chosen: dict[str, Case]) -> dict[str, list[Answer]]
             continue
         bits = np.fromfile(folder / f"{name}-{said['step']}.bin", dtype=np.uint8)
         mask = bits.reshape(shape, order="F") > 0
-        answers[name].append(Answer(mask, said["remarks"], said["crops"], said["confidence"]))
+        answers[name].append(Answer(mask, *(said[word] for word in ("remarks", "crops", "confidence", "className"))))
     return answers
 
 
@@ -199,6 +203,7 @@ def check(name: str, ours: list[Answer], theirs: list[Answer]) -> None:
         if python.error:
             continue
         assert (browser.crops, browser.remarks) == (python.crops, python.remarks), where
+        assert browser.class_name == python.class_name, where
         differing = int((python.mask ^ browser.mask).sum())
         assert differing <= max(1, (1 - AGREE) * python.mask.sum()), (
             f"{where}: {differing} of {python.mask.sum()} voxels"
@@ -244,7 +249,9 @@ def as_rows(weights: NDArray[np.float64]) -> tuple[tuple[float, ...], ...]:
 
 def check_known(spacing_range: tuple[float, float] | None, scans: dict[str, Case], model: Path, folder: Path) -> None:
     """All scans through both predictors; what is compared is there: masks, further crops, remarks of several kinds."""
-    card = web_card(spacing_range_mm=spacing_range).model_copy(update={"calibration": calibration()})
+    card = web_card(spacing_range_mm=spacing_range).model_copy(
+        update={"calibration": calibration(), "classes": CLASSES}
+    )
     network = LikeClicks(card=card).eval()
     shutil.copytree(model, folder / "model")
     write_card(network.card, folder / "model")
@@ -254,6 +261,7 @@ def check_known(spacing_range: tuple[float, float] | None, scans: dict[str, Case
     assert min(int(answers[-1].mask.sum()) for answers in ours.values()) > 0
     assert max(answer.crops for answer in answers) > 2
     assert len({remark[:20] for answer in answers for remark in answer.remarks}) >= 3
+    assert {answer.class_name for answer in answers} == {"dark", "bright", None}
     assert {answer.confidence["doubtful"] for answer in answers if answer.confidence} == {False, True}
     for name in scans:
         check(name, ours[name], theirs[name])

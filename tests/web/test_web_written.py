@@ -74,6 +74,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
                     "longest": line,
                     "perpendicular": None,
                     "remarks": ["look twice"],
+                    "class_name": "bright" if n == 1 else None,
                 }
             )
         job = {"files": scan, "write": {"kinds": KINDS, "objects": objects}}
@@ -173,5 +174,7 @@ def test_the_report_says_what_was_made(written: Path) -> None:
     first = report["objects"][0]
     assert (first["label"], first["voxels"], first["name"]) == (1, int(FIRST.sum()), "Lesion 1 <left>")
     assert report["clicks"][0] == {"index": [5, 6, 4], "positive": True} and report["messages"] == ["look twice"] * 2
+    assert [found["class"] for found in report["objects"]] == ["bright", None]
     page = (written / "dicom" / "written" / "report.html").read_text()
+    assert "<tr><th>Class 1</th><td>bright</td></tr>" in page and "Class 3" not in page
     assert "Lesion 1 &lt;left&gt; (Neoplasm)" in page and "Müller^Änne" in page and "<script" not in page

@@ -50,7 +50,7 @@ for (const { name, type, shape, affine, modality, keepClicked, follow, steps, hi
       const region = before.region(keepClicked);
       const seconds = used() - begun;
       writeFileSync(join(folder, `${name}-${n}.bin`), within(region, { low: [0, 0, 0], high: shape }));
-      answers.push({ scan: name, step: n, voxels: voxelsOf(region), remarks: before.remarks, crops: before.pieces.length, confidence: before.confidence, seconds });
+      answers.push({ scan: name, step: n, voxels: voxelsOf(region), remarks: before.remarks, crops: before.pieces.length, confidence: before.confidence, className: before.className, seconds });
     } catch (error) {
       answers.push({ scan: name, step: n, error: (error as Error).message });
     }

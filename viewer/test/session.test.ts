@@ -66,6 +66,15 @@ describe("objects", () => {
     expect(session.labels()).toEqual(new Uint8Array(32).fill(2)); // the highest is seen
   });
 
+  it("say which class they look like, also as what is kept", async () => {
+    const found = new Prediction(new Grid(SHAPE, AFFINE), [], [], [], [], null, [], null, "bright");
+    const session = new Session(SCAN, { predict: async () => found, restored: () => expect.fail("nothing was kept") });
+    await take(session, click([3, 3, 3]), { kind: "new object" });
+    expect(session.state().objects.map(({ class_name }) => class_name)).toEqual(["bright", null]);
+    await take(session, { kind: "undo" });
+    expect(session.found(click([3, 3, 3]))).toMatchObject({ className: "bright" });
+  });
+
   it("that are painted go along as a hint, and what was painted stays", async () => {
     const { asked, session } = finds(box([0, 0, 0], [2, 2, 1]), box([0, 0, 0], [1, 1, 1]));
     await take(session, { kind: "edit", edits: [brush({ radius_mm: 0.5 })] }, click([1, 1, 0]));

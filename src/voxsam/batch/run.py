@@ -31,6 +31,7 @@ from voxsam.weights.registry import MODELS, find_model
 
 TABLE = "cohort.csv"
 COLUMNS = [field.name for field in fields(ScanResult)]
+NEWER = {"class_name"}  # columns that tables of earlier releases lack
 NUMBERS = ("volume_ml", "diameter_mm", "reading_s", "segmenting_s", "writing_s")
 KEY_DIGITS = 16
 
@@ -75,7 +76,7 @@ def read_table(output: Path) -> dict[str, ScanResult]:
     try:
         with open(output / TABLE, newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
-            if not set(COLUMNS) <= set(reader.fieldnames or COLUMNS):
+            if not set(COLUMNS) - NEWER <= set(reader.fieldnames or COLUMNS):
                 raise FileError(f"{output / TABLE} with other columns", "the table of a cohort", "move it away")
             return {row.name: row for row in _rows(reader)}
     except FileNotFoundError:
@@ -92,7 +93,7 @@ def _rows(reader: csv.DictReader[str]) -> Iterator[ScanResult]:
             numbers = {name: float(cells[name]) if cells[name] else None for name in NUMBERS}
         except ValueError:  # a spreadsheet has written it, with numbers of its own
             continue
-        yield replace(ScanResult("", "", "done"), **{**{name: cells[name] for name in COLUMNS}, **numbers})
+        yield replace(ScanResult("", "", "done"), **{**{name: cells.get(name, "") for name in COLUMNS}, **numbers})
 
 
 def key_of(job: ScanTask, settings: BatchOptions, model: str) -> str:

@@ -140,6 +140,7 @@ class ScanResult:
     status: Literal["done", "failed"]
     volume_ml: float | None = None
     diameter_mm: float | None = None
+    class_name: str = ""  # which of the model's classes it looks like
     reading_s: float | None = None
     segmenting_s: float | None = None
     writing_s: float | None = None
@@ -229,6 +230,7 @@ class Worker:
             "done",
             round(tumour.volume_ml, 4),
             round(diameter.length_mm, 2) if diameter else 0.0,
+            segmented.found.class_name or "",
             round(segmented.reading_s, 3),
             round(segmented.seconds, 3),
             round(time.perf_counter() - start, 3),

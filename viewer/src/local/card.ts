@@ -30,6 +30,13 @@ export interface Calibration {
   warn_below: number; // likeness of a lesion
 }
 
+/** The kinds of structure that a model was trained on, told apart by the features under a mask. */
+export interface Classes {
+  names: string[];
+  means: number[][]; // of the features, for each class
+  spread: number[]; // s.d. of each feature within a class
+}
+
 export interface Card {
   name: string;
   system: string;
@@ -45,6 +52,7 @@ export interface Card {
   preprocessing: Preprocessing;
   conditioning: Conditioning | null;
   calibration?: Calibration | null; // cards of older models have none
+  classes?: Classes | null; // likewise
   description: Record<string, string>;
   prompts: string[];
 }

@@ -1,7 +1,7 @@
 // Confidence: a calibrated number beside a mask, from what the prediction and the crop look like; as voxsam.interactive.confidence.
 import type { Confidence, Index } from "../engine/engine";
 import { AXES, eachRow, perAxis, sumOf } from "./boxes";
-import type { Calibration } from "./card";
+import type { Calibration, Classes } from "./card";
 import { componentsAt } from "./components";
 import type { FeatureMap } from "./conditioning";
 import { rounded, roundedToEven } from "./numbers";
@@ -23,6 +23,13 @@ export function confidence(calibration: Calibration, pieces: Piece[], clicks: Se
   const { dice, lesion, ratios } = judged(calibration, signals(pieces[0]!, clicks, crop, tokens));
   const [low, high] = ratios.map((ratio) => rounded(ratio * volume_ml, 4)) as [number, number];
   return { dice: rounded(dice, 3), volume_ml: [low, high], doubtful: lesion < calibration.warn_below };
+}
+
+/** The name of the class whose mean is nearest to the features under the mask of a crop, each in units of its spread. */
+export function className({ names, means, spread }: Classes, { window, probability }: Piece, tokens: FeatureMap): string {
+  const features = under(tokens, Uint8Array.from(probability, (one) => (one > THRESHOLD ? 1 : 0)), window.size);
+  const apart = means.map((mean) => mean.reduce((sum, value, c) => sum + ((value - features[c]!) / spread[c]!) ** 2, 0));
+  return names[apart.indexOf(Math.min(...apart))]!;
 }
 
 /** What tells a good mask from a bad one: 17 numbers, then the mean features under the mask. */

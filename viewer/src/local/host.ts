@@ -214,9 +214,9 @@ export class Host {
 
   private file({ scan, session, seconds }: Open, kind: FileKind): Promise<Blob> {
     const objects = session.state().objects.map((object): WrittenObject => {
-      const { number, name, colour, visible, locked, type, prompts, messages, edited, confidence } = object;
+      const { number, name, colour, visible, locked, type, prompts, messages, edited, confidence, class_name } = object;
       const { region } = session.seen.objects.get(number)!;
-      return { number, facts: { name, colour, visible, locked, type }, region, clicks: prompts, remarks: messages, edited, confidence, ...session.measurement(region) };
+      return { number, facts: { name, colour, visible, locked, type }, region, clicks: prompts, remarks: messages, edited, confidence, class_name, ...session.measurement(region) };
     });
     const facts: ReportFacts = { model: this.model, version: this.tools.info.version, seconds };
     return this.tools.write(kind, scan, objects, facts);

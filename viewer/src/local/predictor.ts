@@ -5,7 +5,7 @@
 import type { Box, Confidence, Index } from "../engine/engine";
 import { isEmpty, sizeOf } from "../stage/geometry";
 import { AXES, countOf, eachRow, hull, intersection, perAxis } from "./boxes";
-import { confidence } from "./confidence";
+import { className, confidence } from "./confidence";
 import { imageOf, modelGrid, paste, readCrop, type Image } from "./crop";
 import { Grid, Window } from "./grid";
 import type { Encoded, Network, PlacedClick } from "./network";
@@ -35,6 +35,7 @@ export class Prediction {
     readonly box: Box | null = null, // of the scan, beyond which the mask must not go
     readonly notes: string[] = [], // remarks but those on clicks
     readonly confidence: Confidence | null = null, // of a calibrated model
+    readonly className: string | null = null, // which of the model's classes it looks like
   ) {}
 
   /**
@@ -61,8 +62,8 @@ export class Prediction {
 
   /** As `Predictor.restored` takes it. */
   kept(): KeptPrediction {
-    const { clicks, windows, pieces, box, notes, confidence } = this;
-    return { clicks, windows: windows.map(keptWindow), pieces: pieces.map(({ window, probability }) => ({ ...keptWindow(window), probability })), box, notes, confidence };
+    const { clicks, windows, pieces, box, notes, confidence, className } = this;
+    return { clicks, windows: windows.map(keptWindow), pieces: pieces.map(({ window, probability }) => ({ ...keptWindow(window), probability })), box, notes, confidence, className };
   }
 
   /** Memory of the probabilities and the mask. */
@@ -86,7 +87,7 @@ export class Prediction {
 }
 
 /** A prediction as plain values, without its prompts: so it can be kept, and need not be computed again. */
-export type KeptPrediction = Pick<Prediction, "clicks" | "box" | "notes" | "confidence"> & {
+export type KeptPrediction = Pick<Prediction, "clicks" | "box" | "notes" | "confidence" | "className"> & {
   windows: KeptWindow[];
   pieces: (KeptWindow & { probability: Float32Array })[];
 };
@@ -150,9 +151,9 @@ export class Predictor {
   }
 
   /** A prediction of this scan that was kept, made from these prompts. */
-  restored(prompts: SessionPrompt[], { clicks, windows, pieces, box, notes, confidence }: KeptPrediction): Prediction {
+  restored(prompts: SessionPrompt[], { clicks, windows, pieces, box, notes, confidence, className }: KeptPrediction): Prediction {
     const own = pieces.map(({ probability, ...window }): Piece => ({ window: windowOf(window), probability }));
-    return new Prediction(this.grid, prompts, clicks, windows.map(windowOf), own, box, notes, confidence ?? null); // kept by an older version: none
+    return new Prediction(this.grid, prompts, clicks, windows.map(windowOf), own, box, notes, confidence ?? null, className ?? null); // kept by an older version: none
   }
 
   /** Free the encoded crops, to save memory. */
@@ -171,7 +172,7 @@ export class Predictor {
     this.check(clicks);
     this.used = new Set(before.pieces.map((piece) => piece.window.key));
     const { windows, pieces, end } = await this.segment(clicks, before);
-    const sure = await this.confidence(pieces, clicks);
+    const [sure, kind] = await this.judged(pieces, clicks);
     const box = commonBox(prompts, clicks, this.grid.shape);
     const notes = [
       ...this.scanRemarks,
@@ -180,18 +181,21 @@ export class Predictor {
       ...(sure?.doubtful ? [UNLIKE] : []),
       ...(box === null && prompts.some((prompt) => prompt.kind === "box") ? [BOX_IGNORED] : []),
     ];
-    return new Prediction(this.grid, [...prompts], clicks, windows, pieces, box, notes, sure);
+    return new Prediction(this.grid, [...prompts], clicks, windows, pieces, box, notes, sure, kind);
   }
 
-  /** Of a calibrated model, else null. */
-  private async confidence(pieces: Piece[], clicks: Click[]): Promise<Confidence | null> {
-    const { calibration } = this.network.card;
-    if (!calibration) return null;
-    const { window } = pieces[0]!;
-    const encoded = await this.encode(window);
+  /** How good it probably is, and the class that it looks like: null where the model is not calibrated, or knows no classes. */
+  private async judged(pieces: Piece[], clicks: Click[]): Promise<[Confidence | null, string | null]> {
+    const { calibration, classes } = this.network.card;
+    if (!calibration && !classes) return [null, null];
+    const [first] = pieces as [Piece, ...Piece[]];
+    const encoded = await this.encode(first.window);
     const tokens = this.network.deepest(encoded);
+    if (!tokens) return [null, null];
     const seen = clicks.map(({ index, positive }) => ({ world: this.grid.toWorld(index), positive }));
-    return tokens && confidence(calibration, pieces, seen, encoded.crop, tokens, voxelsAbove(pieces) * window.modelGrid.voxelVolume);
+    const volume_ml = voxelsAbove(pieces) * first.window.modelGrid.voxelVolume;
+    const sure = calibration ? confidence(calibration, pieces, seen, encoded.crop, tokens, volume_ml) : null;
+    return [sure, classes ? className(classes, first, tokens) : null];
   }
 
   private get follows(): boolean {

@@ -124,7 +124,7 @@ export class Session {
       longest_diameter_mm: longest?.mm ?? 0,
       longest: longest && { mm: longest.mm, ends: longest.ends.map(thousandths) as [Index, Index] },
       perpendicular: perpendicular && { mm: perpendicular.mm, ends: perpendicular.ends.map(thousandths) as [Index, Index] },
-      class_name: null, // told by the server alone
+      class_name: object.prediction?.className ?? null,
       confidence: isEdited(object) || object.keptByOthers ? null : (object.prediction?.confidence ?? null),
       messages: remarksOf(object, shape, new Grid(shape, affine).voxelVolume),
     };

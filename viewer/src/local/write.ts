@@ -21,6 +21,7 @@ export interface WrittenObject {
   remarks: string[];
   edited?: boolean; // by hand
   confidence?: Confidence | null; // of a calibrated model
+  class_name?: string | null; // of a model with classes
   inWords?: string; // its measures; made here
 }
 

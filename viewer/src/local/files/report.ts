@@ -44,7 +44,7 @@ export function reportOf(scan: Volume, objects: WrittenObject[], facts: ReportFa
     model: facts.model,
     clicks: objects.flatMap(({ clicks }) => clicks.map(clickOf)),
     confidence: null, // each object has its own
-    class: null, // told by the server alone
+    class: null, // each object has its own, too
     objects: objects.map(objectOf),
     seconds: { "all steps": round(facts.seconds, 4) },
     messages: [...scan.remarks, ...objects.flatMap(({ remarks }) => remarks)],
@@ -57,7 +57,7 @@ function clickOf(prompt: KnownPrompt) {
   return prompt.kind === "point" ? { index: prompt.index, positive: prompt.positive } : prompt;
 }
 
-function objectOf({ number, facts, region, clicks, volume_ml, longest, perpendicular, edited, confidence }: WrittenObject) {
+function objectOf({ number, facts, region, clicks, volume_ml, longest, perpendicular, edited, confidence, class_name }: WrittenObject) {
   const line = (diameter: Diameter | null) =>
     diameter && { mm: round(diameter.mm, 3), ends: diameter.ends.map((end) => end.map((voxel) => round(voxel, 3))) };
   return {
@@ -72,7 +72,7 @@ function objectOf({ number, facts, region, clicks, volume_ml, longest, perpendic
     clicks: clicks.map(clickOf),
     edited: edited ?? false,
     confidence: confidence ?? null,
-    class: null,
+    class: class_name ?? null,
   };
 }
 
@@ -135,6 +135,7 @@ function rowsOf(report: Report): [string, string][] {
     rows.push([`Volume${number}`, `${object.volume_ml.toFixed(1)} mL (${object.voxels.toLocaleString("en")} voxels)`]);
     rows.push([`Longest axial diameter${number}`, `${object.longest_axial_diameter_mm.toFixed(1)} mm`]);
     if (object.perpendicular) rows.push([`Perpendicular${number}`, `${object.perpendicular.mm.toFixed(1)} mm`]);
+    if (object.class) rows.push([`Class${number}`, object.class]);
     if (object.confidence) {
       const { dice, volume_ml } = object.confidence;
       rows.push([`Expected${number}`, `Dice ${dice.toFixed(2)}, volume ${volume_ml.map((ml) => format(ml, 3)).join(" to ")} mL (80 %)`]);
