@@ -33,11 +33,10 @@ from voxsam.lab.data.parallel import available_cores
 from voxsam.lab.engine.check import check
 from voxsam.lab.engine.split import cases as split_cases
 from voxsam.lab.engine.validation import painted
-from voxsam.lab.evaluation.clicks import ClickMaker
+from voxsam.lab.evaluation.clicks import ClickMaker, clicks_needed
 from voxsam.lab.evaluation.systems import SessionSystem
 from voxsam.lab.evaluation.tables import markdown_table, write_between_markers
 from voxsam.lab.learning import learn
-from voxsam.lab.learning.replay import clicks_needed
 from voxsam.network.promptable import Promptable
 from voxsam.project import Project
 from voxsam.prompts import Point

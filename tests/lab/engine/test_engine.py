@@ -8,8 +8,7 @@ from tests.lab.engine.conftest import with_balls
 from voxsam.errors import InputError
 from voxsam.geometry import Grid
 from voxsam.lab.engine.crops import cut_to, draw_frame, draw_spacing
-from voxsam.lab.engine.fields import smooth_noise
-from voxsam.lab.engine.painting import BONE, FAT, LUNG, SOFT, Look, Shape, Site, draw_shape, paint
+from voxsam.lab.engine.painting import BONE, FAT, LUNG, SOFT, Look, Shape, Site, draw_shape, paint, smooth_noise
 from voxsam.lab.engine.regions import stable_region
 from voxsam.lab.engine.scans import ORGAN, Scan
 from voxsam.lab.engine.settings import EngineSettings

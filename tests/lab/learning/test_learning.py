@@ -22,8 +22,9 @@ from voxsam import extras
 from voxsam.cli import main
 from voxsam.errors import InputError, UnsupportedError
 from voxsam.geometry import Grid
+from voxsam.lab.evaluation.clicks import clicks_needed
 from voxsam.lab.learning import learn, samples
-from voxsam.lab.learning.replay import clicks_needed, first_click
+from voxsam.lab.learning.samples import first_click
 from voxsam.project import Project, folder
 from voxsam.project.records import Click, Gate, Reading
 from voxsam.project.summary import summarise

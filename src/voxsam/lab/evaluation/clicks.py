@@ -6,7 +6,7 @@ Indices are voxels (i, j, k) of the scan. The regions are in words in docs/evalu
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
 import numpy as np
@@ -17,11 +17,16 @@ from voxsam.boxes import bounding_box, is_empty
 from voxsam.errors import PromptError
 from voxsam.geometry import Grid
 from voxsam.lab.evaluation.scores import Mask, components
+from voxsam.lab.evaluation.systems import System
+from voxsam.prompts import Point
+from voxsam.report.metrics import dice
+from voxsam.volume import Volume
 
 Region = Literal["any", "centre", "surround", "margin", "deepest"]
 REGIONS: tuple[Region, ...] = get_args(Region)
 DEPTH_FRACTIONS = {"centre": (2 / 3, 1.0), "surround": (1 / 3, 2 / 3), "margin": (0.0, 1 / 3)}  # of the greatest depth
 NOISE_REACH_MM = 10.0  # a noisy click misses the tumour by at most this
+WANTED_DICE, MAX_CLICKS = 0.85, 10  # to which a user clicks on, and how often at most
 
 Index = tuple[int, int, int]
 Click = tuple[Index, bool]  # and whether it is positive
@@ -98,6 +103,33 @@ def correction(
     if not open_to_clicks.any():
         return None
     return deepest_voxel(open_to_clicks, spacing_mm), positive
+
+
+def clicks_needed(
+    system: System,
+    scan: Volume,
+    mask: Mask,
+    first: Click,
+    wait: Callable[[], None] = lambda: None,
+) -> tuple[int, Mask, tuple[Click, ...]]:
+    """Clicks until the clicked lesion has a Dice of 0.85, at most 10; the mask then, and the clicks.
+
+    `mask` (i, j, k) on the scan's grid. Of several lesions the clicked one counts; what is found in others neither
+    helps nor harms. `wait` is called before each click.
+    """
+    numbers, _ = components(mask)
+    target = numbers == numbers[first[0]]
+    opened, clicks = system.open(scan), (first,)
+    while True:
+        wait()
+        points = [Point.at_index(scan.grid, at, positive) for at, positive in clicks]
+        found = (opened.segment(points).array != 0) & (target | ~mask)
+        if dice(found, target) >= WANTED_DICE or len(clicks) >= MAX_CLICKS:
+            return len(clicks), found, clicks
+        new = correction(found, target, scan.grid.spacing_mm, clicks, system.takes_negative)
+        if new is None:
+            return MAX_CLICKS, found, clicks
+        clicks = (*clicks, new)
 
 
 def largest_component(mask: Mask) -> Mask:

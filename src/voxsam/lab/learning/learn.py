@@ -29,9 +29,9 @@ from lightning.pytorch.callbacks import Callback
 
 from voxsam.atomic import atomic_path, make_folder
 from voxsam.errors import InputError
+from voxsam.lab.evaluation.clicks import MAX_CLICKS, WANTED_DICE, clicks_needed
 from voxsam.lab.evaluation.systems import SessionSystem
-from voxsam.lab.learning.replay import DICE, LIMIT, clicks_needed, first_click
-from voxsam.lab.learning.samples import load_stream, preprocessing_for, read_case, recipe_for
+from voxsam.lab.learning.samples import first_click, load_stream, preprocessing_for, read_case, recipe_for
 from voxsam.lab.training import Stopped
 from voxsam.lab.training.recipe import Recipe
 from voxsam.lab.training.run import train
@@ -154,8 +154,8 @@ class _Learning:
         try:
             gates = [self._checked(plan, number) for number in range(len(plan.left_out))]
             gate = Gate(
-                dice=DICE,
-                limit=LIMIT,
+                dice=WANTED_DICE,
+                limit=MAX_CLICKS,
                 before={case: n for part in gates for case, n in part.before.items()},
                 after={case: n for part in gates for case, n in part.after.items()},
             )
@@ -252,7 +252,7 @@ class _Learning:
             else:
                 old = old or SessionSystem(load_model(self.project.model_source()))
                 before[case] = clicks_needed(old, scan, inside, first, pause.wait)[0]
-        gate = Gate(dice=DICE, limit=LIMIT, before=before, after=after)
+        gate = Gate(dice=WANTED_DICE, limit=MAX_CLICKS, before=before, after=after)
         write_record(path, gate)
         shutil.rmtree(self.work / f"part-{number}", ignore_errors=True)
         self.log(f"part {number + 1} of {len(plan.left_out)}: {gate}")

@@ -18,6 +18,8 @@ from voxsam.lab.engine.load import load_sources
 from voxsam.lab.engine.scans import Scan
 from voxsam.lab.engine.settings import SOURCES, EngineSettings
 from voxsam.lab.engine.stream import EngineStream, Sources
+from voxsam.lab.evaluation.clicks import Click, ClickMaker
+from voxsam.lab.evaluation.scores import Mask
 from voxsam.lab.training.recipe import Recipe
 from voxsam.network.card import Card
 from voxsam.preprocess import STANDARDISED, Preprocessing, standardised
@@ -83,6 +85,16 @@ def read_case(project: Project, reading: Reading) -> tuple[Volume, Volume]:
         given, expected = f"the mask of {reading.case} on {mask.grid}", f"tumour on the scan's {scan.grid}"
         raise InputError(given, expected, "do the case again")
     return scan, Volume((mask.array > 0).astype(np.uint8), scan.grid, "SEG")
+
+
+def first_click(scan: Volume, mask: Mask, reading: Reading) -> Click:
+    """The reader's first positive click that lies in the mask; a random one, always the same, where there is none."""
+    for click in reading.clicks:
+        i, j, k = (int(n) for n in scan.grid.voxel_of(scan.grid.world_to_index(click.world_mm)))
+        if click.positive and mask[i, j, k]:
+            return (i, j, k), True
+    (drawn,) = ClickMaker(mask, scan.grid.spacing_mm).draw(1, reading.content)
+    return drawn
 
 
 def load_stream(project: Project, readings: Sequence[Reading], recipe: Recipe, data: Path | None) -> EngineStream:

@@ -2,39 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from voxsam.interactive.confidence import features_under
-from voxsam.lab.data.cases import Labelled
-from voxsam.lab.data.sampling import Sampler, validation_samples
+from voxsam.lab.data.sampling import SampleStream, validation_samples
+from voxsam.lab.data.store import find_description
+from voxsam.lab.training.keep import BEST
 from voxsam.network.classes import Classes
+from voxsam.network.promptable import Promptable
 from voxsam.weights.checkpoint import load_model, save_model
 
 CROPS = 4  # of each structure
 
 
-def write_classes(path: Path, names: Mapping[int, str], cases: Sequence[Labelled], sampler: Sampler, seed: int) -> None:
-    """Note in a model file how its classes are told apart. `cases` are the training cases, one for each structure.
+def note_classes(data: Path | None, run: Path, stream: SampleStream, seed: int) -> None:
+    """Note in the models of a run how the classes of its store `data` are told apart, if that has any."""
+    description = None if data is None else find_description(data)
+    for name in ("model", BEST) if description is not None and description.classes else ():
+        path = run / f"{name}.safetensors"
+        if path.is_file():
+            model = load_model(path, "cpu")
+            if classes := _classes(model, description.classes, stream, seed):  # type: ignore[union-attr]
+                model.card = model.card.model_copy(update={"classes": classes})
+                save_model(model, path)
 
-    A structure is seen as a click shows it: crops about voxels of it, the features of the encoder's last level under
-    its label in them. A class without a structure is left out; of fewer than two nothing is noted.
+
+def _classes(model: Promptable, names: Mapping[int, str], stream: SampleStream, seed: int) -> Classes | None:
+    """Of each structure as a click shows it: crops about its voxels, the encoder's last features under its label there.
+
+    A class without a structure is left out; of fewer than two there are none.
     """
-    model = load_model(path, "cpu")
     found: dict[int, list[np.ndarray]] = {}
     for turn in range(CROPS):
-        for case, sample in zip(cases, validation_samples(sampler, cases, seed + turn), strict=True):
+        samples = validation_samples(stream.sampler, stream.scans, seed + turn)
+        for case, sample in zip(stream.scans, samples, strict=True):
             if case.target is None:
                 continue
             with torch.inference_mode():
                 features = model.encode(torch.from_numpy(sample["crop"][None]))
             under = features_under(features[-1][0].float().numpy(), sample["label"][0])
             found.setdefault(case.target, []).append(under)
-    if len(found) > 1:
-        labels = sorted(found)
-        classes = Classes.fit([names[n] for n in labels], labels, [np.stack(found[n]) for n in labels])
-        model.card = model.card.model_copy(update={"classes": classes})
-        save_model(model, path)
+    labels = sorted(found)
+    return Classes.fit([names[n] for n in labels], labels, [np.stack(found[n]) for n in labels]) if labels[1:] else None

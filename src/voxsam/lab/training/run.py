@@ -42,12 +42,11 @@ from voxsam.lab.data.sampling import (
     make_phantoms,
     validation_samples,
 )
-from voxsam.lab.data.store import find_description
 from voxsam.lab.engine.load import load_sources
 from voxsam.lab.engine.stream import EngineStream
 from voxsam.lab.training.budget import Budget
 from voxsam.lab.training.callbacks import DrawExamples, LiveProgress, StopOnNaN, StopOnSignal, ValidateFirst
-from voxsam.lab.training.classes import write_classes
+from voxsam.lab.training.classes import note_classes
 from voxsam.lab.training.keep import (
     BEST,
     LAST,
@@ -363,18 +362,9 @@ def train(
             weights_only=True,
         )
     if isinstance(samples, SampleStream) and trainer.is_global_zero:
-        _note_classes(data, out, samples, recipe.seed)
+        note_classes(data, out, samples, recipe.seed)
     trainer.strategy.barrier()
     return out / "model.safetensors"
-
-
-def _note_classes(data: Path | None, out: Path, stream: SampleStream, seed: int) -> None:
-    """In the models of a run on a store with classes: how they are told apart."""
-    description = None if data is None else find_description(data)
-    for name in ("model", BEST) if description is not None and description.classes else ():
-        path = out / f"{name}.safetensors"
-        if path.is_file():
-            write_classes(path, description.classes, stream.scans, stream.sampler, seed)  # type: ignore[union-attr]
 
 
 def _trainer(recipe: Recipe, out: Path, callbacks: list[Callback], **options: Any) -> lightning.Trainer:
