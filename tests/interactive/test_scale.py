@@ -7,7 +7,7 @@ import torch
 from voxsam import Session
 from voxsam.errors import InputError
 from voxsam.geometry import Grid
-from voxsam.interactive.scale import Scale, voxels_across
+from voxsam.interactive.scale import Scale, measure
 from voxsam.network.card import Card
 from voxsam.network.promptable import Promptable
 from voxsam.network.sizes import TINY
@@ -149,16 +149,16 @@ def test_the_ladder_runs_from_end_to_end_in_equal_steps():
     assert steps.max() < np.log(1.3) + 1e-3 and np.ptp(steps) < 1e-3
 
 
-def test_across_is_the_diameter_of_a_ball_of_the_clicked_parts():
+def test_a_mask_measures_as_a_ball_of_its_clicked_parts_and_their_mean_probability():
     grid = Grid.from_spacing((60, 60, 60), (2.0, 2.0, 2.0))
     window = Window(grid, (10, 5, 0), (40, 40, 40))
     probability = np.zeros((40, 40, 40), np.float32)
     at = np.indices(probability.shape).transpose(1, 2, 3, 0)
-    probability[np.linalg.norm(at - 20, axis=-1) < 8] = 1
+    probability[np.linalg.norm(at - 20, axis=-1) < 8] = 0.75
     probability[2:6, 2:6, 2:6] = 1  # not clicked
     click = grid.index_to_world([30.0, 25.0, 20.0])
-    assert voxels_across([(window, probability)], [click.tolist()]) == pytest.approx(16, abs=0.3)
-    assert voxels_across([(window, probability)], [grid.index_to_world([11.0, 6.0, 1.0]).tolist()]) == 0
+    assert measure([(window, probability)], [click.tolist()]) == (pytest.approx(16, abs=0.3), 0.75)
+    assert measure([(window, probability)], [grid.index_to_world([11.0, 6.0, 1.0]).tolist()]) == (0, 0)
 
 
 # From click to click, and beyond a crop

@@ -7,7 +7,7 @@ import { paste } from "../src/local/crop";
 import { Grid, Window } from "../src/local/grid";
 import type { Network } from "../src/local/network";
 import { rounded, roundedToEven, written } from "../src/local/numbers";
-import { blend, chooseWindows, connected, nextWindows, voxelsAcross } from "../src/local/pieces";
+import { blend, chooseWindows, connected, nextWindows, measure } from "../src/local/pieces";
 import { Prediction, Predictor } from "../src/local/predictor";
 import { contains, voxelOf } from "../src/local/prompts";
 import { cropRemarks } from "../src/local/remarks";
@@ -111,11 +111,13 @@ describe("crops", () => {
     expect(connected({ window: one, probability: two }, near)).toEqual(Float32Array.from(two, (value, n) => (n % 16 > 8 && value > 0.5 ? 0 : value)));
   });
 
-  it("say how large the clicked part is", () => {
+  it("say how large and how sure the clicked part is", () => {
     const count = ball([8, 8, 8], 4).filter((value) => value > 0.5).length;
     const pieces = [{ window: one, probability: ball([8, 8, 8], 4) }];
-    expect(voxelsAcross(pieces, [[16, 16, 16]])).toBeCloseTo(Math.cbrt((6 * count) / Math.PI), 9);
-    expect(voxelsAcross(pieces, [[9, 9, 9]])).toBe(0);
+    const { across, sure } = measure(pieces, [[16, 16, 16]]);
+    expect(across).toBeCloseTo(Math.cbrt((6 * count) / Math.PI), 9);
+    expect(sure).toBeCloseTo(0.9, 5);
+    expect(measure(pieces, [[9, 9, 9]])).toEqual({ across: 0, sure: 0 });
   });
 });
 
@@ -124,8 +126,9 @@ describe("what a click means", () => {
     const card = { preprocessing: { spacing_range_mm: [1, 4] }, config: { crop: 48 } } as unknown as Card;
     const scale = Scale.of(card)!;
     expect(scale.ladder).toEqual([1, 1.26, 1.587, 2, 2.52, 3.175, 4]);
-    expect(scale.first([[0, 0, 0]], null)).toBe(2);
-    expect(scale.first([[0, 0, 0], [100, 0, 0]], null)).toBe(3.175);
+    expect(scale.first([[0, 0, 0]], null)).toEqual([1.26, 2, 4]);
+    expect(scale.first([[0, 0, 0]], 2.1)).toEqual([2]);
+    expect(scale.first([[0, 0, 0], [100, 0, 0]], null)).toEqual([3.175, 4]);
     expect(scale.next(2, 22, [[0, 0, 0]])).toBe(2);
     expect(scale.next(2, 44, [[0, 0, 0]])).toBe(4);
     expect(scale.next(2, 0, [[0, 0, 0]])).toBe(1);

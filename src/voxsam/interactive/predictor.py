@@ -34,7 +34,7 @@ from voxsam.interactive.crops import (
     next_windows,
     parts_of,
 )
-from voxsam.interactive.scale import MAX_LOOKS, Scale, voxels_across
+from voxsam.interactive.scale import MAX_CHANGES, Scale, measure
 from voxsam.io.checks import is_padding, not_hounsfield
 from voxsam.network.promptable import Promptable
 from voxsam.preprocess import Slices, Window, images_of, paste, paste_box
@@ -280,7 +280,7 @@ class Predictor:
     def _segment(self, clicks: Sequence[Point], before: Prediction) -> tuple[list[Window], list[Piece], End]:
         """The windows that clicks choose, the pieces there and where the mask went on, and how it ends.
 
-        A model for many sizes looks again where its mask shows that another spacing fits the lesion better.
+        A model for many sizes looks with several spacings: where the mask is surest, and fits.
         """
         scale = Scale.of(self.model.card.preprocessing, self.model.config.crop)
         if scale is None:
@@ -288,15 +288,23 @@ class Predictor:
         if self.spacing_mm is not None:
             return self._followed(*self._look(self.model_grid((self.spacing_mm,) * 3), clicks, before))
         places_mm = np.array([click.world_mm for click in clicks])
-        spacing, seen = scale.first(places_mm, before.windows), set[float]()
-        while True:
-            seen.add(spacing)
-            looked = self._look(self.model_grid((spacing,) * 3), clicks, before)
-            across = voxels_across(looked[1], [click.world_mm for click in clicks if click.positive])
-            wanted = scale.next(spacing, across, places_mm)
-            if wanted in seen or len(seen) == MAX_LOOKS:
-                return self._followed(*looked)
+        positive_mm = [click.world_mm for click in clicks if click.positive]
+
+        def look(spacing: float) -> Look:
+            return self._look(self.model_grid((spacing,) * 3), clicks, before)
+
+        looks = {spacing: look(spacing) for spacing in scale.first(places_mm, before.windows)}
+        spacing = max(looks, key=lambda s: measure(looks[s][1], positive_mm)[1])
+        chosen = [spacing]
+        for _ in range(MAX_CHANGES):
+            wanted = scale.next(spacing, measure(looks[spacing][1], positive_mm)[0], places_mm)
+            if wanted in chosen:
+                break
             spacing = wanted
+            chosen.append(spacing)
+            if spacing not in looks:
+                looks[spacing] = look(spacing)
+        return self._followed(*looks[spacing])
 
     def _look(self, model_grid: Grid, clicks: Sequence[Point], before: Prediction) -> Look:
         """The windows of a model grid that clicks choose, the pieces there, and how a window is decoded."""

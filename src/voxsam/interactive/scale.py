@@ -1,7 +1,8 @@
 """Which voxel size a lesion asks for: so large that it is about a third of the crop across, chosen by looking.
 
-The first look is at a middle spacing. What its mask measures asks for another spacing, or for none; a few looks decide.
-Spacings come from a ladder, so that clicks nearby, and later ones, find their crops encoded.
+A first click is looked at with a fine, a middle and the coarsest spacing, and the look with the surest mask counts. If
+that mask is too small or too large there, it asks for yet another spacing. Spacings come from a ladder, so that
+clicks nearby, and later ones, find their crops encoded.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from voxsam.preprocess import Preprocessing, Window
 ACROSS = 22 / 64  # of the crop's side: diameter, as a ball of its volume, of what networks are trained on most
 KEPT_ACROSS = (13 / 64, 36 / 64)  # within which a spacing is kept
 STEP = 1.3  # from one spacing of the ladder to the next, at most
-MAX_LOOKS = 3
+MAX_CHANGES = 2  # of spacing after the first looks
 ROOM = 0.75  # of the crop's side in which all clicks should lie
 
 
@@ -39,14 +40,14 @@ class Scale:
         steps = int(np.ceil(np.log(high / low) / np.log(STEP) - 1e-9))
         return cls(tuple(float(f"{s:.4g}") for s in np.geomspace(low, high, steps + 1)), side)
 
-    def first(self, clicks_mm: NDArray[np.float64], current: Sequence[Window]) -> float:
-        """The spacing of the windows so far, else the ladder's middle; coarser if the clicks (N, 3) need more room."""
+    def first(self, clicks_mm: NDArray[np.float64], current: Sequence[Window]) -> tuple[float, ...]:
+        """The spacing of the windows so far, else three to begin with; coarser if the clicks (N, 3) need more room."""
         if current:
             known = float(current[0].model_grid.spacing_mm.max())
-            start = min(self.ladder, key=lambda s: abs(np.log(s / known)))
+            starts = [min(self.ladder, key=lambda s: abs(np.log(s / known)))]
         else:
-            start = self.ladder[len(self.ladder) // 2]
-        return self._with_room(start, clicks_mm)
+            starts = [self.ladder[n] for n in (min(1, len(self.ladder) - 1), len(self.ladder) // 2, -1)]
+        return tuple(dict.fromkeys(self._with_room(start, clicks_mm) for start in starts))
 
     def next(self, spacing: float, across: float, clicks_mm: NDArray[np.float64]) -> float:
         """The spacing that a mask of so many voxels `across`, seen at `spacing`, asks for: often the same.
@@ -67,12 +68,13 @@ class Scale:
         return able[0] if able else self.ladder[-1]
 
 
-def voxels_across(pieces: Sequence[Piece], clicks_mm: Sequence[Sequence[float]]) -> float:
-    """The diameter, in voxels of the model grid, of a ball as large as the parts of the mask that have clicks in them.
+def measure(pieces: Sequence[Piece], clicks_mm: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """How large and how sure the parts of the mask are that have clicks in them; (0, 0) if there is none.
 
-    A part that fills its crop counts as larger than it is seen: a face of the crop that it reaches adds a half.
+    The first is the diameter, in voxels of the model grid, of a ball of their volume. A part that fills its crop counts
+    as larger than it is seen: a face of the crop that it reaches adds a half. The second is their mean probability.
     """
-    volume, factor = 0, 1.0
+    volume, total, factor = 0, 0.0, 1.0
     for window, probability in pieces:
         parts = np.zeros(probability.shape, dtype=np.int32)
         scipy.ndimage.label(probability > THRESHOLD, output=parts)
@@ -81,6 +83,7 @@ def voxels_across(pieces: Sequence[Piece], clicks_mm: Sequence[Sequence[float]])
         numbers = {int(parts[tuple(place)]) for place in at[inside]} - {0}
         clicked = np.isin(parts, list(numbers))
         volume += int(clicked.sum())
+        total += float(probability[clicked].sum(dtype=np.float64))
         ends = [np.moveaxis(clicked, axis, 0)[[0, -1]].any(axis=(1, 2)) for axis in range(3)]
         factor = max(factor, 1 + 0.5 * float(np.sum(ends)))
-    return float(np.cbrt(6 * volume * factor / np.pi))
+    return float(np.cbrt(6 * volume * factor / np.pi)), total / max(1, volume)

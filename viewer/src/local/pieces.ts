@@ -170,11 +170,13 @@ function tumourBox(pieces: Piece[], window: Window): Box {
 }
 
 /**
- * The diameter, in voxels of the model grid, of a ball as large as the parts of the mask that have clicks (RAS+ mm) in
- * them. A part that fills its crop counts as larger than it is seen: a face that it reaches adds a half.
+ * How large and how sure the parts of the mask are that have clicks (RAS+ mm) in them; 0 and 0 if there is none. `across`:
+ * the diameter, in voxels of the model grid, of a ball of their volume; a part that fills its crop counts as larger than
+ * it is seen: a face that it reaches adds a half. `sure`: their mean probability.
  */
-export function voxelsAcross(pieces: Piece[], clicks: Index[]): number {
+export function measure(pieces: Piece[], clicks: Index[]): { across: number; sure: number } {
   let volume = 0;
+  let total = 0;
   let factor = 1;
   for (const { window, probability } of pieces) {
     const [ni, nj, nk] = window.size;
@@ -185,9 +187,10 @@ export function voxelsAcross(pieces: Piece[], clicks: Index[]): number {
     }
     const mask = componentsAt(aboveThreshold(probability, window.size), window.size, clicked);
     volume += sumOf(mask);
+    total += mask.reduce((sum, is, n) => (is ? sum + probability[n]! : sum), 0);
     const { low, high } = boundingBox(mask, [ni, nj, nk]);
     const faces = isEmpty({ low, high }) ? 0 : AXES.reduce<number>((sum, axis) => sum + Number(low[axis] === 0) + Number(high[axis] === window.size[axis]), 0);
     factor = Math.max(factor, 1 + 0.5 * faces);
   }
-  return Math.cbrt((6 * volume * factor) / Math.PI);
+  return { across: Math.cbrt((6 * volume * factor) / Math.PI), sure: total / Math.max(1, volume) };
 }

@@ -9,12 +9,12 @@ import { className, confidence } from "./confidence";
 import { imageOf, modelGrid, paste, readCrop, type Image } from "./crop";
 import { Grid, Window } from "./grid";
 import type { Encoded, Network, PlacedClick } from "./network";
-import { blend, chooseWindows, connected, isNew, nextWindows, THRESHOLD, tumourParts, voxelsAbove, voxelsAcross, type Piece } from "./pieces";
+import { blend, chooseWindows, connected, isNew, measure, nextWindows, THRESHOLD, tumourParts, voxelsAbove, type Piece } from "./pieces";
 import { boxOf, clicksOf, thousandths, voxelOf, type Click, type SessionPrompt } from "./prompts";
 import { refusal } from "./refusal";
 import { componentsOf, EMPTY, regionOf, union, type Region } from "./region";
 import { airRemarks, BOX_IGNORED, cropRemarks, missedRemark, RUNAWAY, scanRemarks, UNLIKE, type End } from "./remarks";
-import { MAX_LOOKS, Scale } from "./scale";
+import { MAX_CHANGES, Scale } from "./scale";
 import type { Volume } from "./volume";
 
 const MAX_CROPS = 12; // that one tumour is followed into
@@ -231,15 +231,22 @@ export class Predictor {
     const places = clicks.map((click) => this.grid.toWorld(click.index));
     const positive = places.filter((_, n) => clicks[n]!.positive);
     const known = before.windows[0]?.modelGrid.spacing;
-    const seen = new Set<number>();
-    // It looks again where the mask shows that another spacing fits the lesion better.
-    for (let spacing = scale.first(places, known ? Math.max(...known) : null); ; ) {
-      seen.add(spacing);
+    // It looks with several spacings: where the mask is surest, and fits.
+    const looks = new Map<number, Looked & { across: number; sure: number }>();
+    const look = async (spacing: number) => {
       const looked = await this.look(modelGrid(this.grid, preprocessing, spacing), clicks, before);
-      const wanted = scale.next(spacing, voxelsAcross(looked.pieces, positive), places);
-      if (seen.has(wanted) || seen.size === MAX_LOOKS) return this.followed(looked);
-      spacing = wanted;
+      looks.set(spacing, { ...looked, ...measure(looked.pieces, positive) });
+    };
+    for (const spacing of scale.first(places, known ? Math.max(...known) : null)) await look(spacing);
+    let [spacing] = [...looks].reduce((best, other) => (other[1].sure > best[1].sure ? other : best));
+    const chosen = [spacing];
+    for (let n = 0; n < MAX_CHANGES; n++) {
+      const wanted = scale.next(spacing, looks.get(spacing)!.across, places);
+      if (chosen.includes(wanted)) break;
+      if (!looks.has(wanted)) await look(wanted);
+      chosen.push((spacing = wanted));
     }
+    return this.followed(looks.get(spacing)!);
   }
 
   /** The windows of a model grid that clicks choose, the pieces there, and how a window is decoded. */

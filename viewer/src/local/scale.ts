@@ -7,7 +7,7 @@ const ACROSS = 22 / 64; // of the crop's side: diameter, as a ball of its volume
 const KEPT_ACROSS = [13 / 64, 36 / 64] as const; // within which a spacing is kept
 const STEP = 1.3; // from one spacing of the ladder to the next, at most
 const ROOM = 0.75; // of the crop's side in which all clicks should lie
-export const MAX_LOOKS = 3;
+export const MAX_CHANGES = 2; // of spacing after the first looks
 
 export class Scale {
   private constructor(
@@ -24,9 +24,11 @@ export class Scale {
     return new Scale(Array.from({ length: steps + 1 }, (_, n) => Number(spacing(n).toPrecision(4))), config.crop);
   }
 
-  /** The spacing so far (mm), else the ladder's middle; coarser if the clicks (RAS+ mm) need more room. */
-  first(clicks: Index[], known: number | null): number {
-    return this.withRoom(known === null ? this.ladder[Math.floor(this.ladder.length / 2)]! : this.nearest(known), clicks);
+  /** The spacing so far (mm), else three to begin with; coarser if the clicks (RAS+ mm) need more room. */
+  first(clicks: Index[], known: number | null): number[] {
+    const last = this.ladder.length - 1;
+    const starts = known === null ? [Math.min(1, last), Math.floor(this.ladder.length / 2), last].map((n) => this.ladder[n]!) : [this.nearest(known)];
+    return [...new Set(starts.map((start) => this.withRoom(start, clicks)))];
   }
 
   /**
