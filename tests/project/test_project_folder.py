@@ -20,7 +20,6 @@ from tests.project.conftest import CASES
 from voxsam.errors import FileError, GeometryError, ImageError, InputError, PromptError
 from voxsam.io import write_volume
 from voxsam.project import Project, folder
-from voxsam.project.order import previous, upcoming
 from voxsam.project.records import Gate, LearnedModel
 from voxsam.project.summary import summarise
 from voxsam.prompts import Point
@@ -339,12 +338,12 @@ def test_kill_9_at_random_moments_loses_nothing(project):
 
 
 def test_back_goes_from_what_was_done_last_to_what_was_done_before(project, given):
-    assert previous(project, "anna") is None
+    assert project.previous("anna") is None
     for case in ("b", "a"):
         project.done(case, given[case].truth, reader="anna", scan=given[case].scan)
     project.skip("deep__c", "anna")
-    assert [previous(project, "anna", before) for before in (None, "deep__c", "a", "b")] == ["deep__c", "a", "b", None]
-    assert previous(project, "ben") is None
+    assert [project.previous("anna", before) for before in (None, "deep__c", "a", "b")] == ["deep__c", "a", "b", None]
+    assert project.previous("ben") is None
 
 
 def test_what_another_works_on_cannot_be_skipped(project):
@@ -352,7 +351,7 @@ def test_what_another_works_on_cannot_be_skipped(project):
     with pytest.raises(InputError, match="a, on which anna works"):
         project.skip("a", "ben")
     project.skip("a", "anna")
-    assert upcoming(project, "ben") == ["b", "deep__c"]
+    assert project.upcoming("ben") == ["b", "deep__c"]
 
 
 def test_how_often_it_learns_is_kept(project):

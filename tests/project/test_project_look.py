@@ -14,7 +14,6 @@ from voxsam.interactive.predictor import Prediction
 from voxsam.preprocess import Window
 from voxsam.project import Project, look
 from voxsam.project.look import look_first, sureness
-from voxsam.project.order import upcoming
 from voxsam.project.summary import summarise
 from voxsam.testing import stub_network
 from voxsam.weights.checkpoint import save_model
@@ -55,16 +54,16 @@ def test_the_least_sure_comes_first_and_a_look_that_was_cut_off_goes_on(project,
         return found
 
     monkeypatch.setattr(look, "segment_automatically", segment)
-    assert upcoming(project) == ["a", "b", "deep__c"] and summarise(project).order == "as listed"
+    assert project.upcoming() == ["a", "b", "deep__c"] and summarise(project).order == "as listed"
     with pytest.raises(KeyboardInterrupt):
         look_first(project, automatic, "cpu")
     found = look_first(project, automatic, "cpu")
     assert found == pytest.approx({"a": 1.0, "b": 2 * 0.6 / 1.6, "deep__c": 2 * 0.8 / 1.8})
-    assert upcoming(project) == ["b", "deep__c", "a"] and upcoming(project, after="a")[0] == "b"
+    assert project.upcoming() == ["b", "deep__c", "a"] and project.upcoming(after="a")[0] == "b"
     assert project.next("anna") == "b" and project.next("ben") == "deep__c" and project.next("anna") == "b"
     assert summarise(project).order == "the scan that auto is least sure of first"
     project.order_by("")
-    assert upcoming(project) == ["a"] and [scan.sure for scan in project.scans] == [None] * 3
+    assert project.upcoming() == ["a"] and [scan.sure for scan in project.scans] == [None] * 3
 
 
 def test_a_model_that_wants_clicks_has_no_first_look(project, model):

@@ -96,21 +96,19 @@ def order(
     as_listed: Annotated[bool, typer.Option("--list", help="In the order of the list.")] = False,
 ) -> None:
     """In which order `next` gives the scans: as listed, or as an automatic model's first look says."""
-    from voxsam.project.order import says
-
     if as_listed == (model is not None):
         given = "a model and --list" if as_listed else "no model"
         raise InputError(given, "--model MODEL, or --list", "give one of them; the order stays as it is")
     project = _open(folder)
     if model is None:
         project.order_by("")
-        typer.echo(f"Order: {says(project)}")
+        typer.echo(f"Order: {project.order}")
         return
     from voxsam.project.look import look_first
 
     with ProgressBar() as progress:
         found = look_first(project, model, progress=progress)
-    typer.echo(f"Order: {says(project)}")
+    typer.echo(f"Order: {project.order}")
     _list("How sure it is", [f"{sure:.2f}  {case}" for case, sure in sorted(found.items(), key=lambda one: one[1])])
 
 

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from voxsam.project.folder import Project
+from voxsam.project.project import Project
 
 __all__ = ["Project"]

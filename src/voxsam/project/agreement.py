@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from voxsam.errors import InputError
 from voxsam.io import read_volume
-from voxsam.project.folder import Project
+from voxsam.project.project import Project
 from voxsam.report.metrics import dice, parts_of
 
 SMALLEST_ML = 0.05  # of a difference that is listed

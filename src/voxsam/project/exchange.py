@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -16,7 +16,7 @@ from voxsam.atomic import atomic_folder
 from voxsam.errors import FileError, GeometryError, ImageError, InputError, PromptError
 from voxsam.geometry import Grid
 from voxsam.io import MASK_SUFFIXES, read_volume, write_mask, write_volume
-from voxsam.project.folder import Project
+from voxsam.project.project import Project, ReportProgress
 from voxsam.project.records import READER
 from voxsam.prompts import Point
 from voxsam.volume import Volume
@@ -24,7 +24,6 @@ from voxsam.volume import Volume
 Layout = Literal["nnunet", "msd", "dicom-seg"]
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 SUFFIX = ".nii.gz"
-ReportProgress = Callable[[str, float | None], None]
 
 
 def export(
@@ -87,23 +86,13 @@ def _write_pair(project: Project, case: str, scan: Volume, mask: Volume, folder:
 
 
 def _described(layout: Layout, cases: Sequence[str], modality: str, name: str) -> dict[str, Any]:
-    common = {"name": name, "numTraining": len(cases)}
+    common, labels = {"name": name, "numTraining": len(cases)}, {"background": 0, "tumour": 1}
     if layout == "nnunet":
-        return {
-            **common,
-            "channel_names": {"0": modality},
-            "labels": {"background": 0, "tumour": 1},
-            "file_ending": SUFFIX,
-        }
+        return {**common, "channel_names": {"0": modality}, "labels": labels, "file_ending": SUFFIX}
     pairs = [{"image": f"./imagesTr/{case}{SUFFIX}", "label": f"./labelsTr/{case}{SUFFIX}"} for case in cases]
-    return {
-        **common,
-        "modality": {"0": modality},
-        "labels": {"0": "background", "1": "tumour"},
-        "numTest": 0,
-        "training": pairs,
-        "test": [],
-    }
+    numbered = {str(number): name for name, number in labels.items()}
+    listed = {"numTest": 0, "training": pairs, "test": []}
+    return {**common, "modality": {"0": modality}, "labels": numbered, **listed}
 
 
 def import_masks(

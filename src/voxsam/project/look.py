@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
 from voxsam.errors import UnsupportedError
 from voxsam.interactive.automatic import segment_automatically
 from voxsam.interactive.crops import THRESHOLD
 from voxsam.interactive.predictor import Prediction
-from voxsam.project.folder import Project
+from voxsam.project.project import Project, ReportProgress
 from voxsam.weights.checkpoint import load_model
-
-ReportProgress = Callable[[str, float | None], None]
 
 
 def look_first(

@@ -90,6 +90,12 @@ class Click(Record):
     world_mm: tuple[float, float, float]
     positive: bool = True
 
+    @classmethod
+    def of(cls, point: Point) -> Click:
+        """A prompt, to a thousandth of a mm."""
+        x, y, z = (round(float(mm), 3) for mm in point.world_mm)
+        return cls(world_mm=(x, y, z), positive=point.positive)
+
     @property
     def point(self) -> Point:
         """The prompt that it was."""
@@ -168,6 +174,15 @@ class LearnedModel(Record):
     gate: Gate
     state: Literal["offered", "refused", "retired"]
     reason: str = ""  # why it was retired
+
+    def without(self, case: str) -> LearnedModel:
+        """The model as it is once a case is forgotten: retired if it was trained on it."""
+        kept = {k: {c: n for c, n in getattr(self.gate, k).items() if c != case} for k in ("before", "after")}
+        cases = {name: digest for name, digest in self.cases.items() if name != case}
+        changes: dict[str, Any] = {"gate": self.gate.model_copy(update=kept), "cases": cases}
+        if case in self.cases and self.state != "retired":
+            changes |= {"state": "retired", "reason": "trained on a case that was forgotten"}
+        return self.model_copy(update=changes)
 
 
 def read_record(path: Path, kind: type[R]) -> R:

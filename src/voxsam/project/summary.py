@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from voxsam.project.folder import Project
-from voxsam.project.order import says
+from voxsam.project.project import Project
 from voxsam.project.records import LearnedModel, Reading, State
 
 RECENT = 5  # scans
@@ -75,7 +74,7 @@ def summarise(project: Project) -> Summary:
         minutes_saved=minutes_saved(clicked, start),
         learning=project.learning_now(),
         new=max(0, len(done) - (models[-1].seen if models else 0)),
-        order=says(project),
+        order=project.order,
     )
 
 

@@ -18,7 +18,6 @@ from voxsam.interactive.session import Session
 from voxsam.io import read_volume
 from voxsam.network.promptable import Promptable
 from voxsam.project import Project
-from voxsam.project.order import upcoming
 from voxsam.project.records import Reading, check_name
 from voxsam.project.summary import summarise
 from voxsam.prompts import MaskHint, Point
@@ -164,7 +163,7 @@ class Desk:
 
         async def read() -> None:
             others = set(list(self._next.values())[-AHEAD:])
-            found = await asyncio.to_thread(upcoming, self.project, reader, case)
+            found = await asyncio.to_thread(self.project.upcoming, reader, case)
             self._next[reader] = next((name for name in found if name not in others and name != case), "")
             wanted = [name for name in list(self._next.values())[-AHEAD:] if name]
             async with self.saved.reading:

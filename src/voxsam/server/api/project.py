@@ -12,7 +12,6 @@ from fastapi.responses import FileResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from voxsam.project import agreement
-from voxsam.project.order import previous
 from voxsam.project.records import LearnedModel, check_name
 from voxsam.project.summary import Summary, summarise
 from voxsam.server.api import TheService, failures
@@ -200,7 +199,7 @@ async def previous_case(
     reader: Reader,
     before: Annotated[str | None, Query(max_length=LONGEST, description="The scan that is open.")] = None,
 ) -> Given:
-    return Given(case=await asyncio.to_thread(previous, desk.project, reader, before))
+    return Given(case=await asyncio.to_thread(desk.project.previous, reader, before))
 
 
 @router.post("/done", summary="Keep a session's mask and clicks; the session is closed")
