@@ -12,8 +12,9 @@ from voxsam.errors import FileError
 from voxsam.geometry import Grid
 from voxsam.io import write_volume
 from voxsam.server.errors import Forbidden, Full, NotThere
+from voxsam.server.folders import Folders
 from voxsam.server.messages import FolderSource
-from voxsam.server.scans import Folders, Reader
+from voxsam.server.scans import Reader
 from voxsam.server.sessions import Memory
 from voxsam.server.settings import Settings
 from voxsam.server.store import Store

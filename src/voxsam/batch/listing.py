@@ -7,7 +7,6 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 
 from voxsam.errors import FileError, PromptError
@@ -16,7 +15,6 @@ from voxsam.io import SCAN_SUFFIXES as SINGLE_FILES
 from voxsam.prompts import Point
 
 SCAN_SUFFIXES = (*SINGLE_FILES, ".zip")
-LOOKED_AT = 4  # files of a folder whose first bytes say whether it is a DICOM series
 INDEX, MILLIMETRES = ("i", "j", "k"), ("x_mm", "y_mm", "z_mm")
 TRUTHS = {"": True, "1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 
@@ -88,9 +86,9 @@ def _is_series(files: Sequence[Path]) -> bool:
     others = [path for path in files if not path.name.lower().endswith((*SCAN_SUFFIXES, ".csv", ".json", ".txt"))]
     if not others:
         return False
-    from voxsam.io.dicom import is_dicom
+    from voxsam.io.dicom import has_dicom
 
-    return any(is_dicom(path) for path in islice(others, LOOKED_AT))
+    return has_dicom(others)
 
 
 def read_table(path: Path, clicks: bool) -> list[ScanTask]:

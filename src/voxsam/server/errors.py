@@ -104,6 +104,11 @@ def no_room() -> NoRoom:
     return NoRoom("a file that the server cannot store now", "a server with room on its disk", "try again later")
 
 
+def no_project() -> NotThere:
+    """Where nobody gave the server one."""
+    return NotThere("a project, of which this server has none", "a server with one", "start `voxsam serve --project`")
+
+
 def failure(error: InputError, private: tuple[str, ...] = ()) -> JSONResponse:
     """The answer to what the client did wrong, or to what the server cannot take now.
 

@@ -1,4 +1,4 @@
-"""Scans: the served folders and what clients send, and how a scan of either is read, within the server's limits."""
+"""Scans: how those of folders, a project and uploads are read, within the server's limits, and uploads come in."""
 
 from __future__ import annotations
 
@@ -7,39 +7,31 @@ import hashlib
 import re
 import secrets
 import shutil
-import tempfile
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import TypeVar
 
 import numpy as np
-from pydantic import BaseModel, Field
 
-from voxsam.errors import FileError, ImageError, InputError
-from voxsam.io import NIFTI_SUFFIXES, guarded, is_address, read_volume
-from voxsam.io import SCAN_SUFFIXES as SINGLE_FILES
+from voxsam.batch.listing import SCAN_SUFFIXES
+from voxsam.errors import ImageError, InputError
+from voxsam.io import NIFTI_SUFFIXES, guarded, read_volume
 from voxsam.io.checks import at_most
-from voxsam.io.dicom.web import UID, Archive
+from voxsam.io.dicom import has_dicom
 from voxsam.io.objects import MaskObject
 from voxsam.project import Project
 from voxsam.seen import content
-from voxsam.server.errors import Forbidden, Full, NotThere, OtherScan, TooLarge, no_room
+from voxsam.server.errors import Full, NotThere, OtherScan, TooLarge, no_project, no_room
+from voxsam.server.folders import MAX_FILES, Folders, shown
 from voxsam.server.messages import AnySource, CaseSource, DemoSource, FolderSource, Source, UploadSource
 from voxsam.server.sessions import Memory, Part
 from voxsam.server.settings import Settings
 from voxsam.server.store import Store, private
 from voxsam.volume import Volume
 
-SCAN_SUFFIXES = (*SINGLE_FILES, ".zip")
-MAX_ENTRIES = 10_000  # of a folder that are looked at
-MAX_FILES = 20_000  # of a series, or of one upload
-LOOKED_AT = 4  # files of a folder whose first bytes say whether they are DICOM
-MAGIC = slice(128, 132)  # where "DICM" stands (PS3.10 7.1)
-ODD_BYTE = re.compile(r"\\udc([89a-f][0-9a-f])")  # of a name that is no UTF-8, as it is shown
 DEMO_NAME, SENT_SERIES = "generated scan", "DICOM series"
 SMALL_VOXELS = 1 << 24  # of a NIfTI file that is read in this process: to start another takes longer
 VOXEL_BYTES = 12  # that one of them may take while it is read: stored as float64, converted to float32
@@ -53,173 +45,7 @@ PLAIN = re.compile(r"(?!(?i:con|prn|aux|nul|com\d|lpt\d)(\.|$))\w([\w.,+=@~#%&'!
 PREFIX = re.compile(r"[0-9a-f]{12}-")  # of a name that was not plain, or there already
 DETACHED_HEADERS = (".mhd", ".nhdr", ".hdr", ".hdr.gz")  # their voxels lie in another file
 
-
-class Folder(BaseModel):
-    """A folder that the server was told to offer."""
-
-    id: str
-    name: str
-
-
-class Entry(BaseModel):
-    """What a folder holds: a folder, a scan in one file, or a folder that is one DICOM series."""
-
-    name: str
-    kind: Literal["folder", "scan", "series"]
-    path: str = Field(description="Relative to the served folder; send it back to open the entry.")
-    bytes: int = Field(description="Of a scan's file; 0 otherwise.")
-
-
-def shown(name: str) -> str:
-    """A file's name as UTF-8 can hold it: other bytes are written as `\\udcXX`."""
-    return name.encode("utf-8", "backslashreplace").decode()
-
-
-def _hidden(name: str) -> str:
-    """The name that is shown so."""
-    return ODD_BYTE.sub(lambda byte: chr(0xDC00 + int(byte[1], 16)), name)
-
-
-class Folders:
-    """The folders that were named on the command line, and the DICOMweb archives, whose series are fetched when they
-    are opened, into `scratch`. Raises FileError for what is neither.
-    """
-
-    def __init__(self, folders: tuple[Path, ...], scratch: Path | None = None, max_bytes: int = 0) -> None:
-        named = {str(number): folder for number, folder in enumerate(folders)}
-        self.roots = {number: folder.resolve() for number, folder in named.items() if not is_address(folder)}
-        self.archives = {number: Archive.at(folder) for number, folder in named.items() if is_address(folder)}
-        self.scratch, self.max_bytes = scratch, max_bytes
-        for root in self.roots.values():
-            if not root.is_dir():
-                raise FileError(f"{root} is no folder", "a folder of scans", "check the path")
-
-    @property
-    def listed(self) -> list[Folder]:
-        """What a client may ask for."""
-        folders = [Folder(id=number, name=shown(root.name or str(root))) for number, root in self.roots.items()]
-        return [*folders, *(Folder(id=number, name=archive.host) for number, archive in self.archives.items())]
-
-    def find(self, number: str, relative: str) -> Path:
-        """The file or folder at a path under a served folder, through links only as far as they stay inside.
-
-        Raises NotThere, and Forbidden for whatever lies outside: told apart by the path alone where it says so.
-        """
-        root = self.roots.get(number)
-        if root is None:
-            raise NotThere("a folder that is not served", "the id of a folder in /api/info", "choose one of those")
-        relative = _hidden(relative)
-        if "\0" in relative or Path(relative).is_absolute() or ".." in Path(relative).parts or "\\" in relative:
-            raise _outside()
-        try:
-            path = (root / relative).resolve()
-            if not path.is_relative_to(root):
-                raise _outside()
-            if not path.exists():
-                raise NotThere("a path that is not here", "a path listed by /api/files", "list the folder again")
-        except (OSError, RuntimeError, ValueError) as error:  # a ring of links, a name that is too long
-            raise NotThere("a path that cannot be looked up", "a path listed by /api/files", "list it again") from error
-        return path
-
-    def find_scan(self, number: str, relative: str) -> Path:
-        """As `find`, for something to read: no file of a series may lie outside either."""
-        if number in self.archives:
-            return self._fetched(self.archives[number], relative)
-        path = self.find(number, relative)
-        if path.is_dir():
-            for count, file in enumerate(path.rglob("*")):
-                if count >= MAX_FILES:
-                    raise TooLarge("a folder of too many files", f"at most {MAX_FILES:,}", "open one series of it")
-                if file.is_symlink() and not file.resolve().is_relative_to(self.roots[number]):
-                    raise _outside()
-        return path
-
-    def source_of(self, place: str) -> FolderSource:
-        """Where a path lies now, in whatever order the folders were named. Raises NotThere if it is not served."""
-        path = Path(_hidden(place))
-        key, _, uids = path.name.partition("-")
-        for number, archive in self.archives.items():
-            if key == _key(archive):
-                return FolderSource(folder=number, path=uids.replace("-", "/"))
-        for number, root in self.roots.items():
-            if path.is_relative_to(root):
-                return FolderSource(folder=number, path=shown(path.relative_to(root).as_posix()))
-        raise NotThere("a session on a scan that is not served now", "its folder", "start the server with that folder")
-
-    def entries(self, number: str, relative: str) -> list[Entry]:
-        """What is in a folder: folders first, by name; what is hidden, or no scan, or leads outside, is left out.
-
-        Of an archive its studies, the latest first, and their series.
-        """
-        if number in self.archives:
-            archive = self.archives[number]
-            if not relative:
-                return [Entry(name=f.description, kind="folder", path=f.uid, bytes=0) for f in archive.studies()]
-            if not UID.fullmatch(relative):
-                raise NotThere("no study", "one that the archive lists", "list it again")
-            found = archive.series_of(relative)
-            return [Entry(name=f.description, kind="series", path=f"{relative}/{f.uid}", bytes=0) for f in found]
-        folder, root = self.find(number, relative), self.roots[number]
-        if not folder.is_dir():
-            raise NotThere("a file", "a folder", "open it as a scan")
-        try:
-            paths = list(islice(folder.iterdir(), MAX_ENTRIES))
-        except OSError as error:  # may not be looked into, or has just gone
-            raise NotThere("a folder that cannot be read", "one that the server may read", "choose another") from error
-        found = [self._entry(path, root, Path(relative)) for path in paths]
-        return sorted((entry for entry in found if entry), key=lambda e: (e.kind == "scan", e.name.lower()))
-
-    def _fetched(self, archive: Archive, relative: str) -> Path:
-        """A folder with the files of a series of an archive: what was fetched within the last hour is there still."""
-        study, _, series = relative.partition("/")
-        if self.scratch is None or not UID.fullmatch(study) or not UID.fullmatch(series):
-            raise NotThere("no series of an archive", "one that it lists", "list it again")
-        folder = self.scratch / f"{_key(archive)}-{study}-{series}"
-        if not folder.is_dir():
-            with tempfile.TemporaryDirectory(dir=self.scratch) as temporary:
-                coming = Path(temporary) / "series"
-                coming.mkdir(mode=0o700)
-                archive.retrieve(study, series, coming, self.max_bytes)
-                with suppress(FileExistsError, OSError):  # someone else was faster
-                    coming.rename(folder)
-        folder.touch()
-        return folder
-
-    def _entry(self, path: Path, root: Path, relative: Path) -> Entry | None:
-        try:
-            if path.name.startswith(".") or not path.resolve().is_relative_to(root):
-                return None
-            name, place = shown(path.name), shown((relative / path.name).as_posix())
-            if path.is_dir():
-                return Entry(name=name, kind="series" if _is_series(path) else "folder", path=place, bytes=0)
-            if path.name.lower().endswith(SCAN_SUFFIXES):
-                return Entry(name=name, kind="scan", path=place, bytes=path.stat().st_size)
-        except (OSError, RuntimeError):  # it went away, or may not be looked at
-            pass
-        return None
-
-
-def _key(archive: Archive) -> str:
-    """A short name of an archive, the same whenever the server runs."""
-    return hashlib.sha256(archive.address.encode()).hexdigest()[:16]
-
-
-def _is_series(folder: Path) -> bool:
-    """Whether the first files of a folder are DICOM."""
-    files = (path for path in islice(folder.iterdir(), MAX_ENTRIES) if path.is_file() and path.name[0] != ".")
-    return any(_is_dicom(file) for file in islice(files, LOOKED_AT))
-
-
-def _is_dicom(file: Path) -> bool:
-    with open(file, "rb") as stream:
-        return stream.read(MAGIC.stop)[MAGIC] == b"DICM"
-
-
-def _outside() -> Forbidden:
-    return Forbidden("a path outside the served folders", "a path inside one", "name its folder on the command line")
-
-
-# Reading
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -265,14 +91,15 @@ class Reader:
         """The objects of a mask file, on a scan. Raises InputError as `read`."""
         if isinstance(source, DemoSource):
             raise NotThere("the demo scan as a mask", "a mask", "choose a file")
-        with self._using(source), self._half() as part:
+        with self._using(source):
             path = self._path(source)
             if path.is_dir() and len(files := [file for file in path.iterdir() if file.name[0] != "."]) == 1:
                 path = files[0]  # a DICOM-SEG or RTSTRUCT
-            try:
-                return guarded.read_objects(path, scan, name=self.name(source), **self._limits(part))
-            except guarded.MemoryNeeded as error:
-                raise _no_memory(error) from error
+            return self._in_half(guarded.read_objects, path, scan, name=self.name(source))
+
+    def label(self, file: Path, name: str) -> Volume:
+        """A label map that a client sent, in a file of the server's own. Raises InputError as `read`."""
+        return self._in_half(guarded.read_volume, file, name=name, labels=True)
 
     def read_ahead(self, cases: Collection[str]) -> None:
         """Keep these scans of the project for when they are opened, and no others, while half of the memory is free."""
@@ -308,30 +135,6 @@ class Reader:
             raise OtherScan(given, "the same scan", "put the file back, or forget the case and add it anew")
         return volume, part
 
-    def label(self, file: Path, name: str) -> Volume:
-        """A label map that a client sent, in a file of the server's own. Raises InputError as `read`."""
-        with self._half() as part:
-            try:
-                return guarded.read_volume(file, name=name, labels=True, **self._limits(part))
-            except guarded.MemoryNeeded as error:
-                raise _no_memory(error) from error
-
-    def _half(self) -> Part:
-        """Memory for a mask: half of all, or what is free of it."""
-        return self.memory.take(min(self.memory.free, self.memory.limit // 2))
-
-    def _limits(self, part: Part) -> dict[str, Any]:
-        """Of a process that reads a file. What it read is there twice while it is sent: the part grows for that, by two
-        fifths of the memory beyond what is free at most.
-        """
-        return {
-            "memory_bytes": part.nbytes,
-            "max_voxels": self.settings.max_voxels,
-            "time_s": self.settings.read_s,
-            "temporary": self.store.scratch,
-            "accept": lambda nbytes: part.resize(max(part.nbytes, 2 * nbytes), freed=2 * self.memory.limit // 5),
-        }
-
     def _using(self, source: AnySource) -> AbstractContextManager[None]:
         return self.store.using(source.upload) if isinstance(source, UploadSource) else nullcontext()
 
@@ -351,7 +154,8 @@ class Reader:
         limit, size = self.memory.limit, path.stat().st_size if path.is_file() else self.memory.limit
         part = self.memory.take(min(self.memory.free, max(limit // 2, UNPACKED_RATIO * size)))
         try:
-            volume = self._small(path, name, part.nbytes) or self._guarded(path, name, part, series, reading)
+            more = {"name": name, "series": series, "reading": reading}
+            volume = self._small(path, name, part.nbytes) or self._guarded(guarded.read_volume, part, path, **more)
             part.resize(volume.array.nbytes)
         except BaseException:
             part.close()
@@ -373,11 +177,30 @@ class Reader:
         except InputError as error:
             raise type(error)(error.given.replace(path.name, name), error.expected, error.remedy) from error
 
-    def _guarded(self, path: Path, name: str, part: Part, series: str, reading: guarded.Reading | None) -> Volume:
+    def _in_half(self, read: Callable[..., T], *given: object, **more: object) -> T:
+        """What `read` makes of a mask, in half of the memory, or in what is free of it."""
+        with self.memory.take(min(self.memory.free, self.memory.limit // 2)) as part:
+            return self._guarded(read, part, *given, **more)
+
+    def _guarded(self, read: Callable[..., T], part: Part, *given: object, **more: object) -> T:
+        """What `read` (of voxsam.io.guarded) makes of a file in a process of its own, within a part of the memory.
+
+        What it read is there twice while it is sent: the part grows for that, by two fifths of the memory beyond what
+        is free at most. Raises InputError, and Full if the part is too small.
+        """
         try:
-            return guarded.read_volume(path, name=name, series=series, reading=reading, **self._limits(part))
+            return read(
+                *given,
+                **more,
+                memory_bytes=part.nbytes,
+                max_voxels=self.settings.max_voxels,
+                time_s=self.settings.read_s,
+                temporary=self.store.scratch,
+                accept=lambda nbytes: part.resize(max(part.nbytes, 2 * nbytes), freed=2 * self.memory.limit // 5),
+            )
         except guarded.MemoryNeeded as error:
-            raise _no_memory(error) from error
+            remedy = "close a session, or start the server with more --memory"
+            raise Full(error.given, "a scan that fits beside what is open", remedy) from error
 
     @cached_property
     def _demo(self) -> Volume:
@@ -394,17 +217,7 @@ class Reader:
         files = [file for file in folder.iterdir() if not file.name.startswith(".")]  # not what is still coming
         wanted = SCAN_SUFFIXES if len(files) == 1 else DETACHED_HEADERS
         scans = [file for file in files if file.name.lower().endswith(wanted)]
-        return scans[0] if len(scans) == 1 and not _is_series(folder) else folder
-
-
-def no_project() -> NotThere:
-    """Where nobody gave the server one."""
-    return NotThere("a project, of which this server has none", "a server with one", "start `voxsam serve --project`")
-
-
-def _no_memory(error: guarded.MemoryNeeded) -> Full:
-    remedy = "close a session, or start the server with more --memory"
-    return Full(error.given, "a scan that fits beside what is open", remedy)
+        return scans[0] if len(scans) == 1 and not has_dicom(files) else folder
 
 
 def digest_of(volume: Volume) -> str:

@@ -11,11 +11,12 @@ from voxsam.kernels.warm_up import warm_up
 from voxsam.network.promptable import Promptable
 from voxsam.project import Project
 from voxsam.server.errors import LOG
+from voxsam.server.folders import Folders
 from voxsam.server.learning import Learner
 from voxsam.server.observe import Metrics
 from voxsam.server.project import Desk
 from voxsam.server.saved import SavedSessions
-from voxsam.server.scans import Folders, Reader, Uploads
+from voxsam.server.scans import Reader, Uploads
 from voxsam.server.sessions import Limits, Sessions
 from voxsam.server.settings import Settings
 from voxsam.server.store import Store

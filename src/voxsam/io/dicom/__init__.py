@@ -5,7 +5,8 @@ from __future__ import annotations
 import struct
 import warnings
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import islice
 from pathlib import Path
 
 import pydicom
@@ -23,6 +24,7 @@ from voxsam.io.segments import SegmentInfo
 from voxsam.region import Region
 from voxsam.volume import Volume
 
+LOOKED_AT = 4  # files of a folder whose first bytes say whether it is a series
 RTSTRUCT_SUFFIX = ".rtstruct.dcm"
 LABELMAP_STORAGE = "1.2.840.10008.5.1.4.1.1.66.7"
 
@@ -32,6 +34,11 @@ def is_dicom(path: Path, old: bool = False) -> bool:
     with open(path, "rb") as stream:
         head = stream.read(HEAD_BYTES)
     return may_be_dicom(head) if old else is_marked(head)
+
+
+def has_dicom(files: Iterable[Path]) -> bool:
+    """Whether one of the first files is DICOM: a folder with these holds a series."""
+    return any(is_dicom(path) for path in islice(files, LOOKED_AT))
 
 
 def read_mask(path: Path, grid: Grid | None = None, segment: int | None = None) -> Volume:

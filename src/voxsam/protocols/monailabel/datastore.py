@@ -27,8 +27,8 @@ from voxsam.atomic import atomic_path, make_folder
 from voxsam.io import NIFTI_SUFFIXES, SUFFIXES, write_mask
 from voxsam.io.dicom.files import read_slices
 from voxsam.server.errors import NotThere, Refused
+from voxsam.server.folders import Entry
 from voxsam.server.messages import FolderSource, UploadSource
-from voxsam.server.scans import Entry
 from voxsam.server.service import Service
 from voxsam.server.store import private
 from voxsam.volume import Volume

@@ -31,8 +31,8 @@ from voxsam.protocols.monailabel.images import Image, Images, Params
 from voxsam.server.api import TheService
 from voxsam.server.api.downloads import write_scan
 from voxsam.server.errors import KeyNeeded, NotThere, Refused, first_problem
+from voxsam.server.folders import MAX_FILES
 from voxsam.server.messages import UploadSource
-from voxsam.server.scans import MAX_FILES
 from voxsam.server.service import Service
 from voxsam.volume import Volume
 

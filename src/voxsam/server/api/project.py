@@ -15,10 +15,9 @@ from voxsam.project import agreement
 from voxsam.project.records import LearnedModel, check_name
 from voxsam.project.summary import Summary, summarise
 from voxsam.server.api import TheService, failures
-from voxsam.server.errors import NotThere
+from voxsam.server.errors import NotThere, no_project
 from voxsam.server.learning import Progress
 from voxsam.server.project import Desk
-from voxsam.server.scans import no_project
 from voxsam.server.store import NAME
 
 LONGEST = 300  # of a case's name

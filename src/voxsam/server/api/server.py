@@ -13,8 +13,8 @@ import voxsam
 from voxsam.io.segments import TYPES
 from voxsam.server.api import TheService, failures
 from voxsam.server.edits import ObjectType
+from voxsam.server.folders import Entry, Folder
 from voxsam.server.messages import MAX_PROMPTS, MAX_STROKE_VOXELS
-from voxsam.server.scans import Entry, Folder
 
 router = APIRouter()
 

@@ -15,9 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from voxsam.server.api import OF_SESSIONS, Id, TheService, TheSession
 from voxsam.server.edits import Description, Edits, Switches
+from voxsam.server.errors import no_project
 from voxsam.server.messages import AnySource, CaseSource, Prompts, SessionState, Source, StepState
 from voxsam.server.saved import SavedSession
-from voxsam.server.scans import no_project
 from voxsam.server.sessions import Busy
 from voxsam.server.store import NAME, Event
 
