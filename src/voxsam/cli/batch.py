@@ -51,8 +51,7 @@ def command(
     if suffix not in MASK_SUFFIXES:
         raise FileError(f"--suffix {suffix}", f"one of {', '.join(MASK_SUFFIXES)}", "choose one of them")
     jobs = list_cohort(source, output, clicks=not auto)
-    if threads is not None:
-        set_threads(threads)
+    set_threads(threads)
     settings = BatchOptions(
         model=model,
         device=device,

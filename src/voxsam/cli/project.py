@@ -10,6 +10,7 @@ import typer
 
 from voxsam.cli.parse import given_path, whole_numbers
 from voxsam.cli.progress import ProgressBar
+from voxsam.cli.segment import set_threads
 from voxsam.errors import InputError
 
 if TYPE_CHECKING:
@@ -273,10 +274,7 @@ def learn(
     from voxsam.project.records import CHANCE
 
     project, run = _open(folder), load_learning()
-    if threads is not None:
-        from voxsam.cli.segment import set_threads
-
-        set_threads(threads)
+    set_threads(threads)
     model = run(project, minutes=minutes, data=data, log=typer.echo)
     if model.state == "offered":
         typer.echo(_offer(folder, model.name, str(model.gate)))

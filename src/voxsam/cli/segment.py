@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,26 +16,31 @@ from voxsam.cli.progress import ProgressBar
 from voxsam.errors import FileError, InputError, PromptError
 
 if TYPE_CHECKING:
+    from voxsam.interactive.confidence import Confidence
+    from voxsam.interactive.predictor import Prediction
+    from voxsam.interactive.session import Session
     from voxsam.io.dicom.web import Archive
+    from voxsam.network.promptable import Promptable
     from voxsam.prompts import Prompt
     from voxsam.volume import Volume
 
 
 class Outputs:
-    """Paths by option, None where the option was not given; `endings` are those that each one's name may have.
+    """Paths by option, None where the option was not given.
 
     Raises FileError for a wrong ending, for one file named twice or an input named as an output, and where no file can
     be made: then nothing has been written.
     """
 
-    def __init__(
-        self, paths: Mapping[str, Path | None], endings: Mapping[str, Sequence[str]], inputs: Sequence[Path]
-    ) -> None:
+    def __init__(self, paths: Mapping[str, Path | None], inputs: Sequence[Path]) -> None:
+        from voxsam.io import MASK_SUFFIXES, SUFFIXES
+
+        endings = {"--sr": (".sr.dcm",), "--probabilities": SUFFIXES, "--preview": (".png",), "--report": (".json",)}
         self.paths = {option: path for option, path in paths.items() if path is not None}
         self.written: list[Path] = []
         taken: dict[Path, str] = {}
         for option, path in self.paths.items():
-            allowed = tuple(endings[option])
+            allowed = endings.get(option, MASK_SUFFIXES)
             if not path.name.lower().endswith(allowed) or path.is_dir():
                 expected = f"a file whose name ends in {', '.join(allowed)}"
                 raise FileError(f"{option} {path}", expected, "rename the output")
@@ -64,6 +70,74 @@ class Outputs:
 
 
 ShownClick = tuple[tuple[float, float, float], bool]
+
+
+@dataclass(frozen=True, eq=False)
+class Segmented:
+    """A mask on its scan, and what it was made with: a prediction, or with --each the session of all objects."""
+
+    scan: Volume
+    clicks: list[ShownClick]
+    mask: Volume
+    prediction: Prediction | None = None
+    session: Session | None = None
+
+    @classmethod
+    def of(
+        cls, network: Promptable, images: Sequence[Volume], prompts: Sequence[Prompt], each: bool, **settings: Any
+    ) -> Segmented:
+        """Segment what the prompts point at: one object, or with `each` one for every prompt."""
+        from voxsam.interactive.segment import opened
+        from voxsam.interactive.session import Session
+
+        scan = images[0]
+        points = [point for prompt in prompts for point in prompt.points(scan.grid)]
+        clicks = [(point.index_on(scan.grid), point.positive) for point in points]
+        if not each:
+            prediction = opened(network, images, prompts, **settings)()
+            return cls(scan, clicks, prediction.mask, prediction)
+        session = Session(network, images, **settings)
+        for number, prompt in enumerate(prompts):
+            if number:
+                session.new_object()
+            session.prompt(prompt)
+        return cls(scan, clicks, session.mask, session=session)
+
+    def facts(self, scan_name: str, model: str, seconds: Mapping[str, float], class_name: str | None) -> dict[str, Any]:
+        """What the report says; `class_name` is what the caller says was clicked, None where nobody did."""
+        from voxsam.interactive.session import reported
+        from voxsam.report.report import report_dict
+
+        found = self.prediction
+        facts = report_dict(
+            scan=self.scan,
+            scan_name=scan_name,
+            mask=self.mask,
+            model=model,
+            clicks=self.clicks,
+            seconds=seconds,
+            messages=self.mask.remarks,
+            objects=None if self.session is None else reported(self.session),
+            confidence=found and found.confidence and found.confidence.facts,
+            class_name=class_name or (found and found.class_name),
+        )
+        if class_name and found is not None and found.class_name not in (None, class_name):
+            facts["messages"].append(f"what was clicked looks like {found.class_name}, not like {class_name}")
+        return facts
+
+    def write(self, outputs: Outputs, masks: Sequence[str], model: str) -> None:
+        """The files of `masks`, options of `outputs`, one for all objects or one for each; and the probabilities."""
+        from voxsam.io import write_mask, write_volume
+        from voxsam.io.objects import write_objects
+
+        if (found := self.prediction) is not None:
+            outputs.write("-o", lambda path: write_mask(self.mask, path, model=model))
+            outputs.write("--probabilities", lambda path: write_volume(found.probabilities, path))
+        if (session := self.session) is not None:
+            drawn = {number: (session.info(number), one.region) for number, one in session.segmented.items()}
+            for number, option in enumerate(masks, 1):
+                part = drawn if len(masks) == 1 else {1: drawn[number]}
+                outputs.write(option, lambda path, part=part: write_objects(part, self.scan, path, model=model))
 
 
 def command(
@@ -134,37 +208,21 @@ def command(
         given = "both --auto and prompts" if auto else "no prompt"
         raise PromptError(given, "prompts, or --auto alone", "click the tumour, for example --click 120,88,45")
     count = _count_objects(words, each, overlap, probabilities)
-    from voxsam.interactive.segment import check_class, check_mode, opened, read_images
-    from voxsam.interactive.session import Session, reported
-    from voxsam.io import MASK_SUFFIXES, SUFFIXES, check_mask_output, write_mask, write_volume
-    from voxsam.io.dicom import is_seg
-    from voxsam.io.objects import write_objects
-    from voxsam.report.report import report_dict, write_report_json
-    from voxsam.report.sr import write_sr
+    from voxsam.interactive.segment import check_class, check_mode, read_images
+    from voxsam.io import check_mask_output
     from voxsam.weights import load_model
     from voxsam.weights.file import read_card
     from voxsam.weights.registry import find_model
 
     target = output or Path(_stem(scan) + ("_mask.seg.dcm" if store else "_mask.nii.gz"))
     archive = _archive(scan, target) if store else None
-    if measurements is not None and not is_seg(target):
-        given, expected = f"--sr with -o {target.name}", "a mask as DICOM-SEG, which an SR refers to"
-        raise InputError(given, expected, "write -o tumour.seg.dcm, or leave --sr out")
+    _check_measurements(measurements, target)
     apart = overlap and target.suffix.lower() != ".dcm"
     masks = {f"-o, object {n}": _numbered(target, n) for n in range(1, count + 1)} if apart else {"-o": target}
-    outputs = Outputs(
-        {**masks, "--sr": measurements, "--probabilities": probabilities, "--preview": preview, "--report": report},
-        {
-            **dict.fromkeys(masks, MASK_SUFFIXES),
-            "--sr": (".sr.dcm",),
-            "--probabilities": SUFFIXES,
-            "--preview": (".png",),
-            "--report": (".json",),
-        },
-        inputs=[scan, *(channel or []), *(scribble or []), *(hint or []), Path(model)],
-    )
-    if threads is not None:
-        set_threads(threads)
+    others = {"--sr": measurements, "--probabilities": probabilities, "--preview": preview, "--report": report}
+    paths = [scan, *(channel or [])]
+    outputs = Outputs({**masks, **others}, inputs=[*paths, *words.scribbles, *words.hints, Path(model)])
+    set_threads(threads)
     start = time.perf_counter()
     with ProgressBar(quiet) as progress:
         card = read_card(find_model(model))
@@ -172,80 +230,57 @@ def command(
         check_class(card, class_name)
         _check_precision(precision, device)
         progress("reading")
-        images = read_images([scan, *(channel or [])], card.config.channels, series)
-        volume = images[0]
-        check_mask_output(volume, target)
-        prompts = words.on(volume)
+        images = read_images(paths, card.config.channels, series)
+        check_mask_output(images[0], target)
+        prompts = words.on(images[0])
         read = time.perf_counter()
         progress("loading the model")
         network = load_model(model, device, precision)  # type: ignore[arg-type]  # its words are checked there
-        follow, keep = not no_follow, False if keep_all else None
-        found = session = None
-        if each:
-            session = Session(
-                network,
-                images,
-                follow=follow,
-                overlap=overlap,
-                keep_clicked=keep,
-                spacing_mm=spacing,
-                progress=progress,
-            )
-            for number, prompt in enumerate(prompts):
-                if number:
-                    session.new_object()
-                session.prompt(prompt)
-            mask = session.mask
-        else:
-            steps = opened(
-                network, images, prompts, follow=follow, keep_clicked=keep, look_mm=spacing, progress=progress
-            )
-            found = steps()
-            mask = found.mask
+        settings = {"follow": not no_follow, "keep_clicked": False if keep_all else None, "spacing_mm": spacing}
+        settings |= {"overlap": overlap} if each else {}
+        found = Segmented.of(network, images, prompts, each, progress=progress, **settings)
         seconds = {"reading": read - start, "segmenting": time.perf_counter() - read}
-        clicks = _clicks(volume, prompts)
-        facts = report_dict(
-            scan=volume,
-            scan_name=scan.name,
-            mask=mask,
-            model=model,
-            clicks=clicks,
-            seconds=seconds,
-            messages=mask.remarks,
-            objects=None if session is None else reported(session),
-            confidence=found and found.confidence and found.confidence.facts,
-            class_name=class_name or (found and found.class_name),
-        )
-        if class_name and found is not None and found.class_name not in (None, class_name):
-            facts["messages"].append(f"what was clicked looks like {found.class_name}, not like {class_name}")
+        facts = found.facts(scan.name, model, seconds, class_name)
         progress("writing")
-        if session is not None:
-            drawn = {number: (session.info(number), one.region) for number, one in session.segmented.items()}
-            for number, option in enumerate(masks, 1):
-                part = {1: drawn[number]} if apart else drawn
-                outputs.write(option, lambda path, part=part: write_objects(part, volume, path, model=card.name))
-        if found is not None:
-            outputs.write("-o", lambda path: write_mask(mask, path, model=card.name))
-            outputs.write("--probabilities", lambda path, found=found: write_volume(found.probabilities, path))
-        outputs.write("--sr", lambda path: write_sr(path, target, volume))
-        outputs.write("--report", lambda path: write_report_json(path, facts))
-        outputs.write("--preview", lambda path: _draw(volume, mask, clicks, path, progress))
+        found.write(outputs, list(masks), card.name)
+        _write_others(outputs, found, target, facts, progress)
         if archive is not None:
             progress("sending")
-            for file in (target, measurements):
-                if file is not None:
-                    archive.store(file)
+            for file in filter(None, (target, measurements)):
+                archive.store(file)
     if not quiet:
-        for remark in facts["messages"]:
-            typer.echo(remark)
-        if facts["class"]:
-            typer.echo(f"class: {facts['class']}")
-        for number, found_in in enumerate(facts["objects"] * each, 1):
-            typer.echo(f"object {number}: {_sizes([found_in])}")
-        if found is not None and found.confidence is not None:
-            typer.echo(str(found.confidence))
+        _say(facts, each, None if found.prediction is None else found.prediction.confidence)
         size = f"{len(facts['objects'])} objects" if each else _sizes(facts["objects"])
         typer.echo(f"{', '.join(map(str, masks.values()))}: {size}, {time.perf_counter() - start:.1f} s")
+
+
+def _write_others(
+    outputs: Outputs, found: Segmented, target: Path, facts: Mapping[str, Any], progress: ProgressBar
+) -> None:
+    """The measurements that refer to the mask in `target`, the report and the picture."""
+    from voxsam.report.figures import overview_figure
+    from voxsam.report.report import write_report_json
+    from voxsam.report.sr import write_sr
+
+    def draw(path: Path) -> None:
+        progress("drawing")
+        overview_figure(found.scan, found.mask, found.clicks, path)
+
+    outputs.write("--sr", lambda path: write_sr(path, target, found.scan))
+    outputs.write("--report", lambda path: write_report_json(path, facts))
+    outputs.write("--preview", draw)
+
+
+def _say(facts: Mapping[str, Any], each: bool, confidence: Confidence | None) -> None:
+    """What is to be known of the mask."""
+    for remark in facts["messages"]:
+        typer.echo(remark)
+    if facts["class"]:
+        typer.echo(f"class: {facts['class']}")
+    for number, found in enumerate(facts["objects"] * each, 1):
+        typer.echo(f"object {number}: {_sizes([found])}")
+    if confidence is not None:
+        typer.echo(str(confidence))
 
 
 def _archive(scan: Path, target: Path) -> Archive:
@@ -261,8 +296,21 @@ def _archive(scan: Path, target: Path) -> Archive:
     return Archive.at(scan)
 
 
-def set_threads(count: int) -> None:
-    """Let torch use `count` CPU threads. Raises InputError for less than one."""
+def _check_measurements(measurements: Path | None, target: Path) -> None:
+    """Raises InputError for an SR beside a mask that is no DICOM object."""
+    if measurements is None:
+        return
+    from voxsam.io.dicom import is_seg
+
+    if not is_seg(target):
+        given, expected = f"--sr with -o {target.name}", "a mask as DICOM-SEG, which an SR refers to"
+        raise InputError(given, expected, "write -o tumour.seg.dcm, or leave --sr out")
+
+
+def set_threads(count: int | None) -> None:
+    """Let torch use `count` CPU threads; None: as many as it takes. Raises InputError for less than one."""
+    if count is None:
+        return
     if count < 1:
         raise InputError(f"--threads {count}", "a whole number from 1 on", "leave it out to use every core")
     import torch
@@ -277,19 +325,6 @@ def _check_precision(precision: str, device: str) -> None:
         from voxsam.kernels.linear import require_precision
 
         require_precision(precision, choose_device(device))
-
-
-def _draw(volume: Volume, mask: Volume, clicks: list[ShownClick], path: Path, progress: ProgressBar) -> None:
-    from voxsam.report.figures import overview_figure
-
-    progress("drawing")
-    overview_figure(volume, mask, clicks, path)
-
-
-def _clicks(volume: Volume, prompts: list[Prompt]) -> list[ShownClick]:
-    """Every prompt's clicks as voxel indices, rounded to a thousandth, and whether they are positive."""
-    points = [point for prompt in prompts for point in prompt.points(volume.grid)]
-    return [(point.index_on(volume.grid), point.positive) for point in points]
 
 
 def _count_objects(words: PromptWords, each: bool, overlap: bool, probabilities: Path | None) -> int:

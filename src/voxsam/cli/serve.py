@@ -14,6 +14,7 @@ from urllib.parse import quote
 import typer
 
 from voxsam.cli.parse import three_lengths
+from voxsam.cli.segment import set_threads
 from voxsam.errors import InputError
 from voxsam.extras import require_extra
 
@@ -90,10 +91,7 @@ def command(
         cors=tuple(cors or ()),
         spacing_mm=three_lengths("--spacing", spacing),
     )
-    if threads is not None:
-        from voxsam.cli.segment import set_threads
-
-        set_threads(threads)
+    set_threads(threads)
     serve(settings, browser)
 
 

@@ -111,19 +111,18 @@ def opened(
     follow: bool = True,
     keep_clicked: bool | None = None,
     overlap: float = OVERLAP,
-    look_mm: float | None = None,
+    spacing_mm: float | None = None,
     progress: ReportProgress | None = None,
 ) -> Callable[[], Prediction]:
     """A scan made ready for the network; called, the network's part. Without prompts by a sliding window.
 
-    `look_mm`: the voxel size that a model for many sizes looks with (Predictor's `spacing_mm`). `keep_clicked` is that
-    of `segment`.
+    `spacing_mm` is Predictor's, `keep_clicked` that of `segment`.
     """
     if network.card.automatic and not prompts:
         prepared = prepare(network, images)
         return lambda: predict(network, prepared, overlap=overlap, progress=progress)
     keep = keeps_clicked(network) if keep_clicked is None else keep_clicked
-    predictor = Predictor(network, follow=follow, keep_clicked=keep, progress=progress, spacing_mm=look_mm)
+    predictor = Predictor(network, follow=follow, keep_clicked=keep, progress=progress, spacing_mm=spacing_mm)
     predictor.set_image(images)
     return lambda: predictor.predict(prompts)
 

@@ -68,8 +68,7 @@ def command(
         seed=seed,
         voxel_nsd=True,
     )
-    if threads is not None:
-        set_threads(threads)
+    set_threads(threads)
     with ProgressBar(quiet) as progress:
         progress("asking the server" if server else "loading the model")
         system = _served(server, api_key, title, negative) if server else _loaded(str(model), device)

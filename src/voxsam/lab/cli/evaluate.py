@@ -98,8 +98,7 @@ def command(
         make_folder(output)
         for name in classes:
             check_output(output / name)
-    if threads is not None:
-        set_threads(threads)
+    set_threads(threads)
     with ProgressBar(quiet) as progress, TemporaryDirectory(prefix=".masks-", dir=output.absolute().parent) as kept:
         progress("loading the model")
         system = _system((model, device, precision), auto, not no_follow)

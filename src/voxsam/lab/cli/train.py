@@ -51,8 +51,7 @@ def command(
         defaults = {"preprocessing": store.preprocessing.model_dump(), "validation": store.split["validation"]}
     chosen = read_recipe(recipe, context.args, defaults, [read_preset(name) for name in preset or []])
     make_folder(output)
-    if threads is not None:
-        set_threads(threads)
+    set_threads(threads)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # no advice on hardware and other products
     try:
         path = train(chosen, data, output, log=_log, strict=not anyway)
