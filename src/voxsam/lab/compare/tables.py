@@ -43,10 +43,6 @@ class Found:
         """One for each kind and number of clicks."""
         return summarise(self.evaluation)
 
-    def cases(self, line: Line, name: str) -> dict[str, float]:
-        """A number of every case."""
-        return by_case(rows_of(self.evaluation, line.kind, line.clicks), name)
-
     def spread(self, line: Line, name: str) -> float:
         """The s.d. over seeds of the mean over cases; nan for one seed."""
         means = [
@@ -195,7 +191,7 @@ def methods(plan: Plan, rows: Sequence[RowResult]) -> list[Method]:
         entries: dict[str, dict[str, Entry]] = {}
         for data, own in row.found.items():
             for line in own.lines():
-                p = {} if row is reference else _tests(own, line, reference.found.get(data))
+                p = {} if row is reference else _tests(line, reference.found.get(data))
                 entries.setdefault(line.label, {})[data] = Entry(own, line, p)
         found += [Method(_title(_marked(plan, row), label), row, own) for label, own in entries.items()]
         if not entries:
@@ -227,11 +223,11 @@ def _title(title: str, label: str) -> str:
     return title if label == "automatic" else f"{title} ({label})"
 
 
-def _tests(own: Found, line: Line, reference: Found | None) -> dict[str, float | None]:
+def _tests(line: Line, reference: Found | None) -> dict[str, float | None]:
     if reference is None:
         return {}
     other = counterpart(line, reference)
-    return {name: p_value(own.cases(line, name), reference.cases(other, name)) for name in NUMBERS}
+    return {name: p_value(line.by_case(name), other.by_case(name)) for name in NUMBERS}
 
 
 def main_rows(plan: Plan, rows: Sequence[RowResult]) -> list[dict[str, str]]:
@@ -306,7 +302,7 @@ def best_of(plan: Plan, rows: Sequence[RowResult]) -> dict[str, int]:
             others = [at for at in order if listed[at].row is not listed[order[0]].row]
             if not others or not listed[order[0]].row.converged:
                 continue
-            first, second = (entries[at].found.cases(entries[at].line, name) for at in (order[0], others[0]))
+            first, second = (entries[at].line.by_case(name) for at in (order[0], others[0]))
             p = p_value(first, second)
             if p is not None and p < APART:
                 best[score_column(data, name)] = order[0]

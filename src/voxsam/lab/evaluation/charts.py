@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from voxsam.atomic import atomic_path
 from voxsam.lab.evaluation.protocol import Evaluation
-from voxsam.lab.evaluation.tables import Estimate, Line, by_case, grouped, rows_of, summarise
+from voxsam.lab.evaluation.tables import Estimate, Line, grouped, summarise
 
 COLOURS = {  # distinct for the colour-blind
     "random": "#0072b2",
@@ -78,9 +78,7 @@ def _dice_against_clicks(evaluation: Evaluation, lines: Sequence[Line]) -> Figur
     axes.xaxis.set_major_locator(FixedLocator(counts))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    _label_dice(
-        axes, [v for line in lines for v in by_case(rows_of(evaluation, line.kind, line.clicks), "dice").values()]
-    )
+    _label_dice(axes, [v for line in lines for v in line.by_case("dice").values()])
     axes.set_xlabel("clicks", color=INK)
     axes.legend(frameon=False, fontsize=9, loc="lower right")
     _title(
@@ -100,7 +98,7 @@ def _draw_means(axes: Axes, clicks: Sequence[float], dice: Sequence[Estimate], c
 
 
 def _draw_case_lines(axes: Axes, evaluation: Evaluation, lines: Sequence[Line]) -> None:
-    columns = [by_case(rows_of(evaluation, line.kind, line.clicks), "dice") for line in lines]
+    columns = [line.by_case("dice") for line in lines]
     for case in evaluation.cases:
         axes.plot(
             [line.clicks for line in lines], [c[case] for c in columns], color=CASE_LINE, linewidth=0.9, alpha=0.7
@@ -109,8 +107,7 @@ def _draw_case_lines(axes: Axes, evaluation: Evaluation, lines: Sequence[Line]) 
 
 def _case_boxes(evaluation: Evaluation, line: Line) -> Figure:
     """A box for each case over its trials, from the worst median to the best."""
-    cases = grouped(rows_of(evaluation, line.kind, line.clicks))
-    values = {case: [row.scores.dice for row in own] for case, own in cases.items()}
+    values = {case: [row.scores.dice for row in own] for case, own in grouped(line.rows).items()}
     order = sorted(values, key=lambda case: float(np.median(values[case])))
     figure, axes = _figure(min(MAX_BOX_INCHES, max(6.4, 0.42 * len(order) + 1.5)), 4.4)
     colour = COLOURS[line.kind]
@@ -142,8 +139,7 @@ def _case_boxes(evaluation: Evaluation, line: Line) -> Figure:
 
 def _bland_altman(evaluation: Evaluation, line: Line) -> Figure:
     """Volume of the mask against the truth: difference over mean, with the limits of agreement (mean +- 1.96 s.d.)."""
-    rows = rows_of(evaluation, line.kind, line.clicks)
-    masks, truths = by_case(rows, "mask_ml"), by_case(rows, "truth_ml")
+    masks, truths = line.by_case("mask_ml"), line.by_case("truth_ml")
     mask, truth = (np.array([column[case] for case in evaluation.cases]) for column in (masks, truths))
     figure, axes = _figure(6.4, 4.4)
     middle, difference = (mask + truth) / 2, mask - truth

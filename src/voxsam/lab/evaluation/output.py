@@ -30,12 +30,10 @@ from voxsam.lab.evaluation.tables import (
     additional_rows,
     area_rows,
     areas,
-    by_case,
     case_rows,
     describe,
     grouped,
     paper_rows,
-    rows_of,
     summarise,
     write_tables,
 )
@@ -51,14 +49,13 @@ def choose_examples(evaluation: Evaluation) -> dict[str, ScoredMask]:
     Two cases have no median, one case is the best.
     """
     first = summarise(evaluation)[0]
-    rows = rows_of(evaluation, first.kind, first.clicks)
-    means = by_case(rows, "dice")
+    means = first.by_case("dice")
     order = sorted(means, key=lambda case: (means[case], case))
     chosen = {"best": order[-1], "median": order[len(order) // 2], "worst": order[0]}
     kept: dict[str, ScoredMask] = {}
     for name in ("best", "worst", "median"):
         if chosen[name] not in {row.case for row in kept.values()}:
-            own = [row for row in rows if row.case == chosen[name]]
+            own = [row for row in first.rows if row.case == chosen[name]]
             kept[name] = min(own, key=lambda row: abs(row.scores.dice - means[row.case]))
     return {name: kept[name] for name in ("best", "median", "worst") if name in kept}
 
@@ -247,9 +244,8 @@ def write_cases(evaluation: Evaluation, path: Path) -> None:
     """One line for each case, kind and number of clicks: the mean of its trials and lesions (of HD95 the median)."""
     lines = []
     for line in summarise(evaluation):
-        rows = rows_of(evaluation, line.kind, line.clicks)
-        columns = {name: by_case(rows, name) for name in CASE_NUMBERS}
-        for case, own in grouped(rows).items():
+        columns = {name: line.by_case(name) for name in CASE_NUMBERS}
+        for case, own in grouped(line.rows).items():
             counts = {"case": case, "kind": line.kind, "clicks": line.clicks, "masks": len(own)}
             lines.append({**counts, **{name: column[case] for name, column in columns.items()}})
     pd.DataFrame(lines).to_csv(path, **CSV)
@@ -291,8 +287,7 @@ def _line(line: Line) -> dict[str, Any]:
 def _cases(evaluation: Evaluation, lines: list[Line]) -> dict[str, list[dict[str, Any]]]:
     found: dict[str, list[dict[str, Any]]] = {case: [] for case in evaluation.cases}
     for line in lines:
-        rows = rows_of(evaluation, line.kind, line.clicks)
-        columns = {name: by_case(rows, name) for name in CASE_NUMBERS}
+        columns = {name: line.by_case(name) for name in CASE_NUMBERS}
         for case in columns["dice"]:
             means = {name: _number(column[case]) for name, column in columns.items()}
             found[case].append({"kind": line.kind, "clicks": line.clicks, **means})

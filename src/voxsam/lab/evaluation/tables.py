@@ -35,10 +35,11 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Line:
-    """All numbers of one kind of trial with one number of clicks."""
+    """The masks of one kind of trial with one number of clicks, and all numbers of them."""
 
     kind: str
     clicks: int
+    rows: tuple[ScoredMask, ...]
     cases: int
     masks: int
     empty_masks: int
@@ -57,6 +58,10 @@ class Line:
         per = " per slice" if self.kind == PER_SLICE else ""
         return self._named(f"{self.clicks} click{'s' * (self.clicks != 1)}{per}")
 
+    def by_case(self, name: str) -> dict[str, float]:
+        """One number of every case."""
+        return by_case(self.rows, name)
+
     def _named(self, clicks: str) -> str:
         if self.kind == AUTOMATIC:
             return self.kind
@@ -70,9 +75,9 @@ def summarise(evaluation: Evaluation) -> list[Line]:
     return [_line(evaluation, kinds[kind], clicks) for kind, clicks in groups]
 
 
-def rows_of(evaluation: Evaluation, kind: str, clicks: int) -> list[ScoredMask]:
+def rows_of(evaluation: Evaluation, kind: str, clicks: int) -> tuple[ScoredMask, ...]:
     """The rows of one line."""
-    return [row for row in evaluation.rows if (row.kind, row.clicks) == (kind, clicks)]
+    return tuple(row for row in evaluation.rows if (row.kind, row.clicks) == (kind, clicks))
 
 
 def number(row: ScoredMask, name: str) -> float:
@@ -124,7 +129,7 @@ def _line(evaluation: Evaluation, kind: str, clicks: int) -> Line:
     numbers["hd95_mm"] = estimate(list(by_case(rows, "hd95_mm").values()), seed, median=True)
     empty = sum(row.scores.mask_ml == 0 for row in rows)
     seconds = float(np.mean([row.seconds for row in rows]))
-    return Line(kind, clicks, len({row.case for row in rows}), len(rows), empty, seconds, numbers)
+    return Line(kind, clicks, rows, len({row.case for row in rows}), len(rows), empty, seconds, numbers)
 
 
 def _mean(values: NDArray[np.float64], axis: int = -1) -> NDArray[np.float64]:
@@ -225,13 +230,14 @@ def case_rows(evaluation: Evaluation) -> list[Cells]:
     Of corrective trials only the last number of clicks is shown.
     """
     lines = summarise(evaluation)
-    first = rows_of(evaluation, lines[0].kind, lines[0].clicks)
-    columns: dict[str, dict[str, float]] = {"mL": by_case(first, "truth_ml")}
-    for line in (line for line in lines if line.kind == lines[0].kind or line.clicks == evaluation.settings.corrective):
-        columns[f"Dice, {line.title}"] = by_case(rows_of(evaluation, line.kind, line.clicks), "dice")
-    if evaluation.settings.trials > 1 and lines[0].clicks:
-        columns["worst trial"] = {case: min(row.scores.dice for row in rows) for case, rows in grouped(first).items()}
-    columns["NSD"], columns["HD95 mm"] = by_case(first, "nsd"), by_case(first, "hd95_mm")
+    first = lines[0]
+    columns: dict[str, dict[str, float]] = {"mL": first.by_case("truth_ml")}
+    for line in (line for line in lines if line.kind == first.kind or line.clicks == evaluation.settings.corrective):
+        columns[f"Dice, {line.title}"] = line.by_case("dice")
+    if evaluation.settings.trials > 1 and first.clicks:
+        worst = {case: min(row.scores.dice for row in rows) for case, rows in grouped(first.rows).items()}
+        columns["worst trial"] = worst
+    columns["NSD"], columns["HD95 mm"] = first.by_case("nsd"), first.by_case("hd95_mm")
     table: list[Cells] = [
         {"case": case, **{name: plain(column[case], name) for name, column in columns.items()}}
         for case in evaluation.cases
@@ -257,7 +263,7 @@ def lesion_rows(evaluation: Evaluation) -> list[Cells]:
     size_ml: dict[tuple[str, int], float] = {}
     for line in lines:
         title = line.title if line.kind == RANDOM else f"1 + {line.clicks - 1}"
-        for row in rows_of(evaluation, line.kind, line.clicks):
+        for row in line.rows:
             size_ml[row.case, row.lesion] = row.scores.truth_ml
             dice.setdefault((row.case, row.lesion), {}).setdefault(title, []).append(row.scores.dice)
     means = {key: {title: float(np.mean(values)) for title, values in of.items()} for key, of in dice.items()}
@@ -358,11 +364,12 @@ def areas(evaluation: Evaluation) -> dict[str, dict[str, Estimate]]:
     found: dict[str, dict[str, Estimate]] = {}
     lines = summarise(evaluation)
     for kind in dict.fromkeys(line.kind for line in lines):
-        counts = [line.clicks for line in lines if line.kind == kind]
-        if len(counts) < 2:
+        own = [line for line in lines if line.kind == kind]
+        counts = [line.clicks for line in own]
+        if len(own) < 2:
             continue
         for name in AREAS:
-            curves = [by_case(rows_of(evaluation, kind, count), name) for count in counts]
+            curves = [line.by_case(name) for line in own]
             heights = [
                 float(np.trapezoid([curve[case] for curve in curves], counts)) / (counts[-1] - counts[0])
                 for case in curves[0]
