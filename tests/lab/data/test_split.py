@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from voxsam.lab.data.prepare import split_cases, split_sizes
+from voxsam.lab.data.folds import split_cases, split_sizes
 
 KITS = (209, 30, 61)
 

@@ -1,4 +1,4 @@
-"""Lists of folds: which cases validate and test in each, from a file or a plan; no patient stands on two sides."""
+"""Who trains, validates and tests: drawn, or in folds from a file or a plan; no patient stands on two sides."""
 
 from __future__ import annotations
 
@@ -7,13 +7,41 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import from_json
 
 from voxsam.errors import FileError, InputError
 
+PARTS = ("train", "validation", "test")
+FRACTIONS = (0.7, 0.1, 0.2)  # paper, Sec. 4.1
+Split = dict[str, tuple[str, ...]]
 EXPECTED = "a list of folds, each with `test` and `validation` (nnU-Net's `val`), and `train` if it is not all others"
+
+
+def split_sizes(count: int, folds: tuple[int, int, int] | None = None) -> tuple[int, int, int]:
+    """How many of `count` cases train, validate and test: `folds` if they add up to it, else 70, 10 and 20 %.
+
+    Rounded; with three cases or more every part has one, with two or one nothing is left for validation.
+    """
+    if folds is not None and sum(folds) == count:
+        return folds
+    validation = max(1, round(FRACTIONS[1] * count)) if count > 2 else 0
+    test = max(1, round(FRACTIONS[2] * count)) if count > 1 else 0
+    return count - validation - test, validation, test
+
+
+def split_cases(names: Iterable[str], seed: int, folds: tuple[int, int, int] | None = None) -> Split:
+    """The names of "train", "validation" and "test", each sorted; the same for the same names in any order."""
+    ordered = sorted(names)
+    order = np.random.Generator(np.random.PCG64(seed)).permutation(len(ordered))
+    sizes = split_sizes(len(ordered), folds)
+    ends = np.cumsum(sizes)
+    return {
+        part: tuple(sorted(ordered[i] for i in order[end - size : end]))
+        for part, size, end in zip(PARTS, sizes, ends, strict=True)
+    }
 
 
 class Fold(BaseModel):
@@ -25,7 +53,7 @@ class Fold(BaseModel):
     validation: tuple[str, ...] = Field(default=(), validation_alias=AliasChoices("validation", "val"))
     train: tuple[str, ...] | None = None
 
-    def split(self, names: Iterable[str], patient: str = "(.*)") -> dict[str, tuple[str, ...]]:
+    def split(self, names: Iterable[str], patient: str = "(.*)") -> Split:
         """The parts of the cases `names`, each sorted; cases in none of the three are left out.
 
         `patient` is a regular expression whose first group is the patient's part of a case's name. Raises InputError

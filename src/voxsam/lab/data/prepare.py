@@ -9,7 +9,7 @@ is not made again. A label keeps lesions that are thinner than the voxels of its
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +25,7 @@ from voxsam.geometry import Grid
 from voxsam.io import read_channels, read_volume
 from voxsam.lab.data.cases import Case, LabelChoice, RawData, body_box
 from voxsam.lab.data.faults import FaultyCasesError, Measures, case_sources, check_all, job_key, write_tables
-from voxsam.lab.data.folds import Fold
+from voxsam.lab.data.folds import Fold, split_cases
 from voxsam.lab.data.layouts import DataSet, choose_data_set
 from voxsam.lab.data.parallel import ReportProgress, available_cores, each
 from voxsam.lab.data.store import (
@@ -232,36 +232,6 @@ def _resampled(scan: Volume, model_grid: Grid, preprocessing: Preprocessing) -> 
     return array
 
 
-PARTS = ("train", "validation", "test")
-FRACTIONS = (0.7, 0.1, 0.2)  # paper, Sec. 4.1
-
-Split = dict[str, tuple[str, ...]]
-
-
-def split_sizes(count: int, folds: tuple[int, int, int] | None = None) -> tuple[int, int, int]:
-    """How many of `count` cases train, validate and test: `folds` if they add up to it, else 70, 10 and 20 %.
-
-    Rounded; with three cases or more every part has one, with two or one nothing is left for validation.
-    """
-    if folds is not None and sum(folds) == count:
-        return folds
-    validation = max(1, round(FRACTIONS[1] * count)) if count > 2 else 0
-    test = max(1, round(FRACTIONS[2] * count)) if count > 1 else 0
-    return count - validation - test, validation, test
-
-
-def split_cases(names: Iterable[str], seed: int, folds: tuple[int, int, int] | None = None) -> Split:
-    """The names of "train", "validation" and "test", each sorted; the same for the same names in any order."""
-    ordered = sorted(names)
-    order = np.random.Generator(np.random.PCG64(seed)).permutation(len(ordered))
-    sizes = split_sizes(len(ordered), folds)
-    ends = np.cumsum(sizes)
-    return {
-        part: tuple(sorted(ordered[i] for i in order[end - size : end]))
-        for part, size, end in zip(PARTS, sizes, ends, strict=True)
-    }
-
-
 AXES = "SAR"
 
 
@@ -391,24 +361,19 @@ def _decide(
     if released and choice.targets == data_set.labels:
         return fingerprint, (released.model_copy(update={"spacing_mm": spacing}),) * len(channels)
     modality = "CT" if all(m.modality == "CT" for m in sound.values()) else ""
-    names = _channel_names(data, len(channels))
-    interpolation = released.interpolation if released else "area"
-    modalities = [_modality(name) or modality for name in names]
-    measured: Iterable[dict[str, Any]] = (
-        {"clip": (c.low, c.high) if c.low < c.high else (c.low, c.low + 1), "mean": c.mean, "sd": c.sd or 1.0}
-        for c in channels
+    place = {"axes": axes, "spacing_mm": spacing, "interpolation": released.interpolation if released else "area"}
+    return fingerprint, tuple(
+        _measured(channel, name, _modality(name) or modality, options.per_scan, place)
+        for name, channel in zip(_channel_names(data, len(channels)), channels, strict=True)
     )
-    own = (
-        Preprocessing(
-            modality=kind,
-            axes=axes,
-            spacing_mm=spacing,
-            interpolation=interpolation,
-            **(STANDARDISED if options.per_scan and kind == "MR" and not _has_unit(name) else intensities),
-        )
-        for name, kind, intensities in zip(names, modalities, measured, strict=True)
-    )
-    return fingerprint, tuple(own)
+
+
+def _measured(channel: Intensities, name: str, modality: str, per_scan: bool, place: dict[str, Any]) -> Preprocessing:
+    """A channel's preprocessing: as it was measured, or with `per_scan` scan by scan if it is MR without a unit."""
+    if per_scan and modality == "MR" and not _has_unit(name):
+        return Preprocessing(modality=modality, **place, **STANDARDISED)
+    clip = (channel.low, channel.high if channel.low < channel.high else channel.low + 1)
+    return Preprocessing(modality=modality, **place, clip=clip, mean=channel.mean, sd=channel.sd or 1.0)
 
 
 def _modality(channel: str) -> str:
