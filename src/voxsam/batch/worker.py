@@ -186,7 +186,9 @@ class Worker:
         threads = self.settings.threads or before
         try:
             torch.set_num_threads(threads)
-            self._warm_up(jobs)
+            if jobs and not self._ready:  # once, and not for nothing: it takes seconds
+                warm_up(self.model)
+                self._ready = True
             for job, row in overlapped(jobs, read, segment, lambda j, s: self._finish(j, s, output), ahead):
                 row = row if isinstance(row, ScanResult) else _failed(job, row)
                 if ahead and next(self.model.parameters()).device.type == "cpu":
@@ -194,12 +196,6 @@ class Worker:
                 yield row
         finally:
             torch.set_num_threads(before)
-
-    def _warm_up(self, jobs: Sequence[ScanTask]) -> None:
-        """Once, and not for nothing: it takes seconds."""
-        if jobs and not self._ready:
-            warm_up(self.model)
-            self._ready = True
 
     def _open(self, job: ScanTask) -> _Opened:
         start = time.perf_counter()

@@ -16,14 +16,14 @@ class ProgressBar:
     It is what Session calls. `quiet` shows nothing ever.
     """
 
-    def __init__(self, quiet: bool = False, delay_s: float = DELAY_S) -> None:
+    def __init__(self, quiet: bool = False) -> None:
         self._stage, self._fraction = "", None
         self._lock = threading.RLock()
         self._open = False
         self._visible = False
         self._bar: Any = None
         self._task: Any = None
-        self._timer = None if quiet else threading.Timer(delay_s, self._appear)
+        self._timer = None if quiet else threading.Timer(DELAY_S, self._appear)
 
     def __call__(self, stage: str, fraction: float | None = None) -> None:
         """Tell what is being done now."""

@@ -50,7 +50,7 @@ LARGEST_OFFSET = 2**31 - 1  # where voxels may begin: behind the header and its 
 QFORM_TOLERANCE = 0.1
 SAME_SIZE = 0.01  # relative difference of sform and pixdim, and ...
 SAME_PLACE_MM = 1.0  # ... distance of sform and qform that is worth a remark
-SINGLE, PAIR = (b"n+1", b"n+2"), (b"ni1", b"ni2")
+PAIR = (b"ni1", b"ni2")
 HEADER_BYTES = 348  # of NIfTI-1; its voxels begin behind it and four bytes more
 
 

@@ -47,7 +47,6 @@ def overview_figure(
     path: str | os.PathLike[str],
     *,
     truth: Volume | None = None,
-    window: Window = "auto",
     title: str = "",
     centre: Sequence[float] | None = None,
 ) -> None:
@@ -58,7 +57,7 @@ def overview_figure(
     `centre`, an index (i, j, k), is another place for them.
     Raises GeometryError for another grid, FileError if `path` cannot be written.
     """
-    scene = Scene.of(scan, mask, clicks, window, truth)
+    scene = Scene.of(scan, mask, clicks, "auto", truth)
     figure = Figure(figsize=SIZE_INCHES, dpi=DPI, facecolor=BACKGROUND)
     FigureCanvasAgg(figure)
     through = middle(scene) if centre is None else centre

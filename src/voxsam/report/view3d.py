@@ -81,6 +81,7 @@ def _mesh(values: NDArray, level: float, grid: Grid, offset: float, stride: NDAr
     return Mesh(points, faces.astype(np.int64), normals / np.maximum(lengths, 1e-12))
 
 
+ROOM = 0.04  # a fraction of a view that stays free on each side
 CHUNK_PIXELS = 4_000_000  # of triangles' boxes that are tested at once; bounds the memory
 LIGHT = np.array([-0.419, 0.579, 0.699], np.float32)  # from the upper left, towards the viewer
 HALFWAY = (LIGHT + np.array([0, 0, 1], np.float32)) / np.sqrt(2 + 2 * LIGHT[2])  # between light and viewer
@@ -118,13 +119,11 @@ class View:
     mm_per_pixel: float
 
     @classmethod
-    def around(
-        cls, camera: Camera, points_mm: NDArray[np.floating], height: int, width: int, room: float = 0.04
-    ) -> View:
-        """The view in whose middle all `points_mm` (n, 3) RAS+ fit, with a fraction of `room` free on each side."""
+    def around(cls, camera: Camera, points_mm: NDArray[np.floating], height: int, width: int) -> View:
+        """The view in whose middle all `points_mm` (n, 3) RAS+ fit, with ROOM on each side."""
         flat = camera.project(points_mm)[:, :2]
         low, high = flat.min(0), flat.max(0)
-        scale = float(((high - low) / (np.array([width, height]) * (1 - 2 * room))).max())
+        scale = float(((high - low) / (np.array([width, height]) * (1 - 2 * ROOM))).max())
         middle = (low + high) / 2
         return cls(camera, height, width, (middle[0] - scale * width / 2, middle[1] + scale * height / 2), scale)
 

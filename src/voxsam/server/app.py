@@ -65,10 +65,9 @@ class Protocol:
 def make_app(
     settings: Settings | None = None,
     model: Promptable | None = None,
-    static: Path = STATIC,
     protocols: Sequence[Protocol] = (),
 ) -> FastAPI:
-    """A server for `settings`, with `model` or the one that they name, and the page that was built to `static`.
+    """A server for `settings`, with `model` or the one that they name, and the page.
 
     `protocols` are spoken beside its own API; `voxsam.protocols.PROTOCOLS` are all that VoxSAM knows.
     `app.state.service` holds its parts. They are closed when the application shuts down; who mounts it in another one
@@ -87,7 +86,7 @@ def make_app(
     add_handlers(app)
     for part in (server, sessions, downloads, project, *protocols):
         app.include_router(part.router)
-    pages = {"/": static} | ({"/local/": service.settings.web} if service.settings.web else {})
+    pages = {"/": STATIC} | ({"/local/": service.settings.web} if service.settings.web else {})
     _add_pages(app, pages)
     _wrap(app, service, pages, protocols)
     return app

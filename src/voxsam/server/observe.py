@@ -127,14 +127,14 @@ class JsonLines(logging.Formatter):
         return json.dumps({"time": time_utc, "level": record.levelname.lower(), "event": event.strip(), **facts})
 
 
-def log_to_stderr(level: str = "INFO") -> None:
+def log_to_stderr() -> None:
     """Let the server's log go to stderr as JSON lines, with what the warm-up chose on a GPU, and uvicorn's complaints.
 
     Of uvicorn's neither arguments nor tracebacks: they may name what a client sent.
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
-    others = {"voxsam.weights": level, "uvicorn.error": "WARNING"}
-    for log, least in ((LOG, level), *((logging.getLogger(name), least) for name, least in others.items())):
+    others = {"voxsam.weights": "INFO", "uvicorn.error": "WARNING"}
+    for log, least in ((LOG, "INFO"), *((logging.getLogger(name), least) for name, least in others.items())):
         log.handlers[:], log.propagate = [handler], False
         log.setLevel(least)

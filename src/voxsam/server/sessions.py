@@ -280,11 +280,9 @@ class OpenSession:
 class Sessions:
     """All that are open. Its methods may be called on any thread."""
 
-    def __init__(
-        self, worker: Worker, limits: Limits, memory: Memory | None = None, clock: Clock = time.monotonic
-    ) -> None:
+    def __init__(self, worker: Worker, limits: Limits, clock: Clock = time.monotonic) -> None:
         self.worker, self.limits, self.clock = worker, limits, clock
-        self.memory = memory or Memory(limits.memory_bytes)
+        self.memory = Memory(limits.memory_bytes)
         self.on_work: Callable[[], None] = lambda: None  # called on the worker's thread before each step
         self.expired = self.forgotten = 0  # sessions that ended by a time-out; those whose features made room
         self._open: dict[str, OpenSession] = {}

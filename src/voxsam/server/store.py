@@ -278,16 +278,16 @@ class Store:
         if isinstance(work.source, UploadSource) and work.source.upload not in self._needed():
             shutil.rmtree(self.uploads / work.source.upload, ignore_errors=True)
 
-    def tidy(self, kept_days: float = KEPT_DAYS, orphan_s: float = ORPHAN_S) -> None:
+    def tidy(self) -> None:
         """Remove works that nobody opened for long, uploads that no work needs, and files cut off by a crash."""
         for file in self.works.iterdir():
             is_work = file.suffix in (".jsonl", ".json") and not file.name.startswith(".")
-            if _age_s(file) > (kept_days * DAY_S if is_work else orphan_s):
+            if _age_s(file) > (KEPT_DAYS * DAY_S if is_work else ORPHAN_S):
                 file.unlink(missing_ok=True)
                 self._known.pop(file.stem, None)
         needed = self._needed()
         for folder in (*self.uploads.iterdir(), *self.scratch.iterdir()):
-            if folder.name not in needed and not self._in_use[folder.name] and _age_s(folder) > orphan_s:
+            if folder.name not in needed and not self._in_use[folder.name] and _age_s(folder) > ORPHAN_S:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def close(self) -> None:

@@ -3,7 +3,7 @@ import type { Edit, Index } from "../engine/engine";
 import { normalAxis, type Orientation, type Plane } from "../stage/geometry";
 import type { Tool } from "./prompts";
 
-export const PAINT_TOOLS = ["brush", "eraser", "lasso"] as const;
+const PAINT_TOOLS = ["brush", "eraser", "lasso"] as const;
 export type PaintTool = (typeof PAINT_TOOLS)[number];
 export type Drawn = Extract<Edit, { kind: "brush" | "lasso" }>;
 

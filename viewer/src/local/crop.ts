@@ -16,7 +16,7 @@ export interface Image extends Pick<Volume, "data" | "slope" | "intercept"> {
   grid: Grid;
 }
 
-export function reversed([d, h, w]: readonly [number, number, number]): Index {
+function reversed([d, h, w]: readonly [number, number, number]): Index {
   return [w, h, d];
 }
 
@@ -66,7 +66,7 @@ export function readCrop(image: Image, window: Window, { clip, mean, sd, interpo
 }
 
 /** The box of the scan that a crop can reach: one voxel beyond its outermost centres, two where the model grid ends. */
-export function pasteBox(window: Window, scan: Grid): Box {
+function pasteBox(window: Window, scan: Grid): Box {
   const inside = window.inside();
   const ends = AXES.map((axis) => {
     const reachesEnd = window.start[axis] + inside.high[axis] >= window.modelGrid.shape[axis];

@@ -135,7 +135,7 @@ export function lasso({ polygon, axis, slices }: Kind<"lasso">, { shape }: Drawa
 // Edits of the object that is there
 
 /** With the background that it encloses: in 3D, or with an axis in each slice perpendicular to it. */
-export function fillHoles(region: Region, axis: number | null): Region {
+function fillHoles(region: Region, axis: number | null): Region {
   const size = sizeOf(region.box);
   const axes = AXES.filter((a) => a !== axis);
   const strides = [1, size[0], size[0] * size[1]];

@@ -7,7 +7,7 @@ import { componentsOf, differs, EMPTY, minus, type Region, union, voxelsOf } fro
 import { missedRemark } from "./remarks";
 
 const UNDO_STEPS = 100;
-export const UNDO_BYTES = 64 * 2 ** 20; // of what only past steps hold; the last step always stays
+const UNDO_BYTES = 64 * 2 ** 20; // of what only past steps hold; the last step always stays
 
 /**
  * One object: its voxels, and what they come from. A voxel of `added` is in the mask, one of `erased` is not.

@@ -24,7 +24,7 @@ const QUARTERS: [Pane, number, number][] = [
 const GAP = 0.004; // between panes, of the canvas
 
 /** The panes of a layout, in fractions of the canvas. */
-export function panesOf(layout: Layout): { pane: Pane; rect: Rect }[] {
+function panesOf(layout: Layout): { pane: Pane; rect: Rect }[] {
   if (layout !== "all") return [{ pane: layout, rect: { x: 0, y: 0, width: 1, height: 1 } }];
   const side = 0.5 - GAP / 2;
   return QUARTERS.map(([pane, column, row]) => {

@@ -236,9 +236,11 @@ def _fill(
     """
     labelmap, unlisted = dataset.get("SOPClassUID") == LABELMAP_STORAGE, set()
     for frame, pixels in enumerate(iter_pixels(dataset)):
-        number = 0 if labelmap else _segment_of(dataset, frame)
-        if not labelmap and wanted not in (None, number):
-            continue
+        number = 0
+        if not labelmap:
+            number = int(group_item(dataset, frame, "SegmentIdentificationSequence").ReferencedSegmentNumber)
+            if wanted not in (None, number):
+                continue
         drawn = pixels.transpose()
         if labelmap and not (listed := np.isin(drawn, [0, *numbers])).all():
             unlisted.update(drawn[~listed].tolist())
@@ -256,10 +258,6 @@ def _fill(
             raise overlap("segments", name, int(here[clash][0]), int(inside[clash][0]), numbers)
         np.copyto(here, inside, where=inside != 0, casting="unsafe")
     return unlisted
-
-
-def _segment_of(dataset: pydicom.Dataset, frame: int) -> int:
-    return int(group_item(dataset, frame, "SegmentIdentificationSequence").ReferencedSegmentNumber)
 
 
 def overlap(what: str, name: str, first: int, second: int, numbers: Iterable[int]) -> OverlapError:

@@ -10,7 +10,7 @@ from voxsam.errors import FileError
 from voxsam.io import read_volume
 from voxsam.lab.engine.scans import Scan
 from voxsam.lab.engine.settings import EngineSettings
-from voxsam.lab.engine.split import Part, cases, nodule_part
+from voxsam.lab.engine.split import cases, nodule_part
 from voxsam.lab.engine.stream import Nodule, Sources
 from voxsam.preprocess import Preprocessing
 from voxsam.resample import resample
@@ -21,22 +21,22 @@ ONE_MM = Preprocessing(axes="SAR", spacing_mm=(1.0, 1.0, 1.0), clip=(0, 1), mean
 Seen = dict[str, dict[str, str]]  # source -> case -> its content (voxsam.seen)
 
 
-def load_sources(folder: Path, use: EngineSettings, part: Part = "train") -> Sources:
-    """The sources that have a share, of one part of the split.
+def load_sources(folder: Path, use: EngineSettings) -> Sources:
+    """The sources that have a share, of the split's part for training.
 
     Backgrounds are always read. Raises FileError for a folder or a case that is not there.
     """
     seen: Seen = {}
-    backgrounds = _scans(folder, "backgrounds_ct", part, seen, labelled=False)
-    organs = [_organs(folder, seen)] if use.organs and part == "train" else []
-    sarcomas = _scans(folder, "sarcoma_ct", part, seen) if use.sarcomas else []
-    nodules = _nodules(folder, part, seen) if use.nodules else []
+    backgrounds = _scans(folder, "backgrounds_ct", seen, labelled=False)
+    organs = [_organs(folder, seen)] if use.organs else []
+    sarcomas = _scans(folder, "sarcoma_ct", seen) if use.sarcomas else []
+    nodules = _nodules(folder, seen) if use.nodules else []
     return Sources(backgrounds, organs, nodules, sarcomas, seen)
 
 
-def _scans(folder: Path, source: str, part: Part, seen: Seen, labelled: bool = True) -> list[Scan]:
+def _scans(folder: Path, source: str, seen: Seen, labelled: bool = True) -> list[Scan]:
     scans = []
-    for case in cases(source, part):
+    for case in cases(source, "train"):
         volume = read_volume(_file(folder / source / "imagesTr" / f"{case}_0000.nii.gz"))
         label = read_volume(_file(folder / source / "labelsTr" / f"{case}.nii.gz"), labels=True) if labelled else None
         scans.append(Scan.of(case, volume, label, places=True))
@@ -51,12 +51,12 @@ def _organs(folder: Path, seen: Seen) -> Scan:
     return scan
 
 
-def _nodules(folder: Path, part: Part, seen: Seen) -> list[Nodule]:
+def _nodules(folder: Path, seen: Seen) -> list[Nodule]:
     root, nodules = folder / "nodules_lidc", []
     seen["nodules_lidc"] = {}
     for path in sorted((root / "labelsTr").glob("*.nii.gz")):
         case = path.name.removesuffix(".nii.gz")
-        if nodule_part(case) != part:
+        if nodule_part(case) != "train":
             continue
         volume = read_volume(_file(root / "imagesTr" / f"{case}_0000.nii.gz"))
         label = read_volume(path, labels=True)

@@ -196,8 +196,9 @@ def _depth(site: Site, centre: NDArray[np.floating], shape: Shape, rng: np.rando
     return (depth * (radius * np.mean(shape.axes))).astype(np.float32)
 
 
-def _smooth_max(a: Image, b: Image, width: float = 0.15) -> Image:
+def _smooth_max(a: Image, b: Image) -> Image:
     """The larger one, with the edge between both rounded off: a polynomial smooth maximum."""
+    width = 0.15
     blend = np.clip(0.5 + (b - a) / (2 * width), 0, 1)
     return (a + (b - a) * blend + width * blend * (1 - blend)).astype(np.float32)
 

@@ -21,7 +21,7 @@ from voxsam.volume import Volume
 SPACINGS_MM = (1.0, 1.5, 2.2, 3.2)  # at which a scan is kept, but for those finer than its own
 COARSE_MM = 3.0  # at which places are looked for
 MOST_PLACES = 4000  # of a kind
-AIR_HU, OUTSIDE_HU = -500.0, -1024.0
+AIR_HU = -500.0
 ORGAN = 4  # a place in soft tissue that is even over a centimetre: liver, spleen, muscle, ...
 EVEN_HU, LUNG_ML = 14.0, 50.0
 

@@ -19,7 +19,6 @@ import torch
 from monai.losses import DiceCELoss
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils.hooks import RemovableHandle
 
 from voxsam.errors import InputError
 from voxsam.lab.training.recipe import Recipe
@@ -176,7 +175,8 @@ def _measure(network: Promptable, recipe: Recipe, shape: tuple[int, int, int]) -
         return tally
     encoder = network.image_encoder
     before, encoder.recompute = encoder.recompute, False
-    hooks = [hook for block in encoder.blocks for hook in _around(block, tally)]
+    hooks = [block.register_forward_pre_hook(tally.enter) for block in encoder.blocks]
+    hooks += [block.register_forward_hook(tally.leave) for block in encoder.blocks]
     try:
         _forward(network, recipe, shape, tally)
     finally:
@@ -184,10 +184,6 @@ def _measure(network: Promptable, recipe: Recipe, shape: tuple[int, int, int]) -
         for hook in hooks:
             hook.remove()
     return tally
-
-
-def _around(block: nn.Module, tally: _Tally) -> tuple[RemovableHandle, RemovableHandle]:
-    return block.register_forward_pre_hook(tally.enter), block.register_forward_hook(tally.leave)
 
 
 def _forward(network: Promptable, recipe: Recipe, shape: tuple[int, int, int], tally: _Tally) -> None:

@@ -13,10 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from voxsam.project import agreement
 from voxsam.project.records import LearnedModel, check_name
-from voxsam.project.summary import Summary, summarise
+from voxsam.project.summary import summarise
 from voxsam.server.api import TheService, failures
 from voxsam.server.errors import NotThere, no_project
-from voxsam.server.learning import Progress
 from voxsam.server.project import Desk
 from voxsam.server.store import NAME
 
@@ -267,6 +266,8 @@ async def back(desk: TheDesk) -> ProjectState:
 
 def _state(desk: Desk) -> ProjectState:
     found, settings = summarise(desk.project), desk.project.settings
+    progress = desk.learner.progress()
+    facts = {**asdict(progress), "said": progress.said.replace(str(desk.project.folder), desk.project.folder.name)}
     return ProjectState(
         name=desk.project.folder.name,
         rows=[Row.model_validate(asdict(row)) for row in found.rows],
@@ -279,16 +280,10 @@ def _state(desk: Desk) -> ProjectState:
         models=[_model(model) for model in desk.project.models()],
         curve=list(found.curve),
         minutes_saved=found.minutes_saved,
-        learning=_learning(desk, found, desk.learner.progress(), settings.learn_every),
+        learning=Learning(**facts, impossible=desk.learner.reason, every=settings.learn_every, new=found.new),
     )
 
 
 def _model(model: LearnedModel) -> Model:
     facts: dict[str, Any] = model.model_dump(include={"name", "made", "state", "reason"})
     return Model(**facts, gate=str(model.gate), cases=list(model.cases))
-
-
-def _learning(desk: Desk, found: Summary, progress: Progress, every: int) -> Learning:
-    said = progress.said.replace(str(desk.project.folder), desk.project.folder.name)
-    facts = {**asdict(progress), "said": said}
-    return Learning(**facts, impossible=desk.learner.reason, every=every, new=found.new)

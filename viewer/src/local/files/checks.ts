@@ -89,7 +89,7 @@ export function scaled(stored: VoxelArray, slope: number, intercept: number): Vo
   return values;
 }
 
-export function rangeOf(data: VoxelArray): [low: number, high: number] {
+function rangeOf(data: VoxelArray): [low: number, high: number] {
   let [low, high] = [Infinity, -Infinity];
   for (let n = 0; n < data.length; n++) {
     const value = data[n]!;

@@ -64,7 +64,7 @@ export const frameCount = (header: Elements) => number(header, "NumberOfFrames",
 export const sizeOfSlice = ({ header }: Slice): [columns: number, rows: number] => [number(header, "Columns", 0), number(header, "Rows", 0)];
 
 /** Whether a file's first bytes are those of DICOM; also of old files, which lack its mark. */
-export function mayBeDicom(head: Uint8Array): boolean {
+function mayBeDicom(head: Uint8Array): boolean {
   return isMarked(head) || ((head[0] === 2 || head[0] === 8) && head[1] === 0 && head.length >= 8);
 }
 

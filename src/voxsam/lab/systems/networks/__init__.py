@@ -133,15 +133,14 @@ def storable(network: nn.Module) -> nn.Module:
 class ChannelNorm(nn.Module):
     """LayerNorm over the channels of (B, C, D, H, W)."""
 
-    def __init__(self, channels: int, eps: float = 1e-6) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
         self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
-        self.eps = eps
 
     def forward(self, x_BCDHW: Tensor) -> Tensor:
         """(B, C, D, H, W) -> the same shape."""
         x_BDHWC = x_BCDHW.movedim(1, -1)
-        return F.layer_norm(x_BDHWC, self.weight.shape, self.weight, self.bias, self.eps).movedim(-1, 1)
+        return F.layer_norm(x_BDHWC, self.weight.shape, self.weight, self.bias, eps=1e-6).movedim(-1, 1)
 
 
 class Residual(nn.Module):
