@@ -76,6 +76,15 @@ def test_every_kind_of_prompt_gives_what_it_gives_a_session(folder: Path) -> Non
     np.testing.assert_array_equal(mask.array, wanted.array)
 
 
+def test_a_label_file_is_named_with_its_segment_and_in_what_is_wrong_with_it(folder: Path) -> None:
+    network, hint = stub_network(), folder / "truth.nii.gz"
+    plain, chosen = (voxsam.segment(STUB.scan, hints=[path], model=network).array for path in (hint, f"{hint}#1"))
+    np.testing.assert_array_equal(plain, chosen)
+    write_mask(STUB.truth.with_array(STUB.truth.array * 0), folder / "empty.nii.gz")
+    with pytest.raises(PromptError, match=r"^empty\.nii\.gz: "):
+        voxsam.segment(STUB.scan, hints=[folder / "empty.nii.gz"], model=network)
+
+
 def test_an_array_with_its_spacing_is_a_scan() -> None:
     network, spacing = stub_network(), (3, 3.5, 6)
     array = STUB.scan.array

@@ -54,22 +54,10 @@ class PromptWords:
 
     def on(self, scan: Volume) -> list[Prompt]:
         """The prompts on a scan; reads the scribbles and hints. Raises PromptError if one lies outside it."""
-        grid = scan.grid
-        from voxsam.prompts import Box, MaskHint, Point, Scribble
+        from voxsam.interactive.segment import placed
 
-        found: list[Prompt] = [Point.at_index(grid, index, positive) for index, positive in self.clicks]
-        found += [Point((x, y, z), positive) for (x, y, z), positive in self.clicks_mm]
-        found += [Box.at_index(grid, numbers[:3], numbers[3:]) for numbers in self.boxes]
-        for prompt in found:
-            prompt.points(grid)  # refuse what lies outside before a model is loaded
-        for kind, paths in ((Scribble, self.scribbles), (MaskHint, self.hints)):
-            for path in paths:
-                found.append(kind(_labels(path, scan)))
-                try:
-                    found[-1].points(grid)
-                except PromptError as error:
-                    raise PromptError(f"{path.name}: {error.given}", error.expected, error.remedy) from error
-        return found
+        boxes = [(numbers[:3], numbers[3:]) for numbers in self.boxes]
+        return placed(scan, self.clicks, self.clicks_mm, boxes, self.scribbles, self.hints)
 
 
 def voxel(option: str, word: str) -> Numbers:
@@ -115,16 +103,6 @@ def given_path(word: str) -> Path:
     if not word.strip():
         raise FileError("an empty path", "a file or folder", "name it; the current folder is `.`")
     return Path(word)
-
-
-def _labels(path: Path, scan: Volume) -> Volume:
-    """The label file of a prompt for a scan; `FILE.dcm#3` is segment 3 of a DICOM-SEG or RTSTRUCT."""
-    from voxsam.io import read_volume
-
-    file, _, segment = path.name.rpartition("#")
-    if file and WHOLE.fullmatch(segment) and not path.exists():
-        return read_volume(path.with_name(file), labels=True, scan=scan, segment=int(segment))
-    return read_volume(path, labels=True, scan=scan)
 
 
 def _matched(word: str, pattern: re.Pattern[str]) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from voxsam.errors import InputError, UnsupportedError
+from voxsam.errors import InputError, PromptError, UnsupportedError
 from voxsam.interactive.automatic import OVERLAP, predict, prepare
 from voxsam.interactive.crops import ReportProgress
 from voxsam.interactive.predictor import Prediction, Predictor, keeps_clicked
@@ -60,16 +61,47 @@ def segment(
     check_mode(card, automatic=not any(map(len, given)))
     scans = (scan,) if isinstance(scan, File | Volume | np.ndarray) else scan
     images = tuple(image for one in scans for image in _images(one, card.config.channels, spacing_mm, series))
-    grid = images[0].grid
-    prompts: list[Prompt] = [Point.at_index(grid, index) for index in _each(clicks)]
-    prompts += [Point.at_index(grid, index, positive=False) for index in _each(negative)]
-    prompts += [Point(_triple(place), positive=True) for place in _each(clicks_mm)]
-    prompts += [Point(_triple(place), positive=False) for place in _each(negative_mm)]
-    prompts += [Box.at_index(grid, low, high) for low, high in boxes]
-    prompts += [Scribble(_labels(one, images[0])) for one in scribbles]
-    prompts += [MaskHint(_labels(one, images[0])) for one in hints]
+    indices = [(index, True) for index in _each(clicks)] + [(index, False) for index in _each(negative)]
+    places = [(place, True) for place in _each(clicks_mm)] + [(place, False) for place in _each(negative_mm)]
+    prompts = placed(images[0], indices, places, boxes, scribbles, hints)
     network = model if isinstance(model, Promptable) else load_model(model, device, precision)
     return opened(network, images, prompts, follow=follow, keep_clicked=keep_clicked, progress=progress)().mask
+
+
+def placed(
+    scan: Volume,
+    clicks: Sequence[tuple[Index, bool]],
+    clicks_mm: Sequence[tuple[Index, bool]],
+    boxes: Sequence[tuple[Index, Index]],
+    scribbles: Sequence[File | Volume],
+    hints: Sequence[File | Volume],
+) -> list[Prompt]:
+    """Prompts on a scan: clicks (index or RAS+ mm, whether positive), boxes (two corner voxels), labels.
+
+    `FILE.dcm#3` is segment 3 of a DICOM-SEG or RTSTRUCT. Raises PromptError if one lies outside the scan.
+    """
+    found: list[Prompt] = [Point.at_index(scan.grid, index, positive) for index, positive in clicks]
+    found += [Point(_triple(place), positive) for place, positive in clicks_mm]
+    found += [Box.at_index(scan.grid, low, high) for low, high in boxes]
+    for prompt in found:
+        prompt.points(scan.grid)  # refuse what lies outside before a model is loaded
+    labelled = [(Scribble, given) for given in scribbles] + [(MaskHint, given) for given in hints]
+    for kind, given in labelled:
+        found.append(kind(given if isinstance(given, Volume) else _labels(Path(given), scan)))
+        try:
+            found[-1].points(scan.grid)
+        except PromptError as error:
+            if isinstance(given, Volume):
+                raise
+            raise PromptError(f"{Path(given).name}: {error.given}", error.expected, error.remedy) from error
+    return found
+
+
+def _labels(path: Path, scan: Volume) -> Volume:
+    file, _, segment = path.name.rpartition("#")
+    if file and re.fullmatch(r"[+-]?[0-9]+", segment) and not path.exists():
+        return read_volume(path.with_name(file), labels=True, scan=scan, segment=int(segment))
+    return read_volume(path, labels=True, scan=scan)
 
 
 def check_mode(card: Card, automatic: bool) -> None:
@@ -135,10 +167,6 @@ def _images(scan: Scan, channels: int, spacing_mm: Sequence[float] | None, serie
     if spacing_mm is None:
         raise InputError("an array without its spacing", "spacing_mm=(i, j, k)", "give the mm between its voxels")
     return (Volume.from_array(scan, spacing_mm=spacing_mm),)
-
-
-def _labels(given: File | Volume, scan: Volume) -> Volume:
-    return given if isinstance(given, Volume) else read_volume(given, labels=True, scan=scan)
 
 
 def _each(places: Sequence[Index]) -> Sequence[Index]:
