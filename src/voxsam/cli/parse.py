@@ -76,9 +76,12 @@ def corners(option: str, word: str) -> Numbers:
     return _numbers(option, word, 6, True, what, "100,70,40,140,110,60")
 
 
-def whole_numbers(words: str) -> tuple[int, ...]:
-    """`1,3,10`. Raises ValueError for anything but whole numbers in the digits 0 to 9."""
-    return tuple(int(_matched(word, WHOLE)) for word in words.split(","))
+def whole_numbers(option: str, words: str, example: str) -> tuple[int, ...]:
+    """`1,3,10`. Raises InputError, which names the option, for anything but whole numbers in the digits 0 to 9."""
+    try:
+        return _whole(words)
+    except ValueError as error:
+        raise InputError(f"{option} {words!r}", "whole numbers", f"write for example {option} {example}") from error
 
 
 def decimals(words: str) -> Numbers:
@@ -105,6 +108,10 @@ def given_path(word: str) -> Path:
     return Path(word)
 
 
+def _whole(words: str) -> tuple[int, ...]:
+    return tuple(int(_matched(word, WHOLE)) for word in words.split(","))
+
+
 def _matched(word: str, pattern: re.Pattern[str]) -> str:
     if not pattern.fullmatch(word.strip()):
         raise ValueError(word)
@@ -113,7 +120,7 @@ def _matched(word: str, pattern: re.Pattern[str]) -> str:
 
 def _numbers(option: str, words: str, count: int, whole: bool, expected: str, example: str) -> Numbers:
     try:
-        numbers = whole_numbers(words) if whole else decimals(words)
+        numbers = _whole(words) if whole else decimals(words)
     except ValueError:
         numbers = ()
     if len(numbers) != count or not all(map(math.isfinite, numbers)):

@@ -193,10 +193,7 @@ def import_(
     """Take masks that were made elsewhere: those scans are done."""
     from voxsam.project.exchange import import_masks
 
-    try:
-        values = whole_numbers(labels) if labels else ()
-    except ValueError as error:
-        raise InputError(f"--labels {labels!r}", "whole numbers", "write for example --labels 1,2") from error
+    values = whole_numbers("--labels", labels, "1,2") if labels else ()
     with ProgressBar() as progress:
         taken, others = import_masks(_open(folder), masks, reader=reader, labels=values, progress=progress)
     typer.echo(f"{len(taken)} masks taken")

@@ -134,15 +134,15 @@ class Project(ProjectFolder):
         shown = path.relative_to(self.folder).as_posix() if inside else str(path)
         new = Scan(name=name, path=shown, content=content(volume), modality=volume.modality)
         with self.locked():
-            for scan in self.scans:
-                if scan.content == new.content:
-                    self._change(scan.name, path=shown)
-                    return "known"
-            if any(scan.name.lower() == name.lower() for scan in self.scans):
+            scans = self.scans
+            if same := [scan.name for scan in scans if scan.content == new.content]:
+                self._change(same[0], path=shown)
+                return "known"
+            if any(scan.name.lower() == name.lower() for scan in scans):
                 return "other"
             with atomic_path(self.folder / "thumbnails" / f"{name}.png") as temporary:
                 temporary.write_bytes(picture)
-            self._save_scans([*self.scans, new])
+            self._save_scans([*scans, new])
             return "new"
 
     # Work

@@ -48,7 +48,7 @@ def test_wilcoxon_without_enough() -> None:
 
 def test_a_line_meets_as_many_clicks() -> None:
     reference = found(row("a", 0.5), row("a", 0.6, clicks=3), row("a", 0.7, "corrective", 3))
-    three, automatic = found(row("a", 0.1, clicks=3)).lines()[0], found(row("a", 0.1, "automatic", 0)).lines()[0]
+    three, automatic = found(row("a", 0.1, clicks=3)).lines[0], found(row("a", 0.1, "automatic", 0)).lines[0]
     assert (counterpart(three, reference).kind, counterpart(three, reference).clicks) == ("random", 3)
     assert (counterpart(automatic, reference).kind, counterpart(automatic, reference).clicks) == ("random", 1)
 
@@ -56,8 +56,8 @@ def test_a_line_meets_as_many_clicks() -> None:
 def test_spread_over_seeds() -> None:
     one, two = (Evaluation("a", "b", EvaluationSettings(), (row("x", d), row("y", d + 0.2)), {}) for d in (0.4, 0.6))
     both = Found(Evaluation("a", "b", EvaluationSettings(), (*one.rows, *two.rows), {}), (), (one, two))
-    assert both.spread(both.lines()[0], "dice") == pytest.approx(math.sqrt(0.02))  # of 0.5 and 0.7
-    assert math.isnan(found(row("x", 0.4)).spread(both.lines()[0], "dice"))
+    assert both.spread(both.lines[0], "dice") == pytest.approx(math.sqrt(0.02))  # of 0.5 and 0.7
+    assert math.isnan(found(row("x", 0.4)).spread(both.lines[0], "dice"))
 
 
 def plan_of(*rows: RowResult) -> Plan:

@@ -75,13 +75,13 @@ def command(
     from voxsam.lab.evaluation.tables import require_markers
 
     settings = EvaluationSettings(
-        clicks=_whole_numbers("--clicks", clicks),
+        clicks=whole_numbers("--clicks", clicks, "1,3,10"),
         trials=trials,
         region=next((known for known in REGIONS if known == region), region),  # type: ignore[arg-type]
         noise=noise,
         corrective=corrective,
         per_lesion=per_lesion,
-        labels=_whole_numbers("--labels", labels) if labels else (),
+        labels=whole_numbers("--labels", labels, "1,3,10") if labels else (),
         tolerance_mm=tolerance_mm,
         seed=seed,
     )
@@ -190,10 +190,3 @@ def _held_out(source: Path) -> list[str]:
     from voxsam.lab.training.recipe import read_recipe
 
     return list(open_store(source).split["test"] if source.is_dir() else read_recipe(source).held_out)
-
-
-def _whole_numbers(option: str, words: str) -> tuple[int, ...]:
-    try:
-        return whole_numbers(words)
-    except ValueError as error:
-        raise InputError(f"{option} {words!r}", "whole numbers", f"write for example {option} 1,3,10") from error

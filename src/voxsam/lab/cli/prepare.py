@@ -61,7 +61,7 @@ def command(
     chosen = None if folds is None else _fold(folds, fold)
     options = Options(
         dataset,
-        _labels(labels),
+        whole_numbers("--labels", labels, "2 or --labels 1,2") if labels is not None else None,
         _spacing(spacing),
         seed,
         workers,
@@ -85,16 +85,6 @@ def command(
         typer.echo(f"Left out for their faults: {left_out} ({output / 'faults.csv'}).")
     _show_remarks(outcome.remarks)
     _show(outcome, output, time.perf_counter() - start)
-
-
-def _labels(words: str | None) -> tuple[int, ...] | None:
-    if words is None:
-        return None
-    try:
-        return whole_numbers(words)
-    except ValueError as error:
-        remedy = "write for example --labels 2 or --labels 1,2"
-        raise InputError(f"--labels {words!r}", "whole numbers", remedy) from error
 
 
 def _spacing(words: str | None) -> tuple[float, float, float] | Literal["auto"] | None:

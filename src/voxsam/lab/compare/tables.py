@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -39,8 +40,9 @@ class Found:
         """Test cases that the row was trained on, as far as is known, and how; of all seeds."""
         return {case: how for one in self.by_seed for case, how in one.overlap.items()}
 
+    @cached_property
     def lines(self) -> list[Line]:
-        """One for each kind and number of clicks."""
+        """One for each kind and number of clicks; every table and figure asks for them."""
         return summarise(self.evaluation)
 
     def spread(self, line: Line, name: str) -> float:
@@ -152,7 +154,7 @@ def p_value(own: dict[str, float], reference: dict[str, float]) -> float | None:
 
 def counterpart(line: Line, reference: Found) -> Line:
     """The reference's line with as many clicks, else its first: a system without clicks meets one click."""
-    lines = reference.lines()
+    lines = reference.lines
     same = [other for other in lines if other.clicks == line.clicks and other.kind == line.kind]
     same += [other for other in lines if other.clicks == line.clicks]
     return (same or lines)[0]
@@ -190,7 +192,7 @@ def methods(plan: Plan, rows: Sequence[RowResult]) -> list[Method]:
     for row in rows:
         entries: dict[str, dict[str, Entry]] = {}
         for data, own in row.found.items():
-            for line in own.lines():
+            for line in own.lines:
                 p = {} if row is reference else _tests(line, reference.found.get(data))
                 entries.setdefault(line.label, {})[data] = Entry(own, line, p)
         found += [Method(_title(_marked(plan, row), label), row, own) for label, own in entries.items()]
