@@ -26,7 +26,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Required, TypedDict, Unpack
 
 import numpy as np
 
@@ -58,63 +58,46 @@ class MemoryNeeded(FileError):
     """To read the file takes more memory than it may."""
 
 
-def read_volume(
-    path: str | os.PathLike[str],
-    *,
-    name: str | None = None,
-    memory_bytes: int,
-    max_voxels: int = MAX_VOXELS,
-    time_s: float = TIME_S,
-    temporary: Path | None = None,
-    accept: Accept | None = None,
-    labels: bool = False,
-    series: str = "",
-    reading: Reading | None = None,
-) -> Volume:
-    """As `voxsam.io.read_volume`, in a process that gets `memory_bytes` beyond its start and `time_s` seconds.
+class How(TypedDict, total=False):
+    """How a process reads a file: with `memory_bytes` beyond its start, in `time_s` seconds.
 
     `name` is what messages call the file. `accept` is called with the bytes of the reply before memory is taken for
     it, and may raise. `temporary` is a folder for what is unpacked; one of the system's unless given. It is empty
-    afterwards, however the process ended. `reading` may stop it, and hears how far it is. Raises as
-    `voxsam.io.read_volume`, and FileError if the process fails or is stopped.
+    afterwards, however the process ended. `reading` may stop it, and hears how far it is.
     """
-    request = {"memory_bytes": memory_bytes, "max_voxels": max_voxels, "labels": labels, "series": series}
-    reply = _ask(Path(path), name, request, time_s, temporary, accept, reading)
+
+    memory_bytes: Required[int]
+    max_voxels: int
+    time_s: float
+    temporary: Path | None
+    name: str | None
+    accept: Accept
+    reading: Reading | None
+
+
+def read_volume(path: str | os.PathLike[str], *, labels: bool = False, series: str = "", **how: Unpack[How]) -> Volume:
+    """As `voxsam.io.read_volume`, in a process of its own. Raises as it does, and FileError if the process fails or is
+    stopped.
+    """
+    reply = _ask(Path(path), {"labels": labels, "series": series}, how)
     assert isinstance(reply, Volume)
     return reply
 
 
-def read_objects(
-    path: str | os.PathLike[str],
-    scan: Volume,
-    *,
-    name: str | None = None,
-    memory_bytes: int,
-    max_voxels: int = MAX_VOXELS,
-    time_s: float = TIME_S,
-    temporary: Path | None = None,
-    accept: Accept | None = None,
-) -> list[MaskObject]:
+def read_objects(path: str | os.PathLike[str], scan: Volume, **how: Unpack[How]) -> list[MaskObject]:
     """As `voxsam.io.read_objects`, in a process of its own, otherwise as `read_volume` here."""
     place = base64.b64encode(pickle.dumps((scan.grid, scan.header))).decode()
-    request = {"memory_bytes": memory_bytes, "max_voxels": max_voxels, "scan": place}
-    reply = _ask(Path(path), name, request, time_s, temporary, accept)
+    reply = _ask(Path(path), {"scan": place}, how)
     assert isinstance(reply, list)
     return reply
 
 
-def _ask(
-    path: Path,
-    name: str | None,
-    request: dict[str, Any],
-    time_s: float,
-    temporary: Path | None,
-    accept: Accept | None = None,
-    reading: Reading | None = None,
-) -> Any:
+def _ask(path: Path, what: dict[str, Any], how: How) -> Any:
     """The reply of a new process to the request. Raises the InputError that it replies, or that it failed."""
-    name, request = name or path.name, {"path": str(path.absolute()), **request}
-    with tempfile.TemporaryDirectory(prefix="voxsam-", dir=temporary) as folder:
+    assert how.keys() <= How.__annotations__.keys(), f"{sorted(how)} of {sorted(How.__annotations__)}"
+    name, time_s, reading = how.get("name") or path.name, how.get("time_s", TIME_S), how.get("reading")
+    limits = {"memory_bytes": how["memory_bytes"], "max_voxels": how.get("max_voxels", MAX_VOXELS)}
+    with tempfile.TemporaryDirectory(prefix="voxsam-", dir=how.get("temporary")) as folder:
         process = _start(folder)
         assert process.stdin is not None and process.stdout is not None
         too_late = threading.Event()
@@ -124,12 +107,12 @@ def _ask(
         if reading is not None:
             threading.Thread(target=_kill_when, args=(reading.stop, process), daemon=True).start()
         try:
-            process.stdin.write(json.dumps(request).encode() + b"\n")
+            process.stdin.write(json.dumps({"path": str(path.absolute()), **what, **limits}).encode() + b"\n")
             process.stdin.flush()
             (before,) = struct.unpack("<Q", _exactly(process.stdout, 8))
             if reading is not None:
                 threading.Thread(target=_report_read, args=(process, before, path, reading.report), daemon=True).start()
-            reply = _receive(process.stdout, accept)
+            reply = _receive(process.stdout, how.get("accept"))
         except (OSError, EOFError) as error:
             with suppress(subprocess.TimeoutExpired):
                 process.wait(10.0)  # it is ending: how?

@@ -14,6 +14,7 @@ import json
 import os
 import random
 import re
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -40,7 +41,6 @@ SAFE_TAG = re.compile(r"[A-Za-z0-9_-]{1,40}")
 UNSAFE = re.compile(r"[^A-Za-z0-9.\-]+")
 BIN_TYPES = {1: np.uint8, 2: np.uint16}  # of a label.bin by the bytes of a voxel
 BIN_MEMORY = 4  # bytes of memory for a voxel of one, while it is written as a file
-PIECE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -161,8 +161,7 @@ class Datastore:
                     write_mask(_voxels(stream, scan), coming)
             elif suffix:
                 with open(coming, "xb", opener=private) as file:
-                    while piece := stream.read(PIECE_BYTES):
-                        file.write(piece)
+                    shutil.copyfileobj(stream, file)
                 self._check(coming, scan)
             else:
                 given = "a label of an unsupported kind"
