@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, field_validator
 
-from voxsam.errors import UnsupportedError
 from voxsam.geometry import Grid
 from voxsam.resample import resample
 from voxsam.volume import Volume
@@ -37,6 +36,7 @@ class Intensity(BaseModel):
     mean: Value
     sd: Spread
     per_scan: bool = False  # each scan is standardised first (MR has no unit), and the numbers above are in its s.d.
+    standardise_others: bool = False  # one of another modality is standardised first, to the mean and s.d. above
 
     @field_validator("clip")
     @classmethod
@@ -192,23 +192,6 @@ def read_crops(volumes: Sequence[Volume], window: Window, preprocessing: Preproc
     """(K, window.shape): the crop of each image, normalised by its own numbers; they may lie on different grids."""
     each = (preprocessing.channel(number) for number in range(len(volumes)))
     return np.stack([read_crop(volume, window, one) for volume, one in zip(volumes, each, strict=True)])
-
-
-def images_of(given: Volume | Sequence[Volume], preprocessing: Preprocessing, model: str) -> tuple[Volume, ...]:
-    """The images of one patient in the order that a model was trained on, standardised where it wants them so.
-
-    The first one's grid is the mask's. Raises UnsupportedError, naming the `model`, for another number of them.
-    """
-    images = (given,) if isinstance(given, Volume) else tuple(given)
-    wanted = preprocessing.channels
-    if len(images) != wanted:
-        modalities = ", ".join(preprocessing.channel(number).modality or "any" for number in range(wanted))
-        raise UnsupportedError(
-            f"{len(images)} image{'' if len(images) == 1 else 's'} for the model {model}",
-            f"{wanted} of the same patient ({modalities})",
-            "give them in the order in which the model was trained",
-        )
-    return standardised_as(images, preprocessing)
 
 
 def standardised_as(images: Sequence[Volume], preprocessing: Preprocessing) -> tuple[Volume, ...]:

@@ -329,7 +329,7 @@ def test_a_click_on_the_scans_last_face_is_of_the_last_voxel(tmp_path: Path, mon
     write_volume(scan, tmp_path / "scan.nii.gz")
     known = KnownModel()
     monkeypatch.setattr("voxsam.batch.worker.load_model", lambda *_: known)
-    monkeypatch.setattr("voxsam.interactive.predictor.not_hounsfield", lambda _: "")  # nor are they
+    monkeypatch.setattr("voxsam.interactive.images.not_hounsfield", lambda _: "")  # nor are they
     places = [[(19.5, 8, 7)], [(19.5, 8, 7), (19.5, 17.5, 15.5)]]
     clicks = [tuple(TableClick(tuple(scan.grid.index_to_world(at)), in_mm=True) for at in some) for some in places]
     jobs = [ScanTask(f"n{len(some)}", (tmp_path / "scan.nii.gz",), some) for some in clicks]

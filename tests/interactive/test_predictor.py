@@ -68,7 +68,7 @@ def test_prompts_that_were_points_already_are_not_made_again(monkeypatch) -> Non
 
 def test_a_scan_is_looked_at_once_for_its_remarks(monkeypatch) -> None:
     looked = []
-    monkeypatch.setattr(predictor_module, "scan_remarks", lambda images, model: looked.append(images) or ["odd"])
+    monkeypatch.setattr(predictor_module, "images_for", lambda _, scan: looked.append(scan) or ((scan,), ["odd"]))
     _, predictor, volume = two_blocks()
     for _ in range(3):
         assert predictor.predict(at(volume, 11, 11, 11)).remarks[0] == "odd"
@@ -132,8 +132,27 @@ def test_what_was_odd_in_the_file_is_remarked() -> None:
     found = Predictor(model).set_image(odd).predict([at(odd, 11, 11, 11)])
     assert found.remarks == (
         "two statements of the spacing differ",
-        "the scan is MR, the model was trained on CT: look at the mask with care",
+        "the scan is MR, the model was trained on CT; look at the mask with care",
     )
+
+
+@pytest.mark.parametrize(("modality", "gain"), [("MR", 1), ("MR", 7), ("", 1)])
+def test_another_modality_is_standardised_where_the_model_wants_it_so(modality: str, gain: int) -> None:
+    """Its foreground gets the model's mean and s.d., whatever its gain; the scan that is clicked stays as it is."""
+    _, _, volume = two_blocks()
+    noise = np.random.default_rng(0).normal(500, 20, volume.array.shape)
+    scan = Volume((gain * noise * (np.arange(40) > 9)).astype(np.int16), volume.grid, modality)
+    model = KnownModel()
+    wanted = {"modality": "CT", "mean": 40.0, "sd": 60.0, "standardise_others": True}
+    model.describe(preprocessing=model.card.preprocessing.model_copy(update=wanted))
+    predictor = Predictor(model).set_image(scan)
+    (seen,) = predictor.encoded.images
+    foreground = seen.array[scan.array > 0]
+    assert foreground.mean() == pytest.approx(40, abs=1) and 55 < foreground.std() < 75
+    assert predictor.volume is scan
+    assert "; its intensities were standardised; look" in predictor.predict(at(scan, 11, 11, 11)).remarks[0]
+    ct = Volume(np.rint(noise).astype(np.int16) - 1000, volume.grid, "CT")
+    assert Predictor(model).set_image(ct).encoded.images == (ct,)
 
 
 def test_a_click_on_the_far_side_of_half_a_voxel_is_of_the_next_one_everywhere() -> None:

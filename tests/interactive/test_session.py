@@ -288,4 +288,4 @@ def test_a_scan_of_another_modality_is_remarked_on() -> None:
     scan = block_scan(upright(20, 20, 20), ((2, 18),) * 3)
     session = Session(KnownModel(), Volume(scan.array, scan.grid, "MR"))
     session.click((10, 10, 10))
-    assert session.remarks[0] == "the scan is MR, the model was trained on CT: look at the mask with care"
+    assert session.remarks[0] == "the scan is MR, the model was trained on CT; look at the mask with care"

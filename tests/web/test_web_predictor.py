@@ -271,9 +271,19 @@ def test_a_known_network_predicts_the_same(known_model: Path, tmp_path: Path) ->
     check_known((1.5, 6.0), cases("thick", "small", "long"), known_model, tmp_path)
 
 
-def test_a_scan_without_a_unit_is_standardised_the_same(known_model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "intensity",
+    [
+        {"modality": "MR", "per_scan": True, "clip": (-5.0, 5.0), "mean": 0.0, "sd": 1.0},
+        {"modality": "CT", "standardise_others": True, "clip": (-260.0, 340.0), "mean": 40.0, "sd": 60.0},
+    ],
+    ids=["model-of-mr", "model-of-ct"],
+)
+def test_a_scan_without_a_unit_is_standardised_the_same(
+    intensity: dict[str, object], known_model: Path, tmp_path: Path
+) -> None:
     """Of MR only contrasts count: gain and offset of a scanner change nothing, in the browser either."""
-    card = web_card(modality="MR", per_scan=True, clip=(-5.0, 5.0), mean=0.0, sd=1.0)
+    card = web_card(**intensity)
     shutil.copytree(known_model, tmp_path / "model")
     write_card(card, tmp_path / "model")
     chosen = cases("oblique", "thick")
@@ -295,18 +305,16 @@ def test_a_known_network_predicts_the_same_on_all_scans(
     check_known(spacing_range, scans, known_model, tmp_path)
 
 
-@pytest.fixture(scope="module", params=["voxsam-tiny", "milestones/voxsam-any-start.safetensors"], ids=["tiny", "any"])
-def real_model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Promptable, Path]:
-    """A model, and the folder of its export."""
-    file = Path(__file__).resolve().parents[2] / request.param
-    source = file if file.suffix == ".safetensors" else request.param
+@pytest.fixture(scope="module")
+def real_model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Promptable, Path]:
+    """The packaged model, and the folder of its export."""
     folder = tmp_path_factory.mktemp("real") / "model"
-    export_onnx(source, folder)
-    return load_model(source, "cpu"), folder
+    export_onnx("voxsam-tiny", folder)
+    return load_model("voxsam-tiny", "cpu"), folder
 
 
 @pytest.mark.slow
-def test_the_models_predict_the_same(
+def test_the_packaged_model_predicts_the_same(
     real_model: tuple[Promptable, Path], scans: dict[str, Case], tmp_path: Path
 ) -> None:
     network, model = real_model

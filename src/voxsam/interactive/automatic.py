@@ -16,9 +16,10 @@ from torch import Tensor
 
 from voxsam.errors import UnsupportedError
 from voxsam.interactive.crops import ReportProgress, require_numbers
-from voxsam.interactive.predictor import Prediction, scan_remarks
+from voxsam.interactive.images import images_for
+from voxsam.interactive.predictor import Prediction
 from voxsam.network.promptable import Promptable
-from voxsam.preprocess import Window, images_of, read_crops
+from voxsam.preprocess import Window, read_crops
 from voxsam.volume import Volume
 
 OVERLAP = 0.7  # of neighbouring windows, averaged with equal weight (paper, Table 4)
@@ -61,14 +62,13 @@ def prepare(model: Promptable, volume: Volume | Sequence[Volume]) -> Prepared:
             "click the tumour (--click I,J,K), or choose another model with --model",
         )
     preprocessing = model.card.preprocessing
-    images = images_of(volume, preprocessing, model.card.name)
+    images, notes = images_for(model, volume)
     model_grid = preprocessing.model_grid(images[0].grid)
     whole = Window(model_grid, (0, 0, 0), model_grid.shape)
     array = torch.from_numpy(read_crops(images, whole, preprocessing))
     if next(model.parameters()).device.type == "cuda":
         array = array.pin_memory()  # here, where a cohort reads ahead: the way to the GPU is then waited for by nobody
-    notes = tuple(scan_remarks(images, model))
-    return Prepared(Prediction(images[0].grid, images[0].header, notes=notes), whole, array)
+    return Prepared(Prediction(images[0].grid, images[0].header, notes=tuple(notes)), whole, array)
 
 
 def predict(

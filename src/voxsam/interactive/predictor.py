@@ -34,10 +34,11 @@ from voxsam.interactive.crops import (
     next_windows,
     parts_of,
 )
+from voxsam.interactive.images import images_for
 from voxsam.interactive.scale import MAX_CHANGES, Scale, measure
-from voxsam.io.checks import is_padding, not_hounsfield
+from voxsam.io.checks import is_padding
 from voxsam.network.promptable import Promptable
-from voxsam.preprocess import Slices, Window, images_of, paste, paste_box
+from voxsam.preprocess import Slices, Window, paste, paste_box
 from voxsam.prompts import Box, MaskHint, Point, Prompt, Scribble, common_box
 from voxsam.region import EMPTY, Region
 from voxsam.volume import Volume
@@ -190,9 +191,8 @@ class Predictor:
         A model of several channels (MR sequences) takes a sequence of volumes of one patient, which may lie on
         different grids; the first is the scan that is clicked. Raises UnsupportedError for another number of them.
         """
-        images = images_of(volume, self.model.card.preprocessing, self.model.card.name)
+        images, self._scan_remarks = images_for(self.model, volume)
         self._encoded = EncodedCrops(self.model, images, self.progress, self.features_limit)
-        self._scan_remarks = scan_remarks(images, self.model)
         self._volume = volume if isinstance(volume, Volume) else volume[0]
         return self
 
@@ -428,22 +428,6 @@ def _check_spacing(model: Promptable, spacing_mm: float | None) -> None:
     own = ", ".join(f"{s:g}" for s in model.card.preprocessing.spacing_mm)
     expected = f"its own, {own} mm" if ends is None else f"{ends[0]:g} to {ends[1]:g} mm"
     raise InputError(f"a spacing of {spacing_mm:g} mm for the model {model.card.name}", expected, "leave it out")
-
-
-def scan_remarks(images: Sequence[Volume], model: Promptable) -> list[str]:
-    """What the files said of the images, and a remark for one of another modality than the model was trained on."""
-    remarks = [remark for image in images for remark in image.remarks]
-    for number, image in enumerate(images):
-        known = model.card.preprocessing.channel(number).modality
-        if image.modality and known and image.modality != known:
-            remarks.append(
-                f"the scan is {image.modality}, the model was trained on {known}: look at the mask with care"
-            )
-        elif known == "CT" and not image.modality and (doubt := not_hounsfield(image.array)):
-            remarks.append(
-                f"the model was trained on CT, and the scan may be none: {doubt}; look at the mask with care"
-            )
-    return list(dict.fromkeys(remarks))
 
 
 def missed_remark(clicks: Sequence[Point], grid: Grid, holds: Callable[[Sequence[int]], bool]) -> list[str]:

@@ -6,6 +6,7 @@ export interface Intensity {
   mean: number;
   sd: number;
   per_scan: boolean; // each scan is standardised first (MR has no unit)
+  standardise_others?: boolean; // one of another modality is standardised first, to this mean and s.d.
 }
 
 export interface Preprocessing extends Intensity {

@@ -5,6 +5,7 @@ import { AXES, countOf, eachRow, perAxis } from "./boxes";
 import type { Intensity, Preprocessing } from "./card";
 import { Grid, Window } from "./grid";
 import { quantile } from "./numbers";
+import { otherModality } from "./remarks";
 import { resample } from "./resample";
 import type { Volume } from "./volume";
 
@@ -25,10 +26,16 @@ export function modelGrid(scan: Grid, { axes, spacing_mm }: Preprocessing, spaci
   return scan.reorient([...axes].reverse().join("")).respace(spacing === undefined ? reversed(spacing_mm) : [spacing, spacing, spacing]);
 }
 
-/** The scan, less the mean of its foreground and divided by its s.d. where the model wants it so. */
-export function imageOf(scan: Volume, { per_scan }: Intensity): Image {
+/** The scan, standardised where the model wants it so: less the mean of its foreground, divided by its s.d. */
+export function imageOf(scan: Volume, wanted: Intensity): Image {
   const image = { data: scan.data, slope: scan.slope, intercept: scan.intercept, grid: new Grid(scan.shape, scan.affine) };
-  if (!per_scan) return image;
+  if (wanted.per_scan) return standardised(scan, image);
+  if (!wanted.standardise_others || !otherModality(scan, wanted.modality)) return image;
+  const { slope, intercept } = standardised(scan, image);
+  return { ...image, slope: slope * wanted.sd, intercept: intercept * wanted.sd + wanted.mean };
+}
+
+function standardised(scan: Volume, image: Image): Image {
   const values = sampled(scan);
   const mean = values.reduce((sum, v) => sum + v, 0) / values.length;
   const foreground = values.filter((v) => v > mean).sort();

@@ -142,7 +142,7 @@ export class Predictor {
     const { preprocessing } = network.card;
     this.grid = new Grid(volume.shape, volume.affine);
     this.image = imageOf(volume, preprocessing);
-    this.scanRemarks = scanRemarks(volume, preprocessing.modality);
+    this.scanRemarks = scanRemarks(volume, preprocessing);
   }
 
   /** An object without prompts. */

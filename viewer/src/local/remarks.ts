@@ -1,6 +1,7 @@
 // What a person should know of a mask, one line each, in the words of Python's engine.
 import type { Index } from "../engine/engine";
 import { eachRow, intersection, perAxis } from "./boxes";
+import type { Intensity } from "./card";
 import { quantile, written } from "./numbers";
 import { thousandths, voxelOf, type Click } from "./prompts";
 import { holds, type Region } from "./region";
@@ -15,15 +16,18 @@ export const RUNAWAY = 4; // times its size where a spacing was chosen for it: a
 export type End = "inside" | "open" | "ran away";
 
 /** What the file said of the scan, and a remark for another modality than the model was trained on. */
-export function scanRemarks(scan: Volume, known: string): string[] {
-  const found = [...scan.remarks];
-  if (scan.modality && known && scan.modality !== known) {
-    found.push(`the scan is ${scan.modality}, the model was trained on ${known}: look at the mask with care`);
-  } else if (known === "CT" && !scan.modality) {
-    const doubt = notHounsfield(scan);
-    if (doubt) found.push(`the model was trained on CT, and the scan may be none: ${doubt}; look at the mask with care`);
-  }
-  return [...new Set(found)];
+export function scanRemarks(scan: Volume, { modality, standardise_others }: Intensity): string[] {
+  const other = otherModality(scan, modality);
+  if (!other) return [...new Set(scan.remarks)];
+  const what = standardise_others ? "; its intensities were standardised" : "";
+  return [...new Set([...scan.remarks, `${other}${what}; look at the mask with care`])];
+}
+
+/** Why the scan is not, or may not be, of the modality that a model knows; "" if it is. */
+export function otherModality(scan: Volume, known: string): string {
+  if (scan.modality && known && scan.modality !== known) return `the scan is ${scan.modality}, the model was trained on ${known}`;
+  const doubt = known === "CT" && !scan.modality && notHounsfield(scan);
+  return doubt ? `the model was trained on CT, and the scan may be none: ${doubt}` : "";
 }
 
 /** Why the values cannot be Hounsfield units, as half a sentence, or "" if they can. Some ten thousand voxels are looked at. */

@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from voxsam.lab.data.cases import Case, Fault, LabelChoice, RawData, find_cases,
 from voxsam.lab.data.store import Description, find_description
 from voxsam.phantoms import CLOSE, Scene, make_phantom
 from voxsam.preprocess import RELEASED, Preprocessing
+from voxsam.volume import Volume
 
 CASE_NAME = re.compile(r"\w[\w.-]*")  # becomes the name of a folder
 
@@ -248,6 +249,23 @@ def write_phantoms(
 
     Raises FileError for a folder that holds something already or cannot be made, GeometryError as `make_phantom`.
     """
+
+    def drawn() -> Iterator[tuple[str, Volume, Volume]]:
+        for number, seed in enumerate(seeds):
+            if progress is not None:
+                progress(f"phantom {number + 1} of {len(seeds)}", number / len(seeds))
+            phantom = make_phantom(seed, *grid, scene=scene)
+            scan = phantom.scan.with_array((phantom.scan.array + brighter_hu * phantom.label.array).astype(np.int16))
+            yield f"phantom_{seed:04d}", scan, phantom.label
+
+    write_labelled(folder, drawn(), "generated CT scans, each with one soft-tissue tumour")
+
+
+def write_labelled(folder: Path, cases: Iterable[tuple[str, Volume, Volume]], description: str) -> None:
+    """CT scans and their labels, each with its name, in nnU-Net's raw layout; dataset.json is written last.
+
+    Raises FileError for a folder that holds something already or cannot be made.
+    """
     try:
         if folder.exists() and any(folder.iterdir()):
             raise FileError(f"{folder} is not empty", "a new or an empty folder", "choose another with -o")
@@ -255,22 +273,20 @@ def write_phantoms(
             (folder / part).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise FileError(f"{folder} ({error.strerror})", "a folder that can be made", "choose another") from error
-    for number, seed in enumerate(seeds):
-        if progress is not None:
-            progress(f"phantom {number + 1} of {len(seeds)}", number / len(seeds))
-        name, phantom = f"phantom_{seed:04d}", make_phantom(seed, *grid, scene=scene)
-        scan = phantom.scan.with_array((phantom.scan.array + brighter_hu * phantom.label.array).astype(np.int16))
+    count = 0
+    for name, scan, label in cases:
         write_volume(scan, folder / "imagesTr" / f"{name}_0000.nii.gz")
-        write_mask(phantom.label, folder / "labelsTr" / f"{name}.nii.gz")
-    description = {
+        write_mask(label, folder / "labelsTr" / f"{name}.nii.gz")
+        count += 1
+    facts = {
         "name": folder.name,
-        "description": "generated CT scans, each with one soft-tissue tumour",
+        "description": description,
         "channel_names": MODALITY,
         "labels": LABELS,
-        "numTraining": len(seeds),
+        "numTraining": count,
         "file_ending": ".nii.gz",
     }
-    (folder / "dataset.json").write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
+    (folder / "dataset.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
 
 def find_labelled(folder: Path) -> tuple[list[Case], tuple[int, ...]]:

@@ -1,7 +1,12 @@
-"""Validation lesions: painted ones that were fixed before training, sarcomas and lesions_ct, each in its whole scan."""
+"""Validation lesions: painted ones that were fixed before training, sarcomas and lesions_ct, each in its whole scan.
+
+`python -m voxsam.lab.engine.validation DATA OUT` writes the painted ones as a data set, so that any system can be
+scored on them: `voxsam evaluate OUT`, `voxsam benchmark OUT --server URL`.
+"""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +15,7 @@ import numpy as np
 import scipy.ndimage
 
 from voxsam.io import read_volume
+from voxsam.lab.data.layouts import write_labelled
 from voxsam.lab.engine.painting import BONE, FAT, LUNG, SOFT, Site, draw_look, draw_shape, paint
 from voxsam.lab.engine.scans import ORGAN, Scan
 from voxsam.lab.engine.split import cases
@@ -118,3 +124,8 @@ def _painted(
         if range_mm[0] <= lesion.diameter_mm < range_mm[1] * 1.05:
             return lesion
     raise AssertionError(f"no lesion {name} in {TRIES} tries")
+
+
+if __name__ == "__main__":
+    written = ((lesion.name.replace(" ", "_"), lesion.scan, lesion.mask) for lesion in painted(Path(sys.argv[1])))
+    write_labelled(Path(sys.argv[2]), written, "real CT scans, each with one painted lesion")

@@ -100,16 +100,17 @@ def named_options(fields: Mapping[str, Any], options: Sequence[str]) -> tuple[Fi
 
 
 def _with_model(fields: Fields, options: Sequence[str]) -> Fields:
-    """The fields with the model that the recipe, or its options, start from, where they name no other.
+    """The fields with the model that the recipe, or its options, start from, where they name no other size.
 
     Raises as `voxsam.weights.file.read_card` for a start that cannot be read.
     """
     words = [word for option in options for word in option.removeprefix("--").split("=", 1)]
     starts = [value for word, value in pairwise(words) if word == "start_from"]
     start = starts[-1] if starts else fields.get("start_from")
-    if start is None or "model" in fields or "model" in words:
+    own = fields.get("model", {})
+    if start is None or "model" in words or not isinstance(own, dict) or "size" in own:
         return fields
-    return {**fields, "model": read_card(find_model(start)).config.model_dump(mode="json")}
+    return {**fields, "model": {**read_card(find_model(start)).config.model_dump(mode="json"), **own}}
 
 
 def _resized(model: Any, size: str) -> Fields:
@@ -135,8 +136,8 @@ class Recipe(BaseModel):
     """Everything that decides a training run.
 
     `model` is the name of a size, or a configuration; one with a known `size` needs no more than what differs from it,
-    and `profile: paper` gives it the arithmetic of the paper's text. A recipe with `start_from` may leave it out: it is
-    that model's. `augmentation` may be a profile's name, too.
+    and `profile: paper` gives it the arithmetic of the paper's text. Of a recipe with `start_from` it is that model's,
+    but for what it names. `augmentation` may be a profile's name, too.
 
     A step takes `batch * accumulate` crops on each of the processes that `devices` and `nodes` make. A run has so many
     `steps`, or so many `epochs`: passes over the scans, in each of which every scan gives one crop; or so many
