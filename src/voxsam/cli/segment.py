@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -204,10 +204,7 @@ def command(
     words = PromptWords.read(
         click or [], negative or [], click_mm or [], negative_mm or [], box or [], scribble or [], hint or []
     )
-    if auto == bool(words):
-        given = "both --auto and prompts" if auto else "no prompt"
-        raise PromptError(given, "prompts, or --auto alone", "click the tumour, for example --click 120,88,45")
-    count = _count_objects(words, each, overlap, probabilities)
+    count = _count_objects(words, auto, each, overlap, probabilities)
     from voxsam.interactive.segment import check_class, check_mode, read_images
     from voxsam.io import check_mask_output
     from voxsam.weights import load_model
@@ -217,8 +214,7 @@ def command(
     target = output or Path(_stem(scan) + ("_mask.seg.dcm" if store else "_mask.nii.gz"))
     archive = _archive(scan, target) if store else None
     _check_measurements(measurements, target)
-    apart = overlap and target.suffix.lower() != ".dcm"
-    masks = {f"-o, object {n}": _numbered(target, n) for n in range(1, count + 1)} if apart else {"-o": target}
+    masks = _mask_files(target, count if overlap else 0)
     others = {"--sr": measurements, "--probabilities": probabilities, "--preview": preview, "--report": report}
     paths = [scan, *(channel or [])]
     outputs = Outputs({**masks, **others}, inputs=[*paths, *words.scribbles, *words.hints, Path(model)])
@@ -249,9 +245,8 @@ def command(
             for file in filter(None, (target, measurements)):
                 archive.store(file)
     if not quiet:
-        _say(facts, each, None if found.prediction is None else found.prediction.confidence)
-        size = f"{len(facts['objects'])} objects" if each else _sizes(facts["objects"])
-        typer.echo(f"{', '.join(map(str, masks.values()))}: {size}, {time.perf_counter() - start:.1f} s")
+        confidence = found.prediction and found.prediction.confidence
+        _say(facts, confidence, masks.values(), each, time.perf_counter() - start)
 
 
 def _write_others(
@@ -271,16 +266,21 @@ def _write_others(
     outputs.write("--preview", draw)
 
 
-def _say(facts: Mapping[str, Any], each: bool, confidence: Confidence | None) -> None:
-    """What is to be known of the mask."""
+def _say(
+    facts: Mapping[str, Any], confidence: Confidence | None, masks: Collection[Path], each: bool, seconds: float
+) -> None:
+    """What is to be known of the mask, and at last where it is."""
+    objects = facts["objects"]
     for remark in facts["messages"]:
         typer.echo(remark)
     if facts["class"]:
         typer.echo(f"class: {facts['class']}")
-    for number, found in enumerate(facts["objects"] * each, 1):
+    for number, found in enumerate(objects * each, 1):
         typer.echo(f"object {number}: {_sizes([found])}")
     if confidence is not None:
         typer.echo(str(confidence))
+    size = f"{len(objects)} objects" if each else _sizes(objects)
+    typer.echo(f"{', '.join(map(str, masks))}: {size}, {seconds:.1f} s")
 
 
 def _archive(scan: Path, target: Path) -> Archive:
@@ -327,8 +327,11 @@ def _check_precision(precision: str, device: str) -> None:
         require_precision(precision, choose_device(device))
 
 
-def _count_objects(words: PromptWords, each: bool, overlap: bool, probabilities: Path | None) -> int:
-    """How many objects are asked for. Raises PromptError for what does not go with --each."""
+def _count_objects(words: PromptWords, auto: bool, each: bool, overlap: bool, probabilities: Path | None) -> int:
+    """How many objects are asked for. Raises PromptError for prompts that are missing, or do not go together."""
+    if auto == bool(words):
+        given = "both --auto and prompts" if auto else "no prompt"
+        raise PromptError(given, "prompts, or --auto alone", "click the tumour, for example --click 120,88,45")
     clicks = [*words.clicks, *words.clicks_mm]
     if overlap and not each:
         raise PromptError("--overlap without --each", "objects of their own", "add --each, or leave --overlap out")
@@ -339,10 +342,13 @@ def _count_objects(words: PromptWords, each: bool, overlap: bool, probabilities:
     return len(clicks) if each else 1
 
 
-def _numbered(target: Path, number: int) -> Path:
-    """`tumour_2.nii.gz` of `tumour.nii.gz`."""
+def _mask_files(target: Path, count: int) -> dict[str, Path]:
+    """The masks by option: one file for all objects, or `tumour_2.nii.gz` of `tumour.nii.gz` for each of `count`."""
+    if not count or target.suffix.lower() == ".dcm":
+        return {"-o": target}
     stem = _stem(target)
-    return target.with_name(f"{stem}_{number}{target.name[len(stem) :]}")
+    ending = target.name[len(stem) :]
+    return {f"-o, object {n}": target.with_name(f"{stem}_{n}{ending}") for n in range(1, count + 1)}
 
 
 def _sizes(objects: list[dict[str, Any]]) -> str:
