@@ -173,3 +173,12 @@ def two_blocks() -> tuple[KnownModel, Session]:
     volume = block_scan(upright(40, 40, 40), ((10, 13),) * 3, ((24, 28),) * 3)
     model = KnownModel()
     return model, Session(model, volume)
+
+
+def both_clicked() -> Session:
+    """Both blocks, an object each; the second is the current one."""
+    _, session = two_blocks()
+    session.click((11, 11, 11))
+    session.new_object()
+    session.click((25, 25, 25))
+    return session

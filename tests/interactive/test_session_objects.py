@@ -6,7 +6,7 @@ from functools import partial
 
 import numpy as np
 import pytest
-from known_model import FAR, KnownModel, block_scan, two_blocks, upright
+from known_model import FAR, KnownModel, block_scan, both_clicked, two_blocks, upright
 
 from voxsam.errors import ImageError, PromptError
 from voxsam.geometry import Grid
@@ -84,10 +84,7 @@ def test_objects_share_voxels_where_overlap_is_allowed() -> None:
 
 
 def test_a_deleted_object_comes_back_and_the_last_one_leaves_an_empty_one() -> None:
-    _, session = two_blocks()
-    session.click((11, 11, 11))
-    session.new_object()
-    session.click((25, 25, 25))
+    session = both_clicked()
     mask = session.mask.array
     session.delete(2)
     assert (session.objects, session.current, session.mask.array.max()) == ((1,), 1, 1)

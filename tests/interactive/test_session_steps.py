@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from known_model import CROP, FAR, KnownModel, block_scan, two_blocks, upright
+from known_model import CROP, FAR, KnownModel, block_scan, both_clicked, two_blocks, upright
 
 from voxsam.errors import PromptError
 from voxsam.geometry import Grid
@@ -181,10 +181,7 @@ def test_what_steps_share_is_counted_once(monkeypatch) -> None:
 
 
 def test_undo_takes_back_the_last_step_of_any_object() -> None:
-    _, session = two_blocks()
-    session.click((11, 11, 11))
-    session.new_object()
-    session.click((25, 25, 25))
+    session = both_clicked()
     session.select(1)
     assert set(np.unique(session.undo().array)) == {0, 1}
     assert session.current == 2  # as it was at that step
@@ -215,10 +212,7 @@ def test_objects_have_their_numbers_as_labels() -> None:
 
 
 def test_a_new_object_can_be_undone() -> None:
-    _, session = two_blocks()
-    session.click((11, 11, 11))
-    session.new_object()
-    session.click((25, 25, 25))
+    session = both_clicked()
     assert session.undo().array.max() == 1
     assert session.objects == (1, 2)
     session.undo()

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+import pydicom
+import SimpleITK as sitk
 
 SHAPE = (6, 7, 9)
 ROW = np.array([0.6, 0.8, 0.0])  # direction along which columns count, LPS
@@ -30,3 +34,23 @@ GRIDS = {
     "oblique": _affine(_ROTATION, (0.75, 1.5, 3.25), (-12.5, 34.75, 5)),
     "oblique, permuted, mirrored": _affine(_ROTATION[:, [2, 0, 1]] * [1, -1, 1], (0.5, 1.25, 4), (99, -8, 7)),
 }
+
+
+def smooth_array() -> np.ndarray:
+    """(20, 24, 9) int16 that compresses: tiny noisy slices grow under RLE, which GDCM does not read back."""
+    i, j, k = np.indices((20, 24, 9))
+    return (10 * (i // 3) - 7 * (j // 4) + 100 * k - 300).astype(np.int16)
+
+
+def packed_by_gdcm(pixels: np.ndarray, compressor: str, folder: Path) -> pydicom.Dataset:
+    """A slice (column, row) as GDCM writes it, compressed; `folder` is as it was."""
+    file = folder / "packed.dcm"
+    writer = sitk.ImageFileWriter()
+    writer.SetImageIO("GDCMImageIO")
+    writer.SetFileName(str(file))
+    writer.UseCompressionOn()
+    writer.SetCompressor(compressor)
+    writer.Execute(sitk.GetImageFromArray(pixels.T[None]))
+    packed = pydicom.dcmread(file)
+    file.unlink()
+    return packed

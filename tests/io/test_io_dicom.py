@@ -8,7 +8,7 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk
-from io_phantoms import COLUMN, NORMAL, ORIGIN, PIXEL_SPACING, ROW, SLICE_STEP
+from io_phantoms import COLUMN, NORMAL, ORIGIN, PIXEL_SPACING, ROW, SLICE_STEP, packed_by_gdcm, smooth_array
 from pydicom.encaps import encapsulate
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
@@ -90,12 +90,6 @@ def test_unsigned_pixels(tmp_path, write_series, scan_array):
     assert volume.modality == "MR"
 
 
-def smooth_array():
-    """(20, 24, 9) int16 that compresses: tiny noisy slices grow under RLE, which GDCM does not read back."""
-    i, j, k = np.indices((20, 24, 9))
-    return (10 * (i // 3) - 7 * (j // 4) + 100 * k - 300).astype(np.int16)
-
-
 @pytest.mark.parametrize("syntax", [RLELossless, JPEGLSLossless])
 def test_compressed_by_pydicom(tmp_path, write_series, syntax):
     folder = write_series(tmp_path / "ct", lambda dataset, k: dataset.compress(syntax), array=smooth_array())
@@ -105,13 +99,7 @@ def test_compressed_by_pydicom(tmp_path, write_series, syntax):
 @pytest.mark.parametrize(("compressor", "syntax"), [("JPEG", JPEGLosslessSV1), ("JPEG2000", JPEG2000Lossless)])
 def test_compressed_by_gdcm(tmp_path, write_series, compressor, syntax):
     def compress(dataset, k):
-        writer = sitk.ImageFileWriter()
-        writer.SetImageIO("GDCMImageIO")
-        writer.SetFileName(str(tmp_path / "packed.dcm"))
-        writer.UseCompressionOn()
-        writer.SetCompressor(compressor)
-        writer.Execute(sitk.GetImageFromArray(smooth_array()[None, :, :, k].transpose(0, 2, 1)))
-        packed = pydicom.dcmread(tmp_path / "packed.dcm")
+        packed = packed_by_gdcm(smooth_array()[:, :, k], compressor, tmp_path)
         assert packed.file_meta.TransferSyntaxUID == syntax
         dataset["PixelData"] = packed["PixelData"]
         dataset.file_meta.TransferSyntaxUID = syntax
@@ -500,13 +488,7 @@ def test_refuses_a_codestream_of_another_size_before_decoding_it(tmp_path, write
     """A few hundred bytes that declare 30000 x 30000 pixels would take gigabytes."""
 
     def swell(dataset, k):
-        writer = sitk.ImageFileWriter()
-        writer.SetImageIO("GDCMImageIO")
-        writer.SetFileName(str(tmp_path / "packed.dcm"))
-        writer.UseCompressionOn()
-        writer.SetCompressor(compressor)
-        writer.Execute(sitk.GetImageFromArray(smooth_array()[None, :, :, k].transpose(0, 2, 1)))
-        packed = pydicom.dcmread(tmp_path / "packed.dcm")
+        packed = packed_by_gdcm(smooth_array()[:, :, k], compressor, tmp_path)
         pixels = bytearray(packed.PixelData)
         at = pixels.find(start) + size_at
         size = b"\x75\x30" * 2 if compressor == "JPEG" else b"\x00\x00\x75\x30" * 2
@@ -524,13 +506,7 @@ def test_refuses_a_codestream_of_more_bits_than_its_header_has_room_for(tmp_path
     """Decoded into eight bits its values would be cut off, or taken modulo 256, without a word."""
 
     def narrow(dataset, k):
-        writer = sitk.ImageFileWriter()
-        writer.SetImageIO("GDCMImageIO")
-        writer.SetFileName(str(tmp_path / "packed.dcm"))
-        writer.UseCompressionOn()
-        writer.SetCompressor(compressor)
-        writer.Execute(sitk.GetImageFromArray(smooth_array()[None, :, :, k].transpose(0, 2, 1)))
-        packed = pydicom.dcmread(tmp_path / "packed.dcm")
+        packed = packed_by_gdcm(smooth_array()[:, :, k], compressor, tmp_path)
         dataset.PixelData, dataset.file_meta.TransferSyntaxUID = packed.PixelData, packed.file_meta.TransferSyntaxUID
         dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 8, 8, 7
 

@@ -7,6 +7,7 @@ import io
 import numpy as np
 import pydicom
 import pytest
+from io_phantoms import smooth_array
 from PIL import Image
 from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
 
@@ -55,12 +56,6 @@ def test_compressed_by_pydicom(tmp_path, write_enhanced, syntax):
     dataset.compress(syntax)
     dataset.save_as(path)
     assert np.array_equal(read_volume(path).array, smooth_array())
-
-
-def smooth_array():
-    """(20, 24, 9) int16 that compresses."""
-    i, j, k = np.indices((20, 24, 9))
-    return (10 * (i // 3) - 7 * (j // 4) + 100 * k - 300).astype(np.int16)
 
 
 def test_jpeg_2000_frames(tmp_path, write_enhanced):

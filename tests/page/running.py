@@ -192,6 +192,15 @@ class Viewer:
             session.send("Input.dispatchDragEvent", {"type": kind, "data": data, **place})
         session.detach()
 
+    def drop_disc(self, disc: Path) -> None:
+        """Drop the disc of `write_disc`, which has two series, and choose the shorter one from the list."""
+        self.drop(disc)
+        self.page.wait_for_selector("#choose-series[open]")
+        rows = self.page.locator("#series button")
+        assert rows.count() == 2 and all("CT · " in text and " images" in text for text in rows.all_inner_texts())
+        rows.filter(has_text="3 images").click()
+        self.opened()
+
     def answered(self, act: Any) -> None:
         """Do something, and wait for the server's answer and for its drawing."""
         with self.page.expect_response(

@@ -41,6 +41,13 @@ def scan(viewer: Viewer, tmp_path: Path) -> Viewer:
     return viewer
 
 
+def _load(viewer: Viewer, mask: Volume, file: Path) -> None:
+    write_mask(mask, file)
+    viewer.page.locator("#edits summary").click()
+    with viewer.page.expect_response(lambda response: response.url.endswith("/mask")):
+        viewer.page.set_input_files("#choose-mask", file)
+
+
 def _object(server: Server, viewer: Viewer, number: int = 1) -> dict[str, Any]:
     return next(o for o in server.ask(f"sessions/{viewer.session}")["objects"] if o["number"] == number)
 
@@ -128,10 +135,7 @@ def test_parts_slices_between_and_a_mask_that_was_loaded(scan: Viewer, server: S
     page, grid = scan.page, _dense().grid
     mask = np.zeros(grid.shape, np.uint8)
     mask[5:9, 5:9, 5] = mask[5:9, 5:9, 9] = mask[20:25, 20:25, 5:8] = 1
-    write_mask(Volume(mask, grid, "SEG"), tmp_path / "mask.nii.gz")
-    page.locator("#edits summary").click()
-    with page.expect_response(lambda response: response.url.endswith("/mask")):
-        page.set_input_files("#choose-mask", tmp_path / "mask.nii.gz")
+    _load(scan, Volume(mask, grid, "SEG"), tmp_path / "mask.nii.gz")
     page.wait_for_selector("#busy", state="hidden")
     scan.drawn()
     _is_drawn(scan, server, mask > 0)
@@ -215,10 +219,7 @@ def test_diameters_are_drawn_where_they_lie(scan: Viewer, server: Server, tmp_pa
     page, grid = scan.page, _dense().grid
     mask = np.zeros(grid.shape, np.uint8)
     mask[8:28, 10:16, 7] = 1  # 40 x 15 mm
-    write_mask(Volume(mask, grid, "SEG"), tmp_path / "mask.nii.gz")
-    page.locator("#edits summary").click()
-    with page.expect_response(lambda response: response.url.endswith("/mask")):
-        page.set_input_files("#choose-mask", tmp_path / "mask.nii.gz")
+    _load(scan, Volume(mask, grid, "SEG"), tmp_path / "mask.nii.gz")
     page.wait_for_selector("#objects :text('longest diameter')")
     found = _object(server, scan)
     said = page.inner_text("#objects")
@@ -248,14 +249,8 @@ def test_of_several_series_one_is_chosen_from_a_list(
     viewer: Viewer, server: Server, shared_data: Path, tmp_path: Path
 ) -> None:
     """The study is a disc that is dropped on the page."""
-    page = viewer.page
     write_disc(shared_data / "dicom", tmp_path / "disc")
-    viewer.drop(tmp_path / "disc")
-    page.wait_for_selector("#choose-series[open]")
-    rows = page.locator("#series button")
-    assert rows.count() == 2 and all("CT · " in text and " images" in text for text in rows.all_inner_texts())
-    rows.filter(has_text="3 images").click()
-    viewer.opened()
+    viewer.drop_disc(tmp_path / "disc")
     assert server.ask(f"sessions/{viewer.session}")["shape"][2] == 3
 
 

@@ -24,7 +24,7 @@ from pydicom.uid import (
 )
 
 from tests.dicom_series import write_dicom
-from tests.io.io_phantoms import GRIDS
+from tests.io.io_phantoms import GRIDS, packed_by_gdcm
 from tests.web.golden import play
 from voxsam.errors import InputError, SeriesError
 from voxsam.geometry import Grid
@@ -343,16 +343,9 @@ for _compressor in ("JPEG", "JPEG2000"):
 
 def _packed_by_gdcm(folder: Path, compressor: str) -> str:
     def edit(dataset, k: int) -> None:
-        writer = sitk.ImageFileWriter()
-        writer.SetImageIO("GDCMImageIO")
-        writer.SetFileName(str(folder / "packed.dcm"))
-        writer.UseCompressionOn()
-        writer.SetCompressor(compressor)
-        writer.Execute(sitk.GetImageFromArray(_array()[None, :, :, k].transpose(0, 2, 1)))
-        packed = pydicom.dcmread(folder / "packed.dcm")
+        packed = packed_by_gdcm(_array()[:, :, k], compressor, folder)
         dataset["PixelData"] = packed["PixelData"]
         dataset.file_meta.TransferSyntaxUID = packed.file_meta.TransferSyntaxUID
-        (folder / "packed.dcm").unlink()
 
     return _series(folder, edit=edit, RescaleIntercept=-24)
 

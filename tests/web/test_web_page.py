@@ -172,13 +172,7 @@ def test_firefox_gives_the_same_mask(
 
 def test_a_disc_that_is_dropped_asks_which_series(viewer: LocalViewer, shared_data: Path, tmp_path: Path) -> None:
     write_disc(shared_data / "dicom", tmp_path / "disc")
-    page = viewer.isolated().page
-    viewer.drop(tmp_path / "disc")
-    page.wait_for_selector("#choose-series[open]")
-    rows = page.locator("#series button")
-    assert rows.count() == 2 and all("CT · " in text and " images" in text for text in rows.all_inner_texts())
-    rows.filter(has_text="3 images").click()
-    viewer.opened()
+    viewer.isolated().drop_disc(tmp_path / "disc")
     expected = read_volume(shared_data / "dicom" / "ct_3slice_and_seg" / "ct-3slice")
     assert viewer.page.evaluate("voxsam.viewer.orientation.shape") == list(expected.grid.shape)
     middle = [n // 2 for n in expected.grid.shape]

@@ -5,9 +5,14 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
+import torch
 import yaml
 
+from voxsam.io import write_mask, write_volume
 from voxsam.lab.training.recipe import Recipe
+from voxsam.lab.training.run import make_stream
+from voxsam.lab.training.task import SegmentationTask
+from voxsam.phantoms import make_phantom
 from voxsam.testing import stub_network
 
 
@@ -47,3 +52,31 @@ def rows(out: Path) -> list[dict[str, str]]:
 def losses(out: Path) -> list[tuple[int, float]]:
     """(step, loss) of every logged step."""
     return [(int(row["step"]), float(row["loss"])) for row in rows(out) if row["loss"]]
+
+
+def losses_on_one_batch(task: SegmentationTask, steps: int) -> list[float]:
+    """The loss before each step on the first two samples; the gradients that stay are those of the last."""
+    task.log_dict = task.log = lambda *_, **__: None  # type: ignore[method-assign]
+    stream = make_stream(task.recipe, None)
+    batch = torch.utils.data.default_collate([stream[n] for n in range(2)])
+    optimiser = task.configure_optimizers()["optimizer"]
+    seen = []
+    for _ in range(steps):
+        optimiser.zero_grad()
+        loss = task.training_step(batch, 0)
+        loss.backward()
+        optimiser.step()
+        seen.append(float(loss))
+    return seen
+
+
+def write_cases(folder: Path, **seeds: int) -> Path:
+    """A folder of phantoms, by the names of their cases; more are added."""
+    for part in ("imagesTr", "labelsTr"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    (folder / "dataset.json").write_text("{}")
+    for name, seed in seeds.items():
+        phantom = make_phantom(seed, (30, 30, 30), (6, 6, 6))
+        write_volume(phantom.scan, folder / "imagesTr" / f"{name}_0000.nii.gz")
+        write_mask(phantom.label, folder / "labelsTr" / f"{name}.nii.gz")
+    return folder

@@ -7,13 +7,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.lab.training.minuscule import recipe, write
+from tests.lab.training.minuscule import recipe, write, write_cases
 from voxsam.cli import main
 from voxsam.errors import InputError
-from voxsam.io import write_mask, write_volume
 from voxsam.lab.data.sampling import fingerprint
 from voxsam.lab.training.keep import check_identity, identity, write_identity
-from voxsam.phantoms import make_phantom
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -27,17 +25,6 @@ def begun(out: Path, **changes: object) -> Path:
 
 def check(out: Path, **changes: object) -> None:
     check_identity(identity(recipe(**changes), None), out)
-
-
-def data_set(folder: Path, *seeds: int) -> Path:
-    for part in ("imagesTr", "labelsTr"):
-        (folder / part).mkdir(parents=True, exist_ok=True)
-    (folder / "dataset.json").write_text("{}")
-    for seed in seeds:
-        phantom = make_phantom(seed, (30, 28, 26), (6, 6, 6))
-        write_volume(phantom.scan, folder / "imagesTr" / f"p{seed}_0000.nii.gz")
-        write_mask(phantom.label, folder / "labelsTr" / f"p{seed}.nii.gz")
-    return folder
 
 
 @pytest.mark.parametrize(
@@ -96,15 +83,15 @@ def test_keys_that_came_later_have_their_defaults(tmp_path: Path) -> None:
 
 
 def test_data_are_known_by_their_files_wherever_they_lie(tmp_path: Path) -> None:
-    first = fingerprint(data_set(tmp_path / "a", 1, 2))
-    assert fingerprint(data_set(tmp_path / "b", 2, 1)) == first
-    assert fingerprint(data_set(tmp_path / "c", 1, 3)) != first
+    first = fingerprint(write_cases(tmp_path / "a", p1=1, p2=2))
+    assert fingerprint(write_cases(tmp_path / "b", p2=2, p1=1)) == first
+    assert fingerprint(write_cases(tmp_path / "c", p1=1, p3=3)) != first
     words = ["prepare", str(tmp_path / "a"), "-o", str(tmp_path / "prepared"), "--workers", "1"]
     assert main(words) == 0
     prepared = fingerprint(tmp_path / "prepared")
     (tmp_path / "prepared").rename(tmp_path / "moved")
     assert fingerprint(tmp_path / "moved") == prepared != first
-    data_set(tmp_path / "a", 4)
+    write_cases(tmp_path / "a", p4=4)
     assert main(words) == 0
     assert fingerprint(tmp_path / "prepared") != prepared
 
@@ -117,7 +104,7 @@ def test_the_command_line_refuses_another_run_and_changes_no_file(
     assert yaml.safe_load((out / "run.json").read_text())["data"] is None
     before = {file: (file.stat().st_mtime_ns, file.read_bytes()) for file in out.rglob("*") if file.is_file()}
     capsys.readouterr()
-    data = data_set(tmp_path / "data", 1)
+    data = write_cases(tmp_path / "data", p1=1)
     for words, expected in (
         (["--learning_rate", "0.5"], "its learning_rate is 0.001, and now 0.5"),
         (["--data", str(data)], f"its data is null, and now {fingerprint(data)}"),

@@ -14,11 +14,10 @@ import pytest
 import torch
 import yaml
 
-from tests.lab.training.minuscule import losses, recipe, write
+from tests.lab.training.minuscule import losses, losses_on_one_batch, recipe, write, write_cases
 from voxsam.cli import main
 from voxsam.errors import InputError
 from voxsam.interactive.session import Session
-from voxsam.io import write_mask, write_volume
 from voxsam.lab.data.sampling import load_cases
 from voxsam.lab.data.store import open_store
 from voxsam.lab.training import run
@@ -28,7 +27,6 @@ from voxsam.lab.training.start import make_network
 from voxsam.lab.training.task import SegmentationTask
 from voxsam.network.network import VoxSAMNetwork
 from voxsam.network.tuning import is_tuned
-from voxsam.phantoms import make_phantom
 from voxsam.testing import stub_network, stub_scan
 from voxsam.weights.checkpoint import load_model, save_model
 
@@ -139,19 +137,8 @@ def test_the_same_recipe_gives_the_same_samples() -> None:
 
 def test_a_step_lowers_the_loss_on_its_own_batch() -> None:
     network = stub_network()
-    given = recipe(learning_rate=1e-3, warmup=0)
-    task = SegmentationTask(given, network)
-    task.log_dict = task.log = lambda *_, **__: None  # type: ignore[method-assign]
-    stream = make_stream(given, None)
-    batch = torch.utils.data.default_collate([stream[n] for n in range(2)])
-    optimiser = task.configure_optimizers()["optimizer"]
-    seen = []
-    for _ in range(8):
-        optimiser.zero_grad()
-        loss = task.training_step(batch, 0)
-        loss.backward()
-        optimiser.step()
-        seen.append(float(loss))
+    task = SegmentationTask(recipe(learning_rate=1e-3, warmup=0), network)
+    seen = losses_on_one_batch(task, steps=8)
     assert seen[-1] < seen[0] - 0.01
     assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
 
@@ -165,18 +152,8 @@ def test_vectors_are_not_decayed() -> None:
     assert len(decayed["params"]) + len(rest["params"]) == len(list(VoxSAMNetwork(task.network.card).parameters()))
 
 
-def _case(folder: Path, name: str, seed: int) -> None:
-    phantom = make_phantom(seed, shape=(30, 30, 30), spacing_mm=(6, 6, 6))
-    for part in ("imagesTr", "labelsTr"):
-        (folder / part).mkdir(parents=True, exist_ok=True)
-    (folder / "dataset.json").write_text("{}")
-    write_volume(phantom.scan, folder / "imagesTr" / f"{name}_0000.nii.gz")
-    write_mask(phantom.label, folder / "labelsTr" / f"{name}.nii.gz")
-
-
 def test_validation_chooses_the_best_checkpoint(tmp_path: Path, every_step) -> None:
-    _case(tmp_path / "data", "seen", 3)
-    _case(tmp_path / "data", "aside", 4)
+    write_cases(tmp_path / "data", seen=3, aside=4)
     given = recipe(phantoms=0, validation=["aside"], validate_every=1, steps=4)
     train(given, tmp_path / "data", tmp_path / "out")
     best = torch.load(tmp_path / "out" / "best.ckpt", map_location="cpu", weights_only=False)
@@ -253,8 +230,7 @@ def test_two_nodes_of_one_process_train_as_one_with_twice_the_batch(tmp_path: Pa
 
 
 def test_a_prepared_data_set_says_its_own_preprocessing_and_validation(tmp_path: Path) -> None:
-    for number in range(6):
-        _case(tmp_path / "raw", f"case{number}", number)
+    write_cases(tmp_path / "raw", **{f"case{number}": number for number in range(6)})
     assert main(["prepare", str(tmp_path / "raw"), "-o", str(tmp_path / "prepared"), "--workers", "1"]) == 0
     store = open_store(tmp_path / "prepared")
     fields = recipe(phantoms=0, steps=1).model_dump(mode="json", exclude={"preprocessing", "validation"})
@@ -311,8 +287,7 @@ def test_the_optimiser_is_the_recipe_s() -> None:
 
 
 def test_epochs_show_every_scan_once_in_an_order_of_its_own(tmp_path: Path) -> None:
-    for number in range(4):
-        _case(tmp_path, f"case{number}", number)
+    write_cases(tmp_path, **{f"case{number}": number for number in range(4)})
     stream = make_stream(recipe(phantoms=0, epochs=3, batch=1), tmp_path)
     assert len(stream) == 12
     orders = [[stream._in_turn(4 * epoch + place, 4) for place in range(4)] for epoch in range(3)]
@@ -339,8 +314,7 @@ def test_a_start_of_one_channel_becomes_one_of_two_that_answers_alike(tmp_path: 
 
 
 def test_the_best_model_is_written_beside_the_last(tmp_path: Path) -> None:
-    _case(tmp_path / "data", "seen", 3)
-    _case(tmp_path / "data", "aside", 4)
+    write_cases(tmp_path / "data", seen=3, aside=4)
     given = recipe(phantoms=0, validation=["aside"], validate_every=1, steps=30, patience=2, learning_rate=0.05, ema=0)
     path = train(given, tmp_path / "data", tmp_path / "out")
     assert len(losses(tmp_path / "out")) < 30  # patience

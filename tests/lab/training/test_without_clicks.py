@@ -14,15 +14,15 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from tests.lab.training.minuscule import losses, recipe, rows, write
+from tests.lab.training.minuscule import losses, losses_on_one_batch, recipe, rows, write, write_cases
 from voxsam.cli import main
 from voxsam.errors import UnsupportedError
-from voxsam.io import write_mask, write_volume
+from voxsam.io import write_volume
 from voxsam.lab.data.augmentation import Augmentation
 from voxsam.lab.data.cases import Labelled
 from voxsam.lab.data.sampling import Sampler, validation_samples
 from voxsam.lab.training.memory import Footprint
-from voxsam.lab.training.run import make_stream, train
+from voxsam.lab.training.run import train
 from voxsam.lab.training.start import make_network
 from voxsam.lab.training.task import SegmentationTask
 from voxsam.network.promptable import Promptable
@@ -38,17 +38,6 @@ USE = Preprocessing(spacing_mm=(3, 4, 5), clip=(-120, 200), mean=35, sd=40, inte
 def case(seed: int) -> Labelled:
     phantom = make_phantom(seed, (40, 34, 30), (4, 5, 6), "PLS")
     return Labelled.make(phantom.scan, phantom.label)
-
-
-def folder_of_cases(folder: Path, *seeds: int) -> Path:
-    for part in ("imagesTr", "labelsTr"):
-        (folder / part).mkdir(parents=True)
-    (folder / "dataset.json").write_text("{}")
-    for seed in seeds:
-        phantom = make_phantom(seed, (30, 30, 30), (6, 6, 6))
-        write_volume(phantom.scan, folder / "imagesTr" / f"p{seed}_0000.nii.gz")
-        write_mask(phantom.label, folder / "labelsTr" / f"p{seed}.nii.gz")
-    return folder
 
 
 # What is sampled
@@ -102,17 +91,7 @@ def test_nothing_idle_is_built_tuned_or_counted() -> None:
 def test_a_step_lowers_the_loss_and_every_tensor_has_its_gradient() -> None:
     given = recipe(prompts="none", learning_rate=3e-3, warmup=0)
     task = SegmentationTask(given, make_network(given))
-    task.log_dict = task.log = lambda *_, **__: None  # type: ignore[method-assign]
-    stream = make_stream(given, None)
-    batch = torch.utils.data.default_collate([stream[n] for n in range(2)])
-    optimiser = task.configure_optimizers()["optimizer"]
-    seen = []
-    for _ in range(12):
-        optimiser.zero_grad()
-        loss = task.training_step(batch, 0)
-        loss.backward()
-        optimiser.step()
-        seen.append(float(loss))
+    seen = losses_on_one_batch(task, steps=12)
     assert seen[-1] < seen[0] - 0.01
     assert all(p.grad is not None for p in task.network.parameters())  # DDP waits for each of them
 
@@ -170,7 +149,7 @@ def test_a_system_that_takes_no_clicks_is_trained_without(tmp_path: Path, monkey
 def test_a_run_without_clicks_ends_in_a_model_that_segments_by_itself(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    data = folder_of_cases(tmp_path / "data", 3, 4)
+    data = write_cases(tmp_path / "data", p3=3, p4=4)
     changes = {"prompts": "none", "phantoms": 0, "validation": ["p4"], "validate_every": 1, "pictures": 1, "steps": 2}
     path, run = write(tmp_path / "recipe.yaml", **changes), tmp_path / "run"
     assert main(["train", str(path), "--data", str(data), "-o", str(run)]) == 0

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.lab.systems.networks.tiny import TINY
-from tests.lab.training.test_without_clicks import folder_of_cases
+from tests.lab.training.minuscule import write_cases
 from voxsam.errors import InputError
 from voxsam.lab.data.prepare import Options, prepare
 from voxsam.lab.systems.common_loop import compared_system
@@ -19,7 +19,7 @@ from voxsam.lab.systems.networks import FILES
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A prepared data set of two phantoms."""
     folder = tmp_path_factory.mktemp("data")
-    folder_of_cases(folder / "raw", 1, 2)
+    write_cases(folder / "raw", p1=1, p2=2)
     prepare(folder / "raw", folder / "store", Options(spacing_mm=(6, 6, 6), workers=1))
     return folder / "store"
 

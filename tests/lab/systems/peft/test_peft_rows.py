@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from tests.checkpoint_cases import hugging_face_name
 from tests.lab.training.minuscule import recipe
 from voxsam.errors import CheckpointError, UnsupportedError
 from voxsam.lab.data.layouts import write_phantoms
@@ -158,7 +159,7 @@ def test_sams_own_file_starts_every_row(kind: str, tmp_path: Path) -> None:
     if kind == "meta":
         torch.save(theirs, tmp_path / "sam.pth")
     else:
-        save_file({hugging_face(name): tensor for name, tensor in theirs.items()}, tmp_path / "sam.safetensors")
+        save_file({hugging_face_name(name): tensor for name, tensor in theirs.items()}, tmp_path / "sam.safetensors")
     (file,) = tmp_path.iterdir()
     for tokens in ("slices", "volume"):
         new = started(file, "houlsby", tokens).state_dict()
@@ -200,14 +201,6 @@ def shaped(name: str, tensor: torch.Tensor) -> torch.Tensor:
     if name.endswith("plane_positions"):
         return tensor[None].contiguous()
     return tensor[:, :, None, None].contiguous() if name.endswith("reduce.weight") else tensor
-
-
-def hugging_face(name: str) -> str:
-    name = name.replace("image_encoder.", "vision_encoder.").replace("patch_embed.proj", "patch_embed.projection")
-    name = name.replace(".blocks.", ".layers.").replace(".norm1.", ".layer_norm1.").replace(".norm2.", ".layer_norm2.")
-    for old, new in enumerate(("conv1", "layer_norm1", "conv2", "layer_norm2")):
-        name = name.replace(f"neck.{old}.", f"neck.{new}.")
-    return name
 
 
 def test_a_start_of_another_size_is_refused(tmp_path: Path) -> None:
