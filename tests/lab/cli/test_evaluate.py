@@ -171,12 +171,15 @@ def test_automatic(folder: Path, tmp_path: Path):
     ]
 
 
-def test_the_table_of_cases_goes_into_a_model_card(folder: Path, undrawn: None, tmp_path: Path):
+@pytest.mark.parametrize("own", [False, True], ids=["one-table", "of-several"])
+def test_the_table_of_cases_goes_into_a_model_card(own: bool, folder: Path, undrawn: None, tmp_path: Path):
     card = tmp_path / "card.md"
-    card.write_text("# Card\n<!-- held-out -->\nold\n<!-- /held-out -->\nend\n", encoding="utf-8")
+    marker = f"held-out {folder.name}" if own else "held-out"
+    others = "<!-- held-out another -->\n<!-- /held-out another -->"
+    card.write_text(f"# Card\n<!-- {marker} -->\nold\n<!-- /{marker} -->\n{others}\nend\n", encoding="utf-8")
     assert main(_words(folder, tmp_path / "out", "--clicks", "1", "--trials", "2", "--card", str(card), "--quiet")) == 0
     text = card.read_text(encoding="utf-8")
-    assert "old" not in text and "| p_0 |" in text and "| mean |" in text and text.endswith("end\n")
+    assert "old" not in text and "| p_0 |" in text and "| mean |" in text and text.endswith(f"{others}\nend\n")
 
 
 @pytest.mark.parametrize(

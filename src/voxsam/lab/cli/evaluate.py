@@ -88,7 +88,7 @@ def command(
     if not per_class:
         check_output(output)
     if card is not None:
-        require_markers(card, MARKER)
+        require_markers(card, _marker(card, folder))
     found, tumour_labels = find_labelled(folder)
     settings = replace(settings, labels=settings.labels or tumour_labels)
     chosen = _chosen(found, folder, cases, held_out, split)
@@ -113,7 +113,7 @@ def command(
             progress("writing tables and figures")
             write_evaluation(evaluation, system, {case.name: case for case in chosen}, target, masks)
             evaluations.append(evaluation)
-    _finish(evaluations, output, card, quiet)
+    _finish(evaluations, output, card and (card, _marker(card, folder)), quiet)
 
 
 def _classes(folder: Path, labels: tuple[int, ...], card: Path | None) -> dict[str, tuple[int, ...]]:
@@ -132,7 +132,13 @@ def _classes(folder: Path, labels: tuple[int, ...], card: Path | None) -> dict[s
     return found
 
 
-def _finish(evaluations: list[Evaluation], output: Path, card: Path | None, quiet: bool) -> None:
+def _marker(card: Path, folder: Path) -> str:
+    """Of the table in a card: with the folder's name where the card has one table for each of several folders."""
+    own = f"{MARKER} {folder.resolve().name}"
+    return own if card.is_file() and f"<!-- {own} -->" in card.read_text(encoding="utf-8") else MARKER
+
+
+def _finish(evaluations: list[Evaluation], output: Path, card: tuple[Path, str] | None, quiet: bool) -> None:
     from voxsam.lab.evaluation.tables import (
         case_rows,
         lesion_rows,
@@ -145,7 +151,7 @@ def _finish(evaluations: list[Evaluation], output: Path, card: Path | None, quie
     evaluation = evaluations[0]
     if card is not None:
         rows = lesion_rows if evaluation.settings.per_lesion else case_rows
-        write_between_markers(card, MARKER, markdown_table(rows(evaluation), right=True))
+        write_between_markers(*card, markdown_table(rows(evaluation), right=True))
     if not quiet:
         several = len(evaluations) > 1
         for one in evaluations:
