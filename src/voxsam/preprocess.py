@@ -36,7 +36,7 @@ class Intensity(BaseModel):
     mean: Value
     sd: Spread
     per_scan: bool = False  # each scan is standardised first (MR has no unit), and the numbers above are in its s.d.
-    standardise_others: bool = False  # one of another modality is standardised first, to the mean and s.d. above
+    standardise_others: bool = False  # in use, not in training: one of another modality is standardised to mean and sd
 
     @field_validator("clip")
     @classmethod
@@ -71,7 +71,9 @@ def standardised(scan: Volume) -> Volume:
         return scan.with_array(np.zeros_like(array))
     low, high = np.percentile(foreground, TAILS)
     middle = foreground[(foreground >= low) & (foreground <= high)].astype(np.float64)
-    return scan.with_array((array - np.float32(middle.mean())) / np.float32(middle.std() or 1.0))
+    values = array - np.float32(middle.mean())
+    values /= np.float32(middle.std() or 1.0)
+    return scan.with_array(values)
 
 
 class Preprocessing(Intensity):

@@ -68,7 +68,7 @@ def test_prompts_that_were_points_already_are_not_made_again(monkeypatch) -> Non
 
 def test_a_scan_is_looked_at_once_for_its_remarks(monkeypatch) -> None:
     looked = []
-    monkeypatch.setattr(predictor_module, "images_for", lambda _, scan: looked.append(scan) or ((scan,), ["odd"]))
+    monkeypatch.setattr(predictor_module, "images_for", lambda _, scans: looked.append(scans) or (scans, ["odd"]))
     _, predictor, volume = two_blocks()
     for _ in range(3):
         assert predictor.predict(at(volume, 11, 11, 11)).remarks[0] == "odd"

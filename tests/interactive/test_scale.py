@@ -7,11 +7,13 @@ import torch
 from voxsam import Session
 from voxsam.errors import InputError
 from voxsam.geometry import Grid
-from voxsam.interactive.scale import Scale, measure
+from voxsam.interactive.predictor import Predictor
+from voxsam.interactive.scale import Scale, clicked_extent
 from voxsam.network.card import Card
 from voxsam.network.promptable import Promptable
 from voxsam.network.sizes import TINY
 from voxsam.preprocess import Preprocessing, Window
+from voxsam.prompts import Point
 from voxsam.testing import stub_network
 from voxsam.volume import Volume
 
@@ -80,6 +82,46 @@ def test_a_click_beside_a_large_lesions_middle_still_sees_all_of_it():
     session = Session(Bright(), scan)
     mask = session.click((MIDDLE[0] + 35, MIDDLE[1], MIDDLE[2]))
     assert dice(mask.array > 0, truth) > 0.9
+
+
+def spacing_of_masks(monkeypatch, **masks: tuple[float, float]) -> float:
+    """The spacing that a click ends with whose masks have a diameter (voxels) and a probability at each; else none."""
+    by_spacing = {float(name.removeprefix("at_").replace("_", ".")): mask for name, mask in masks.items()}
+
+    def look(predictor, grid, clicks, before):
+        window = Window.around(grid, grid.world_to_index(clicks[0].world_mm), (48,) * 3)
+        across, sure = by_spacing.get(float(grid.spacing_mm[0]), (0, 0))
+        away = np.linalg.norm(np.indices((48,) * 3).transpose(1, 2, 3, 0) - 24, axis=-1)
+        return [window], [(window, np.where(away < across / 2, sure, 0).astype(np.float32))], lambda _: None
+
+    monkeypatch.setattr(Predictor, "_look", look)
+    scan, _ = ball((MIDDLE, 44))
+    predictor = Predictor(Bright(), follow=False).set_image(scan)
+    return float(predictor.predict(Point.at_index(scan.grid, MIDDLE)).windows[0].model_grid.spacing_mm[0])
+
+
+def test_the_surest_of_the_first_looks_counts_and_its_size_may_ask_for_another(monkeypatch):
+    assert spacing_of_masks(monkeypatch, at_1_26=(14, 0.7), at_2=(14, 0.9), at_4=(14, 0.8)) == 2
+    assert spacing_of_masks(monkeypatch, at_1_26=(14, 0.7), at_2=(14, 0.6), at_4=(14, 0.8)) == 4
+    assert spacing_of_masks(monkeypatch, at_1_26=(6, 0.9), at_2=(14, 0.8), at_1=(8, 0.6)) == 1
+    assert spacing_of_masks(monkeypatch, at_1_26=(40, 0.9), at_3_175=(16, 0.6)) == 3.175
+
+
+def test_a_mask_that_has_the_click_is_not_left_for_none(monkeypatch):
+    assert spacing_of_masks(monkeypatch, at_1_26=(40, 0.9)) == 1.26
+    assert spacing_of_masks(monkeypatch, at_2=(8, 0.9)) == 2
+    assert spacing_of_masks(monkeypatch) == 1  # none anywhere: what is too small to be seen
+
+
+def test_clicks_far_apart_on_a_turned_scan_still_fit_one_crop():
+    """70 mm along an axis of the scan that lies between those of the patient: one crop at each first look."""
+    scan, _ = ball((MIDDLE, 110))
+    turn = np.eye(4)
+    turn[:2, :2] = np.array([[1, -1], [1, 1]]) / np.sqrt(2)
+    turned = Volume(scan.array, Grid(SHAPE, turn @ scan.grid.affine), "CT")
+    session = Session(Bright(), turned, follow=False)
+    session.prompt(*(Point.at_index(turned.grid, (i, MIDDLE[1], MIDDLE[2])) for i in (45, 103)))
+    assert len(session.prediction.windows) == 1
 
 
 def test_a_told_spacing_is_kept_to():
@@ -157,8 +199,8 @@ def test_a_mask_measures_as_a_ball_of_its_clicked_parts_and_their_mean_probabili
     probability[np.linalg.norm(at - 20, axis=-1) < 8] = 0.75
     probability[2:6, 2:6, 2:6] = 1  # not clicked
     click = grid.index_to_world([30.0, 25.0, 20.0])
-    assert measure([(window, probability)], [click.tolist()]) == (pytest.approx(16, abs=0.3), 0.75)
-    assert measure([(window, probability)], [grid.index_to_world([11.0, 6.0, 1.0]).tolist()]) == (0, 0)
+    assert clicked_extent([(window, probability)], [click.tolist()]) == (pytest.approx(16, abs=0.3), 0.75)
+    assert clicked_extent([(window, probability)], [grid.index_to_world([11.0, 6.0, 1.0]).tolist()]) == (0, 0)
 
 
 # From click to click, and beyond a crop

@@ -7,7 +7,7 @@ import { paste } from "../src/local/crop";
 import { Grid, Window } from "../src/local/grid";
 import type { Network } from "../src/local/network";
 import { rounded, roundedToEven, written } from "../src/local/numbers";
-import { blend, chooseWindows, connected, nextWindows, measure } from "../src/local/pieces";
+import { blend, chooseWindows, connected, nextWindows, clickedExtent } from "../src/local/pieces";
 import { Prediction, Predictor } from "../src/local/predictor";
 import { contains, voxelOf } from "../src/local/prompts";
 import { cropRemarks } from "../src/local/remarks";
@@ -114,10 +114,10 @@ describe("crops", () => {
   it("say how large and how sure the clicked part is", () => {
     const count = ball([8, 8, 8], 4).filter((value) => value > 0.5).length;
     const pieces = [{ window: one, probability: ball([8, 8, 8], 4) }];
-    const { across, sure } = measure(pieces, [[16, 16, 16]]);
+    const { across, sure } = clickedExtent(pieces, [[16, 16, 16]]);
     expect(across).toBeCloseTo(Math.cbrt((6 * count) / Math.PI), 9);
     expect(sure).toBeCloseTo(0.9, 5);
-    expect(measure(pieces, [[9, 9, 9]])).toEqual({ across: 0, sure: 0 });
+    expect(clickedExtent(pieces, [[9, 9, 9]])).toEqual({ across: 0, sure: 0 });
   });
 });
 

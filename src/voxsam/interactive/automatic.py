@@ -62,7 +62,7 @@ def prepare(model: Promptable, volume: Volume | Sequence[Volume]) -> Prepared:
             "click the tumour (--click I,J,K), or choose another model with --model",
         )
     preprocessing = model.card.preprocessing
-    images, notes = images_for(model, volume)
+    images, notes = images_for(model, (volume,) if isinstance(volume, Volume) else volume)
     model_grid = preprocessing.model_grid(images[0].grid)
     whole = Window(model_grid, (0, 0, 0), model_grid.shape)
     array = torch.from_numpy(read_crops(images, whole, preprocessing))

@@ -11,14 +11,13 @@ from voxsam.preprocess import Intensity, standardised
 from voxsam.volume import Volume
 
 
-def images_for(model: Promptable, given: Volume | Sequence[Volume]) -> tuple[tuple[Volume, ...], list[str]]:
+def images_for(model: Promptable, images: Sequence[Volume]) -> tuple[tuple[Volume, ...], list[str]]:
     """The images of one patient in the order that the model was trained on, and what to remark on them.
 
     The first one's grid is the mask's. One of another modality than the model was trained on is standardised to that
     model's mean and s.d. if the model wants it so, and remarked on. Raises UnsupportedError for another number of them.
     """
     preprocessing = model.card.preprocessing
-    images = (given,) if isinstance(given, Volume) else tuple(given)
     each = [preprocessing.channel(number) for number in range(preprocessing.channels)]
     if len(images) != len(each):
         raise UnsupportedError(
@@ -49,6 +48,8 @@ def _standardised(image: Volume, wanted: Intensity, other: bool) -> Volume:
     if wanted.per_scan:
         return standardised(image)
     if other and wanted.standardise_others:
-        found = standardised(image)
-        return found.with_array(found.array * wanted.sd + wanted.mean)
+        values = standardised(image).array  # of its own: in it, the rest takes no memory
+        values *= wanted.sd
+        values += wanted.mean
+        return image.with_array(values)
     return image

@@ -35,7 +35,7 @@ from voxsam.interactive.crops import (
     parts_of,
 )
 from voxsam.interactive.images import images_for
-from voxsam.interactive.scale import MAX_CHANGES, Scale, measure
+from voxsam.interactive.scale import MAX_CHANGES, Scale, clicked_extent
 from voxsam.io.checks import is_padding
 from voxsam.network.promptable import Promptable
 from voxsam.preprocess import Slices, Window, paste, paste_box
@@ -191,9 +191,12 @@ class Predictor:
         A model of several channels (MR sequences) takes a sequence of volumes of one patient, which may lie on
         different grids; the first is the scan that is clicked. Raises UnsupportedError for another number of them.
         """
-        images, self._scan_remarks = images_for(self.model, volume)
+        given = (volume,) if isinstance(volume, Volume) else tuple(volume)
+        images, self._scan_remarks = images_for(self.model, given)
+        made = [image for image, own in zip(images, given, strict=True) if image is not own]
+        self.standardised_bytes = sum(image.array.nbytes for image in made)  # that the scan does not have already
         self._encoded = EncodedCrops(self.model, images, self.progress, self.features_limit)
-        self._volume = volume if isinstance(volume, Volume) else volume[0]
+        self._volume = given[0]
         return self
 
     @property
@@ -287,24 +290,29 @@ class Predictor:
             return self._followed(*self._look(self.model_grid(), clicks, before))
         if self.spacing_mm is not None:
             return self._followed(*self._look(self.model_grid((self.spacing_mm,) * 3), clicks, before))
-        places_mm = np.array([click.world_mm for click in clicks])
-        positive_mm = [click.world_mm for click in clicks if click.positive]
+        grid = self.model_grid()
+        places_mm = grid.world_to_index([click.world_mm for click in clicks]) * grid.spacing_mm
+        looks: dict[float, tuple[Look, float, float]] = {}
 
-        def look(spacing: float) -> Look:
-            return self._look(self.model_grid((spacing,) * 3), clicks, before)
+        def look(spacing: float) -> None:
+            found = self._look(self.model_grid((spacing,) * 3), clicks, before)
+            looks[spacing] = found, *clicked_extent(found[1], [click.world_mm for click in clicks if click.positive])
 
-        looks = {spacing: look(spacing) for spacing in scale.first(places_mm, before.windows)}
-        spacing = max(looks, key=lambda s: measure(looks[s][1], positive_mm)[1])
-        chosen = [spacing]
+        missed = before.pieces and not any((probability > THRESHOLD).any() for _, probability in before.pieces)
+        for spacing in scale.first(places_mm, () if missed else before.windows):
+            look(spacing)
+        chosen = [max(looks, key=lambda spacing: looks[spacing][2])]
         for _ in range(MAX_CHANGES):
-            wanted = scale.next(spacing, measure(looks[spacing][1], positive_mm)[0], places_mm)
-            if wanted in chosen:
+            across = looks[chosen[-1]][1]
+            wanted = scale.next(chosen[-1], across, places_mm)
+            if wanted not in looks:
+                look(wanted)
+            if wanted in chosen or (across and not looks[wanted][1]):  # a mask that has the click is not left for none
                 break
-            spacing = wanted
-            chosen.append(spacing)
-            if spacing not in looks:
-                looks[spacing] = look(spacing)
-        return self._followed(*looks[spacing])
+            chosen.append(wanted)
+        windows, pieces, decode = looks[chosen[-1]][0]
+        self.encoded.used = {window for window, _ in (*before.pieces, *pieces)}
+        return self._followed(windows, pieces, decode)
 
     def _look(self, model_grid: Grid, clicks: Sequence[Point], before: Prediction) -> Look:
         """The windows of a model grid that clicks choose, the pieces there, and how a window is decoded."""

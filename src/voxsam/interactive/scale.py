@@ -41,7 +41,10 @@ class Scale:
         return cls(tuple(float(f"{s:.4g}") for s in np.geomspace(low, high, steps + 1)), side)
 
     def first(self, clicks_mm: NDArray[np.float64], current: Sequence[Window]) -> tuple[float, ...]:
-        """The spacing of the windows so far, else three to begin with; coarser if the clicks (N, 3) need more room."""
+        """The spacing of the windows so far, else three to begin with; coarser if the clicks need more room.
+
+        They are (N, 3) places in mm along the axes of the model grid.
+        """
         if current:
             known = float(current[0].model_grid.spacing_mm.max())
             starts = [min(self.ladder, key=lambda s: abs(np.log(s / known)))]
@@ -68,7 +71,7 @@ class Scale:
         return able[0] if able else self.ladder[-1]
 
 
-def measure(pieces: Sequence[Piece], clicks_mm: Sequence[Sequence[float]]) -> tuple[float, float]:
+def clicked_extent(pieces: Sequence[Piece], clicks_mm: Sequence[Sequence[float]]) -> tuple[float, float]:
     """How large and how sure the parts of the mask are that have clicks in them; (0, 0) if there is none.
 
     The first is the diameter, in voxels of the model grid, of a ball of their volume. A part that fills its crop counts

@@ -327,8 +327,11 @@ class Session:
 
     @property
     def predictions_bytes(self) -> int:
-        """Memory of the probabilities and masks of all objects, those of steps back and forth included."""
-        return self._history.nbytes
+        """Memory of the probabilities and masks of all objects, those of steps back and forth included.
+
+        And of a standardised scan, if the model sees one.
+        """
+        return self._history.nbytes + self.predictor.standardised_bytes
 
     @property
     def prompts(self) -> tuple[Prompt, ...]:

@@ -314,6 +314,9 @@ def test_a_recipe_without_a_model_has_the_one_that_it_starts_from(tmp_path: Path
     path.write_text(yaml.safe_dump({**fields, "start_from": str(start)}))
     assert read_recipe(path).model == network.config
     assert read_recipe(path, ["--model.crop=64"]).model == network.config.model_copy(update={"crop": 64})
+    assert read_recipe(path, ["--model.profile=released"]).model == network.config.in_profile("released")
+    preset = {"model": {"crop": 64}}
+    assert read_recipe(path, presets=[preset]).model == network.config.model_copy(update={"crop": 64})
     path.write_text(yaml.safe_dump(fields))
     assert read_recipe(path, ["--start-from", str(start)]).model == network.config
     with pytest.raises(FileError, match="absent.safetensors"):
@@ -327,7 +330,7 @@ def test_names_on_the_command_line(tmp_path: Path) -> None:
     assert changed.augmentation == AUGMENTATIONS["released"].model_copy(update={"flip": 0})
     assert changed.steps == 7
     for options, words in (
-        (["--model", "large"], "--model large; expected one of tiny, vit_b, vit_l, vit_h; name one of them"),
+        (["--model", "large"], "--model large; expected one of tiny, small, vit_b, vit_l, vit_h; name one of them"),
         (["--model.size=vit_x"], "--model.size vit_x; expected one of tiny"),
         (["--model"], "--model; expected one of tiny"),
         (["--augmentation", "much"], "--augmentation much; expected one of released, paper"),

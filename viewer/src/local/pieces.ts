@@ -174,7 +174,7 @@ function tumourBox(pieces: Piece[], window: Window): Box {
  * the diameter, in voxels of the model grid, of a ball of their volume; a part that fills its crop counts as larger than
  * it is seen: a face that it reaches adds a half. `sure`: their mean probability.
  */
-export function measure(pieces: Piece[], clicks: Index[]): { across: number; sure: number } {
+export function clickedExtent(pieces: Piece[], clicks: Index[]): { across: number; sure: number } {
   let volume = 0;
   let total = 0;
   let factor = 1;

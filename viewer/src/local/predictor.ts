@@ -9,7 +9,7 @@ import { className, confidence } from "./confidence";
 import { imageOf, modelGrid, paste, readCrop, type Image } from "./crop";
 import { Grid, Window } from "./grid";
 import type { Encoded, Network, PlacedClick } from "./network";
-import { blend, chooseWindows, connected, isNew, measure, nextWindows, THRESHOLD, tumourParts, voxelsAbove, type Piece } from "./pieces";
+import { blend, chooseWindows, clickedExtent, connected, isNew, nextWindows, THRESHOLD, tumourParts, voxelsAbove, type Piece } from "./pieces";
 import { boxOf, clicksOf, thousandths, voxelOf, type Click, type SessionPrompt } from "./prompts";
 import { refusal } from "./refusal";
 import { componentsOf, EMPTY, regionOf, union, type Region } from "./region";
@@ -228,22 +228,26 @@ export class Predictor {
     const { preprocessing } = this.network.card;
     const scale = Scale.of(this.network.card);
     if (!scale) return this.followed(await this.look(modelGrid(this.grid, preprocessing), clicks, before));
-    const places = clicks.map((click) => this.grid.toWorld(click.index));
-    const positive = places.filter((_, n) => clicks[n]!.positive);
-    const known = before.windows[0]?.modelGrid.spacing;
+    const own = modelGrid(this.grid, preprocessing);
+    const world = clicks.map((click) => this.grid.toWorld(click.index));
+    const places = world.map((at) => own.toIndex(at).map((v, axis) => v * own.spacing[axis as 0]!) as Index);
+    const positive = world.filter((_, n) => clicks[n]!.positive);
+    const missed = before.pieces.length > 0 && !voxelsAbove(before.pieces);
+    const known = missed ? undefined : before.windows[0]?.modelGrid.spacing;
     // It looks with several spacings: where the mask is surest, and fits.
     const looks = new Map<number, Looked & { across: number; sure: number }>();
     const look = async (spacing: number) => {
       const looked = await this.look(modelGrid(this.grid, preprocessing, spacing), clicks, before);
-      looks.set(spacing, { ...looked, ...measure(looked.pieces, positive) });
+      looks.set(spacing, { ...looked, ...clickedExtent(looked.pieces, positive) });
     };
     for (const spacing of scale.first(places, known ? Math.max(...known) : null)) await look(spacing);
     let [spacing] = [...looks].reduce((best, other) => (other[1].sure > best[1].sure ? other : best));
     const chosen = [spacing];
     for (let n = 0; n < MAX_CHANGES; n++) {
-      const wanted = scale.next(spacing, looks.get(spacing)!.across, places);
-      if (chosen.includes(wanted)) break;
+      const { across } = looks.get(spacing)!;
+      const wanted = scale.next(spacing, across, places);
       if (!looks.has(wanted)) await look(wanted);
+      if (chosen.includes(wanted) || (across && !looks.get(wanted)!.across)) break; // a mask that has the click is not left for none
       chosen.push((spacing = wanted));
     }
     return this.followed(looks.get(spacing)!);

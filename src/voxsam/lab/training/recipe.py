@@ -110,7 +110,11 @@ def _with_model(fields: Fields, options: Sequence[str]) -> Fields:
     own = fields.get("model", {})
     if start is None or "model" in words or not isinstance(own, dict) or "size" in own:
         return fields
-    return {**fields, "model": {**read_card(find_model(start)).config.model_dump(mode="json"), **own}}
+    before = {
+        **read_card(find_model(start)).config.model_dump(mode="json"),
+        **PROFILES.get(str(own.get("profile")), {}),
+    }
+    return {**fields, "model": {**before, **own}}
 
 
 def _resized(model: Any, size: str) -> Fields:
