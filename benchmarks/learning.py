@@ -43,7 +43,7 @@ from voxsam.prompts import Point
 from voxsam.weights.checkpoint import load_model
 
 MARKER = "learning"
-START = "milestones/voxsam-any-start.safetensors"
+START = "milestones/voxsam-tiny-start.safetensors"
 Lines = Callable[[str], None]
 
 

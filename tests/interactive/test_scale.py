@@ -103,6 +103,7 @@ def spacing_of_masks(monkeypatch, **masks: tuple[float, float]) -> float:
 def test_the_surest_of_the_first_looks_counts_and_its_size_may_ask_for_another(monkeypatch):
     assert spacing_of_masks(monkeypatch, at_1_26=(14, 0.7), at_2=(14, 0.9), at_4=(14, 0.8)) == 2
     assert spacing_of_masks(monkeypatch, at_1_26=(14, 0.7), at_2=(14, 0.6), at_4=(14, 0.8)) == 4
+    assert spacing_of_masks(monkeypatch, at_1_26=(9, 0.89), at_2=(14, 0.5), at_4=(24, 0.88)) == 4  # nearly as sure
     assert spacing_of_masks(monkeypatch, at_1_26=(6, 0.9), at_2=(14, 0.8), at_1=(8, 0.6)) == 1
     assert spacing_of_masks(monkeypatch, at_1_26=(40, 0.9), at_3_175=(16, 0.6)) == 3.175
 

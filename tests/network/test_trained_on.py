@@ -21,4 +21,10 @@ def test_what_comes_later_is_added_and_the_first_card_stays():
 
 
 def test_a_card_that_says_nothing_of_it_has_no_cases():
-    assert load_model("voxsam-tiny", "cpu").card.trained_on == {}
+    assert stub_network().card.trained_on == {}
+
+
+def test_the_packaged_model_says_what_it_has_seen():
+    seen = load_model("voxsam-tiny", "cpu").card.trained_on
+    assert {"sarcoma_ct", "backgrounds_ct", "nodules_lidc"} <= set(seen)
+    assert len(seen["sarcoma_ct"]) == 18

@@ -129,6 +129,8 @@ describe("what a click means", () => {
     expect(scale.first([[0, 0, 0]], null)).toEqual([1.26, 2, 4]);
     expect(scale.first([[0, 0, 0]], 2.1)).toEqual([2]);
     expect(scale.first([[0, 0, 0], [100, 0, 0]], null)).toEqual([3.175, 4]);
+    expect(Scale.preference({ across: 14, sure: 0.9 })).toBeGreaterThan(Scale.preference({ across: 14, sure: 0.8 }));
+    expect(Scale.preference({ across: 24, sure: 0.88 })).toBeGreaterThan(Scale.preference({ across: 8, sure: 0.89 }));
     expect(scale.next(2, 22, [[0, 0, 0]])).toBe(2);
     expect(scale.next(2, 44, [[0, 0, 0]])).toBe(4);
     expect(scale.next(2, 0, [[0, 0, 0]])).toBe(1);

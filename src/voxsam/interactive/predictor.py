@@ -301,7 +301,7 @@ class Predictor:
         missed = before.pieces and not any((probability > THRESHOLD).any() for _, probability in before.pieces)
         for spacing in scale.first(places_mm, () if missed else before.windows):
             look(spacing)
-        chosen = [max(looks, key=lambda spacing: looks[spacing][2])]
+        chosen = [max(looks, key=lambda spacing: scale.preference(*looks[spacing][1:]))]
         for _ in range(MAX_CHANGES):
             across = looks[chosen[-1]][1]
             wanted = scale.next(chosen[-1], across, places_mm)

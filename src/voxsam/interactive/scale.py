@@ -21,6 +21,7 @@ ACROSS = 22 / 64  # of the crop's side: diameter, as a ball of its volume, of wh
 KEPT_ACROSS = (13 / 64, 36 / 64)  # within which a spacing is kept
 STEP = 1.3  # from one spacing of the ladder to the next, at most
 MAX_CHANGES = 2  # of spacing after the first looks
+LARGER = 0.02  # by so much less sure a mask may be that is e times as large: what is small and sure is often a part
 ROOM = 0.75  # of the crop's side in which all clicks should lie
 
 
@@ -51,6 +52,11 @@ class Scale:
         else:
             starts = [self.ladder[n] for n in (min(1, len(self.ladder) - 1), len(self.ladder) // 2, -1)]
         return tuple(dict.fromkeys(self._with_room(start, clicks_mm) for start in starts))
+
+    @staticmethod
+    def preference(across: float, sure: float) -> float:
+        """The greater, the sooner a look with a mask of so many voxels across and such a mean probability counts."""
+        return sure + LARGER * float(np.log(across + 0.5))
 
     def next(self, spacing: float, across: float, clicks_mm: NDArray[np.float64]) -> float:
         """The spacing that a mask of so many voxels `across`, seen at `spacing`, asks for: often the same.

@@ -16,6 +16,7 @@ from voxsam.lab.systems import common_loop
 from voxsam.lab.systems.common_loop import CommonLoop, compared_system
 from voxsam.lab.systems.compared import Job
 from voxsam.lab.training.recipe import overridden
+from voxsam.lab.training.start import make_network
 from voxsam.preprocess import Preprocessing
 
 PLANS = sorted((Path(__file__).parents[3] / "plans").glob("*.yaml"))
@@ -47,6 +48,8 @@ def test_every_row_can_run(path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path
             recipe = system.recipe(Job(tmp_path, tmp_path, recipe=keys, options=row.options, budget=budget))
             assert recipe.minutes if budget else recipe.steps or recipe.epochs
             assert recipe.model.crop // recipe.model.stride <= 32, "more tokens than any GPU has memory for"
+            if recipe.start_from == "voxsam-tiny":
+                make_network(recipe)  # which its tensors fit
 
 
 def test_a_data_set_has_keys_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

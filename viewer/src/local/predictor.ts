@@ -241,7 +241,7 @@ export class Predictor {
       looks.set(spacing, { ...looked, ...clickedExtent(looked.pieces, positive) });
     };
     for (const spacing of scale.first(places, known ? Math.max(...known) : null)) await look(spacing);
-    let [spacing] = [...looks].reduce((best, other) => (other[1].sure > best[1].sure ? other : best));
+    let [spacing] = [...looks].reduce((best, other) => (Scale.preference(other[1]) > Scale.preference(best[1]) ? other : best));
     const chosen = [spacing];
     for (let n = 0; n < MAX_CHANGES; n++) {
       const { across } = looks.get(spacing)!;

@@ -8,6 +8,7 @@ const KEPT_ACROSS = [13 / 64, 36 / 64] as const; // within which a spacing is ke
 const STEP = 1.3; // from one spacing of the ladder to the next, at most
 const ROOM = 0.75; // of the crop's side in which all clicks should lie
 export const MAX_CHANGES = 2; // of spacing after the first looks
+const LARGER = 0.02; // by so much less sure a mask may be that is e times as large: what is small and sure is often a part
 
 export class Scale {
   private constructor(
@@ -29,6 +30,11 @@ export class Scale {
     const last = this.ladder.length - 1;
     const starts = known === null ? [Math.min(1, last), Math.floor(this.ladder.length / 2), last].map((n) => this.ladder[n]!) : [this.nearest(known)];
     return [...new Set(starts.map((start) => this.withRoom(start, clicks)))];
+  }
+
+  /** The greater, the sooner a look with a mask of so many voxels across and such a mean probability counts. */
+  static preference({ across, sure }: { across: number; sure: number }): number {
+    return sure + LARGER * Math.log(across + 0.5);
   }
 
   /**
