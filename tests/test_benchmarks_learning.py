@@ -12,7 +12,7 @@ from benchmarks.learning import Simulation, fewer, interval, report
 from tests.lab.learning.small import body, start_model, write_scans
 from voxsam.io import write_mask
 from voxsam.lab.data.cases import Case
-from voxsam.lab.learning import replay
+from voxsam.lab.evaluation import clicks
 from voxsam.project import Project
 
 
@@ -29,7 +29,7 @@ def simulation(tmp_path: Path) -> Simulation:
 
 @pytest.mark.slow
 def test_a_simulated_user_works_and_goes_on_where_it_was_stopped(simulation, tmp_path, monkeypatch):
-    monkeypatch.setattr(replay, "LIMIT", 2)  # clicks of a network that knows nothing
+    monkeypatch.setattr(clicks, "MAX_CLICKS", 2)  # clicks of a network that knows nothing
     out = tmp_path / "out"
     out.mkdir()
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
