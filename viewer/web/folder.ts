@@ -38,6 +38,12 @@ function licenceOf(root: string): string {
   return `## ${name} - ${version} (${license})\n\n${file ? readFileSync(join(root, file), "utf8").trim() : ""}\n`;
 }
 
+/** A file of the model; of its card without the cases that it was trained on, which nobody looks up in a browser. */
+function modelFile(path: string): Buffer | string {
+  const content = readFileSync(path);
+  return path.endsWith(".json") ? JSON.stringify({ ...(JSON.parse(content.toString()) as object), trained_on: {} }) : content;
+}
+
 /** `model` is a folder that `voxsam weights export --format onnx` wrote, `demo` a scan for who has none, if there is one. */
 export function webFolder(model: string, demo: string): Plugin {
   return {
@@ -46,7 +52,7 @@ export function webFolder(model: string, demo: string): Plugin {
     generateBundle: {
       order: "post",
       handler(_, bundle) {
-        for (const name of MODEL_FILES) this.emitFile({ type: "asset", fileName: `model/${name}`, source: readFileSync(join(model, name)) });
+        for (const name of MODEL_FILES) this.emitFile({ type: "asset", fileName: `model/${name}`, source: modelFile(join(model, name)) });
         if (existsSync(demo)) this.emitFile({ type: "asset", fileName: DEMO, source: readFileSync(demo) });
         const licences = bundle["licences.txt"];
         if (licences?.type !== "asset") throw new Error("Vite made no licences.txt");
