@@ -136,7 +136,7 @@ def test_a_dicom_folder_gives_a_dicom_seg_on_one_thread(
     _assert_same(found.region.on_all(volume).array, session.click(tumour).array)
     assert found.name == "Tumour 1" and found.remarks == ()
     viewer.page.click("#save-rtstruct")
-    assert "voxsam serve" in viewer.page.inner_text("#problem")
+    viewer.page.wait_for_selector("#problem:has-text('voxsam serve')")
     viewer.close()
     assert viewer.faults == []
 
