@@ -149,10 +149,11 @@ def test_another_modality_is_standardised_where_the_model_wants_it_so(modality: 
     (seen,) = predictor.encoded.images
     foreground = seen.array[scan.array > 0]
     assert foreground.mean() == pytest.approx(40, abs=1) and 55 < foreground.std() < 75
-    assert predictor.volume is scan
+    assert predictor.volume is scan and predictor.standardised_bytes == seen.array.nbytes > 0
     assert "; its intensities were standardised; look" in predictor.predict(at(scan, 11, 11, 11)).remarks[0]
     ct = Volume(np.rint(noise).astype(np.int16) - 1000, volume.grid, "CT")
-    assert Predictor(model).set_image(ct).encoded.images == (ct,)
+    predictor.set_image(ct)
+    assert predictor.encoded.images == (ct,) and predictor.standardised_bytes == 0
 
 
 def test_a_click_on_the_far_side_of_half_a_voxel_is_of_the_next_one_everywhere() -> None:

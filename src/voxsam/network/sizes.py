@@ -155,28 +155,12 @@ TINY = ModelConfig(
     polarity=True,
     marks=True,
 )
-SMALL = ModelConfig(  # of voxsam-tiny: 6^3 tokens, all of which see one another; what is finer is a refinement head's
-    size="small",
-    width=160,
-    depth=8,
-    heads=5,
-    mlp_ratio=3,
-    adapter_width=80,
-    crop=48,
-    stride=8,
-    patch=16,
-    window=6,
-    position_grid=8,
-    feature_width=48,
-    head_width=24,
-    queries=8,
-    prompt_heads=4,
-    prompt_mlp=192,
-    adapter_relu=False,
-    depth_start="zeros",
-    polarity=True,
-    marks=True,
-    click_maps=(1.5, 6.0),
-    click_similarity=(0.35, 1.0),
+# Of voxsam-tiny: 6^3 tokens, all of which see one another; what is finer is a refinement head's.
+SMALL = TINY.model_copy(
+    update={
+        **{"size": "small", "width": 160, "heads": 5, "mlp_ratio": 3, "adapter_width": 80},
+        **{"crop": 48, "stride": 8, "patch": 16, "window": 6, "position_grid": 8},
+        **{"click_maps": (1.5, 6.0), "click_similarity": (0.35, 1.0)},
+    }
 )
 SIZES = {config.size: config for config in (TINY, SMALL, VIT_B, VIT_L, VIT_H)}

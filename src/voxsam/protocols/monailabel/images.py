@@ -56,8 +56,6 @@ class Params(BaseModel):
 class Segmenter:
     """What makes the masks of one image; touched on the worker's thread alone."""
 
-    predictions_bytes = 0  # nothing is kept between requests
-
     def __init__(self, predictor: Predictor) -> None:
         self.predictor = predictor
 
@@ -65,6 +63,11 @@ class Segmenter:
     def features_bytes(self) -> int:
         """Memory of the encoded crops."""
         return self.predictor.encoded.nbytes
+
+    @property
+    def predictions_bytes(self) -> int:
+        """Nothing is kept between requests but a standardised image, if the model sees one."""
+        return self.predictor.standardised_bytes
 
     def forget_features(self) -> None:
         """Free the encoded crops."""

@@ -98,8 +98,8 @@ class Segment:
 
     @property
     def predictions_bytes(self) -> int:
-        """Memory of what is seen, and of what undo gives back."""
-        return sum(seen.nbytes for seen in (*self._past, self._seen))
+        """Memory of what is seen, of what undo gives back, and of a standardised scan, if the model sees one."""
+        return sum(seen.nbytes for seen in (*self._past, self._seen)) + self.predictor.standardised_bytes
 
     @property
     def mask(self) -> NDArray[np.uint8]:
