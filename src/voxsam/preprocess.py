@@ -58,8 +58,8 @@ SAMPLED = 2_000_000  # voxels of a scan that are measured, at most
 TAILS = (1.0, 99.0)  # per cent of the foreground that are left out at either end
 
 
-def standardised(scan: Volume) -> Volume:
-    """The scan (float32) less the mean of its foreground, divided by its s.d.; another gain or offset changes nothing.
+def standardised(scan: Volume, mean: float = 0.0, sd: float = 1.0) -> Volume:
+    """The scan (float32), its foreground's mean moved to `mean` and its s.d. to `sd`: gain and offset do not matter.
 
     Foreground is what is brighter than the scan's mean, without its darkest and brightest hundredth: the head, not the
     air round it, whether or not that has been set to 0.
@@ -68,11 +68,13 @@ def standardised(scan: Volume) -> Volume:
     some = array.reshape(-1)[:: -(-array.size // SAMPLED)]
     foreground = some[some > some.mean(dtype=np.float64)]
     if not len(foreground):
-        return scan.with_array(np.zeros_like(array))
+        return scan.with_array(np.full_like(array, mean))
     low, high = np.percentile(foreground, TAILS)
     middle = foreground[(foreground >= low) & (foreground <= high)].astype(np.float64)
     values = array - np.float32(middle.mean())
-    values /= np.float32(middle.std() or 1.0)
+    values *= np.float32(sd / (middle.std() or 1.0))
+    if mean:
+        values += np.float32(mean)
     return scan.with_array(values)
 
 

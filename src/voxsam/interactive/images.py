@@ -48,8 +48,5 @@ def _standardised(image: Volume, wanted: Intensity, other: bool) -> Volume:
     if wanted.per_scan:
         return standardised(image)
     if other and wanted.standardise_others:
-        values = standardised(image).array  # of its own: in it, the rest takes no memory
-        values *= wanted.sd
-        values += wanted.mean
-        return image.with_array(values)
+        return standardised(image, wanted.mean, wanted.sd)
     return image

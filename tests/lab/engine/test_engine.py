@@ -11,7 +11,7 @@ from voxsam.lab.engine.crops import cut_to, draw_frame, draw_spacing
 from voxsam.lab.engine.painting import BONE, FAT, LUNG, SOFT, Look, Shape, Site, draw_shape, paint, smooth_noise
 from voxsam.lab.engine.regions import stable_region
 from voxsam.lab.engine.scans import ORGAN, Scan
-from voxsam.lab.engine.settings import EngineSettings
+from voxsam.lab.engine.settings import SOURCES, EngineSettings
 from voxsam.lab.engine.split import cases, nodule_part, read_split
 from voxsam.lab.engine.stream import EngineStream, Nodule, Sources
 from voxsam.preprocess import Preprocessing
@@ -189,14 +189,14 @@ def test_a_cut_keeps_the_whole_lesion_with_its_margins():
 def sources(scan: Scan, labelled: Scan) -> Sources:
     distance = np.linalg.norm(np.indices((18, 18, 18)) - 8.5, axis=0)
     nodule = Nodule(np.where(distance < 5, 30.0, -850.0).astype(np.float32), (distance < 5).astype(np.float32))
-    return Sources([scan], [labelled], [nodule], [labelled])
+    return Sources([scan], [labelled], [nodule], [labelled], [labelled])
 
 
 def stream(sources: Sources, seed: int = 0, **settings) -> EngineStream:
     return EngineStream(sources, EngineSettings(**settings), USE, 32, 50, seed)
 
 
-ONLY = dict.fromkeys(("painted", "nodules", "regions", "organs", "sarcomas"), 0.0)
+ONLY = dict.fromkeys(SOURCES, 0.0)
 
 
 @pytest.mark.parametrize("source", list(ONLY))

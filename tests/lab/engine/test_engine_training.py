@@ -31,7 +31,7 @@ def recipe(**fields) -> Recipe:
 
 @pytest.fixture
 def sources(scan: Scan, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "load_sources", lambda folder, use: Sources([scan], seen=SEEN))
+    monkeypatch.setattr(run, "load_sources", lambda folder, use, _: Sources([scan], seen=SEEN))
 
 
 def test_a_run_ends_goes_on_and_its_model_says_what_it_has_seen(sources, scan, tmp_path: Path, monkeypatch):
@@ -40,7 +40,7 @@ def test_a_run_ends_goes_on_and_its_model_says_what_it_has_seen(sources, scan, t
     card = load_model(path, "cpu").card
     assert card.trained_on == SEEN
     assert card.config.click_maps == (1.5, 4.0) and card.preprocessing.spacing_range_mm == (1, 4)
-    monkeypatch.setattr(milestone, "load_sources", lambda folder, use: Sources([scan], seen=SEEN))
+    monkeypatch.setattr(milestone, "load_sources", lambda folder, use, _: Sources([scan], seen=SEEN))
     assert milestone.write_milestone(tmp_path / "out", tmp_path, tmp_path / "half.safetensors") == 3
     half = load_model(tmp_path / "half.safetensors", "cpu")
     assert half.card.trained_on == SEEN and half.card.description["training"] == "3 of 3 steps"

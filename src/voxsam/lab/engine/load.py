@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from voxsam.lab.engine.scans import Scan
 from voxsam.lab.engine.settings import EngineSettings
 from voxsam.lab.engine.split import cases, nodule_part
 from voxsam.lab.engine.stream import Nodule, Sources
-from voxsam.preprocess import Preprocessing
+from voxsam.preprocess import Preprocessing, standardised
 from voxsam.resample import resample
 from voxsam.seen import content
 from voxsam.volume import Volume
@@ -21,34 +22,42 @@ ONE_MM = Preprocessing(axes="SAR", spacing_mm=(1.0, 1.0, 1.0), clip=(0, 1), mean
 Seen = dict[str, dict[str, str]]  # source -> case -> its content (voxsam.seen)
 
 
-def load_sources(folder: Path, use: EngineSettings) -> Sources:
-    """The sources that have a share, of the split's part for training.
+def load_sources(folder: Path, use: EngineSettings, preprocessing: Preprocessing) -> Sources:
+    """The sources that have a share, of the split's part for training; MR as `preprocessing` standardises it.
 
     Backgrounds are always read. Raises FileError for a folder or a case that is not there.
     """
     seen: Seen = {}
-    backgrounds = _scans(folder, "backgrounds_ct", seen, labelled=False)
-    organs = [_organs(folder, seen)] if use.organs else []
-    sarcomas = _scans(folder, "sarcoma_ct", seen) if use.sarcomas else []
-    nodules = _nodules(folder, seen) if use.nodules else []
-    return Sources(backgrounds, organs, nodules, sarcomas, seen)
+    return Sources(
+        backgrounds=[Scan.of(case, volume) for case, volume, _ in _cases(folder, "backgrounds_ct", seen, "")],
+        organs=[_organs(folder, seen)] if use.organs else [],
+        nodules=_nodules(folder, seen) if use.nodules else [],
+        sarcomas=[Scan.of(*read) for read in _cases(folder, "sarcoma_ct", seen)] if use.sarcomas else [],
+        mr=_mr(folder, seen, preprocessing) if use.mr else [],
+        seen=seen,
+    )
 
 
-def _scans(folder: Path, source: str, seen: Seen, labelled: bool = True) -> list[Scan]:
-    scans = []
+def _cases(
+    folder: Path, source: str, seen: Seen, labels: str = "labelsTr", sub: str = ""
+) -> Iterator[tuple[str, Volume, Volume | None]]:
+    """Each training case of a source with its label, if `labels` names their folder."""
     for case in cases(source, "train"):
-        volume = read_volume(_file(folder / source / "imagesTr" / f"{case}_0000.nii.gz"))
-        label = read_volume(_file(folder / source / "labelsTr" / f"{case}.nii.gz"), labels=True) if labelled else None
-        scans.append(Scan.of(case, volume, label, places=True))
-    seen[source] = {scan.name: scan.content for scan in scans}
-    return scans
+        volume = read_volume(_file(folder / source / sub / "imagesTr" / f"{case}_0000.nii.gz"))
+        label = read_volume(_file(folder / source / sub / labels / f"{case}.nii.gz"), labels=True) if labels else None
+        seen.setdefault(source, {})[case] = content(volume)
+        yield case, volume, label
+
+
+def _mr(folder: Path, seen: Seen, use: Preprocessing) -> list[Scan]:
+    read = [*_cases(folder, "sarcoma_mr", seen), *_cases(folder, "lesions_other", seen, sub="mr_flair")]
+    return [Scan.of(case, standardised(scan, use.mean, use.sd), label, places=False) for case, scan, label in read]
 
 
 def _organs(folder: Path, seen: Seen) -> Scan:
     volume = read_volume(_file(folder / "organs_ct" / "ct.nii.gz"))
-    scan = Scan.of("organs_ct", volume, read_volume(_file(folder / "organs_ct" / "organs.nii.gz"), labels=True))
-    seen["organs_ct"] = {scan.name: scan.content}
-    return scan
+    seen["organs_ct"] = {"organs_ct": content(volume)}
+    return Scan.of("organs_ct", volume, read_volume(_file(folder / "organs_ct" / "organs.nii.gz"), labels=True))
 
 
 def _nodules(folder: Path, seen: Seen) -> list[Nodule]:

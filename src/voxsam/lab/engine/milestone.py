@@ -28,7 +28,7 @@ def write_milestone(run: Path, data: Path, target: Path) -> int:
     steps = steps_done(last)
     description = {**network.card.description, "training": f"{steps} of {recipe.steps} steps"}
     card = network.card.model_copy(update={"description": description})
-    network.card = card.having_seen(load_sources(data, recipe.engine).seen)
+    network.card = card.having_seen(load_sources(data, recipe.engine, recipe.preprocessing).seen)
     save_model(network.half(), target)
     return steps
 

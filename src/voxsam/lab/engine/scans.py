@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from voxsam.lab.engine.painting import BONE, FAT, LUNG, SOFT
 from voxsam.lab.engine.voxels import eroded, parts_of, sampled, smoothed
 from voxsam.resample import resample
-from voxsam.seen import content
 from voxsam.volume import Volume
 
 SPACINGS_MM = (1.0, 1.5, 2.2, 3.2)  # at which a scan is kept, but for those finer than its own
@@ -42,7 +41,6 @@ class Scan:
     name: str
     levels: tuple[Level, ...]
     places: dict[int, NDArray[np.float32]]
-    content: str  # what a card lists of it (voxsam.seen)
 
     @classmethod
     def of(cls, name: str, volume: Volume, label: Volume | None = None, *, places: bool = True) -> Scan:
@@ -51,7 +49,7 @@ class Scan:
         spacings = [s for s in SPACINGS_MM if s >= 0.8 * finest] or [SPACINGS_MM[-1]]
         levels = tuple(_level(volume, label, max(s, finest)) for s in spacings)
         found = _places(_level(volume, None, COARSE_MM)) if places else {}
-        return cls(name, levels, found, content(volume))
+        return cls(name, levels, found)
 
     def read(
         self, centre_mm: NDArray[np.float64], frame: NDArray[np.float64], side: int
@@ -78,17 +76,19 @@ class Scan:
         return image, label.astype(np.uint8), inside
 
     @cached_property
-    def numbers(self) -> NDArray[np.uint8]:
-        """The numbers in its label, ascending, without 0."""
-        assert self.levels[-1].label is not None
-        found = np.unique(self.levels[-1].label)
-        return found[found > 0]
+    def labelled(self) -> dict[int, tuple[NDArray[np.float32], NDArray[np.float32]]]:
+        """By number of its label: (n, 3) mm of the voxels, and (n,) mm of how large the part is that each belongs to.
 
-    def label_voxels(self, value: int) -> NDArray[np.float64]:
-        """(n, 3) mm of the voxels of a label, on the coarsest level."""
-        level = self.levels[-1]
+        Both on the coarsest level; a part's size is one and a half times the edge of the cube of its volume.
+        """
+        level, found = self.levels[-1], {}
         assert level.label is not None
-        return (np.argwhere(level.label == value) + 0.5) * level.spacing_mm
+        for value in np.unique(level.label[level.label > 0]).tolist():
+            parts, sizes = parts_of(level.label == value)
+            voxels = np.argwhere(parts)
+            edge = np.cbrt(sizes[parts[tuple(voxels.T)]] * np.prod(level.spacing_mm))
+            found[value] = ((voxels + 0.5) * level.spacing_mm).astype(np.float32), (1.5 * edge).astype(np.float32)
+        return found
 
 
 def _level(volume: Volume, label: Volume | None, spacing_mm: float) -> Level:

@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
-SOURCES = ("painted", "nodules", "regions", "organs", "sarcomas")
+SOURCES = ("painted", "nodules", "regions", "organs", "sarcomas", "mr")
 
 
 class EngineSettings(BaseModel):
@@ -23,6 +23,7 @@ class EngineSettings(BaseModel):
     regions: NonNegativeFloat = 0.08  # stable regions of real scans
     organs: NonNegativeFloat = 0.15  # labels of organs_ct
     sarcomas: NonNegativeFloat = 0.0  # sarcoma_ct
+    mr: NonNegativeFloat = 0.0  # lesions of sarcoma_mr and lesions_other, standardised to the model's mean and s.d.
     diameter_mm: tuple[PositiveFloat, PositiveFloat] = (6.0, 150.0)  # of painted lesions, log-uniform
     spacing_mm: tuple[PositiveFloat, PositiveFloat] = (1.0, 4.0)
     voxels_across: PositiveFloat = 24.0  # median of how many voxels long the clicked thing is

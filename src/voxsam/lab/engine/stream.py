@@ -63,6 +63,7 @@ class Sources:
     organs: Sequence[Scan] = ()  # with labels 1..n
     nodules: Sequence[Nodule] = ()
     sarcomas: Sequence[Scan] = ()  # with label 1
+    mr: Sequence[Scan] = ()  # with label 1, standardised: as if they were HU
     seen: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # folder -> case -> its content (voxsam.seen)
 
 
@@ -89,9 +90,10 @@ class EngineStream(Dataset[Sample]):
             "regions": self._region,
             "organs": self._organ,
             "sarcomas": self._sarcoma,
+            "mr": self._mr,
         }
         self._shares = settings.shares()
-        have = {"nodules": sources.nodules, "organs": sources.organs, "sarcomas": sources.sarcomas}
+        have = {name: getattr(sources, name) for name in ("nodules", "organs", "sarcomas", "mr")}
         for source, share in self._shares.items():
             if share and not have.get(source, sources.backgrounds):
                 given = f"a share of {share:.2f} of {source}, of which the data has none"
@@ -246,7 +248,7 @@ class EngineStream(Dataset[Sample]):
 
     def _organ(self, rng: np.random.Generator) -> Drawn | None:
         scan = self.sources.organs[int(rng.integers(len(self.sources.organs)))]
-        return self._labelled(scan, int(rng.choice(scan.numbers)), rng)
+        return self._labelled(scan, int(rng.choice(list(scan.labelled))), rng)
 
     def _sarcoma(self, rng: np.random.Generator) -> Drawn | None:
         drawn = self._labelled(self.sources.sarcomas[int(rng.integers(len(self.sources.sarcomas)))], 1, rng)
@@ -262,13 +264,17 @@ class EngineStream(Dataset[Sample]):
                 image, seen = np.where(seen, image, other), seen | there
         return image, label, seen, frame
 
+    def _mr(self, rng: np.random.Generator) -> Drawn | None:
+        return self._labelled(self.sources.mr[int(rng.integers(len(self.sources.mr)))], 1, rng)
+
     def _labelled(self, scan: Scan, value: int, rng: np.random.Generator) -> Drawn | None:
         """A crop about a voxel of a label; the part of it that hangs together with that voxel is clicked."""
-        voxels = scan.label_voxels(value)
-        if not len(voxels):
+        if value not in scan.labelled:
             return None
-        place = voxels[rng.integers(len(voxels))] + rng.uniform(-0.4, 0.4, 3) * scan.levels[-1].spacing_mm
-        diameter = float(np.cbrt(len(voxels) * np.prod(scan.levels[-1].spacing_mm)) * 1.5)
+        voxels, diameters = scan.labelled[value]
+        chosen = int(rng.integers(len(voxels)))
+        place = voxels[chosen] + rng.uniform(-0.4, 0.4, 3) * scan.levels[-1].spacing_mm
+        diameter = float(diameters[chosen])
         finest = FINER * float(scan.levels[0].spacing_mm.max())  # labels drawn on coarse voxels have steps
         frame = draw_frame(max(finest, draw_spacing(diameter, self.settings, rng)), self.settings, rng)
         middle = place + self._aside(frame, rng)

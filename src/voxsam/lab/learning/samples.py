@@ -106,11 +106,18 @@ def load_stream(project: Project, readings: Sequence[Reading], recipe: Recipe, d
         scan, mask = read_case(project, reading)
         seen[reading.case] = reading.content
         if use.per_scan:
-            scan = scan.with_array(standardised(scan).array * UNIT + MIDDLE)
+            scan = standardised(scan, MIDDLE, UNIT)
         scans.append(Scan.of(reading.case, scan, mask, places=not use.per_scan))
-    beside = Sources([]) if data is None or use.per_scan else load_sources(data, own.model_copy(update={"sarcomas": 0}))
+    without = own.model_copy(update={"sarcomas": 0})
+    beside = Sources([]) if data is None or use.per_scan else load_sources(data, without, use)
     name = project.folder.name
-    sources = Sources([*scans, *beside.backgrounds], beside.organs, beside.nodules, scans, {**beside.seen, name: seen})
+    sources = Sources(
+        backgrounds=[*scans, *beside.backgrounds],
+        organs=beside.organs,
+        nodules=beside.nodules,
+        sarcomas=scans,
+        seen={**beside.seen, name: seen},
+    )
     if use.per_scan:
         low, high = (bound * UNIT + MIDDLE for bound in use.clip)
         shown = {"clip": (low, high), "mean": use.mean * UNIT + MIDDLE, "sd": use.sd * UNIT, "per_scan": False}

@@ -201,7 +201,7 @@ def make_engine_stream(recipe: Recipe, data: Path | None) -> EngineStream:
         raise FileError("a data engine without data", "a folder like the shared data", "give --data")
     if recipe.steps is None:
         raise InputError("epochs of a data engine", "steps: its samples never end", "set `steps` in the recipe")
-    sources = load_sources(data, recipe.engine)
+    sources = load_sources(data, recipe.engine, recipe.preprocessing)
     length = recipe.steps * recipe.crops_per_step
     return EngineStream(sources, recipe.engine, recipe.preprocessing, recipe.model.crop, length, recipe.seed)
 
