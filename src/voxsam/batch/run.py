@@ -24,6 +24,7 @@ from voxsam.atomic import atomic_path, make_folder, refuse_inputs, remove_leftov
 from voxsam.batch.listing import ScanTask
 from voxsam.batch.worker import BatchOptions, ScanResult, Worker, mask_path
 from voxsam.errors import FileError, PromptError, UnsupportedError
+from voxsam.interactive.predictor import refuse_polarity
 from voxsam.kernels import require_device_name
 from voxsam.kernels.linear import Precision, precisions
 from voxsam.network.promptable import Promptable
@@ -213,13 +214,8 @@ def _check_clicks(jobs: Sequence[ScanTask], model: Promptable) -> None:
     without = next((job for job in jobs if not job.clicks), None)
     if without is not None and not model.card.automatic:
         raise PromptError(f"{without.name} without a click", "a click for each scan", "add one to the table")
-    negative = next((job for job in jobs if not all(click.positive for click in job.clicks)), None)
-    if negative is not None and not model.config.polarity:
-        raise UnsupportedError(
-            f"a negative click ({negative.name}) for the model {model.card.name}",
-            "positive clicks: this model was trained without polarity",
-            "leave it out, or use a model that lists negative clicks in `voxsam info`",
-        )
+    for job in jobs:
+        refuse_polarity(model, (click.positive for click in job.clicks), f" ({job.name})")
 
 
 SCANS = 8  # handed out together: enough to overlap their steps, few enough to share the last ones fairly

@@ -99,11 +99,11 @@ def import_(
     if crop is not None and kind is Kind.sam:
         given = f"--crop {crop} with --kind sam"
         raise InputError(given, "--kind released", "leave it out: a recipe's `model.crop` says it when SAM is trained")
+    from voxsam.atomic import check_writable
     from voxsam.weights.checkpoint import save_model
-    from voxsam.weights.file import check_new
     from voxsam.weights.import_checkpoints import UNTRAINED, import_released, import_sam
 
-    check_new(output)
+    check_writable(output)
     if kind is Kind.released:
         network = import_released(source, profile.value, variant.value, crop)
     else:

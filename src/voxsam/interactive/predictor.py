@@ -268,12 +268,7 @@ class Predictor:
             )
         if not any(click.positive for click in clicks):
             raise PromptError("negative clicks only", "at least one click in the tumour", "click the tumour first")
-        if not self.model.config.polarity and not all(click.positive for click in clicks):
-            raise UnsupportedError(
-                f"a negative click for the model {self.model.card.name}",
-                "positive clicks: this model was trained without polarity",
-                "leave it out, or use a model that lists negative clicks in `voxsam info`",
-            )
+        refuse_polarity(self.model, (click.positive for click in clicks))
         for prompt in prompts:
             if isinstance(prompt, Point) and prompt.positive and is_padding(self.volume, prompt.world_mm):
                 place = ",".join(f"{i:g}" for i in prompt.index_on(self.volume.grid))
@@ -427,6 +422,16 @@ def keeps_clicked(model: Promptable) -> bool:
     Not those of models without negative clicks, which the released ones are: their numbers stay those of their authors.
     """
     return bool(model.config.polarity)
+
+
+def refuse_polarity(model: Promptable, positive: Iterable[bool], of: str = "") -> None:
+    """Raises UnsupportedError for a negative click (of what, in words) where the model takes none."""
+    if not model.config.polarity and not all(positive):
+        raise UnsupportedError(
+            f"a negative click{of} for the model {model.card.name}",
+            "positive clicks: this model was trained without polarity",
+            "leave it out, or use a model that lists negative clicks in `voxsam info`",
+        )
 
 
 def _check_spacing(model: Promptable, spacing_mm: float | None) -> None:

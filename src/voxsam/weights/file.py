@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import re
 import struct
@@ -46,23 +45,12 @@ def first_bytes(path: Path, count: int, expected: str) -> bytes:
         raise FileError(f"{path} cannot be read ({error.strerror})", expected, "check its permissions") from error
 
 
-def check_new(path: Path) -> None:
-    """Raises FileError if no file can be made at `path`: its folder is missing or takes no files, or it is a folder."""
-    if not path.parent.is_dir():
-        raise FileError(f"the output folder {path.parent} does not exist", "an existing folder", "create it first")
-    if path.is_dir():
-        raise FileError(f"the output {path} is a folder", "the name of a file", "add a file name")
-    if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise FileError(f"the output folder {path.parent} is not writable", "one that takes files", "choose another")
-
-
 @contextmanager
 def new_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; what is written there takes its name when the block ends without error.
 
-    Raises FileError as `check_new`, and if the disk does not take the file; then nothing is left behind.
+    Raises FileError as `atomic_path`; then nothing is left behind.
     """
-    check_new(path)
     try:
         with atomic_path(path) as temporary:
             mode = temporary.stat().st_mode
