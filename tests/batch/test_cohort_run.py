@@ -19,11 +19,10 @@ from voxsam.batch.worker import AHEAD, BatchOptions, ScanResult, Worker, mask_pa
 from voxsam.cli import main
 from voxsam.errors import FileError, PromptError, UnsupportedError
 from voxsam.interactive.automatic import segment_automatically
-from voxsam.interactive.confidence import features_under
 from voxsam.interactive.predictor import Prediction
 from voxsam.interactive.session import Session
 from voxsam.io import read_volume, write_volume
-from voxsam.network.classes import Classes
+from voxsam.network.classes import Classes, features_under
 from voxsam.testing import stub_network, stub_scan
 from voxsam.weights.checkpoint import save_model
 

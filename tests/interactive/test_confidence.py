@@ -38,7 +38,7 @@ def calibration(width: int, bias: tuple[float, ...], warn_below: float = 0.5) ->
 
 def known(bias: tuple[float, ...], warn_below: float = 0.5) -> KnownModel:
     model = KnownModel()
-    model.describe(calibration=calibration(SIGNALS + 1, bias, warn_below))
+    model.describe(calibration=calibration(SIGNALS, bias, warn_below))
     return model
 
 
@@ -100,7 +100,7 @@ def test_signals_are_of_what_was_clicked() -> None:
     clicks = [Point.at_index(volume.grid, (11, 11, 11)), Point.at_index(volume.grid, (2, 2, 2), False)]
     found = predictor.predict(clicks)
     seen = signals(found.pieces, found.clicks, predictor.encoded.get(found.pieces[0][0]))
-    assert seen.shape == (SIGNALS + 1,) and np.isfinite(seen).all()
+    assert seen.shape == (SIGNALS,) and np.isfinite(seen).all()
     probability = found.pieces[0][1]
     inside = probability > 0.5
     assert seen[0] == pytest.approx(probability[inside].mean(), abs=1e-5)
@@ -144,8 +144,7 @@ def test_voxels_that_belong_to_another_object_leave_none() -> None:
 
 def test_the_command_and_its_report_say_it(tmp_path: Path) -> None:
     model = load_model("voxsam-tiny", "cpu")
-    width = SIGNALS + model.config.feature_width
-    model.card = model.card.model_copy(update={"calibration": calibration(width, (0.0, -2.0, HALF, 0.0))})
+    model.card = model.card.model_copy(update={"calibration": calibration(SIGNALS, (0.0, -2.0, HALF, 0.0))})
     save_model(model, tmp_path / "model.safetensors")
     assert read_card(tmp_path / "model.safetensors").calibration == model.card.calibration
     rng = np.random.default_rng(0)

@@ -16,10 +16,9 @@ from tests.dicom_series import write_dicom, write_disc
 from tests.web.golden import VIEWER
 from tests.web.serving import LocalViewer, WebSpace, build, web_space
 from voxsam import Session, load_model, read_volume
-from voxsam.interactive.confidence import features_under
 from voxsam.io import write_volume
 from voxsam.io.objects import read_objects
-from voxsam.network.classes import Classes
+from voxsam.network.classes import Classes, features_under
 from voxsam.testing import stub_scan
 from voxsam.weights.export import export_onnx
 

@@ -236,7 +236,7 @@ def known_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def calibration() -> Calibration:
     """One in which every signal of the known network counts, and that doubts some of its masks."""
     rng = np.random.default_rng(3)
-    width = SIGNALS + 1
+    width = SIGNALS
     first = Layer(weights=as_rows(rng.normal(0, 0.3, (6, width))), bias=tuple(rng.normal(0, 0.2, 6).tolist()))
     last = Layer(weights=as_rows(rng.normal(0, 0.8, (4, 6))), bias=(0.5, 0.0, -0.4, 0.4))
     centre = tuple(rng.normal(0, 0.5, width).tolist())

@@ -19,10 +19,11 @@ from voxsam.interactive.crops import THRESHOLD, Encoded, Piece
 from voxsam.network.calibration import Calibration
 from voxsam.prompts import Point
 
-SHELL = 2  # voxels round the mask that are its surroundings
+SHELL, FAR = 2, 4  # voxels round the mask that are its surroundings, and round these what lies farther off
 VAGUE = (0.1, 0.9)  # probabilities between these are vague
 FEW = 1e-3
-SIGNALS = 17  # and the features of the tokens under the mask
+SIGNALS = 25
+COUNTS = slice(15, 17)  # those that tell how many positive and negative clicks there are
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def confidence(
 
 
 def signals(pieces: Sequence[Piece], clicks: Sequence[Point], encoded: Encoded) -> NDArray[np.float64]:
-    """(SIGNALS + C,) what tells a good mask from a bad one; C is the width of the tokens' features."""
+    """(SIGNALS,) what tells a good mask from a bad one: how sure it is, its size and shape, what lies round it."""
     window, probability = pieces[0]
     places = window.model_grid.world_to_index([click.world_mm for click in clicks]) - window.start
     positive = np.array([click.positive for click in clicks], dtype=bool)
@@ -68,20 +69,21 @@ def signals(pieces: Sequence[Piece], clicks: Sequence[Point], encoded: Encoded) 
     numbers = np.setdiff1d(parts[tuple(here.T)], [0])
     clicked = np.isin(parts, numbers) if len(numbers) else mask
     voxels = int(clicked.sum())
-    image = encoded.crop[0, 0].float().cpu().numpy()
-    inside, around = _either_side(image, clicked, here)
-    spacing = float(window.model_grid.spacing_mm.max())
     across = np.cbrt(6 * voxels / np.pi)
     surface = voxels - int(scipy.ndimage.binary_erosion(clicked, border_value=1).sum())
     faces = sum(bool(np.moveaxis(clicked, axis, 0)[end].any()) for axis in range(3) for end in (0, -1))
+    core = clicked if voxels else _marked(clicked.shape, here)
+    inside, around, far = _zones(encoded.crop[0, 0].float().cpu().numpy(), core)
     sd_in, sd_out = inside.std() + FEW, around.std() + FEW
+    spread, full = _shape(core)
+    low, high = inside.mean() - sd_in, inside.mean() + sd_in
     measured = [
         float(probability[clicked].mean()) if voxels else 0.0,
         np.log1p(int(((probability > VAGUE[0]) & (probability < VAGUE[1])).sum()) / (voxels + 1)),
         float(probability[tuple(here.T)].mean()) if len(here) else 0.0,
         float(len(numbers) == 0),
         np.log1p(across),
-        np.log((across + 1) * spacing),
+        np.log((across + 1) * float(window.model_grid.spacing_mm.max())),
         surface / (voxels ** (2 / 3) + 1),
         abs(inside.mean() - around.mean()) / np.hypot(sd_in, sd_out),
         np.clip(inside.mean() - around.mean(), -3, 3),
@@ -93,25 +95,37 @@ def signals(pieces: Sequence[Piece], clicks: Sequence[Point], encoded: Encoded) 
         faces / 6,
         np.log(max(1, int(positive.sum()))),
         np.log1p(int((~positive).sum())),
+        spread,
+        full,
+        *((zone > high).mean() for zone in (around, far)),
+        *((zone < low).mean() for zone in (around, far)),
+        np.log(far.std() + FEW),
+        np.clip(far.mean(), -4, 4),
     ]
-    return np.concatenate([measured, features_under(encoded.features[-1][0].float().cpu().numpy(), clicked)])
+    return np.array(measured, dtype=np.float64)
 
 
-def _either_side(
-    image: NDArray[np.float32], clicked: NDArray[np.bool_], here: NDArray[np.int_]
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """The crop's values in the mask and in a shell round it; round the click where there is no mask."""
-    if not clicked.any():
-        clicked = np.zeros(image.shape, dtype=bool)
-        clicked[tuple(here.T) if len(here) else tuple(n // 2 for n in image.shape)] = True
-    shell = np.logical_and(scipy.ndimage.binary_dilation(clicked, iterations=SHELL), ~clicked)
-    return image[clicked], image[shell] if shell.any() else image[clicked]
+def _marked(shape: tuple[int, ...], here: NDArray[np.int_]) -> NDArray[np.bool_]:
+    """Voxels of a crop, or the middle one if there are none: what is looked at where there is no mask."""
+    marked = np.zeros(shape, dtype=bool)
+    marked[tuple(here.T) if len(here) else tuple(n // 2 for n in shape)] = True
+    return marked
 
 
-def features_under(tokens: NDArray[np.floating], mask: NDArray) -> NDArray[np.float64]:
-    """(C,) the mean of a crop's features (C, g, h, w) under a mask (D, H, W) of it; of all of it if that is empty."""
-    side = [n // g for n, g in zip(mask.shape, tokens.shape[1:], strict=True)]
-    g, h, w = tokens.shape[1:]
-    weights = mask[: g * side[0], : h * side[1], : w * side[2]]
-    weights = weights.reshape(g, side[0], h, side[1], w, side[2]).mean((1, 3, 5)) + 1e-6
-    return (tokens * weights).sum((1, 2, 3)).astype(np.float64) / weights.sum()
+def _zones(image: NDArray[np.float32], core: NDArray[np.bool_]) -> list[NDArray[np.float32]]:
+    """The crop's values in a mask, a shell round it, and a wider one round that; for an empty shell the one within."""
+    zones, within = [image[core]], core
+    for width in (SHELL, FAR):
+        grown = scipy.ndimage.binary_dilation(within, iterations=width)
+        shell = np.logical_and(grown, ~within)
+        zones.append(image[shell] if shell.any() else zones[-1])
+        within = grown
+    return zones
+
+
+def _shape(core: NDArray[np.bool_]) -> tuple[float, float]:
+    """How far a mask spreads, as the logarithm of its radius of gyration over a ball's, and how full its box is."""
+    places = np.argwhere(core)
+    radius = np.cbrt(3 * len(places) / (4 * np.pi))
+    spread = np.sqrt((places.var(0) + 1 / 12).sum())  # a voxel is a cube, not a point
+    return float(np.log(spread / (np.sqrt(3 / 5) * radius))), len(places) / float(np.prod(np.ptp(places, axis=0) + 1))

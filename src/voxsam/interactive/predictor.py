@@ -21,7 +21,7 @@ from torch import Tensor
 from voxsam.boxes import hull, intersection, is_empty, within
 from voxsam.errors import InputError, PromptError, UnsupportedError
 from voxsam.geometry import Grid
-from voxsam.interactive.confidence import Confidence, confidence, features_under
+from voxsam.interactive.confidence import SIGNALS, Confidence, confidence
 from voxsam.interactive.crops import (
     THRESHOLD,
     EncodedCrops,
@@ -37,6 +37,7 @@ from voxsam.interactive.crops import (
 from voxsam.interactive.images import images_for
 from voxsam.interactive.scale import MAX_CHANGES, Scale, clicked_extent
 from voxsam.io.checks import is_padding
+from voxsam.network.classes import features_under
 from voxsam.network.promptable import Promptable
 from voxsam.preprocess import Slices, Window, paste, paste_box
 from voxsam.prompts import Box, MaskHint, Point, Prompt, Scribble, common_box
@@ -362,7 +363,7 @@ class Predictor:
 
     def _confidence(self, pieces: Sequence[Piece], clicks: Sequence[Point]) -> Confidence | None:
         calibration = self.model.card.calibration
-        if calibration is None:
+        if calibration is None or len(calibration.centre) != SIGNALS:  # fitted by another version on other signals
             return None
         window = pieces[0][0]
         volume_ml = _voxels(pieces) * window.model_grid.voxel_volume_ml

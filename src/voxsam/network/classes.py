@@ -45,3 +45,12 @@ class Classes(BaseModel):
         """The class of a structure with these features (C,)."""
         apart = (np.array(self.means) - features) / self.spread
         return self.names[int((apart**2).sum(1).argmin())]
+
+
+def features_under(tokens: NDArray[np.floating], mask: NDArray) -> NDArray[np.float64]:
+    """(C,) the mean of a crop's features (C, g, h, w) under a mask (D, H, W) of it; of all of it if that is empty."""
+    side = [n // g for n, g in zip(mask.shape, tokens.shape[1:], strict=True)]
+    g, h, w = tokens.shape[1:]
+    weights = mask[: g * side[0], : h * side[1], : w * side[2]]
+    weights = weights.reshape(g, side[0], h, side[1], w, side[2]).mean((1, 3, 5)) + 1e-6
+    return (tokens * weights).sum((1, 2, 3)).astype(np.float64) / weights.sum()

@@ -7,7 +7,7 @@ import type { FeatureMap } from "./conditioning";
 import { rounded, roundedToEven } from "./numbers";
 import { THRESHOLD, type Piece } from "./pieces";
 
-const SHELL = 2; // voxels round the mask that are its surroundings
+const [SHELL, FAR] = [2, 4]; // voxels round the mask that are its surroundings, and round these what lies farther off
 const [VAGUE_LOW, VAGUE_HIGH] = [0.1, 0.9]; // probabilities between these are vague
 const FEW = 1e-3;
 const MAX_RATIO = 20; // between a volume and the ends of its interval
@@ -18,9 +18,9 @@ export interface SeenClick {
   positive: boolean;
 }
 
-/** Of a mask of `volume_ml`, made from `pieces`, the first of which is the normalised `crop` whose deepest features are `tokens`. */
-export function confidence(calibration: Calibration, pieces: Piece[], clicks: SeenClick[], crop: Float32Array, tokens: FeatureMap, volume_ml: number): Confidence {
-  const { dice, lesion, ratios } = judged(calibration, signals(pieces[0]!, clicks, crop, tokens));
+/** Of a mask of `volume_ml`, made from `pieces`, the first of which is the normalised `crop`. */
+export function confidence(calibration: Calibration, pieces: Piece[], clicks: SeenClick[], crop: Float32Array, volume_ml: number): Confidence {
+  const { dice, lesion, ratios } = judged(calibration, signals(pieces[0]!, clicks, crop));
   const [low, high] = ratios.map((ratio) => rounded(ratio * volume_ml, 4)) as [number, number];
   return { dice: rounded(dice, 3), volume_ml: [low, high], doubtful: lesion < calibration.warn_below };
 }
@@ -32,8 +32,8 @@ export function className({ names, means, spread }: Classes, { window, probabili
   return names[apart.indexOf(Math.min(...apart))]!;
 }
 
-/** What tells a good mask from a bad one: 17 numbers, then the mean features under the mask. */
-export function signals({ window, probability }: Piece, clicks: SeenClick[], crop: Float32Array, tokens: FeatureMap): number[] {
+/** What tells a good mask from a bad one: how sure it is, its size and shape, what lies round it. */
+export function signals({ window, probability }: Piece, clicks: SeenClick[], crop: Float32Array): number[] {
   const { size } = window;
   const [ni, nj, nk] = size;
   const positive = clicks.filter((click) => click.positive);
@@ -51,11 +51,14 @@ export function signals({ window, probability }: Piece, clicks: SeenClick[], cro
   const clicked = isHit ? componentsAt(mask, size, here) : mask;
   const voxels = sumOf(clicked);
   const middle = (Math.floor(nk / 2) * nj + Math.floor(nj / 2)) * ni + Math.floor(ni / 2);
-  const [inside, around] = eitherSide(crop, clicked, size, here.length ? here : [middle]);
+  const core = voxels ? clicked : marked(mask.length, here.length ? here : [middle]);
+  const zones = zonesOf(core, size);
+  const [inside, around, far] = zones.map((zone) => spreadOf(crop, zone)) as [Spread, Spread, Spread];
   const spacing = Math.max(...window.modelGrid.spacing);
   const across = Math.cbrt((6 * voxels) / Math.PI);
   const difference = inside.mean - around.mean;
   const [sdIn, sdOut] = [inside.sd + FEW, around.sd + FEW];
+  const [low, high] = [inside.mean - sdIn, inside.mean + sdIn];
   return [
     voxels ? meanOf(probability, clicked) : 0,
     Math.log1p(vague / (voxels + 1)),
@@ -74,7 +77,11 @@ export function signals({ window, probability }: Piece, clicks: SeenClick[], cro
     facesReached(clicked, size) / 6,
     Math.log(Math.max(1, positive.length)),
     Math.log1p(clicks.length - positive.length),
-    ...under(tokens, clicked, size),
+    ...shapeOf(core, size),
+    ...zones.slice(1).map((zone) => fractionOf(crop, zone, (value) => value > high)),
+    ...zones.slice(1).map((zone) => fractionOf(crop, zone, (value) => value < low)),
+    Math.log(far.sd + FEW),
+    clipped(far.mean, 4),
   ];
 }
 
@@ -107,20 +114,60 @@ function meanOf(values: Float32Array, inside: Uint8Array): number {
   return sum / count;
 }
 
-function spreadOf(values: Float32Array, inside: Uint8Array): { mean: number; sd: number } {
+interface Spread {
+  mean: number;
+  sd: number;
+}
+
+function spreadOf(values: Float32Array, inside: Uint8Array): Spread {
   const mean = meanOf(values, inside);
   return { mean, sd: Math.sqrt(meanOf(values.map((value) => (value - mean) ** 2), inside)) };
 }
 
-// The crop's values in the mask and in a shell round it; round the clicks where there is no mask.
-function eitherSide(crop: Float32Array, clicked: Uint8Array, size: Index, places: number[]) {
-  const core = clicked.slice();
-  if (!sumOf(core)) for (const at of places) core[at] = 1;
-  let grown: Uint8Array = core;
-  for (let n = 0; n < SHELL; n++) grown = faceNeighbours(grown, size, (own, neighbours) => own || neighbours > 0);
-  const shell = grown.map((one, n) => (one && !core[n] ? 1 : 0));
-  const inside = spreadOf(crop, core);
-  return [inside, sumOf(shell) ? spreadOf(crop, shell) : inside] as const;
+function fractionOf(values: Float32Array, inside: Uint8Array, holds: (value: number) => boolean): number {
+  return values.reduce((count, value, n) => count + (inside[n] && holds(value) ? 1 : 0), 0) / sumOf(inside);
+}
+
+function marked(length: number, places: number[]): Uint8Array<ArrayBuffer> {
+  const found = new Uint8Array(length);
+  for (const at of places) found[at] = 1;
+  return found;
+}
+
+// A mask, a shell round it and a wider one round that; an empty shell is the one within.
+function zonesOf(core: Uint8Array, size: Index): Uint8Array[] {
+  const zones = [core];
+  let within = core;
+  for (const width of [SHELL, FAR]) {
+    let grown = within;
+    for (let n = 0; n < width; n++) grown = faceNeighbours(grown, size, (own, neighbours) => own || neighbours > 0);
+    const shell = grown.map((one, n) => (one && !within[n] ? 1 : 0));
+    zones.push(sumOf(shell) ? shell : zones.at(-1)!);
+    within = grown;
+  }
+  return zones;
+}
+
+// How far a mask spreads, as the logarithm of its radius of gyration over a ball's, and how full its box is.
+function shapeOf(core: Uint8Array, size: Index): [number, number] {
+  const voxels = sumOf(core);
+  const [sum, square, low, high] = [[0, 0, 0], [0, 0, 0], [...size], [0, 0, 0]] as [number[], number[], number[], number[]];
+  for (let k = 0, n = 0; k < size[2]; k++) {
+    for (let j = 0; j < size[1]; j++) {
+      for (let i = 0; i < size[0]; i++, n++) {
+        if (!core[n]) continue;
+        [i, j, k].forEach((at, axis) => {
+          sum[axis]! += at;
+          square[axis]! += at * at;
+          low[axis] = Math.min(low[axis]!, at);
+          high[axis] = Math.max(high[axis]!, at + 1);
+        });
+      }
+    }
+  }
+  const variance = AXES.reduce<number>((total, axis) => total + square[axis]! / voxels - (sum[axis]! / voxels) ** 2 + 1 / 12, 0); // a voxel is a cube, not a point
+  const box = AXES.reduce<number>((product, axis) => product * (high[axis]! - low[axis]!), 1);
+  return [Math.log(Math.sqrt(variance) / (Math.sqrt(3 / 5) * Math.cbrt((3 * voxels) / (4 * Math.PI)))), voxels / box];
 }
 
 // How many voxels of a mask have a face neighbour in the crop that is none.

@@ -194,7 +194,7 @@ export class Predictor {
     if (!tokens) return [null, null];
     const seen = clicks.map(({ index, positive }) => ({ world: this.grid.toWorld(index), positive }));
     const volume_ml = voxelsAbove(pieces) * first.window.modelGrid.voxelVolume;
-    const sure = calibration ? confidence(calibration, pieces, seen, encoded.crop, tokens, volume_ml) : null;
+    const sure = calibration ? confidence(calibration, pieces, seen, encoded.crop, volume_ml) : null;
     return [sure, classes ? className(classes, first, tokens) : null];
   }
 

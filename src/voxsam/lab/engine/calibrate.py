@@ -1,8 +1,9 @@
 """Fits a model's calibration: Dice, volume and likeness of a lesion, from sessions on validation scans.
 
 `python -m voxsam.lab.engine.calibrate MODEL.safetensors DATA [OUT.json]` draws lesions that are in no table into the
-backgrounds that no training touched, clicks and corrects each in its whole scan, clicks as often where nothing was
-painted, fits, and writes the calibration into the model's file. What it prints is cross-validated by lesion.
+backgrounds that no training touched, clicks and corrects each in its whole scan, and the real validation lesions
+likewise, clicks where nothing was painted, fits, and writes the calibration into the model's file. What it prints is
+cross-validated by lesion.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +23,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from voxsam.boxes import grown, intersection
-from voxsam.interactive.confidence import signals
+from voxsam.interactive.confidence import COUNTS, signals
 from voxsam.interactive.predictor import Predictor
 from voxsam.lab.engine.painting import BONE, FAT, LUNG, SOFT
 from voxsam.lab.engine.scans import ORGAN
-from voxsam.lab.engine.validation import Lesion, backgrounds, painted
+from voxsam.lab.engine.validation import Lesion, backgrounds, painted, sarcomas, whole_ct
 from voxsam.lab.evaluation.clicks import Click, correction
 from voxsam.network.calibration import MAX_RATIO, OUTPUTS, Calibration, Layer
 from voxsam.network.promptable import Promptable
@@ -37,12 +39,13 @@ from voxsam.weights.file import METADATA_KEY, new_file, read_model
 
 SEED, PER_BIN = 77, 48  # of the lesions that it is fitted on: others than the validation table's
 CORRECTED = (0, 1, 3)  # corrective clicks after which a mask counts
-HEALTHY = {ORGAN: 60, SOFT: 45, LUNG: 25, FAT: 20, BONE: 20}  # clicks of each tissue where nothing was painted
+TRIALS = 3  # of each real lesion
+HEALTHY = {ORGAN: 120, SOFT: 90, LUNG: 50, FAT: 40, BONE: 40}  # clicks of each tissue where nothing was painted
 ROOM_MM = 160.0  # of the scan round a lesion that is kept: more than a crop
-WIDTH, STEPS, DECAY = 12, 400, 0.03
+WIDTH, STEPS, DECAY = 24, 800, 0.01
 FOLDS = 6
 INTERVAL = 0.8
-WARNED = 0.08  # of clicks in lesions
+WARNED = 0.09  # of first clicks in lesions
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,6 +123,7 @@ def _dice(region: Region, truth: NDArray[np.bool_]) -> float:
 def fit(cases: Sequence[Case], seed: int = 0) -> tuple[Calibration, dict[str, float]]:
     """The calibration of all cases, and what cross-validation by lesion says of it."""
     x, dice, log_ratio, lesion = _arrays(cases)
+    first = np.logical_and(lesion, [case.clicks == 1 for case in cases])
     names = list(dict.fromkeys(case.lesion for case in cases))
     fold_of = dict(zip(names, np.random.default_rng(seed).permutation(len(names)) % FOLDS, strict=True))
     folds = np.array([fold_of[case.lesion] for case in cases])
@@ -128,7 +132,7 @@ def fit(cases: Sequence[Case], seed: int = 0) -> tuple[Calibration, dict[str, fl
         left = folds == fold
         out[left] = _fitted(x[~left], dice[~left], log_ratio[~left], lesion[~left], seed)(x[left])
     shift = _shift(out[lesion, 2:], log_ratio[lesion])
-    warn = float(np.quantile(_sigmoid(out[lesion, 1]), WARNED))
+    warn = float(np.quantile(_sigmoid(out[first, 1]), WARNED))
     expected = _sigmoid(out[lesion, 0])
     held = _held(out[lesion, 2:], log_ratio[lesion], shift)
     scores = {
@@ -137,7 +141,7 @@ def fit(cases: Sequence[Case], seed: int = 0) -> tuple[Calibration, dict[str, fl
         "dice_error": float(np.abs(expected - dice[lesion]).mean()),
         "dice_correlation": float(np.corrcoef(expected, dice[lesion])[0, 1]),
         "interval": float(held.mean()),
-        "warned_lesion": float((_sigmoid(out[lesion, 1]) < warn).mean()),
+        "warned_lesion": float((_sigmoid(out[first, 1]) < warn).mean()),
         "warned_healthy": float((_sigmoid(out[~lesion, 1]) < warn).mean()) if (~lesion).any() else float("nan"),
     }
     last = _fitted(x, dice, log_ratio, lesion, seed)
@@ -177,6 +181,7 @@ def _fitted(
     lesion: NDArray[np.bool_],
     seed: int,
 ) -> _Fitted:
+    x = _as_often_clicked(x, lesion, seed)
     centre, spread = x.mean(0), x.std(0) + 1e-3
     torch.manual_seed(seed)
     network = nn.Sequential(nn.Linear(x.shape[1], WIDTH), nn.Tanh(), nn.Linear(WIDTH, OUTPUTS))
@@ -200,6 +205,14 @@ def _fitted(
         optimiser.step()
         schedule.step()
     return _Fitted(network.eval(), centre, spread)
+
+
+def _as_often_clicked(x: NDArray[np.float64], lesion: NDArray[np.bool_], seed: int) -> NDArray[np.float64]:
+    """Clicks beside lesions as if they had been corrected as often: how many clicks there are tells no lesion."""
+    x, drawn = x.copy(), np.random.default_rng(seed)
+    if lesion.any():
+        x[~lesion, COUNTS] = x[lesion][drawn.integers(lesion.sum(), size=(~lesion).sum()), COUNTS]
+    return x
 
 
 def _arrays(
@@ -236,7 +249,9 @@ def _tensor(values: NDArray[np.float64]) -> Tensor:
 def main(source: str, data: str, out: str | None = None) -> None:
     """Fit, print what cross-validation says, and write the calibration into the file."""
     model, folder = load_model(source, "cpu"), Path(data)
-    cases = [*lesion_cases(model, painted(folder, SEED, PER_BIN)), *healthy_cases(model, folder)]
+    real = (lesion for source in (sarcomas, whole_ct) for lesion in source(folder) for _ in range(TRIALS))
+    lesions = chain(painted(folder, SEED, PER_BIN), real)
+    cases = [*lesion_cases(model, lesions), *healthy_cases(model, folder)]
     if out is not None:
         rows = [{**case.__dict__, "signals": case.signals.tolist()} for case in cases]
         Path(out).write_text(json.dumps(rows) + "\n", encoding="utf-8")

@@ -8,11 +8,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from voxsam.interactive.confidence import features_under
 from voxsam.lab.data.sampling import SampleStream, validation_samples
 from voxsam.lab.data.store import find_description
 from voxsam.lab.training.keep import BEST
-from voxsam.network.classes import Classes
+from voxsam.network.classes import Classes, features_under
 from voxsam.network.promptable import Promptable
 from voxsam.weights.checkpoint import load_model, save_model
 
