@@ -109,6 +109,9 @@ def test_signals_are_of_what_was_clicked() -> None:
     assert seen[6] == pytest.approx((64 - 8) / (64 ** (2 / 3) + 1))  # all but the inner 2^3 voxels are its surface
     assert seen[8] > 0  # brighter than what is round it
     assert (seen[15], seen[16]) == pytest.approx((0, np.log(2)))
+    ball = np.sqrt(3 / 5) * np.cbrt(3 * 64 / (4 * np.pi))  # the radius of gyration of one of its volume; the cube's: 2
+    assert (seen[17], seen[18]) == pytest.approx((np.log(2 / ball), 1))
+    assert tuple(seen[19:23]) == (0, 0, 1, 1)  # nothing round it is brighter, all is darker
 
 
 def test_signals_of_an_empty_mask_are_numbers() -> None:

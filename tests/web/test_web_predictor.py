@@ -240,7 +240,7 @@ def calibration() -> Calibration:
     first = Layer(weights=as_rows(rng.normal(0, 0.3, (6, width))), bias=tuple(rng.normal(0, 0.2, 6).tolist()))
     last = Layer(weights=as_rows(rng.normal(0, 0.8, (4, 6))), bias=(0.5, 0.0, -0.4, 0.4))
     centre = tuple(rng.normal(0, 0.5, width).tolist())
-    return Calibration(centre=centre, spread=(2.0,) * width, layers=(first, last), warn_below=0.35)
+    return Calibration(centre=centre, spread=(2.0,) * width, layers=(first, last), warn_below=0.6)
 
 
 def as_rows(weights: NDArray[np.float64]) -> tuple[tuple[float, ...], ...]:

@@ -18,7 +18,7 @@ from voxsam.interactive.crops import THRESHOLD, Piece
 from voxsam.preprocess import Preprocessing, Window
 
 ACROSS = 22 / 64  # of the crop's side: diameter, as a ball of its volume, of what networks are trained on most
-KEPT_ACROSS = (13 / 64, 36 / 64)  # within which a spacing is kept
+KEPT_ACROSS = (16 / 64, 36 / 64)  # within which a spacing is kept
 STEP = 1.3  # from one spacing of the ladder to the next, at most
 MAX_CHANGES = 2  # of spacing after the first looks
 LARGER = 0.02  # by so much less sure a mask may be that is e times as large: what is small and sure is often a part

@@ -4,7 +4,7 @@ import { AXES } from "./boxes";
 import type { Card } from "./card";
 
 const ACROSS = 22 / 64; // of the crop's side: diameter, as a ball of its volume, of what networks are trained on most
-const KEPT_ACROSS = [13 / 64, 36 / 64] as const; // within which a spacing is kept
+const KEPT_ACROSS = [16 / 64, 36 / 64] as const; // within which a spacing is kept
 const STEP = 1.3; // from one spacing of the ladder to the next, at most
 const ROOM = 0.75; // of the crop's side in which all clicks should lie
 export const MAX_CHANGES = 2; // of spacing after the first looks
