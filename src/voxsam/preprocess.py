@@ -72,9 +72,8 @@ def standardised(scan: Volume, mean: float = 0.0, sd: float = 1.0) -> Volume:
     low, high = np.percentile(foreground, TAILS)
     middle = foreground[(foreground >= low) & (foreground <= high)].astype(np.float64)
     values = array - np.float32(middle.mean())
-    values *= np.float32(sd / (middle.std() or 1.0))
-    if mean:
-        values += np.float32(mean)
+    values /= np.float32((middle.std() or 1.0) / sd)
+    values += np.float32(mean)
     return scan.with_array(values)
 
 

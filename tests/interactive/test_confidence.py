@@ -93,6 +93,13 @@ def test_a_calibrated_model_says_what_it_expects() -> None:
     assert clicked(KnownModel(), 11, 11, 11).confidence is None
 
 
+def test_a_calibration_of_other_signals_says_nothing() -> None:
+    model = KnownModel()
+    model.describe(calibration=calibration(SIGNALS + 40, (0.0, -2.0, HALF, 0.0)))
+    found = clicked(model, 11, 11, 11)
+    assert found.mask.array.any() and found.confidence is None and UNLIKE not in found.remarks
+
+
 def test_signals_are_of_what_was_clicked() -> None:
     """A cube of 4 voxels in air beside nothing: its probabilities, size, surface, contrast, and clicks."""
     volume = scan()

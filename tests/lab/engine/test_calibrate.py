@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from known_model import KnownModel, block_scan, upright
 
-from voxsam.lab.engine.calibrate import Case, fit, lesion_cases
+from voxsam.interactive.confidence import COUNTS, SIGNALS
+from voxsam.lab.engine.calibrate import Case, as_often_clicked, fit, lesion_cases
 from voxsam.lab.engine.validation import Lesion
 from voxsam.volume import Volume
 
@@ -54,3 +55,13 @@ def test_a_lesion_is_clicked_and_corrected() -> None:
     assert [case.clicks for case in cases] == [1, 2]
     assert cases[0].dice == pytest.approx(2 / 3) and cases[0].ratio == 2
     assert cases[1].dice == 1 and cases[1].ratio == 1
+
+
+def test_how_often_was_clicked_tells_no_lesion() -> None:
+    x = np.zeros((8, SIGNALS))
+    lesion = np.arange(8) < 4
+    x[lesion, COUNTS] = [[0, 0], [0, 1], [1, 1], [2, 0]]
+    x[~lesion, 0] = 5.0
+    given = as_often_clicked(x, lesion, 0)
+    assert {tuple(row) for row in given[~lesion, COUNTS]} <= {tuple(row) for row in x[lesion, COUNTS]}
+    assert given[~lesion, COUNTS].any() and (given[~lesion, 0] == 5).all() and (given[lesion] == x[lesion]).all()

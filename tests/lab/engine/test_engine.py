@@ -214,6 +214,15 @@ def test_a_sample_of_every_source_has_its_click_in_its_label(body, sources, sour
             assert sample["label"][0][tuple(point.astype(int))] == 1
 
 
+def test_a_part_of_a_label_is_as_large_as_it_is_alone(body):
+    label = np.zeros(body.array.shape, np.uint8)
+    label[4:8, 4:8, 4:8] = label[20:32, 20:32, 20:32] = 1
+    voxels, sizes = Scan.of("two", body, body.with_array(label, "SEG"), places=False).labelled[1]
+    small, large = np.unique(sizes)
+    assert large / small == pytest.approx(3, rel=0.25)
+    assert len(voxels) == len(sizes) and (sizes == large).sum() > 10 * (sizes == small).sum()
+
+
 def test_samples_depend_on_seed_and_number_alone(sources):
     one, other = stream(sources), stream(sources)
     _ = one[3]

@@ -83,11 +83,16 @@ def test_mr_is_standardised_as_in_use_and_said_as_it_is_in_its_file(folder, monk
     scans = {"sarcoma_mr/imagesTr/one": scan(0), "lesions_other/mr_flair/imagesTr/two": scan(1)}
     for place, volume in scans.items():
         write_volume(volume, folder / f"{place}_0000.nii.gz")
-        label = volume.with_array(np.ones(volume.array.shape, np.uint8), "SEG")
+        label = volume.with_array((volume.array > 40).astype(np.uint8), "SEG")
         write_mask(label, folder / f"{place.replace('imagesTr', 'labelsTr')}.nii.gz")
     sources = load_sources(folder, SMALL.model_copy(update={"nodules": 0, "mr": 0.1}), USED)
     assert sources.seen == {"sarcoma_mr": {"one": content(scan(0))}, "lesions_other": {"two": content(scan(1))}}
     expected = standardised(scan(0), 40, 60).array
     (one, _) = sources.mr
-    assert one.levels[0].array.mean() == pytest.approx(expected.mean(), abs=2)
-    assert list(one.labelled) == [1]
+    level = one.levels[0]
+    assert level.array.mean() == pytest.approx(expected.mean(), abs=2)
+    bright, dark = (
+        level.array[level.label == 1],
+        level.array[level.label == 0],
+    )  # the label lies where the scan is bright
+    assert bright.mean() > dark.mean() + 60 and list(one.labelled) == [1]

@@ -18,9 +18,11 @@ export interface SeenClick {
   positive: boolean;
 }
 
-/** Of a mask of `volume_ml`, made from `pieces`, the first of which is the normalised `crop`. */
-export function confidence(calibration: Calibration, pieces: Piece[], clicks: SeenClick[], crop: Float32Array, volume_ml: number): Confidence {
-  const { dice, lesion, ratios } = judged(calibration, signals(pieces[0]!, clicks, crop));
+/** Of a mask of `volume_ml`, made from `pieces`, the first of which is the normalised `crop`; null of a calibration fitted on other signals. */
+export function confidence(calibration: Calibration, pieces: Piece[], clicks: SeenClick[], crop: Float32Array, volume_ml: number): Confidence | null {
+  const found = signals(pieces[0]!, clicks, crop);
+  if (calibration.centre.length !== found.length) return null; // by another version
+  const { dice, lesion, ratios } = judged(calibration, found);
   const [low, high] = ratios.map((ratio) => rounded(ratio * volume_ml, 4)) as [number, number];
   return { dice: rounded(dice, 3), volume_ml: [low, high], doubtful: lesion < calibration.warn_below };
 }

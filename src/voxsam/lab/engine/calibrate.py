@@ -181,7 +181,7 @@ def _fitted(
     lesion: NDArray[np.bool_],
     seed: int,
 ) -> _Fitted:
-    x = _as_often_clicked(x, lesion, seed)
+    x = as_often_clicked(x, lesion, seed)
     centre, spread = x.mean(0), x.std(0) + 1e-3
     torch.manual_seed(seed)
     network = nn.Sequential(nn.Linear(x.shape[1], WIDTH), nn.Tanh(), nn.Linear(WIDTH, OUTPUTS))
@@ -207,7 +207,7 @@ def _fitted(
     return _Fitted(network.eval(), centre, spread)
 
 
-def _as_often_clicked(x: NDArray[np.float64], lesion: NDArray[np.bool_], seed: int) -> NDArray[np.float64]:
+def as_often_clicked(x: NDArray[np.float64], lesion: NDArray[np.bool_], seed: int) -> NDArray[np.float64]:
     """Clicks beside lesions as if they had been corrected as often: how many clicks there are tells no lesion."""
     x, drawn = x.copy(), np.random.default_rng(seed)
     if lesion.any():
