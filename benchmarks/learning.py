@@ -6,10 +6,10 @@
 DATA is a folder like the shared data. For each seed the 18 sarcomas of the training part are clicked in an order of its
 own: a random first click, then corrections to a Dice of 0.85, at most 10 clicks. The user keeps the true mask, as one
 who finishes by brush. After every six scans the project learns, and takes what it is offered. The last six scans are
-clicked with the start model, too, unless that is the one in use. Run again after a stop, it goes on: FOLDER/seed-N is
-the project, FOLDER/seed-N.json what was counted. With --jobs seeds run side by side, each on its part of the cores: a
-training of so many minutes has fewer steps then, so give --steps, too. On the data engine's painted validation lesions
-the last model's Dice stands beside the start's.
+clicked with the start model, too, unless that is the one in use. On the data engine's painted validation lesions the
+last model's Dice stands beside the start's. Run again after a stop, it goes on: FOLDER/seed-N is the project,
+FOLDER/seed-N.json what was counted, which is enough of a finished seed. With --jobs seeds run side by side, each on its
+part of the cores: a training of so many minutes has fewer steps then, so give --steps, too.
 """
 
 from __future__ import annotations
@@ -49,7 +49,10 @@ Lines = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Simulation:
-    """What is simulated. `steps` of each training are measured from `minutes` unless given."""
+    """What is simulated. `steps` of each training are measured from `minutes` unless given.
+
+    `data` is the folder of the data engine's validation lesions; None: they are left out.
+    """
 
     cases: Sequence[Case]
     model: str
@@ -57,12 +60,18 @@ class Simulation:
     every: int = 6
     last: int = 6
     steps: int | None = None
+    data: Path | None = None
 
     def run(self, folder: Path, seed: int, say: Lines = lambda line: None) -> dict[str, Any]:
-        """One seed: {"clicks": by case in the order of work, "start": of the last cases, "models": taken, in order}."""
-        project = self._project(folder / f"seed-{seed}", seed)
+        """One seed: {"clicks": by case in the order of work, "start": of the last cases, "models": taken, in order}.
+
+        And "painted": the last model's Dice of the painted lesions.
+        """
         kept = folder / f"seed-{seed}.json"
         known = json.loads(kept.read_text()) if kept.is_file() else {"clicks": {}, "start": {}, "learned": []}
+        if "models" in known:
+            return known
+        project = self._project(folder / f"seed-{seed}", seed)
         by_name = {case.name: case for case in self.cases}
         order = [scan.name for scan in project.scans]
         for number, name in enumerate(order):
@@ -82,8 +91,12 @@ class Simulation:
             if name not in known["start"]:
                 known["start"][name] = self._work(project, by_name[name], seed, self.model, keep=False)
                 _write(kept, known)
-        start = {name: known["start"][name] for name in order[-self.last :]}
-        return {**known, "start": start, "models": list(project.settings.used)}
+        known["start"] = {name: known["start"][name] for name in order[-self.last :]}
+        if self.data is not None:
+            known["painted"] = painted_dice(load_model(project.model_source()), self.data)
+        known["models"] = list(project.settings.used)
+        _write(kept, known)
+        return known
 
     def _project(self, folder: Path, seed: int) -> Project:
         """The project, its scans in an order drawn by the seed; made from a table, which gives the order."""
@@ -195,17 +208,15 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     chosen = set(split_cases(options.source, "train"))
     cases = [case for case in find_cases(options.data / options.source) if case.name in chosen][: options.scans]
-    simulation = Simulation(cases, options.model, options.minutes, options.every, options.last, options.steps)
+    lesions = None if options.no_painted else options.data
+    simulation = Simulation(cases, options.model, options.minutes, options.every, options.last, options.steps, lesions)
     make_folder(options.output)
     seeds = [int(seed) for seed in options.seeds.split(",")]
     results = run_all(simulation, options.output, seeds, options.jobs)
     text = report(results, options.every)
-    if not options.no_painted:
-        before = painted_dice(load_model(options.model), options.data)
-        after = [
-            painted_dice(load_model(Project(options.output / f"seed-{s}").model_source()), options.data) for s in seeds
-        ]
-        mean, low, high = interval([one - before for one in after])
+    if lesions is not None:
+        before = painted_dice(load_model(options.model), lesions)
+        mean, low, high = interval([results[seed]["painted"] - before for seed in seeds])
         text += (
             f"\n\nDice on painted lesions: {before:.3f} at the start; change {mean:+.3f} ({low:+.3f} to {high:+.3f})."
         )

@@ -35,6 +35,7 @@ def command(
         start = time.perf_counter()
         session = Session(network, phantom.scan, progress=progress)
         mask = session.click(phantom.click)
+        sure = session.prediction.confidence
         report = report_dict(
             scan=phantom.scan,
             scan_name="scan.nii.gz",
@@ -44,6 +45,7 @@ def command(
             seconds={"one click": time.perf_counter() - start},
             messages=session.remarks,
             truth=phantom.label,
+            confidence=sure and sure.facts,
         )
         progress("writing and drawing")
         _write(phantom, mask, report, output)

@@ -117,7 +117,7 @@ def _write_facts(figure: Figure, scene: Scene, diameters: dict[int, list[Diamete
         axes.text(
             0.985,
             level - 0.085,
-            "longest axial diameter × perpendicular",
+            "longest axial × perpendicular",
             color=FAINT,
             fontsize=8.5,
             va="center",

@@ -57,8 +57,13 @@ def test_another_engine_is_another_run(sources, tmp_path: Path):
         run.train(recipe(engine={**ENGINE, "cut": 0.5}), tmp_path, tmp_path / "out")
 
 
-def test_an_engine_needs_data_and_steps(tmp_path: Path):
+def test_a_run_of_minutes_ends_by_itself(sources, tmp_path: Path):
+    path = run.train(recipe(steps=None, minutes=0.02), tmp_path, tmp_path / "out")
+    assert load_model(path, "cpu").card.trained_on == SEEN
+
+
+def test_an_engine_needs_data_and_an_end(tmp_path: Path):
     with pytest.raises(FileError, match="a data engine without data"):
         run.train(recipe(), None, tmp_path / "out")
-    with pytest.raises(InputError, match="epochs of a data engine; expected steps: its samples never end"):
+    with pytest.raises(InputError, match="epochs of a data engine; expected steps or minutes: its samples never end"):
         run.train(recipe(steps=None, epochs=2), tmp_path, tmp_path / "out")

@@ -60,7 +60,7 @@ from voxsam.lab.training.keep import (
     write_identity,
 )
 from voxsam.lab.training.memory import check_memory
-from voxsam.lab.training.recipe import Recipe
+from voxsam.lab.training.recipe import ENDLESS, Recipe
 from voxsam.lab.training.start import make_network
 from voxsam.lab.training.task import VALIDATION, SegmentationTask
 from voxsam.network.network import VoxSAMNetwork
@@ -199,10 +199,11 @@ def make_engine_stream(recipe: Recipe, data: Path | None) -> EngineStream:
     assert recipe.engine is not None
     if data is None:
         raise FileError("a data engine without data", "a folder like the shared data", "give --data")
-    if recipe.steps is None:
-        raise InputError("epochs of a data engine", "steps: its samples never end", "set `steps` in the recipe")
+    if recipe.epochs is not None:
+        given = "epochs of a data engine"
+        raise InputError(given, "steps or minutes: its samples never end", "set `steps` in the recipe")
     sources = load_sources(data, recipe.engine, recipe.preprocessing)
-    length = recipe.steps * recipe.crops_per_step
+    length = (recipe.steps or ENDLESS) * recipe.crops_per_step
     return EngineStream(sources, recipe.engine, recipe.preprocessing, recipe.model.crop, length, recipe.seed)
 
 
