@@ -101,15 +101,16 @@ def spacing_of_masks(monkeypatch, **masks: tuple[float, float]) -> float:
 
 
 def test_the_surest_of_the_first_looks_counts_and_its_size_may_ask_for_another(monkeypatch):
-    assert spacing_of_masks(monkeypatch, at_1_26=(14, 0.7), at_2=(14, 0.9), at_4=(14, 0.8)) == 2
-    assert spacing_of_masks(monkeypatch, at_1_26=(14, 0.7), at_2=(14, 0.6), at_4=(14, 0.8)) == 4
-    assert spacing_of_masks(monkeypatch, at_1_26=(9, 0.89), at_2=(14, 0.5), at_4=(24, 0.88)) == 4  # nearly as sure
-    assert spacing_of_masks(monkeypatch, at_1_26=(6, 0.9), at_2=(14, 0.8), at_1=(8, 0.6)) == 1
-    assert spacing_of_masks(monkeypatch, at_1_26=(40, 0.9), at_3_175=(16, 0.6)) == 3.175
+    assert spacing_of_masks(monkeypatch, at_1=(16, 0.7), at_2=(16, 0.9), at_4=(16, 0.8)) == 2
+    assert spacing_of_masks(monkeypatch, at_1=(16, 0.7), at_2=(16, 0.6), at_4=(16, 0.8)) == 4
+    assert spacing_of_masks(monkeypatch, at_1=(9, 0.89), at_2=(16, 0.5), at_4=(24, 0.88)) == 4  # nearly as sure
+    assert spacing_of_masks(monkeypatch, at_1=(6, 0.6), at_2=(8, 0.9), at_4=(16, 0.8)) == 1
+    assert spacing_of_masks(monkeypatch, at_2=(10, 0.9), at_1_26=(16, 0.6)) == 1.26
+    assert spacing_of_masks(monkeypatch, at_1=(40, 0.9), at_2_52=(16, 0.6)) == 2.52
 
 
 def test_a_mask_that_has_the_click_is_not_left_for_none(monkeypatch):
-    assert spacing_of_masks(monkeypatch, at_1_26=(40, 0.9)) == 1.26
+    assert spacing_of_masks(monkeypatch, at_1=(40, 0.9)) == 1
     assert spacing_of_masks(monkeypatch, at_2=(8, 0.9)) == 2
     assert spacing_of_masks(monkeypatch) == 1  # none anywhere: what is too small to be seen
 

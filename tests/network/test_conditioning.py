@@ -65,6 +65,18 @@ def test_a_later_click_keeps_the_earlier_ones() -> None:
     assert out[5, 4, 4] > 2 and out[5, 4, 8] < -2
 
 
+def test_a_negative_click_beside_a_positive_one_leaves_what_lies_farther_off() -> None:
+    """At the border of what was clicked: its voxel leaves the mask, and the rest stays."""
+    fused = torch.ones(1, 3, *SHAPE)
+    points = clicks((5, 4, 6, POSITIVE), (5, 4, 8, NEGATIVE))
+    wide = Conditioning(reach=7.0, likeness=1.0, margin=5.0)
+    out = difference(condition(answer(2), fused, *points, wide))
+    assert out[5, 4, 6] > 0 > out[5, 4, 8]
+    assert out[5, 4, 0] > 1.9 and out[11, 4, 6] > 1.9
+    far = difference(condition(answer(2), fused, *clicks((5, 4, 0, POSITIVE), (5, 4, 13, NEGATIVE)), wide))
+    assert far[5, 4, 7] < 0, "clicks far apart reach as far as ever: 6 voxels on"
+
+
 def test_padding_and_points_outside_the_crop_change_nothing() -> None:
     fused = torch.ones(1, 3, *SHAPE)
     given = clicks((5, 4, 6, PADDING), (30, 4, 6, POSITIVE), (5, -3, 6, NEGATIVE))

@@ -126,7 +126,7 @@ describe("what a click means", () => {
     const card = { preprocessing: { spacing_range_mm: [1, 4] }, config: { crop: 48 } } as unknown as Card;
     const scale = Scale.of(card)!;
     expect(scale.ladder).toEqual([1, 1.26, 1.587, 2, 2.52, 3.175, 4]);
-    expect(scale.first([[0, 0, 0]], null)).toEqual([1.26, 2, 4]);
+    expect(scale.first([[0, 0, 0]], null)).toEqual([1, 2, 4]);
     expect(scale.first([[0, 0, 0]], 2.1)).toEqual([2]);
     expect(scale.first([[0, 0, 0], [100, 0, 0]], null)).toEqual([3.175, 4]);
     expect(Scale.preference({ across: 14, sure: 0.9 })).toBeGreaterThan(Scale.preference({ across: 14, sure: 0.8 }));

@@ -295,12 +295,13 @@ class Predictor:
             looks[spacing] = found, *clicked_extent(found[1], [click.world_mm for click in clicks if click.positive])
 
         missed = before.pieces and not any((probability > THRESHOLD).any() for _, probability in before.pieces)
-        for spacing in scale.first(places_mm, () if missed else before.windows):
+        current = () if missed else before.windows
+        for spacing in scale.first(places_mm, current):
             look(spacing)
         chosen = [max(looks, key=lambda spacing: scale.preference(*looks[spacing][1:]))]
         for _ in range(MAX_CHANGES):
             across = looks[chosen[-1]][1]
-            wanted = scale.next(chosen[-1], across, places_mm)
+            wanted = scale.next(chosen[-1], across, places_mm, later=bool(current))
             if wanted not in looks:
                 look(wanted)
             if wanted in chosen or (across and not looks[wanted][1]):  # a mask that has the click is not left for none

@@ -1,6 +1,6 @@
 """Which voxel size a lesion asks for: so large that it is about a third of the crop across, chosen by looking.
 
-A first click is looked at with a fine, a middle and the coarsest spacing, and the look with the surest mask counts. If
+A first click is looked at with the finest, a middle and the coarsest spacing, and the look with the surest mask counts. If
 that mask is too small or too large there, it asks for yet another spacing. Spacings come from a ladder, so that
 clicks nearby, and later ones, find their crops encoded.
 """
@@ -18,7 +18,8 @@ from voxsam.interactive.crops import THRESHOLD, Piece
 from voxsam.preprocess import Preprocessing, Window
 
 ACROSS = 22 / 64  # of the crop's side: diameter, as a ball of its volume, of what networks are trained on most
-KEPT_ACROSS = (16 / 64, 36 / 64)  # within which a spacing is kept
+KEPT_ACROSS = (19 / 64, 36 / 64)  # within which a first click's spacing is kept
+LATER_ACROSS = (15 / 64, 36 / 64)  # and a later one's: a correction that takes something away asks for no closer look
 STEP = 1.3  # from one spacing of the ladder to the next, at most
 MAX_CHANGES = 2  # of spacing after the first looks
 LARGER = 0.02  # by so much less sure a mask may be that is e times as large: what is small and sure is often a part
@@ -50,7 +51,7 @@ class Scale:
             known = float(current[0].model_grid.spacing_mm.max())
             starts = [min(self.ladder, key=lambda s: abs(np.log(s / known)))]
         else:
-            starts = [self.ladder[n] for n in (min(1, len(self.ladder) - 1), len(self.ladder) // 2, -1)]
+            starts = [self.ladder[n] for n in (0, len(self.ladder) // 2, -1)]
         return tuple(dict.fromkeys(self._with_room(start, clicks_mm) for start in starts))
 
     @staticmethod
@@ -58,13 +59,14 @@ class Scale:
         """The greater, the sooner a look with a mask of so many voxels across and such a mean probability counts."""
         return sure + LARGER * float(np.log(across + 0.5))
 
-    def next(self, spacing: float, across: float, clicks_mm: NDArray[np.float64]) -> float:
+    def next(self, spacing: float, across: float, clicks_mm: NDArray[np.float64], later: bool = False) -> float:
         """The spacing that a mask of so many voxels `across`, seen at `spacing`, asks for: often the same.
 
-        0 across: the click is not in its mask, as when the lesion is smaller than voxels can show: half the spacing.
+        `later`: of a click that follows others. 0 across: the click is not in its mask, as when the lesion is smaller than voxels can show: half the spacing.
         """
         part = across / self.side
-        if KEPT_ACROSS[0] <= part <= KEPT_ACROSS[1]:
+        low, high = LATER_ACROSS if later else KEPT_ACROSS
+        if low <= part <= high:
             return spacing
         wanted = spacing * part / ACROSS if across else spacing / 2
         nearest = min(self.ladder, key=lambda s: abs(np.log(s / wanted)))

@@ -3,7 +3,8 @@
 The logit of being tumour is taken as a Gaussian process whose mean is the network's prediction. Its covariance falls
 with the distance to a click and with the difference of the fused features; a click observes the logit at its voxel.
 What is added is the change of the posterior mean (Rasmussen and Williams, Gaussian Processes for Machine Learning, eq.
-2.25).
+2.25). A click beside one of the other kind speaks of its own surroundings alone: it reaches half as far as that one lies
+away, where the covariance is that of no process any more, but the same sum of Gaussians is solved for.
 An extension: models that were trained by others are never conditioned.
 
 B batch, N points, m width of the fused features, F fusion grid.
@@ -19,10 +20,12 @@ from torch import Tensor
 from voxsam.network.prompt_encoder import NEGATIVE, PADDING
 
 NUGGET = 0.05  # variance of an observation, relative to the process's: clicks side by side need not agree exactly
+HALF_WAY = 0.5  # to the nearest click of the other kind: how far a click reaches at most
+NARROWEST = 2.0  # crop voxels that it reaches at least
 
 
 class Conditioning(BaseModel):
-    """How far a click reaches, in crop voxels and in features, and how sure (in logits) its voxel becomes."""
+    """How far a click reaches at most, in crop voxels and in features, and how sure (in logits) its voxel becomes."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -66,17 +69,26 @@ def _change(logits_2DHW: Tensor, fused_mFFF: Tensor, points_N3: Tensor, labels_N
     places = torch.cartesian_prod(
         *(torch.linspace(0, n - 1, g, device=side.device) for n, g in zip(side, grid, strict=True))
     )
+    reach = _reach(points, sign, use)
     weights = torch.linalg.solve(
-        _covariance(points, prompt_features, points, prompt_features, use)
+        _covariance(points, prompt_features, points, prompt_features, reach, use)
         + NUGGET * torch.eye(len(points), device=side.device),
         missing,
     )
-    return (_covariance(places, features.flatten(1).T, points, prompt_features, use) @ weights).reshape(grid)
+    return (_covariance(places, features.flatten(1).T, points, prompt_features, reach, use) @ weights).reshape(grid)
 
 
-def _covariance(places: Tensor, features: Tensor, points: Tensor, prompt_features: Tensor, use: Conditioning) -> Tensor:
+def _reach(points: Tensor, sign: Tensor, use: Conditioning) -> Tensor:
+    """(N,) crop voxels that each click reaches."""
+    others = torch.cdist(points, points).masked_fill(sign[:, None] == sign, torch.inf)
+    return (HALF_WAY * others.amin(1)).clamp(min=NARROWEST).clamp(max=use.reach)
+
+
+def _covariance(
+    places: Tensor, features: Tensor, points: Tensor, prompt_features: Tensor, reach: Tensor, use: Conditioning
+) -> Tensor:
     """(M, N): 1 for the same place and features, falling to 0."""
-    apart = torch.cdist(places, points) / use.reach
+    apart = torch.cdist(places, points) / reach
     unlike = torch.cdist(features, prompt_features) / use.likeness
     return torch.exp(-(apart.square() + unlike.square()) / 2)
 

@@ -1,12 +1,15 @@
 // Clicks as observations: the prediction is changed to agree with every click, near it and where it looks alike.
 // The logit of being tumour is taken as a Gaussian process whose mean is the network's prediction; what is added is the
-// change of the posterior mean (Rasmussen and Williams, Gaussian Processes for Machine Learning, eq. 2.25).
+// change of the posterior mean (Rasmussen and Williams, Gaussian Processes for Machine Learning, eq. 2.25). A click beside
+// one of the other kind reaches half as far as that one lies away, and speaks of its own surroundings alone.
 import type { Index } from "../engine/engine";
 import { AXES, perAxis } from "./boxes";
 import type { Conditioning } from "./card";
 import { roundedToEven } from "./numbers";
 
 const NUGGET = 0.05; // variance of an observation, relative to the process's: clicks side by side need not agree exactly
+const HALF_WAY = 0.5; // to the nearest click of the other kind: how far a click reaches at most
+const NARROWEST = 2; // crop voxels that it reaches at least
 const FARTHEST = 80; // squared, in s.d.: e^-40 is nothing beside a logit
 
 /** A map of `count` channels, each with its first axis fastest. */
@@ -30,6 +33,13 @@ export function sampled({ data, count, size }: FeatureMap, at: Index): Float32Ar
   return out;
 }
 
+/** A click in a crop: its place there, the features under it, and how far it reaches, voxels. */
+interface Observed {
+  place: Index;
+  looks: Float32Array;
+  reach: number;
+}
+
 /**
  * The difference of the logits, tumour less background, of a crop of `size` that agrees with the clicks: places in the
  * crop's voxels, those outside it left out. The fused features lie on the crop corner voxel on corner voxel.
@@ -44,18 +54,22 @@ export function condition(difference: Float32Array, size: Index, fused: FeatureM
     const [i, j, k] = perAxis((axis) => roundedToEven(place[axis]));
     const sign = positive ? 1 : -1;
     const missing = sign * Math.max(0, use.margin - sign * difference[(k * size[1] + j) * size[0] + i]!);
-    return { place, missing, looks: sampled(features, perAxis((axis) => (place[axis] / (size[axis] - 1)) * (grid[axis] - 1))) };
+    return { place, sign, missing, looks: sampled(features, perAxis((axis) => (place[axis] / (size[axis] - 1)) * (grid[axis] - 1))) };
   });
-  const covariance = seen.map((a, n) => seen.map((b, m) => likeness(a.place, a.looks, b, use) + (n === m ? NUGGET : 0)));
-  const weights = solved(covariance, seen.map(({ missing }) => missing));
+  const observed = seen.map((one) => {
+    const others = seen.filter(({ sign }) => sign !== one.sign).map(({ place }) => Math.hypot(...AXES.map((axis) => place[axis] - one.place[axis])));
+    return { ...one, reach: Math.min(Math.max(HALF_WAY * Math.min(...others), NARROWEST), use.reach) };
+  });
+  const covariance = observed.map((a, n) => observed.map((b, m) => likeness(a.place, a.looks, b, use) + (n === m ? NUGGET : 0)));
+  const weights = solved(covariance, observed.map(({ missing }) => missing));
   const change = new Float64Array(grid[0] * grid[1] * grid[2]);
-  seen.forEach((click, n) => spread(change, weights[n]!, click, features, size, use));
+  observed.forEach((click, n) => spread(change, weights[n]!, click, features, size, use));
   return added(difference, size, Float32Array.from(change), grid);
 }
 
 /** Add one click's part to the change at every place of the features' grid: `likeness` without an array for each place. */
-function spread(change: Float64Array, weight: number, { place, looks }: { place: Index; looks: Float32Array }, { data, count, size: grid }: FeatureMap, size: Index, use: Conditioning): void {
-  const [x, y, z] = AXES.map((axis) => Float64Array.from({ length: grid[axis] }, (_, n) => (((n * (size[axis] - 1)) / (grid[axis] - 1) - place[axis]) / use.reach) ** 2)) as [Float64Array, Float64Array, Float64Array];
+function spread(change: Float64Array, weight: number, { place, looks, reach }: Observed, { data, count, size: grid }: FeatureMap, size: Index, use: Conditioning): void {
+  const [x, y, z] = AXES.map((axis) => Float64Array.from({ length: grid[axis] }, (_, n) => (((n * (size[axis] - 1)) / (grid[axis] - 1) - place[axis]) / reach) ** 2)) as [Float64Array, Float64Array, Float64Array];
   const alike = use.likeness ** 2;
   for (let k = 0, at = 0; k < grid[2]; k++) {
     for (let j = 0; j < grid[1]; j++) {
@@ -74,8 +88,8 @@ function spread(change: Float64Array, weight: number, { place, looks }: { place:
 }
 
 /** 1 for the same place and features, falling to 0. */
-function likeness(place: Index, looks: Float32Array, click: { place: Index; looks: Float32Array }, use: Conditioning): number {
-  const apart = AXES.reduce<number>((sum, axis) => sum + (place[axis] - click.place[axis]) ** 2, 0) / use.reach ** 2;
+function likeness(place: Index, looks: Float32Array, click: Observed, use: Conditioning): number {
+  const apart = AXES.reduce<number>((sum, axis) => sum + (place[axis] - click.place[axis]) ** 2, 0) / click.reach ** 2;
   if (apart > FARTHEST) return 0;
   let unlike = 0;
   for (let c = 0; c < looks.length; c++) unlike += (looks[c]! - click.looks[c]!) ** 2;

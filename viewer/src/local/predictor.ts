@@ -245,7 +245,7 @@ export class Predictor {
     const chosen = [spacing];
     for (let n = 0; n < MAX_CHANGES; n++) {
       const { across } = looks.get(spacing)!;
-      const wanted = scale.next(spacing, across, places);
+      const wanted = scale.next(spacing, across, places, known !== undefined);
       if (!looks.has(wanted)) await look(wanted);
       if (chosen.includes(wanted) || (across && !looks.get(wanted)!.across)) break; // a mask that has the click is not left for none
       chosen.push((spacing = wanted));

@@ -4,7 +4,8 @@ import { AXES } from "./boxes";
 import type { Card } from "./card";
 
 const ACROSS = 22 / 64; // of the crop's side: diameter, as a ball of its volume, of what networks are trained on most
-const KEPT_ACROSS = [16 / 64, 36 / 64] as const; // within which a spacing is kept
+const KEPT_ACROSS = [19 / 64, 36 / 64] as const; // within which a first click's spacing is kept
+const LATER_ACROSS = [15 / 64, 36 / 64] as const; // and a later one's: a correction that takes something away asks for no closer look
 const STEP = 1.3; // from one spacing of the ladder to the next, at most
 const ROOM = 0.75; // of the crop's side in which all clicks should lie
 export const MAX_CHANGES = 2; // of spacing after the first looks
@@ -28,7 +29,7 @@ export class Scale {
   /** The spacing so far (mm), else three to begin with; coarser if the clicks (RAS+ mm) need more room. */
   first(clicks: Index[], known: number | null): number[] {
     const last = this.ladder.length - 1;
-    const starts = known === null ? [Math.min(1, last), Math.floor(this.ladder.length / 2), last].map((n) => this.ladder[n]!) : [this.nearest(known)];
+    const starts = known === null ? [0, Math.floor(this.ladder.length / 2), last].map((n) => this.ladder[n]!) : [this.nearest(known)];
     return [...new Set(starts.map((start) => this.withRoom(start, clicks)))];
   }
 
@@ -39,11 +40,12 @@ export class Scale {
 
   /**
    * The spacing that a mask of so many voxels `across`, seen at `spacing`, asks for: often the same. 0 across: the click
-   * is not in its mask, as when the lesion is smaller than voxels can show: half the spacing.
+   * is not in its mask, as when the lesion is smaller than voxels can show: half the spacing. `later`: of a click that follows others.
    */
-  next(spacing: number, across: number, clicks: Index[]): number {
+  next(spacing: number, across: number, clicks: Index[], later = false): number {
     const part = across / this.side;
-    if (part >= KEPT_ACROSS[0] && part <= KEPT_ACROSS[1]) return spacing;
+    const [low, high] = later ? LATER_ACROSS : KEPT_ACROSS;
+    if (part >= low && part <= high) return spacing;
     return this.withRoom(this.nearest(across ? (spacing * part) / ACROSS : spacing / 2), clicks);
   }
 
