@@ -296,12 +296,13 @@ class Predictor:
 
         missed = before.pieces and not any((probability > THRESHOLD).any() for _, probability in before.pieces)
         current = () if missed else before.windows
+        corrected = bool(current) and not all(click.positive for click in clicks)
         for spacing in scale.first(places_mm, current):
             look(spacing)
         chosen = [max(looks, key=lambda spacing: scale.preference(*looks[spacing][1:]))]
         for _ in range(MAX_CHANGES):
             across = looks[chosen[-1]][1]
-            wanted = scale.next(chosen[-1], across, places_mm, later=bool(current))
+            wanted = scale.next(chosen[-1], across, places_mm, corrected)
             if wanted not in looks:
                 look(wanted)
             if wanted in chosen or (across and not looks[wanted][1]):  # a mask that has the click is not left for none

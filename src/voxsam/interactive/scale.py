@@ -18,8 +18,8 @@ from voxsam.interactive.crops import THRESHOLD, Piece
 from voxsam.preprocess import Preprocessing, Window
 
 ACROSS = 22 / 64  # of the crop's side: diameter, as a ball of its volume, of what networks are trained on most
-KEPT_ACROSS = (19 / 64, 36 / 64)  # within which a first click's spacing is kept
-LATER_ACROSS = (15 / 64, 36 / 64)  # and a later one's: a correction that takes something away asks for no closer look
+KEPT_ACROSS = (19 / 64, 36 / 64)  # within which a spacing is kept
+CORRECTED_ACROSS = (15 / 64, 36 / 64)  # and after negative clicks: what they take away asks for no closer look
 STEP = 1.3  # from one spacing of the ladder to the next, at most
 MAX_CHANGES = 2  # of spacing after the first looks
 LARGER = 0.02  # by so much less sure a mask may be that is e times as large: what is small and sure is often a part
@@ -59,13 +59,14 @@ class Scale:
         """The greater, the sooner a look with a mask of so many voxels across and such a mean probability counts."""
         return sure + LARGER * float(np.log(across + 0.5))
 
-    def next(self, spacing: float, across: float, clicks_mm: NDArray[np.float64], later: bool = False) -> float:
+    def next(self, spacing: float, across: float, clicks_mm: NDArray[np.float64], corrected: bool = False) -> float:
         """The spacing that a mask of so many voxels `across`, seen at `spacing`, asks for: often the same.
 
-        `later`: of a click that follows others. 0 across: the click is not in its mask, as when the lesion is smaller than voxels can show: half the spacing.
+        `corrected`: by negative clicks, in a mask that was seen before. 0 across: the click is not in its mask, as when
+        the lesion is smaller than voxels can show: half the spacing.
         """
         part = across / self.side
-        low, high = LATER_ACROSS if later else KEPT_ACROSS
+        low, high = CORRECTED_ACROSS if corrected else KEPT_ACROSS
         if low <= part <= high:
             return spacing
         wanted = spacing * part / ACROSS if across else spacing / 2

@@ -234,6 +234,7 @@ export class Predictor {
     const positive = world.filter((_, n) => clicks[n]!.positive);
     const missed = before.pieces.length > 0 && !voxelsAbove(before.pieces);
     const known = missed ? undefined : before.windows[0]?.modelGrid.spacing;
+    const isCorrected = known !== undefined && positive.length < clicks.length;
     // It looks with several spacings: where the mask is surest, and fits.
     const looks = new Map<number, Looked & { across: number; sure: number }>();
     const look = async (spacing: number) => {
@@ -245,7 +246,7 @@ export class Predictor {
     const chosen = [spacing];
     for (let n = 0; n < MAX_CHANGES; n++) {
       const { across } = looks.get(spacing)!;
-      const wanted = scale.next(spacing, across, places, known !== undefined);
+      const wanted = scale.next(spacing, across, places, isCorrected);
       if (!looks.has(wanted)) await look(wanted);
       if (chosen.includes(wanted) || (across && !looks.get(wanted)!.across)) break; // a mask that has the click is not left for none
       chosen.push((spacing = wanted));

@@ -4,8 +4,8 @@ import { AXES } from "./boxes";
 import type { Card } from "./card";
 
 const ACROSS = 22 / 64; // of the crop's side: diameter, as a ball of its volume, of what networks are trained on most
-const KEPT_ACROSS = [19 / 64, 36 / 64] as const; // within which a first click's spacing is kept
-const LATER_ACROSS = [15 / 64, 36 / 64] as const; // and a later one's: a correction that takes something away asks for no closer look
+const KEPT_ACROSS = [19 / 64, 36 / 64] as const; // within which a spacing is kept
+const CORRECTED_ACROSS = [15 / 64, 36 / 64] as const; // and after negative clicks: what they take away asks for no closer look
 const STEP = 1.3; // from one spacing of the ladder to the next, at most
 const ROOM = 0.75; // of the crop's side in which all clicks should lie
 export const MAX_CHANGES = 2; // of spacing after the first looks
@@ -40,11 +40,11 @@ export class Scale {
 
   /**
    * The spacing that a mask of so many voxels `across`, seen at `spacing`, asks for: often the same. 0 across: the click
-   * is not in its mask, as when the lesion is smaller than voxels can show: half the spacing. `later`: of a click that follows others.
+   * is not in its mask, as when the lesion is smaller than voxels can show: half the spacing. `corrected`: by negative clicks.
    */
-  next(spacing: number, across: number, clicks: Index[], later = false): number {
+  next(spacing: number, across: number, clicks: Index[], corrected = false): number {
     const part = across / this.side;
-    const [low, high] = later ? LATER_ACROSS : KEPT_ACROSS;
+    const [low, high] = corrected ? CORRECTED_ACROSS : KEPT_ACROSS;
     if (part >= low && part <= high) return spacing;
     return this.withRoom(this.nearest(across ? (spacing * part) / ACROSS : spacing / 2), clicks);
   }
