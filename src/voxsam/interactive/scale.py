@@ -1,8 +1,8 @@
 """Which voxel size a lesion asks for: so large that it is about a third of the crop across, chosen by looking.
 
-A first click is looked at with the finest, a middle and the coarsest spacing, and the look with the surest mask counts. If
-that mask is too small or too large there, it asks for yet another spacing. Spacings come from a ladder, so that
-clicks nearby, and later ones, find their crops encoded.
+A first click is looked at with the finest, a middle and the coarsest spacing, and the look with the surest mask
+counts. If that mask is too small or too large there, it asks for yet another spacing. Spacings come from a ladder, so
+that clicks nearby, and later ones, find their crops encoded.
 """
 
 from __future__ import annotations

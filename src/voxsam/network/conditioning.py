@@ -3,8 +3,8 @@
 The logit of being tumour is taken as a Gaussian process whose mean is the network's prediction. Its covariance falls
 with the distance to a click and with the difference of the fused features; a click observes the logit at its voxel.
 What is added is the change of the posterior mean (Rasmussen and Williams, Gaussian Processes for Machine Learning, eq.
-2.25). A click beside one of the other kind speaks of its own surroundings alone: it reaches half as far as that one lies
-away, where the covariance is that of no process any more, but the same sum of Gaussians is solved for.
+2.25). A click beside one of the other kind speaks of its own surroundings alone: it reaches half as far as that one
+lies away, where the covariance is that of no process any more, but the same sum of Gaussians is solved for.
 An extension: models that were trained by others are never conditioned.
 
 B batch, N points, m width of the fused features, F fusion grid.

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from known_model import KnownModel, block_scan, upright
+from torch import nn
 
 from voxsam.interactive.confidence import COUNTS, SIGNALS
-from voxsam.lab.engine.calibrate import Case, as_often_clicked, fit, lesion_cases
+from voxsam.lab.engine.calibrate import WIDTH, Case, _mean_of, as_often_clicked, fit, lesion_cases
 from voxsam.lab.engine.validation import Lesion
+from voxsam.network.calibration import OUTPUTS
 from voxsam.volume import Volume
 
 
@@ -45,6 +48,12 @@ def test_it_learns_dice_volume_and_what_is_no_lesion() -> None:
 
 def test_the_same_cases_give_the_same_calibration() -> None:
     assert fit(made_up(60, 2))[0] == fit(made_up(60, 2))[0]
+
+
+def test_of_several_networks_the_mean_counts() -> None:
+    members = [nn.Sequential(nn.Linear(5, WIDTH), nn.Tanh(), nn.Linear(WIDTH, OUTPUTS)) for _ in range(3)]
+    x = torch.randn(7, 5)
+    torch.testing.assert_close(_mean_of(members)(x), torch.stack([member(x) for member in members]).mean(0))
 
 
 def test_a_lesion_is_clicked_and_corrected() -> None:
