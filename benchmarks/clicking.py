@@ -66,10 +66,21 @@ def all_clicks(network: Promptable, phantom: Phantom) -> dict[str, object]:
 
 
 def _first_and_next(clicked: Clicked, phantom: Phantom) -> dict[str, float]:
+    first = clicked.timed(lambda: clicked.session.click(phantom.click), encodes=True)
+    if clicked.session.model.card.preprocessing.spacing_range_mm is not None:
+        _look_closer(clicked.session, phantom)
     return {
-        "first_click_s": clicked.timed(lambda: clicked.session.click(phantom.click), encodes=True),
+        "first_click_s": first,
         "next_click_s": clicked.timed(lambda: clicked.session.click(_beside(phantom, 1)), encodes=False),
     }
+
+
+def _look_closer(session: Session, phantom: Phantom) -> None:
+    """Encode what the next clicks may ask for, another spacing, so that they are clicks in crops that are there."""
+    for n in range(1, CLICKS):
+        session.click(_beside(phantom, n))
+    for _ in range(1, CLICKS):
+        session.undo()
 
 
 def _beside(phantom: Phantom, n: int) -> tuple[int, int, int]:

@@ -21,7 +21,7 @@ OUTPUT = Path(__file__).resolve().parents[2] / "docs" / "images" / "click.gif"
 SCAN = (160, 160, 80), (1.5, 1.5, 3.0)
 SEED = 10
 WIDTH = 800  # pixels of the picture; the page is shown at its own size and made smaller
-COLOURS = 64  # of the palette
+COLOURS = 128  # of the palette
 DROP = """async ([name, data]) => {
     const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
     const transfer = new DataTransfer();
@@ -55,7 +55,7 @@ class Film:
 
     def save(self, path: Path) -> None:
         """One palette for all frames, taken from the last, which shows most colours."""
-        palette = self.frames[-1][0].quantize(COLOURS, method=PIL.Image.Quantize.MEDIANCUT)
+        palette = self.frames[-1][0].quantize(COLOURS, method=PIL.Image.Quantize.MAXCOVERAGE)
         few = [frame.quantize(palette=palette, dither=PIL.Image.Dither.NONE) for frame, _ in self.frames]
         durations = [shown_ms for _, shown_ms in self.frames]
         few[0].save(path, save_all=True, append_images=few[1:], duration=durations, loop=0, optimize=True)
