@@ -115,6 +115,23 @@ def test_a_mask_that_has_the_click_is_not_left_for_none(monkeypatch):
     assert spacing_of_masks(monkeypatch) == 1  # none anywhere: what is too small to be seen
 
 
+def test_what_negative_clicks_take_away_asks_for_no_closer_look(monkeypatch):
+    """13 voxels of a crop of 48: too few for a first click and for positive ones, enough after a negative one."""
+    scale = Scale.of(MANY, 48)
+    assert scale is not None
+    assert scale.next(2, 13, np.zeros((2, 3)), corrected=True) == 2
+    assert scale.next(2, 13, np.zeros((2, 3))) == 1.587
+    assert scale.next(2, 10, np.zeros((2, 3)), corrected=True) == 1.26
+    told = []
+    monkeypatch.setattr(Scale, "next", lambda self, spacing, *given: told.append(given[2]) or spacing)
+    scan, _ = ball((MIDDLE, 44))
+    session = Session(Bright(), scan)
+    session.click(MIDDLE)
+    session.click((MIDDLE[0] + 2, *MIDDLE[1:]))
+    session.click((MIDDLE[0] + 30, *MIDDLE[1:]), positive=False)
+    assert told == [False, False, True]
+
+
 def test_clicks_far_apart_on_a_turned_scan_still_fit_one_crop():
     """70 mm along an axis of the scan that lies between those of the patient: one crop at each first look."""
     scan, _ = ball((MIDDLE, 110))

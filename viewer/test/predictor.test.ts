@@ -132,6 +132,8 @@ describe("what a click means", () => {
     expect(Scale.preference({ across: 14, sure: 0.9 })).toBeGreaterThan(Scale.preference({ across: 14, sure: 0.8 }));
     expect(Scale.preference({ across: 24, sure: 0.88 })).toBeGreaterThan(Scale.preference({ across: 8, sure: 0.89 }));
     expect(scale.next(2, 22, [[0, 0, 0]])).toBe(2);
+    expect(scale.next(2, 13, [[0, 0, 0]])).toBe(1.587);
+    expect(scale.next(2, 13, [[0, 0, 0]], true)).toBe(2); // what negative clicks take away asks for no closer look
     expect(scale.next(2, 44, [[0, 0, 0]])).toBe(4);
     expect(scale.next(2, 0, [[0, 0, 0]])).toBe(1);
     expect(Scale.of({ ...card, preprocessing: { spacing_range_mm: null } } as unknown as Card)).toBeNull();
