@@ -8,9 +8,21 @@ from tests.lab.engine.conftest import with_balls
 from voxsam.errors import InputError
 from voxsam.geometry import Grid
 from voxsam.lab.engine.crops import cut_to, draw_frame, draw_spacing
-from voxsam.lab.engine.painting import BONE, FAT, LUNG, SOFT, Look, Shape, Site, draw_shape, paint, smooth_noise
+from voxsam.lab.engine.painting import (
+    BONE,
+    FAT,
+    LUNG,
+    SOFT,
+    Look,
+    Shape,
+    Site,
+    draw_abutting,
+    draw_shape,
+    paint,
+    smooth_noise,
+)
 from voxsam.lab.engine.regions import stable_region
-from voxsam.lab.engine.scans import ORGAN, Scan
+from voxsam.lab.engine.scans import GAP, ORGAN, WALL, Scan
 from voxsam.lab.engine.settings import SOURCES, EngineSettings
 from voxsam.lab.engine.split import cases, nodule_part, read_split
 from voxsam.lab.engine.stream import EngineStream, Nodule, Sources
@@ -52,6 +64,20 @@ def test_places_lie_in_their_tissue(body, scan):
         index = np.rint(body.grid.world_to_index(at)).astype(int)
         inside = [(low < body.array[tuple(i)] < high) for i in index]
         assert np.mean(inside) > 0.8
+
+
+def test_gaps_are_fat_in_soft_tissue_and_walls_lung_beside_it(body):
+    i, j = (s * (np.arange(n) - n / 2) for n, s in zip(body.array.shape[:2], body.grid.spacing_mm[:2], strict=True))
+    array = body.array.copy()
+    array[np.hypot(i[:, None] + 5, j[None] - 45) < 7] = -100  # a cord of fat; the layer under the skin is no gap
+    places = Scan.of("cord", body.with_array(array)).places
+    first = body.grid.reorient("SAR").index_to_world(np.full(3, -0.5))
+    to_right_front = np.array([[0, 0], [0, 1], [1, 0]])
+    gaps, walls = ((first[:2] + places[kind].astype(float) @ to_right_front) for kind in (GAP, WALL))
+    cord = body.grid.index_to_world((body.array.shape[0] / 2 - 2.5, body.array.shape[1] / 2 + 45 / 1.6, 0))[:2]
+    assert np.mean(np.linalg.norm(gaps - cord, axis=1) < 12) > 0.9
+    lung = body.grid.index_to_world((body.array.shape[0] / 2 + 12.5, body.array.shape[1] / 2, 0))[:2]
+    assert (np.abs(np.linalg.norm(walls - lung, axis=1) - 21) < 7).all()  # its radius is 25 mm
 
 
 def test_a_crop_is_read_at_its_place_spacing_and_turn(labelled):
@@ -109,6 +135,16 @@ def test_a_lesion_keeps_to_its_tissue_and_away_from_another():
     assert done is not None
     assert done[1].any() and not done[1][:, :, 26:].any() and not (done[1] & avoid).any()
     assert (done[0].image[:, :, 30:] == -900).all()
+
+
+def test_a_lesion_against_soft_tissue_is_as_dense_and_ends_there():
+    image = np.full((40, 40, 40), -100.0, np.float32)
+    image[:, :, 25:] = 50
+    site, rng = Site.of(image, np.ones(3), 0.0), np.random.default_rng(0)
+    looks = [draw_abutting(24.0, FAT, 50.0, rng) for _ in range(50)]
+    assert np.std([look.mean_hu for look in looks]) == pytest.approx(12, rel=0.4)
+    done = paint(site, np.array([20.0, 20.0, 20.0]), ball(24.0), looks[0], rng, None)
+    assert done is not None and done[1][20, 20, 24] and not done[1][:, :, 26:].any()
 
 
 def test_a_lesion_without_room_is_not_painted():
@@ -236,6 +272,18 @@ def test_a_painted_lesion_changes_only_its_surroundings(sources, monkeypatch):
     sample = stream(sources, **plain)[0]
     values = sample["crop"][0][sample["label"][0] > 0]
     assert len(values) > 10 and values.std() < 3
+
+
+def test_a_lesion_at_the_wall_of_the_lung_lies_in_the_lung(body, sources, monkeypatch):
+    monkeypatch.setattr("voxsam.lab.engine.stream.PLACES", {WALL: 1.0})
+    plain = {**ONLY, "painted": 1.0, "neighbours": 0, "contrast": 0, "blur": 0, "cut": 0, "noise_hu": 0, "shift_hu": 0}
+    samples = stream(sources, diameter_mm=(30, 60), **plain)
+    for number in range(4):
+        crop, label = samples[number]["crop"][0], samples[number]["label"][0] > 0
+        round_it = scipy.ndimage.binary_dilation(label, iterations=4) & ~label
+        inner = scipy.ndimage.binary_erosion(label)
+        assert abs(np.median(crop[inner]) * USE.sd + USE.mean - 60) < 60
+        assert (crop[round_it] < -5).any() and (crop[round_it] > -1.5).any()  # lung on one side, tissue on the other
 
 
 def test_a_share_of_a_source_that_is_not_there_is_refused(scan):

@@ -238,6 +238,10 @@ def test_samples_are_the_cases_and_lesions_painted_into_them(project):
     shares = recipe.engine.shares()
     assert shares["sarcomas"] == pytest.approx(0.6) and shares["painted"] == pytest.approx(0.4)
     assert recipe.engine.spacing_mm == pytest.approx((6, 6))
+    assert recipe.engine.any_scale == 0  # it has one spacing
+    wide = card.model_copy(update={"preprocessing": card.preprocessing.model_copy(update={"spacing_range_mm": (1, 4)})})
+    first_looks = samples.engine_for(wide.preprocessing, True)
+    assert first_looks.any_scale == 0.5 and first_looks.spacing_mm == (1, 4)
     stream = samples.load_stream(project, list(project.done_cases().values()), recipe, None)
     drawn = [stream[number] for number in range(6)]
     assert all(sample["crop"].shape == (1, 16, 16, 16) and sample["label"].any() for sample in drawn)

@@ -184,10 +184,12 @@ def _fitted(
     lesion: NDArray[np.bool_],
     seed: int,
 ) -> _Fitted:
-    x = as_often_clicked(x, lesion, seed)
-    centre, spread = x.mean(0), x.std(0) + 1e-3
-    given = _tensor((x - centre) / spread)
-    members = [_trained(given, dice, log_ratio, lesion, seed * MEMBERS + number) for number in range(MEMBERS)]
+    drawn = as_often_clicked(x, lesion, seed)
+    centre, spread = drawn.mean(0), drawn.std(0) + 1e-3
+    members = []
+    for number in range(seed * MEMBERS, (seed + 1) * MEMBERS):
+        given = _tensor((as_often_clicked(x, lesion, number) - centre) / spread)
+        members.append(_trained(given, dice, log_ratio, lesion, number))
     return _Fitted(_mean_of(members), centre, spread)
 
 

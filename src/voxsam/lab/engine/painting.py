@@ -128,6 +128,15 @@ def _kept(tissue: int, rng: np.random.Generator) -> tuple[int, ...]:
     return (SOFT,) if draw < 0.65 else ((SOFT, FAT) if draw < 0.92 else ())
 
 
+def draw_abutting(diameter_mm: float, tissue: int, soft_hu: float, rng: np.random.Generator) -> Look:
+    """A node in fat or a tumour in the lung, about as dense as the soft tissue (`soft_hu`) that it lies against.
+
+    There no border shows; the lesion ends where that tissue began.
+    """
+    look = draw_look(diameter_mm, SOFT, soft_hu, rng)
+    return replace(look, mean_hu=soft_hu + rng.normal(0, 12), veil=0.0, keeps=(tissue, FAT))
+
+
 def like(look: Look, rng: np.random.Generator) -> Look:
     """The look of another lesion of the same patient: alike, not the same."""
     return replace(look, mean_hu=look.mean_hu + rng.normal(0, 5), slope_hu=rng.normal(0, 6), rim_mm=look.rim_mm * 0.8)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from voxsam.lab.engine.painting import BONE, FAT, LUNG, SOFT
-from voxsam.lab.engine.voxels import eroded, parts_of, sampled, smoothed
+from voxsam.lab.engine.voxels import dilated, eroded, parts_of, sampled, smoothed
 from voxsam.resample import resample
 from voxsam.volume import Volume
 
@@ -22,7 +22,10 @@ COARSE_MM = 3.0  # at which places are looked for
 MOST_PLACES = 4000  # of a kind
 AIR_HU = -500.0
 ORGAN = 4  # a place in soft tissue that is even over a centimetre: liver, spleen, muscle, ...
+GAP = 5  # a place in fat that soft tissue surrounds: between vessels, muscles, bowel, where lymph nodes lie
+WALL = 6  # a place in the lung beside soft tissue: at the chest wall, the mediastinum, the diaphragm
 EVEN_HU, LUNG_ML = 14.0, 50.0
+ENCLOSED = (0.5, 0.85)  # of what lies about a gap within a centimetre or so: soft tissue
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class Level:
 
 @dataclass(frozen=True)
 class Scan:
-    """`levels` from fine to coarse, and (n, 3) `places` in mm of each kind: LUNG, FAT, SOFT, BONE and ORGAN."""
+    """`levels` from fine to coarse, and (n, 3) `places` in mm of each kind: LUNG, FAT, SOFT, BONE, ORGAN, GAP, WALL."""
 
     name: str
     levels: tuple[Level, ...]
@@ -108,12 +111,16 @@ def _places(level: Level) -> dict[int, NDArray[np.float32]]:
     parts, sizes = parts_of(lung)
     lung &= sizes[parts] * np.prod(level.spacing_mm) / 1000 > LUNG_ML
     soft = body & (smooth > 0) & (smooth < 190)
+    fat = body & (smooth > -120) & (smooth < -40)
+    enclosed = smoothed(soft.astype(np.float32), 3.0)
     kinds = {
         LUNG: lung,
         FAT: body & (smooth > -140) & (smooth < -70),
         SOFT: soft,
         BONE: body & (smooth > 260),
         ORGAN: eroded(soft & (spread < EVEN_HU), 2),
+        GAP: fat & ~dilated(smooth < -200) & (enclosed > ENCLOSED[0]) & (enclosed < ENCLOSED[1]),
+        WALL: lung & dilated(soft, 4),
     }
     return {kind: _some(where, level.spacing_mm) for kind, where in kinds.items()}
 

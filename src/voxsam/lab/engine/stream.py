@@ -22,6 +22,7 @@ from voxsam.lab.engine.painting import (
     LUNG,
     SOFT,
     Site,
+    draw_abutting,
     draw_look,
     draw_shape,
     like,
@@ -29,15 +30,18 @@ from voxsam.lab.engine.painting import (
     tissue_of,
 )
 from voxsam.lab.engine.regions import stable_region
-from voxsam.lab.engine.scans import ORGAN, Scan, with_places
+from voxsam.lab.engine.scans import GAP, ORGAN, WALL, Scan, with_places
 from voxsam.lab.engine.settings import EngineSettings
 from voxsam.lab.engine.voxels import Image, Mask, dilated, parts_of, sampled, smoothed
 from voxsam.preprocess import Preprocessing
 
 TRIES = 60  # of drawing one sample: a lesion may find no room, a voxel no region
-PLACES = {ORGAN: 0.5, SOFT: 0.17, LUNG: 0.18, FAT: 0.09, BONE: 0.06}  # where lesions are painted
-LARGEST_MM = {ORGAN: 150.0, SOFT: 150.0, LUNG: 90.0, FAT: 150.0, BONE: 70.0}
+# Where lesions are painted, and what lies there.
+PLACES = {ORGAN: 0.42, SOFT: 0.13, LUNG: 0.14, FAT: 0.06, BONE: 0.05, GAP: 0.12, WALL: 0.08}
+LARGEST_MM = {ORGAN: 150.0, SOFT: 150.0, LUNG: 90.0, FAT: 150.0, BONE: 70.0, GAP: 35.0, WALL: 90.0}
+TISSUE = {ORGAN: SOFT, GAP: FAT, WALL: LUNG}
 SHORTEST, LONGEST = 4.0, 1.8  # voxels, and crops, that a lesion is long at any scale
+FILM = 0.4  # of the lesions that lie against soft tissue: a voxel of fat or lung is left between
 PUSHING_MM = 40.0  # lesions of more grow into other tissues, or push them away
 PUSHED = ((SOFT, FAT), ())  # what such a lesion keeps to
 OTHERS = 5  # at most, of lesions like the painted one
@@ -144,7 +148,7 @@ class EngineStream(Dataset[Sample]):
         middle = place + aside + self._aside(frame, rng)
         image, _, seen = scan.read(middle, frame.matrix, self.side)
         centre = np.linalg.solve(frame.matrix, place - middle) + self.side // 2
-        return self._paint(image, seen, frame, centre, SOFT if kind == ORGAN else kind, diameter, rng)
+        return self._paint(image, seen, frame, centre, kind, diameter, rng)
 
     def _size(self, largest_mm: float, rng: np.random.Generator) -> tuple[float, Frame]:
         """A lesion's diameter (mm) and the axes of its crop: the size decides the spacing, or at times neither."""
@@ -175,7 +179,7 @@ class EngineStream(Dataset[Sample]):
         seen: Mask,
         frame: Frame,
         centre: NDArray[np.floating],
-        tissue: int,
+        kind: int,
         diameter: float,
         rng: np.random.Generator,
     ) -> Drawn | None:
@@ -184,10 +188,17 @@ class EngineStream(Dataset[Sample]):
         site = Site(image, site.smooth, site.spacing_mm, noise_hu(image, site.smooth))
         at = np.rint(centre).astype(int).clip(0, self.side - 1)
         around = site.smooth[tuple(slice(max(0, a - 2), a + 3) for a in at)]
-        look = draw_look(diameter, tissue, float(around.mean()), rng)
-        if diameter > PUSHING_MM and tissue in (SOFT, FAT):
-            look = replace(look, keeps=PUSHED[int(rng.integers(len(PUSHED)))])
-        done = paint(site, centre, draw_shape(diameter, rng), look, rng, ~seen)
+        tissue, avoid = TISSUE.get(kind, kind), ~seen
+        if kind in (GAP, WALL):
+            soft = tissue_of(site.smooth) == SOFT
+            look = draw_abutting(diameter, tissue, float(np.median(site.smooth[soft])) if soft.any() else 40.0, rng)
+            if rng.random() < FILM:
+                avoid = avoid | dilated(soft)
+        else:
+            look = draw_look(diameter, tissue, float(around.mean()), rng)
+            if diameter > PUSHING_MM and tissue in (SOFT, FAT):
+                look = replace(look, keeps=PUSHED[int(rng.integers(len(PUSHED)))])
+        done = paint(site, centre, draw_shape(diameter, rng), look, rng, avoid)
         if done is None:
             return None
         site, label = done

@@ -28,6 +28,7 @@ from voxsam.project.records import Reading
 from voxsam.volume import Volume
 
 CASES = 0.6  # of the samples; the rest is replay
+ANY_SCALE = 0.5  # of them, as first looks have it, for a model that chooses its spacing by looking
 UNIT, MIDDLE = 60.0, 40.0
 LEARNING_RATE, BATCH = 3e-4, 2
 CHECKPOINT_EVERY = 20  # steps: a killed training loses at most as many
@@ -52,7 +53,9 @@ def engine_for(preprocessing: Preprocessing, data: bool) -> EngineSettings:
     shares = {source: (1 - CASES) * share / total for source, share in replay.items()}
     spacing = float(np.prod(preprocessing.spacing_mm) ** (1 / 3))
     range_mm = preprocessing.spacing_range_mm or (spacing, spacing)
-    return EngineSettings(**{**shares, "sarcomas": CASES, "spacing_mm": range_mm, "voxels_across": 22.0})
+    any_scale = ANY_SCALE if preprocessing.spacing_range_mm else 0.0
+    sizes = {"spacing_mm": range_mm, "voxels_across": 22.0, "any_scale": any_scale}
+    return EngineSettings(**{**shares, "sarcomas": CASES, **sizes})
 
 
 def recipe_for(card: Card, source: str, name: str, steps: int, preprocessing: Preprocessing, data: bool) -> Recipe:
