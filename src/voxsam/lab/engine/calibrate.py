@@ -43,9 +43,7 @@ TRIALS = 3  # of each real lesion
 HEALTHY = {ORGAN: 120, SOFT: 90, LUNG: 50, FAT: 40, BONE: 40}  # clicks of each tissue where nothing was painted
 ROOM_MM = 160.0  # of the scan round a lesion that is kept: more than a crop
 WIDTH, STEPS, DECAY = 24, 800, 0.01
-MEMBERS = (
-    5  # networks, of whose outputs the mean counts: one alone warns of 48 to 64 % of healthy clicks, as its seed is
-)
+MEMBERS = 5  # networks, whose mean counts: one alone warns of 48 to 64 % of healthy clicks, as its seed is
 FOLDS = 6
 INTERVAL = 0.8
 WARNED = 0.09  # of first clicks in lesions

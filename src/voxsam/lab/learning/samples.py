@@ -44,7 +44,10 @@ def preprocessing_for(card: Card, modalities: Sequence[str]) -> Preprocessing:
 
 
 def engine_for(preprocessing: Preprocessing, data: bool) -> EngineSettings:
-    """The shares of the samples, and spacings that the network knows. Nothing is painted into scans without units."""
+    """The shares of the samples, at spacings that the network knows, as it looks with them.
+
+    Nothing is painted into scans without units.
+    """
     own = EngineSettings()
     replay = {source: getattr(own, source) if data else float(source == "painted") for source in SOURCES[:-1]}
     if preprocessing.per_scan:
