@@ -1,7 +1,8 @@
 """A simulated user works through a project's scans, and the model learns while it goes: clicks per scan.
 
     python -m benchmarks.learning DATA -o FOLDER [--model FILE] [--seeds 0,1,2,3,4] [--minutes 20] [--every 6]
-                                  [--last 6] [--scans N] [--source sarcoma_mr] [--no-painted] [--jobs 2]
+                                  [--last 6] [--scans N] [--no-painted] [--jobs 2]
+    python -m benchmarks.learning DATA -o FOLDER --source sarcoma_mr --leave-one-out
 
 DATA is a folder like the shared data. For each seed the 18 sarcomas of the training part are clicked in an order of its
 own: a random first click, then corrections to a Dice of 0.85, at most 10 clicks. The user keeps the true mask, as one
@@ -10,6 +11,9 @@ clicked with the start model, too, unless that is the one in use. On the data en
 last model's Dice stands beside the start's. Run again after a stop, it goes on: FOLDER/seed-N is the project,
 FOLDER/seed-N.json what was counted, which is enough of a finished seed. With --jobs seeds run side by side, each on its
 part of the cores: a training of so many minutes has fewer steps then, so give --steps, too.
+
+--leave-one-out is for too few scans to work through, as the four in MR: each is left out of one training on the others,
+without a gate, and clicked with the start model and with what was learned, a first click for each seed.
 """
 
 from __future__ import annotations
@@ -37,12 +41,17 @@ from voxsam.lab.evaluation.clicks import ClickMaker, clicks_needed
 from voxsam.lab.evaluation.systems import SessionSystem
 from voxsam.lab.evaluation.tables import markdown_table, write_between_markers
 from voxsam.lab.learning import learn
+from voxsam.lab.learning.samples import load_stream, preprocessing_for, recipe_for
+from voxsam.lab.training.run import train
 from voxsam.network.promptable import Promptable
 from voxsam.project import Project
 from voxsam.prompts import Point
 from voxsam.weights.checkpoint import load_model
+from voxsam.weights.file import read_card
+from voxsam.weights.registry import find_model
 
 MARKER = "learning"
+LEFT_OUT_STEPS = 300
 START = "milestones/voxsam-tiny-start.safetensors"
 Lines = Callable[[str], None]
 
@@ -123,6 +132,50 @@ class Simulation:
             project.done(case.name, label.with_array(truth.astype(np.uint8)), points, scan=scan)
         return count
 
+    def forgotten(self, folder: Path, seeds: Sequence[int]) -> str:
+        """What finished seeds lost on the painted lesions, in a sentence."""
+        assert self.data is not None
+        start = painted_dice(load_model(self.model), self.data)
+        after = [json.loads((folder / f"seed-{seed}.json").read_text())["painted"] for seed in seeds]
+        mean, low, high = interval([dice - start for dice in after])
+        return f"Dice on painted lesions: {start:.3f} at the start; change {mean:+.3f} ({low:+.3f} to {high:+.3f})."
+
+    def leave_one_out(
+        self, folder: Path, seeds: Sequence[int], say: Lines = lambda line: None
+    ) -> dict[str, dict[str, list[int]]]:
+        """By case the clicks, one count a seed: {"start": with the start model, "learned": trained on the others}.
+
+        FOLDER/left-out is the project, FOLDER/without-CASE a training's run, FOLDER/left-out.json what was counted.
+        """
+        kept = folder / "left-out.json"
+        counts: dict[str, dict[str, list[int]]] = json.loads(kept.read_text()) if kept.is_file() else {}
+        project = self._project(folder / "left-out", 0)
+        for case in self.cases:
+            if case.name not in project.done_cases():
+                label = read_volume(case.label, labels=True, scan=read_volume(case.image))
+                project.done(case.name, label.with_array((label.array > 0).astype(np.uint8)), [])
+        for case in self.cases:
+            if case.name not in counts:
+                learned = str(self._trained_without(project, case.name, folder / f"without-{case.name}"))
+                counts[case.name] = {
+                    model: [self._work(project, case, seed, source, keep=False) for seed in seeds]
+                    for model, source in (("start", self.model), ("learned", learned))
+                }
+                say(f"{case.name}: {counts[case.name]}")
+                _write(kept, counts)
+        return counts
+
+    def _trained_without(self, project: Project, name: str, run: Path) -> Path:
+        """The weights of a training on all cases but one, with the settings of a project's learning."""
+        weights = run / "model.safetensors"
+        if not weights.is_file():
+            others = [reading for case, reading in project.done_cases().items() if case != name]
+            card = read_card(find_model(self.model))
+            preprocessing = preprocessing_for(card, [project.scan(reading.case).modality for reading in others])
+            recipe = recipe_for(card, self.model, run.name, self.steps or LEFT_OUT_STEPS, preprocessing, data=False)
+            train(recipe, None, run, stream=load_stream(project, others, recipe, None))
+        return weights
+
 
 def run_all(simulation: Simulation, folder: Path, seeds: Sequence[int], jobs: int = 1) -> dict[int, dict[str, Any]]:
     """The results by seed; `jobs` processes at once share the cores."""
@@ -176,6 +229,16 @@ def report(results: dict[int, dict[str, Any]], every: int) -> str:
     return f"{markdown_table(rows)}\n\n{sentence}"
 
 
+def left_out_report(counts: dict[str, dict[str, list[int]]]) -> str:
+    """A line for each scan, the mean of its first clicks, and what was saved in all."""
+    rows = [
+        {"scan left out": name, "clicks, start model": _mean(count["start"]), "learned": _mean(count["learned"])}
+        for name, count in counts.items()
+    ]
+    before, after = (sum(sum(count[model]) for count in counts.values()) for model in ("start", "learned"))
+    return f"{markdown_table(rows)}\n\nFewer clicks than the start model: {1 - after / before:.0%}."
+
+
 def _firsts(clicks: Sequence[int], every: int) -> range:
     return range(0, len(clicks), every)
 
@@ -203,26 +266,27 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--last", type=int, default=6)
     parser.add_argument("--scans", type=int, help="only the first so many")
     parser.add_argument("--jobs", type=int, default=1, help="seeds side by side")
+    parser.add_argument("--leave-one-out", action="store_true", help="for too few scans to work through")
     parser.add_argument("--no-painted", action="store_true", help="leave out the data engine's lesions")
     parser.add_argument("--write", type=Path, help=f"Markdown file with the markers <!-- {MARKER} -->")
     options = parser.parse_args(arguments)
-    chosen = set(split_cases(options.source, "train"))
+    parts = ("train", "validation") if options.leave_one_out else ("train",)  # the start model saw neither
+    chosen = {name for part in parts for name in split_cases(options.source, part)}
     cases = [case for case in find_cases(options.data / options.source) if case.name in chosen][: options.scans]
     lesions = None if options.no_painted else options.data
     simulation = Simulation(cases, options.model, options.minutes, options.every, options.last, options.steps, lesions)
     make_folder(options.output)
     seeds = [int(seed) for seed in options.seeds.split(",")]
-    results = run_all(simulation, options.output, seeds, options.jobs)
-    text = report(results, options.every)
-    if lesions is not None:
-        before = painted_dice(load_model(options.model), lesions)
-        mean, low, high = interval([results[seed]["painted"] - before for seed in seeds])
-        text += (
-            f"\n\nDice on painted lesions: {before:.3f} at the start; change {mean:+.3f} ({low:+.3f} to {high:+.3f})."
-        )
+    if options.leave_one_out:
+        marker = f"{MARKER} {options.source}"
+        text = left_out_report(simulation.leave_one_out(options.output, seeds, _say))
+    else:
+        marker = MARKER
+        text = report(run_all(simulation, options.output, seeds, options.jobs), options.every)
+        text += "" if lesions is None else f"\n\n{simulation.forgotten(options.output, seeds)}"
     print(text)
     if options.write is not None:
-        write_between_markers(options.write, MARKER, text)
+        write_between_markers(options.write, marker, text)
 
 
 if __name__ == "__main__":

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from benchmarks import learning
-from benchmarks.learning import Simulation, fewer, interval, report
+from benchmarks.learning import Simulation, fewer, interval, left_out_report, report
 from tests.lab.learning.small import body, start_model, write_scans
 from voxsam.io import write_mask
 from voxsam.lab.data.cases import Case
 from voxsam.lab.evaluation import clicks
 from voxsam.project import Project
+from voxsam.weights.file import read_card
 
 
 @pytest.fixture
@@ -46,6 +48,25 @@ def test_a_simulated_user_works_and_goes_on_where_it_was_stopped(simulation, tmp
     (last,) = result["start"]
     assert result["models"] or result["start"][last] == result["clicks"][last], "the start model was in use"
     assert "| 1 |" in report({1: result}, 5)
+
+
+@pytest.mark.slow
+def test_each_scan_is_left_out_of_a_training_on_the_others(simulation, tmp_path, monkeypatch):
+    monkeypatch.setattr(clicks, "MAX_CLICKS", 2)
+    three = replace(simulation, cases=simulation.cases[:3])
+    counts = three.leave_one_out(tmp_path, [0, 1])
+    assert list(counts) == ["case0", "case1", "case2"] and all(len(c["start"]) == 2 for c in counts.values())
+    for name in counts:
+        seen = read_card(tmp_path / f"without-{name}" / "model.safetensors").trained_on["left-out"]
+        assert set(seen) == set(counts) - {name}
+    monkeypatch.setattr(learning, "train", None)  # all is there: nothing is trained again
+    assert three.leave_one_out(tmp_path, [0, 1]) == counts
+
+
+def test_clicks_of_scans_left_out_are_told_scan_by_scan():
+    text = left_out_report({"a": {"start": [4, 6], "learned": [2, 3]}, "b": {"start": [9, 9], "learned": [9, 9]}})
+    assert "| a | 5.00 | 2.50 |" in text and "| b | 9.00 | 9.00 |" in text
+    assert text.endswith("Fewer clicks than the start model: 18%.")
 
 
 def test_what_was_saved_is_a_fraction_of_the_start_models_clicks():
