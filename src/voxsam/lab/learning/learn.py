@@ -188,7 +188,9 @@ class _Learning:
         self._log(line)
 
     def _about(self, plan: Plan) -> float:
-        """Minutes, the counting of clicks included."""
+        """Minutes, the counting of clicks included; where no step was measured, what it may take."""
+        if not plan.step_s:
+            return plan.minutes
         training = (len(plan.left_out) + 1) * plan.steps * plan.step_s / TRAINING / 60
         return max(1.0, min(plan.minutes, training))
 
@@ -277,7 +279,7 @@ class _Learning:
         stream = load_stream(self.project, readings, recipe, self.data)
         budget_s = LATE * plan.steps * plan.step_s or float("inf")
         stages = [*(f"part-{number}" for number in range(len(plan.left_out))), "all"]
-        known = {"stage": name, "said": self.said, "minutes": round(self._about(plan)) if plan.step_s else plan.minutes}
+        known = {"stage": name, "said": self.said, "minutes": round(self._about(plan))}
 
         def report(done: int, steps: int) -> None:
             fraction = (stages.index(name) + done / steps) / len(stages) if name in stages else 0.0
