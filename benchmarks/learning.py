@@ -29,6 +29,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 
 from voxsam.atomic import atomic_path, make_folder
 from voxsam.io import read_volume
@@ -229,6 +230,24 @@ def report(results: dict[int, dict[str, Any]], every: int) -> str:
     return f"{markdown_table(rows)}\n\n{sentence}"
 
 
+def curve(results: dict[int, dict[str, Any]], every: int) -> Figure:
+    """Clicks per scan from one learning to the next: each seed, their mean, the start model on the last scans."""
+    figure = Figure(figsize=(6.5, 4), layout="constrained")
+    axes = figure.add_subplot()
+    seeds = [list(result["clicks"].values()) for result in results.values()]
+    starts = _firsts(seeds[0], every)
+    names = [f"{n + 1}-{min(n + every, len(seeds[0]))}" for n in starts]
+    means = np.array([[np.mean(clicks[n : n + every]) for n in starts] for clicks in seeds])
+    axes.plot(names, means.T, color="#9aa5b1", linewidth=1)
+    axes.plot(names, means.mean(0), "o-", color="#0072b2", linewidth=2, label="mean of the seeds, learning")
+    before = [np.mean(list(result["start"].values())) for result in results.values()]
+    axes.plot(names[-1:], [np.mean(before)], "s", color="#d55e00", label="the start model on the last scans")
+    axes.set(xlabel="scans in the order of work", ylabel="clicks per scan to a Dice of 0.85, at most 10", ylim=(0, 10))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    return figure
+
+
 def left_out_report(counts: dict[str, dict[str, list[int]]]) -> str:
     """A line for each scan, the mean of its first clicks, and what was saved in all."""
     rows = [
@@ -268,6 +287,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--jobs", type=int, default=1, help="seeds side by side")
     parser.add_argument("--leave-one-out", action="store_true", help="for too few scans to work through")
     parser.add_argument("--no-painted", action="store_true", help="leave out the data engine's lesions")
+    parser.add_argument("--plot", type=Path, help="PNG file of the curve")
     parser.add_argument("--write", type=Path, help=f"Markdown file with the markers <!-- {MARKER} -->")
     options = parser.parse_args(arguments)
     parts = ("train", "validation") if options.leave_one_out else ("train",)  # the start model saw neither
@@ -281,8 +301,10 @@ def main(arguments: list[str] | None = None) -> None:
         marker = f"{MARKER} {options.source}"
         text = left_out_report(simulation.leave_one_out(options.output, seeds, _say))
     else:
-        marker = MARKER
-        text = report(run_all(simulation, options.output, seeds, options.jobs), options.every)
+        marker, results = MARKER, run_all(simulation, options.output, seeds, options.jobs)
+        text = report(results, options.every)
+        if options.plot is not None:
+            curve(results, options.every).savefig(options.plot, dpi=150)
         text += "" if lesions is None else f"\n\n{simulation.forgotten(options.output, seeds)}"
     print(text)
     if options.write is not None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import learning
-from benchmarks.learning import Simulation, fewer, interval, left_out_report, report
+from benchmarks.learning import Simulation, curve, fewer, interval, left_out_report, report
 from tests.lab.learning.small import body, start_model, write_scans
 from voxsam.io import write_mask
 from voxsam.lab.data.cases import Case
@@ -61,6 +61,17 @@ def test_each_scan_is_left_out_of_a_training_on_the_others(simulation, tmp_path,
         assert set(seen) == set(counts) - {name}
     monkeypatch.setattr(learning, "train", None)  # all is there: nothing is trained again
     assert three.leave_one_out(tmp_path, [0, 1]) == counts
+
+
+def test_the_curve_shows_each_seed_their_mean_and_the_start_model():
+    results = {
+        0: {"clicks": {"a": 9, "b": 7, "c": 4}, "start": {"c": 8}},
+        1: {"clicks": {"c": 5, "a": 3, "b": 2}, "start": {"b": 6}},
+    }
+    axes = curve(results, 2).axes[0]
+    first, second, mean, start = (list(line.get_ydata()) for line in axes.lines)
+    assert (first, second, mean, start) == ([8, 4], [4, 2], [6, 3], [7])
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["1-2", "3-3"]
 
 
 def test_clicks_of_scans_left_out_are_told_scan_by_scan():
