@@ -1,1 +1,1 @@
-"""How fast VoxSAM is and how much memory it takes, beside the released computation on the same weights."""
+"""Benchmarks of VoxSAM's speed and memory, compared with the released computation on the same weights."""

@@ -1,4 +1,4 @@
-"""What is measured, one case per process: `python -m benchmarks.cases NAME SETTINGS` prints its numbers as JSON."""
+"""The measured cases, one per process: `python -m benchmarks.cases NAME SETTINGS` prints its numbers as JSON."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ from voxsam.weights import load_model
 Numbers = dict[str, object]
 
 SCAN_SPACING_MM = 2.0
-SHORT_S = 5.0  # an encoding faster than this is repeated, and the best counts
+SHORT_S = 5.0  # an encoding faster than this is repeated, and the fastest counts
 TINY_PREPROCESSING = Preprocessing(clip=(-120, 200), mean=35, sd=40, spacing_mm=(3, 3, 3), interpolation="area")
 
 
 class Settings(BaseModel):
-    """What all cases of one run have in common. `quick`: small inputs, to see that everything works."""
+    """The settings shared by all cases of a run. `quick`: small inputs, to see that everything works."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -49,16 +49,16 @@ class Settings(BaseModel):
 
     @property
     def config(self) -> ModelConfig:
-        """The named size for this crop. Raises pydantic's ValidationError if the crop does not divide by the stride."""
+        """The named size for this crop. Raises pydantic's ValidationError if the stride does not divide the crop."""
         return ModelConfig.model_validate({**SIZES[self.size].model_dump(), "crop": self.crop})
 
 
 def build(form: type[VoxSAMNetwork], config: ModelConfig, preprocessing: Preprocessing, seed: int) -> VoxSAMNetwork:
-    """A network with random weights, the same for the same seed in either form; VoxSAM's own with its kernels."""
+    """A network with random weights, the same for a seed in either implementation; VoxSAM's own with its kernels."""
     torch.manual_seed(seed)
     network = form(Card(name=f"{config.size}, random", config=config, preprocessing=preprocessing)).eval()
     for name, parameter in network.named_parameters():
-        if "rel_pos_" in name and parameter.ndim == 2:  # they start at 0, where a wrong bias would not show
+        if "rel_pos_" in name and parameter.ndim == 2:  # initialised to 0, which would hide a wrong bias
             nn.init.normal_(parameter, std=0.1)
     if form is VoxSAMNetwork:
         install(network)
@@ -86,7 +86,7 @@ def encoder(settings: Settings) -> Numbers:
 
 
 def _time_encoder(network: VoxSAMNetwork, crop: torch.Tensor) -> dict[str, float]:
-    """Seconds of one encoding, and of its blocks alone."""
+    """Seconds of one encoding, and of only its blocks."""
     started, in_blocks = [0.0], [0.0]
 
     def enter(*_: object) -> None:
@@ -110,19 +110,19 @@ def _both_hooks(block: nn.Module, enter: Callable[..., None], leave: Callable[..
 
 
 def voxsam(settings: Settings) -> Numbers:
-    """VoxSAM's clicks in one crop, and one that moves it."""
+    """VoxSAM's clicks in one crop, and a click that moves it."""
     network = build(VoxSAMNetwork, settings.config, RELEASED["colon"], settings.seed)
     return all_clicks(network, _scan_around(settings))
 
 
 def short(settings: Settings) -> Numbers:
-    """VoxSAM's first click and the next one, as the reference implementation is measured."""
+    """VoxSAM's first click and the next one, measured like the reference implementation."""
     network = build(VoxSAMNetwork, settings.config, RELEASED["colon"], settings.seed)
     return two_clicks(network, _scan_around(settings))
 
 
 def reference(settings: Settings) -> Numbers:
-    """The reference implementation's first click, and the next one with the encoder's features kept."""
+    """The reference implementation's first click, and the next one reusing the encoder's features."""
     network = build(ReferenceNetwork, settings.config, RELEASED["colon"], settings.seed)
     return two_clicks(network, _scan_around(settings))
 
@@ -130,7 +130,7 @@ def reference(settings: Settings) -> Numbers:
 def precision(settings: Settings) -> Numbers:
     """The first click in every precision that this machine has, on the same weights and scan.
 
-    One click before them does not count: the first of a process pays for what the others find done.
+    One uncounted click warms up the process.
     """
     network, scan = build(VoxSAMNetwork, settings.config, RELEASED["colon"], settings.seed), _scan_around(settings)
     found: Numbers = {}
@@ -155,7 +155,7 @@ def tiny(settings: Settings) -> Numbers:
 
 
 def reading(settings: Settings) -> Numbers:
-    """Reading such a scan from a .nii.gz file, to the first crop of voxsam-tiny."""
+    """Reading such a scan from a .nii.gz file, up to the first crop of voxsam-tiny."""
     card = _packaged(settings)[0].card
     return measure_reading(card.preprocessing, card.config.crop, settings.seed, settings.quick)
 
@@ -179,7 +179,7 @@ CASES: dict[str, Callable[[Settings], Numbers]] = {
 
 
 def run_case(name: str, settings: Settings) -> Numbers:
-    """The numbers of a case measured in this process, and this process's peak of memory."""
+    """The numbers of a case measured in this process, and the process's peak memory."""
     torch.set_num_threads(settings.threads)
     return {**CASES[name](settings), "peak_memory_bytes": peak_memory_bytes()}
 

@@ -1,4 +1,4 @@
-"""What a person at a session waits for: the first click, the next ones, one that moves the crop, undo."""
+"""The times that a user waits in a session: the first click, later ones, a click that moves the crop, undo."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from voxsam.network.promptable import Promptable
 from voxsam.phantoms import Phantom
 from voxsam.volume import Volume
 
-SAMPLED = np.arange(-8, 8, 2)  # voxels about the click, on each axis, whose probabilities are compared
+SAMPLED = np.arange(-8, 8, 2)  # voxels around the click, on each axis, whose probabilities are compared
 CLICKS = 10
-MOVES = 0.45  # of the crop's side: so far from the first click, another one no longer lies well inside its crop
+MOVES = 0.45  # of the crop's side: a click this far from the first no longer lies well inside its crop
 
 
 class Clicked:
-    """A session whose encodings are counted, and the seconds of what is done with it."""
+    """A session that counts its encodings and times work."""
 
     def __init__(self, network: Promptable, scan: Volume) -> None:
         self.encodings = 0
@@ -28,7 +28,7 @@ class Clicked:
         self.encodings += fraction == 0
 
     def timed(self, work: Callable[[], object], encodes: bool) -> float:
-        """Seconds of a piece of work. Raises RuntimeError unless it encoded crops (one for each look), or none."""
+        """Seconds of a piece of work. Raises RuntimeError unless it encoded crops (one for each look) iff `encodes`."""
         before, start = self.encodings, time.perf_counter()
         work()
         seconds = time.perf_counter() - start
@@ -40,7 +40,7 @@ class Clicked:
 def two_clicks(network: Promptable, phantom: Phantom) -> dict[str, object]:
     """Seconds from a click to the mask on the scan: the first click, and the next one, a voxel beside it.
 
-    With them 512 probabilities about the click, so that two forms can be compared.
+    Includes 512 probabilities around the click, to compare two implementations.
     """
     clicked = Clicked(network, phantom.scan)
     numbers = _first_and_next(clicked, phantom)
@@ -48,7 +48,7 @@ def two_clicks(network: Promptable, phantom: Phantom) -> dict[str, object]:
 
 
 def all_clicks(network: Promptable, phantom: Phantom) -> dict[str, object]:
-    """As two_clicks; then clicks up to CLICKS in the same crop, an undo, and a click that moves the crop."""
+    """As `two_clicks`, then more clicks up to CLICKS in the same crop, an undo, and a click that moves the crop."""
     clicked = Clicked(network, phantom.scan)
     numbers = _first_and_next(clicked, phantom)
     sample, session = _sample(clicked.session, phantom), clicked.session
@@ -76,7 +76,7 @@ def _first_and_next(clicked: Clicked, phantom: Phantom) -> dict[str, float]:
 
 
 def _look_closer(session: Session, phantom: Phantom) -> None:
-    """Encode what the next clicks may ask for, another spacing, so that they are clicks in crops that are there."""
+    """Encode the crops at another spacing that later clicks may need, so that these find all crops encoded."""
     for n in range(1, CLICKS):
         session.click(_beside(phantom, n))
     for _ in range(1, CLICKS):
@@ -96,7 +96,7 @@ def _sample(session: Session, phantom: Phantom) -> list[float]:
 
 
 def _far_from(session: Session, phantom: Phantom) -> list[float]:
-    """A voxel of the scan for which the crop must move, on the axis and to the side where there is most room."""
+    """A voxel of the scan for which the crop must move, on the axis and side with the most room."""
     model_grid, grid = session.prediction.windows[0].model_grid, phantom.scan.grid
     at = grid.index_in(model_grid, phantom.click)
     room = np.stack([at, np.array(model_grid.shape) - 1 - at])

@@ -1,11 +1,11 @@
-"""Scans per hour of a cohort: read, segmented and written at once, beside one after the other, in the same run.
+"""Scans per hour of a cohort: with reading, segmenting and writing overlapped, or one after the other, in one run.
 
     python -m benchmarks.cohort [--scans 8] [--auto-scans 2] [--device cpu] [--threads N] [--quick] [-o FILE.json]
                                 [--write docs/performance.md]
 
-Generated scans of 512 x 512 x 150 voxels are written as .nii.gz first. With clicks it is voxsam-tiny; automatic mode
+Generated scans of 512 x 512 x 150 voxels are written as .nii.gz first. With clicks it runs voxsam-tiny; automatic mode
 runs a network of the same size with random weights (time does not depend on them). It also measures what overlapping
-windows could share: by how much the encoder's features of the same tissue differ between two of them.
+windows could share: how much the encoder's features of the same tissue differ between two windows.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ Results = dict[str, Any]
 
 
 def write_scans(folder: Path, count: int, factor: int) -> list[ScanTask]:
-    """Scans of 128 x 128 x 37 voxels times `factor`, about their lesion, and a click in each."""
+    """Write scans of 128 x 128 x 37 voxels times `factor`, around their lesion, with a click in each."""
     jobs = []
     for seed in range(count):
         phantom = big_scan(seed, factor)
@@ -63,7 +63,7 @@ def write_scans(folder: Path, count: int, factor: int) -> list[ScanTask]:
 
 
 def measure_ways(jobs: Sequence[ScanTask], output: Path, settings: BatchOptions, repeats: int = REPEATS) -> Results:
-    """Seconds of the cohort in each way, the best of a few; and of each step, one after the other."""
+    """Seconds of the cohort in each way, the fastest of `repeats`; for one after the other also those of each step."""
     found: Results = {way: float("inf") for way in WAYS}
     for _ in range(repeats):
         for way, ahead in WAYS.items():
@@ -81,14 +81,14 @@ def measure_ways(jobs: Sequence[ScanTask], output: Path, settings: BatchOptions,
 
 
 def _steps(rows: Sequence[ScanResult]) -> Results:
-    """Seconds of each step of a scan, on average."""
+    """Mean seconds of each step of a scan."""
     return {step: sum(getattr(row, step) for row in rows) / len(rows) for step in STEPS}
 
 
 def shared_features(model: Promptable, volume: Volume, step: int) -> dict[str, float]:
-    """By how much the deepest features of two windows differ where both hold them, as a share of their size.
+    """How much the deepest features of two windows differ where they overlap, as a fraction of their norm.
 
-    The second window lies `step` voxels (a multiple of the stride) further on one axis. "all" are the tokens in both,
+    The second window is shifted by `step` voxels (a multiple of the stride) on one axis. "all" are the tokens in both,
     "middle" those at least a quarter of the side away from any face of either window.
     """
     side, stride = model.config.crop, model.config.stride
@@ -111,7 +111,7 @@ def _parts(middle: tuple[slice, ...]) -> dict[str, tuple[slice, ...]]:
 
 
 def measure(scans: int, auto_scans: int, device: str, quick: bool, repeats: int = REPEATS) -> Results:
-    """Both modes, and what windows could share."""
+    """Measure both modes, and what windows could share."""
     results: Results = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -138,7 +138,7 @@ def _automatic(path: Path, device: str) -> BatchOptions:
 
 
 def report(results: Results) -> str:
-    """The table and the sentence that belongs to it, as Markdown."""
+    """The table and the sentences around it, as Markdown."""
     machine = results["machine"]
     rows = [
         {

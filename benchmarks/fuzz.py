@@ -1,10 +1,10 @@
-"""Damaged files of every format: is each read or refused in one line, in time, and within its memory?
+"""Damaged files of every format: is each read, or refused in one line, in time and within the memory limit?
 
     python -m benchmarks.fuzz --files 20000 --seed 1 --keep bad
 
-Small sound files are made, and copies of them damaged as disks, networks and attackers do it: bits, bytes, lengths and
-numbers of headers changed, parts cut off, left out, repeated or exchanged. A process of its own reads them, one after
-another; a table tells for each format how many were read, refused, and what else happened. The same seed makes the same
+Small sound files are made, and copies of them damaged as by disks, networks and attackers: bits, bytes, lengths and
+numbers in headers changed, parts cut off, left out, repeated or zeroed. A separate process reads them, one after
+another; a table shows for each format how many were read, refused, and what else happened. The same seed gives the same
 files. Exit status 1 if any file ended the process, raised another exception, took too long or too much memory.
 """
 
@@ -196,7 +196,7 @@ FORMATS: dict[str, Callable[[Path], Path]] = {
 
 def damaged(data: bytes, rng: np.random.Generator) -> bytes:
     """A copy with one to four faults; half of them in the first KiB, where headers are."""
-    if data[:2] == b"\x1f\x8b" and rng.random() < 0.6:  # of a packed file mostly what is inside
+    if data[:2] == b"\x1f\x8b" and rng.random() < 0.6:  # mostly damage the content of a compressed file
         return gzip.compress(damaged(gzip.decompress(data), rng), 1, mtime=0)
     content = bytearray(data)
     for _ in range(rng.integers(1, 5)):
@@ -244,7 +244,7 @@ def _zeros(content: bytearray, rng: np.random.Generator) -> None:
 
 
 def _word(content: bytearray, rng: np.random.Generator) -> None:
-    """Another word in the place of a number of a text header, or of a DICOM decimal."""
+    """Replace a number in a text header, or a DICOM decimal, by another word."""
     words = [(at, len(word)) for at, word in _numbers(bytes(content[:4096]))]
     if words:
         at, length = words[rng.integers(len(words))]
@@ -292,7 +292,7 @@ for line in sys.stdin:
 
 
 class Reader:
-    """A process that reads one file after another, started again when it has ended."""
+    """A process that reads one file after another, restarted when it has ended."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[str] | None = None
@@ -312,7 +312,7 @@ class Reader:
             process.stdin.flush()
         except BrokenPipeError:
             return self._ended()
-        if not select.select([process.stdout], [], [], SECONDS + 40)[0]:  # a child that starts takes seconds itself
+        if not select.select([process.stdout], [], [], SECONDS + 40)[0]:  # starting a child takes seconds, too
             process.kill()
             self._ended()
             return "slow"
@@ -325,7 +325,7 @@ class Reader:
         return f"ended ({status})"
 
     def close(self) -> None:
-        """End the process."""
+        """Close the pipes and wait for the process to end."""
         if self._process is not None:
             for stream in (self._process.stdin, self._process.stdout):
                 if stream is not None:
@@ -336,7 +336,7 @@ class Reader:
 def run(
     files: int, seed: int, keep: Path | None = None, formats: dict[str, Callable[[Path], Path]] | None = None
 ) -> tuple[dict[str, Counter[str]], dict[str, float]]:
-    """Damage and read `files` files in turn; returns for each format how often what happened, and the slowest in s."""
+    """Damage and read `files` files in turn; return the counts of results and the slowest read in s, by format."""
     formats = formats or FORMATS
     found: dict[str, Counter[str]] = defaultdict(Counter)
     slowest: dict[str, float] = defaultdict(float)

@@ -1,8 +1,8 @@
-"""A GPU's clicks: as it is, after the warm-up, and in bf16; attention and blocks in other ways than today's.
+"""Clicks on a GPU: before and after the warm-up, in float32 and bf16; and alternatives for attention and blocks.
 
     python -m benchmarks.gpu [--size vit_b] [--crop 128] [--device cuda] [-o FILE.json]
 
-`--device cpu` runs the same at whatever size, to see that it works. Weights are random: time does not depend on them.
+`--device cpu` runs the same at any size, to see that it works. Weights are random: time does not depend on them.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ def flexible(
     window: int,
     attend: Callable = flex_attention,
 ) -> Tensor:
-    """(n, t, h, e) window attention by FlexAttention: the bias is looked up where it is added, no channel is appended.
+    """(n, t, h, e) window attention with FlexAttention: the bias is looked up when added, no channels are appended.
 
-    `relative` are the logits of WindowAttention, r = 3 w: towards the w places of a key along d, h and w.
+    `relative` are the relative logits of WindowAttention, r = 3 w: for the w positions of a key along d, h and w.
     """
 
     def with_bias(score: Tensor, n: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
@@ -60,7 +60,7 @@ def flexible(
 
 
 def attention_inputs(config: ModelConfig, windows: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """Random q, k, v, relative logits, and the one-hot code of the keys' places."""
+    """Random q, k, v and relative logits, and the one-hot code of the keys' positions."""
     head, t = config.width // config.heads, config.window**3
     q, k, v = (torch.randn(windows, config.heads, t, head, device=device, dtype=dtype) for _ in range(3))
     relative = torch.randn(windows, config.heads, t, 3 * config.window, device=device, dtype=dtype)
@@ -71,7 +71,7 @@ def attention_inputs(config: ModelConfig, windows: int, device: torch.device, dt
 
 
 def measure_attention(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> Results:
-    """Seconds of one block's attention core: torch's fused kernel with appended channels, and FlexAttention."""
+    """Seconds of one block's core attention: torch's fused kernel with appended channels, and FlexAttention."""
     q, k, v, relative, code = attention_inputs(config, WINDOWS if device.type == "cuda" else 2, device, dtype)
     attention = WindowAttention(config.width, config.heads, 1)
     attend = torch.compile(flex_attention) if device.type == "cuda" else flex_attention
@@ -86,7 +86,7 @@ def measure_attention(config: ModelConfig, device: torch.device, dtype: torch.dt
 
 
 def measure_block(network: VoxSAMNetwork, device: torch.device) -> Results:
-    """Seconds of one block as it is, and compiled; the compiler's failure in words where it fails."""
+    """Seconds of one block, eager and compiled; if compilation fails, the error message."""
     config, parameter = network.config, next(network.parameters())
     grid = config.token_grid
     tokens = torch.randn(1, grid, grid, grid, config.width, device=device, dtype=parameter.dtype)
@@ -102,13 +102,13 @@ def measure_block(network: VoxSAMNetwork, device: torch.device) -> Results:
 
 
 def measure_clicks(network: VoxSAMNetwork, phantom: Phantom) -> Results:
-    """A person's clicks in a session of its own, after another session that found the kernels."""
+    """Seconds of clicks in a session, after another session that selected the kernels."""
     all_clicks(network, phantom)
     return {row: value for row, value in all_clicks(network, phantom).items() if row in CLICK_ROWS}
 
 
 def measure(size: str, crop: int, device: torch.device) -> Results:
-    """All of it, in float32 and in bf16."""
+    """All measurements, in float32 and in bf16."""
     config = ModelConfig.model_validate({**SIZES[size].model_dump(), "crop": crop})
     side = max(crop, 96)
     phantom, found = make_phantom(0, (side,) * 3, (2.0,) * 3), {}
@@ -131,14 +131,14 @@ def measure(size: str, crop: int, device: torch.device) -> Results:
 
 
 def forget_peak(device: torch.device) -> None:
-    """From now on the peak of memory is that of the networks still in use."""
+    """Reset the peak memory to that of the networks still in use."""
     if device.type == "cuda":
-        gc.collect()  # a network that was warmed up refers to itself
+        gc.collect()  # a warmed-up network is a reference cycle
         torch.cuda.reset_peak_memory_stats(device)
 
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:
-    """The least of a few runs, after one that does not count."""
+    """Seconds of the fastest of a few runs, after an uncounted one."""
     work()
     best = float("inf")
     for _ in range(REPEATS):
@@ -151,7 +151,7 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
 
 
 def report(results: Results) -> str:
-    """The table of clicks, and a line for attention and block of each precision."""
+    """The table of clicks, and for each precision a line on attention and blocks, as Markdown."""
     rows, lines = [], []
     for precision in ("float32", "bf16"):
         case = results[precision]
@@ -175,7 +175,7 @@ def main(arguments: list[str] | None = None) -> None:
     device = torch.device(options.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         parser.error("this machine has no NVIDIA GPU that PyTorch can use (--device cpu tries the program out)")
-    logging.basicConfig(level=logging.INFO)  # why the warm-up did not take a way
+    logging.basicConfig(level=logging.INFO)  # shows why the warm-up rejected an alternative
     results = measure(options.size, options.crop, device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     results |= {"machine": describe_machine(torch.get_num_threads()), "device": name}

@@ -1,19 +1,19 @@
-"""A simulated user works through a project's scans, and the model learns while it goes: clicks per scan.
+"""A simulated user works through a project's scans while the model learns from them: clicks per scan.
 
     python -m benchmarks.learning DATA -o FOLDER [--model FILE] [--seeds 0,1,2,3,4] [--minutes 20] [--every 6]
                                   [--last 6] [--scans N] [--no-painted] [--jobs 2]
     python -m benchmarks.learning DATA -o FOLDER --source sarcoma_mr --leave-one-out
 
-DATA is a folder like the shared data. For each seed the 18 sarcomas of the training part are clicked in an order of its
-own: a random first click, then corrections to a Dice of 0.85, at most 10 clicks. The user keeps the true mask, as one
-who finishes by brush. After every six scans the project learns, and takes what it is offered. The last six scans are
-clicked with the start model, too, unless that is the one in use. On the data engine's painted validation lesions the
-last model's Dice stands beside the start's. Run again after a stop, it goes on: FOLDER/seed-N is the project,
-FOLDER/seed-N.json what was counted, which is enough of a finished seed. With --jobs seeds run side by side, each on its
-part of the cores: a training of so many minutes has fewer steps then, so give --steps, too.
+DATA is a folder like the shared data. For each seed, the 18 sarcomas of the training part are clicked in a different
+order: a random first click, then corrections up to a Dice of 0.85, at most 10 clicks. The true mask is stored, as if
+the user had finished it by brush. After every six scans the project learns, and uses any model that is offered. The
+last six scans are also clicked with the start model, unless that is still in use. On the data engine's painted
+validation lesions, the last model's Dice is compared with the start model's. After a stop, the same command resumes:
+FOLDER/seed-N is the project, FOLDER/seed-N.json has the counts, and is all that is needed of a finished seed. With
+--jobs, seeds run in parallel on shares of the cores; a training of given minutes then has fewer steps: set --steps.
 
---leave-one-out is for too few scans to work through, as the four in MR: each is left out of one training on the others,
-without a gate, and clicked with the start model and with what was learned, a first click for each seed.
+--leave-one-out is for too few scans to work through, such as the four in MR: each is left out of one training on the
+others, without a gate, and clicked with the start model and with the learned one, with a first click for each seed.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ Lines = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Simulation:
-    """What is simulated. `steps` of each training are measured from `minutes` unless given.
+    """The settings of a simulation. The `steps` of each training follow from `minutes` unless given.
 
     `data` is the folder of the data engine's validation lesions; None: they are left out.
     """
@@ -73,9 +73,9 @@ class Simulation:
     data: Path | None = None
 
     def run(self, folder: Path, seed: int, say: Lines = lambda line: None) -> dict[str, Any]:
-        """One seed: {"clicks": by case in the order of work, "start": of the last cases, "models": taken, in order}.
+        """Run one seed: {"clicks": by case in working order, "start": of the last cases, "models": used, in order}.
 
-        And "painted": the last model's Dice of the painted lesions.
+        With `data` also "painted": the last model's Dice on the painted lesions.
         """
         kept = folder / f"seed-{seed}.json"
         known = json.loads(kept.read_text()) if kept.is_file() else {"clicks": {}, "start": {}, "learned": []}
@@ -109,7 +109,7 @@ class Simulation:
         return known
 
     def _project(self, folder: Path, seed: int) -> Project:
-        """The project, its scans in an order drawn by the seed; made from a table, which gives the order."""
+        """The project, created from a table that lists the scans in an order drawn with the seed."""
         if (folder / "project.json").is_file() and Project(folder).scans:
             return Project(folder)
         order = np.random.default_rng(seed).permutation(len(self.cases))
@@ -122,7 +122,7 @@ class Simulation:
         return project
 
     def _work(self, project: Project, case: Case, seed: int, source: str, keep: bool) -> int:
-        """Click one scan; the first click depends on seed and case alone."""
+        """Click one scan and return the number of clicks; the first click depends only on seed and case."""
         scan = read_volume(case.image)
         label = read_volume(case.label, labels=True, scan=scan)
         truth = label.array > 0
@@ -134,7 +134,7 @@ class Simulation:
         return count
 
     def forgotten(self, folder: Path, seeds: Sequence[int]) -> str:
-        """What finished seeds lost on the painted lesions, in a sentence."""
+        """A sentence on the change of Dice on the painted lesions over finished seeds."""
         assert self.data is not None
         start = painted_dice(load_model(self.model), self.data)
         after = [json.loads((folder / f"seed-{seed}.json").read_text())["painted"] for seed in seeds]
@@ -144,9 +144,9 @@ class Simulation:
     def leave_one_out(
         self, folder: Path, seeds: Sequence[int], say: Lines = lambda line: None
     ) -> dict[str, dict[str, list[int]]]:
-        """By case the clicks, one count a seed: {"start": with the start model, "learned": trained on the others}.
+        """Clicks by case, as lists over seeds: {"start": with the start model, "learned": trained on the other cases}.
 
-        FOLDER/left-out is the project, FOLDER/without-CASE a training's run, FOLDER/left-out.json what was counted.
+        FOLDER/left-out is the project, FOLDER/without-CASE a training run, FOLDER/left-out.json has the counts.
         """
         kept = folder / "left-out.json"
         counts: dict[str, dict[str, list[int]]] = json.loads(kept.read_text()) if kept.is_file() else {}
@@ -179,7 +179,7 @@ class Simulation:
 
 
 def run_all(simulation: Simulation, folder: Path, seeds: Sequence[int], jobs: int = 1) -> dict[int, dict[str, Any]]:
-    """The results by seed; `jobs` processes at once share the cores."""
+    """Run all seeds, and return the results by seed; `jobs` parallel processes share the cores."""
     if jobs == 1:
         return {seed: simulation.run(folder, seed, _say) for seed in seeds}
     threads = max(1, available_cores() // jobs)
@@ -198,13 +198,13 @@ def _write(path: Path, facts: dict[str, Any]) -> None:
 
 
 def fewer(results: Sequence[dict[str, Any]]) -> list[float]:
-    """Of each seed the fraction of clicks on the last scans that was saved beside the start model."""
+    """For each seed, the fraction of clicks saved on the last scans relative to the start model."""
     pairs = [([r["clicks"][name] for name in r["start"]], list(r["start"].values())) for r in results]
     return [1 - sum(after) / sum(before) for after, before in pairs]
 
 
 def interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """The mean, and the ends of its 95 % interval (Student's t); the mean alone three times of one value."""
+    """The mean and the ends of its 95 % interval (Student's t); for a single value, that value three times."""
     from scipy import stats
 
     mean = float(np.mean(values))
@@ -215,7 +215,7 @@ def interval(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def report(results: dict[int, dict[str, Any]], every: int) -> str:
-    """The curve, a line a seed, and the mean of what was saved with its interval."""
+    """The curve, a line per seed, and the mean fraction of clicks saved with its interval."""
     rows = []
     for seed, result in results.items():
         clicks = list(result["clicks"].values())
@@ -249,7 +249,7 @@ def curve(results: dict[int, dict[str, Any]], every: int) -> Figure:
 
 
 def left_out_report(counts: dict[str, dict[str, list[int]]]) -> str:
-    """A line for each scan, the mean of its first clicks, and what was saved in all."""
+    """A line for each scan with its mean number of clicks over first clicks, and the overall saving."""
     rows = [
         {"scan left out": name, "clicks, start model": _mean(count["start"]), "learned": _mean(count["learned"])}
         for name, count in counts.items()
@@ -267,7 +267,7 @@ def _mean(counts: Sequence[int]) -> str:
 
 
 def painted_dice(model: Promptable, data: Path) -> float:
-    """Mean Dice of one click on the data engine's painted validation lesions."""
+    """Mean Dice after one click on the data engine's painted validation lesions."""
     return float(np.mean([row.dice[0] for row in check(model, painted(data))]))
 
 
@@ -290,7 +290,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--plot", type=Path, help="PNG file of the curve")
     parser.add_argument("--write", type=Path, help=f"Markdown file with the markers <!-- {MARKER} -->")
     options = parser.parse_args(arguments)
-    parts = ("train", "validation") if options.leave_one_out else ("train",)  # the start model saw neither
+    parts = ("train", "validation") if options.leave_one_out else ("train",)  # the start model has seen neither
     chosen = {name for part in parts for name in split_cases(options.source, part)}
     cases = [case for case in find_cases(options.data / options.source) if case.name in chosen][: options.scans]
     lesions = None if options.no_painted else options.data

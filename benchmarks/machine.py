@@ -1,4 +1,4 @@
-"""The machine that a benchmark runs on: what it is, how fast it multiplies matrices, how much memory a process took."""
+"""The machine that a benchmark runs on: its description, its rate of matrix products, a process's peak memory."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def describe_machine(threads: int) -> dict[str, str | int]:
 
 
 def cpu_model() -> str:
-    """The name that the system gives its CPU, with family and model number where the name says little."""
+    """The CPU's name according to the system, with family and model number if known."""
     info = Path("/proc/cpuinfo")
     if not info.is_file():
         return platform.processor() or platform.machine()
@@ -43,15 +43,15 @@ def cpu_model() -> str:
 
 
 def available_cores() -> int:
-    """Cores that this process may use."""
+    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def matrix_product_rates(products: tuple[tuple[int, int, int], ...] = PRODUCTS) -> dict[str, float]:
-    """float32 operations per second of every product there is, the best of a few repeats for each shape.
+    """float32 operations per second of each available matrix product, the best of a few repeats for each shape.
 
-    That is torch's plain product and, where the machine has it, oneDNN's with packed weights, which on some processors
-    (AMD family 26) is far the faster; VoxSAM takes the packed one.
+    These are torch's plain product and, if available, oneDNN's with packed weights, which is much faster on some
+    processors (AMD family 26); VoxSAM uses the packed one.
     """
     import torch
 
@@ -73,15 +73,15 @@ def matrix_product_rates(products: tuple[tuple[int, int, int], ...] = PRODUCTS) 
 
 INFO = Path("/proc/cpuinfo")
 HIGHEST_KHZ = Path("/sys/devices/system/cpu/cpu0/cpufreq/cpuinfo_max_freq")
-# float32 operations a core and cycle: two units of fused multiply-add (two operations a lane), of 16 or 8 lanes. Zen 4
+# float32 operations per core and cycle: two fused multiply-add units (two operations per lane) of 16 or 8 lanes. Zen 4
 # (AMD family 25 with AVX-512) takes two cycles for 16 lanes; Intel's server cores and Zen 5 (family 26) one.
 WIDE, NARROW = 64, 32
 
 
 def peak_rate(threads: int, info: Path = INFO, highest_khz: Path = HIGHEST_KHZ) -> float | None:
-    """float32 operations per second that so many cores can do at most; None where clock or kind of core is unknown.
+    """The most float32 operations per second of `threads` cores; None if the clock or kind of core is unknown.
 
-    The clock is the highest that the system names, which a core holds for a moment only: the peak is an upper bound.
+    The clock is the highest that the system reports, which a core holds only briefly: the peak is an upper bound.
     """
     if not (info.is_file() and highest_khz.is_file()):
         return None
@@ -102,9 +102,9 @@ def _seconds(work: object) -> float:
 
 
 def peak_memory_bytes() -> int:
-    """The most memory that this process has had resident.
+    """The peak resident memory of this process.
 
-    Linux lets a child begin with its parent's ru_maxrss (it survives fork and exec); VmHWM is the process's own.
+    On Linux a child inherits its parent's ru_maxrss (it survives fork and exec); VmHWM is the process's own.
     """
     if STATUS.is_file():
         peak = next(line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM"))

@@ -1,9 +1,9 @@
-"""Opening a large CT in the page, from a served folder: seconds until it is shown and whole, and what stalls meanwhile.
+"""Opening a large CT in the page, from a served folder: seconds until it is shown and complete, and stalls meanwhile.
 
     make viewer && python -m benchmarks.opening [--slices 600] [-o opening.json]
 
-Seconds are of the wall clock, so nothing else may use the machine's processors; `*_cpu_s` are the processors' own. The
-scan is a phantom of 512 x 512 voxels a slice, noisy to the last one, as .nii.gz.
+Seconds are wall-clock time, so nothing else may use the machine's processors; `*_cpu_s` are processor time. The scan is
+a phantom with slices of 512 x 512 voxels and noise in every voxel, as .nii.gz.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from voxsam.io import write_volume
 from voxsam.phantoms import make_phantom
 from voxsam.volume import Volume
 
-SLICES, FINER = 600, 4  # voxels within a slice for one of the phantom's, along each side
+SLICES, FINER = 600, 4  # FINER: voxels within a slice for one of the phantom's, along each side
 NAME = "large.nii.gz"
-ASK_S = 0.2  # between two questions to the server
-# The longest time that the page let nothing else happen.
+ASK_S = 0.2  # between two requests to the server
+# The longest time for which the page was blocked.
 WATCH = """() => {
     window.longestGap = 0;
     let before = performance.now();
@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def measure(slices: int, finer: int = FINER) -> dict[str, Any]:
-    """Open a phantom of 128 times `finer` voxels within a slice, and wait for all of it."""
+    """Open a phantom with slices of 128 times `finer` voxels a side, and wait until it is complete."""
     with tempfile.TemporaryDirectory() as folder, chromium() as browser:
         scans = Path(folder) / "scans"
         scans.mkdir()
@@ -90,7 +90,7 @@ def measure(slices: int, finer: int = FINER) -> dict[str, Any]:
 
 
 def write_scan(path: Path, slices: int, finer: int) -> list[int]:
-    """Write the phantom; its shape."""
+    """Write the phantom and return its shape."""
     phantom = make_phantom(1, (128, 128, slices), (3.2, 3.2, 1.0))
     array = phantom.scan.array.repeat(finer, 0).repeat(finer, 1)
     rng = np.random.default_rng(1)
@@ -103,7 +103,7 @@ def write_scan(path: Path, slices: int, finer: int) -> list[int]:
 
 @contextmanager
 def asking(server: Server) -> Iterator[list[float]]:
-    """Ask the server something small again and again; the seconds that each answer took."""
+    """Poll the server with a small request; yields the list of seconds that each answer took."""
     took, end = [], threading.Event()
 
     def ask() -> None:
@@ -124,7 +124,7 @@ def asking(server: Server) -> Iterator[list[float]]:
 
 
 def _cpu_s(server: Server, viewer: Viewer) -> tuple[float, float]:
-    """The processors' seconds so far: of the server with the processes that read for it, and of the browser."""
+    """Processor seconds so far: of the server with its finished reading processes, and of the browser."""
     own = psutil.Process(server.pid).cpu_times()
     session = viewer.page.context.browser.new_browser_cdp_session()
     processes = session.send("SystemInfo.getProcessInfo")["processInfo"]

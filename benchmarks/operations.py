@@ -1,4 +1,4 @@
-"""How many floating-point operations the image encoder's matrix products and convolutions take, counted on paper."""
+"""The number of floating-point operations in the image encoder's matrix products and convolutions, by formula."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from voxsam.network.sizes import LEVELS, ModelConfig
 
 @dataclass(frozen=True)
 class EncoderOperations:
-    """Operations of one crop's encoding: a multiplication and its addition are two."""
+    """Operations to encode one crop; a multiply-add counts as two."""
 
     patch_embedding: int
     blocks: int
@@ -19,16 +19,16 @@ class EncoderOperations:
 
     @property
     def encoder(self) -> int:
-        """All three parts."""
+        """The sum of all three parts."""
         return self.patch_embedding + self.blocks + self.necks
 
 
 def encoder_operations(config: ModelConfig, crop_shape: Sequence[int]) -> EncoderOperations:
-    """The operations that the encoder's arithmetic asks for, for one crop (D, H, W).
+    """The operations that the encoder's arithmetic requires for one crop (D, H, W).
 
-    The patch embedding is the composed convolution; the rest is the reference implementation: attention at the head's
-    own width, MLP and adapter without the tokens that pad a window. The channels appended to query and key, the
-    upsampling, norms, activations and softmax are not counted, so a rate made from this number is a lower bound.
+    The patch embedding is the composed convolution; the rest is as in the reference implementation: attention at the
+    head's own width, MLP and adapter without the tokens that pad a window. Channels appended to query and key,
+    upsampling, norms, activations and softmax are not counted, so a rate derived from this number is a lower bound.
     """
     grid = [n // config.stride for n in crop_shape]
     tokens = prod(grid)

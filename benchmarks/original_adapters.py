@@ -1,13 +1,13 @@
-"""The other adapters against their originals: one forward pass with the same weights, and the largest difference.
+"""The compared adapters against their originals: one forward pass with the same weights, and the largest difference.
 
     python -m benchmarks.original_adapters st ~/st-adapter              # a clone of github.com/linziyi96/st-adapter
     python -m benchmarks.original_adapters med ~/Med-Tuning-Official    # github.com/jessie-chen99/Med-Tuning-Official
     python -m benchmarks.original_adapters samed ~/SAMed                # github.com/hitachinsk/SAMed
     python -m benchmarks.original_adapters masam ~/MA-SAM               # github.com/cchen-cc/MA-SAM
 
-The clone's code is imported and run: look at it first. Of ST-Adapter and Med-Tuning the module alone is compared, of
-SAMed and MA-SAM the whole image encoder of SAM with theirs in it, slice by slice. All weights are random, none at its
-beginning's zeros, and both see the same numbers in evaluation mode.
+The clone's code is imported and run: read it first. Of ST-Adapter and Med-Tuning only the module is compared, of SAMed
+and MA-SAM the whole image encoder of SAM with their adapters, slice by slice. All weights are random, including those
+initialised to zero, and both see the same inputs in evaluation mode.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ CONFIG = ModelConfig(
     global_blocks=(1, 3),
     feature_width=16,
 )
-Pair = tuple[Tensor, Tensor]  # what ours and theirs answer
+Pair = tuple[Tensor, Tensor]  # our output and theirs
 
 ST = {"fc1": "attention.down", "conv": "attention.conv", "fc2": "attention.up"}
 MED = {
@@ -79,7 +79,7 @@ _LETTERS = {"q": "query", "v": "value"}
 
 
 def compare_st(clone: Path) -> Pair:
-    """The module before attention; its class token is left out, and it changes its input."""
+    """Compare the module before attention; its class token is dropped, and its input cloned because it changes it."""
     _stand_in("configs", CLIP_VIT_B16_PATH="", CLIP_VIT_L14_PATH="", DWCONV3D_DISABLE_CUDNN=True)
     theirs = _from(clone, "models_adapter").Adapter(CONFIG.width, CONFIG.adapter_width, (3, 1, 1))
     hook = _hook("st", _scattered(theirs), ST)
@@ -90,7 +90,7 @@ def compare_st(clone: Path) -> Pair:
 
 
 def compare_med(clone: Path) -> Pair:
-    """Two modules, one of them the end of a stage, each with what an earlier stage handed on."""
+    """Compare two modules, one of them at the end of a stage, each with the mix carried over from an earlier stage."""
     train = types.SimpleNamespace(TRAIN=types.SimpleNamespace(input_size=DEPTH))
     _stand_in("configs")
     _stand_in("configs.config", get_cfg_defaults=lambda: train)
@@ -98,7 +98,7 @@ def compare_med(clone: Path) -> Pair:
     x, handed = _tokens(), torch.randn(1, CONFIG.adapter_width, DEPTH, SIDE, SIDE)
     ratio = CONFIG.width / CONFIG.adapter_width
     found, expected = [], []
-    for depth, ends in ((4, True), (8, False)):  # of four blocks each ends a stage, of eight the first does not
+    for depth, ends in ((4, True), (8, False)):  # with four blocks each ends a stage, with eight the first does not
         theirs = module.MedAdapter_for_ViT(CONFIG.width, CONFIG.width, ratio, ends)
         hook = _hook("med", _scattered(theirs), MED, depth=depth, crop=DEPTH * 16)
         found += hook.after_block(x, handed, "float32")
@@ -108,7 +108,7 @@ def compare_med(clone: Path) -> Pair:
 
 
 def compare_samed(clone: Path) -> Pair:
-    """SAM's image encoder with LoRA of rank 4 in it."""
+    """Compare SAM's image encoder with LoRA of rank 4."""
     _stand_in("segment_anything", build_sam=None, SamPredictor=None, sam_model_registry=None)
     module = _from(clone, "sam_lora_image_encoder")
     sam = _sam(clone)
@@ -117,7 +117,7 @@ def compare_samed(clone: Path) -> Pair:
 
 
 def compare_masam(clone: Path) -> Pair:
-    """SAM's image encoder with factors of rank 32 and convolutions along depth in it."""
+    """Compare SAM's image encoder with factors of rank 32 and convolutions along depth."""
     clone = clone / "MA-SAM"
     _stand_in("segment_anything", build_sam=None, SamPredictor=None, sam_model_registry=None)
     module = _from(clone, "sam_fact_tt_image_encoder")
@@ -135,7 +135,7 @@ COMPARE: dict[str, Callable[[Path], Pair]] = {
 
 
 def _sam(clone: Path) -> Any:
-    """Their copy of SAM, of which only the image encoder is made, in small."""
+    """Their copy of SAM, with only a small image encoder."""
     module = importlib.import_module("segment_anything.modeling.image_encoder")
     sam = nn.Module()
     sam.image_encoder = module.ImageEncoderViT(
@@ -153,7 +153,7 @@ def _sam(clone: Path) -> Any:
 
 
 def _encoders(adapter: str, theirs: nn.Module, answer: Callable[[Tensor], Tensor]) -> Pair:
-    """The deepest level of ours, and their answer for the same slices."""
+    """The deepest level of our encoder, and their output for the same slices."""
     renamed = {_renamed(name, IN_SAM): tensor for name, tensor in theirs.state_dict().items()}
     added = {name: tensor for name, tensor in renamed.items() if "adapter" in name}
     sams = encoder_tensors({f"image_encoder.{n}": t for n, t in renamed.items() if n not in added}, adapter)
@@ -170,7 +170,7 @@ def _encoders(adapter: str, theirs: nn.Module, answer: Callable[[Tensor], Tensor
 
 
 def _hook(adapter: str, theirs: nn.Module, names: dict[str, Any], **changes: object) -> BlockHook:
-    """Ours of the first block with their weights."""
+    """Our adapter of the first block with their weights."""
     hook = ADAPTERS[adapter].make(CONFIG.model_copy(update={"adapter": adapter, **changes}), 0, None)
     shapes = hook.state_dict()
     renamed = {_renamed(name, names): tensor for name, tensor in theirs.state_dict().items()}
@@ -185,7 +185,7 @@ def _renamed(name: str, names: dict[str, Any]) -> str:
 
 
 def _scattered(network: nn.Module) -> nn.Module:
-    """Random numbers in every tensor: what begins as 0 or 1 would hide a mistake."""
+    """Fill every tensor with random numbers: initial zeros and ones could hide a mistake."""
     with torch.no_grad():
         for name, tensor in network.state_dict().items():
             if name.endswith("running_var"):
@@ -201,10 +201,10 @@ def _tokens() -> Tensor:
 
 
 def _from(clone: Path, name: str) -> Any:
-    """A module of the clone; of what it wants, only torch and numpy are needed."""
+    """Import a module of the clone with only torch and numpy of its requirements."""
     sys.path.insert(0, str(clone))
     _stand_in("icecream", ic=print)
-    if "segment_anything" in sys.modules:  # its own __init__ would bring torchvision
+    if "segment_anything" in sys.modules:  # its own __init__ would import torchvision
         sys.modules["segment_anything"].__path__ = [str(clone / "segment_anything")]
     return importlib.import_module(name)
 

@@ -6,9 +6,9 @@
     python -m benchmarks.originals nnformer-first ~/nnFormer    # github.com/282857341/nnFormer
     python -m benchmarks.originals ux-net ~/3DUX-Net
 
-The clone's code is imported and run: look at it first. The original gets random weights, none of them at the zeros that
-it begins with; they are renamed by the tables below, and both see the same crop in evaluation mode. Where a fault of
-the original is mended here, the difference is told with the option that keeps the fault, and with the fault mended.
+The clone's code is imported and run: read it first. The original gets random weights, including those initialised to
+zero; they are renamed by the tables below, and both see the same crop in evaluation mode. Where a fault of the original
+is fixed here, the difference is reported with the option that keeps the fault, and with the fault fixed ("mended").
 """
 
 from __future__ import annotations
@@ -35,24 +35,24 @@ TOLERANCE = 1e-4  # of logits, in float32
 
 @dataclass(frozen=True)
 class Original:
-    """How to make an original network, and what its tensors are called here, by regular expressions in turn."""
+    """How to build an original network, and how to rename its tensors, by regular expressions applied in turn."""
 
     system: str
-    make: Callable[[], nn.Module]  # when its clone is on the module path
+    make: Callable[[], nn.Module]  # once its clone is on the module path
     size: Size
     names: Mapping[str, str]
     channels: int = 1
-    options: Mapping[str, Any] = field(default_factory=dict)  # ours, which make the same network
-    fault: Mapping[str, Any] = field(default_factory=dict)  # ours, which keep the original's fault
+    options: Mapping[str, Any] = field(default_factory=dict)  # our options that give the same network
+    fault: Mapping[str, Any] = field(default_factory=dict)  # our options that keep the original's fault
     unused: str = "$^"  # tensors that the original never uses
 
 
 def _transbts() -> nn.Module:
     module = importlib.import_module("models.TransBTS.TransBTS_downsample8x_skipconnection")
     network = module.BTS(128, 8, 4, 2, 512, 8, 4, 4096, 0.1, 0.1)
-    network.endconv = nn.Conv3d(16, 2, 1)  # it has four classes, whatever it is told
+    network.endconv = nn.Conv3d(16, 2, 1)  # the original always has four classes
     network.Softmax = nn.Identity()
-    network.Unet.InitConv.dropout = 0.0  # a fault: it drops channels in evaluation, too
+    network.Unet.InitConv.dropout = 0.0  # a fault: it also drops channels in evaluation
     return network
 
 
@@ -156,7 +156,7 @@ ORIGINALS = {
             r"conv8\.1": "convolutions.2",
         },  # type: ignore[arg-type]
         fault={"original_order": True},
-        unused=r"epa_block\.F\.",  # E by another name
+        unused=r"epa_block\.F\.",  # E under another name
     ),
     "nnformer": Original(
         "nnformer",
@@ -197,12 +197,12 @@ ORIGINALS = {
 
 
 def _patch_layer(kind: str, project: int, number: int) -> str:
-    """The name of a convolution or norm of nnFormer's patch embedding: two in each of two parts."""
+    """The name of a convolution or norm of nnFormer's patch embedding, which has two parts of two each."""
     return f"embed.{'convolutions' if kind == 'conv' else 'norms'}.{2 * project + number - 3}"
 
 
 def compare(original: Original, clone: Path) -> dict[str, Any]:
-    """The largest differences of the logits, and the range that these have."""
+    """Compare an original with our network: the largest differences of the logits, and their range."""
     _import_from(clone)
     torch.manual_seed(0)
     theirs = scatter(original.make()).eval()
@@ -226,7 +226,7 @@ def compare(original: Original, clone: Path) -> dict[str, Any]:
 
 
 def scatter(network: nn.Module) -> nn.Module:
-    """Random numbers instead of what would hide a mistake: scales near 0, biases and positions of 0, norms of 1."""
+    """Randomise parameters that could hide a mistake: scales near 0, biases and positions of 0, norms of 1."""
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             noise = torch.randn_like(parameter)
@@ -243,7 +243,7 @@ def scatter(network: nn.Module) -> nn.Module:
 
 
 def renamed(original: Original, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The original's tensors by their names here."""
+    """The original's tensors under our names."""
     out = {}
     for name, tensor in state.items():
         if re.search(original.unused, name):
@@ -256,7 +256,7 @@ def renamed(original: Original, state: Mapping[str, Tensor]) -> dict[str, Tensor
 
 
 def _import_from(clone: Path) -> None:
-    """Put the clone on the module path, and what it wants of timm in place of timm, which would bring torchvision."""
+    """Put the clone on the module path, and stand-ins for timm, which would import torchvision."""
     sys.path.insert(0, str(clone))
     layers = types.ModuleType("timm.models.layers")
     layers.DropPath, layers.trunc_normal_ = DropPath, nn.init.trunc_normal_  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""What it costs to open a scan: to read a large .nii.gz and cut its first crop, beside unpacking the file alone."""
+"""The time to open a scan: reading a large .nii.gz and cutting its first crop, compared with only decompressing it."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from voxsam.volume import Volume
 
 BIG_SCAN = (128, 128, 75)  # voxels of the phantom that is enlarged to 512 x 512 x 300
 BIG_SCAN_MM = (3.2, 3.2, 4.0)
-NOISE_HU = 12.0  # of each voxel by itself: enlarged voxels would pack far better than a scan does
+NOISE_HU = 12.0  # independent for each voxel: enlarged voxels would compress much better than a scan
 REPEATS = 3
 PIECE = 1 << 20
 
 
 def big_scan(seed: int, factor: int = 4) -> Phantom:
-    """A phantom of 512 x 512 x 300 voxels (`factor` 4), int16, noisy to the last voxel."""
+    """A phantom of 512 x 512 x 300 voxels (`factor` 4), int16, with noise in every voxel."""
     small = make_phantom(seed, BIG_SCAN, BIG_SCAN_MM)
     array = small.scan.array.repeat(factor, 0).repeat(factor, 1).repeat(factor, 2)
     noise = np.random.default_rng(seed).standard_normal(array.shape, dtype=np.float32)
@@ -33,7 +33,7 @@ def big_scan(seed: int, factor: int = 4) -> Phantom:
 
 
 def measure_reading(preprocessing: Preprocessing, side: int, seed: int, quick: bool) -> dict[str, object]:
-    """Seconds to unpack a file with Python's gzip, to read it, and to cut a crop about the click; the best of each."""
+    """Least seconds to decompress a file with Python's gzip, to read it, and to cut a crop around the click."""
     phantom = big_scan(seed, 1 if quick else 4)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "scan.nii.gz"

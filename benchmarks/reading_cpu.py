@@ -1,7 +1,7 @@
-"""Processor seconds to read files: `python -m benchmarks.reading_cpu FILE_OR_FOLDER ...`; the least of some times.
+"""Processor seconds to read files: `python -m benchmarks.reading_cpu FILE_OR_FOLDER ...`; the least of a few runs.
 
-The time of child processes counts, the wait for the disk does not: so a machine that is busy gives the same figure.
-With PYTHONPATH=OTHER/src it measures another commit.
+Child processes count, waiting for the disk does not, so a busy machine gives the same figure. With PYTHONPATH=OTHER/src
+it measures another commit.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ REPEATS = 7
 
 
 def processor_s() -> float:
-    """Seconds of processor time that this process and its children that have ended took."""
+    """Processor seconds used by this process and its finished children."""
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(usage.ru_utime + usage.ru_stime for usage in used)
 
 
 def measure(path: Path, repeats: int = REPEATS) -> float:
-    """The least of `repeats` times, in seconds, after one that loads what reading needs."""
+    """The least processor seconds of `repeats` reads, after an uncounted one that imports what reading needs."""
     read_volume(path)
     times = []
     for _ in range(repeats):

@@ -1,8 +1,8 @@
 """The released computation as a reference implementation, on a network's own weights: test oracle and baseline.
 
-Nothing is folded, fused or kept here: the crop is copied to three channels and upsampled, every slice goes through the
-patch convolution, each window has its t x t table of relative positions and its -100 mask, softmax stands in the open,
-and the decoder concatenates all its input channels for every click (docs/released.md, top to bottom).
+Nothing is folded, fused or cached here: the crop is copied to three channels and upsampled, every slice goes through
+the patch convolution, each window has its t x t table of relative positions and its -100 mask, softmax is explicit, and
+the decoder concatenates all its input channels for every click (docs/released.md, top to bottom).
 
 B batch, D H W voxels or tokens, c width of a token, C width of a feature map, n windows, t = w^3 tokens of a window,
 h heads, e width of a head, N points, Q global queries.
@@ -25,17 +25,17 @@ from voxsam.network.network import VoxSAMNetwork
 from voxsam.network.prompt_encoder import Attention, PromptEncoder, PromptLayer
 from voxsam.network.promptable import BlockProgress, Features
 
-MASKED = -100.0  # added to the logit of two tokens from different sides of the wrap
+MASKED = -100.0  # added to the logits of two tokens from different sides of the wrap-around
 TOKEN_NORM_EPS = 1e-6
 PROMPT_NORM_EPS = 1e-5  # of torch's InstanceNorm as well
 LEVELS = 4
 
 
 class ReferenceNetwork(VoxSAMNetwork):
-    """A VoxSAMNetwork with the same parameters and the same answers, computed as the released code does."""
+    """A VoxSAMNetwork with the same parameters and predictions, computed as in the released code."""
 
     def encode(self, crops_B1DHW: Tensor, progress: BlockProgress | None = None) -> Features:
-        """As VoxSAMNetwork.encode; reports nothing."""
+        """As VoxSAMNetwork.encode, without reporting progress."""
         return encode(self.image_encoder, crops_B1DHW)
 
     def sample(self, features: Features, points_BN3: Tensor) -> Tensor:
@@ -43,7 +43,7 @@ class ReferenceNetwork(VoxSAMNetwork):
         return sample(features[-1], points_BN3, self.config.stride)
 
     def static(self, features: Features, crops_B1DHW: Tensor) -> Tensor:
-        """(4, B, C, D, H, W): the features as they are. Nothing of the decoder is computed before the click."""
+        """(4, B, C, D, H, W): the features as they are. No part of the decoder is computed before the click."""
         return torch.stack(features)
 
     def decode(
@@ -58,7 +58,7 @@ class ReferenceNetwork(VoxSAMNetwork):
         conditioning: None = None,
         previous: None = None,
     ) -> Tensor:
-        """As VoxSAMNetwork.decode, without conditioning and a previous mask, which the released computation has not."""
+        """As VoxSAMNetwork.decode, without conditioning and previous mask, which the released code does not have."""
         assert conditioning is None and previous is None
         levels = list(features if static is None else static)
         if points is not None:
@@ -73,7 +73,7 @@ class ReferenceNetwork(VoxSAMNetwork):
 def marks(
     encoder: PromptEncoder, level_BCDHW: Tensor, points_BN3: Tensor, labels_BN: Tensor | None, crop: Sequence[int]
 ) -> Tensor:
-    """What clicks add to level 4: their polarity's vector times the outer product of a hat along each axis."""
+    """What clicks add to level 4: their polarity's vector times the outer product of hat functions along the axes."""
     assert encoder.marks is not None
     total = torch.zeros_like(level_BCDHW)
     for b, points in enumerate(points_BN3):
@@ -93,7 +93,7 @@ def marks(
 
 
 def encode(encoder: ImageEncoder, crops_B1DHW: Tensor) -> Features:
-    """(B, 1, D, H, W) normalised crops -> four feature maps."""
+    """Encode normalised crops (B, 1, D, H, W) to four feature maps."""
     x = patch_tokens(encoder.patch_embedding, crops_B1DHW)
     x = x + positions(encoder, x.shape[1:4])
     levels = []
@@ -139,7 +139,7 @@ def encode_block(block: Block, x_BDHWc: Tensor, shifted: bool) -> Tensor:
 
 
 def adapt(adapter: SpatialAdapter, x_BDHWc: Tensor) -> Tensor:
-    """x + W2 relu(conv(relu(W1 x))), in the released profile with a relu around W2."""
+    """x + W2 relu(conv(relu(W1 x))), with another relu around W2 in the released profile."""
     hidden = torch.relu(F.linear(x_BDHWc, adapter.down.weight, adapter.down.bias)).permute(0, 4, 1, 2, 3)
     hidden = F.conv3d(hidden, adapter.conv.weight, adapter.conv.bias, padding=1, groups=hidden.shape[1])
     change = F.linear(torch.relu(hidden).permute(0, 2, 3, 4, 1), adapter.up.weight, adapter.up.bias)
@@ -147,7 +147,7 @@ def adapt(adapter: SpatialAdapter, x_BDHWc: Tensor) -> Tensor:
 
 
 def attend_in_windows(attention: WindowAttention, x_BDHWc: Tensor, w: int, shifted: bool) -> Tensor:
-    """Zero-pad to whole windows, roll by half a window, partition, attend with the mask, and all of it back."""
+    """Zero-pad to whole windows, roll by half a window, partition, attend with the mask, and undo all that."""
     shift, shape = w // 2 if shifted else 0, x_BDHWc.shape
     padding = [n for length in reversed(shape[1:4]) for n in (0, -length % w)]
     x = F.pad(x_BDHWc, (0, 0, *padding))
@@ -174,7 +174,7 @@ def unpartition(x_ntc: Tensor, w: int, grid: Sequence[int]) -> Tensor:
 
 
 def wrap_mask(grid: Sequence[int], w: int, shift: int) -> Tensor:
-    """(windows, t, t): -100 for two tokens that the roll brought together from different sides of the grid, else 0."""
+    """(windows, t, t): -100 for two tokens that the roll moved together from different sides of the grid, else 0."""
     region = torch.zeros(1, *grid, 1)
     if shift:
         parts = (slice(0, -w), slice(-w, -shift), slice(-shift, None))
@@ -187,7 +187,7 @@ def wrap_mask(grid: Sequence[int], w: int, shift: int) -> Tensor:
 
 
 def window_attention(attention: WindowAttention, x_ntc: Tensor, mask_ntt: Tensor) -> Tensor:
-    """(n, t, c) -> (n, t, c): softmax(scale q k^T + relative positions + mask) v, by matrix products in the open."""
+    """(n, t, c) -> (n, t, c): softmax(scale q k^T + relative positions + mask) v, by explicit matrix products."""
     n, t, c = x_ntc.shape
     h, e = attention.heads, c // attention.heads
     qkv = F.linear(x_ntc, attention.qkv.weight, attention.qkv.bias)
@@ -200,7 +200,7 @@ def window_attention(attention: WindowAttention, x_ntc: Tensor, mask_ntt: Tensor
 
 
 def relative_bias(attention: WindowAttention, q_mte: Tensor) -> Tensor:
-    """(m, t, t) for m = n h: gain * (q.Rd[dd] + q.Rh[dh] + q.Rw[dw]) of every query and key, with the unscaled q."""
+    """(m, t, t) for m = n h: gain * (q.Rd[dd] + q.Rh[dh] + q.Rw[dw]) for every query and key, with the unscaled q."""
     m, t, e = q_mte.shape
     w = round(t ** (1 / 3))
     q = q_mte.view(m, w, w, w, e)
@@ -227,7 +227,7 @@ def neck(neck: Neck, x_BDHWc: Tensor) -> Tensor:
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """Over the last axis."""
+    """LayerNorm over the last axis."""
     return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
 
 
@@ -242,7 +242,7 @@ def channel_norm(x_BCDHW: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def sample(features_BCDHW: Tensor, points_BN3: Tensor, stride: int) -> Tensor:
-    """(B, N, C): the features at (d, h, w) in crop voxels, trilinear between the eight tokens around; 0 outside."""
+    """(B, N, C): the features at (d, h, w) in crop voxels, interpolated trilinearly between eight tokens; 0 outside."""
     grid = features_BCDHW.shape[2:]
     at = (points_BN3.float() + 0.5) / stride - 0.5
     low = at.floor()
@@ -260,9 +260,9 @@ def sample(features_BCDHW: Tensor, points_BN3: Tensor, stride: int) -> Tensor:
 def prompt(
     encoder: PromptEncoder, features_BCDHW: Tensor, prompt_features_BNC: Tensor, labels_BN: Tensor | None
 ) -> Tensor:
-    """Level 4 and what the clicks look like -> level 4.
+    """Level 4, prompted with the prompt features.
 
-    `labels_BN` (1 positive, 0 negative) matter to a model with polarity only; padding points are not for this form.
+    `labels_BN` (1 positive, 0 negative) matter only to a model with polarity; padding points are not supported.
     """
     points = prompt_features_BNC
     if encoder.polarity is not None:
@@ -275,7 +275,7 @@ def prompt(
 
 
 def prompt_layer(layer: PromptLayer, image_BTC: Tensor, points_BNC: Tensor) -> tuple[Tensor, Tensor]:
-    """Queries and points attend to one another; then every image token attends to the queries."""
+    """Queries and points attend to each other; then every image token attends to the queries."""
     count = len(layer.global_queries)
     q = torch.cat([layer.global_queries[None].repeat(len(image_BTC), 1, 1), points_BNC], 1)
     q = q + _norm(layer.norm1, attend(layer.self_attention, q, q))
@@ -292,7 +292,7 @@ def _norm(norm: torch.nn.LayerNorm, x: Tensor) -> Tensor:
 
 
 def attend(attention: Attention, q_BMC: Tensor, kv_BKC: Tensor) -> Tensor:
-    """Multi-head attention, scale 1 / sqrt(width of a head), softmax in the open."""
+    """Multi-head attention with a scale of 1 / sqrt(width of a head) and explicit softmax."""
     projections = ((q_BMC, attention.q_proj), (kv_BKC, attention.k_proj), (kv_BKC, attention.v_proj))
     q, k, v = (
         F.linear(x, p.weight, p.bias).unflatten(-1, (attention.heads, -1)).transpose(1, 2) for x, p in projections
@@ -322,10 +322,10 @@ def decode_head(head: Head, x_BCDHW: Tensor) -> Tensor:
 
 
 def upsample(x: Tensor, size: Sequence[int]) -> Tensor:
-    """Trilinear with align_corners=True: the outermost voxels' centres stay where they are."""
+    """Trilinear interpolation with align_corners=True: the centres of the outermost voxels stay in place."""
     return F.interpolate(x, size=list(size), mode="trilinear", align_corners=True)
 
 
 def instance_norm(x_BCDHW: Tensor) -> Tensor:
-    """Each channel of each crop to mean 0 and variance 1, as torch's InstanceNorm3d (eps 1e-5)."""
+    """Normalise each channel of each crop to mean 0 and variance 1, as torch's InstanceNorm3d (eps 1e-5)."""
     return F.instance_norm(x_BCDHW, eps=PROMPT_NORM_EPS)

@@ -1,10 +1,10 @@
-"""Speed and memory of VoxSAM beside the reference implementation of the released computation, measured here and now.
+"""Speed and memory of VoxSAM and of the reference implementation of the released computation, on this machine.
 
     python -m benchmarks.run [--size vit_b] [--crop 128] [--threads N] [--skip-reference] [--quick] [-o FILE.json]
                              [--write docs/performance.md]
 
-Each case runs in a process of its own, so that its peak of memory is its own. Weights are random: no file is needed,
-and time does not depend on them. docs/performance.md says how to read the numbers.
+Each case runs in its own process, so that its peak memory is its own. Weights are random: no file is needed, and time
+does not depend on them. docs/performance.md explains the numbers.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ Results = dict[str, Any]
 
 
 class CaseFailedError(Exception):
-    """A case's process ended without numbers."""
+    """The process of a case ended without results."""
 
 
 def run_in_child(name: str, settings: Results) -> Results:
-    """The numbers of a case, measured in a fresh process. Raises CaseFailedError with what it said."""
+    """The numbers of a case, measured in a fresh process. Raises CaseFailedError with its error output."""
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
@@ -73,7 +73,7 @@ def run_in_child(name: str, settings: Results) -> Results:
 def measure(
     settings: Results, skip_reference: bool = False, run_case: Callable[[str, Results], Results] = run_in_child
 ) -> Results:
-    """All cases, one after another, and what follows from them; a reference that does not fit is left out."""
+    """Run all cases, one after another, and derive ratios; a reference case that fails is left out."""
     cases: dict[str, Results] = {}
     for name in WHAT:
         if name == "reference" and skip_reference:
@@ -105,7 +105,7 @@ def measure(
 
 
 def compare(reference: Results | None, voxsam: Results) -> Results | None:
-    """reference / VoxSAM for every row of the table, and by how much their probabilities differ at most."""
+    """reference / VoxSAM for every row of the table, and the largest difference of their probabilities."""
     if reference is None:
         return None
     ratios = {key: reference[key] / voxsam[key] for _, key, _ in ROWS}
@@ -113,7 +113,7 @@ def compare(reference: Results | None, voxsam: Results) -> Results | None:
 
 
 def compare_precisions(case: Results) -> Results:
-    """float32 / lower precision for the first click, and by how much its probabilities differ at most."""
+    """float32 / lower precision for the first click, and the largest difference of the probabilities."""
     exact = case["float32"]
     return {
         name: {
@@ -130,9 +130,9 @@ def _apart(one: Results, other: Results) -> float:
 
 
 def encoder_rates(encoder: Results) -> Results:
-    """Operations per second that the blocks and the whole encoder achieved, and what they are of the machine's.
+    """Operations per second of the blocks and of the whole encoder, also as fractions of the machine's rate.
 
-    `share` is of the best product that was measured, plain or packed, `of_peak` of the processor's peak where known.
+    `share` is relative to the best measured product, plain or packed, `of_peak` to the processor's peak if known.
     """
     machine, peak = max(encoder["matrix_product_rates"].values()), encoder.get("peak_rate")
     rates: Results = {"matrix_product": machine}
@@ -145,7 +145,7 @@ def encoder_rates(encoder: Results) -> Results:
 
 
 def report(results: Results) -> str:
-    """The tables and the sentences that belong to them, as Markdown."""
+    """The tables and the sentences around them, as Markdown."""
     machine, cases, ratios = results["machine"], results["cases"], results["ratios"]
     parts = [
         f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads; torch {machine['torch']}, float32,"
@@ -222,7 +222,7 @@ def _reading_rows(case: Results) -> list[Results]:
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command line; `--quick` decides size and crop itself."""
+    """Parse the command line; `--quick` sets size and crop."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=sorted(SIZES), default="vit_b")
     parser.add_argument("--crop", type=int, default=128, help="side of the crop, voxels")

@@ -1,12 +1,11 @@
-"""Training crops per second: read and resampled from .nii.gz for every crop, against read from the prepared store.
+"""Training crops per second: read and resampled from .nii.gz for every crop, or read from the prepared store.
 
     python -m benchmarks.sampling                    # a volume of 512 x 512 x 300, crops of 128 at 1 mm
     python -m benchmarks.sampling --zlib             # the same, .nii.gz unpacked as without the extra "speed"
     python -m benchmarks.sampling --shape 64,64,40 --crop 32 --crops 3
 
-Both ways give the same crops: normalised image and label around a random voxel of the tumour. The files are read whole,
-as a loader without a store must; "whole scan" resamples all of it, as the released loader does, "crop only"
-no more than the crop.
+Both ways give the same crops: normalised image and label around a random voxel of the tumour. Files are read whole, as
+a loader without a store must; "whole scan" resamples all of it, as the released loader does, "crop only" just the crop.
 """
 
 from __future__ import annotations
@@ -35,12 +34,12 @@ from voxsam.resample import resample
 from voxsam.volume import Volume
 
 SPACING_MM = (0.8, 0.8, 1.0)
-TILE = (128, 128, 100)  # drawing a large phantom takes minutes; its tiles have the same noise, so they pack alike
+TILE = (128, 128, 100)  # drawing a large phantom takes minutes; tiles have the same noise, and compress alike
 Crop = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 
 def make_raw(folder: Path, shape: Sequence[int]) -> Path:
-    """A data set of one scan of `shape`, in nnU-Net raw layout: a phantom, repeated, its tumour in the first tile."""
+    """Write a data set of one scan of `shape` in nnU-Net raw layout: a tiled phantom, its tumour in the first tile."""
     phantom = make_phantom(0, TILE, tuple(4 * s for s in SPACING_MM), axes="RAS")
     tiles = [-(-n // t) for n, t in zip(shape, TILE, strict=True)]
     box = tuple(slice(n) for n in shape)
@@ -65,7 +64,7 @@ def from_store(case: Labelled, preprocessing: Preprocessing, click: NDArray, sid
 
 
 def from_files(raw: Path, preprocessing: Preprocessing, click: NDArray, side: int, whole: bool) -> Crop:
-    """The same crop from the files, the `whole` scan resampled first or the crop alone."""
+    """The same crop from the files, with the `whole` scan resampled first or only the crop."""
     scan = read_volume(raw / "imagesTr" / "a_0000.nii.gz")
     label = read_volume(raw / "labelsTr" / "a.nii.gz", labels=True)
     if whole:
@@ -76,7 +75,7 @@ def from_files(raw: Path, preprocessing: Preprocessing, click: NDArray, side: in
 
 
 def seconds_per_crop(draw: Callable[[NDArray], Crop], clicks: Sequence[NDArray]) -> tuple[float, float]:
-    """What a crop of `draw` takes: seconds by the clock, and of all cores together (other programs do not count)."""
+    """Mean seconds per crop of `draw`: wall-clock time, and processor time of this process over all cores."""
     start, busy = time.perf_counter(), time.process_time()
     for click in clicks:
         draw(click)
@@ -84,7 +83,7 @@ def seconds_per_crop(draw: Callable[[NDArray], Crop], clicks: Sequence[NDArray])
 
 
 def measure(shape: Sequence[int], side: int, crops: int) -> list[dict[str, object]]:
-    """The rows of the table."""
+    """Measure all ways; return the rows of the table."""
     with tempfile.TemporaryDirectory() as folder:
         raw = make_raw(Path(folder) / "raw", shape)
         start = time.perf_counter()

@@ -1,9 +1,9 @@
-"""How cost grows with the crop's side, the model's size, the number of clicks and the scan: a table and a figure.
+"""How cost grows with crop size, model size, number of clicks and scan size: tables and a figure.
 
     python -m benchmarks.scaling [--threads N] [--large] [--quick] [-o FILE.json] [--plot FILE.png] [--write FILE.md]
 
-Each case runs in a process of its own. `--large` adds ViT-B with a crop of 256^3 and ViT-H with one of 128^3, which a
-machine of 24 GB holds; they take many minutes.
+Each case runs in its own process. `--large` adds ViT-B with a crop of 256^3 and ViT-H with one of 128^3, which fit into
+24 GB of memory and take many minutes.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from voxsam.lab.evaluation.tables import markdown_table, write_between_markers
 
 MARKER = "scaling"
 FORMS = {"short": "VoxSAM", "reference": "reference"}
-COLOURS = {"short": "#0072b2", "reference": "#d55e00"}  # told apart by the colour-blind
+COLOURS = {"short": "#0072b2", "reference": "#d55e00"}  # distinct for the colour-blind
 NETWORKS = [("short", "vit_b", crop) for crop in (64, 96, 128)] + [
     ("reference", "vit_b", crop) for crop in (64, 96, 128)
 ]
 NETWORKS += [("short", size, 64) for size in ("tiny", "vit_l", "vit_h")]
 LARGE = [("short", "vit_b", 256), ("short", "vit_h", 128)]
 QUICK = [("short", "tiny", 16), ("short", "tiny", 32), ("reference", "tiny", 16), ("reference", "tiny", 32)]
-ENLARGED = (1, 2, 4)  # scans of 128 x 128 x 75 voxels times this
+ENLARGED = (1, 2, 4)  # scans of 128 x 128 x 75 voxels, times this on each axis
 DPI = 150
 
 Results = dict[str, Any]
@@ -44,7 +44,7 @@ def measure(
     threads: int,
     run_case: Callable[[str, Results], Results] = run_in_child,
 ) -> Results:
-    """The two clicks of each form, size and crop, and the ten of voxsam-tiny on each scan; what fails is said why."""
+    """Time two clicks for each form, size and crop, and ten of voxsam-tiny on each scan; failures keep their reason."""
     rows = []
     for form, size, crop in networks:
         print(f"{FORMS[form]}, {size}, crop {crop}^3 ...", file=sys.stderr, flush=True)
@@ -90,7 +90,7 @@ def report(results: Results) -> str:
 
 
 def figure(results: Results) -> Figure:
-    """Four panels: seconds and memory against the crop's side, the sizes of the model, the clicks on each scan."""
+    """Four panels: seconds and memory against the crop's side, model sizes, clicks on each scan."""
     drawn = Figure(figsize=(9, 6.4), layout="constrained")
     FigureCanvasAgg(drawn)
     (seconds, memory), (sizes, clicks) = drawn.subplots(2, 2)
@@ -118,7 +118,7 @@ def figure(results: Results) -> Figure:
 
 
 def _draw_sizes(axes: Axes, done: Sequence[Results]) -> None:
-    """Bars of every size at the smallest crop that all of VoxSAM's share."""
+    """Draw a bar for every model size, at the smallest crop that all of VoxSAM's sizes share."""
     ours = [case for case in done if case["form"] == "short"]
     shared = set.intersection(*({c["crop"] for c in ours if c["size"] == case["size"]} for case in ours))
     crop = min(shared, default=ours[0]["crop"])

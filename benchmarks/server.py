@@ -1,8 +1,7 @@
-"""The server over real HTTP: time and bytes of a click in a large scan; eight clients at once; a client that is killed;
-a click while the server's project learns.
+"""The server over real HTTP: clicks in a large scan, eight clients at once, a killed client, clicks during learning.
 
-`python -m benchmarks.server [PART ...]` starts `voxsam serve` in a process of its own and prints a table and, with
---json, a file. Every mask that the eight clients get is compared, voxel by voxel, with what a session of its own gives.
+`python -m benchmarks.server [PART ...]` starts `voxsam serve` in its own process, prints a table and, with --json,
+writes a file. Every mask that the eight clients get is compared, voxel by voxel, with that of a local session.
 """
 
 from __future__ import annotations
@@ -44,9 +43,9 @@ SMALL, SMALL_SPACING_MM = (96, 96, 48), (2.5, 2.5, 5.0)
 CLICKS = 10  # after the first, in the same crop
 LEARNED = 3  # cases
 PARTS = ("crowd", "killed", "click", "learning")
-ALIVE_S = 5.0  # of the server for the client that is killed
+ALIVE_S = 5.0  # the server's --alive for the killed client
 SERVE = "import sys; from voxsam.cli import main; sys.exit(main())"
-# A client that listens, clicks, and is killed.
+# A client that listens and clicks until it is killed.
 VICTIM = """
 import sys, httpx
 with httpx.Client(base_url=sys.argv[1], timeout=600) as client:
@@ -61,7 +60,7 @@ with httpx.Client(base_url=sys.argv[1], timeout=600) as client:
 
 @contextmanager
 def serving(folder: Path, *options: str) -> Iterator[tuple[httpx.Client, int]]:
-    """A client of `voxsam serve FOLDER`, and the server's process id."""
+    """Run `voxsam serve FOLDER`; yields a client and the server's process id."""
     command = [sys.executable, "-c", SERVE, "serve", str(folder), "--port", "0", "--state", str(folder / ".state")]
     with subprocess.Popen(
         [*command, *options], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
@@ -77,13 +76,13 @@ def serving(folder: Path, *options: str) -> Iterator[tuple[httpx.Client, int]]:
 
 
 def open_scan(client: httpx.Client, path: str) -> str:
-    """Open a file of the served folder; the session's id."""
+    """Open a file of the served folder and return the session's id."""
     answer = client.post("/api/sessions", json={"source": {"folder": "0", "path": path}})
     return answer.raise_for_status().json()["id"]
 
 
 def click(client: httpx.Client, session: str, index: Any) -> tuple[dict[str, Any], float, int]:
-    """The answer, how long it took from here to here, and how many bytes moved."""
+    """Click; return the answer, the round-trip seconds, and the bytes transferred."""
     body = {"prompts": [{"kind": "point", "index": [int(i) for i in index]}]}
     start = time.perf_counter()
     answer = client.post(f"/api/sessions/{session}/prompts", json=body).raise_for_status()
@@ -91,14 +90,14 @@ def click(client: httpx.Client, session: str, index: Any) -> tuple[dict[str, Any
 
 
 def paste(mask: np.ndarray, answer: dict[str, Any]) -> None:
-    """Put the labels of an answer where they belong."""
+    """Put the labels of an answer into the mask."""
     box = tuple(map(slice, answer["changed"]["low"], answer["changed"]["high"]))
     labels = zlib.decompress(base64.b64decode(answer["labels"]))
     mask[box] = np.frombuffer(labels, np.uint8).reshape(mask[box].shape, order="F")
 
 
 def resident_mib(process: int) -> float:
-    """Memory of a process now."""
+    """The current resident memory of a process, in MiB."""
     line = next(row for row in Path(f"/proc/{process}/status").read_text().splitlines() if row.startswith("VmRSS"))
     return int(line.split()[1]) / 1024
 
@@ -107,7 +106,7 @@ def resident_mib(process: int) -> float:
 
 
 def large_scan(folder: Path) -> list[int]:
-    """Write a phantom of 512 x 512 x 300 voxels; an index in its tumour."""
+    """Write a phantom of 512 x 512 x 300 voxels and return an index in its tumour."""
     phantom = make_phantom(10, (160, 160, 80), (1.5, 1.5, 3.0))
     fine = phantom.scan.grid.respace(
         (np.array(phantom.scan.grid.shape) * phantom.scan.grid.spacing_mm / LARGE).tolist()
@@ -118,7 +117,7 @@ def large_scan(folder: Path) -> list[int]:
 
 
 def measure_clicks(folder: Path) -> dict[str, Any]:
-    """Seconds and bytes of the first click in a large scan, and of those after it."""
+    """Seconds and bytes of the first click in a large scan, and of later ones."""
     place = large_scan(folder)
     with serving(folder) as (client, _):
         session = open_scan(client, "large.nii.gz")
@@ -139,13 +138,13 @@ def measure_clicks(folder: Path) -> dict[str, Any]:
 
 
 def places(number: int, centre: Any) -> list[list[int]]:
-    """Where client `number` clicks, again and again, in its own scan."""
+    """The indices that client `number` clicks repeatedly in its own scan."""
     rng = np.random.default_rng(number)
     return [np.add(centre, rng.integers(-3, 4, 3)).tolist() for _ in range(4)]
 
 
 def expected(folder: Path, centres: list[Any]) -> list[list[str]]:
-    """For each client, the digest of the mask after each of its steps, from a session of its own."""
+    """For each client, the digests of the mask after each of its steps, from a local session."""
     model, found = load_model("voxsam-tiny"), []
     for number, centre in enumerate(centres):
         session = Session(model, read_volume(folder / f"{number}.nii.gz"))
@@ -155,7 +154,7 @@ def expected(folder: Path, centres: list[Any]) -> list[list[str]]:
 
 
 def one_client(address: str, number: int, centre: Any, want: list[str], end: float, tally: dict[str, int]) -> None:
-    """Click, undo, begin anew, until the time is over; count steps, failures and masks that are not its own."""
+    """Click, undo and reset until `end`; count steps, errors and masks that differ from the expected ones."""
     with httpx.Client(base_url=address, timeout=600) as client:
         session = open_scan(client, f"{number}.nii.gz")
         mask = np.zeros(client.get(f"/api/sessions/{session}").json()["shape"], np.uint8)
@@ -177,7 +176,7 @@ def one_client(address: str, number: int, centre: Any, want: list[str], end: flo
 
 
 def measure_crowd(folder: Path, clients: int, seconds: float) -> dict[str, Any]:
-    """Let `clients` click at once for so long; errors, masks mixed up, and the server's memory over time."""
+    """Let `clients` click at once for `seconds`: errors, mixed-up masks, and the server's memory late in the run."""
     centres = []
     for number in range(clients):
         phantom = make_phantom(number, SMALL, SMALL_SPACING_MM)
@@ -193,7 +192,7 @@ def measure_crowd(folder: Path, clients: int, seconds: float) -> dict[str, Any]:
         while any(thread.is_alive() for thread in threads):
             memory.append(resident_mib(process))
             time.sleep(min(1.0, seconds / 20))
-    # It grows until every session's past steps have what they may take; from then on it should not.
+    # It grows until the history of every session has reached its limit, and should then stay constant.
     late, last = memory[len(memory) * 3 // 4], memory[-1]
     return {
         "clients": clients,
@@ -204,11 +203,11 @@ def measure_crowd(folder: Path, clients: int, seconds: float) -> dict[str, Any]:
     }
 
 
-# One is killed
+# A killed client
 
 
 def measure_killed(folder: Path) -> dict[str, Any]:
-    """How long the place of a killed client stays taken."""
+    """How long the session of a killed client is kept."""
     write_volume(make_phantom(0, SMALL, SMALL_SPACING_MM).scan, folder / "0.nii.gz")
     with serving(folder, "--alive", str(ALIVE_S)) as (client, _):
         command = [sys.executable, "-c", VICTIM, str(client.base_url)]
@@ -226,9 +225,9 @@ def measure_killed(folder: Path) -> dict[str, Any]:
 
 
 def measure_learning(folder: Path, clicks: int) -> dict[str, Any]:
-    """Seconds of a click, waited for and of the server's CPU, without a learning and while one runs.
+    """Seconds of a click, wall-clock time and the server's CPU time, without learning and during it.
 
-    Between two clicks nobody clicks until the learning goes on: each click meets one at full work.
+    Each click waits until learning has resumed after the last one, so that it meets learning at full load.
     """
     (folder / "scans").mkdir()
     phantoms = [make_phantom(number, SMALL, SMALL_SPACING_MM) for number in range(LEARNED + 1)]
@@ -265,7 +264,7 @@ def measure_learning(folder: Path, clicks: int) -> dict[str, Any]:
 
 
 def _timed_click(client: httpx.Client, process: int, session: str, centre: Any, n: int) -> tuple[float, float]:
-    """Seconds until the answer, and those that the server's processors worked for it."""
+    """Wall-clock seconds until the answer, and the server's processor seconds for it."""
     before = psutil.Process(process).cpu_times()
     _, wall_s, _ = click(client, session, centre + (n % 3 - 1, n // 3 % 3 - 1, 0))
     after = psutil.Process(process).cpu_times()
@@ -274,7 +273,7 @@ def _timed_click(client: httpx.Client, process: int, session: str, centre: Any, 
 
 
 def _is_training(client: httpx.Client) -> bool:
-    """Whether steps are being done now: it neither begins nor waits."""
+    """Whether training steps are running: learning is neither starting nor paused."""
     found = client.get("/api/project").raise_for_status().json()["learning"]
     assert not found["failed"], found["said"]
     return found["stage"] == "running" and found["fraction"] > 0

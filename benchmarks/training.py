@@ -1,11 +1,11 @@
-"""Training steps: seconds and peak memory, blocks kept or computed again; on the CPU, and on a GPU where one is.
+"""Training steps: seconds and peak memory, with blocks kept or recomputed; on the CPU, and on a GPU if there is one.
 
     python -m benchmarks.training [--cases vit_b:128,vit_h:64:kept] [--threads N] [--write docs/performance.md]
 
-A step is what fine-tuning does: one crop with ten clicks forward, the paper's loss, backward into the tuned parameters,
-AdamW. Each case, a size and a crop's side, runs in a process of its own. Those that end in `:kept` keep every
-activation, the others only the inputs of the blocks; a GPU does all in both ways. The arithmetic is that of
-tests/model/test_golden.py, which holds its gradients.
+A step is that of fine-tuning: one crop with ten clicks forward, the paper's loss, backward into the tuned parameters,
+AdamW. Each case, a size and a crop's side, runs in its own process. Those that end in `:kept` keep all activations, the
+others only the inputs of the blocks; a GPU runs all in both ways. The arithmetic is that of tests/model/test_golden.py,
+which pins its gradients.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from voxsam.network.sizes import SIZES
 MARKER = "training"
 CLICKS = 10
 CASES = "tiny:64,tiny:64:kept,vit_b:64,vit_b:64:kept,vit_b:96,vit_b:128,vit_l:64,vit_h:64"
-Wanted = tuple[str, int, bool]  # size, side of the crop in voxels, whether blocks are computed again
+Wanted = tuple[str, int, bool]  # size, side of the crop in voxels, whether blocks are recomputed
 
 Results = dict[str, Any]
 
 
 def measure_step(size: str, crop: int, recompute: bool, device: str, threads: int) -> Results:
-    """Seconds of the step (on a GPU: of the third one) and the most memory it took, in this process."""
+    """Seconds of a step (on a GPU: of the third one) and its peak memory, in this process."""
     import torch
     from monai.losses import DiceCELoss
 
@@ -70,7 +70,7 @@ def measure_step(size: str, crop: int, recompute: bool, device: str, threads: in
 
 
 def in_child(case: Results) -> Results:
-    """`measure_step` in a fresh process; {"failed": why} if that did not end well."""
+    """`measure_step` in a fresh process; {"failed": reason} if that fails."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     command = [sys.executable, "-m", "benchmarks.training", "--case", json.dumps(case)]
     done = subprocess.run(
@@ -87,7 +87,7 @@ def in_child(case: Results) -> Results:
 
 
 def measure(wanted: list[Wanted], threads: int) -> list[Results]:
-    """The cases on every device of this machine, one after another."""
+    """Measure the cases on the CPU and, if there is one, on the GPU, one after another."""
     import torch
 
     cases = [("cpu", *case) for case in wanted]

@@ -2,8 +2,8 @@
 
     make web && python -m benchmarks.web [--scan CT] [-o web.json]
 
-Beside them the native seconds of the same clicks in the same run. Nothing else may use the machine's processors
-meanwhile. The scan is a phantom of 512 x 512 x 119, or a file and a click in it.
+The same clicks are also timed natively in the same run. Nothing else may use the machine's processors meanwhile. The
+scan is a phantom of 512 x 512 x 119 voxels, or a file and a click in it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from voxsam.phantoms import make_phantom
 from voxsam.volume import Volume
 
 FOLDER = Path(__file__).resolve().parents[1] / "dist" / "web"
-BESIDE = 4  # further clicks, so many voxels apart
+BESIDE = 4  # voxels from the first click to each of the others
 
 
 def main() -> None:
@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def _stale(folder: Path) -> str:
-    """Why a folder is not what the sources make now, with what to do; "" if it is."""
+    """Why a folder is not an up-to-date build, and what to do; "" if it is."""
     page = folder / "index.html"
     if not page.is_file():
         return f"{folder} holds no page; expected what `make web` builds: run it, or name the folder with --folder"
@@ -67,7 +67,7 @@ def _stale(folder: Path) -> str:
 
 
 def _phantom(folder: Path) -> tuple[Path, tuple[int, int, int]]:
-    """512 x 512 x 119 voxels of 0.8 x 0.8 x 2.5 mm, noisy to the last one."""
+    """Write a phantom of 512 x 512 x 119 voxels of 0.8 x 0.8 x 2.5 mm, with noise in every voxel, and a click in it."""
     phantom = make_phantom(1, (128, 128, 119), (3.2, 3.2, 2.5))
     array = phantom.scan.array.repeat(4, 0).repeat(4, 1)
     noise = np.random.default_rng(1).standard_normal(array.shape, dtype=np.float32)
@@ -88,7 +88,7 @@ def _clicks(click: tuple[int, int, int]) -> list[tuple[int, int, int]]:
 
 
 def _in_browser(folder: Path, scan: Path, click: tuple[int, int, int], threads: int) -> dict[str, Any]:
-    """Seconds of wall clock as the user waits, and those of the worker's answers; bytes."""
+    """Wall-clock seconds that the user waits, processor seconds of the tab, bytes transferred and memory."""
     with web_space(folder) as space, _tab(space.address, threads) as viewer:
         start = time.perf_counter()
         viewer.go()
@@ -134,7 +134,7 @@ def _tab(address: str, threads: int) -> Iterator[LocalViewer]:
 
 @dataclass(frozen=True)
 class _Process:
-    """The tab's, with its workers: resident memory, and the processors' seconds so far."""
+    """The tab's process, including workers: resident memory, and processor seconds so far."""
 
     memory_mb: int
     cpu_s: float
@@ -155,12 +155,12 @@ def _process(number: int) -> _Process:
 
 
 def _native(scan: Path, click: tuple[int, int, int]) -> dict[str, Any]:
-    """The same clicks by Python, on one thread and on two."""
+    """The same clicks in Python, on one thread and on two."""
     found: dict[str, Any] = {}
     model, volume = load_model("voxsam-tiny"), read_volume(scan)
     for threads in (1, 2):
         torch.set_num_threads(threads)
-        Session(model, volume).click(click)  # what is made once
+        Session(model, volume).click(click)  # warms up
         session, seconds = Session(model, volume), []
         for index in _clicks(click):
             start = time.perf_counter()

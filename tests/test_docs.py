@@ -160,3 +160,17 @@ def test_every_block_of_the_dicom_page_runs(shared_data: Path, tmp_path: Path, m
         run(*block, names)
     assert np.array_equal(names["mask"].array, array) and np.array_equal(names["tumour"].array, array == 2)
     assert {"tumour.seg.dcm", "tumour.rtstruct.dcm", "refined.seg.dcm"} <= {path.name for path in Path().iterdir()}
+
+
+def test_every_file_of_the_repository_that_a_page_names_is_there() -> None:
+    root = DOCS.parent
+    named = [
+        (page.name, path)
+        for page in (*DOCS.glob("*.md"), *root.glob("*.md"))
+        for path in re.findall(
+            r"`((?:src|tests|benchmarks|recipes|plans|docs|milestones)/[\w./-]+\.\w+)`", page.read_text()
+        )
+        if page.name not in ("CHANGELOG.md", "log.md")  # they tell of what was
+    ]
+    assert len(named) > 30
+    assert [(page, path) for page, path in named if not (root / path).is_file()] == []

@@ -1,4 +1,4 @@
-"""VoxSAM: a tumour in a 3D scan from one click. The public names; each is loaded when it is first asked for."""
+"""VoxSAM: segment a tumour in a 3D scan from one click. Public names are imported on first use."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:
-    """The public name `name`, loaded and kept (PEP 562): `import voxsam` alone loads neither torch nor nibabel."""
+    """Import a public name on first use (PEP 562), so that `import voxsam` alone loads neither torch nor nibabel."""
     if name == "__version__":
         value: Any = _version()
     elif name in _HOME:
@@ -77,5 +77,5 @@ def _version() -> str:
 
     try:
         return version("voxsam")
-    except PackageNotFoundError:  # run from a source tree that nobody installed
+    except PackageNotFoundError:  # run from a source tree that is not installed
         return "0+unknown"

@@ -16,11 +16,11 @@ from voxsam.errors import FileError
 
 @contextmanager
 def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a new, empty file in the target's folder, with its suffix; write into that file.
+    """Yield a new, empty file in the target's folder, with the target's suffix, to write into.
 
-    When the block ends it is flushed to disk and takes the target's name, replacing an existing file. When the block
-    raises, it is removed and the target is as before. Raises FileError if the folder is missing, or if the folder
-    or the disk does not take the file (any OSError of the block).
+    When the block ends, it is flushed to disk and takes the target's name, replacing an existing file. If the block
+    raises, it is removed and the target is left as it was. Raises FileError if the folder is missing, or if the file
+    cannot be written there (any OSError of the block).
     """
     with _beside(target) as (path, temporary):
         yield temporary
@@ -30,10 +30,10 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(target: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a new, empty folder beside `target`; when the block ends it takes its place, when it raises it is removed.
+    """Yield a new, empty folder beside `target`; it replaces `target` when the block ends and is removed if it raises.
 
-    Raises FileError if the folder or the disk does not take the files (any OSError of the block), and before the block
-    for a target that could not be replaced: a link to itself, the root of a disk, a folder without leave to write.
+    Raises FileError if the files cannot be written there (any OSError of the block), and before the block for a target
+    that could not be replaced: a link to itself, the root of a disk, a folder without write permission.
     """
     path = Path(os.path.realpath(target))
     made, old = (path.with_name(f".{secrets.token_hex(4)}-{path.name}") for _ in range(2))
@@ -59,7 +59,7 @@ def atomic_folder(target: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def _check_replaceable(path: Path) -> None:
-    """Raises the OSError that replacing a folder, its links followed, would end in when all else is done."""
+    """Raises the OSError with which replacing a folder, links followed, would fail after everything else is done."""
     if path.is_symlink():
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
     if path.is_mount():
@@ -69,15 +69,15 @@ def _check_replaceable(path: Path) -> None:
 
 
 def check_writable(target: str | os.PathLike[str]) -> None:
-    """Raises FileError, as `atomic_path` would, if no file can be made for `target`; tried out, and nothing is left."""
+    """Raises FileError, as `atomic_path` would, if `target` cannot be written; tries it and leaves nothing behind."""
     with _beside(target):
         pass
 
 
 def remove_leftovers(folder: Path, name: str | None = None) -> None:
-    """Delete what writers that were killed left in a folder, of the output `name` or of any (None).
+    """Delete what killed writers left in a folder, for the output `name` or for any (None).
 
-    Nobody else may be writing it now.
+    No other process may be writing there at the time.
     """
     for path in folder.glob(f".{'[0-9a-f]' * 8}-{'*' if name is None else glob.escape(name)}"):
         if path.is_dir():
@@ -88,7 +88,7 @@ def remove_leftovers(folder: Path, name: str | None = None) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Make the folder of an output, and those above it, unless it is there. Raises FileError if it cannot be made."""
+    """Make the folder of an output, and its parents, unless it exists. Raises FileError if it cannot be made."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -98,7 +98,7 @@ def make_folder(folder: Path) -> None:
 
 
 def refuse_inputs(outputs: Iterable[Path], inputs: Iterable[Path], remedy: str) -> None:
-    """Raises FileError, with what to do, if an output would replace an input, under whatever name or link."""
+    """Raises FileError, with `remedy`, if an output would replace an input, under whatever name or link."""
     taken = {identity for path in inputs for identity in _identities(path)}
     for path in outputs:
         if not taken.isdisjoint(_identities(path)):
@@ -106,7 +106,7 @@ def refuse_inputs(outputs: Iterable[Path], inputs: Iterable[Path], remedy: str) 
 
 
 def _identities(path: Path) -> list[object]:
-    """What the names of one file have in common: where links lead to, and its number if it is there."""
+    """What all names of a file have in common: its path with links resolved, and its inode if it exists."""
     place = Path(os.path.realpath(path))
     try:
         stat = place.stat()
@@ -117,7 +117,7 @@ def _identities(path: Path) -> list[object]:
 
 @contextmanager
 def _beside(target: str | os.PathLike[str]) -> Iterator[tuple[Path, Path]]:
-    """The file that `target` names, and a new, empty one beside it, which is gone when the block ends."""
+    """Yield the file that `target` names, and a new, empty one beside it that is gone when the block ends."""
     path = Path(os.path.realpath(target))  # through a link, so that the link stays a link
     if not path.parent.is_dir():
         raise FileError(f"the output folder {path.parent} does not exist", "an existing folder", "create it first")
@@ -125,7 +125,7 @@ def _beside(target: str | os.PathLike[str]) -> Iterator[tuple[Path, Path]]:
         raise FileError(f"the output {path} is a folder", "the name of a file", "add a file name")
     temporary = path.with_name(f".{secrets.token_hex(4)}-{path.name}")
     try:
-        # Not mkstemp: its files are private (0600), and results are meant to be as readable as any other new file.
+        # Not mkstemp, whose files are private (0600): results should be as readable as any other new file.
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         yield path, temporary
     except OSError as error:
@@ -136,7 +136,7 @@ def _beside(target: str | os.PathLike[str]) -> Iterator[tuple[Path, Path]]:
             "check its permissions and free space",
         ) from error
     finally:
-        with suppress(OSError):  # of a disk that is read-only, or has become so
+        with suppress(OSError):  # where the disk is, or has become, read-only
             temporary.unlink()
 
 

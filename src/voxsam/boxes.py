@@ -22,17 +22,17 @@ def whole(grid: Grid) -> Slices:
 
 
 def is_empty(box: Slices) -> bool:
-    """Whether a box has no voxel."""
+    """Whether a box holds no voxels."""
     return any(part.stop <= part.start for part in box)
 
 
 def voxels(box: Slices) -> int:
-    """How many voxels a box has."""
+    """Number of voxels in a box."""
     return math.prod(max(0, part.stop - part.start) for part in box)
 
 
 def bounding_box(mask: NDArray) -> Slices:
-    """The smallest box that holds every voxel of `mask` (i, j, k) that is not zero; NOWHERE if there is none."""
+    """The smallest box that holds every non-zero voxel of `mask` (i, j, k); NOWHERE if there are none."""
     lines = [np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis))) for axis in range(3)]
     if not len(lines[0]):
         return NOWHERE
@@ -41,14 +41,14 @@ def bounding_box(mask: NDArray) -> Slices:
 
 
 def intersection(a: Slices, b: Slices) -> Slices:
-    """The voxels that two boxes share; NOWHERE if there is none."""
+    """The voxels that two boxes share; NOWHERE if there are none."""
     shared = [slice(max(p.start, q.start), min(p.stop, q.stop)) for p, q in zip(a, b, strict=True)]
     i, j, k = shared
     return NOWHERE if is_empty((i, j, k)) else (i, j, k)
 
 
 def hull(boxes: Iterable[Slices]) -> Slices:
-    """The smallest box that holds all of `boxes`; empty ones do not count; NOWHERE if none is left."""
+    """The smallest box that holds all of `boxes`, ignoring empty ones; NOWHERE if none is left."""
     parts = list(zip(*(box for box in boxes if not is_empty(box)), strict=True))
     if not parts:
         return NOWHERE
@@ -57,7 +57,7 @@ def hull(boxes: Iterable[Slices]) -> Slices:
 
 
 def joined(boxes: Iterable[Slices]) -> list[Slices]:
-    """The boxes, two of them made one wherever that takes no more voxels than both."""
+    """The boxes, any two merged into their hull where it has no more voxels than both together."""
     waiting, done = list(boxes), []
     while waiting:
         box = waiting.pop()
@@ -73,13 +73,13 @@ def joined(boxes: Iterable[Slices]) -> list[Slices]:
 
 
 def grown(box: Slices, margin: int) -> Slices:
-    """The box with `margin` voxels more on every side."""
+    """The box grown by `margin` voxels on every side."""
     i, j, k = (slice(part.start - margin, part.stop + margin) for part in box)
     return i, j, k
 
 
 def within(box: Slices, outer: Slices) -> Slices:
-    """The box counted from the first voxel of `outer`, which holds it: where it lies in an array of that box alone."""
+    """The box relative to the first voxel of `outer`, which holds it: where it lies in an array of `outer` alone."""
     if is_empty(box):
         return NOWHERE
     i, j, k = (slice(p.start - o.start, p.stop - o.start) for p, o in zip(box, outer, strict=True))
@@ -87,9 +87,9 @@ def within(box: Slices, outer: Slices) -> Slices:
 
 
 def crop_to_objects(mask: Volume) -> Volume:
-    """The part of a mask that holds all its voxels that are not zero; one voxel of background if it is empty.
+    """The mask cropped to its non-zero voxels; one voxel of background if it is empty.
 
-    Most of a scan is background: what is asked of the part costs as much as the objects, not as the scan.
+    Most of a scan is background: work on the part costs as much as the objects, not as the scan.
     """
     box = bounding_box(mask.array)
     if is_empty(box):

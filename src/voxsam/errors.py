@@ -1,7 +1,7 @@
-"""The exceptions of VoxSAM, drawn as a tree.
+"""The exceptions of VoxSAM, as a tree.
 
     VoxSAMError
-    ├── InputError                 what the user gave is wrong: exit status 2, one line, no traceback
+    ├── InputError                 the user's input is wrong: exit status 2, one line, no traceback
     │   ├── FileError              a file or folder is missing, unreadable, truncated or not writable
     │   │   └── SeriesError        a folder holds several DICOM series, any of which could be meant
     │   ├── ImageError             the file was read, but its voxels are not a scan that can be segmented
@@ -10,7 +10,7 @@
     │   ├── PromptError            a click, box, scribble or hint is malformed or lies where it cannot be used
     │   ├── CheckpointError        a model file is of another kind, truncated, or does not fit
     │   └── UnsupportedError       the loaded model, or this installation, cannot do what was asked
-    └── InternalError              a broken promise inside VoxSAM: please report it
+    └── InternalError              an invariant of VoxSAM does not hold: please report it
 
 Every InputError says three things: what was given, what was expected, what to do.
 """
@@ -21,11 +21,11 @@ from typing import Any
 
 
 class VoxSAMError(Exception):
-    """Base of everything that VoxSAM raises on purpose."""
+    """Base class of everything that VoxSAM raises on purpose."""
 
 
 class InputError(VoxSAMError):
-    """The user's input is wrong. `given`, `expected` and `remedy` are kept for programs; str() is one line."""
+    """The user's input is wrong. Programs can read `given`, `expected` and `remedy`; str() is one line."""
 
     def __init__(self, given: str, expected: str, remedy: str) -> None:
         self.given, self.expected, self.remedy = map(one_line, (given, expected, remedy))
@@ -33,7 +33,7 @@ class InputError(VoxSAMError):
 
 
 def one_line(text: str) -> str:
-    """The text in one line that can be printed: names of files are bytes, and headers hold anything."""
+    """The text as one printable line: file names are arbitrary bytes, and headers may hold anything."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(text.split()))
 
 
@@ -42,7 +42,7 @@ class FileError(InputError):
 
 
 class SeriesError(FileError):
-    """A folder holds several DICOM series that could be meant; `series` says what each is, in JSON's types."""
+    """A folder holds several DICOM series that could be meant; `series` describes each, in JSON types."""
 
     series: tuple[dict[str, Any], ...] = ()
 
@@ -52,7 +52,7 @@ class ImageError(InputError):
 
 
 class OverlapError(ImageError):
-    """Segments of one file share voxels, which no label map can hold; `numbers` are those of all its segments."""
+    """Segments of one file share voxels, which no label map can hold; `numbers` lists all segments of the file."""
 
     numbers: tuple[int, ...] = ()
 
@@ -74,4 +74,4 @@ class UnsupportedError(InputError):
 
 
 class InternalError(VoxSAMError):
-    """A promise inside VoxSAM was broken; the user did nothing wrong."""
+    """An invariant of VoxSAM does not hold; the user did nothing wrong."""

@@ -1,4 +1,4 @@
-"""What comes in by entry points: the laboratory's commands and networks; and what to say where an extra is missing."""
+"""Entry points, through which the laboratory adds commands and networks, and the errors for missing extras."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from typing import Any
 from voxsam.errors import UnsupportedError
 
 COMMANDS = "voxsam.commands"  # name of a command -> its function
-LEARNING = "voxsam.learning"  # any name -> the function by which a project learns (voxsam.lab.learning.learn)
-SYSTEMS = "voxsam.systems"  # any name -> a module that, imported, adds to the networks and adapters of model files
+LEARNING = "voxsam.learning"  # any name -> the function with which a project learns (voxsam.lab.learning.learn)
+SYSTEMS = "voxsam.systems"  # any name -> a module that adds networks and adapters of model files when imported
 
 
 def commands() -> list[EntryPoint]:
-    """The commands that were installed beside the product's own, by name; none is loaded yet."""
+    """The commands installed besides the product's own, sorted by name; none is loaded yet."""
     return sorted(entry_points(group=COMMANDS), key=lambda entry: entry.name)
 
 
 def load_systems() -> None:
-    """Make known to `load_model` every network and adapter that was installed beside VoxSAM's own."""
+    """Let `load_model` find every network and adapter installed besides VoxSAM's own."""
     with needs_extra("lab", "a model of the laboratory"):
         for entry in entry_points(group=SYSTEMS):
             entry.load()
 
 
 def load_learning() -> Callable[..., Any]:
-    """The function by which a project learns. Raises UnsupportedError where the laboratory is not installed."""
+    """The function with which a project learns. Raises UnsupportedError if the laboratory is not installed."""
     require_extra("lab", "learning")
     with needs_extra("lab", "learning"):
         for entry in entry_points(group=LEARNING):
@@ -38,10 +38,10 @@ def load_learning() -> Callable[..., Any]:
 
 
 def require_extra(extra: str, what: str) -> None:
-    """Raises UnsupportedError, with the line that installs it, if a library of an extra of VoxSAM is not installed."""
+    """Raises UnsupportedError, with the command that installs it, if a library of a VoxSAM extra is missing."""
     try:
         lines = requires("voxsam") or []
-    except PackageNotFoundError:  # run from a source tree that nobody installed
+    except PackageNotFoundError:  # run from a source tree that is not installed
         return
     for line in lines:
         name, _, condition = line.partition(";")
@@ -55,7 +55,7 @@ def require_extra(extra: str, what: str) -> None:
 
 @contextmanager
 def needs_extra(extra: str, what: str) -> Iterator[None]:
-    """Turn the import of a library that is not installed into an UnsupportedError: the line that installs `extra`."""
+    """Turn the failed import of a library into an UnsupportedError that says how to install `extra`."""
     try:
         yield
     except ModuleNotFoundError as error:

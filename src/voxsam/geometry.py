@@ -1,8 +1,8 @@
-"""Grid: where the voxels of an array lie in the patient. The only place where affines are computed.
+"""Grid: where the voxels of an array lie in the patient. The only module that computes affines.
 
-An index (i, j, k) counts voxels of an array, (0, 0, 0) is the centre of the first voxel. World coordinates are
-millimetres, RAS+ as in NIfTI: x grows to the patient's Right, y to Anterior, z to Superior. A Grid
-never changes: crop, pad, respace and reorient return a new one.
+An index (i, j, k) counts the voxels of an array; (0, 0, 0) is the centre of the first voxel. World coordinates are
+RAS+ millimetres, as in NIfTI: x increases towards the patient's Right, y towards Anterior, z towards Superior. A Grid
+is immutable: crop, pad, respace and reorient return a new one.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from voxsam.errors import GeometryError
 WHOLE_VOXEL_TOLERANCE = 1e-3  # float32 headers: a length within a thousandth of a whole voxel counts as whole
 GRID_TOLERANCE_MM = 1e-2  # two grids are the same when no corner differs by more
 _RAS_FROM_LPS = np.diag([-1.0, -1.0, 1.0])
-INDEX_DECIMALS = 9  # of an index: to double precision's last bits, which differ from processor to processor, 1000 to 1
+INDEX_DECIMALS = 9  # of an index: 1000 times coarser than the last bits of a double, which differ between processors
 
 
 @dataclass(frozen=True, eq=False)
 class Grid:
     """Shape (i, j, k) and affine (4, 4), float64, index -> RAS+ millimetres; both are read-only.
 
-    Raises GeometryError for a shape without voxels, an affine that is not finite, or one that is singular.
+    Raises GeometryError for a shape without voxels, or an affine that is not finite or is singular.
     """
 
     shape: tuple[int, int, int]
@@ -59,9 +59,9 @@ class Grid:
         origin_mm: Sequence[float] = (0, 0, 0),
         axes: str = "RAS",
     ) -> Grid:
-        """A grid along the world's axes, its indices growing into the directions of `axes`, e.g. "LPS".
+        """An axis-aligned grid whose indices increase in the directions of `axes`, e.g. "LPS".
 
-        Voxel (0, 0, 0) has its centre at `origin_mm`.
+        The centre of voxel (0, 0, 0) is at `origin_mm`.
         """
         if np.shape(spacing_mm) != (3,):
             raise GeometryError(f"a spacing of {spacing_mm}", "three numbers, in mm", "give one for each axis")
@@ -71,7 +71,7 @@ class Grid:
         return cls(tuple(shape), affine)  # type: ignore[arg-type]
 
     def turned(self, axis: int, degrees: float) -> Grid:
-        """The grid turned about its own `axis` through its first voxel, as by a tilted gantry."""
+        """The grid rotated about its own `axis` through its first voxel, as by a tilted gantry."""
         direction, angle = self.affine[:3, axis] / self.spacing_mm[axis], np.deg2rad(degrees)
         cross = np.cross(np.eye(3), direction)  # Rodrigues' formula
         affine = self.affine.copy()
@@ -80,10 +80,10 @@ class Grid:
 
     @classmethod
     def from_lps(cls, shape: Sequence[int], steps_lps_mm: ArrayLike, origin_lps_mm: ArrayLike) -> Grid:
-        """The grid as DICOM and ITK say it, whose x grows to the Left and y to Posterior.
+        """A grid from LPS coordinates, as in DICOM and ITK: x increases towards the Left, y towards Posterior.
 
-        Column a of `steps_lps_mm` (3, 3) is the step from voxel to voxel along axis a; `origin_lps_mm` (3,) is the
-        centre of voxel (0, 0, 0).
+        Column a of `steps_lps_mm` (3, 3) is the step between neighbouring voxels along axis a; `origin_lps_mm` (3,) is
+        the centre of voxel (0, 0, 0).
         """
         affine = np.eye(4)
         affine[:3, :3] = _RAS_FROM_LPS @ np.asarray(steps_lps_mm, dtype=np.float64)
@@ -91,7 +91,7 @@ class Grid:
         return cls(tuple(shape), affine)  # type: ignore[arg-type]
 
     def to_lps(self) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-        """(3,) origin in LPS mm, (3,) spacing in mm, (3, 3) direction (unit columns, LPS), as ITK wants them."""
+        """(3,) origin in LPS mm, (3,) spacing in mm, (3, 3) direction (unit columns, LPS), as ITK expects."""
         return flip_lps(self.affine[:3, 3]), self.spacing_mm, _RAS_FROM_LPS @ self.affine[:3, :3] / self.spacing_mm
 
     def __eq__(self, other: object) -> bool:
@@ -104,16 +104,16 @@ class Grid:
         size, spacing = " x ".join(map(str, self.shape)), _numbers(self.spacing_mm)
         return f"Grid({size} voxels, {spacing} mm, axes {self.axes})"
 
-    # What it is
+    # Properties
 
     @property
     def spacing_mm(self) -> NDArray[np.float64]:
-        """(3,) distance of neighbouring voxel centres along each axis, mm."""
+        """(3,) distance in mm between neighbouring voxel centres along each axis."""
         return np.linalg.norm(self.affine[:3, :3], axis=0)
 
     @property
     def axes(self) -> str:
-        """Three letters of R/L, A/P, S/I: the direction into which each index grows (nearest one if oblique)."""
+        """Three letters of R/L, A/P, S/I: the direction in which each index increases (the nearest if oblique)."""
         return "".join(nib.orientations.aff2axcodes(self.affine))  # type: ignore[arg-type]
 
     @property
@@ -122,7 +122,7 @@ class Grid:
         return abs(_determinant(self.affine)) / 1000
 
     def close_to(self, other: Grid, tolerance_mm: float = GRID_TOLERANCE_MM) -> bool:
-        """Whether both have the same shape and no corner lies further than `tolerance_mm` apart."""
+        """Whether both have the same shape and no corner coordinate differs by more than `tolerance_mm`."""
         if self.shape != other.shape:
             return False
         return bool(np.abs(self.corners_world_mm() - other.corners_world_mm()).max() <= tolerance_mm)
@@ -139,11 +139,11 @@ class Grid:
         return _mapped(self.affine, index)
 
     def world_to_index(self, world_mm: ArrayLike) -> NDArray[np.float64]:
-        """(..., 3) RAS+ mm -> (..., 3) voxel indices; of their digits only those that rounding errors do not reach."""
+        """(..., 3) RAS+ mm -> (..., 3) voxel indices, rounded so that floating-point errors do not show."""
         return np.round(_mapped(np.linalg.inv(self.affine), world_mm), INDEX_DECIMALS) + 0.0  # + 0.0: no -0
 
     def index_in(self, other: Grid, index: ArrayLike) -> NDArray[np.float64]:
-        """(..., 3) indices of this grid as indices of `other`, as exact as `world_to_index`."""
+        """(..., 3) indices of this grid -> (..., 3) indices of `other`, rounded as in `world_to_index`."""
         return other.world_to_index(self.index_to_world(index))
 
     def contains(self, index: ArrayLike) -> NDArray[np.bool_]:
@@ -152,28 +152,28 @@ class Grid:
         return np.all((index >= -0.5) & (index <= np.array(self.shape) - 0.5), axis=-1)
 
     def voxel_of(self, index: ArrayLike) -> NDArray[np.int_]:
-        """(..., 3) the voxel in which each of (..., 3) indices lies; on an outer face, or beyond it, the outermost."""
+        """(..., 3) the voxel that holds each of (..., 3) indices; on or beyond an outer face, the outermost voxel."""
         whole = np.floor(np.asarray(index, dtype=np.float64) + 0.5).astype(int)
         return whole.clip(0, np.array(self.shape) - 1)
 
     # New grids
 
     def crop(self, start: Sequence[int], shape: Sequence[int]) -> Grid:
-        """The grid of `shape` voxels whose first voxel is this grid's index `start`; may reach outside (a pad)."""
+        """The grid of `shape` voxels whose first voxel is this grid's index `start`; may reach outside (padding)."""
         affine = self.affine.copy()
         affine[:3, 3] = self.index_to_world(np.asarray(start, dtype=np.float64))
         return Grid(tuple(shape), affine)  # type: ignore[arg-type]
 
     def pad(self, before: Sequence[int], after: Sequence[int]) -> Grid:
-        """The grid with `before` voxels more in front and `after` more behind, on each axis."""
+        """The grid extended on each axis by `before` voxels at its start and `after` at its end."""
         shape = [b + n + a for b, n, a in zip(before, self.shape, after, strict=True)]
         return self.crop([-b for b in before], shape)
 
     def respace(self, spacing_mm: Sequence[float]) -> Grid:
-        """The grid over the same box with another spacing: the first voxels share their outer corner.
+        """The grid over the same box at another spacing; the first voxels of both share their outer corner.
 
-        Length floor(n * old / new) voxels, at least one: the released code's grid (docs/released.md, "Intensities and
-        spacing").
+        Each axis has floor(n * old / new) voxels, at least one, as in the released code (docs/released.md,
+        "Intensities and spacing").
         """
         new = np.asarray(spacing_mm, dtype=np.float64)
         ratio = new / self.spacing_mm
@@ -184,7 +184,7 @@ class Grid:
         return Grid(tuple(np.maximum(lengths, 1)), affine)  # type: ignore[arg-type]
 
     def reorient(self, axes: str) -> Grid:
-        """The same voxels, permuted and flipped so that the indices grow into the directions of `axes`, e.g. "SAR"."""
+        """The same voxels, permuted and flipped so that indices increase in the directions of `axes`, e.g. "SAR"."""
         permutation, flips = self.permutation_to(axes)
         affine = np.eye(4)
         index_map = np.zeros((3, 3))  # new index -> old index
@@ -197,7 +197,7 @@ class Grid:
         return Grid(tuple(self.shape[a] for a in permutation), affine)  # type: ignore[arg-type]
 
     def permutation_to(self, axes: str) -> tuple[tuple[int, int, int], tuple[bool, bool, bool]]:
-        """For each axis of the grid reoriented to `axes`: which axis of this grid it is, and whether it is flipped."""
+        """For each axis of the grid reoriented to `axes`: the axis of this grid it comes from, and whether it flips."""
         pairs = ("RL", "AP", "SI")
         wanted = [pair for want in axes for pair in pairs if want in pair]
         found = [next(a for a, have in enumerate(self.axes) if have in pair) for pair in wanted]
@@ -208,20 +208,20 @@ class Grid:
 
 
 def flip_lps(points_mm: ArrayLike) -> NDArray[np.float64]:
-    """(..., 3) points in RAS+ mm as LPS, or in LPS as RAS+: the same flip."""
+    """(..., 3) points in mm converted from RAS+ to LPS, or from LPS to RAS+: the same flip."""
     return np.asarray(points_mm, dtype=np.float64) @ _RAS_FROM_LPS
 
 
 def _mapped(affine: NDArray[np.floating], points: ArrayLike) -> NDArray[np.float64]:
-    """(..., 3) points through a (4, 4) affine. Multiplied and added one by one: BLAS's sums have other last bits on
-    other processors, and affines stand in files."""
+    """(..., 3) points mapped by a (4, 4) affine, without BLAS: its sums differ in the last bits between processors,
+    and affines are written to files."""
     at = np.asarray(points, dtype=np.float64)
     x, y, z = at[..., :1], at[..., 1:2], at[..., 2:]
     return x * affine[:3, 0] + y * affine[:3, 1] + z * affine[:3, 2] + affine[:3, 3]
 
 
 def _determinant(affine: NDArray[np.float64]) -> float:
-    """Of the linear part of an affine (4, 4), one product after the other as in `_mapped`."""
+    """Determinant of the linear part of a (4, 4) affine, without BLAS as in `_mapped`."""
     return float((np.cross(affine[:3, 0], affine[:3, 1]) * affine[:3, 2]).sum())
 
 

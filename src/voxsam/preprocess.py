@@ -1,7 +1,7 @@
-"""From a scan to a normalised crop and back: what a checkpoint records of it, and the crop's window on the scan.
+"""From a scan to a normalised crop and back: the preprocessing that a checkpoint records, and the crop's window.
 
-A scan is seen through its *model grid*: its axes turned to the model's, its spacing changed to the model's, starting at
-the same outer corner. A *window* is a box of whole model grid voxels; it may reach outside.
+The model reads a scan on its *model grid*: the scan's grid with the model's axes and spacing, starting at the same
+outer corner. A *window* is a box of whole model grid voxels; it may reach outside the scan.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from voxsam.volume import Volume
 
 Slices = tuple[slice, slice, slice]
 
-# A model file says its own: these bounds keep one that is damaged, or made to, from arithmetic that ends in infinity.
+# Model files bring their own values: these bounds keep a damaged or malicious file from arithmetic that overflows.
 Value = Annotated[float, Field(ge=-1e9, le=1e9)]  # an intensity
 Spread = Annotated[float, Field(ge=1e-9, le=1e9)]  # a s.d. of intensities
 Spacing = Annotated[float, Field(ge=1e-3, le=1e3)]  # mm
 
 
 class Intensity(BaseModel):
-    """How the intensities of one image channel become numbers about 0; clip, mean and s.d. are in the scan's unit."""
+    """Intensity normalisation of one image channel; clip, mean and s.d. are in the scan's unit."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -35,8 +35,8 @@ class Intensity(BaseModel):
     clip: tuple[Value, Value]
     mean: Value
     sd: Spread
-    per_scan: bool = False  # each scan is standardised first (MR has no unit), and the numbers above are in its s.d.
-    standardise_others: bool = False  # in use, not in training: one of another modality is standardised to mean and sd
+    per_scan: bool = False  # standardise each scan first (MR has no unit); the numbers above are then in its s.d.
+    standardise_others: bool = False  # in use, not in training: standardise a scan of another modality to mean and sd
 
     @field_validator("clip")
     @classmethod
@@ -47,22 +47,22 @@ class Intensity(BaseModel):
 
     def normalise(self, array: NDArray) -> NDArray[np.float32]:
         """Clip, subtract the mean, divide by the s.d. (of the foreground voxels of the training set)."""
-        values = np.clip(array, *self.clip)  # a new array: in it, the rest takes no memory
+        values = np.clip(array, *self.clip)  # a new array, on which the rest works in place
         values -= self.mean
         values /= self.sd
         return values.astype(np.float32, copy=False)
 
 
-STANDARDISED: dict[str, Any] = {"clip": (-5.0, 10.0), "mean": 0.0, "sd": 1.0, "per_scan": True}  # an MR model
-SAMPLED = 2_000_000  # voxels of a scan that are measured, at most
-TAILS = (1.0, 99.0)  # per cent of the foreground that are left out at either end
+STANDARDISED: dict[str, Any] = {"clip": (-5.0, 10.0), "mean": 0.0, "sd": 1.0, "per_scan": True}  # for an MR model
+SAMPLED = 2_000_000  # voxels of a scan from which statistics are taken, at most
+TAILS = (1.0, 99.0)  # percentiles of the foreground; values beyond them are left out
 
 
 def standardised(scan: Volume, mean: float = 0.0, sd: float = 1.0) -> Volume:
-    """The scan (float32), its foreground's mean moved to `mean` and its s.d. to `sd`: gain and offset do not matter.
+    """The scan (float32), its foreground standardised to `mean` and `sd`, so that gain and offset do not matter.
 
-    Foreground is what is brighter than the scan's mean, without its darkest and brightest hundredth: the head, not the
-    air round it, whether or not that has been set to 0.
+    Foreground is whatever is brighter than the scan's mean, without its darkest and brightest hundredth: the head, not
+    the air around it, whether or not the air has been set to 0.
     """
     array = np.asarray(scan.array[...], dtype=np.float32)
     some = array.reshape(-1)[:: -(-array.size // SAMPLED)]
@@ -78,19 +78,19 @@ def standardised(scan: Volume, mean: float = 0.0, sd: float = 1.0) -> Volume:
 
 
 class Preprocessing(Intensity):
-    """How a model wants its crops: their model grid, and the intensities of the first image and of `additional` ones.
+    """How a model's crops are made: their model grid, and the normalisation of the first image and `additional` ones.
 
-    `axes` names the directions into which (d, h, w) grow, e.g. "SAR".
+    `axes` names the directions in which (d, h, w) increase, e.g. "SAR".
     """
 
     axes: str = "SAR"
     spacing_mm: tuple[Spacing, Spacing, Spacing] = (1.0, 1.0, 1.0)
-    spacing_range_mm: tuple[Spacing, Spacing] | None = None  # in which a lesion's size chooses
+    spacing_range_mm: tuple[Spacing, Spacing] | None = None  # finest and coarsest: a lesion's size chooses in between
     interpolation: Literal["linear", "area"] = "linear"  # "area" averages where the scan is finer than the crop
-    # `further` is its name in model files of 0.1
+    # model files of 0.1 call it `further`
     additional: tuple[Intensity, ...] = Field(
         default=(), validation_alias=AliasChoices("additional", "further")
-    )  # images beside the first, on the same model grid: several MR sequences, say
+    )  # images besides the first, on the same model grid: further MR sequences, say
 
     @field_validator("axes")
     @classmethod
@@ -108,16 +108,16 @@ class Preprocessing(Intensity):
 
     @property
     def channels(self) -> int:
-        """How many images make a crop."""
+        """Number of images in a crop."""
         return 1 + len(self.additional)
 
     def channel(self, number: int) -> Preprocessing:
-        """The same model grid with one image: the first (0), or a further one."""
+        """The preprocessing of one image on the same model grid: the first (0), or an additional one."""
         own = {} if number == 0 else self.additional[number - 1].model_dump()
         return self.model_copy(update={**own, "additional": ()})
 
     def with_channels(self, others: Sequence[Intensity]) -> Preprocessing:
-        """The same model grid with images beside the first that are normalised as `others` say."""
+        """The same preprocessing with additional images, normalised as `others` say."""
         kept = ({name: getattr(other, name) for name in Intensity.model_fields} for other in others)
         return self.model_copy(update={"additional": tuple(Intensity.model_validate(fields) for fields in kept)})
 
@@ -158,19 +158,19 @@ class Window:
 
     @classmethod
     def of_box(cls, model_grid: Grid, box: Slices) -> Window:
-        """The window that is a box of the model grid's voxels."""
+        """The window that covers a box of model grid voxels."""
         start, shape = [part.start for part in box], [part.stop - part.start for part in box]
         return cls(model_grid, tuple(start), tuple(shape))  # type: ignore[arg-type]
 
     @property
     def box(self) -> Slices:
-        """The window as a box of the model grid's voxels; its starts may be negative."""
+        """The window as a box of model grid voxels; its starts may be negative."""
         i, j, k = (slice(start, start + n) for start, n in zip(self.start, self.shape, strict=True))
         return i, j, k
 
     @property
     def grid(self) -> Grid:
-        """The window's own grid: its voxels are the crop's."""
+        """Grid of the crop in the window."""
         return self.model_grid.crop(self.start, self.shape)
 
     def inside(self) -> Slices:
@@ -182,7 +182,7 @@ class Window:
 
 
 def read_crop(volume: Volume, window: Window, preprocessing: Preprocessing) -> NDArray[np.float32]:
-    """(window.shape) normalised crop; only the scan's voxels under it are read. 0 outside the scan, as released."""
+    """(window.shape) normalised crop, 0 outside the scan as released; only the scan's voxels under it are read."""
     crop = np.zeros(window.shape, dtype=np.float32)
     inside = window.inside()
     if all(part.stop > part.start for part in inside):
@@ -192,13 +192,13 @@ def read_crop(volume: Volume, window: Window, preprocessing: Preprocessing) -> N
 
 
 def read_crops(volumes: Sequence[Volume], window: Window, preprocessing: Preprocessing) -> NDArray[np.float32]:
-    """(K, window.shape): the crop of each image, normalised by its own numbers; they may lie on different grids."""
+    """(K, window.shape) normalised crops of K images, each as its channel requires; their grids may differ."""
     each = (preprocessing.channel(number) for number in range(len(volumes)))
     return np.stack([read_crop(volume, window, one) for volume, one in zip(volumes, each, strict=True)])
 
 
 def standardised_as(images: Sequence[Volume], preprocessing: Preprocessing) -> tuple[Volume, ...]:
-    """The images, those standardised whose channel is `per_scan`."""
+    """The images, standardised where their channel is `per_scan`."""
     each = (preprocessing.channel(number) for number in range(len(images)))
     return tuple(standardised(one) if how.per_scan else one for one, how in zip(images, each, strict=True))
 
@@ -206,7 +206,7 @@ def standardised_as(images: Sequence[Volume], preprocessing: Preprocessing) -> t
 def paste_box(window: Window, scan: Grid) -> Slices:
     """The box of the scan's voxels that a crop can reach: one model grid voxel beyond its outermost centres.
 
-    Where the model grid ends, two: a scan may go on for up to a voxel after its last whole one.
+    At the end of the model grid it is two, since the scan may extend up to a voxel beyond the last whole one.
     """
     ends = [
         (p.start - 1, p.stop + (s + p.stop >= length))
@@ -220,9 +220,9 @@ def paste_box(window: Window, scan: Grid) -> Slices:
 
 
 def paste(crop: NDArray[np.float32], window: Window, scan: Grid) -> tuple[Slices, NDArray[np.float32]]:
-    """A crop's probabilities back on the scan: the box of the scan that they reach, and their values there.
+    """A crop's probabilities resampled to the scan: the box of the scan that they reach, and their values there.
 
-    Linear interpolation; 0 beyond the crop, and the outermost value at the border of the scan itself.
+    Linear interpolation; 0 beyond the crop, but at the border of the scan itself the outermost value continues.
     """
     inside = window.inside()
     box = paste_box(window, scan)

@@ -1,7 +1,7 @@
 """Prompts: clicks, boxes, scribbles and mask hints, kept in world millimetres; each becomes a few clicks.
 
-The model samples what the voxels under the clicks look like (paper, Sec. 3.3: "other prompts ... can be transformed
-into points through sampling"), so every prompt ends as points.
+The model samples prompt features at the clicks (paper, Sec. 3.3: "other prompts ... can be transformed into points
+through sampling"), so every prompt is reduced to points.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from voxsam.geometry import Grid
 from voxsam.preprocess import Slices
 from voxsam.volume import Volume
 
-MAX_POINTS = 10  # that a scribble or a hint becomes; the released model was trained with 10 in the tumour
-MAX_HINT_LABELS = 32  # values but 0 that a mask hint may have: a scan has more
-MAX_LOOKED_AT = 1_000_000  # voxels of a hint whose values are counted
-MAX_CANDIDATES = 20_000  # voxels that are looked at when points are spread over a region
+MAX_POINTS = 10  # per polarity from a scribble or hint; the released model was trained with 10 in the tumour
+MAX_HINT_LABELS = 32  # non-zero values in a mask hint, at most: a scan has more
+MAX_LOOKED_AT = 1_000_000  # voxels of a hint in which values are counted, at most
+MAX_CANDIDATES = 20_000  # voxels considered when points are spread over a region
 SCRIBBLE_POSITIVE, SCRIBBLE_NEGATIVE = 1, 2
 
 World = tuple[float, float, float]
@@ -37,11 +37,11 @@ class Point:
 
     @classmethod
     def at_index(cls, grid: Grid, index: Sequence[float], positive: bool = True) -> Point:
-        """A click on voxel (i, j, k) of a grid. Raises PromptError if it is not three finite numbers on the grid."""
+        """A click on voxel (i, j, k) of a grid. Raises PromptError unless they are three finite numbers on it."""
         return cls(_world(grid, index, "click"), positive)
 
     def index_on(self, scan: Grid) -> tuple[float, float, float]:
-        """(i, j, k) of the click on a scan, to a thousandth of a voxel: as it was given."""
+        """(i, j, k) of the click on a scan, rounded to a thousandth of a voxel: the index as it was given."""
         i, j, k = (scan.world_to_index(self.world_mm).round(3) + 0.0).tolist()  # + 0.0: no -0
         return i, j, k
 
@@ -53,24 +53,24 @@ class Point:
 
 @dataclass(frozen=True)
 class Box:
-    """Two opposite corners, RAS+ mm, of a box along the scan's axes: the tumour is in it, and nothing outside is."""
+    """Two opposite corners, in RAS+ mm, of a box along the scan's axes that holds the whole tumour."""
 
     corner_mm: World
     opposite_mm: World
-    click_mm: World | None = None  # where in it the tumour surely is; None: in its middle
+    click_mm: World | None = None  # a point surely inside the tumour; None: the middle of the box
 
     @classmethod
     def at_index(cls, grid: Grid, low: Sequence[float], high: Sequence[float]) -> Box:
-        """The box of voxels from `low` to `high`, both included, in any order of the corners."""
+        """The box from voxel `low` to voxel `high`, both included; any two opposite corners will do."""
         return cls(_world(grid, low, "box corner"), _world(grid, high, "box corner"))
 
     def index_range(self, scan: Grid) -> tuple[NDArray[np.int_], NDArray[np.int_]]:
-        """First and last voxel (3,) of the scan that the box holds."""
+        """First and last voxel (3,) of the scan inside the box."""
         corners = scan.voxel_of(scan.world_to_index([self.corner_mm, self.opposite_mm]))
         return corners.min(0), corners.max(0)
 
     def points(self, scan: Grid) -> list[Point]:
-        """One click: `click_mm`, or in the middle. Raises PromptError if it or a corner lies outside the scan."""
+        """One click, at `click_mm` or the middle. Raises PromptError if it or a corner lies outside the scan."""
         for corner in (self.corner_mm, self.opposite_mm):
             _require_inside(scan, corner, "box corner")
         if self.click_mm is not None:
@@ -81,14 +81,14 @@ class Box:
 
 @dataclass(frozen=True, eq=False)
 class Scribble:
-    """A label volume: voxels of 1 are in the tumour, voxels of 2 are not. Any grid; its strokes lie on the scan."""
+    """Strokes as a label volume on any grid: 1 is tumour, 2 is not; at least some of them lie on the scan."""
 
     volume: Volume
 
     def points(self, scan: Grid) -> list[Point]:
         """Up to ten clicks of each polarity, spread over all strokes.
 
-        Raises PromptError if none is on the scan, or for values other than 0, 1 and 2.
+        Raises PromptError if no stroke lies on the scan, or for values other than 0, 1 and 2.
         """
         highest, lowest = self.volume.array.max(), self.volume.array.min()
         if lowest < 0 or highest > SCRIBBLE_NEGATIVE:
@@ -106,14 +106,14 @@ class Scribble:
 
 @dataclass(frozen=True, eq=False)
 class MaskHint:
-    """A rough mask of the tumour (not 0 is inside), on any grid; some of it lies on the scan."""
+    """A rough mask of the tumour (non-zero is inside) on any grid; some of it lies on the scan."""
 
     volume: Volume
 
     def points(self, scan: Grid) -> list[Point]:
-        """Up to ten clicks spread over the inside of the mask, the first one deepest in it.
+        """Up to ten clicks spread over the inside of the mask, the first at its deepest point.
 
-        Raises PromptError if nothing of the mask lies on the scan, or for a volume that is a scan itself.
+        Raises PromptError if no part of the mask lies on the scan, or if the volume is a scan rather than a mask.
         """
         self._require_labels()
         inside, grid = _part_on_scan(self.volume, scan, "mask hint") != 0, self.volume.grid
@@ -137,12 +137,12 @@ Prompt = Point | Box | Scribble | MaskHint
 
 
 def prompts_bytes(prompts: Iterable[Prompt]) -> int:
-    """Memory of the labels of scribbles and hints."""
+    """Bytes that the labels of scribbles and hints take."""
     return sum(prompt.volume.array.nbytes for prompt in prompts if isinstance(prompt, Scribble | MaskHint))
 
 
 def common_box(prompts: Sequence[Prompt], clicks: Sequence[Point], scan: Grid) -> Slices | None:
-    """The boxes' common hull, in scan voxels; None without boxes, or if a positive one of `clicks` lies beyond it."""
+    """The hull of all boxes, in scan voxels; None without boxes, or if a positive one of `clicks` lies outside it."""
     ranges = [prompt.index_range(scan) for prompt in prompts if isinstance(prompt, Box)]
     if not ranges:
         return None
@@ -156,10 +156,10 @@ def common_box(prompts: Sequence[Prompt], clicks: Sequence[Point], scan: Grid) -
 def spread(
     region: NDArray[np.bool_], spacing_mm: NDArray[np.float64], count: int = MAX_POINTS, *, inner: bool = True
 ) -> NDArray[np.int_]:
-    """(n, 3) up to `count` voxels of a region: the one deepest inside first, then each farthest from those before.
+    """(n, 3) up to `count` voxels of a region: first the deepest, then always the one farthest from those before.
 
-    Always the same for the same region. With `inner` only the inner half (by depth) of the region is used, so that
-    specks, and an outline drawn a little too wide, do not matter.
+    Deterministic. With `inner`, only the inner half (by depth) of the region is used, so that specks, and an outline
+    drawn slightly too wide, do not matter.
     """
     if not region.any():
         return np.empty((0, 3), dtype=int)
@@ -200,7 +200,7 @@ def _require_inside(scan: Grid, world_mm: ArrayLike, what: str) -> None:
 
 
 def _require_on(scan: Grid, index: NDArray[np.float64], what: str) -> None:
-    # A thousandth of a voxel is the rounding of millimetres written with a few digits.
+    # Millimetres written with a few digits may be off by a thousandth of a voxel.
     index = np.round(index, 3) + 0.0  # + 0.0: no -0
     if not scan.contains(index):
         at = ", ".join(f"{v:.4g}" for v in index)
@@ -213,12 +213,12 @@ def _require_on(scan: Grid, index: NDArray[np.float64], what: str) -> None:
 
 
 def _part_on_scan(volume: Volume, scan: Grid, what: str) -> NDArray:
-    """The labels on their own grid, with 0 outside the scan. Raises PromptError if all that there are lie outside.
+    """The labels on their own grid, set to 0 outside the scan. Raises PromptError if all of them lie outside.
 
     Resampling them to the scan would lose strokes between its voxels.
     """
     ends = np.stack(np.meshgrid(*((0, n - 1) for n in volume.grid.shape), indexing="ij"), -1)
-    if scan.contains(volume.grid.index_in(scan, ends)).all():  # then all between them, too
+    if scan.contains(volume.grid.index_in(scan, ends)).all():  # then so do all voxels between them
         return volume.array
     labelled = np.argwhere(volume.array != 0)
     inside = labelled[scan.contains(volume.grid.index_in(scan, labelled))]

@@ -1,4 +1,4 @@
-"""Region: some voxels of a scan, kept as the box that holds them and a bit for each voxel of that box."""
+"""Region: a set of voxels of a scan, stored as its bounding box and one bit for each voxel of that box."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from voxsam.volume import Volume
 
 @dataclass(frozen=True, eq=False)
 class Region:
-    """A set of voxels that never changes; `a | b` and `a - b` are those of both, and those of a alone.
+    """An immutable set of voxels; `a | b`, `a & b` and `a - b` are union, intersection and difference.
 
-    `box` is the smallest that holds them, `bits` are its voxels in C order, eight to a byte: what undo keeps is small.
+    `box` is its bounding box, `bits` the voxels of that box in C order, eight to a byte: undo takes little memory.
     """
 
     box: Slices
@@ -27,7 +27,7 @@ class Region:
 
     @classmethod
     def of(cls, inside: NDArray, start: Sequence[int] = (0, 0, 0)) -> Region:
-        """The voxels of an array (i, j, k) that are not zero; its first voxel is voxel `start` of the scan."""
+        """The non-zero voxels of an array (i, j, k) whose first voxel is voxel `start` of the scan."""
         box = bounding_box(inside)
         if is_empty(box):
             return EMPTY
@@ -36,24 +36,24 @@ class Region:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """That of the box."""
+        """Shape of the box."""
         i, j, k = (part.stop - part.start for part in self.box)
         return i, j, k
 
     @property
     def inside(self) -> NDArray[np.bool_]:
-        """(shape) which voxels of the box belong to it; a new array."""
+        """(shape) mask of the region in its box; a new array."""
         i, j, k = self.shape
         return np.unpackbits(self.bits, count=i * j * k).reshape(self.shape).astype(bool)
 
     @property
     def voxels(self) -> int:
-        """How many there are."""
+        """Number of voxels in the region."""
         return int(np.bitwise_count(self.bits).sum())
 
     @property
     def nbytes(self) -> int:
-        """Memory of the bits."""
+        """Bytes that the bits take."""
         return self.bits.nbytes
 
     def __bool__(self) -> bool:
@@ -77,7 +77,7 @@ class Region:
         return Region.of(self.inside & ~other.within(self.box), [part.start for part in self.box])
 
     def within(self, box: Slices) -> NDArray[np.bool_]:
-        """Which voxels of any box belong to it; a new array."""
+        """Mask of the region in any box; a new array."""
         out = np.zeros([part.stop - part.start for part in box], dtype=bool)
         common = intersection(self.box, box)
         if not is_empty(common):
@@ -85,12 +85,12 @@ class Region:
         return out
 
     def holds(self, voxel: Sequence[int]) -> bool:
-        """Whether a voxel (i, j, k) belongs to it."""
+        """Whether a voxel (i, j, k) belongs to the region."""
         i, j, k = (slice(int(at), int(at) + 1) for at in voxel)
         return bool(self.within((i, j, k)).any())
 
     def component(self, voxel: Sequence[int]) -> Region:
-        """Its voxels that are joined to a voxel through faces; EMPTY if that one does not belong to it."""
+        """The connected component (through faces) that holds a voxel; EMPTY if the region does not hold it."""
         if not self.holds(voxel):
             return EMPTY
         start = [part.start for part in self.box]
@@ -98,19 +98,19 @@ class Region:
         return Region.of(labels == labels[tuple(int(v) - s for v, s in zip(voxel, start, strict=True))], start)
 
     def differs(self, other: Region) -> Slices:
-        """The smallest box that holds every voxel that belongs to one of the two alone."""
+        """The bounding box of the voxels that belong to only one of the two regions."""
         box = hull((self.box, other.box))
         return Region.of(self.within(box) ^ other.within(box), [part.start for part in box]).box
 
     def on(self, grid: Grid) -> Volume:
-        """uint8 0/1 on the part of the scan's `grid` that is the box; one voxel of background if there is none."""
+        """uint8 0/1 on the part of the scan's `grid` inside the box; one voxel of background for an empty region."""
         if not self:
             return Volume(np.zeros((1, 1, 1), np.uint8), grid.crop((0, 0, 0), (1, 1, 1)), "SEG")
         part = grid.crop([along.start for along in self.box], self.shape)
         return Volume(self.inside.astype(np.uint8), part, "SEG")
 
     def on_all(self, scan: Volume) -> Volume:
-        """uint8 0/1 on all of the scan's grid, with its header."""
+        """uint8 0/1 on the whole of the scan's grid, with its header."""
         out = np.zeros(scan.grid.shape, dtype=np.uint8)
         out[self.box] = self.inside
         return Volume(out, scan.grid, "SEG", scan.header)
@@ -120,6 +120,6 @@ EMPTY = Region(NOWHERE, np.zeros(0, np.uint8))
 
 
 def overlapping(regions: Iterable[Region]) -> bool:
-    """Whether some of them share voxels."""
+    """Whether any two regions share voxels."""
     regions = list(regions)
     return any(a & b for n, a in enumerate(regions) for b in regions[n + 1 :])

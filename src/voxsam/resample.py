@@ -1,4 +1,4 @@
-"""Interpolation between grids: the one place that reads a voxel where there is none."""
+"""Interpolation between grids: the only module that reads values between voxels."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from numpy.typing import NDArray
 from voxsam.geometry import INDEX_DECIMALS, Grid
 from voxsam.volume import Volume
 
-MAP_DECIMALS = 12  # of a matrix between grids: 1000 voxels further it is exact to INDEX_DECIMALS
+MAP_DECIMALS = 12  # of a matrix between grids: over 1000 voxels it is still exact to INDEX_DECIMALS
 SKEW_TOLERANCE = 1e-4  # voxels per voxel: below it, the axes of two grids count as parallel
-BLOCK = 32  # places along an axis that are interpolated together
+BLOCK = 32  # positions along an axis that are interpolated together
 
 Method = Literal["linear", "area", "nearest"]
 
 
 def index_map(target: Grid, source: Grid) -> NDArray[np.float64]:
-    """(4, 4) matrix: an index of `target` to the index of `source` at the same place."""
+    """(4, 4) matrix that maps an index of `target` to the index of `source` at the same point."""
     return np.round(np.linalg.inv(source.affine) @ target.affine, MAP_DECIMALS) + 0.0
 
 
 def parallel_axes(target: Grid, source: Grid) -> NDArray[np.intp] | None:
-    """(3,) for each axis of `target` the axis of `source` that runs along it, or None if the grids are oblique."""
+    """(3,) for each axis of `target` the parallel axis of `source`; None if the grids are oblique to each other."""
     linear = index_map(target, source)[:3, :3]
     partner = np.abs(linear).argmax(axis=0)
     rest = linear.copy()
@@ -36,10 +36,10 @@ def parallel_axes(target: Grid, source: Grid) -> NDArray[np.intp] | None:
 def resample(volume: Volume, target: Grid, method: Method = "linear") -> NDArray[np.float32]:
     """The volume's values at the voxels of `target`, (target.shape) float32; outside, the nearest edge voxel.
 
-    "linear" reads the two nearest voxels of each axis. "area" also averages over the target's spacing where that is
-    the coarser one (a triangle of its width), which keeps thin structures and removes noise. Grids whose axes are
-    parallel (also permuted or flipped) are interpolated axis by axis, and only the part of the source that the target
-    covers is read: the cost is that of the target, not of the scan. For oblique grids "area" is "linear".
+    "linear" reads the two nearest voxels along each axis. "area" also averages over the target's spacing where that is
+    coarser (a triangle of that width), which keeps thin structures and removes noise. Grids with parallel axes, even
+    permuted or flipped, are interpolated axis by axis, and only the part of the source that the target covers is read:
+    the cost depends on the target, not on the scan. For oblique grids "area" is the same as "linear".
     """
     matrix = index_map(target, volume.grid)
     partner = parallel_axes(target, volume.grid)
@@ -75,7 +75,7 @@ def _along_axes(
 def _taps(
     at: NDArray[np.float64], length: int, step: float, method: Method
 ) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
-    """(n, taps) which voxels of an axis each of the n places `at` reads, and with what weight."""
+    """(n, taps) the voxels along an axis that each of the n positions `at` reads, and their weights."""
     if method == "nearest":
         return np.floor(at + 0.5).astype(int)[:, None], np.ones((len(at), 1), np.float32)
     reach = max(1.0, step) if method == "area" else 1.0
@@ -88,11 +88,11 @@ def _taps(
 
 
 def _along_one(part: NDArray, axis: int, index: NDArray[np.intp], weight: NDArray[np.float32]) -> NDArray:
-    """One axis of an array of any type and layout: what its places read, as float32; as stored where that is one voxel,
-    and a view where those are neighbours.
+    """Interpolate along one axis of an array of any type and layout, in float32.
 
-    BLOCK places are made at a time, by the product of a small dense matrix with the voxels that they read together: no
-    more of the source than that is float32 at any time.
+    Where each position reads one voxel the type is kept, and neighbouring voxels come as a view. Otherwise BLOCK
+    positions at a time are the product of a small dense matrix with the voxels that they read: no more of the source
+    than that is float32 at any time.
     """
     if weight.shape[1] == 1:
         first, last = int(index[0, 0]), int(index[-1, 0])
@@ -109,12 +109,12 @@ def _along_one(part: NDArray, axis: int, index: NDArray[np.intp], weight: NDArra
 
 
 def _along(axis: int, box: slice) -> tuple[slice, ...]:
-    """The box of an array that is `box` on one axis, and all of the others."""
+    """Slices of an array: `box` on one axis, everything on the others."""
     return tuple(box if a == axis else slice(None) for a in range(3))
 
 
 def _multiply(matrix: NDArray[np.float32], part: NDArray, axis: int, out: NDArray[np.float32]) -> None:
-    """Fill `out` with the matrix applied along one axis of a part, plane by plane, as BLAS likes it."""
+    """Apply the matrix along one axis of `part`, plane by plane as suits BLAS, and write the result to `out`."""
     part = np.ascontiguousarray(part, dtype=np.float32)
     if axis == 2:
         np.matmul(part, matrix.T, out=out)

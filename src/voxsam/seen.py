@@ -1,9 +1,9 @@
-"""What tells a scan from every other, whatever file holds it, and whether a model was trained on it.
+"""Fingerprints of scans, whatever file holds them, and whether a model was trained on a scan.
 
-A card lists `content` of each scan that its network was trained on: a digest of all voxels, which the same scan has in
-another file, format, orientation or compression, and a sketch, of which a part of the scan has a part. The sketch are
-the least hashes of 3 x 3 x 2 voxels (bottom-k, Broder 1997): those that lie in a crop are hashes of the crop, too.
-What was resampled, or whose values were changed, is not known again but by its name.
+A card lists the `content` of each scan that its network was trained on: a digest of all voxels, which is the same for
+any file, format, orientation or compression, and a sketch, which a part of the scan shares in part. A sketch holds the
+smallest hashes of 3 x 3 x 2 voxels (bottom-k, Broder 1997): those that lie in a crop are hashes of the crop, too.
+A scan that was resampled, or whose values were changed, is recognised only by its name.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 
 from voxsam.volume import Volume
 
-HASHES = 48  # of a sketch, of 6 bytes each
-SHARED = 2  # so many hashes in common are no chance
-ONE_IN = 32  # of all places are hashed; which ones follows from their voxels
-VARIED = 9  # values of the 18 at least: padding and the like are the same everywhere
+HASHES = 48  # in a sketch, of 6 bytes each
+SHARED = 2  # this many hashes in common are no coincidence
+ONE_IN = 32  # places is hashed; their voxels decide which
+VARIED = 9  # distinct values among the 18, at least: padding and the like are the same in every scan
 SLAB = 32  # slices hashed at once
 TABLE_BITS = 20
 MIX = np.uint64(0x9E3779B97F4A7C15)
@@ -31,14 +31,14 @@ Hashes = NDArray[np.uint64]
 
 
 def content(volume: Volume) -> str:
-    """`DIGEST` or `DIGEST:SKETCH` of a scan: 16 hexadecimal digits, and its sketch in base 64 if it has one."""
+    """Fingerprint of a scan, `DIGEST` or `DIGEST:SKETCH`: 16 hexadecimal digits, and its sketch, if any, in base 64."""
     found = np.concatenate([np.zeros(0, np.uint64), *map(_least, _hashes(volume))])
     sketch = _least(found).astype(">u8").view(np.uint8).reshape(-1, 8)[:, 2:].tobytes()
     return f"{digest(volume)}:{base64.b64encode(sketch).decode()}" if sketch else digest(volume)
 
 
 def digest(volume: Volume) -> str:
-    """16 hexadecimal digits of the scan's voxels in R, A, S order, the same for the same values of any type."""
+    """Hash of the scan's voxels in R, A, S order, 16 hexadecimal digits: the same for equal values of any type."""
     array = _upright(volume)
     found, fractions = hashlib.sha256(repr(array.shape).encode()), _has_fractions(array)
     for start in range(0, len(array), SLAB):
@@ -47,7 +47,7 @@ def digest(volume: Volume) -> str:
 
 
 class Seen:
-    """What a card says that its network was trained on, to be searched for scans; `trained_on` as in a Card."""
+    """The scans that a network was trained on according to its card, searchable; `trained_on` is as in a Card."""
 
     def __init__(self, trained_on: Mapping[str, Mapping[str, str]]) -> None:
         self._names: dict[str, str] = {}
@@ -66,10 +66,10 @@ class Seen:
         self._table = _table(self._sketches)
 
     def find(self, name: str, scan: Volume) -> str:
-        """In words how the network knows a scan, "" if it does not as far as can be told.
+        """Say in words how the network was trained on a scan; "" if, as far as can be told, it was not.
 
-        `scan` (i, j, k) is the first channel as its file has it, `name` that of its case or file. The same voxels are
-        found, a part of a scan and a scan of which a part was trained on; else a name that is one patient's.
+        `scan` (i, j, k) is the first channel as its file has it, `name` that of its case or file. Finds the same
+        voxels, a part of a training scan or a scan with such a part; failing these, a name that identifies a patient.
         """
         same = self._digests.get(digest(scan)) if self._digests else None
         if same is not None:
@@ -81,7 +81,7 @@ class Seen:
         return f"perhaps trained on it: {named} has the same name" if named else ""
 
     def _shares(self, scan: Volume) -> str | None:
-        """The case with which a scan has most hashes in common, if they are enough."""
+        """The case that has the most hashes in common with a scan, if they are at least SHARED."""
         mask = np.uint64(len(self._table) - 1)
         found = [hashes[self._table[hashes & mask]] for hashes in _hashes(scan)]
         owners = self._owners[np.isin(self._sketches, np.concatenate([np.zeros(0, np.uint64), *found]))]
@@ -90,7 +90,7 @@ class Seen:
 
 
 def listed(trained_on: Mapping[str, Mapping[str, str]]) -> str:
-    """In words what a card lists: each source and how many of its cases."""
+    """Describe what a card lists: each source and its number of cases."""
     counts = {source: len(cases) for source, cases in trained_on.items()}
     parts = (f"{source} ({n} case{'s' * (n != 1)})" if n else f"{source} (not listed)" for source, n in counts.items())
     return ", ".join(parts)
@@ -106,13 +106,13 @@ def _has_fractions(array: NDArray) -> bool:
 
 
 def _bits(array: NDArray, fractions: bool) -> NDArray[np.uint32]:
-    """Whole numbers as int32, others as float32 (+ 0: -0 becomes 0), seen as bits."""
+    """Bits of the values as int32, or as float32 if there are fractions (+ 0 turns -0 into 0)."""
     values = array.astype("<f4") + np.float32(0) if fractions else array.astype("<i4")
     return np.ascontiguousarray(values).view("<u4")
 
 
 def _hashes(volume: Volume) -> Iterator[Hashes]:
-    """48-bit hashes of neighbourhoods, slab by slab, at places that two of their voxels choose: a crop has the same."""
+    """48-bit hashes of neighbourhoods, slab by slab, at places chosen by two of their voxels: a crop has the same."""
     array = _upright(volume)
     fractions = _has_fractions(array)
     for part in _slabs(array, SLAB + 1):
@@ -127,7 +127,7 @@ def _hashes(volume: Volume) -> Iterator[Hashes]:
         start = np.ravel_multi_index(np.unravel_index(places, drawn.shape), values.shape)
         steps = [(a * values.shape[1] + b) * values.shape[2] + c for a in range(3) for b in range(3) for c in (0, 1)]
         flat = values.reshape(-1)
-        start = start[flat[start] != flat[start + steps[6]]]  # padding, most of it
+        start = start[flat[start] != flat[start + steps[6]]]  # mostly padding
         around = np.stack([flat[start + step] for step in steps])
         ordered = np.sort(around, axis=0)
         around = around[:, (ordered[1:] != ordered[:-1]).sum(axis=0) + 1 >= VARIED]
@@ -139,7 +139,7 @@ def _hashes(volume: Volume) -> Iterator[Hashes]:
 
 
 def _slabs(array: NDArray, thickness: int) -> Iterator[NDArray]:
-    """Parts of an array along its last axis, which begin SLAB apart."""
+    """Slabs of an array along its last axis, which start SLAB apart."""
     for start in range(0, array.shape[2], SLAB):
         yield array[:, :, start : start + thickness]
 
@@ -154,16 +154,16 @@ def _read_sketch(text: str) -> Hashes:
 
 
 def _table(hashes: Hashes) -> NDArray[np.bool_]:
-    """Where the low bits of any of these hashes stand: most others are left out by one look."""
+    """Lookup table of the low bits of these hashes: it rules out most others at once."""
     table = np.zeros(1 << TABLE_BITS, np.bool_)
     table[hashes & np.uint64(len(table) - 1)] = True
     return table
 
 
 def _patient(name: str) -> str:
-    """What of a name is one patient's, to be compared: letters that are no common word, and the first number.
+    """The part of a name that identifies a patient: its words up to the first number, and that number.
 
-    A name that any data set may have is itself: `case_0001` is known only from a name that is the same.
+    A generic name, which any data set may have, is kept whole: `case_0001` matches only the same name.
     """
     words = re.findall(r"[a-z]+|\d+", name.lower().removesuffix("_0000"))
     numbers = [n for n, word in enumerate(words) if word.isdigit()]

@@ -1,7 +1,7 @@
-"""Stand-ins for tests, here and in programs built on VoxSAM: a very small network and a small scan, made in no time.
+"""Stubs for tests, of VoxSAM and of programs built on it: a tiny network and a small scan, quick to make.
 
-The network is a real one with random weights: its masks mean nothing, but shapes, files and errors are those of any
-model. The scan is a phantom on an anisotropic, oblique grid, so that a swapped axis shows.
+The network is a real one with random weights: its masks mean nothing, but its shapes, files and errors are those of any
+model. The scan is a phantom on an anisotropic, oblique grid, so that swapped axes show.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 STUB_SHAPE = (44, 36, 22)
 STUB_SPACING_MM = (3.0, 3.5, 6.0)
-STUB_TURN_DEGREES = -12.0  # of the grid about its own first axis, as of a tilted gantry
+STUB_TURN_DEGREES = -12.0  # of the grid about its own first axis, as with a tilted gantry
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,9 @@ class StubScan:
 
 
 def stub_network(seed: int = 0, *, polarity: bool = True, automatic: bool = False, name: str = "stub") -> VoxSAMNetwork:
-    """A VoxSAMNetwork of some 80,000 random weights, always the same for one seed, in eval mode on the CPU.
+    """A VoxSAMNetwork of some 80,000 random weights, the same for the same seed, in eval mode on the CPU.
 
-    `polarity=False`: it takes no negative clicks, as the released models. `automatic=True`: it takes no clicks at all.
+    With `polarity=False` it takes no negative clicks, as the released models; with `automatic=True` no clicks at all.
     """
     import torch
 
@@ -51,14 +51,14 @@ def stub_network(seed: int = 0, *, polarity: bool = True, automatic: bool = Fals
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = VoxSAMNetwork(card)
-        for parameter in network.parameters():  # some start as 0, which would give every click the same mask
+        for parameter in network.parameters():  # some are 0 at first, which would give every click the same mask
             torch.nn.init.normal_(parameter, std=0.2)
     install(network)  # as load_model does
     return network.eval()
 
 
 def stub_scan(seed: int = 0) -> StubScan:
-    """A phantom on 44 x 36 x 22 voxels of 3 x 3.5 x 6 mm whose axes are permuted and oblique to the world's."""
+    """A phantom of 44 x 36 x 22 voxels of 3 x 3.5 x 6 mm, on axes that are permuted and oblique to the world's."""
     phantom = make_phantom(seed, STUB_SHAPE, STUB_SPACING_MM, "PLS")
     grid = phantom.scan.grid.turned(0, STUB_TURN_DEGREES)
     return StubScan(Volume(phantom.scan.array, grid, "CT"), Volume(phantom.label.array, grid, "SEG"), phantom.click)

@@ -15,11 +15,11 @@ from voxsam.geometry import Grid
 
 @dataclass(frozen=True, eq=False)
 class Volume:
-    """An array (i, j, k) in its file's own order, its Grid, and what kind of image it is.
+    """An array (i, j, k) in its file's own axis order, with its Grid and modality.
 
     `modality` is "CT" (Hounsfield units), "MR", "SEG" (labels) or "" (unknown). `header` keeps what a writer needs
-    to give the file back in its own kind (for NIfTI: codes, units); it never decides geometry. `remarks` are what a
-    person should know of it, one line each: what was odd in its file, or, of a mask, why to look twice.
+    to save it in its original format (for NIfTI: codes, units); it never determines the geometry. `remarks` are what a
+    person should know about it, one line each: what was odd in its file, or why a mask needs a second look.
     """
 
     array: NDArray[Any]
@@ -42,11 +42,11 @@ class Volume:
         origin_mm: Sequence[float] = (0, 0, 0),
         modality: str = "CT",
     ) -> Volume:
-        """A scan from an array (i, j, k), the mm between its voxels along each axis, and where each axis grows.
+        """A scan from an array (i, j, k), its spacing in mm, and the direction of each axis.
 
-        `axes` says it in three letters of R/L, A/P, S/I: an array of SimpleITK or pydicom, (z, y, x), most often has
-        "SPL". `origin_mm` is the first voxel's centre, RAS+. "CT" are Hounsfield units. Raises ImageError for an array
-        that has not three axes of finite numbers, GeometryError for a spacing or axes that make no sense.
+        `axes` are three letters of R/L, A/P, S/I: an array from SimpleITK or pydicom, (z, y, x), usually has "SPL".
+        `origin_mm` is the centre of the first voxel, RAS+. "CT" means Hounsfield units. Raises ImageError unless the
+        array has three axes of finite numbers, GeometryError for a spacing or axes that make no sense.
         """
         voxels = np.asarray(array)
         if voxels.ndim != 3 or voxels.dtype.kind not in "biuf" or not voxels.size:
@@ -60,10 +60,10 @@ class Volume:
         return cls(voxels, Grid.from_spacing(voxels.shape, spacing_mm, origin_mm, axes), modality)
 
     def with_array(self, array: NDArray[Any], modality: str | None = None) -> Volume:
-        """The same place with other voxels."""
+        """A copy with other voxel values on the same grid; `modality` changes unless it is None."""
         return replace(self, array=array, modality=self.modality if modality is None else modality)
 
     @property
     def volume_ml(self) -> float:
-        """Volume of the voxels that are not zero, in millilitres; meant for masks."""
+        """Volume of the non-zero voxels in millilitres; meant for masks."""
         return int(np.count_nonzero(self.array)) * self.grid.voxel_volume_ml

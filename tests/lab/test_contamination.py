@@ -135,7 +135,7 @@ def test_an_overlap_is_found(trained: Path, tmp_path: Path, change: Callable[[Pa
     shutil.copytree(trained / "livers", folder)
     change(folder)
     found = scored(model_of(trained), folder)
-    assert list(found.overlap.values()) == [words]
+    assert found.checked and list(found.overlap.values()) == [words]
     assert "STS_002" not in found.overlap
     assert [row["Method"] for row in paper_rows([found])] == ["painter (1 pt/volume), trained on 1 of 2 cases"]
     (case,) = found.overlap
@@ -168,7 +168,7 @@ def test_of_an_old_file_what_its_card_says(tmp_path: Path):
     write_cases(folder, a=[LESION])
     save_model(stub_network(), tmp_path / "old.safetensors")
     found = scored(tmp_path / "old.safetensors", folder)
-    assert found.overlap == {}
+    assert found.overlap == {} and not found.checked
     assert "an overlap may go unnoticed; its card says: none: random weights." in write_tables(found)
 
 

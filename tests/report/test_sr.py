@@ -107,6 +107,10 @@ def test_what_is_no_segmentation_or_not_from_dicom_is_refused(scan, tmp_path):
     image = next((tmp_path / "series").iterdir())
     with pytest.raises(FileError, match="is no DICOM-SEG"):
         write_sr(tmp_path / "m.sr.dcm", image, scan)
+    (tmp_path / "words.dcm").write_text("no DICOM")
+    for name in ("words.dcm", "missing.dcm"):
+        with pytest.raises(FileError, match=f"{name}, which cannot be read as DICOM"):
+            write_sr(tmp_path / "m.sr.dcm", tmp_path / name, scan)
     with pytest.raises(FileError, match="not read from DICOM"):
         write_sr(tmp_path / "m.sr.dcm", image, Volume(scan.array, scan.grid, "CT"))
     assert not (tmp_path / "m.sr.dcm").exists()

@@ -1,2 +1,2 @@
-"""Many scans with one model: what is asked for (listing), reading, network and writing at once (overlap), each scan's
-three steps (worker), what was done (ledger), and the run as a whole (run)."""
+"""Many scans with one model: the scans to do (listing), each one's three steps, with reading, network and writing
+overlapped (worker), and the run as a whole with its table (run)."""

@@ -1,4 +1,4 @@
-"""What a cohort is: the scans of a folder, or those of a CSV table, with the clicks in its lines."""
+"""List a cohort: the scans of a folder, or of a CSV table with the clicks in its lines."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TRUTHS = {"": True, "1": True, "true": True, "yes": True, "0": False, "false": F
 
 @dataclass(frozen=True)
 class TableClick:
-    """One click of a table: a voxel's index (i, j, k), or with `in_mm` a place in RAS+ mm."""
+    """One click of a table: a voxel's index (i, j, k), or with `in_mm` a point in RAS+ mm."""
 
     place: tuple[float, float, float]
     positive: bool = True
@@ -36,7 +36,7 @@ class TableClick:
 
 @dataclass(frozen=True)
 class ScanTask:
-    """One scan: the name of its outputs (it may have folders: a/b), its image files, its clicks (none: automatic)."""
+    """One scan: the name of its outputs (may contain folders: a/b), its image files, its clicks (none: automatic)."""
 
     name: str
     images: tuple[Path, ...]
@@ -44,10 +44,10 @@ class ScanTask:
 
 
 def list_cohort(source: Path, output: Path, clicks: bool) -> list[ScanTask]:
-    """The scans of a folder (by name) or of a CSV table (in its order), each with its clicks where `clicks` says so.
+    """The scans of a folder (by name) or of a CSV table (in its order), with their clicks if `clicks` is set.
 
-    Raises FileError for a source that is neither, is empty, or gives two scans one name; PromptError where clicks are
-    missing, or there though none are asked for. What lies in the folder `output` is not taken for a scan.
+    Raises FileError for a source that is neither, is empty, or gives two scans one name; PromptError if clicks are
+    missing, or present although none are expected. Files in the folder `output` are not taken for scans.
     """
     if source.is_file() and source.suffix.lower() == ".csv":
         jobs = read_table(source, clicks)
@@ -66,7 +66,7 @@ def list_cohort(source: Path, output: Path, clicks: bool) -> list[ScanTask]:
 
 
 def find_scans(folder: Path, leave_out: Path) -> Iterator[Path]:
-    """Every scan in and below a folder, by name: files, and folders that hold a DICOM series; nothing hidden."""
+    """Every scan in and below a folder, by name: files, and folders with a DICOM series; hidden ones are skipped."""
     if folder.resolve() == leave_out.resolve():
         return
     entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
@@ -82,7 +82,7 @@ def find_scans(folder: Path, leave_out: Path) -> Iterator[Path]:
 
 
 def _is_series(files: Sequence[Path]) -> bool:
-    """Whether the first files of a folder that are of no other kind are DICOM."""
+    """Whether the first files of a folder, leaving out known other kinds, are DICOM."""
     others = [path for path in files if not path.name.lower().endswith((*SCAN_SUFFIXES, ".csv", ".json", ".txt"))]
     if not others:
         return False
@@ -92,11 +92,11 @@ def _is_series(files: Sequence[Path]) -> bool:
 
 
 def read_table(path: Path, clicks: bool) -> list[ScanTask]:
-    """A table with a header: `scan` (further channels `scan_1`, ...), `i,j,k` or `x_mm,y_mm,z_mm`, and if wanted
-    `positive` (1 or 0) and `name`. Lines of one scan and one name are its clicks; other columns are left alone.
+    """Read a table with a header: `scan` (additional channels `scan_1`, ...), `i,j,k` or `x_mm,y_mm,z_mm`, optionally
+    `positive` (1 or 0) and `name`. Lines with the same scan and name are its clicks; other columns are ignored.
 
-    Paths are relative to the table's folder. Raises FileError for a file that is no such table, PromptError for a
-    click that is none.
+    Paths are relative to the table's folder. Raises FileError for a file that is not such a table, PromptError for an
+    invalid click.
     """
     rows = _rows(path)
     channels = sorted((c for c in rows[0][1] if re.fullmatch(r"scan(_\d+)?", c)), key=lambda c: int(c[5:] or 0))
@@ -106,7 +106,7 @@ def read_table(path: Path, clicks: bool) -> list[ScanTask]:
         raise FileError(f"{path} with the columns {', '.join(rows[0][1])}", wanted, "name them in the first line")
     if places and not clicks:
         raise PromptError(f"clicks in {path} and --auto", "one of them", "take the columns of the clicks out")
-    jobs: dict[tuple[str, tuple[Path, ...]], ScanTask] = {}  # two lesions of one scan have a name each
+    jobs: dict[tuple[str, tuple[Path, ...]], ScanTask] = {}  # two lesions of one scan have different names
     for line, row in rows:
         images = tuple(path.parent / row[column] for column in channels if row[column])
         if not row["scan"]:
@@ -124,9 +124,9 @@ def read_table(path: Path, clicks: bool) -> list[ScanTask]:
 
 
 def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
-    """Each line's number and its cells by column, without blanks about them.
+    """Each line's number and its cells by column, stripped of blanks.
 
-    Read by csv: pandas is not in the core, and would not say in which line of the file a row ends.
+    Uses csv: pandas is not a core dependency, and does not say in which line of the file a row ends.
     """
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
@@ -163,7 +163,7 @@ def _click(row: Mapping[str, str], places: Sequence[tuple[str, ...]], where: str
 
 
 def _name(scan: Path, folder: Path) -> str:
-    """The scan's path below the folder, or else its own name, without what says its format."""
+    """The scan's path below the folder, or else its own name, without the format's suffix."""
     scan, folder = scan.absolute(), folder.absolute()
     below = scan.is_relative_to(folder) and scan != folder and ".." not in scan.relative_to(folder).parts
     name = scan.relative_to(folder).as_posix() if below else scan.resolve().name

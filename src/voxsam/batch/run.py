@@ -1,7 +1,7 @@
-"""The run of a cohort: what is done already is kept, the rest is made, each scan's row is written as it is finished.
+"""Run a cohort: keep what is already done, make the rest, and write each scan's row as soon as it is finished.
 
-On a Ray cluster, Ray hands the scans out, and each worker overlaps the steps of its own. Without a cluster
-(RAY_ADDRESS, `ray start`) Ray works on this machine alone, where the plain run is as fast.
+On a Ray cluster, Ray distributes the scans, and each worker overlaps the steps of its own. Without a cluster
+(RAY_ADDRESS, `ray start`), Ray uses the local machine only, where the plain run is as fast.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ KEY_DIGITS = 16
 
 
 class Ledger:
-    """The table in the folder `output`; a context. When it opens, it holds the rows `kept` and no others.
+    """The table in the folder `output`, as a context manager. It starts with the rows `kept` and no others.
 
-    A line is added as soon as a scan is finished. A line that a crash cut off is as if it had not been.
+    A line is added as soon as a scan is finished. A line cut off by a crash is ignored.
     """
 
     def __init__(self, output: Path, kept: Iterable[ScanResult]) -> None:
@@ -60,7 +60,7 @@ class Ledger:
         self._file.close()
 
     def add(self, row: ScanResult) -> None:
-        """Write a row, at once."""
+        """Write a row and flush it."""
         try:
             csv.DictWriter(self._file, COLUMNS).writerow(asdict(row))
             self._file.flush()
@@ -70,9 +70,9 @@ class Ledger:
 
 
 def read_table(output: Path) -> dict[str, ScanResult]:
-    """The rows that the folder's table has, by name; of several of one name, the last.
+    """The rows of the folder's table, by name; the last one if a name is repeated.
 
-    Raises FileError for a file that is no such table: it may be a list of scans, and is not to be replaced.
+    Raises FileError for a file that is not such a table: it may be a list of scans, and must not be replaced.
     """
     try:
         with open(output / TABLE, newline="", encoding="utf-8") as file:
@@ -88,17 +88,17 @@ def read_table(output: Path) -> dict[str, ScanResult]:
 
 def _rows(reader: csv.DictReader[str]) -> Iterator[ScanResult]:
     for cells in reader:
-        if not cells["key"]:  # the last column: the line is not whole
+        if not cells["key"]:  # the last column: the line is incomplete
             continue
         try:
             numbers = {name: float(cells[name]) if cells[name] else None for name in NUMBERS}
-        except ValueError:  # a spreadsheet has written it, with numbers of its own
+        except ValueError:  # saved by a spreadsheet, with its own number format
             continue
         yield replace(ScanResult("", "", "done"), **{**{name: cells.get(name, "") for name in COLUMNS}, **numbers})
 
 
 def key_of(job: ScanTask, settings: BatchOptions, model: str) -> str:
-    """A short hash of all that a mask is made from: files (size, time of change), clicks, model, settings, code."""
+    """A short hash of all that a mask is made from: files (size, modification time), clicks, model, settings, code."""
     made_from: dict[str, Any] = {
         "voxsam": code_sha256(),
         "model": [model, settings.precision],
@@ -111,7 +111,7 @@ def key_of(job: ScanTask, settings: BatchOptions, model: str) -> str:
 
 @cache
 def code_sha256() -> str:
-    """A hash of the package's source that a mask depends on: all but the laboratory, the server, the command line."""
+    """A hash of the source code that a mask depends on: all but the laboratory, the server and the command line."""
     package, digest = Path(__file__).parents[1], hashlib.sha256()
     for file in sorted(package.rglob("*.py")):
         if file.relative_to(package).parts[0] not in ("cli", "lab", "server"):
@@ -120,7 +120,7 @@ def code_sha256() -> str:
 
 
 def _stamp(path: Path) -> list[Any]:
-    """What changes with a file, or with any file of a folder; a path that is not there has a stamp, too."""
+    """A value that changes with a file, or with any file of a folder; a missing path has one too."""
     try:
         found = [path, *path.rglob("*")] if path.is_dir() else [path]
         stats = [(str(file), file.stat()) for file in sorted(found)]
@@ -135,7 +135,7 @@ Runner = Callable[[Sequence[ScanTask], Path], Iterable[ScanResult]]  # makes the
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run did: a row for each scan in the order given, and which were made now; `made` counts failures, too."""
+    """The outcome of a run: a row for each scan in the order given, and how many it made, failures included."""
 
     rows: tuple[ScanResult, ...]
     made: int
@@ -155,11 +155,11 @@ def run_cohort(
     again: bool = False,
     runner: Runner | None = None,
 ) -> Outcome:
-    """Segment every scan into the folder `output`; what it holds already is not made again, unless `again`.
+    """Segment every scan into the folder `output`; masks that are already there are not made again, unless `again`.
 
-    A scan that fails costs its own row; rows of scans that are not asked for stay in the table. `runner` makes the
-    masks in another way than this process's Worker (see `ray_runner`). Raises InputError for a model or settings that
-    cannot serve any scan, and FileError if a mask would replace a scan or the model: before the first one.
+    A scan that fails affects only its own row; rows of scans not in `jobs` stay in the table. `runner` makes the masks
+    in another way than this process's Worker (see `ray_runner`). Raises, before the first scan, InputError for a model
+    or settings that suit no scan, and FileError if a mask would replace a scan or the model.
     """
     inputs = [find_model(settings.model), *(path for job in jobs for path in job.images)]
     refuse_inputs((mask_path(output, job, settings) for job in jobs), inputs, "choose another folder with -o")
@@ -168,7 +168,7 @@ def run_cohort(
     fingerprint = worker.fingerprint  # once: it hashes the whole model
     keys = {job.name: key_of(job, settings, fingerprint) for job in jobs}
     made: Runner = runner or worker.run
-    del worker  # where others make the masks, its model is not needed any more
+    del worker  # if a runner makes the masks, its model is no longer needed
     make_folder(output)
     for folder in {output, *(mask_path(output, job, settings).parent for job in jobs)}:
         remove_leftovers(folder)
@@ -192,7 +192,7 @@ def _kept(
     output: Path,
     settings: BatchOptions,
 ) -> dict[str, ScanResult]:
-    """The rows of masks that are there, and would be made from the same again."""
+    """The rows of masks that exist and would be made from the same inputs again."""
     return {
         job.name: before[job.name]
         for job in jobs
@@ -203,7 +203,7 @@ def _kept(
 
 
 def _only_to_check(settings: BatchOptions) -> BatchOptions:
-    """For a process that checks and hashes the model, and leaves device and precision to the workers' machines."""
+    """Settings to check and hash the model with, leaving device and precision to the workers' machines."""
     require_device_name(settings.device)
     elsewhere = set(get_args(Precision)) - set(precisions(torch.device("cpu")))
     precision = "float32" if settings.precision in elsewhere else settings.precision
@@ -218,21 +218,21 @@ def _check_clicks(jobs: Sequence[ScanTask], model: Promptable) -> None:
         refuse_polarity(model, (click.positive for click in job.clicks), f" ({job.name})")
 
 
-SCANS = 8  # handed out together: enough to overlap their steps, few enough to share the last ones fairly
+SCANS = 8  # per batch: enough to overlap their steps, few enough to share out the last ones evenly
 
 
 def ray_runner(settings: BatchOptions) -> Runner:
-    """For `run_cohort`: scans and output must lie in folders that every machine sees under the same path.
+    """A runner for `run_cohort`; scans and output must be in folders that every machine sees under the same path.
 
     Raises UnsupportedError if Ray is not installed.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no reports about hospitals' machines to anybody
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no usage reports about hospitals' machines
     try:
         import ray.data  # noqa: F401  # type: ignore[import-not-found]
     except ImportError as error:
         given, remedy = "--ray", "pip install 'voxsam[ray]', or leave it out"
         raise UnsupportedError(given, "the package ray, which is not installed", remedy) from error
-    named = settings.model in MODELS  # the name says the same in any folder, a path has to be made absolute
+    named = settings.model in MODELS  # a name means the same everywhere, a path has to be made absolute
     everywhere = settings if named else replace(settings, model=str(find_model(settings.model).absolute()))
     return lambda jobs, output: _rows_by_ray(jobs, output, everywhere)
 
@@ -265,7 +265,7 @@ def _rows_by_ray(jobs: Sequence[ScanTask], output: Path, settings: BatchOptions)
 
 
 def _resources(nodes: Sequence[dict[str, Any]], device: str) -> dict[str, Any]:
-    """How many workers there may be, and what each takes: a GPU, or a machine's processors where there is none."""
+    """The number of workers and what each takes: a GPU, or a machine's processors if there is none."""
     from ray.data import ActorPoolStrategy  # type: ignore[import-not-found]
 
     alive = [node["Resources"] for node in nodes if node["Alive"]]
@@ -274,11 +274,11 @@ def _resources(nodes: Sequence[dict[str, Any]], device: str) -> dict[str, Any]:
         return {"compute": ActorPoolStrategy(min_size=1, max_size=gpus), "num_gpus": 1}
     processors = min(int(resources.get("CPU", 1)) for resources in alive)
     pool = ActorPoolStrategy(min_size=1, max_size=len(alive))
-    return {"compute": pool, "num_cpus": max(1, processors - 1)}  # one is left to Ray itself
+    return {"compute": pool, "num_cpus": max(1, processors - 1)}  # one is left for Ray itself
 
 
 class _RayWorker:
-    """What Ray starts on a machine: it loads the model once."""
+    """The worker that Ray starts on a machine; it loads the model once."""
 
     def __init__(self, settings: BatchOptions, jobs: Sequence[ScanTask], output: Path) -> None:
         self.worker, self.jobs, self.output = Worker(settings), jobs, output

@@ -1,4 +1,4 @@
-"""Worker: one model, and the three steps of a scan, overlapped: read and resampled, segmented, written."""
+"""Worker: one model, and the three overlapped steps of each scan: read and resample, segment, write."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Read = TypeVar("Read")
 Worked = TypeVar("Worked")
 Written = TypeVar("Written")
 
-AHEAD = 2  # items that are read, or wait for the middle step, at any time; as many are written or wait for it
+AHEAD = 2  # items that are being read or wait for the middle step; as many are being written or wait for that
 
 
 def overlapped(
@@ -43,11 +43,11 @@ def overlapped(
     write: Callable[[Item, Worked], Written],
     ahead: int = AHEAD,
 ) -> Iterator[tuple[Item, Written | Exception]]:
-    """Every item, in order, with what `write` returned, or with the exception that one of its steps raised.
+    """Yield every item, in order, with what `write` returned, or with the exception that one of its steps raised.
 
-    `work` runs in the caller's thread, one item at a time; `read` and `write` in others. At most 2 `ahead` + 1 items
-    are in memory. When the caller stops, or is interrupted, what has not begun is not done, and what is being read or
-    written is waited for. With `ahead` 0 one step follows the other, in the caller's thread.
+    `work` runs in the caller's thread, one item at a time; `read` and `write` run in others. At most 2 `ahead` + 1
+    items are in memory. When the caller stops or is interrupted, steps that have not begun are dropped, and reads and
+    writes in progress are waited for. With `ahead` 0, the steps run one after the other in the caller's thread.
     """
     if ahead == 0:
         yield from ((item, _tried(lambda item=item: write(item, work(item, read(item))))) for item in items)
@@ -83,7 +83,7 @@ def _passed_on(
     write: Callable[[Item, Worked], Written],
     writers: ThreadPoolExecutor,
 ) -> Future[Written]:
-    """The item on its way from reading to writing; the next one is read as soon as this one leaves its place."""
+    """Work on an item that was read and submit its writing; the next read starts as soon as this one is done."""
     try:
         try:
             read = reading.result()
@@ -109,15 +109,15 @@ def _tried(step: Callable[[], Written]) -> Written | Exception:
 
 
 FILES_MATTER = (
-    0.5  # reading and writing that take this fraction of the network's time, or more, get a core of their own
+    0.5  # if reading and writing take more than this fraction of the network's time, they get a core of their own
 )
 
 
 @dataclass(frozen=True)
 class BatchOptions:
-    """How every scan of a cohort is segmented. `suffix` chooses the masks' format; `ahead` see `overlapped`.
+    """How every scan of a cohort is segmented. `suffix` chooses the masks' format; for `ahead` see `overlapped`.
 
-    `threads` are the CPU threads of each worker's network; None: as many as torch takes.
+    `threads` is the number of CPU threads of each worker's network; None: torch's default.
     """
 
     model: str = "voxsam-tiny"
@@ -133,20 +133,20 @@ class BatchOptions:
 
 @dataclass(frozen=True)
 class ScanResult:
-    """What became of one scan. Volume and diameter (RECIST 1.1, longest axial one) are of the whole mask."""
+    """The result of one scan. Volume and diameter (RECIST 1.1, longest axial) are of the whole mask."""
 
     name: str
     scan: str
     status: Literal["done", "failed"]
     volume_ml: float | None = None
     diameter_mm: float | None = None
-    class_name: str = ""  # which of the model's classes it looks like
+    class_name: str = ""  # the model's class that it looks like
     reading_s: float | None = None
     segmenting_s: float | None = None
     writing_s: float | None = None
     messages: str = ""
     error: str = ""
-    key: str = ""  # of what the mask was made from; see ledger
+    key: str = ""  # of what the mask was made from; see run.key_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,28 +165,28 @@ class _Segmented:
 
 
 class Worker:
-    """Raises InputError for a model that is not there, or works the other way than `settings.automatic` says."""
+    """Segments scans with one model. Raises InputError if it is missing, or does not fit `settings.automatic`."""
 
     def __init__(self, settings: BatchOptions) -> None:
         self.settings = settings
         self.model = load_model(settings.model, settings.device, settings.precision)
         check_mode(self.model.card, settings.automatic)
         self._seen = Seen(self.model.card.trained_on)
-        self._ready = settings.automatic  # nothing to warm up where nobody clicks
+        self._ready = settings.automatic  # nothing to warm up without clicks
 
     @property
     def fingerprint(self) -> str:
-        """What tells this model from others, wherever it came from: a hash of its tensors, and its card."""
+        """What identifies this model, wherever it came from: a hash of its tensors, and its card."""
         return tensors_sha256(self.model.state_dict()) + self.model.card.model_dump_json()
 
     def run(self, jobs: Sequence[ScanTask], output: Path) -> Iterator[ScanResult]:
-        """A row for each scan, in order, as soon as its mask lies below the folder `output`, or as it failed."""
+        """Yield a row for each scan, in order, as soon as its mask is written below `output` or it has failed."""
         read, segment, ahead = self._open, self._segment, self.settings.ahead
         before = torch.get_num_threads()
         threads = self.settings.threads or before
         try:
             torch.set_num_threads(threads)
-            if jobs and not self._ready:  # once, and not for nothing: it takes seconds
+            if jobs and not self._ready:  # once, and only if there are scans: it takes seconds
                 warm_up(self.model)
                 self._ready = True
             for job, row in overlapped(jobs, read, segment, lambda j, s: self._finish(j, s, output), ahead):
@@ -235,10 +235,10 @@ class Worker:
 
 
 def threads_beside(row: ScanResult, threads: int) -> int:
-    """The network's threads from here on, given how long the steps of a scan took: all `threads`, or one fewer.
+    """The number of network threads from here on, given how long a scan's steps took: all `threads`, or one fewer.
 
-    A network's threads wait for one another all the time. Where files keep a core busy, the thread there holds up
-    the rest, and working at once gains nothing (docs/performance.md, "Whole scans and cohorts").
+    A network's threads constantly wait for one another. If files keep a core busy, the thread on it holds up the rest,
+    and overlapping gains nothing (docs/performance.md, "Whole scans and cohorts").
     """
     if row.reading_s is None or row.segmenting_s is None or row.writing_s is None:
         return threads
@@ -247,7 +247,7 @@ def threads_beside(row: ScanResult, threads: int) -> int:
 
 
 def mask_path(output: Path, job: ScanTask, settings: BatchOptions) -> Path:
-    """Where the mask of a scan lies."""
+    """The path of a scan's mask."""
     return output / f"{job.name}{settings.suffix}"
 
 

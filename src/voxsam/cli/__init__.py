@@ -1,8 +1,8 @@
-"""The command `voxsam`: which commands there are, and what happens when one fails.
+"""The command `voxsam`: its subcommands, and what happens when one fails.
 
 Exit status: 0 done, 2 the user's input is wrong, 1 anything else, 130 interrupted. A failure is one line on stderr;
-`--debug` puts the traceback above it. Command modules import torch and the like inside their functions, so that
-`voxsam --help` answers at once.
+`--debug` puts the traceback above it. Command modules import torch and other heavy packages inside their functions, so
+that `voxsam --help` answers at once.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ DISK = {
     errno.ENOSPC,
     errno.EROFS,
     getattr(errno, "EDQUOT", errno.ENOSPC),
-}  # full, read-only, or the user's part is full
+}  # full, read-only, or over the user's quota
 DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
 
-# Typer left click in 0.27 and took its classes along; BadParameter is public in both, and this is the base of its kind.
+# Typer 0.27 dropped click and took over its classes; BadParameter is public in both, and this is its usage-error base.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[2]
 
 
 def _hyphened(word: str) -> str:
-    """An option as its help writes it: `--save_masks` is `--save-masks`."""
+    """An option as the help spells it: `--save_masks` becomes `--save-masks`."""
     return word.replace("_", "-")
 
 
@@ -57,7 +57,7 @@ app.add_typer(weights.app, name="weights")
 
 @functools.cache
 def _with_added_commands() -> typer.Typer:
-    """The product's commands and those of entry points; not at import, for their modules import this package."""
+    """The product's commands and those of entry points; not at import, since their modules import this package."""
     for entry in commands():
         _add(entry)
     return app
@@ -76,11 +76,11 @@ def _add(entry: EntryPoint) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line (without the program's name; None: that of this process) and return the exit status."""
+    """Run the arguments (without the program's name; None: this process's) and return the exit status."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     words, debug = _without_debug(words)
     if not debug:
-        warnings.simplefilter("ignore")  # of libraries, to their developers; stderr is for the user
+        warnings.simplefilter("ignore")  # libraries' warnings are for developers; stderr is for the user
     try:
         status = typer.main.get_command(_with_added_commands()).main(words, prog_name="voxsam", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
@@ -96,13 +96,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _without_debug(words: list[str]) -> tuple[list[str], bool]:
-    """The words less every `--debug` before a `--`, and whether there was one."""
+    """The words without any `--debug` before a `--`, and whether there was one."""
     end = words.index("--") if "--" in words else len(words)
     return [word for word in words[:end] if word != "--debug"] + words[end:], "--debug" in words[:end]
 
 
 def _explain(error: Exception, words: Sequence[str]) -> tuple[int, str]:
-    """The exit status of an error and its one line."""
+    """The exit status of an error, and its one-line message."""
     if isinstance(error, InputError):
         return WRONG_INPUT, f"error: {error}"
     if isinstance(error, _UsageError):

@@ -1,4 +1,4 @@
-"""`voxsam batch`: many scans with one model, from a folder or a table of clicks; masks and a table out."""
+"""`voxsam batch`: segment many scans with one model, from a folder or a table of clicks, into masks and a table."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def command(
 
 
 def _show(outcome: Outcome, output: Path, seconds: float) -> None:
-    """The failures, then one line about the run."""
+    """Print the failures, then one line about the run."""
     from voxsam.batch.run import TABLE
 
     for row in outcome.failed[:SHOWN]:

@@ -75,7 +75,7 @@ def _write(phantom: Phantom, mask: Volume, report: dict[str, Any], output: Path)
 
 
 def _told(click: tuple[int, int, int], mask: Volume, model: str, report: dict[str, Any], output: Path) -> str:
-    """What came out, and how to do the same by hand."""
+    """The result in words, and how to do the same by hand."""
     where, scan, seconds = ",".join(map(str, click)), str(output / "scan.nii.gz"), report["seconds"]["one click"]
     return f"""\
 One click at {where}: Dice {report["dice"]:.3f}, {mask.volume_ml:.1f} mL, {seconds:.2f} s.

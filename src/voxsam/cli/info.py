@@ -1,4 +1,4 @@
-"""`voxsam info`: this installation, a model (what it is, takes, and tunes), or a scan (where its voxels lie)."""
+"""`voxsam info`: this installation, a model (what it is, takes and tunes), or a scan (its grid and intensities)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from voxsam.network.network import VoxSAMNetwork
     from voxsam.network.promptable import Promptable
 
-SAM_ENCODER_VIT_B = 89_670_912  # the paper's fraction of tuned parameters is of SAM's 2D encoder (16.96 %)
+SAM_ENCODER_VIT_B = 89_670_912  # the paper's fraction of tuned parameters (16.96 %) is relative to SAM's 2D encoder
 
 
 def command(
@@ -31,7 +31,7 @@ def command(
 
 
 def _is_model(what: str) -> bool:
-    """Whether `what` names a model, not a scan. Raises FileError for what is neither."""
+    """Whether `what` names a model rather than a scan. Raises FileError if it is neither."""
     from voxsam.network.sizes import SIZES
     from voxsam.weights.registry import MODELS
 
@@ -93,7 +93,7 @@ def _model(what: str) -> dict[str, str]:
 
 
 def _without_weights(size: str) -> VoxSAMNetwork:
-    """A network of a size's shapes, holding no numbers."""
+    """A network of this size on the meta device, without weights."""
     import torch
 
     from voxsam.network.card import Card

@@ -1,4 +1,4 @@
-"""Words of the command line to prompts on a scan: `120,88,45` to a click, `i0,j0,k0,i1,j1,k1` to a box."""
+"""Turn command-line words into prompts on a scan: `120,88,45` into a click, `i0,j0,k0,i1,j1,k1` into a box."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from voxsam.volume import Volume
 
 Numbers = tuple[float, ...]
-# What int() and float() read beyond these, a person mistyped: 1_0, digits of other scripts, nan.
+# Anything else that int() and float() accept is a typo: 1_0, digits of other scripts, nan.
 WHOLE = re.compile(r"[+-]?\d+", re.ASCII)
 DECIMAL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class PromptWords:
-    """Every prompt of a command line, its numbers read but not yet placed on a scan."""
+    """All prompts of a command line, their numbers parsed but not yet placed on a scan."""
 
     clicks: tuple[tuple[Numbers, bool], ...]  # voxel indices, and whether positive
     clicks_mm: tuple[tuple[Numbers, bool], ...]  # RAS+ mm
@@ -42,7 +42,7 @@ class PromptWords:
         scribble: Sequence[Path],
         hint: Sequence[Path],
     ) -> PromptWords:
-        """Raises PromptError for words that are not the right count of numbers."""
+        """Parse the words of each option. Raises PromptError for a wrong number of numbers, or anything else."""
         clicks = [(voxel("--click", w), True) for w in click] + [(voxel("--negative", w), False) for w in negative]
         in_mm = [(place_mm("--click-mm", w), True) for w in click_mm]
         in_mm += [(place_mm("--negative-mm", w), False) for w in negative_mm]
@@ -61,23 +61,23 @@ class PromptWords:
 
 
 def voxel(option: str, word: str) -> Numbers:
-    """`I,J,K`, whole numbers."""
+    """Parse `I,J,K`, whole numbers."""
     return _numbers(option, word, 3, True, "three whole numbers 'I,J,K', the voxel's index", "120,88,45")
 
 
 def place_mm(option: str, word: str) -> Numbers:
-    """`X,Y,Z`, RAS+ mm."""
+    """Parse `X,Y,Z`, RAS+ mm."""
     return _numbers(option, word, 3, False, "three numbers 'X,Y,Z', millimetres (RAS+)", "-42.5,10,118")
 
 
 def corners(option: str, word: str) -> Numbers:
-    """`I0,J0,K0,I1,J1,K1`, whole numbers: the two corners of a box, both included."""
+    """Parse `I0,J0,K0,I1,J1,K1`, whole numbers: the two corners of a box, both included."""
     what = "six whole numbers 'I0,J0,K0,I1,J1,K1', two opposite corners"
     return _numbers(option, word, 6, True, what, "100,70,40,140,110,60")
 
 
 def whole_numbers(option: str, words: str, example: str) -> tuple[int, ...]:
-    """`1,3,10`. Raises InputError, which names the option, for anything but whole numbers in the digits 0 to 9."""
+    """Parse `1,3,10`. Raises InputError, naming the option, for anything but whole numbers in the digits 0 to 9."""
     try:
         return _whole(words)
     except ValueError as error:
@@ -85,12 +85,12 @@ def whole_numbers(option: str, words: str, example: str) -> tuple[int, ...]:
 
 
 def decimals(words: str) -> Numbers:
-    """`0.5,-2,1e3`. Raises ValueError for anything but decimal numbers in the digits 0 to 9."""
+    """Parse `0.5,-2,1e3`. Raises ValueError for anything but decimal numbers in the digits 0 to 9."""
     return tuple(float(_matched(word, DECIMAL)) for word in words.split(","))
 
 
 def three_lengths(option: str, words: str, instead: str = "") -> tuple[float, float, float]:
-    """Three numbers above 0, written with commas. Raises InputError, which names the option, for anything else."""
+    """Parse three numbers above 0, separated by commas. Raises InputError, naming the option, for anything else."""
     try:
         numbers = decimals(words)
     except ValueError:

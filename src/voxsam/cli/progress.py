@@ -1,4 +1,4 @@
-"""What is being done, on stderr: nothing for two seconds, then a bar on a terminal, or one plain line per stage."""
+"""Progress on stderr: nothing for two seconds, then a bar on a terminal, or otherwise one plain line per stage."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ DELAY_S = 2.0
 
 
 class ProgressBar:
-    """Call it with a stage's name and, if known, the fraction done (0..1); use it as a context.
+    """A context manager to call with a stage's name and, if known, the fraction done (0..1).
 
-    It is what Session calls. `quiet` shows nothing ever.
+    Session takes it as its `progress`. With `quiet` it never shows anything.
     """
 
     def __init__(self, quiet: bool = False) -> None:
@@ -26,7 +26,7 @@ class ProgressBar:
         self._timer = None if quiet else threading.Timer(DELAY_S, self._appear)
 
     def __call__(self, stage: str, fraction: float | None = None) -> None:
-        """Tell what is being done now."""
+        """Report what is being done now."""
         with self._lock:
             is_new = stage != self._stage
             self._stage, self._fraction = stage, fraction

@@ -1,4 +1,4 @@
-"""`voxsam project`: scans that are worked through one by one, and a model that learns from them."""
+"""`voxsam project`: work through scans one by one, with a model that learns from them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def new(
     from voxsam.project import Project
 
     if scans is not None:
-        list_cohort(scans, folder, clicks=False)  # what is wrong with it is said before there is a project
+        list_cohort(scans, folder, clicks=False)  # errors are reported before the project is made
     project = Project.new(folder, start=model)
     typer.echo(f"{folder}: a project that starts with {project.in_use}")
     if scans is not None:

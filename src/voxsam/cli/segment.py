@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
 
 class Outputs:
-    """Paths by option, None where the option was not given.
+    """Output paths by option, None where the option was not given.
 
-    Raises FileError for a wrong ending, for one file named twice or an input named as an output, and where no file can
-    be made: then nothing has been written.
+    Raises FileError, before anything is written, for a wrong suffix, a file named twice, an input named as an output,
+    or a file that cannot be created.
     """
 
     def __init__(self, paths: Mapping[str, Path | None], inputs: Sequence[Path]) -> None:
@@ -52,9 +52,9 @@ class Outputs:
             refuse_inputs([path], inputs, f"change {option}")
 
     def write(self, option: str, writer: Callable[[Path], None]) -> None:
-        """Let `writer` write the option's file, if it was asked for.
+        """Let `writer` write the option's file, if it was requested.
 
-        What it raises as an InputError (a disk that is full by now) then also says which files are written already.
+        An InputError that it raises (the disk is full by now) then also says which files are already written.
         """
         if option not in self.paths:
             return
@@ -74,7 +74,7 @@ ShownClick = tuple[tuple[float, float, float], bool]
 
 @dataclass(frozen=True, eq=False)
 class Segmented:
-    """A mask on its scan, and what it was made with: a prediction, or with --each the session of all objects."""
+    """A mask on its scan, and what it came from: a prediction, or with --each the session of all objects."""
 
     scan: Volume
     clicks: list[ShownClick]
@@ -86,7 +86,7 @@ class Segmented:
     def of(
         cls, network: Promptable, images: Sequence[Volume], prompts: Sequence[Prompt], each: bool, **settings: Any
     ) -> Segmented:
-        """Segment what the prompts point at: one object, or with `each` one for every prompt."""
+        """Segment what the prompts point at: one object, or with `each` one object per prompt."""
         from voxsam.interactive.segment import opened
         from voxsam.interactive.session import Session
 
@@ -104,7 +104,7 @@ class Segmented:
         return cls(scan, clicks, session.mask, session=session)
 
     def facts(self, scan_name: str, model: str, seconds: Mapping[str, float], class_name: str | None) -> dict[str, Any]:
-        """What the report says; `class_name` is what the caller says was clicked, None where nobody did."""
+        """The facts of the report; `class_name` is the class that the caller gave for the click, None if none."""
         from voxsam.interactive.session import reported
         from voxsam.report.report import report_dict
 
@@ -126,7 +126,7 @@ class Segmented:
         return facts
 
     def write(self, outputs: Outputs, masks: Sequence[str], model: str) -> None:
-        """The files of `masks`, options of `outputs`, one for all objects or one for each; and the probabilities."""
+        """Write the files of `masks` (options of `outputs`, one for all objects or one each) and the probabilities."""
         from voxsam.io import write_mask, write_volume
         from voxsam.io.objects import write_objects
 
@@ -252,7 +252,7 @@ def command(
 def _write_others(
     outputs: Outputs, found: Segmented, target: Path, facts: Mapping[str, Any], progress: ProgressBar
 ) -> None:
-    """The measurements that refer to the mask in `target`, the report and the picture."""
+    """Write the measurements that refer to the mask in `target`, the report and the picture."""
     from voxsam.report.figures import overview_figure
     from voxsam.report.report import write_report_json
     from voxsam.report.sr import write_sr
@@ -269,7 +269,7 @@ def _write_others(
 def _say(
     facts: Mapping[str, Any], confidence: Confidence | None, masks: Collection[Path], each: bool, seconds: float
 ) -> None:
-    """What is to be known of the mask, and at last where it is."""
+    """Print what the user should know of the mask, and finally where it is."""
     objects = facts["objects"]
     for remark in facts["messages"]:
         typer.echo(remark)
@@ -284,7 +284,7 @@ def _say(
 
 
 def _archive(scan: Path, target: Path) -> Archive:
-    """Where a mask is sent to. Raises InputError if it is no DICOM object, or the scan from no archive."""
+    """The archive to send a mask to. Raises InputError if it is not a DICOM object, or the scan not from an archive."""
     from voxsam.io import is_address
     from voxsam.io.dicom.web import Archive
 
@@ -297,7 +297,7 @@ def _archive(scan: Path, target: Path) -> Archive:
 
 
 def _check_measurements(measurements: Path | None, target: Path) -> None:
-    """Raises InputError for an SR beside a mask that is no DICOM object."""
+    """Raises InputError for an SR with a mask that is not a DICOM-SEG."""
     if measurements is None:
         return
     from voxsam.io.dicom import is_seg
@@ -308,7 +308,7 @@ def _check_measurements(measurements: Path | None, target: Path) -> None:
 
 
 def set_threads(count: int | None) -> None:
-    """Let torch use `count` CPU threads; None: as many as it takes. Raises InputError for less than one."""
+    """Let torch use `count` CPU threads; None: its default. Raises InputError for less than one."""
     if count is None:
         return
     if count < 1:
@@ -319,7 +319,7 @@ def set_threads(count: int | None) -> None:
 
 
 def _check_precision(precision: str, device: str) -> None:
-    """Refuse, before the scan is read, what the machine has no instructions for."""
+    """Refuse, before the scan is read, a precision that the machine has no instructions for."""
     if precision != "float32":
         from voxsam.kernels import choose_device
         from voxsam.kernels.linear import require_precision
@@ -328,7 +328,7 @@ def _check_precision(precision: str, device: str) -> None:
 
 
 def _count_objects(words: PromptWords, auto: bool, each: bool, overlap: bool, probabilities: Path | None) -> int:
-    """How many objects are asked for. Raises PromptError for prompts that are missing, or do not go together."""
+    """The number of objects requested. Raises PromptError for prompts that are missing, or cannot be combined."""
     if auto == bool(words):
         given = "both --auto and prompts" if auto else "no prompt"
         raise PromptError(given, "prompts, or --auto alone", "click the tumour, for example --click 120,88,45")
@@ -352,7 +352,7 @@ def _mask_files(target: Path, count: int) -> dict[str, Path]:
 
 
 def _sizes(objects: list[dict[str, Any]]) -> str:
-    """Of one object, or of none."""
+    """The measurements of one object, or of none, in words."""
     (found,) = objects or [{"volume_ml": 0.0, "longest_axial_diameter_mm": 0.0, "perpendicular": None}]
     across = found["perpendicular"]
     words = f"{found['volume_ml']:.2f} mL, longest axial diameter {found['longest_axial_diameter_mm']:.1f} mm"

@@ -96,7 +96,7 @@ def command(
 
 
 def serve(settings: Settings, browser: bool) -> None:
-    """Run the server until it is interrupted. Raises InputError if it cannot begin."""
+    """Run the server until it is interrupted. Raises InputError if it cannot start."""
     from voxsam.protocols import PROTOCOLS
     from voxsam.server.app import make_app
     from voxsam.server.guard import make_server
@@ -105,7 +105,7 @@ def serve(settings: Settings, browser: bool) -> None:
     listener = _listen(settings.host, settings.port)
     with listener:
         address = _address(settings.host, listener.getsockname()[1])
-        log_to_stderr()  # before the application, whose warm-up says what it chose
+        log_to_stderr()  # before the application, whose warm-up logs what it chose
         app = make_app(settings, protocols=PROTOCOLS)
         _log(settings, address)
         if browser:
@@ -117,7 +117,7 @@ def serve(settings: Settings, browser: bool) -> None:
 
 
 def state_folder() -> Path:
-    """Where the work is kept by default: in $VOXSAM_HOME, or the platform's folder for state."""
+    """The default folder for the server's state: in $VOXSAM_HOME, or the platform's state folder."""
     home = os.environ.get("VOXSAM_HOME")
     if home:
         return Path(home).expanduser() / "server"
@@ -129,7 +129,7 @@ def state_folder() -> Path:
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """A socket on the address, so that a port that is taken is reported before the model is loaded."""
+    """A socket bound to the address, so that a port already in use is reported before the model is loaded."""
     try:
         family, kind, protocol, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
@@ -149,7 +149,7 @@ def _address(host: str, port: int) -> str:
 
 
 def _first_page(settings: Settings, address: str) -> str:
-    """What the browser opens: the key goes in the part of an address that is never sent; without folders, the demo."""
+    """The address that the browser opens, with the key in its fragment (never sent); without folders, the demo."""
     key = "" if settings.key is None else f"key={quote(settings.key.get_secret_value(), safe='')}&"
     start = "demo" if settings.demo and not settings.folders and not settings.project else ""
     return f"{address}#{key}{start}" if key or start else address

@@ -14,14 +14,14 @@ app = typer.Typer(help="Model files: list the named ones, fetch one, import a fo
 
 
 class Kind(StrEnum):
-    """What a foreign checkpoint is: of the released 3DSAM-adapter code, or SAM itself."""
+    """The kind of a foreign checkpoint: from the released 3DSAM-adapter code, or SAM itself."""
 
     released = "released"
     sam = "sam"
 
 
 class Profile(StrEnum):
-    """The data set whose axes and intensities a model takes."""
+    """The data set whose axes and intensities a model expects."""
 
     kits = "kits"
     lits = "lits"
@@ -37,7 +37,7 @@ class Variant(StrEnum):
 
 
 class Format(StrEnum):
-    """What other programs read."""
+    """Formats that other programs read."""
 
     onnx = "onnx"
 

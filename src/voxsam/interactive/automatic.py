@@ -1,7 +1,7 @@
 """Whole scans without clicks: a sliding window over the model grid, for models trained without the prompt encoder.
 
-In two steps, so that a cohort can have several scans in them at once: `prepare` reads the scan into the model grid,
-`predict` is the network.
+There are two steps, so that a cohort can work on several scans at once: `prepare` resamples the scan to the model grid,
+`predict` runs the network.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from voxsam.preprocess import Window, read_crops
 from voxsam.volume import Volume
 
 OVERLAP = 0.7  # of neighbouring windows, averaged with equal weight (paper, Table 4)
-WINDOWS_TOGETHER = {"cuda": 4}  # that go through the network at once; a CPU is as fast with one, and needs less memory
+WINDOWS_TOGETHER = {"cuda": 4}  # in a batch; a CPU is as fast with one at a time, and needs less memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,18 +42,18 @@ def segment_automatically(
     overlap: float = OVERLAP,
     progress: ReportProgress | None = None,
 ) -> Prediction:
-    """The tumour of a whole scan.
+    """Segment the tumour in a whole scan.
 
-    Several volumes are the channels of a model of several (as for a Session). The windows have the side of the model's
-    crop. Raises UnsupportedError for a model that was trained with clicks.
+    Several volumes are the channels of a multi-channel model (as for a Session). The windows have the side of the
+    model's crop. Raises UnsupportedError for a model that was trained with clicks.
     """
     return predict(model, prepare(model, volume), overlap=overlap, progress=progress)
 
 
 def prepare(model: Promptable, volume: Volume | Sequence[Volume]) -> Prepared:
-    """The scan resampled to the model's grid and normalised: done once, whatever windows are cut from it.
+    """Resample the scan to the model grid and normalise it, once for all windows.
 
-    Raises UnsupportedError for a model that was trained with clicks, or for another number of images than it takes.
+    Raises UnsupportedError for a model that was trained with clicks, or for a wrong number of images.
     """
     if not model.card.automatic:
         raise UnsupportedError(
@@ -67,19 +67,19 @@ def prepare(model: Promptable, volume: Volume | Sequence[Volume]) -> Prepared:
     whole = Window(model_grid, (0, 0, 0), model_grid.shape)
     array = torch.from_numpy(read_crops(images, whole, preprocessing))
     if next(model.parameters()).device.type == "cuda":
-        array = array.pin_memory()  # here, where a cohort reads ahead: the way to the GPU is then waited for by nobody
+        array = array.pin_memory()  # here, where a cohort reads ahead, so that nothing waits for the copy to the GPU
     return Prepared(Prediction(images[0].grid, images[0].header, notes=tuple(notes)), whole, array)
 
 
 def predict(
     model: Promptable, prepared: Prepared, *, overlap: float = OVERLAP, progress: ReportProgress | None = None
 ) -> Prediction:
-    """The mean, at every voxel of the model grid, of all windows that hold it.
+    """Run the network in all windows, and average at every voxel of the model grid those that hold it.
 
     Raises CheckpointError if the model's prediction is NaN.
     """
     side, windows = model.config.crop, _Windows(model)
-    # A scan shorter than a window lies in the middle of it, as MONAI's sliding_window_inference has it.
+    # A scan shorter than a window is centred in it, as in MONAI's sliding_window_inference.
     short = [max(0, side - n) for n in prepared.whole.shape]
     before = [n // 2 for n in short]
     padding = [n for a, b in zip(before[::-1], short[::-1], strict=True) for n in (a, b - a)]
@@ -103,15 +103,15 @@ def predict(
 
 
 def _starts(length: int, side: int, overlap: float) -> list[int]:
-    """Where windows begin along an axis: evenly, the last one moved back so that it ends with the scan."""
+    """Where windows start along an axis: evenly spaced, the last one moved back to end with the scan."""
     step = max(1, int(side * (1 - overlap)))
     return [min(n * step, length - side) for n in range(int(np.ceil((length - side) / step)) + 1)]
 
 
 class _Windows:
-    """The network's predictions for windows; of those that are one value throughout (air), only the first is computed.
+    """The network's predictions for windows; of constant windows (air), only the first of each value is computed.
 
-    Same window, same prediction: this is exact. Windows with anything else in them share nothing (docs/performance.md).
+    This is exact: the same window has the same prediction. Other windows share nothing (docs/performance.md).
     """
 
     def __init__(self, model: Promptable) -> None:
@@ -120,7 +120,7 @@ class _Windows:
         self._flat: dict[tuple[float, ...], Tensor] = {}
 
     def probabilities(self, crops_BKDHW: Tensor) -> Tensor:
-        """(B, D, H, W) on the CPU."""
+        """(B, D, H, W) tumour probabilities, on the CPU."""
         values = [_one_value(crop) for crop in crops_BKDHW]
         new = [n for n, value in enumerate(values) if value is None or value not in self._flat]
         found = dict(zip(new, self._compute(crops_BKDHW[new]), strict=True)) if new else {}
@@ -133,7 +133,7 @@ class _Windows:
 
 
 def _one_value(crop_KDHW: Tensor) -> tuple[float, ...] | None:
-    """The value of each image in a window that has no other; None if it has."""
+    """The value of each image in a window where all images are constant; None elsewhere."""
     flat = crop_KDHW.flatten(1)
     low, high = flat.aminmax(dim=1)
     return tuple(low.tolist()) if torch.equal(low, high) else None

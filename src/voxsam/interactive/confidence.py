@@ -1,8 +1,8 @@
-"""Confidence: a calibrated number beside a mask, from what the prediction and the crop look like.
+"""Confidence: how good a mask probably is, calibrated, from what the prediction and the crop look like.
 
-Signals are measured in the crop that the first click chose, on the mask's components that were clicked. The
-calibration in the model's card turns them into an expected Dice, an interval of the volume, and a doubt whether what
-was clicked is a lesion at all.
+Signals are measured in the crop of the first click, on the components of the mask that were clicked. The calibration
+in the model's card turns them into an expected Dice, an interval of the volume, and a warning where what was clicked
+may be no lesion at all.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from voxsam.interactive.crops import THRESHOLD, Encoded, Piece
 from voxsam.network.calibration import Calibration
 from voxsam.prompts import Point
 
-SHELL, FAR = 2, 4  # voxels round the mask that are its surroundings, and round these what lies farther off
+SHELL, FAR = 2, 4  # widths in voxels: of the mask's surroundings, and of the wider shell around these
 VAGUE = (0.1, 0.9)  # probabilities between these are vague
 FEW = 1e-3
 SIGNALS = 25
-COUNTS = slice(15, 17)  # those that tell how many positive and negative clicks there are
+COUNTS = slice(15, 17)  # those that count positive and negative clicks
 
 
 @dataclass(frozen=True)
 class Confidence:
-    """How good a mask probably is, as calibrated on validation lesions: for a model that says so in its card."""
+    """How good a mask probably is, calibrated on validation lesions, for a model with a calibration in its card."""
 
     dice: float  # expected, 0 to 1
     volume_ml: tuple[float, float]  # holds the lesion's true volume in 80 % of cases
@@ -48,7 +48,7 @@ class Confidence:
 def confidence(
     calibration: Calibration, pieces: Sequence[Piece], clicks: Sequence[Point], encoded: Encoded, volume_ml: float
 ) -> Confidence:
-    """Of a mask of `volume_ml`, made from `pieces`, the first of which is the crop `encoded`."""
+    """The confidence in a mask of `volume_ml` made from `pieces`, the first of which is the crop `encoded`."""
     found = calibration.judge(signals(pieces, clicks, encoded))
     low, high = found.ratios
     doubtful = found.lesion < calibration.warn_below
@@ -56,7 +56,7 @@ def confidence(
 
 
 def signals(pieces: Sequence[Piece], clicks: Sequence[Point], encoded: Encoded) -> NDArray[np.float64]:
-    """(SIGNALS,) what tells a good mask from a bad one: how sure it is, its size and shape, what lies round it."""
+    """(SIGNALS,) what tells a good mask from a bad one: how sure it is, its size, shape and surroundings."""
     window, probability = pieces[0]
     places = window.model_grid.world_to_index([click.world_mm for click in clicks]) - window.start
     positive = np.array([click.positive for click in clicks], dtype=bool)
@@ -106,14 +106,14 @@ def signals(pieces: Sequence[Piece], clicks: Sequence[Point], encoded: Encoded) 
 
 
 def _marked(shape: tuple[int, ...], here: NDArray[np.int_]) -> NDArray[np.bool_]:
-    """Voxels of a crop, or the middle one if there are none: what is looked at where there is no mask."""
+    """Mask of these voxels of a crop, or of its middle one if there are none: stands in for an empty mask."""
     marked = np.zeros(shape, dtype=bool)
     marked[tuple(here.T) if len(here) else tuple(n // 2 for n in shape)] = True
     return marked
 
 
 def _zones(image: NDArray[np.float32], core: NDArray[np.bool_]) -> list[NDArray[np.float32]]:
-    """The crop's values in a mask, a shell round it, and a wider one round that; for an empty shell the one within."""
+    """The crop's values in a mask, a shell around it, and a wider one around that; an empty shell repeats the last."""
     zones, within = [image[core]], core
     for width in (SHELL, FAR):
         grown = scipy.ndimage.binary_dilation(within, iterations=width)
@@ -124,7 +124,7 @@ def _zones(image: NDArray[np.float32], core: NDArray[np.bool_]) -> list[NDArray[
 
 
 def _shape(core: NDArray[np.bool_]) -> tuple[float, float]:
-    """How far a mask spreads, as the logarithm of its radius of gyration over a ball's, and how full its box is."""
+    """Log of a mask's radius of gyration over that of an equal ball, and the fraction of its box that it fills."""
     places = np.argwhere(core)
     radius = np.cbrt(3 * len(places) / (4 * np.pi))
     spread = np.sqrt((places.var(0) + 1 / 12).sum())  # a voxel is a cube, not a point

@@ -1,4 +1,4 @@
-"""Crops of a scan: which ones a set of clicks needs, what the model makes of each, and how they become one.
+"""Crops of a scan: which ones a set of clicks needs, what the model predicts in each, and how they are blended.
 
 A piece is a window (a box of a model grid) with the probabilities that the model gave in it. Indices are model grid
 voxels (d, h, w).
@@ -31,22 +31,22 @@ ReportProgress = Callable[[str, float], None]  # a stage's name, and the fractio
 WELL_INSIDE = 8  # a click this fraction (1/8) of the side or more from the crop's faces keeps the crop where it is
 TOUCH = 2  # a mask within this many voxels of a face of its crop is said to reach it
 THRESHOLD = 0.5  # of the probability: inside the tumour (docs/released.md, "Mask decoder")
-SURE = 1e-5  # a probability this near to 0 or 1 is taken as this near: its logit is finite
+SURE = 1e-5  # probabilities are kept this far from 0 and 1, so that logits are finite
 KEPT_BYTES = 1 << 30  # of encoded crops that the current object does not use
 AFTER_BLOCKS = 2  # stages that progress counts after the encoder's blocks: the necks, the static part of the decoder
 
 
-# Where
+# Windows
 
 
 def choose_windows(model_grid: Grid, points: NDArray[np.float64], side: int, current: Sequence[Window]) -> list[Window]:
-    """The windows for clicks (N, 3): the current ones if they hold, else one for each group of clicks that fits in one.
+    """The windows for clicks (N, 3): the current ones if they hold all, else one per group of clicks that fits in one.
 
     A new window is centred on the middle of its clicks' bounding box, as released.
     """
     if current and all(any(_well_inside(window, point) for window in current) for point in points):
         return [w for w in current if any(_well_inside(w, point) for point in points)]
-    # Where the scan is no longer than a crop, one crop holds all of it.
+    # Along an axis where the scan is no longer than a crop, one crop holds all of it.
     extent = np.where(np.array(model_grid.shape) <= side, side, side - 2 * (side // WELL_INSIDE))
     chosen: list[Window] = []
     for group in _groups(points, extent):
@@ -72,7 +72,7 @@ def _groups(points: NDArray[np.float64], extent: NDArray[np.int_]) -> list[NDArr
 
 
 def _well_inside(window: Window, point: NDArray[np.float64]) -> bool:
-    """Whether a click is far from those faces of a window behind which the scan goes on."""
+    """Whether a click is far from those faces of a window beyond which the scan continues."""
     for at, start, n, length in zip(point, window.start, window.shape, window.model_grid.shape, strict=True):
         margin = n // WELL_INSIDE
         if at < start + (margin if start > 0 else 0) or at > start + n - 1 - (margin if start + n < length else 0):
@@ -81,10 +81,10 @@ def _well_inside(window: Window, point: NDArray[np.float64]) -> bool:
 
 
 def next_windows(window: Window, mask: NDArray[np.bool_]) -> list[Window]:
-    """Where a tumour goes on: for each face of a window that its `mask` reaches, the window centred there.
+    """Where a tumour continues: for each face of a window that its `mask` reaches, the window centred there.
 
-    It is centred on the middle of all places reached, so that it holds every one of them. Nothing goes on where the
-    scan ends.
+    The centre is the middle of all places reached, so that the window holds every one of them. Faces at the end of the
+    scan do not count.
     """
     found = []
     for axis, (start, n, length) in enumerate(zip(window.start, window.shape, window.model_grid.shape, strict=True)):
@@ -103,13 +103,13 @@ def is_new(window: Window, others: Iterable[Window]) -> bool:
     return all(np.abs(np.subtract(window.start, other.start)).max() >= step for other in others)
 
 
-# From pieces to one
+# Blending
 
 
 def blend(pieces: Sequence[Piece], window: Window) -> NDArray[np.float32]:
     """(window.shape) the pieces' probabilities in a window of their model grid; 0 where there is no piece.
 
-    Where pieces overlap it is their mean, weighted towards the middles of their crops. Not to be written to.
+    Where pieces overlap, it is their mean, weighted towards the middles of their crops. Do not write to the result.
     """
     each = [(source, probability, intersection(source.box, window.box)) for source, probability in pieces]
     overlapping = [one for one in each if not is_empty(one[2])]
@@ -131,13 +131,13 @@ def blend(pieces: Sequence[Piece], window: Window) -> NDArray[np.float32]:
 
 
 def _centre_weight(shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """(shape) falling linearly from the middle of a crop to its faces."""
+    """(shape) weights that fall linearly from the middle of a crop to its faces."""
     ramps = [np.minimum(np.arange(n) + 0.5, n - np.arange(n) - 0.5) / (n / 2) for n in shape]
     return np.einsum("i,j,k->ijk", *ramps).astype(np.float32)
 
 
 def connected(probability: NDArray[np.float32], before: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """A crop's probabilities without the parts of its mask (joined through faces) that touch no voxel of `before`."""
+    """A crop's probabilities, 0 in components of its mask (connected through faces) that hold no voxel of `before`."""
     parts = np.zeros(probability.shape, dtype=np.int32)
     scipy.ndimage.label(probability > THRESHOLD, output=parts)
     joined = np.unique(parts[before])
@@ -146,11 +146,11 @@ def connected(probability: NDArray[np.float32], before: NDArray[np.bool_]) -> ND
 
 
 def parts_of(pieces: Sequence[Piece], *, tumour: bool = False) -> list[Piece]:
-    """Few pieces of the blend that together are all of it; with `tumour`, all that is above THRESHOLD in the scan.
+    """A few pieces that together hold the blend; with `tumour`, all of it that is above THRESHOLD in the scan.
 
-    (A network may see a tumour in the padding, too.) Each holds the neighbours of its voxels, so that interpolated
-    linearly it is nowhere above the blend, and everywhere one of them is the blend: where they overlap, the highest
-    counts. Lesions far apart are pieces apart: the box that holds both may be larger than the memory.
+    (A network may see a tumour in the padding, too.) Each piece includes the neighbours of its voxels, so that linear
+    interpolation is nowhere above the blend, and everywhere equal to it in one of them: where they overlap, the highest
+    counts. Distant lesions are separate pieces: a box that holds both may not fit in memory.
     """
     if not pieces:
         return []
@@ -173,7 +173,7 @@ def _tumour_box(pieces: Sequence[Piece], window: Window) -> Slices:
     return i, j, k
 
 
-# The model's part
+# The model
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,7 @@ class Encoded:
 
     @property
     def nbytes(self) -> int:
-        """Memory that it takes."""
+        """Bytes that it takes."""
         static = (self.static,) if isinstance(self.static, Tensor) else self.static
         return sum(tensor.nbytes for tensor in (*self.features, *static, self.crop))
 
@@ -194,8 +194,8 @@ class Encoded:
 class EncodedCrops:
     """The crops of a scan (`images` are its channels), each encoded once and decoded often: `kept`, the latest last.
 
-    `used` are those of the current object. They are kept as far as there is memory, so that its next click encodes
-    nothing; others up to KEPT_BYTES. `limit`: what all may take, if the caller must bound it.
+    `used` are those of the current object. They are kept as long as memory allows, so that its next click encodes
+    nothing; others up to KEPT_BYTES. `limit` bounds the bytes of all of them, if given.
     """
 
     def __init__(
@@ -207,11 +207,11 @@ class EncodedCrops:
 
     @property
     def nbytes(self) -> int:
-        """Memory that they take together."""
+        """Bytes that they take together."""
         return sum(encoded.nbytes for encoded in self.kept.values())
 
     def get(self, window: Window) -> Encoded:
-        """The window's crop, encoded now unless it was before; under the caller's gradient mode."""
+        """The window's encoded crop, encoded now unless it is kept; under the caller's gradient mode."""
         self.used.add(window)
         if window not in self.kept:
             encoded = self._encode(window)
@@ -236,8 +236,8 @@ class EncodedCrops:
     ) -> NDArray[np.float32]:
         """(window.shape) probabilities for N clicks at RAS+ mm with `prompt_features` (1, N, C) and `labels` (1, N).
 
-        A network that goes on from a mask is given that of the pieces `before`, as far as they are of the window's
-        grid. Raises CheckpointError if the model's prediction is NaN.
+        A network that takes a previous mask is given that of the pieces `before`, if they lie on the window's grid.
+        Raises CheckpointError if the model's prediction is NaN.
         """
         encoded = self.get(window)
         logits = self.model.decode(
@@ -256,7 +256,7 @@ class EncodedCrops:
         return probability
 
     def _previous(self, window: Window, before: Sequence[Piece], like: Tensor) -> Tensor | None:
-        """(1, 1, D, H, W) logits of the pieces in a window of their grid; 0 where there is none."""
+        """(1, 1, D, H, W) logits of the pieces in a window of their grid, 0 elsewhere; None if there are none."""
         pieces = [
             (source, probability)
             for source, probability in before
@@ -284,8 +284,8 @@ class EncodedCrops:
     def _make_room(self, nbytes: int) -> None:
         """Drop crops of other objects, the oldest first; then, where memory is short, the latest of this object.
 
-        The latest, because every click walks through all of an object's crops in the same order: if the oldest went,
-        none of them would be there when its turn comes.
+        The latest, because every click visits all of an object's crops in the same order: if the oldest went, each of
+        them would be gone by the time its turn comes.
         """
         for window in [w for w in self.kept if w not in self.used]:
             if self.nbytes + nbytes > (KEPT_BYTES if self.limit is None else min(self.limit, KEPT_BYTES)):
@@ -311,7 +311,7 @@ def _free_bytes(device: torch.device) -> int:
 
 
 def require_numbers(probability: NDArray[np.float32], model: str) -> None:
-    """Raises CheckpointError if a prediction of the model `model` has a NaN: thresholded it would be an empty mask."""
+    """Raises CheckpointError if a prediction of the model `model` has a NaN, which would look like an empty mask."""
     if np.isnan(probability.max()):
         raise CheckpointError(
             f"the model {model} answered with NaN",

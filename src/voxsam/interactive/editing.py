@@ -1,9 +1,9 @@
-"""Edits of a mask by hand: brush and eraser, lasso, holes, smoothing, components, slices between drawn ones.
+"""Edits of a mask by hand: brush and eraser, lasso, hole filling, smoothing, components, slice interpolation.
 
 Each is a pure function of the mask, its grid and what was drawn, and returns an Edit: the box that it may have changed
-and the mask's values there, before and after, so that it is undone by one assignment. Masks are arrays (i, j, k) in
-which every voxel that is not zero belongs to the object; points are voxel indices, not rounded; lengths are mm in the
-patient, measured through the affine, so that a ball is a ball on anisotropic, oblique and sheared grids alike.
+and the mask's values there, before and after, so that one assignment undoes it. Masks are arrays (i, j, k) whose
+non-zero voxels belong to the object. Points are voxel indices, not rounded. Lengths are mm in the patient, measured
+through the affine, so that a ball is a ball on anisotropic, oblique and sheared grids alike.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from voxsam.geometry import Grid
 from voxsam.preprocess import Slices
 
 Mask = NDArray[np.bool_]
-ROUNDING = 1e-9  # of a distance: a centre exactly on the brush's edge counts
-SMOOTHING_REACH = 3  # standard deviations of the Gaussian beyond which it is nothing
+ROUNDING = 1e-9  # relative, of a distance: a centre exactly on the brush's edge counts
+SMOOTHING_REACH = 3  # standard deviations at which the Gaussian is cut off
 
 
 @dataclass(frozen=True)
@@ -36,15 +36,15 @@ class Edit:
 
     @property
     def changes(self) -> bool:
-        """Whether any voxel is different afterwards."""
+        """Whether the edit changes any voxel."""
         return not np.array_equal(self.before, self.after)
 
     def apply(self, mask: ArrayLike) -> Mask:
-        """A new mask with the edit done."""
+        """A new mask with the edit applied."""
         return _pasted(mask, self.box, self.after)
 
     def undo(self, mask: ArrayLike) -> Mask:
-        """A new mask with the edit taken back."""
+        """A new mask with the edit undone."""
         return _pasted(mask, self.box, self.before)
 
 
@@ -62,8 +62,8 @@ def brush(
     """Paint (`add`) or erase the voxels whose centre lies within `radius_mm` of the line through `stroke` (n, 3).
 
     With `axis`, only in the one slice perpendicular to that axis of the array in which the whole stroke lies (a disc);
-    else in 3D (a ball). The voxels of the stroke's points themselves always count. With `image`, on the same grid, only
-    voxels of those `intensities`, ends included, are painted or erased. What lies beside the grid is left out.
+    else in 3D (a ball). The voxels that hold the stroke's points always count. With `image`, on the same grid, only
+    voxels in that range of `intensities`, ends included, are painted or erased. Anything outside the grid is ignored.
     Raises PromptError for no points, a radius that is not positive, or a stroke through several slices.
     """
     points = _points(stroke)
@@ -71,7 +71,7 @@ def brush(
         raise PromptError(f"a brush with a radius of {radius_mm:g} mm", "more than 0 mm", "choose a larger one")
     if axis is not None:
         points[:, axis] = _only_slice(points, axis)
-    # Along each axis the ball reaches as far as the rows of the inverse matrix are long.
+    # Along each axis the ball reaches as far as that row of the inverse matrix is long.
     reach = radius_mm * np.linalg.norm(np.linalg.inv(grid.affine[:3, :3]), axis=1)
     if axis is not None:
         reach[axis] = 0
@@ -80,7 +80,7 @@ def brush(
     for ends in pairwise(points) if len(points) > 1 else [(points[0], points[0])]:
         near = _round(grid, np.array(ends), reach)
         if is_empty(near):
-            continue  # beside the grid
+            continue  # outside the grid
         painted[within(near, box)] |= _near(grid, near, ends, radius_mm)
     own = grid.voxel_of(points)[grid.contains(points)] - [part.start for part in box]
     painted[tuple(own.T)] = True
@@ -91,10 +91,10 @@ def brush(
 
 
 def lasso(mask: ArrayLike, grid: Grid, polygon: ArrayLike, axis: int, *, add: bool = True, slices: int = 1) -> Edit:
-    """Fill (`add`) or clear the voxels of one slice whose centre lies inside `polygon` (n, 3), closed by itself.
+    """Fill (`add`) or clear the voxels of one slice whose centre lies inside the closed `polygon` (n, 3).
 
     The slice is perpendicular to `axis` of the array; of several `slices` it is the middle one. Where the outline
-    crosses itself, what it goes round twice is outside (even-odd rule). Raises PromptError for fewer than three points,
+    crosses itself, what it encloses twice is outside (even-odd rule). Raises PromptError for fewer than three points,
     or points in several slices.
     """
     points = _points(polygon)
@@ -121,7 +121,7 @@ def lasso(mask: ArrayLike, grid: Grid, polygon: ArrayLike, axis: int, *, add: bo
 def fill_holes(mask: ArrayLike, grid: Grid, axis: int | None = None) -> Edit:
     """Fill the background that the object encloses: in 3D, or with `axis` in each slice perpendicular to it.
 
-    Background is connected by faces, or by sides in a slice; what reaches the border of the object's box is no hole.
+    Background is connected through faces, or edges in a slice; what reaches the border of the object's box is no hole.
     """
     box = bounding_box(np.asarray(mask))
     part = np.asarray(mask)[box] != 0
@@ -132,9 +132,9 @@ def fill_holes(mask: ArrayLike, grid: Grid, axis: int | None = None) -> Edit:
 
 
 def smooth(mask: ArrayLike, grid: Grid, sigma_mm: float) -> Edit:
-    """Round the object off by a Gaussian of `sigma_mm`; it keeps its number of voxels, and thereby its volume.
+    """Smooth the object with a Gaussian of `sigma_mm`; it keeps its number of voxels, and thus its volume.
 
-    The Gaussian runs along the axes of the array; beyond the scan's border the object goes on as it is there. Raises
+    The Gaussian runs along the axes of the array; beyond the scan's border the object continues as it is there. Raises
     PromptError for a sigma that is not positive.
     """
     if not (np.isfinite(sigma_mm) and sigma_mm > 0):
@@ -150,7 +150,7 @@ def smooth(mask: ArrayLike, grid: Grid, sigma_mm: float) -> Edit:
     blurred = ndimage.gaussian_filter(part.astype(np.float32), sigma, mode="nearest", truncate=SMOOTHING_REACH)
     threshold = np.partition(blurred, -count, axis=None)[-count]
     after = blurred > threshold
-    # Of the voxels that are at the threshold, those that belonged to the object come first.
+    # Of the voxels at the threshold, those that belonged to the object come first.
     level = blurred == threshold
     candidates = np.concatenate([np.flatnonzero(level & part), np.flatnonzero(level & ~part)])
     after.flat[candidates[: count - np.count_nonzero(after)]] = True
@@ -158,7 +158,7 @@ def smooth(mask: ArrayLike, grid: Grid, sigma_mm: float) -> Edit:
 
 
 def keep_component(mask: ArrayLike, grid: Grid, index: ArrayLike) -> Edit:
-    """Keep the component (voxels connected by faces) at a voxel, and clear the others.
+    """Keep the component (voxels connected through faces) at a voxel, and clear the others.
 
     Raises PromptError if the voxel does not belong to the object.
     """
@@ -167,7 +167,7 @@ def keep_component(mask: ArrayLike, grid: Grid, index: ArrayLike) -> Edit:
 
 
 def remove_component(mask: ArrayLike, grid: Grid, index: ArrayLike) -> Edit:
-    """Clear the component (voxels connected by faces) at a voxel, and keep the others.
+    """Clear the component (voxels connected through faces) at a voxel, and keep the others.
 
     Raises PromptError if the voxel does not belong to the object.
     """
@@ -178,10 +178,10 @@ def remove_component(mask: ArrayLike, grid: Grid, index: ArrayLike) -> Edit:
 def interpolate_slices(mask: ArrayLike, grid: Grid, axis: int) -> Edit:
     """Fill the empty slices, perpendicular to `axis`, between those in which the object was drawn.
 
-    Shape-based interpolation (Raya and Udupa 1990): the signed distances to the outlines of the two drawn slices, in
-    mm, are mixed by how near each is, and the voxels where the mixture is inside belong to the object. Where both
-    outlines are in one piece, their centroids are first brought together, so that an oblique vessel stays whole.
-    Slices that hold anything are left as they are.
+    Shape-based interpolation (Raya and Udupa 1990): the signed distances in mm to the outlines of the two drawn slices
+    are averaged, weighted by how near each is, and voxels where the result is positive belong to the object. If each
+    outline is in one piece, their centroids are aligned first, so that an oblique vessel stays whole. Slices that hold
+    anything are left as they are.
     """
     box = bounding_box(np.asarray(mask))
     part = np.asarray(mask)[box] != 0
@@ -195,14 +195,14 @@ def interpolate_slices(mask: ArrayLike, grid: Grid, axis: int) -> Edit:
     return Edit(box, part, after)
 
 
-# How it is done
+# Helpers
 
 
 def _between(first: Mask, last: Mask, count: int, sampling_mm: Sequence[float]) -> Mask:
-    """(count, rows, columns) slices evenly between two."""
+    """(count, rows, columns) slices evenly spaced between two."""
     one_piece = all(ndimage.label(plane)[1] == 1 for plane in (first, last))  # type: ignore[misc]
     way = np.subtract(ndimage.center_of_mass(last), ndimage.center_of_mass(first)) if one_piece else np.zeros(2)
-    margin = int(np.ceil(np.abs(way).max())) + 1  # the outlines close beside the box, wherever they are moved
+    margin = int(np.ceil(np.abs(way).max())) + 1  # the outlines close outside the box, wherever they are shifted
     ends = [_signed_distance(np.pad(plane, margin), sampling_mm) for plane in (first, last)]
     out = np.zeros((count, *first.shape), dtype=bool)
     for n in range(count):
@@ -224,17 +224,17 @@ def _signed_distance(plane: Mask, sampling_mm: Sequence[float]) -> NDArray[np.fl
 
 
 def _round(grid: Grid, points: NDArray[np.float64], reach: NDArray[np.float64]) -> Slices:
-    """The box of the voxels that points (n, 3) lie in and of those whose centre is at most `reach` indices away."""
+    """The box of the voxels that hold points (n, 3), and of those whose centre is at most `reach` voxels away."""
     return _box_in(grid, np.floor(points.min(0) - reach + 0.5), np.ceil(points.max(0) + reach - 0.5))
 
 
 def _near(grid: Grid, box: Slices, ends: tuple[NDArray, NDArray], radius_mm: float) -> Mask:
-    """The voxels of a box whose centre lies within a distance of the straight line between two indices."""
+    """The voxels of a box whose centre lies within `radius_mm` of the straight line between two indices."""
     start, end = grid.index_to_world(np.array(ends))
     way = end - start
     length = float(way @ way)
     near = np.zeros([p.stop - p.start for p in box], dtype=bool)
-    for n, i in enumerate(range(box[0].start, box[0].stop)):  # a slice at a time: places take 24 bytes a voxel
+    for n, i in enumerate(range(box[0].start, box[0].stop)):  # a slice at a time: coordinates take 24 bytes a voxel
         centres = np.stack(np.meshgrid(i, *(np.arange(p.start, p.stop) for p in box[1:]), indexing="ij"), -1)[0]
         away = grid.index_to_world(centres) - start
         along = (away @ way / length).clip(0, 1) if length else np.zeros(away.shape[:2])
@@ -255,7 +255,7 @@ def _component(mask: ArrayLike, grid: Grid, index: ArrayLike) -> tuple[Slices, M
 
 
 def _points(points: ArrayLike) -> NDArray[np.float64]:
-    """(n, 3) a copy; raises PromptError for anything else."""
+    """A copy of the points as (n, 3); raises PromptError for anything else."""
     out = np.array(points, dtype=np.float64, ndmin=2)
     if out.ndim != 2 or out.shape[1] != 3 or not len(out) or not np.isfinite(out).all():
         given = f"points of shape {out.shape}"
@@ -264,7 +264,7 @@ def _points(points: ArrayLike) -> NDArray[np.float64]:
 
 
 def _only_slice(points: NDArray[np.float64], axis: int) -> int:
-    """The slice perpendicular to an axis in which all points lie."""
+    """The slice perpendicular to an axis in which all points lie; raises PromptError for several."""
     slices = np.unique(np.floor(points[:, axis] + 0.5).astype(int))
     if len(slices) > 1:
         given = f"a stroke through slices {slices[0]} to {slices[-1]} of axis {axis}"
@@ -273,7 +273,7 @@ def _only_slice(points: NDArray[np.float64], axis: int) -> int:
 
 
 def _box_in(grid: Grid, low: ArrayLike, high: ArrayLike) -> Slices:
-    """The box from voxel `low` to voxel `high`, both included, as far as it lies on the grid; else without voxels."""
+    """The box from voxel `low` to voxel `high`, both included, clipped to the grid; it may hold no voxels."""
     start = np.clip(np.asarray(low, dtype=int), 0, grid.shape)
     stop = np.clip(np.asarray(high, dtype=int) + 1, start, grid.shape)
     i, j, k = (slice(int(a), int(b)) for a, b in zip(start, stop, strict=True))

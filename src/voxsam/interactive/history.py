@@ -1,4 +1,4 @@
-"""History: what a session's objects are, the way back and forth between steps, and all objects as one label map."""
+"""History: the objects of a session, undo and redo, and all objects as one label map."""
 
 from __future__ import annotations
 
@@ -24,33 +24,33 @@ UNDO_BYTES = 256 << 20  # of probabilities and masks that only past steps hold; 
 
 @dataclass(frozen=True, eq=False)
 class SegmentedObject:
-    """One object: its voxels, and what they come from. A voxel of `added` is in the mask, one of `erased` is not.
+    """One object: its voxels, and where they come from. A voxel of `added` is in the mask, one of `erased` is not.
 
-    What was painted, erased or loaded stays through later clicks. A positive click on an erased voxel gives the whole
-    erased component that holds it back to the network, a negative one on an added voxel the added component.
+    What was painted, erased or loaded survives later clicks, with one exception: a positive click on an erased voxel
+    returns its whole erased component to the network, and a negative click on an added voxel its added component.
     """
 
     prediction: Prediction
-    region: Region = EMPTY  # its voxels, after all below
-    predicted: Region = EMPTY  # what the network gave, or the clicked components of it
+    region: Region = EMPTY  # its voxels, after everything below
+    predicted: Region = EMPTY  # by the network: all of it, or only the clicked components
     added: Region = EMPTY  # by hand, or from a file
     erased: Region = EMPTY  # by hand
     locked: bool = True  # no other object takes its voxels
-    kept_by_others: float = 0.0  # mL that it would have, and that belong to locked objects
+    kept_by_others: float = 0.0  # mL that it would have, but that belong to locked objects
 
     @property
     def edited(self) -> bool:
-        """Whether a hand or a file decides on some of its voxels."""
+        """Whether some of its voxels were set by hand or from a file."""
         return bool(self.added or self.erased)
 
     @property
     def confidence(self) -> Confidence | None:
-        """That of the prediction, as long as the mask is what was predicted."""
+        """Confidence of the prediction; None once the mask is no longer what was predicted."""
         return None if self.edited or self.kept_by_others else self.prediction.confidence
 
     @cached_property
     def remarks(self) -> tuple[str, ...]:
-        """What a person should know of the mask, one line each."""
+        """What a person should know about the mask, one line each."""
         found = self.prediction
         kept = f"{self.kept_by_others:.2f} mL belong to other objects, which keep them; unlock them, or allow overlap"
         missed = missed_remark(found.clicks, found.grid, self.region.holds)
@@ -58,7 +58,7 @@ class SegmentedObject:
 
     @property
     def parts(self) -> tuple[Prediction | Region, ...]:
-        """All that takes memory."""
+        """Everything that takes memory."""
         return self.prediction, self.region, self.predicted, self.added, self.erased
 
     @property
@@ -67,7 +67,7 @@ class SegmentedObject:
         return (self.predicted | self.added) - self.erased
 
     def prompted(self, found: Prediction, keep_clicked: bool, clicks: Sequence[Point] = ()) -> SegmentedObject:
-        """With another prediction; `clicks` are those that are new in it."""
+        """The object with another prediction; `clicks` are those that are new in it."""
         added, erased = self.added, self.erased
         for click in clicks:
             voxel = found.grid.voxel_of(click.index_on(found.grid)).tolist()
@@ -80,17 +80,17 @@ class SegmentedObject:
         return replace(self, prediction=found, predicted=predicted, added=added, erased=erased)
 
     def edited_to(self, region: Region) -> SegmentedObject:
-        """With these voxels, whatever the network says of those that differ from what was."""
+        """The object with these voxels; those that change are set by hand, whatever the network says of them."""
         more, less = region - self.region, self.region - region
         return replace(self, added=(self.added | more) - less, erased=(self.erased | less) - more)
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Everything that undo gives back: the objects by number, which is current, and how masks are made.
+    """Everything that undo restores: the objects by number, which one is current, and how masks are made.
 
-    With `overlap` objects may share voxels; else a locked one keeps its own, and an unlocked one gives them to the
-    object that a later step draws there. `keep_clicked`: of a prediction only the components that were clicked.
+    With `overlap`, objects may share voxels; otherwise a locked one keeps its own, and an unlocked one yields them to
+    the object that a later step draws there. With `keep_clicked`, masks keep only the clicked components.
     """
 
     objects: Mapping[int, SegmentedObject]
@@ -100,11 +100,11 @@ class Snapshot:
 
     @property
     def object(self) -> SegmentedObject:
-        """The current one."""
+        """The current object."""
         return self.objects[self.current]
 
     def with_object(self, changed: SegmentedObject, number: int | None = None) -> Snapshot:
-        """With an object (None: the current one; a new number: a new object) drawn anew, and current."""
+        """The snapshot with an object (None: the current one; a new number: a new object) redrawn and made current."""
         number = self.current if number is None else number
         objects, region = {**self.objects}, changed.wanted
         if not self.overlap:
@@ -120,7 +120,7 @@ class Snapshot:
         return replace(self, objects=MappingProxyType(objects), current=number)
 
     def without(self, number: int, empty: SegmentedObject) -> Snapshot:
-        """Without an object; if it was the last one, with an `empty` object 1."""
+        """The snapshot without an object; if it was the only one, with an `empty` object 1."""
         objects = {other: found for other, found in self.objects.items() if other != number} or {1: empty}
         below = [other for other in objects if other < number]
         current = self.current if self.current in objects else max(below, default=min(objects))
@@ -128,9 +128,9 @@ class Snapshot:
 
 
 class History:
-    """What is seen, what was seen before, and what was taken back; `changed` is where the last step drew.
+    """The current snapshot (`seen`), past and undone ones; `changed` is the box in which the last step drew.
 
-    A step is of the whole document: it may be of any object. Snapshots share what did not change.
+    Steps belong to the whole session and may concern any object. Snapshots share what did not change.
     """
 
     def __init__(self, begin: Snapshot, undo_bytes: int | None = None) -> None:
@@ -142,24 +142,24 @@ class History:
 
     @property
     def can_undo(self) -> bool:
-        """Whether there is a step back."""
+        """Whether there is a step to undo."""
         return bool(self._past)
 
     @property
     def can_redo(self) -> bool:
-        """Whether there is a step forth again."""
+        """Whether there is a step to redo."""
         return bool(self._future)
 
     @property
     def nbytes(self) -> int:
-        """Memory of the probabilities, masks and prompts of all snapshots, each counted once."""
+        """Bytes that the probabilities, masks and prompts of all snapshots take, each counted once."""
         parts = {id(part): part for snapshot in (*self._past, self.seen, *self._future) for part in _parts(snapshot)}
         found = [part for part in parts.values() if isinstance(part, Prediction)]
         prompts = {id(prompt): prompt for prediction in found for prompt in prediction.prompts}
         return sum(part.nbytes for part in parts.values()) + prompts_bytes(prompts.values())
 
     def enter(self, snapshot: Snapshot) -> None:
-        """Make a new step; what was taken back is forgotten."""
+        """Record a new step; undone ones are forgotten."""
         self._past = _affordable([*self._past, self.seen][-UNDO_STEPS:], snapshot, self.undo_bytes)
         self._future.clear()
         self._show(snapshot)
@@ -172,7 +172,7 @@ class History:
             self._show(self._past.pop())
 
     def redo(self) -> None:
-        """Go one step forth again, if there is one."""
+        """Go one step forward again, if there is one."""
         self.changed = NOWHERE
         if self._future:
             self._past.append(self.seen)
@@ -183,7 +183,7 @@ class History:
         self.seen = replace(self.seen, current=number)
 
     def _show(self, snapshot: Snapshot) -> None:
-        """Make a snapshot the one that is seen."""
+        """Make a snapshot the current one."""
         before, after = self.seen.objects, snapshot.objects
         pairs = [
             [objects[number].region if number in objects else EMPTY for objects in (before, after)]
@@ -198,9 +198,9 @@ def _parts(snapshot: Snapshot) -> list[Prediction | Region]:
 
 
 def _affordable(past: list[Snapshot], seen: Snapshot, max_bytes: int) -> list[Snapshot]:
-    """The latest past snapshots, one at least, as far as `max_bytes` suffice for what the one that is seen lacks.
+    """The latest past snapshots, at least one, as many as fit in `max_bytes`; what `seen` also holds is not counted.
 
-    Those that add nothing to those after them, as the empty one, cost nothing and stay with them.
+    A snapshot that adds nothing to those after it, such as the empty one, costs nothing and stays with them.
     """
     counted = {id(part) for part in _parts(seen)}
     total, kept = 0, 0
@@ -216,9 +216,9 @@ def _affordable(past: list[Snapshot], seen: Snapshot, max_bytes: int) -> list[Sn
 
 
 class LabelMap:
-    """The labels of one scan, kept for the smallest box that holds all objects; the rest of the scan is 0.
+    """The labels of one scan, stored for the smallest box that holds all objects; the rest of the scan is 0.
 
-    When an object changes, only where it was and is is drawn anew.
+    When an object changes, only its old and new boxes are redrawn.
     """
 
     def __init__(self, scan: Grid) -> None:
@@ -228,10 +228,10 @@ class LabelMap:
         self._labels = np.zeros((0, 0, 0), dtype=np.uint8)
 
     def draw(self, regions: Mapping[int, Region], box: Slices | None = None) -> NDArray[np.uint8]:
-        """A new array (i, j, k) of a box of the scan, by default of all of it: 0, and each object's number.
+        """A new array (i, j, k) of labels in a box of the scan, by default all of it: 0, or the object's number.
 
-        Of several objects that share a voxel it is the highest. Where no object is, nothing is touched, so that the
-        memory of a large scan is neither filled nor copied.
+        Where several objects share a voxel, the highest number counts. Voxels without an object are not touched, so
+        that the memory of a large scan is neither filled nor copied.
         """
         self._move(hull(region.box for region in regions.values()))
         both = [(self._drawn.get(number, EMPTY), regions.get(number, EMPTY)) for number in {*self._drawn, *regions}]
@@ -247,7 +247,7 @@ class LabelMap:
         return out
 
     def _move(self, box: Slices) -> None:
-        """Keep the labels for another box; what both boxes hold stays drawn."""
+        """Store the labels for another box; what both boxes hold stays drawn."""
         if box == self._box:
             return
         labels = np.zeros([part.stop - part.start for part in box], dtype=np.uint8)

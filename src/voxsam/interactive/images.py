@@ -1,4 +1,4 @@
-"""A scan as a model takes it: as many images as it was trained on, standardised where it wants them so."""
+"""A scan as a model expects it: as many images as it was trained on, standardised where it asks for that."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from voxsam.volume import Volume
 
 
 def images_for(model: Promptable, images: Sequence[Volume]) -> tuple[tuple[Volume, ...], list[str]]:
-    """The images of one patient in the order that the model was trained on, and what to remark on them.
+    """The images of one patient as the model expects them, in its order of training, and the remarks on them.
 
-    The first one's grid is the mask's. One of another modality than the model was trained on is standardised to that
-    model's mean and s.d. if the model wants it so, and remarked on. Raises UnsupportedError for another number of them.
+    The mask has the grid of the first. An image of a modality that the model was not trained on gets a remark, and is
+    standardised to the model's mean and s.d. if the model asks for it. Raises UnsupportedError for a wrong number.
     """
     preprocessing = model.card.preprocessing
     each = [preprocessing.channel(number) for number in range(preprocessing.channels)]
@@ -36,7 +36,7 @@ def images_for(model: Promptable, images: Sequence[Volume]) -> tuple[tuple[Volum
 
 
 def _other_modality(image: Volume, known: str) -> str:
-    """Why the image is not, or may not be, of the modality that a model knows; "" if it is."""
+    """Why the image is not, or may not be, of the modality a model was trained on; "" if it is."""
     if image.modality and known and image.modality != known:
         return f"the scan is {image.modality}, the model was trained on {known}"
     if known == "CT" and not image.modality and (doubt := not_hounsfield(image.array)):

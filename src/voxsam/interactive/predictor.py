@@ -1,8 +1,8 @@
-"""Predictor: a scan and prompts in, a mask on the scan's own grid out; it remembers crops, and no clicks.
+"""Predictor: a scan and prompts in, a mask on the scan's own grid out; it remembers encoded crops, but no clicks.
 
-The story of the program: the prompts choose crops of the scan, each crop is encoded once, the clicks' prompt features
-are sampled where they lie, every crop is decoded with all of them, a tumour that reaches the border of its crop is
-followed into additional crops, and the probabilities are put back on the scan.
+How a mask is made: the prompts choose crops of the scan, each crop is encoded once, prompt features are sampled at the
+clicks, every crop is decoded with all of them, a tumour that reaches the border of its crop is followed into additional
+crops, and the probabilities are resampled to the scan.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ from voxsam.prompts import Box, MaskHint, Point, Prompt, Scribble, common_box
 from voxsam.region import EMPTY, Region
 from voxsam.volume import Volume
 
-MAX_CROPS = 12  # that one tumour is followed into
-RUNAWAY = 4  # times its size where a spacing was chosen for it: a mask that grows beyond this is no lesion any more
+MAX_CROPS = 12  # of one tumour, those it is followed into included
+RUNAWAY = 4  # times its size at the spacing chosen for it: a mask that grows beyond this is no longer a lesion
 UNLIKE = "what was clicked does not look like a lesion to this model: look at the mask with care"
-AIR_HU = -950.0  # below lung: of the click's voxel and all its neighbours
+AIR_HU = -950.0  # below lung: at most this in the click's voxel and all its neighbours
 
-End = Literal["inside", "open", "ran away"]  # a mask ends inside its crops, at their border, or was left at the first
+End = Literal["inside", "open", "ran away"]  # a mask ends inside its crops, at their border, or grew too large
 Decode = Callable[[Window], NDArray[np.float32]]
 Look = tuple[list[Window], list[Piece], Decode]
 Pasted = tuple[Slices, NDArray[np.float32]]  # a box of the scan, and the probabilities in it
@@ -59,19 +59,19 @@ Pasted = tuple[Slices, NDArray[np.float32]]  # a box of the scan, and the probab
 class Prediction:
     """One object as a model sees it: `mask`, `probabilities`, `remarks`, `confidence`, and what they were made from.
 
-    `confidence` is None where the model was not calibrated, `class_name` where it knows no classes. It holds
-    probabilities for crops only; the scan-sized arrays are made when they are asked for.
+    `confidence` is None if the model was not calibrated, `class_name` if it knows no classes. Only the probabilities in
+    crops are stored; scan-sized arrays are made on demand.
     """
 
     grid: Grid  # of the scan
     header: dict[str, Any] = field(default_factory=dict, repr=False)
     prompts: tuple[Prompt, ...] = ()
-    clicks: tuple[Point, ...] = ()  # that the prompts became
-    windows: tuple[Window, ...] = ()  # that the clicks chose
-    pieces: tuple[Piece, ...] = field(default=(), repr=False)  # of these windows, and of those followed into
-    box: Slices | None = None  # of the scan, beyond which the mask must not go
-    keep_clicked: bool = False  # the mask: only its components that hold a positive click
-    notes: tuple[str, ...] = ()  # remarks but those on clicks
+    clicks: tuple[Point, ...] = ()  # of the prompts
+    windows: tuple[Window, ...] = ()  # chosen for the clicks
+    pieces: tuple[Piece, ...] = field(default=(), repr=False)  # in these windows, and in those followed into
+    box: Slices | None = None  # of the scan, outside which the mask is 0; None: no limit
+    keep_clicked: bool = False  # whether the mask is only its components that hold a positive click
+    notes: tuple[str, ...] = ()  # remarks other than those on missed clicks
     confidence: Confidence | None = None
     class_name: str | None = None  # which of the model's classes it looks like
 
@@ -83,14 +83,14 @@ class Prediction:
         return Volume(out, self.grid, "SEG", self.header, self.remarks)
 
     def region(self, keep_clicked: bool) -> Region:
-        """The voxels above 0.5; with `keep_clicked` of the components (joined through faces) that were clicked.
+        """The voxels above 0.5; with `keep_clicked` only the connected components (through faces) that were clicked.
 
-        They are all of them if no positive click lies in one.
+        If no positive click lies in the mask, all components are kept.
         """
         clicks = [self.grid.voxel_of(click.index_on(self.grid)).tolist() for click in self.clicks if click.positive]
         keep_clicked = keep_clicked and any(map(self._holds, clicks))
         found = EMPTY
-        for box in _apart(self.reach):  # the box around lesions far apart may be larger than the memory
+        for box in _apart(self.reach):  # a box around distant lesions may not fit in memory
             inside, start = np.zeros([part.stop - part.start for part in box], dtype=bool), [part.start for part in box]
             for reached, values in self.on_scan():
                 common = intersection(reached, box)
@@ -108,12 +108,12 @@ class Prediction:
 
     @cached_property
     def remarks(self) -> tuple[str, ...]:
-        """What a person should know of the mask, one line each."""
+        """What a person should know about the mask, one line each."""
         return (*self.notes, *missed_remark(self.clicks, self.grid, self._holds))
 
     @property
     def crops(self) -> int:
-        """How many crops it was made from."""
+        """Number of crops that it was made from."""
         return len(self.pieces)
 
     @property
@@ -128,16 +128,16 @@ class Prediction:
         return tuple(box if self.box is None else intersection(box, self.box) for box in boxes)
 
     def on_scan(self) -> tuple[Pasted, ...]:
-        """The boxes of `reach` with the probabilities in them; where boxes overlap the highest one counts.
+        """The boxes of `reach` with the probabilities in them; where boxes overlap, the highest probability counts.
 
-        Computed when first asked for, and kept.
+        Computed on first use, and kept.
         """
         if "pasted" not in self.__dict__:
             self.__dict__["pasted"] = tuple(map(self._paste, self._parts))
         return self.__dict__["pasted"]
 
     def forget_pasted(self) -> None:
-        """Free what `on_scan` keeps; it is computed again when asked for."""
+        """Free what `on_scan` keeps; it is computed again when needed."""
         self.__dict__.pop("pasted", None)
 
     @cached_property
@@ -161,11 +161,11 @@ class Prediction:
 class Predictor:
     """One model and, after `set_image`, one scan: encoded crops are kept, so that the next click is fast.
 
-    `follow=False` keeps to one crop, as released; otherwise a mask that reaches the border of its crop is continued.
-    `progress` is called with a stage's name and the fraction done, 0 to 1. `features_bytes` is what encoded crops may
-    take; None: 1 GiB, and for the current object more as far as memory is free. `spacing_mm` is the voxel size that a
-    model for many sizes looks with; None: the lesion's size chooses it (voxsam.interactive.scale). Raises InputError
-    for one that the model cannot look with. `keep_clicked`: of masks only the components that hold a positive click.
+    With `follow=False` a mask stays in one crop, as released; otherwise it is followed beyond the border of its crop.
+    `progress` is called with a stage's name and the fraction done, 0 to 1. `features_bytes` limits the memory of
+    encoded crops; None: 1 GiB, and more for the current object while memory is free. `spacing_mm` is the spacing at
+    which a general model looks; None: the lesion's size chooses it (voxsam.interactive.scale). Raises InputError for a
+    spacing that the model does not support. With `keep_clicked`, masks keep only components with a positive click.
     """
 
     def __init__(
@@ -187,15 +187,15 @@ class Predictor:
         self._scan_remarks: list[str] = []
 
     def set_image(self, volume: Volume | Sequence[Volume]) -> Predictor:
-        """Take a scan; returns the predictor itself. Nothing is encoded yet.
+        """Set the scan; nothing is encoded yet. Returns the predictor itself.
 
         A model of several channels (MR sequences) takes a sequence of volumes of one patient, which may lie on
-        different grids; the first is the scan that is clicked. Raises UnsupportedError for another number of them.
+        different grids; the first is the one that is clicked. Raises UnsupportedError for a wrong number of volumes.
         """
         given = (volume,) if isinstance(volume, Volume) else tuple(volume)
         images, self._scan_remarks = images_for(self.model, given)
         made = [image for image, own in zip(images, given, strict=True) if image is not own]
-        self.standardised_bytes = sum(image.array.nbytes for image in made)  # that the scan does not have already
+        self.standardised_bytes = sum(image.array.nbytes for image in made)  # beyond the scan itself
         self._encoded = EncodedCrops(self.model, images, self.progress, self.features_limit)
         self._volume = given[0]
         return self
@@ -209,7 +209,7 @@ class Predictor:
 
     @property
     def volume(self) -> Volume:
-        """The scan that is clicked, as it was given: the model may see it standardised."""
+        """The scan that is clicked, as it was given; the model may see it standardised."""
         return self._volume if self._volume is not None else self.encoded.images[0]
 
     def model_grid(self, spacing_mm: Sequence[float] | None = None) -> Grid:
@@ -217,13 +217,13 @@ class Predictor:
         return self.model.card.preprocessing.model_grid(self.volume.grid, spacing_mm)
 
     def forget_features(self) -> None:
-        """Free the encoded crops, to save memory; what is needed again is encoded again."""
+        """Free the memory of the encoded crops; they are encoded again when needed."""
         self.encoded.kept.clear()
 
     def predict(self, prompts: Prompt | Sequence[Prompt], previous: Prediction | None = None) -> Prediction:
-        """The object that these prompts, and no others, point at.
+        """Segment the object that these prompts, and no others, point at.
 
-        `previous` is the prediction before the last prompts: crops that still hold all clicks stay where they were,
+        `previous` is the prediction before the latest prompts: crops that still hold all clicks stay where they were,
         and a model that takes a mask gets its probabilities. Raises PromptError for prompts that cannot be used,
         UnsupportedError for what the model cannot do, CheckpointError if the model's prediction is NaN.
         """
@@ -249,7 +249,7 @@ class Predictor:
         return Prediction(self.volume.grid, self.volume.header, *found, sure, class_name)
 
     def _clicks(self, prompts: tuple[Prompt, ...], before: Prediction) -> tuple[Point, ...]:
-        """What the prompts become; those that `before` had already are not made again."""
+        """The clicks that the prompts become; those of prompts already in `before` are reused."""
         if not prompts:
             raise PromptError("no prompt", "a click, box, scribble or mask hint", "give at least one")
         for prompt in prompts:
@@ -277,9 +277,9 @@ class Predictor:
                 raise PromptError(given, "a click on a voxel with a value", "click the tumour")
 
     def _segment(self, clicks: Sequence[Point], before: Prediction) -> tuple[list[Window], list[Piece], End]:
-        """The windows that clicks choose, the pieces there and where the mask went on, and how it ends.
+        """The windows chosen for the clicks, the pieces there and where the mask was followed, and how it ends.
 
-        A model for many sizes looks with several spacings: where the mask is surest, and fits.
+        A general model looks at several spacings and keeps the one where the mask is surest, and fits.
         """
         scale = Scale.of(self.model.card.preprocessing, self.model.config.crop)
         if scale is None:
@@ -305,7 +305,7 @@ class Predictor:
             wanted = scale.next(chosen[-1], across, places_mm, corrected)
             if wanted not in looks:
                 look(wanted)
-            if wanted in chosen or (across and not looks[wanted][1]):  # a mask that has the click is not left for none
+            if wanted in chosen or (across and not looks[wanted][1]):  # keep a mask that holds the click
                 break
             chosen.append(wanted)
         windows, pieces, decode = looks[chosen[-1]][0]
@@ -313,7 +313,7 @@ class Predictor:
         return self._followed(windows, pieces, decode)
 
     def _look(self, model_grid: Grid, clicks: Sequence[Point], before: Prediction) -> Look:
-        """The windows of a model grid that clicks choose, the pieces there, and how a window is decoded."""
+        """The windows of a model grid chosen for the clicks, the pieces there, and a function that decodes a window."""
         at = model_grid.world_to_index([click.world_mm for click in clicks])
         side = self.model.config.crop
         windows = choose_windows(model_grid, at, side, [w for w in before.windows if w.model_grid == model_grid])
@@ -335,7 +335,7 @@ class Predictor:
     def _followed(
         self, windows: list[Window], pieces: list[Piece], decode: Decode
     ) -> tuple[list[Window], list[Piece], End]:
-        """The pieces with those where the mask went on, and how it ends; of a mask that runs away the first alone."""
+        """The windows, the pieces with those followed into, and how the mask ends; the first alone if it ran away."""
         first = list(pieces)
         most = RUNAWAY * _voxels(first) if self.model.card.preprocessing.spacing_range_mm else np.inf
         waiting = [new for window, probability in pieces for new in next_windows(window, probability > THRESHOLD)]
@@ -353,7 +353,7 @@ class Predictor:
     def _sample(
         self, windows: Sequence[Window], at: NDArray[np.float64], clicks: Sequence[Point]
     ) -> tuple[Tensor, Tensor | None]:
-        """(1, N, C) each click's prompt features, from the window that holds it best; (1, N) labels or None."""
+        """(1, N, C) each click's prompt features, from the window it is most central in; (1, N) labels or None."""
         middles = np.array([np.add(w.start, np.array(w.shape) / 2 - 0.5) for w in windows])
         home = np.abs(at[:, None] - middles[None]).max(-1).argmin(1)
         sampled = [self.encoded.sample(windows[n], click.world_mm) for n, click in zip(home, clicks, strict=True)]
@@ -372,7 +372,7 @@ class Predictor:
         return confidence(calibration, pieces, clicks, self.encoded.get(window), volume_ml)
 
     def _class_name(self, pieces: Sequence[Piece]) -> str | None:
-        """Which class it looks like in the crop of the first click."""
+        """The class that the mask looks like in the crop of the first click."""
         classes = self.model.card.classes
         if classes is None:
             return None
@@ -399,7 +399,7 @@ class Predictor:
 
 
 def _apart(boxes: Iterable[Slices]) -> list[Slices]:
-    """Boxes that share no component: those that overlap are one, around both."""
+    """Boxes that share no component: overlapping ones are merged into their hull."""
     found: list[Slices] = []
     for box in (box for box in boxes if not is_empty(box)):
         near = [other for other in found if not is_empty(intersection(box, other))]
@@ -408,27 +408,27 @@ def _apart(boxes: Iterable[Slices]) -> list[Slices]:
 
 
 def _clicked(inside: NDArray[np.bool_], clicks: NDArray[np.int_]) -> NDArray[np.bool_]:
-    """The components (joined through faces) that hold any of the clicks (n, 3), voxels of the array or beside it."""
+    """The connected components (through faces) that hold any of the clicks (n, 3), which may lie outside the array."""
     labels, _ = scipy.ndimage.label(inside)  # type: ignore[misc]
     within_it = clicks[((clicks >= 0) & (clicks < inside.shape)).all(1)]
     return np.isin(labels, np.setdiff1d(labels[tuple(within_it.T)], [0]))
 
 
 def _voxels(pieces: Sequence[Piece]) -> int:
-    """How many voxels of the model grid the mask has."""
+    """Number of model grid voxels in the mask."""
     return sum(int((probability > THRESHOLD).sum()) for _, probability in parts_of(pieces, tumour=True))
 
 
 def keeps_clicked(model: Promptable) -> bool:
-    """Whether masks are cut to the clicked components unless something else is asked for.
+    """Whether masks keep only the clicked components by default.
 
-    Not those of models without negative clicks, which the released ones are: their numbers stay those of their authors.
+    They do not for models without negative clicks, such as the released ones: these reproduce their authors' numbers.
     """
     return bool(model.config.polarity)
 
 
 def refuse_polarity(model: Promptable, positive: Iterable[bool], of: str = "") -> None:
-    """Raises UnsupportedError for a negative click (of what, in words) where the model takes none."""
+    """Raises UnsupportedError for a negative click (`of` what, in words) if the model takes none."""
     if not model.config.polarity and not all(positive):
         raise UnsupportedError(
             f"a negative click{of} for the model {model.card.name}",
@@ -447,7 +447,7 @@ def _check_spacing(model: Promptable, spacing_mm: float | None) -> None:
 
 
 def missed_remark(clicks: Sequence[Point], grid: Grid, holds: Callable[[Sequence[int]], bool]) -> list[str]:
-    """A remark on the positive clicks whose voxel a mask does not hold, if there is one."""
+    """A remark on the positive clicks that a mask does not hold, if there are any."""
     places = [click.index_on(grid) for click in clicks if click.positive]
     missed = [place for place in places if not holds(grid.voxel_of(place).tolist())]
     listed = "; ".join(",".join(f"{i:g}" for i in index) for index in missed)
@@ -455,7 +455,7 @@ def missed_remark(clicks: Sequence[Point], grid: Grid, holds: Callable[[Sequence
 
 
 def air_remarks(scan: Volume, clicks: Sequence[Point]) -> list[str]:
-    """A remark for each positive click with nothing but air round it (CT), or in the empty margin of another scan."""
+    """A remark for each positive click with nothing but air around it (CT), or in the empty margin of an MR scan."""
     remarks = []
     for click in (click for click in clicks if click.positive):
         at = scan.grid.voxel_of(click.index_on(scan.grid))

@@ -1,8 +1,8 @@
-"""Which voxel size a lesion asks for: so large that it is about a third of the crop across, chosen by looking.
+"""The spacing that suits a lesion: the one at which it is about a third of the crop across, found by looking.
 
 A first click is looked at with the finest, a middle and the coarsest spacing, and the look with the surest mask
-counts. If that mask is too small or too large there, it asks for yet another spacing. Spacings come from a ladder, so
-that clicks nearby, and later ones, find their crops encoded.
+counts. If that mask is too small or too large there, another spacing is tried. Spacings come from a ladder, so that
+nearby and later clicks find their crops already encoded.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from numpy.typing import NDArray
 from voxsam.interactive.crops import THRESHOLD, Piece
 from voxsam.preprocess import Preprocessing, Window
 
-ACROSS = 22 / 64  # of the crop's side: diameter, as a ball of its volume, of what networks are trained on most
+ACROSS = 22 / 64  # of the crop's side: usual diameter, as of a ball of equal volume, of what networks train on
 KEPT_ACROSS = (19 / 64, 36 / 64)  # within which a spacing is kept
-CORRECTED_ACROSS = (15 / 64, 36 / 64)  # and after negative clicks: what they take away asks for no closer look
-STEP = 1.3  # from one spacing of the ladder to the next, at most
+CORRECTED_ACROSS = (15 / 64, 36 / 64)  # after negative clicks: a mask that they shrank needs no closer look
+STEP = 1.3  # factor from one spacing of the ladder to the next, at most
 MAX_CHANGES = 2  # of spacing after the first looks
-LARGER = 0.02  # by so much less sure a mask may be that is e times as large: what is small and sure is often a part
+LARGER = 0.02  # how much less sure a mask e times as wide may be: a small, sure mask is often only a part
 ROOM = 0.75  # of the crop's side in which all clicks should lie
 
 
 @dataclass(frozen=True)
 class Scale:
-    """The spacings (mm, from fine to coarse) that a model looks with, and its crop's side in voxels."""
+    """The spacings (mm, from fine to coarse) at which a model looks, and its crop's side in voxels."""
 
     ladder: tuple[float, ...]
     side: int
 
     @classmethod
     def of(cls, preprocessing: Preprocessing, side: int) -> Scale | None:
-        """The ladder of a model for many sizes; None for one that has one spacing."""
+        """The ladder of a general model; None for a model with a single spacing."""
         if preprocessing.spacing_range_mm is None:
             return None
         low, high = preprocessing.spacing_range_mm
@@ -43,9 +43,9 @@ class Scale:
         return cls(tuple(float(f"{s:.4g}") for s in np.geomspace(low, high, steps + 1)), side)
 
     def first(self, clicks_mm: NDArray[np.float64], current: Sequence[Window]) -> tuple[float, ...]:
-        """The spacing of the windows so far, else three to begin with; coarser if the clicks need more room.
+        """The spacing of the current windows, else three to begin with; coarser if the clicks need more room.
 
-        They are (N, 3) places in mm along the axes of the model grid.
+        `clicks_mm` are (N, 3) positions in mm along the axes of the model grid.
         """
         if current:
             known = float(current[0].model_grid.spacing_mm.max())
@@ -56,14 +56,14 @@ class Scale:
 
     @staticmethod
     def preference(across: float, sure: float) -> float:
-        """The greater, the sooner a look with a mask of so many voxels across and such a mean probability counts."""
+        """Score of a look by its mask's width in voxels and mean probability; the look with the highest counts."""
         return sure + LARGER * float(np.log(across + 0.5))
 
     def next(self, spacing: float, across: float, clicks_mm: NDArray[np.float64], corrected: bool = False) -> float:
-        """The spacing that a mask of so many voxels `across`, seen at `spacing`, asks for: often the same.
+        """The spacing that suits a mask `across` voxels wide at `spacing`: often the same.
 
-        `corrected`: by negative clicks, in a mask that was seen before. 0 across: the click is not in its mask, as when
-        the lesion is smaller than voxels can show: half the spacing.
+        `corrected` means by negative clicks, in a mask that was seen before. With `across` 0 the click is not in its
+        mask, as for a lesion too small for the voxels to show, and half the spacing is wanted.
         """
         part = across / self.side
         low, high = CORRECTED_ACROSS if corrected else KEPT_ACROSS
@@ -74,17 +74,17 @@ class Scale:
         return self._with_room(nearest, clicks_mm)
 
     def _with_room(self, spacing: float, clicks_mm: NDArray[np.float64]) -> float:
-        """It, or the finest coarser one whose crop holds all clicks well inside; the coarsest if none does."""
+        """The finest spacing, from this one up, whose crop holds all clicks well inside; the coarsest if none does."""
         span = float(np.ptp(clicks_mm, axis=0).max())
         able = [s for s in self.ladder if s >= spacing and s * self.side * ROOM >= span]
         return able[0] if able else self.ladder[-1]
 
 
 def clicked_extent(pieces: Sequence[Piece], clicks_mm: Sequence[Sequence[float]]) -> tuple[float, float]:
-    """How large and how sure the parts of the mask are that have clicks in them; (0, 0) if there is none.
+    """Diameter and mean probability of the clicked components of the mask; (0, 0) if there are none.
 
-    The first is the diameter, in voxels of the model grid, of a ball of their volume. A part that fills its crop counts
-    as larger than it is seen: a face of the crop that it reaches adds a half. The second is their mean probability.
+    The diameter, in voxels of the model grid, is that of a ball of their volume. A component that reaches beyond its
+    crop counts as larger than it is seen: each face of the crop that it reaches adds half its volume.
     """
     volume, total, factor = 0, 0.0, 1.0
     for window, probability in pieces:

@@ -1,4 +1,4 @@
-"""A scan segmented in one call, and its steps as the command, the cohort and Python share them."""
+"""Segment a scan in one call, and the steps of it that the command, the cohort and Python share."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ def segment(
 ) -> Volume:
     """The mask of the tumour that the prompts point at, on the scan's grid: `voxsam segment` in Python.
 
-    `scan` is a path, a Volume, or an array (i, j, k) with the `spacing_mm` of its axes (`Volume.from_array` says more
-    of an array); a list of them are the channels of a model of several. `clicks` and `negative` are voxel indices
-    (i, j, k), those in mm RAS+ coordinates, `boxes` pairs of opposite corner voxels; scribbles and hints are labels as
-    files or Volumes. No prompts: for a model trained without clicks. `series` chooses one of several in a folder.
-    `keep_clicked`: only the components that hold a click; None: unless the model is a released one, without polarity.
-    What to know of the mask is in its `remarks`. Raises InputError, in one line, for what cannot be used.
+    `scan` is a path, a Volume, or an array (i, j, k) with its `spacing_mm` (`Volume.from_array` also takes its axes and
+    origin); a list holds the channels of a multi-channel model. `clicks` and `negative` are voxel indices (i, j, k),
+    `clicks_mm` and `negative_mm` RAS+ coordinates in mm, `boxes` pairs of opposite corner voxels, `scribbles` and
+    `hints` label files or Volumes; a model trained without clicks takes none of these. `series` selects one of several
+    in a folder. `keep_clicked` keeps only components with a positive click; None: for models with polarity, which the
+    released ones lack. The mask's `remarks` say what to know about it. Raises InputError for what cannot be used.
     """
     card = model.card if isinstance(model, Promptable) else read_card(find_model(model))
     given = (clicks, negative, clicks_mm, negative_mm, boxes, scribbles, hints)
@@ -76,7 +76,7 @@ def placed(
     scribbles: Sequence[File | Volume],
     hints: Sequence[File | Volume],
 ) -> list[Prompt]:
-    """Prompts on a scan: clicks (index or RAS+ mm, whether positive), boxes (two corner voxels), labels.
+    """Prompts on a scan from clicks (index or RAS+ mm, and whether positive), boxes (two corner voxels) and labels.
 
     `FILE.dcm#3` is segment 3 of a DICOM-SEG or RTSTRUCT. Raises PromptError if one lies outside the scan.
     """
@@ -105,7 +105,7 @@ def _labels(path: Path, scan: Volume) -> Volume:
 
 
 def check_mode(card: Card, automatic: bool) -> None:
-    """Raises UnsupportedError for prompts with a model that was trained without, and the other way round."""
+    """Raises UnsupportedError for prompts with a model trained without clicks, and for none with any other model."""
     if automatic and not card.automatic:
         raise UnsupportedError(
             f"no prompts (--auto) with the model {card.name}",
@@ -121,7 +121,7 @@ def check_mode(card: Card, automatic: bool) -> None:
 
 
 def check_class(card: Card, name: str | None) -> None:
-    """Raises InputError for a class that the model does not tell from others; None is any."""
+    """Raises InputError for a class that the model does not know; None stands for any."""
     known = card.classes.names if card.classes else ()
     if name is not None and name not in known:
         expected = f"one of {', '.join(known)}" if known else f"none: {card.name} knows no classes"
@@ -129,7 +129,7 @@ def check_class(card: Card, name: str | None) -> None:
 
 
 def read_images(paths: Sequence[File], channels: int, series: str | int = "") -> tuple[Volume, ...]:
-    """All images of the files; a file of several volumes only for a model of several `channels`."""
+    """All images in the files; a file may hold several volumes only for a model of several `channels`."""
     if channels == 1:
         return tuple(read_volume(path, series=series) for path in paths)
     return tuple(image for path in paths for image in read_channels(path, series=series))
@@ -146,9 +146,9 @@ def opened(
     spacing_mm: float | None = None,
     progress: ReportProgress | None = None,
 ) -> Callable[[], Prediction]:
-    """A scan made ready for the network; called, the network's part. Without prompts by a sliding window.
+    """Prepare a scan, and return the function that runs the network on it: by a sliding window without prompts.
 
-    `spacing_mm` is Predictor's, `keep_clicked` that of `segment`.
+    `spacing_mm` is that of Predictor, `keep_clicked` that of `segment`.
     """
     if network.card.automatic and not prompts:
         prepared = prepare(network, images)
@@ -170,7 +170,7 @@ def _images(scan: Scan, channels: int, spacing_mm: Sequence[float] | None, serie
 
 
 def _each(places: Sequence[Index]) -> Sequence[Index]:
-    """The places; one that was given without a list counts as one."""
+    """The places as a list; a single place may be given without one."""
     return [places] if len(places) == 3 and np.ndim(places) == 1 else places  # type: ignore[list-item]
 
 

@@ -1,4 +1,4 @@
-"""Session: a scan is opened, clicked, corrected, undone: a Predictor and a History, and all objects as one mask."""
+"""Session: open a scan, click, correct, undo. A Predictor with a History, and all objects as one mask."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ EditFunction = Callable[[ArrayLike, Grid], Edit]  # of voxsam.interactive.editin
 
 
 class Session:
-    """One scan, one model, any number of objects.
+    """Interactive segmentation of one scan with one model: any number of objects, with undo and redo.
 
     A model of several channels (MR sequences) takes a sequence of volumes of one patient, which may lie on different
-    grids; the first is the scan that is clicked. `follow=False` keeps to one crop, as released. `progress` is called
-    with a stage's name and the fraction done, 0 to 1. `undo_bytes` is what past steps may take, 256 MB unless
-    given. `spacing_mm` is the voxel size that a model for many sizes looks with; None: the lesion chooses it. Raises
+    grids; the first is the one that is clicked. With `follow=False` a mask stays in one crop, as released. `progress`
+    is called with a stage's name and the fraction done, 0 to 1. `undo_bytes` limits the memory of past steps, 256 MB by
+    default. `spacing_mm` is the spacing at which a general model looks; None: the lesion chooses it. Raises
     GeometryError or PromptError for prompts that cannot be used, UnsupportedError for what the model cannot do; the
-    session is then as it was before. InputError for a spacing that the model cannot look with.
+    session is then unchanged. Raises InputError for a spacing that the model does not support.
 
-    An object keeps its voxels: what is clicked later does not take them, unless the object is unlocked (`lock`); with
-    `overlap` objects may share voxels. `keep_clicked`: of what the network finds, only the components that hold a
-    positive click; None: unless the model takes no negative clicks, as released ones.
+    An object keeps its voxels: later clicks on others do not take them, unless the object is unlocked (`lock`); with
+    `overlap`, objects may share voxels. With `keep_clicked`, masks are only the components that hold a positive click;
+    None: for models that take negative clicks, which the released ones do not.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Session:
         keep = keeps_clicked(model) if keep_clicked is None else keep_clicked
         self._history = History(Snapshot(MappingProxyType({1: self._empty}), 1, overlap, keep), undo_bytes)
         self._labels = LabelMap(self.volume.grid)
-        self.infos: dict[int, SegmentInfo] = {}  # by number, also of objects that undo may bring back
+        self.infos: dict[int, SegmentInfo] = {}  # by number, including objects that undo may bring back
 
     @property
     def model(self) -> Promptable:
@@ -83,9 +83,9 @@ class Session:
         return self.prompt(Point.at_index(self.volume.grid, index, positive))
 
     def prompt(self, *prompts: Prompt) -> Volume:
-        """Add prompts to the current object, all at once: one step of undo. Returns the mask.
+        """Add prompts to the current object, all in one step of undo. Returns the mask.
 
-        To an object that was painted or loaded, and has no prompts yet, its mask goes along as a hint.
+        If the object was painted or loaded, and has no prompts yet, its mask is added as a hint.
         """
         if not prompts:
             raise PromptError("no prompt", "a click, box, scribble or mask hint", "give at least one")
@@ -98,9 +98,9 @@ class Session:
         return self.mask
 
     def remove_prompt(self, number: int, index: int) -> Volume:
-        """Take one of an object's prompts away, the first is 0, and predict without it; one step. Returns the mask.
+        """Remove one of an object's prompts, counted from 0, and predict without it; one step. Returns the mask.
 
-        Raises PromptError if there is none, or if only negative ones would be left.
+        Raises PromptError if there is no such prompt, or if only negative clicks would be left.
         """
         seen, changed = self._history.seen, self._object(number)
         before = changed.prediction
@@ -108,15 +108,15 @@ class Session:
             given, expected = f"prompt {index} of object {number}", f"one of its {len(before.prompts)}, from 0 on"
             raise PromptError(given, expected, "choose one of them")
         left = (*before.prompts[:index], *before.prompts[index + 1 :])
-        start = replace(before, pieces=())  # its crops stay; its mask is one with the prompt that goes
+        start = replace(before, pieces=())  # its crops stay; its mask still includes the prompt to be removed
         found = self.predictor.predict(left, start) if left else self._empty.prediction
         self._history.enter(seen.with_object(changed.prompted(found, seen.keep_clicked), number))
         return self.mask
 
     def edit(self, *edits: EditFunction) -> Volume:
-        """Edit the current object by hand, all at once: one step of undo. Returns the mask.
+        """Edit the current object by hand, all in one step of undo. Returns the mask.
 
-        Each is a function of voxsam.interactive.editing with what was drawn bound to it, such as
+        Each edit is a function of voxsam.interactive.editing with what was drawn bound to it, such as
         `partial(brush, stroke=[(60, 40, 22)], radius_mm=5)`. No step if nothing changes. Raises PromptError for what
         cannot be drawn.
         """
@@ -130,11 +130,11 @@ class Session:
         return self._become(Region.of(mask[box], [part.start for part in box]))
 
     def load_mask(self, labels: Volume, names: Sequence[str] = ()) -> Volume:
-        """Let a mask be the current object, whatever it was; one step. Returns the session's mask.
+        """Replace the current object by a mask; one step. Returns the session's mask.
 
-        Of several labels the first becomes the current object, and every further one an object of its own. A mask on
-        another grid is resampled. `names` are those of the labels that there are, in ascending order. Raises
-        ImageError for a mask without voxels on the scan.
+        If the mask has several labels, the first becomes the current object, and each of the others a new one. A mask
+        on another grid is resampled. `names` are those of the labels present, in ascending order. Raises ImageError for
+        a mask without voxels on the scan.
         """
         array = labels.array
         if not labels.grid.close_to(self.volume.grid):
@@ -143,7 +143,7 @@ class Session:
         return self.load_regions([Region.of(array == value) for value in values], names, labels.remarks)
 
     def load_regions(self, regions: Sequence[Region], names: Sequence[str] = (), remarks: Sequence[str] = ()) -> Volume:
-        """As `load_mask`, of voxels that are given for each object; they may overlap, if that is allowed here.
+        """Like `load_mask`, with the voxels of each object given; they may overlap if the session allows it.
 
         Raises ImageError for no regions, or for one without voxels.
         """
@@ -161,23 +161,23 @@ class Session:
         return self.mask
 
     def undo(self) -> Volume:
-        """Take back the last step of any object, not only of the current one; the object of that time is current again.
+        """Undo the last step, of whichever object; the object that was current before it becomes current again.
 
-        Nothing happens when there is no step; to name or colour an object is none. Up to 100 steps are kept, fewer if
+        Does nothing if there is no step; naming or colouring an object is not one. Up to 100 steps are kept, fewer if
         they take more than `undo_bytes`. Returns the mask.
         """
         self._history.undo()
         return self.mask
 
     def redo(self) -> Volume:
-        """Do again what undo took back. Returns the mask."""
+        """Redo the step that was undone last. Returns the mask."""
         self._history.redo()
         return self.mask
 
     def reset(self) -> Volume:
-        """Begin anew with one empty object; can be undone. Encoded crops are kept. Returns the (empty) mask.
+        """Start again with one empty object; can be undone. Encoded crops are kept. Returns the (empty) mask.
 
-        How masks are made stays. No step if nothing was done yet.
+        `overlap` and `keep_clicked` stay as they are. No step if nothing was done yet.
         """
         begin, seen = self._history.begin, self._history.seen
         if seen.objects is not begin.objects:
@@ -187,9 +187,9 @@ class Session:
         return self.mask
 
     def new_object(self) -> int:
-        """Begin another object and make it current; returns its number, which is its label in the mask.
+        """Start another object and make it current; returns its number, which is its label in the mask.
 
-        Raises PromptError if a mask has no labels left.
+        Raises PromptError if no labels are left.
         """
         (number,) = self._free(1)
         self.infos.pop(number, None)
@@ -197,7 +197,7 @@ class Session:
         return number
 
     def delete(self, number: int) -> Volume:
-        """Remove an object; one step. The one before it becomes current if it was. Returns the mask.
+        """Remove an object; one step. If it was current, the one before it becomes current. Returns the mask.
 
         Raises PromptError if there is no object of that number.
         """
@@ -206,7 +206,7 @@ class Session:
         return self.mask
 
     def lock(self, number: int, locked: bool = True) -> None:
-        """Whether an object keeps its voxels when another one is drawn there; one step.
+        """Set whether an object keeps its voxels when another one is drawn there; one step.
 
         Raises PromptError if there is no object of that number.
         """
@@ -216,12 +216,12 @@ class Session:
             self._history.enter(replace(self._history.seen, objects=objects))
 
     def allow_overlap(self, overlap: bool) -> None:
-        """Whether objects may share voxels from now on; one step. What they share already stays."""
+        """Set whether objects may share voxels from now on; one step. Voxels already shared stay shared."""
         if overlap != self.overlap:
             self._history.enter(replace(self._history.seen, overlap=overlap))
 
     def set_keep_clicked(self, keep_clicked: bool) -> Volume:
-        """Whether masks are the clicked components alone; one step, which draws every object anew. Returns the mask."""
+        """Set whether masks are only the clicked components; one step, which redraws every object. Returns the mask."""
         if keep_clicked != self.keep_clicked:
             seen = replace(self._history.seen, keep_clicked=keep_clicked)
             for number, found in seen.objects.items():
@@ -230,16 +230,16 @@ class Session:
         return self.mask
 
     def describe(self, number: int, info: SegmentInfo) -> None:
-        """Call an object otherwise, give it another colour or type; no step. Raises PromptError if there is none."""
+        """Change an object's name, colour or type; no step. Raises PromptError if there is no object of that number."""
         self._object(number)
         self.infos[number] = info
 
     def forget_features(self) -> None:
-        """Free the encoded crops, to save memory; masks stay, and what is needed again is encoded again."""
+        """Free the memory of the encoded crops; masks stay, and crops are encoded again when needed."""
         self.predictor.forget_features()
 
     def select(self, number: int) -> None:
-        """Make an object current again. Raises PromptError if there is none of that number."""
+        """Make an object current; no step. Raises PromptError if there is no object of that number."""
         self._object(number)
         self._history.select(number)
 
@@ -257,7 +257,7 @@ class Session:
         return range(first, first + count)
 
     def _become(self, region: Region) -> Volume:
-        """Let the current object have these voxels, as drawn by hand."""
+        """Give the current object these voxels, as drawn by hand."""
         seen = self._history.seen
         changed = seen.with_object(seen.object.edited_to(region))
         if not is_empty(changed.object.region.differs(seen.object.region)):
@@ -268,7 +268,7 @@ class Session:
 
     @property
     def step(self) -> Snapshot:
-        """What the last step made; another one after every step, undo and redo, and after a `select`."""
+        """The current snapshot; a different one after every step, undo, redo and `select`."""
         return self._history.seen
 
     @property
@@ -278,11 +278,11 @@ class Session:
 
     @property
     def segmented(self) -> Mapping[int, SegmentedObject]:
-        """What is known of every object, by its number: its voxels, and what they come from."""
+        """Every object by its number: its voxels, and where they come from."""
         return self._history.seen.objects
 
     def info(self, number: int) -> SegmentInfo:
-        """What an object is called, its colour and its type."""
+        """Name, colour and type of an object."""
         return self.infos.get(number) or SegmentInfo(f"Tumour {number}", default_colour(number))
 
     @property
@@ -292,7 +292,7 @@ class Session:
 
     @property
     def keep_clicked(self) -> bool:
-        """Whether masks are the clicked components alone."""
+        """Whether masks are only the clicked components."""
         return self._history.seen.keep_clicked
 
     @property
@@ -302,34 +302,34 @@ class Session:
 
     @property
     def prediction(self) -> Prediction:
-        """What the network says of the current object: probabilities, confidence, and what they were made from."""
+        """The network's prediction for the current object: probabilities, confidence, and what they were made from."""
         return self._history.seen.object.prediction
 
     @property
     def predictions(self) -> Mapping[int, Prediction]:
-        """What the network says of every object, by its number."""
+        """The network's prediction for every object, by its number."""
         return {number: found.prediction for number, found in self._history.seen.objects.items()}
 
     @property
     def can_undo(self) -> bool:
-        """Whether there is a step to take back."""
+        """Whether there is a step to undo."""
         return self._history.can_undo
 
     @property
     def can_redo(self) -> bool:
-        """Whether there is a step that undo took back."""
+        """Whether there is a step to redo."""
         return self._history.can_redo
 
     @property
     def features_bytes(self) -> int:
-        """Memory of the encoded crops that are kept."""
+        """Bytes that the encoded crops in memory take."""
         return self.predictor.encoded.nbytes
 
     @property
     def predictions_bytes(self) -> int:
-        """Memory of the probabilities and masks of all objects, those of steps back and forth included.
+        """Bytes that the probabilities and masks of all objects take, those of steps to undo or redo included.
 
-        And of a standardised scan, if the model sees one.
+        A standardised copy of the scan counts too, if the model sees one.
         """
         return self._history.nbytes + self.predictor.standardised_bytes
 
@@ -340,40 +340,40 @@ class Session:
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """What a person should know of the current object's mask, one line each."""
+        """What a person should know about the current object's mask, one line each."""
         return self._history.seen.object.remarks
 
     @property
     def crops(self) -> int:
-        """How many crops the current object's mask was made from."""
+        """Number of crops that the current object's mask was made from."""
         return self.prediction.crops
 
     @property
     def changed(self) -> Slices:
-        """The box of the voxels that the last step gave to an object or took from one; empty if there is none."""
+        """The box of the voxels that the last step added to an object or took from one; empty if there are none."""
         return self._history.changed
 
     @property
     def extent(self) -> Slices:
-        """The box of the scan outside which the mask is 0; empty without a prediction."""
+        """The box of the scan outside which the mask is 0; empty if the mask is."""
         return hull(found.region.box for found in self.segmented.values())
 
     @property
     def mask(self) -> Volume:
-        """uint8 on the scan's grid: 0, and each object's number; of several that share a voxel the highest.
+        """uint8 labels on the scan's grid: 0, or the object's number; the highest where several share a voxel.
 
-        A new array each time: no later step changes it.
+        A new array each time, which no later step changes.
         """
         labels = self.labels_in(whole(self.volume.grid))
         remarks = dict.fromkeys(remark for found in self.segmented.values() for remark in found.remarks)
         return Volume(labels, self.volume.grid, "SEG", self.volume.header, tuple(remarks))
 
     def labels_in(self, box: Slices) -> NDArray[np.uint8]:
-        """The mask's labels in a box of the scan (i, j, k): a new array of no more than that."""
+        """The mask's labels in a box (i, j, k) of the scan, as a new array of that box alone."""
         return self._labels.draw({number: found.region for number, found in self.segmented.items()}, box)
 
     def mask_of(self, number: int) -> Volume:
-        """uint8 0/1 on the scan's grid: all voxels of one object. Raises PromptError if there is none."""
+        """uint8 0/1 on the scan's grid: all voxels of one object. Raises PromptError if there is no such object."""
         found = self._object(number)
         return replace(found.region.on_all(self.volume), remarks=found.remarks)
 
@@ -394,10 +394,10 @@ class Session:
         window: tuple[float, float] | Literal["auto"] = "auto",
         interactive: bool = False,
     ) -> Any:
-        """What a notebook shows as the last line of a cell: three planes with the mask and every object's clicks.
+        """A figure for the last line of a notebook cell: three planes with the mask and every object's clicks.
 
-        They go through the first click in the mask, or through `centre`, an index (i, j, k). `window`: level and width.
-        With `interactive` it is NiiVue's viewer, to scroll and to turn. Raises UnsupportedError if it is not installed.
+        The planes go through the first click in the mask, or through `centre`, an index (i, j, k). `window` is level
+        and width. `interactive` gives a NiiVue viewer instead; raises UnsupportedError if that is not installed.
         """
         from voxsam.report import figures  # matplotlib: a second to import
 
@@ -409,7 +409,7 @@ class Session:
 
 
 def reported(session: Session) -> list[ReportedObject]:
-    """What a report says of every object of a session."""
+    """What a report states about every object of a session."""
     grid, objects = session.volume.grid, []
     for number, found in session.segmented.items():
         clicks = [(click.index_on(grid), click.positive) for click in found.prediction.clicks]

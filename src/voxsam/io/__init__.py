@@ -1,7 +1,7 @@
-"""Files in and out: read_volume gives any supported scan as a Volume, write_mask gives a mask back on the scan's grid.
+"""File input and output: read_volume reads any supported scan as a Volume, write_mask writes a mask on its grid.
 
-The format modules (nifti, itk, dicom) are imported when the first file of their kind comes, so that
-`import voxsam` stays light. What they share: checks, raw, gunzip.
+The format modules (nifti, itk, dicom) are imported when the first file of their kind is read or written, so that
+`import voxsam` stays light. They share the modules checks, raw and gunzip.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ __all__ = [
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 SUFFIXES = (*NIFTI_SUFFIXES, ".nrrd", ".mha")  # written and read
-SCAN_SUFFIXES = (*SUFFIXES, ".nhdr", ".mhd", ".hdr")  # read: also headers whose voxels lie in a file beside them
-PAIR_SUFFIXES = (".img", ".img.gz", ".hdr.gz")  # read, but not listed beside the header
-MASK_SUFFIXES = (*SUFFIXES, ".seg.dcm", ".rtstruct.dcm", ".dcm")  # the last one is a DICOM-SEG, too
+SCAN_SUFFIXES = (*SUFFIXES, ".nhdr", ".mhd", ".hdr")  # read; the last three are headers with a separate voxel file
+PAIR_SUFFIXES = (".img", ".img.gz", ".hdr.gz")  # read, but not listed alongside their headers
+MASK_SUFFIXES = (*SUFFIXES, ".seg.dcm", ".rtstruct.dcm", ".dcm")  # a plain .dcm is also a DICOM-SEG
 INTEGERS = ("uint8", "int8", "int16", "uint16", "int32", "uint32")  # what every format here can hold
-NEAR = 0.5  # of a voxel: a label's grid as near as that to the scan's is the scan's
+NEAR = 0.5  # of a voxel: a label's grid this close to the scan's counts as the scan's
 
 T = TypeVar("T")
 
@@ -63,18 +63,18 @@ def read_volume(
     series: str | int = "",
     scan: Volume | None = None,
 ) -> Volume:
-    """Read a scan: NIfTI, NRRD, MetaImage (headers with a file beside them, too), or a folder, .zip or file of DICOM.
+    """Read a scan from NIfTI, NRRD or MetaImage (detached headers included), or from a folder, .zip or file of DICOM.
 
-    Or the address of a series in a DICOMweb archive, dicomweb+https://HOST/.../studies/STUDY/series/SERIES.
+    `path` may also be the address of a DICOMweb series, dicomweb+https://HOST/.../studies/STUDY/series/SERIES.
 
-    The array is in the file's own (i, j, k) order (DICOM: column, row, slice): integers as stored, or float32 where
-    the file scales them or holds floats. The modality is the DICOM tag, or "CT" or "" as guess_modality says. `series`
-    chooses one of several DICOM series by number or UID. `remarks` say what in the file is odd.
+    The array keeps the file's own (i, j, k) order (DICOM: column, row, slice): integers as stored, or float32 if the
+    file rescales them or holds floats. The modality is the DICOM tag, otherwise "CT" or "" as guess_modality decides.
+    `series` chooses one of several DICOM series by number or UID. `remarks` describe anything odd about the file.
 
-    With `labels=True` read a mask or label map instead, also a DICOM-SEG or RTSTRUCT file: integers, modality "SEG",
-    constant allowed. Of these two, `grid` is the scan's, on which they are placed (an RTSTRUCT needs it), and `segment`
-    chooses one of several segments, as 0/1; other formats ignore both. `scan` is the scan itself: its grid, and a
-    remark where the file contradicts it. Raises FileError, ImageError or GeometryError, each in one line.
+    With `labels=True`, read a mask or label map instead, which may also be a DICOM-SEG or RTSTRUCT file: integers,
+    modality "SEG", constant allowed. For those two, `grid` is the scan's grid to place them on (an RTSTRUCT needs it)
+    and `segment` selects one of several segments, as 0/1; other formats ignore both. `scan` is the scan itself: it
+    gives the grid, and a remark if the file contradicts it. Raises FileError, ImageError or GeometryError, in one line.
     """
     if is_address(path):
         from voxsam.io.dicom.web import retrieved
@@ -100,9 +100,9 @@ def is_address(path: str | os.PathLike[str]) -> bool:
 
 
 def read_channels(path: str | os.PathLike[str], *, series: str | int = "") -> tuple[Volume, ...]:
-    """Read the image channels of a file: the volumes of a 4D NIfTI file, of anything else the one that it holds.
+    """Read the image channels of a file: the volumes of a 4D NIfTI file, or the single volume of any other.
 
-    Each is as `read_volume` gives it, all are on one grid. Raises as `read_volume`.
+    Each is as `read_volume` returns it, and all share one grid. Raises as `read_volume` does.
     """
     path = Path(path)
     if not path.is_file() or (kind := _named(path, lambda: _kind(path))) is None or kind.__name__ != "voxsam.io.nifti":
@@ -114,7 +114,7 @@ def read_channels(path: str | os.PathLike[str], *, series: str | int = "") -> tu
 
 
 def _named(path: Path, read: Callable[[], T]) -> T:
-    """What `read` reads of a file that there is; the errors of the system, of memory and of grids name the file."""
+    """The result of `read` on an existing file; system, memory and geometry errors are raised with the file's name."""
     try:
         if not path.exists():
             raise FileError(f"{path} does not exist", f"a scan ({_allowed()})", "check the path")
@@ -135,14 +135,14 @@ def _named(path: Path, read: Callable[[], T]) -> T:
             f"{path.name} could not be read ({reason})", "a complete file", "check or copy it again"
         ) from error
     except MemoryError as error:
-        if not links_allowed():  # whoever reads for others says how much there is
+        if not links_allowed():  # within `at_most`, the caller reports its own limit
             raise
         given = f"{path.name} needs more memory than there is"
         raise FileError(given, "a smaller scan", "crop it, or close other programs") from error
 
 
 def _as_scan(name: str, volume: Volume) -> Volume:
-    """The volume with its modality, if it can be a scan."""
+    """The volume checked to be a scan, with NaN replaced and its modality filled in."""
     check_spacing(name, volume.grid)
     volume = without_nan(name, volume)
     check_scan(name, volume.array)
@@ -152,7 +152,7 @@ def _as_scan(name: str, volume: Volume) -> Volume:
 
 
 def _contradictions(name: str, labels: Volume, scan: Volume) -> list[str]:
-    """What in a label file does not agree with its scan, so that its place is not sure to be right."""
+    """Remarks on where a label file disagrees with its scan, so that its position is in doubt."""
     remarks, grid = [], labels.grid
     if grid.shape == scan.grid.shape and not grid.close_to(scan.grid, NEAR * float(grid.spacing_mm.min())):
         apart = np.abs(grid.corners_world_mm() - scan.grid.corners_world_mm()).max()
@@ -173,7 +173,7 @@ def _contradictions(name: str, labels: Volume, scan: Volume) -> list[str]:
 
 
 def is_oriented(volume: Volume) -> bool:
-    """Whether a volume's file says how the patient lies in it; a NIfTI file without sform and qform does not."""
+    """Whether a volume's file gives the patient's orientation; a NIfTI file without sform and qform does not."""
     header = volume.header.get("nifti")
     return header is None or int(header["sform_code"]) > 0 or int(header["qform_code"]) > 0
 
@@ -189,11 +189,11 @@ def write_mask(
 ) -> None:
     """Write a uint8 mask (0/1, or labels 1..n) with its grid to .nii, .nii.gz, .nrrd, .mha, .seg.dcm or .rtstruct.dcm.
 
-    The file appears whole or not at all; an existing one is replaced. The rest is for DICOM alone: `source` is the
-    series that the mask belongs to, a Volume or a path, by default the one that its scan was read from; `names` are
-    those of the labels 1..n; `model` is noted; `labelmap` writes the newer kind of DICOM-SEG.
-    Raises ImageError for another dtype; FileError for another suffix, a folder that is missing or does not take it, or
-    a scan without DICOM; GeometryError for a mask on another grid than the series; UnsupportedError without highdicom.
+    The file is written whole or not at all and replaces an existing one. The other arguments are for DICOM only:
+    `source` is the series that the mask belongs to, a Volume or a path, by default the one its scan was read from;
+    `names` are the names of labels 1..n; `model` is recorded; `labelmap` writes the newer kind of DICOM-SEG.
+    Raises ImageError for another dtype; FileError for another suffix, a missing or unwritable folder, or a scan not
+    from DICOM; GeometryError for a mask on another grid than the series; UnsupportedError without highdicom.
     """
     path = Path(path)
     if mask.array.dtype != np.uint8:
@@ -214,7 +214,7 @@ def write_mask(
 
 
 def check_mask_output(scan: Volume, path: str | os.PathLike[str]) -> None:
-    """Raises what write_mask would raise for a mask of `scan` written to `path`, before there is one."""
+    """Raises what write_mask would raise for a mask of `scan` written to `path`, before the mask exists."""
     if Path(path).suffix.lower() == ".dcm":
         from voxsam.io import dicom
 
@@ -244,9 +244,9 @@ def _write(volume: Volume, path: Path, suffixes: Sequence[str] = SUFFIXES) -> No
 
 
 def _as_itk_places_it(volume: Volume) -> Volume:
-    """The volume where ITK puts its NIfTI scan, if that says nothing of its place: along L, P, S from the origin.
+    """The volume moved to where ITK puts a NIfTI scan without orientation: along L, P, S from the origin.
 
-    Here such a scan lies along R, A, S; a mask in a format that does say its place would lie beside the scan.
+    VoxSAM puts such a scan along R, A, S; a mask in a format that stores its position would miss the scan in ITK.
     """
     grid = volume.grid
     if is_oriented(volume) or not np.array_equal(grid.affine, np.diag([*grid.spacing_mm, 1])):
@@ -274,7 +274,7 @@ def _dicom_series(path: Path, series: str) -> Volume:
 
 
 def _kind(path: Path) -> ModuleType | None:
-    """The module of a single-file format: by the suffix, else by how the file begins; None for DICOM and the rest."""
+    """The module of a single-file format, by suffix or else by the first bytes; None for DICOM and the rest."""
     suffix = _suffix(path)
     with open(path, "rb") as file:
         head = file.read(352)

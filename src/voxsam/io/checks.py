@@ -1,4 +1,4 @@
-"""What makes the voxels of a file unusable, and what kind of image they are."""
+"""Checks on the voxels of a file: whether they are usable, and what kind of image they are."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from voxsam.volume import Volume
 MAX_VOXELS = 2**31  # 8 GiB as float32: four times a whole-body CT of 512 x 512 x 2000
 MAX_DEFLATE_RATIO = 1032  # no zlib stream unpacks to more than this times its size (zlib technical details)
 _limits: ContextVar[tuple[int, bool]] = ContextVar("limits", default=(MAX_VOXELS, True))  # voxels, links
-FARTHEST_MM = 1e6  # of a first voxel from the origin: as float32, which NIfTI stores, places there are 0.06 mm apart
+FARTHEST_MM = 1e6  # of the first voxel from the origin: float32, as NIfTI stores it, resolves 0.06 mm there
 SPACINGS_MM = 1e-4, 200.0  # from nano-CT to the thickest localiser
-LABEL_PLATEAU, HIGHEST_LABEL = 0.6, 255  # fraction of equal neighbours that makes whole numbers labels: scans are noisy
+LABEL_PLATEAU, HIGHEST_LABEL = 0.6, 255  # fraction of equal neighbours above which integers are labels: scans are noisy
 MAX_PADDING = 0.5  # of a scan's voxels that may be NaN
 LABEL_LIMIT = 16  # an image of nothing but the whole numbers 0..15 is a label map
 CT_MINIMUM_HU = -500  # air is -1000 HU; nothing but CT has whole numbers that far below zero
 
 
 def check_shape(name: str, shape: Sequence[int]) -> tuple[int, int, int]:
-    """The three axes of `shape`, trailing axes of length one left out. Raises ImageError for fewer or more."""
+    """The three axes of `shape`, trailing axes of length one dropped. Raises ImageError for fewer or more."""
     axes = tuple(int(n) for n in shape)
     if any(n < 1 for n in axes) or not axes:
         raise ImageError(f"{name} has shape {_by(axes)}", "at least one voxel along each axis", "export the scan again")
@@ -45,7 +45,7 @@ def check_shape(name: str, shape: Sequence[int]) -> tuple[int, int, int]:
 
 
 def check_channels(name: str, shape: Sequence[int]) -> tuple[int, int, int, int]:
-    """The three axes of `shape`, and how many volumes lie along a fourth. Raises ImageError as `check_shape`."""
+    """The three axes of `shape` and the number of volumes along a fourth. Raises ImageError as `check_shape` does."""
     axes = tuple(int(n) for n in shape)
     while len(axes) > 4 and axes[-1] == 1:
         axes = axes[:-1]
@@ -55,12 +55,12 @@ def check_channels(name: str, shape: Sequence[int]) -> tuple[int, int, int, int]
 
 
 def links_allowed() -> bool:
-    """Whether a link beside a header may lead to its voxels anywhere; not within `at_most`, for files of others."""
+    """Whether symbolic links may lead out of a file's folder; not within `at_most`, where files are untrusted."""
     return _limits.get()[1]
 
 
 def beside(header: Path, name: str) -> Path | None:
-    """The file of that name in the folder of a header; None if there is none, or a link that may not be followed."""
+    """The file `name` in the header's folder; None if it is missing, or a link that may not be followed."""
     file = header.parent / name
     if not file.is_file() or not (links_allowed() or file.resolve().parent == header.parent.resolve()):
         return None
@@ -69,7 +69,7 @@ def beside(header: Path, name: str) -> Path | None:
 
 @contextmanager
 def at_most(voxels: int) -> Iterator[None]:
-    """Within it, in this thread, files that declare more voxels are refused: for servers, whose memory is shared."""
+    """Within the block and this thread, refuse files of more voxels and links out of their folder: for servers."""
     token = _limits.set((min(voxels, MAX_VOXELS), False))
     try:
         yield
@@ -80,7 +80,7 @@ def at_most(voxels: int) -> Iterator[None]:
 def check_size(name: str, shape: Sequence[int], voxel_bytes: int, file_bytes: int, compressed: bool) -> None:
     """Compare what a header declares with the size of its file, before any memory is taken.
 
-    Raises ImageError for more than MAX_VOXELS (or what `at_most` says), FileError if `file_bytes` cannot hold the
+    Raises ImageError for more than MAX_VOXELS (or the limit of `at_most`), FileError if `file_bytes` cannot hold the
     voxels.
     """
     voxels, most = math.prod(shape), _limits.get()[0]
@@ -97,7 +97,7 @@ def check_size(name: str, shape: Sequence[int], voxel_bytes: int, file_bytes: in
 
 
 def check_spacing(name: str, grid: Grid) -> None:
-    """Raises GeometryError for voxels, or a place, that no scanner makes: a header in another unit, or damaged."""
+    """Raises GeometryError for a spacing or position that no scanner produces: another unit, or a damaged header."""
     low, high = SPACINGS_MM
     if grid.spacing_mm.min() < low or grid.spacing_mm.max() > high:
         listed = " x ".join(f"{s:.4g}" for s in grid.spacing_mm)
@@ -118,13 +118,13 @@ def check_dtype(name: str, dtype: np.dtype[Any]) -> None:
 
 
 def without_nan(name: str, volume: Volume) -> Volume:
-    """The scan with its lowest finite value where it is NaN or -inf, its highest where it is inf, and a remark.
+    """The scan with NaN and -inf replaced by its lowest finite value and inf by its highest, with a remark.
 
-    Its header keeps where that was, for `is_padding`. Raises ImageError if more than MAX_PADDING of the voxels are not
-    finite: that is no padding.
+    The header records where, for `is_padding`. Raises ImageError if more than MAX_PADDING of the voxels are not
+    finite, which is too many to be padding.
     """
     array = volume.array
-    if array.dtype.kind != "f" or np.isfinite(array.min() + array.max()):  # a NaN is carried on: no copies
+    if array.dtype.kind != "f" or np.isfinite(array.min() + array.max()):  # NaN propagates: no copies needed
         return volume
     finite = np.isfinite(array)
     count = array.size - int(np.count_nonzero(finite))
@@ -139,7 +139,7 @@ def without_nan(name: str, volume: Volume) -> Volume:
 
 
 def is_padding(scan: Volume, world_mm: ArrayLike) -> bool:
-    """Whether a place (RAS+ mm) lies on a voxel for which the scan's file has no finite number."""
+    """Whether a point (RAS+ mm) lies in a voxel whose value in the scan's file was not finite."""
     if "padding" not in scan.header:
         return False
     grid, bits = scan.header["padding"]
@@ -148,14 +148,14 @@ def is_padding(scan: Volume, world_mm: ArrayLike) -> bool:
 
 
 def not_hounsfield(array: NDArray[Any]) -> str:
-    """Why the values of a CT cannot be Hounsfield units, as half a sentence, or "" if they can.
+    """Why the values of a CT cannot be Hounsfield units, as a clause for a message; "" if they can.
 
-    A CT of a patient has air (-1000 HU, outside and in lungs and bowel) or at least fat (-100), and soft tissue at 0 to
-    100. Some ten thousand voxels are looked at.
+    A patient's CT has air (-1000 HU, around the body and in lungs and bowel) or at least fat (-100), and soft tissue at
+    0 to 100. Only a sample of some tens of thousands of voxels is examined.
     """
     if array.dtype.kind not in "iuf":
         return ""
-    every = tuple(slice(None, None, max(1, n // 27)) for n in array.shape)  # a view: of a huge scan little is read
+    every = tuple(slice(None, None, max(1, n // 27)) for n in array.shape)  # a view: little of a huge scan is read
     some = array[every].astype(np.float64)
     low, high = float(some.min()), float(some.max())
     if low <= CT_MINIMUM_HU and high - low > 300:
@@ -173,7 +173,7 @@ def not_hounsfield(array: NDArray[Any]) -> str:
 
 
 def check_scan(name: str, array: NDArray[Any]) -> None:
-    """Raises ImageError for (i, j, k) voxels that are no scan: one slice, NaN or infinite, constant, or labels."""
+    """Raises ImageError for (i, j, k) voxels that cannot be a scan: one slice, not finite, constant, or labels."""
     if min(array.shape) < 2:
         raise ImageError(f"{name} is a 2D image ({_by(array.shape)})", "a 3D scan", "give the whole stack of slices")
     low, high = array.min(), array.max()
@@ -218,7 +218,7 @@ def as_stored(array: NDArray[Any], slope: float = 1.0, intercept: float = 0.0) -
 def guess_modality(array: NDArray[Any]) -> str:
     """ "CT" if the values are whole numbers and the lowest is at most CT_MINIMUM_HU, else "" (unknown).
 
-    Of float arrays about ten thousand voxels are looked at.
+    Only about ten thousand voxels of a float array are examined.
     """
     if array.min() > CT_MINIMUM_HU:
         return ""
@@ -232,14 +232,14 @@ def truncated(name: str, detail: str) -> FileError:
 
 
 def colour(name: str) -> ImageError:
-    """The error for a file with several numbers in each voxel."""
+    """The error for a file with several values per voxel."""
     return ImageError(
         f"{name} has several channels (RGB or vector)", "one number per voxel", "save one channel by itself"
     )
 
 
 def _is_plateaus(array: NDArray[Any], high: float) -> bool:
-    """Whether neighbours along i, of which one is not 0, are mostly equal; of every eighth slice."""
+    """Whether neighbours along i that are not both 0 are mostly equal, in every eighth slice."""
     if high > HIGHEST_LABEL:
         return False
     first, second = array[:-1, :, ::8], array[1:, :, ::8]

@@ -1,11 +1,11 @@
-"""Reading an untrusted file in a process of its own, which may die, hang or ask for too much without harming ours.
+"""Read an untrusted file in a separate process, which may crash, hang or ask for too much memory without harming ours.
 
-A fresh process reads each file, so that a file that corrupts a native parser's heap (ITK, GDCM, JPEG 2000) can neither
-end the caller nor change another file's voxels. It is a fence against faults, not against intruders: the process runs
-as the same user, which is why its reply may come as a pickle.
+Each file is read by a fresh process, so that one that corrupts a native parser's heap (ITK, GDCM, JPEG 2000) can
+neither kill the caller nor alter another file's voxels. This guards against faults, not attackers: the process runs as
+the same user, which is why its reply may be a pickle.
 
     request    stdin, one JSON line; stdin then stays open, and its end means that the caller has gone
-    begun      stdout: uint64, the bytes that the process has read until now, before the file
+    begun      stdout: uint64, the bytes that the process has read before it starts on the file
     reply      stdout: uint64 count and lengths, then as many pieces: a pickle, and the buffers that it refers to
 """
 
@@ -36,18 +36,18 @@ from voxsam.io.checks import MAX_VOXELS, at_most
 from voxsam.io.objects import MaskObject
 from voxsam.volume import Volume
 
-TIME_S = 120.0  # a whole-body CT in JPEG 2000 takes about half of it on a slow core
-MAX_PIECES = 4096  # of one reply: an array each
+TIME_S = 120.0  # a whole-body CT in JPEG 2000 takes about half of this on a slow core
+MAX_PIECES = 4096  # of one reply; each is an array
 MIB = 1 << 20
 
 Accept = Callable[[int], Any]
-LOOK_S = 0.25  # between two looks at how much was read
+LOOK_S = 0.25  # between two progress reports
 
 
 @dataclass(frozen=True)
 class Reading:
-    """A file that is read meanwhile: `report` hears from another thread which part of its bytes were read, 0 to 1 (on
-    Linux), and when `stop` is set, reading ends.
+    """Control of a file being read: `report` is called from another thread with the fraction of its bytes read, 0 to 1
+    (on Linux), and setting `stop` ends the reading.
     """
 
     report: Callable[[float], None]
@@ -55,15 +55,15 @@ class Reading:
 
 
 class MemoryNeeded(FileError):
-    """To read the file takes more memory than it may."""
+    """Reading the file takes more memory than allowed."""
 
 
 class How(TypedDict, total=False):
-    """How a process reads a file: with `memory_bytes` beyond its start, in `time_s` seconds.
+    """Options for reading a file: `memory_bytes` beyond what the process has when it starts, `time_s` seconds.
 
-    `name` is what messages call the file. `accept` is called with the bytes of the reply before memory is taken for
-    it, and may raise. `temporary` is a folder for what is unpacked; one of the system's unless given. It is empty
-    afterwards, however the process ended. `reading` may stop it, and hears how far it is.
+    `name` is what messages call the file. `accept` is called with the size of the reply in bytes before memory is
+    allocated for it, and may raise. `temporary` is a folder for unpacked files, by default the system's; it is empty
+    afterwards, however the process ended. `reading` can stop the process and is told its progress.
     """
 
     memory_bytes: Required[int]
@@ -93,7 +93,7 @@ def read_objects(path: str | os.PathLike[str], scan: Volume, **how: Unpack[How])
 
 
 def _ask(path: Path, what: dict[str, Any], how: How) -> Any:
-    """The reply of a new process to the request. Raises the InputError that it replies, or that it failed."""
+    """The reply of a new process to the request. Raises the InputError it replies with, or FileError if it fails."""
     assert how.keys() <= How.__annotations__.keys(), f"{sorted(how)} of {sorted(How.__annotations__)}"
     name, time_s, reading = how.get("name") or path.name, how.get("time_s", TIME_S), how.get("reading")
     limits = {"memory_bytes": how["memory_bytes"], "max_voxels": how.get("max_voxels", MAX_VOXELS)}
@@ -115,7 +115,7 @@ def _ask(path: Path, what: dict[str, Any], how: How) -> Any:
             reply = _receive(process.stdout, how.get("accept"))
         except (OSError, EOFError) as error:
             with suppress(subprocess.TimeoutExpired):
-                process.wait(10.0)  # it is ending: how?
+                process.wait(10.0)  # it is ending: wait for its status
             process.kill()
             raise _failed(name, process.wait(), time_s if too_late.is_set() else None) from error
         finally:
@@ -139,10 +139,10 @@ def _kill_when(stop: threading.Event, process: subprocess.Popen[bytes]) -> None:
 
 
 def _report_read(process: subprocess.Popen[bytes], before: int, path: Path, report: Callable[[float], None]) -> None:
-    """Compare what the process has read since `before` with what there is, as long as the system counts it."""
+    """Report the fraction of the bytes that the process has read since `before`, as long as the system counts them."""
     total = 0
     for file in [path] if path.is_file() else path.rglob("*"):
-        with suppress(OSError):  # it may go meanwhile
+        with suppress(OSError):  # it may be removed meanwhile
             total += file.stat().st_size if file.is_file() else 0
     while total and process.poll() is None and (read := _bytes_read(process.pid)):
         report(min((read - before) / total, 1.0))
@@ -150,7 +150,7 @@ def _report_read(process: subprocess.Popen[bytes], before: int, path: Path, repo
 
 
 def _bytes_read(process: int | str) -> int:
-    """How much a process has read of any file; 0 where the system does not count it."""
+    """The bytes that a process has read from any file; 0 if the system does not count them."""
     try:
         return int(Path(f"/proc/{process}/io").read_text().split()[1])  # "rchar: N"
     except (OSError, ValueError, IndexError):
@@ -158,7 +158,7 @@ def _bytes_read(process: int | str) -> int:
 
 
 def _start(temporary: str) -> subprocess.Popen[bytes]:
-    """The process, on this package and on one thread, with `temporary` as its folder for temporary files."""
+    """Start the process with this package, on one thread, with `temporary` as its folder for temporary files."""
     package = str(Path(voxsam.errors.__file__).parents[1])
     places = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
     threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"), "1")
@@ -183,7 +183,7 @@ def _receive(stream: IO[bytes], accept: Accept | None) -> Any:
     pickled, *buffers = (_exactly(stream, length) for length in lengths)
     try:
         return pickle.loads(pickled, buffers=buffers)  # noqa: S301, from our own process: see the top
-    except Exception as error:  # of whatever a process with a broken heap may send
+    except Exception as error:  # a process with a corrupted heap may send anything
         raise EOFError("a reply that is damaged") from error
 
 
@@ -216,21 +216,21 @@ def _error_type(kind: str) -> type[InputError]:
 
 
 def main() -> None:
-    """Read one request, reply to it, and end."""
+    """Read one request, reply to it and exit."""
     from voxsam.io import read_volume as read
     from voxsam.io.objects import read_objects as read_mask
 
-    # The reply's stream is ours alone: what a library prints goes nowhere.
+    # Replies have a stream to themselves: what a library prints is discarded.
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     request = json.loads(sys.stdin.buffer.readline())
     threading.Thread(target=_end_with_caller, daemon=True).start()
-    import nibabel  # noqa: F401, all that is imported later would count as the file's memory
+    import nibabel  # noqa: F401, what is imported later would count towards the file's memory
     import SimpleITK  # noqa: F401
 
     from voxsam.io.dicom import series  # noqa: F401
 
-    np.linalg.inv(np.eye(4))  # OpenBLAS takes its buffers now: later it would end the process if there were no room
+    np.linalg.inv(np.eye(4))  # OpenBLAS allocates its buffers now: later, without memory, it would kill the process
     _limit_memory(request["memory_bytes"])
     path = Path(request["path"])
     replies.write(struct.pack("<Q", _bytes_read("self")))
@@ -250,7 +250,7 @@ def main() -> None:
         given = f"{path.name} needs more than {request['memory_bytes'] // MIB} MiB of memory to be read"
         remedy = "crop it, or start the server with more --memory"
         _send(replies, ("MemoryNeeded", given, "a smaller scan", remedy, {}))
-    os._exit(0)  # nothing is left to be done, and a library with a broken heap may not end in order
+    os._exit(0)  # nothing is left to do, and a library with a corrupted heap may not shut down cleanly
 
 
 def _send(stream: IO[bytes], reply: object) -> None:
@@ -264,7 +264,7 @@ def _send(stream: IO[bytes], reply: object) -> None:
 
 
 def _limit_memory(nbytes: int) -> None:
-    """Let this process have so many bytes more than it has now, where the system can say so (Linux)."""
+    """Limit this process to `nbytes` more memory than it has now, where the system allows it (Linux)."""
     try:
         import resource
 

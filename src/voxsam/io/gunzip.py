@@ -1,4 +1,4 @@
-"""Gzip files read straight into the caller's memory, in pieces that stay in cache; by ISA-L where it is installed."""
+"""Read gzip files straight into the caller's memory, in pieces that stay in cache; with ISA-L if it is installed."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-try:  # the same interface as zlib, decompression in less than half the time; the extra "speed"
+try:  # zlib's interface, decompresses in less than half the time; the extra "speed"
     from isal import isal_zlib as inflate
 except ImportError:
     inflate: Any = zlib
 
 PIECE = 1 << 18  # bytes, read and unpacked at once: a quarter of a core's cache
-GZIP_FORMAT = 16 + zlib.MAX_WBITS  # header and checksum are read and compared, not only the stream between them
+GZIP_FORMAT = 16 + zlib.MAX_WBITS  # header and checksum are parsed and verified, not only the stream between them
 ANY_FORMAT = 32 + zlib.MAX_WBITS  # gzip or zlib
 MAGIC = b"\x1f\x8b"
-MAX_MEMBERS, MEMBER_BYTES = 1000, 1024  # so many, and one more for so many bytes: beginning one costs as much
+MAX_MEMBERS, MEMBER_BYTES = 1000, 1024  # one more is allowed per MEMBER_BYTES: beginning a member costs as much
 
 
 class GunzipReader(io.RawIOBase):
     """The unpacked bytes of a file of one or more gzip members (RFC 1952), which begin at byte `start`.
 
-    What follows the last member and is no gzip is passed over, as gzip does. With `zlib_too` the first member may be a
+    Anything after the last member that is not gzip is ignored, as gzip does. With `zlib_too` the first member may be a
     zlib stream (RFC 1950).
 
-    `gzip.open` gives the same bytes and takes longer: it copies them three times. Reading raises BadGzipFile
-    for a file that does not begin as gzip, EOFError if it ends too early, zlib.error for damage, a wrong checksum
-    included: the last one when the end is read; and for a flood of members with hardly a byte in them.
+    `gzip.open` gives the same bytes but takes longer, because it copies them three times. Reading raises BadGzipFile
+    for a file that does not begin as gzip, EOFError if it ends too early, and zlib.error for damage, for a wrong
+    checksum (once the end is read), and for a flood of nearly empty members.
     """
 
     def __init__(self, path: Path, start: int = 0, zlib_too: bool = False) -> None:
@@ -39,7 +39,7 @@ class GunzipReader(io.RawIOBase):
     def _restart(self) -> None:
         self._file.seek(self._start)
         self._member: Any = None
-        self._members = self._made = 0  # begun, and unpacked of them, so far
+        self._members = self._made = 0  # members begun and bytes unpacked so far
         self._packed = b""  # read from the file, not yet unpacked
         self._at = 0
 
@@ -53,7 +53,7 @@ class GunzipReader(io.RawIOBase):
         return self._at
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Go to a byte counted from the beginning or from here; backwards everything is unpacked again."""
+        """Seek from the beginning or the current position; going backwards unpacks everything again."""
         target = offset + (self._at if whence == io.SEEK_CUR else 0)
         if whence == io.SEEK_END:
             raise io.UnsupportedOperation("the length is known when all is unpacked")
@@ -64,7 +64,7 @@ class GunzipReader(io.RawIOBase):
         return self._at
 
     def readinto(self, buffer: Any) -> int:
-        """Fill the buffer, less only at the end of the file; returns the count of bytes."""
+        """Fill the buffer, short only at the end of the file; returns the number of bytes."""
         view = memoryview(buffer).cast("B")
         done = 0
         while done < len(view) and (piece := self._unpack(min(PIECE, len(view) - done))):
@@ -74,7 +74,7 @@ class GunzipReader(io.RawIOBase):
         return done
 
     def _unpack(self, most: int) -> bytes:
-        """The next bytes, at most so many; none at the end."""
+        """The next bytes, at most `most` of them; empty at the end."""
         while (member := self._member or self._begins()) is not None:
             self._packed = self._packed or self._file.read(PIECE)
             try:
@@ -93,7 +93,7 @@ class GunzipReader(io.RawIOBase):
         return b""
 
     def _begins(self) -> Any:
-        """Begin the next member, None if there is none; zeros after a member are padding."""
+        """Begin the next member; None if there is none. Zeros after a member are padding."""
         padding = b"\0" if self._members else b""
         self._packed = self._packed.lstrip(padding)
         while len(self._packed) < len(MAGIC) and (more := self._file.read(PIECE)):

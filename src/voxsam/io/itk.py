@@ -1,9 +1,9 @@
-"""The formats of ITK in: MetaImage (.mha, .mhd) and NRRD (.nrrd, .nhdr), with their voxels in one file or beside it.
+"""Read ITK's formats: MetaImage (.mha, .mhd) and NRRD (.nrrd, .nhdr), with attached or detached voxels.
 
-MetaImage's geometry is as ITK understands it: the rows of TransformMatrix are the directions of the axes, LPS; lengths
-are mm unless DistanceUnits says otherwise. NRRD (teem.sourceforge.net/nrrd/format.html): the world is the one that
-`space` names; without it, or with one that is no patient's, it is taken as LPS, as ITK does. `kinds` and `space
-directions` distinguish axes without a direction (colours, time) from those in space.
+MetaImage geometry is read as ITK reads it: the rows of TransformMatrix are the axis directions in LPS; lengths are in
+mm unless DistanceUnits says otherwise. NRRD (teem.sourceforge.net/nrrd/format.html): world coordinates are those that
+`space` names; LPS is assumed, as ITK does, if it is missing or not a patient space. `kinds` and `space directions`
+distinguish axes without a direction (colours, time) from spatial ones.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def _read_metaimage(path: Path) -> Volume:
 
 
 def _metaimage_header(path: Path) -> tuple[Header, list[str]]:
-    """The header, which ends with the line of ElementDataFile, and the names behind it if that line is a LIST."""
+    """The header, which ends with the ElementDataFile line, and the names that follow if that line is a LIST."""
     with open(path, "rb") as file:
         start = file.read(MAX_HEADER_BYTES)
     last = re.search(rb"(?im)^[ \t]*ElementDataFile[ \t]*[=:][^\n]*(\n|\Z)", start)
@@ -133,7 +133,7 @@ ENCODINGS = {
     **{"raw": "raw", "gzip": "gzip", "gz": "gzip", "hex": "hex"},
     **dict.fromkeys(("txt", "text", "ascii"), "text"),
 }
-SPACES = {  # by the directions of their axes
+SPACES = {  # the signs of their axes in LPS
     **dict.fromkeys(("left-posterior-superior", "lps"), (1, 1, 1)),
     **dict.fromkeys(("right-anterior-superior", "ras"), (-1, -1, 1)),
     **dict.fromkeys(("left-anterior-superior", "las"), (1, -1, 1)),
@@ -169,7 +169,7 @@ def _read_nrrd(path: Path) -> Volume:
 
 
 def _nrrd_header(path: Path) -> tuple[Header, list[str]]:
-    """The header, which ends with an empty line (or a detached one with its file), and the lines behind it."""
+    """The header, which ends with an empty line (or, if detached, with the file), and the lines after `data file`."""
     with open(path, "rb") as file:
         start = file.read(MAX_HEADER_BYTES)
     found = re.search(rb"\r?\n\r?\n", start)
@@ -188,7 +188,7 @@ def _nrrd_header(path: Path) -> tuple[Header, list[str]]:
 
 
 def _directions(header: Header, axes: int) -> list[NDArray[np.float64] | None] | None:
-    """The step along each axis, None for one without place; None if the header gives no directions at all."""
+    """The step along each axis, None for an axis not in space; None if the header gives no directions at all."""
     if "space directions" not in header.fields:
         return None
     found: list[NDArray[np.float64] | None] = []
@@ -204,7 +204,7 @@ def _directions(header: Header, axes: int) -> list[NDArray[np.float64] | None] |
 
 
 def _spatial_axes(header: Header, sizes: list[int], directions: list[NDArray[np.float64] | None] | None) -> list[int]:
-    """The axes of space (and time). Raises ImageError if another one has more than one entry."""
+    """The axes in space (and time). Raises ImageError if any other axis has more than one entry."""
     kinds = header.fields.get("kinds", "").lower().split()
     kinds = kinds if len(kinds) == len(sizes) else [""] * len(sizes)
     in_space = []
@@ -247,7 +247,7 @@ def _nrrd_grid(
 
 
 def _space_origin(header: Header, remarks: list[str]) -> NDArray[np.float64]:
-    """Where the first voxel lies; 0, with a remark, where the header does not say it: no such field, or NaN."""
+    """The position of the first voxel; 0, with a remark, if the header does not give it (no such field, or NaN)."""
     words = re.split(r"[\s,()]+", header.fields.get("space origin", "nan nan nan"))
     try:
         given = np.array([float(word) for word in words if word][:3])
@@ -262,7 +262,7 @@ def _space_origin(header: Header, remarks: list[str]) -> NDArray[np.float64]:
 
 
 def _per_axis(header: Header, axes: list[int]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Spacing and origin of a header that has them for each axis by itself; 1 and 0 where it has none."""
+    """Spacing and origin from a header's per-axis fields; 1 and 0 where they are missing."""
     spacings, low = _numbers(header.fields.get("spacings", "")), _numbers(header.fields.get("axis mins", ""))
     centers = header.fields.get("centers", header.fields.get("centerings", "")).lower().split()
     spacing, origin = np.ones(3), np.zeros(3)
@@ -276,7 +276,7 @@ def _per_axis(header: Header, axes: list[int]) -> tuple[NDArray[np.float64], NDA
 
 
 def _numbers(words: str) -> NDArray[np.float64]:
-    """The numbers of a field, NaN for a word that is none."""
+    """The numbers of a field; NaN for a word that is not a number."""
 
     def number(word: str) -> float:
         try:
@@ -309,7 +309,7 @@ def _nrrd_voxels(header: Header, names: list[str], sizes: tuple[int, ...], remar
 
 
 def _skipped(header: Header, files: tuple[Path, ...], start: int, lines: int, skip: int, encoding: str) -> int:
-    """Where the voxels begin behind `line skip` lines and `byte skip` bytes, -1 if they lie at the end of the file."""
+    """Where the voxels begin after `line skip` lines and `byte skip` bytes; -1 if they are the file's last bytes."""
     if skip < -1 or not 0 <= lines <= MAX_HEADER_BYTES or encoding == "gzip" or (lines and len(files) > 1):
         raise header.broken("line skip" if lines else "byte skip", "none, or a count before raw voxels")
     with open(next(iter(files)), "rb") as file:

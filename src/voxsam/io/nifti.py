@@ -1,20 +1,20 @@
-"""NIfTI-1 and NIfTI-2 files (.nii, .nii.gz; in also .hdr with .img, and Analyze 7.5) in and out, through nibabel.
+"""Read and write NIfTI-1 and NIfTI-2 (.nii, .nii.gz; also read: .hdr with .img, and Analyze 7.5) through nibabel.
 
-Where the voxels lie. A NIfTI header can hold two answers, the sform and the qform, each with a code (0: absent).
-1. sform code > 0: the sform. It wins over the qform also where the two disagree (both may be right: the qform in the
-   scanner's frame, the sform in a template's); the other programs of the field choose alike.
+Reading. A NIfTI header can hold two affines, the sform and the qform, each with a code (0: absent).
+1. sform code > 0: the sform. It takes precedence even where the two disagree (both may be right: the qform in the
+   scanner's frame, the sform in a template's), as in the field's other programs.
 2. else qform code > 0: the qform.
-3. both codes 0: method 1 of the standard, spacing from pixdim, indices growing to R, A and S, and voxel (0, 0, 0)
-   at the world's origin. Nothing in such a file says which side is left.
-The form that wins is never repaired: a singular one, an impossible quaternion, or, without an sform, a pixdim[1..3]
-that is not positive raises GeometryError. What contradicts it is remarked on: a pixdim of another size, a qform of the
-same code elsewhere, no form at all. A unit of metre or micrometre is converted to mm, with a remark; none means mm.
+3. both codes 0: method 1 of the standard, with spacing from pixdim, indices increasing towards R, A and S, and voxel
+   (0, 0, 0) at the world origin. Nothing in such a file says which side is left.
+The chosen form is never repaired: a singular one, an impossible quaternion or, without an sform, a pixdim[1..3] that is
+not positive raises GeometryError. Remarks report a pixdim of another size, a qform of the same code that lies
+elsewhere, or no form at all. Metres and micrometres are converted to mm, with a remark; no unit means mm.
 
-What goes back. A mask on the grid of a NIfTI scan gets that scan's version, both forms, both codes, pixdim and units as
-stored, so it lies over the scan in programs with any other policy too. Any other volume gets sform = qform, in mm, with
-the scan's code or 1 (scanner). Sheared axes, which a qform cannot hold, get the nearest rotation about the grid's
-centre if no corner moves by more than QFORM_TOLERANCE of a voxel (ITK refuses all but rotations: it then takes the
-qform), else an sform alone. Nothing else of the header (description, names) is copied: it may name the patient.
+Writing. A mask on the grid of a NIfTI scan gets that scan's version, both forms, both codes, pixdim and units as
+stored, so that it overlays the scan in programs with another policy too. Any other volume gets sform = qform, in mm,
+with the scan's code or 1 (scanner). Sheared axes, which a qform cannot represent, get the nearest rotation about the
+grid's centre as qform if no corner moves by more than QFORM_TOLERANCE of a voxel (ITK accepts only rotations and then
+uses it), else an sform alone. Nothing else of the header (description, names) is copied: it may name the patient.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ GEOMETRY_FIELDS = (
 UNIT_MM = {1: 1000.0, 3: 1e-3}  # xyzt_units & 7: metre, micrometre; all others count as mm
 LONGEST_NIFTI1_AXIS = 32767  # NIfTI-1 counts voxels in 16 bits
 COMPRESSION_LEVEL = 3  # a mask is small at any level; higher ones take several times as long for probabilities
-LARGEST_OFFSET = 2**31 - 1  # where voxels may begin: behind the header and its extensions
+LARGEST_OFFSET = 2**31 - 1  # where voxels may begin: after the header and its extensions
 QFORM_TOLERANCE = 0.1
 SAME_SIZE = 0.01  # relative difference of sform and pixdim, and ...
-SAME_PLACE_MM = 1.0  # ... distance of sform and qform that is worth a remark
+SAME_PLACE_MM = 1.0  # ... distance between sform and qform that merit a remark
 PAIR = (b"ni1", b"ni2")
-HEADER_BYTES = 348  # of NIfTI-1; its voxels begin behind it and four bytes more
+HEADER_BYTES = 348  # of NIfTI-1; its voxels begin four bytes after it
 
 
 def read(path: Path) -> Volume:
@@ -63,12 +63,12 @@ def read(path: Path) -> Volume:
 
 
 def read_channels(path: Path) -> tuple[Volume, ...]:
-    """The volumes of a 4D file, which lie along its fourth axis; of a 3D file the one it has. Raises as `read`."""
+    """The volumes along the fourth axis of a 4D file, or the single volume of a 3D file. Raises as `read` does."""
     return _read(path, check_channels)
 
 
 def _read(path: Path, check: Callable[[str, Sequence[int]], tuple[int, ...]]) -> tuple[Volume, ...]:
-    """One Volume for each place along the axes after the third of the shape that `check` lets pass."""
+    """One Volume for each index along the axes after the third, of a shape that `check` accepts."""
     name, file = path.name, _header_file(path)
     with _opened(file) as stream:
         header = _read_header(stream, name)
@@ -103,7 +103,7 @@ def _read(path: Path, check: Callable[[str, Sequence[int]], tuple[int, ...]]) ->
 
 
 def _header_file(path: Path) -> Path:
-    """The file of the header, which for one half of a pair is the other one."""
+    """The file with the header: the .hdr beside an .img file, otherwise `path` itself."""
     for ending, header in ((".img", ".hdr"), (".img.gz", ".hdr.gz"), (".img.gz", ".hdr")):
         if path.name.lower().endswith(ending) and (other := beside(path, path.name[: -len(ending)] + header)):
             return other
@@ -111,7 +111,7 @@ def _header_file(path: Path) -> Path:
 
 
 def _image_file(path: Path, header: Path) -> Path:
-    """The file of the voxels of a pair. Raises FileError if it is not there."""
+    """The voxel file of a .hdr/.img pair. Raises FileError if it is missing."""
     stem = header.name.removesuffix(".gz").rpartition(".")[0]
     for name in ([path.name] if path != header else []) + [stem + ending for ending in (".img", ".img.gz", ".IMG")]:
         if found := beside(header, name):
@@ -123,7 +123,7 @@ def _image_file(path: Path, header: Path) -> Path:
 def write(volume: Volume, path: Path, level: int = COMPRESSION_LEVEL) -> None:
     """Write the array with its own dtype and no scaling to `path` (.nii or .nii.gz). Raises OSError.
 
-    `level`: how hard .nii.gz is compressed, 1 (fast) to 9 (small).
+    `level` is the compression level of .nii.gz, from 1 (fast) to 9 (small).
     """
     header = _header_for(volume)
     header.set_data_dtype(volume.array.dtype)
@@ -131,7 +131,7 @@ def write(volume: Volume, path: Path, level: int = COMPRESSION_LEVEL) -> None:
     image = kind(volume.array, None, header)
     with open(path, "wb") as file:
         if path.name.lower().endswith(".gz"):
-            # no name and no time inside: the same mask gives the same file
+            # without name and time, so that the same mask gives the same file
             with gzip.GzipFile("", "wb", level, file, mtime=0) as stream:
                 image.to_stream(stream)  # type: ignore[arg-type]
         else:
@@ -139,7 +139,7 @@ def write(volume: Volume, path: Path, level: int = COMPRESSION_LEVEL) -> None:
 
 
 def _is_gzip(path: Path) -> bool:
-    """Whether a file begins as gzip, whatever its name."""
+    """Whether a file begins as gzip does, whatever its name."""
     with open(path, "rb") as file:
         return file.read(2) == MAGIC
 
@@ -151,7 +151,7 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
 
 
 def _read_header(stream: IO[bytes], name: str) -> nib.Nifti1Header:
-    """The header; of fields that nothing here depends on, odd values are left alone. Raises FileError."""
+    """The header; odd values in fields that nothing here depends on are accepted. Raises FileError."""
     try:
         start = stream.read(nib.Nifti2Header.sizeof_hdr)
         kind = next((k for k in (nib.Nifti1Header, nib.Nifti2Header) if k.may_contain_header(start)), None)
@@ -159,12 +159,12 @@ def _read_header(stream: IO[bytes], name: str) -> nib.Nifti1Header:
         if kind is None and not (analyze and nib.AnalyzeHeader.may_contain_header(start)):
             raise FileError(f"{name} does not hold a NIfTI image", "NIfTI-1 or NIfTI-2", "check it, or export it again")
         kind = kind or nib.Nifti1Header
-        header = kind(start[: kind.sizeof_hdr], check=False)  # the extensions behind it are not looked at
+        header = kind(start[: kind.sizeof_hdr], check=False)  # the extensions after it are not read
     except (EOFError, zlib.error, WrapStructError) as error:
         raise truncated(name, "its header cannot be read to its end") from error
     except HeaderDataError as error:
         raise _broken_header(name, error) from error
-    if analyze:  # the same fields at the same places, but no forms, units or scaling
+    if analyze:  # the same fields at the same offsets, but no forms, units or scaling
         header["magic"], header["xyzt_units"], header["scl_inter"] = PAIR[0], 2, 0
         header["sform_code"] = header["qform_code"] = 0
     offset: Any = header["vox_offset"]
@@ -175,7 +175,7 @@ def _read_header(stream: IO[bytes], name: str) -> nib.Nifti1Header:
 
 
 def _shape(header: nib.Nifti1Header, name: str) -> tuple[int, ...]:
-    """The lengths of the axes; an axis after the third that is 0 long is not there."""
+    """The lengths of the axes; after the third, a length of 0 or less counts as 1."""
     count, *lengths = (int(n) for n in header["dim"])
     if not 1 <= count <= 7:
         raise FileError(f"{name} has a broken NIfTI header (dim[0] is {count})", "a valid header", "export it again")
@@ -183,7 +183,7 @@ def _shape(header: nib.Nifti1Header, name: str) -> tuple[int, ...]:
 
 
 def _scaling(header: nib.Nifti1Header, name: str, remarks: list[str]) -> tuple[float, float]:
-    """Slope and intercept; a slope of 0 means none, and so does one that is no number. Raises FileError."""
+    """Slope and intercept; a slope that is 0 or not finite means no scaling. Raises FileError."""
     slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
     if not np.isfinite(slope):
         remarks.append(f"{name} has a slope (scl_slope) of {slope:g}; read without scaling")
@@ -195,7 +195,7 @@ def _scaling(header: nib.Nifti1Header, name: str, remarks: list[str]) -> tuple[f
 
 
 def _read_stored(stream: IO[bytes], start: int, shape: tuple[int, ...], kind: np.dtype[Any], name: str) -> NDArray[Any]:
-    """The stored numbers. Behind a header that does not say where they begin there may be four bytes or none."""
+    """The stored numbers. If the header does not say where they begin, four bytes or none may come before them."""
     array = np.empty(math.prod(shape), kind)
     view = array.view(np.uint8).data
     try:
@@ -203,7 +203,7 @@ def _read_stored(stream: IO[bytes], start: int, shape: tuple[int, ...], kind: np
         stream.seek(HEADER_BYTES if unsaid else start)
         lead = stream.read(4) if unsaid else b""
         done = stream.readinto(view)  # type: ignore[attr-defined]
-        stream.read(1)  # for gzip: makes it compare its checksum, if this is the end
+        stream.read(1)  # makes gzip verify its checksum at its end
     except (EOFError, zlib.error, OSError) as error:
         raise truncated(name, "its voxels end too early or do not match their checksum") from error
     if lead and done == array.nbytes - 4:
@@ -219,7 +219,7 @@ def _broken_header(name: str, error: Exception) -> FileError:
 
 
 def _place(header: nib.Nifti1Header, name: str) -> tuple[NDArray[np.float64], list[str]]:
-    """The affine (4, 4), index -> RAS+ mm, by the policy at the top of this file, and what contradicts it."""
+    """The affine (4, 4), index -> RAS+ mm, by the policy at the top of this file, and remarks on contradictions."""
     spacing = np.asarray(header["pixdim"][1:4], dtype=float)
     positive = bool(np.isfinite(spacing).all() and spacing.min() > 0)
     by_sform = int(header["sform_code"]) > 0
@@ -290,7 +290,7 @@ def _by(numbers: NDArray[np.float64]) -> str:
 
 
 def _geometry_of(header: nib.Nifti1Header) -> nib.Nifti1Header:
-    """A header of the same version with the geometry fields alone, in this machine's byte order."""
+    """A header of the same version with only the geometry fields, in native byte order."""
     bare = type(header)()
     for field in GEOMETRY_FIELDS:
         bare[field] = header[field]
@@ -321,7 +321,7 @@ def _header_for(volume: Volume) -> nib.Nifti1Header:
 
 
 def _nearest_rotation(grid: Grid) -> tuple[NDArray[np.float64], float]:
-    """The affine without shear nearest to a grid's, about its centre, and how far a corner moves, in voxels."""
+    """The nearest affine without shear, about the grid's centre, and how far a corner moves by it, in voxels."""
     affine, spacing = grid.affine.copy(), grid.spacing_mm
     u, _, vt = np.linalg.svd(affine[:3, :3] / spacing)
     affine[:3, :3] = (u @ vt) * spacing

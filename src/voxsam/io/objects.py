@@ -1,6 +1,6 @@
-"""Masks of several objects, which may share voxels: read from any mask file, and written as far as a format holds them.
+"""Masks of several objects that may share voxels: read from any mask file, written as far as the format allows.
 
-A DICOM-SEG or RTSTRUCT holds objects that overlap, a label map does not; a zip has a NIfTI file for each.
+DICOM-SEG and RTSTRUCT can hold overlapping objects, a label map cannot; a zip has one NIfTI file per object.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from voxsam.region import Region, overlapping
 from voxsam.resample import resample
 from voxsam.volume import Volume
 
-UNSAFE = str.maketrans(dict.fromkeys('<>:"/|?*. ', "_"))  # of a name of an object, in that of its file
+UNSAFE = str.maketrans(dict.fromkeys('<>:"/|?*. ', "_"))  # what a file name does not keep of its object's name
 
 
 @dataclass(frozen=True, eq=False)
 class MaskObject:
-    """An object of a mask file: its name there, or "", its voxels on the scan, and remarks on the file."""
+    """An object of a mask file: its name there (or ""), its voxels on the scan, and remarks on the file."""
 
     name: str
     region: Region
@@ -38,7 +38,7 @@ class MaskObject:
 def read_objects(path: str | os.PathLike[str], scan: Volume) -> list[MaskObject]:
     """Every label, segment or ROI of a mask file that has voxels on the scan's grid; they may overlap.
 
-    A mask on another grid is resampled. Raises as `read_volume`, and ImageError if nothing is left.
+    A mask on another grid is resampled. Raises as `read_volume` does, and ImageError if nothing is left.
     """
     path = Path(path)
     try:
@@ -58,7 +58,7 @@ def read_objects(path: str | os.PathLike[str], scan: Volume) -> list[MaskObject]
 
 
 def _one_segment(path: Path, scan: Volume, number: int) -> Volume:
-    """A segment of a DICOM file as 0/1; its name is that of label 1."""
+    """One segment of a DICOM file as 0/1; label 1 has the segment's name."""
     volume = read_volume(path, labels=True, scan=scan, segment=number)
     return replace(volume, header={"segments": {1: volume.header["segments"].get(number, "")}})
 
@@ -66,10 +66,10 @@ def _one_segment(path: Path, scan: Volume, number: int) -> Volume:
 def write_objects(
     objects: Mapping[int, tuple[SegmentInfo, Region]], scan: Volume, path: str | os.PathLike[str], *, model: str = ""
 ) -> None:
-    """Write a scan's objects, by number, as the file's name says: as `write_mask`, or one NIfTI each in a `.zip`.
+    """Write a scan's objects, by number, in the format of the suffix: as `write_mask`, or a `.zip` of one NIfTI each.
 
-    In a label map an object's number is its label; a DICOM file counts those with voxels from 1 on. Raises as
-    `write_mask`, and ImageError for a label map of objects that share voxels.
+    In a label map an object's number is its label; in DICOM the objects that have voxels are numbered from 1. Raises as
+    `write_mask` does, and ImageError for a label map of objects that share voxels.
     """
     path, header = Path(path), scan.header
     drawn = {number: both for number, both in objects.items() if both[1]} or dict(list(objects.items())[:1])
@@ -89,7 +89,7 @@ def write_objects(
 
 
 def _labels(regions: Mapping[int, Region], scan: Volume) -> NDArray[np.uint8]:
-    """(i, j, k) of several that share a voxel the last."""
+    """(i, j, k) label map; where regions share a voxel, the last one wins."""
     out = np.zeros(scan.grid.shape, dtype=np.uint8)
     for number, region in regions.items():
         out[region.box][region.inside] = number

@@ -1,7 +1,7 @@
-"""The voxels that a text header (MetaImage, NRRD) describes: where they lie, how they are packed, read with care.
+"""Voxels described by a text header (MetaImage, NRRD): where they are stored, how they are packed, read defensively.
 
-The headers are read here and not by ITK: its parsers trust them (an absurd NDims writes beyond ITK's memory, and a
-negative one never ends), and once every field is understood, all that is left to do is copying bytes.
+Headers are parsed here and not by ITK, whose parsers trust them (an absurd NDims writes out of ITK's bounds, a
+negative one never returns); once every field is understood, all that remains is copying bytes.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ WHOLE = re.compile(r"[+-]?\d{1,18}", re.ASCII)
 
 @dataclass(frozen=True)
 class Voxels:
-    """How the voxels of a header are stored: in these files one after another, from byte `start` (-1: up to the end).
+    """How the voxels of a header are stored: across `files` in order, from byte `start` (-1: the file's last bytes).
 
     `encoding` is "raw", "gzip" (gzip or zlib), "text" or "hex".
     """
@@ -44,7 +44,7 @@ class Voxels:
     encoding: str
 
     def read(self, name: str) -> NDArray[np.generic]:
-        """The voxels, first index fastest. Raises FileError, ImageError before memory is taken for too many."""
+        """The voxels, first index fastest. Raises FileError; ImageError for too many, before memory is allocated."""
         count, rest = divmod(math.prod(self.shape), len(self.files))
         size = sum(file.stat().st_size - max(0, self.start) for file in self.files)
         bytes_at_least = {"text": 1, "hex": 2 * self.dtype.itemsize}.get(self.encoding, self.dtype.itemsize)
@@ -67,7 +67,7 @@ class Voxels:
                     done = stream.readinto(target.view(np.uint8).data)
                 else:
                     done = self._parse(stream.read(), target)
-                stream.read(1)  # makes a packed stream compare its checksum, if this is the end
+                stream.read(1)  # makes a packed stream verify its checksum at its end
             except (EOFError, zlib.error, ValueError) as error:
                 raise truncated(name, "its voxels end too early or do not match their checksum") from error
         if done != target.nbytes:
@@ -78,7 +78,7 @@ class Voxels:
         return self.encoding in ("raw", "gzip")
 
     def _parse(self, text: bytes, target: NDArray[np.generic]) -> int:
-        """Numbers in words, or bytes in hexadecimal digits, into `target`; returns the count of its bytes."""
+        """Parse numbers in text, or bytes in hexadecimal, into `target`; returns the bytes filled."""
         if self.encoding == "hex":
             values = np.frombuffer(bytes.fromhex(text.decode("latin-1")), target.dtype)
         else:
@@ -90,7 +90,7 @@ class Voxels:
 
 @dataclass(frozen=True)
 class Header:
-    """The `key: value` lines of a text header, keys in lower case, which is `size` bytes long in `path`."""
+    """The `key: value` fields of a text header, keys in lower case; it is the first `size` bytes of `path`."""
 
     path: Path
     fields: dict[str, str]
@@ -101,14 +101,14 @@ class Header:
         return self.path.name
 
     def whole(self, key: str, default: str = "") -> list[int]:
-        """The whole numbers of a field. Raises FileError for other words."""
+        """The whole numbers of a field. Raises FileError for anything else."""
         words = self.fields.get(key, default).split()
         if not all(WHOLE.fullmatch(word) for word in words):
             raise self.broken(key, "whole numbers")
         return [int(word) for word in words]
 
     def numbers(self, key: str, count: int) -> NDArray[np.float64]:
-        """The (count,) numbers of a field. Raises FileError for another count or other words."""
+        """The (count,) numbers of a field. Raises FileError for another count or anything else."""
         try:
             values = np.array([float(word) for word in re.split(r"[\s,()]+", self.fields[key]) if word])
         except (ValueError, KeyError) as error:
@@ -118,14 +118,14 @@ class Header:
         return values
 
     def broken(self, key: str, expected: str) -> FileError:
-        """The error for a field that cannot be understood."""
+        """The error for a field that cannot be parsed."""
         given = f"{self.name} has the header field {key!r} with {self.fields.get(key, '')[:60]!r}"
         return FileError(given, expected, "repair its header or export it again")
 
     def data_files(self, where: str, below: Sequence[str]) -> tuple[Path, ...]:
-        """The data files: one, a LIST of them in the lines `below`, or a pattern with first, last and step.
+        """The data files: a single one, a LIST in the lines `below`, or a pattern with first, last and step.
 
-        They lie in the header's own folder, so that it cannot name any file at all. Raises FileError.
+        They must be in the header's own folder, so that it cannot name arbitrary files. Raises FileError.
         """
         pattern = re.fullmatch(r"([^%]*)%(0?\d?)d([^%]*?)\s+(\d{1,6})\s+(\d{1,6})(?:\s+(\d{1,4}))?(?:\s+\d)?", where)
         if re.fullmatch(r"(?i)list(\s+\d)?", where):
@@ -153,7 +153,7 @@ class Header:
 
 
 def header_fields(lines: Sequence[str], separator: str) -> dict[str, str]:
-    """The fields of header lines; the first of several with one key counts, lines without a separator do not."""
+    """The fields of header lines; a repeated key keeps its first value, lines without a separator are ignored."""
     fields: dict[str, str] = {}
     for line in lines:
         key, found, value = re.match(rf"([^{separator}]*)([{separator}]?)(.*)", line, re.DOTALL).groups()  # type: ignore[union-attr]
@@ -178,12 +178,12 @@ def check_steps(name: str, steps: ArrayLike, spacing: ArrayLike) -> None:
 
 
 def unit_mm(word: str) -> float | None:
-    """Millimetres of a unit of length by its name; None for one that is not known."""
+    """The length of a named unit in millimetres; None if the unit is unknown."""
     return UNITS_MM.get(word.strip().strip('"').lower())
 
 
 def unit_remark(name: str, word: str, factor: float | None) -> str:
-    """What to say of a spatial unit other than mm."""
+    """The remark on a spatial unit other than mm."""
     word = word.strip().strip('"')[:20]
     if factor is None:
         return f"{name} gives lengths in {word!r}, which is not known; read as mm"
@@ -191,7 +191,7 @@ def unit_remark(name: str, word: str, factor: float | None) -> str:
 
 
 def as_volume(name: str, voxels: Voxels, shape: Sequence[int], grid: Grid, remarks: Sequence[str]) -> Volume:
-    """The voxels read, as a scan of three axes."""
+    """Read the voxels as a scan of three axes."""
     array = voxels.read(name).reshape(check_shape(name, shape), order="F")
     return Volume(as_stored(array), grid, remarks=tuple(remarks))
 

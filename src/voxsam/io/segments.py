@@ -1,4 +1,4 @@
-"""What a segment is called, how it is coloured and what it is: for DICOM-SEG, RTSTRUCT, reports and the page."""
+"""Names, colours and types of segments, for DICOM-SEG, RTSTRUCT, reports and the page."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from voxsam.errors import ImageError
 
 LONGEST_NAME = 64  # characters of a segment's or ROI's name (VR LO)
-# RGB, of objects 1, 2, ...: to be told apart by colour-blind people, too, on a dark picture.
+# RGB of objects 1, 2, ...: distinguishable on a dark image, also by colour-blind readers.
 COLOURS = ((255, 90, 95), (105, 255, 240), (255, 255, 30), (180, 75, 255), (60, 150, 180), (225, 150, 15))
 
 Colour = tuple[int, int, int]
@@ -16,7 +16,7 @@ Colour = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Code:
-    """A concept of a coding scheme, as DICOM writes it (PS3.3 8.8): value, scheme and meaning."""
+    """A coded concept as in DICOM (PS3.3 8.8): value, scheme and meaning."""
 
     value: str
     scheme: str
@@ -28,7 +28,7 @@ ABNORMAL = Code("49755003", "SCT", "Morphologically Abnormal Structure")
 ANATOMICAL = Code("123037004", "SCT", "Anatomical Structure")
 
 NEOPLASM = Code("108369006", "SCT", "Neoplasm")
-# What the page offers, each with its category; the codes of PS3.16 CID 7159, 7151 and 7166.
+# The types that the page offers, each with its category; codes of PS3.16 CID 7159, 7151 and 7166.
 TYPES = {
     NEOPLASM: ABNORMAL,
     Code("372087000", "SCT", "Neoplasm, Primary"): ABNORMAL,
@@ -46,32 +46,32 @@ TYPES = {
 
 @dataclass(frozen=True)
 class SegmentInfo:
-    """A segment's name, colour (RGB) and type, and what is to be said of it in words."""
+    """A segment's name, colour (RGB), type and free-text description."""
 
     name: str
     colour: Colour
     type: Code = NEOPLASM
     description: str = ""
-    visible: bool = True  # in viewers; what is hidden is written all the same
+    visible: bool = True  # in viewers; hidden segments are still written
 
     @property
     def category(self) -> Code:
-        """That of the type; of one that is not in TYPES, an abnormal structure."""
+        """The category of the type; ABNORMAL for a type that is not in TYPES."""
         return TYPES.get(self.type, ABNORMAL)
 
 
 def default_colour(number: int) -> Colour:
-    """Of object `number`, from 1 on."""
+    """The default colour of object `number`, counted from 1."""
     return COLOURS[(number - 1) % len(COLOURS)]
 
 
 def in_hex(colour: Colour) -> str:
-    """`#rrggbb`."""
+    """The colour as `#rrggbb`."""
     return "#{:02x}{:02x}{:02x}".format(*colour)
 
 
 def segment_infos(count: int, names: Sequence[str] = ()) -> list[SegmentInfo]:
-    """One for each of `count` labels, called as `names` say. Raises ImageError for names of another number or form."""
+    """The infos of `count` labels, named by `names`. Raises ImageError for too few, too many or invalid names."""
     names = names or (["Tumour"] if count == 1 else [f"Tumour {number}" for number in range(1, count + 1)])
     if len(names) != count:
         raise ImageError(f"{len(names)} names for a mask of {count} objects", "a name for each object", "add or remove")
@@ -83,5 +83,5 @@ def segment_infos(count: int, names: Sequence[str] = ()) -> list[SegmentInfo]:
 
 
 def is_name(name: str) -> bool:
-    """Whether DICOM can call a segment so."""
+    """Whether DICOM allows this as a segment's name."""
     return len(name.strip()) > 0 and len(name) <= LONGEST_NAME and "\\" not in name and name.isprintable()

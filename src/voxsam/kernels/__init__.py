@@ -1,4 +1,4 @@
-"""Faster forms of parts of the network, installed on one by `install`, each equal to its part in network/; devices."""
+"""Faster forms of the network's parts, each equivalent to its reference in network/ (`install`), and devices."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ FASTER: dict[type[nn.Module], type[nn.Module]] = {
 def install(network: Promptable, precision: Precision = "float32") -> None:
     """Give each part of the network the class of its faster form; its tensors stay where they are.
 
-    It may then be trained, copied, moved and saved as before. With `precision` "bf16" or "int8" it also encodes in that
-    precision where no gradient is kept, with an error (docs/performance.md, "Lower precision"): on a CPU the encoder's
-    products are made so, its parameters and the decoder stay float32; on a GPU the whole network becomes bf16. Call it
-    when the device is final, again for another precision. Raises UnsupportedError for a precision that the machine has
-    no instructions for, or a network other than VoxSAM's, which stays as it is in float32.
+    It can then be trained, copied, moved and saved as before. With `precision` "bf16" or "int8" it also encodes in that
+    precision where no gradient is kept, with an error (docs/performance.md, "Lower precision"): on a CPU only the
+    encoder's products are computed so, while its parameters and the decoder stay float32; on a GPU the whole network
+    becomes bf16. Call it once the device is final, and again for another precision. Raises UnsupportedError for a
+    precision that the machine has no instructions for, or a lower one for a network that is not VoxSAM's own.
     """
     device = next(network.parameters()).device
     require_precision(precision, device)
@@ -64,7 +64,7 @@ def install(network: Promptable, precision: Precision = "float32") -> None:
 
 
 def _keeps_grid(convolution: nn.Conv3d) -> bool:
-    """Whether it is a 3x3x3 convolution with zeros around, as `convolve` is."""
+    """Whether a convolution is 3x3x3 with one voxel of zero padding, as `convolve` is."""
     shape = convolution.kernel_size, convolution.padding, convolution.stride, convolution.dilation
     return shape == ((3, 3, 3), (1, 1, 1), (1, 1, 1), (1, 1, 1)) and convolution.padding_mode == "zeros"
 
@@ -72,7 +72,7 @@ def _keeps_grid(convolution: nn.Conv3d) -> bool:
 def choose_device(name: str) -> torch.device:
     """The device of "auto" (CUDA, else Apple's MPS, else the CPU), "cpu", "cuda", "cuda:1" or "mps".
 
-    Raises UnsupportedError for another word, and for a device that this machine or this PyTorch lacks.
+    Raises UnsupportedError for any other name, and for a device that this machine or this PyTorch lacks.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -88,7 +88,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def keep_float32(device: torch.device) -> None:
-    """Let convolutions on an NVIDIA GPU keep float32's 24 bits, in this process from now on; else nothing.
+    """Make convolutions on an NVIDIA GPU keep float32's 24 bits, from now on in this process; elsewhere do nothing.
 
     cuDNN's own default is TF32, with 11 bits. Matrix products keep float32 by torch's default.
     """
@@ -97,7 +97,7 @@ def keep_float32(device: torch.device) -> None:
 
 
 def require_device_name(name: str) -> None:
-    """Raises UnsupportedError for a word that is no device, on whatever machine."""
+    """Raises UnsupportedError for a name that is not a device on any machine."""
     kind, _, number = name.partition(":")
     if kind not in ("auto", "cpu", "cuda", "mps") or (number and not (kind == "cuda" and number.isdecimal())):
         raise UnsupportedError(f"device {name!r}", "auto, cpu, cuda or mps", "choose one of them")

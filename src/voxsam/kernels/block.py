@@ -1,8 +1,8 @@
-"""A block of the image encoder some windows at a time, in packed products; its adapter, its attention, the necks.
+"""Faster blocks of the image encoder, some windows at a time, in packed products; their adapter, attention and necks.
 
-All of it where no gradient is kept; elsewhere, and as far as a device has nothing better, these are the classes that
-they come from. B batch, D H W token grid, N = D H W, c width of a token, n windows, t tokens of a window, h heads, e
-width of a head.
+All of this applies where no gradient is kept; elsewhere, and where a device has nothing better, the classes behave as
+their base classes. B batch, D H W token grid, N = D H W, c width of a token, n windows, t tokens per window, h heads,
+e width of a head.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from voxsam.network.block import Block
 from voxsam.network.image_encoder import Neck
 from voxsam.network.prompt_encoder import PromptEncoder
 
-CHUNK_TOKENS = 2048  # tokens of whole windows that go through a block together: they stay in a processor's cache
-GPU_CHUNK_TOKENS = 65536  # the same on a GPU, which wants few and large kernels: two crops of 128^3 with a stride of 4
-OPEN_TOKENS = 256  # from so many tokens of a window on, plain products beat a CPU's fused kernel
+CHUNK_TOKENS = 2048  # tokens of whole windows that go through a block together, to stay in a processor's cache
+GPU_CHUNK_TOKENS = 65536  # the same on a GPU, which prefers few, large kernels: two crops of 128^3 with a stride of 4
+OPEN_TOKENS = 256  # tokens per window from which plain products beat a CPU's fused kernel
 
 
 class Products(NamedTuple):
@@ -49,10 +49,10 @@ Inside = Callable[[Tensor, Part, Products], Tensor]  # (n, t, c) tokens of whole
 
 
 class FastBlock(Lower, Block):
-    """Block. Attention and mlp never leave their window, so that some windows go through both before others do.
+    """Block that takes some windows through attention and mlp before others, since neither leaves its window.
 
-    Their activations then stay small and in the cache. Where the adapter acts on the grid between the two, and where
-    padding would go through the mlp of slices, attention is done for all windows first.
+    Their activations then stay small and in the cache. If the adapter acts on the grid between the two, or padding
+    would go through the mlp of slices, attention is computed for all windows first.
     """
 
     def forward(self, x_BDHWc: Tensor, carried: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
@@ -83,7 +83,7 @@ class FastBlock(Lower, Block):
         return Products(*packed, tables=self.attention.relative_tables(window))
 
     def _taken(self, x_ntc: Tensor, part: Part, by: Products) -> Tensor:
-        """(n, t, c): what each token takes from its window, before `proj`."""
+        """(n, t, c) attention of each token in its window, before `proj`."""
         normed = self.norm1(x_ntc)
         if part.padding is not None:
             normed = normed.masked_fill(part.padding[..., None], 0)
@@ -99,12 +99,12 @@ class FastBlock(Lower, Block):
 
 
 def on_gpu(device: torch.device) -> bool:
-    """Whether a device wants few and large kernels."""
+    """Whether a device prefers few, large kernels."""
     return device.type in ("cuda", "mps")
 
 
 def _windowed(inside: Inside, x_BDHWc: Tensor, plan: Windows, by: Products, into_BDHWc: Tensor) -> Tensor:
-    """`inside` for all windows, written `into`, which may be x itself: no window reads what another has written."""
+    """Apply `inside` to all windows and write `into`, which may be x: no window reads what another has written."""
     step = max(1, (GPU_CHUNK_TOKENS if on_gpu(x_BDHWc.device) else CHUNK_TOKENS) // plan.index.shape[1])
     into_BNc = into_BDHWc.flatten(1, 3)
     for tokens, out in zip(x_BDHWc.flatten(1, 3), into_BNc, strict=True):
@@ -123,17 +123,17 @@ def _windowed(inside: Inside, x_BDHWc: Tensor, plan: Windows, by: Products, into
 
 
 class FastAttention(WindowAttention):
-    """WindowAttention, in the open for large windows on a CPU."""
+    """WindowAttention, by plain products for large windows on a CPU."""
 
     def attend(self, q_nhte: Tensor, k_nhte: Tensor, v_nhte: Tensor, relative_nhtr: Tensor, code_ntr: Tensor) -> Tensor:
         """As WindowAttention.attend, by plain products, head by head.
 
-        The logits of one head fit in a core's cache and their memory is used again; query, key and value are read
-        where they lie; nothing is padded. With windows of 8^3 this is a fifth faster than torch's fused kernel.
+        The logits of one head fit in a core's cache, and their memory is reused; query, key and value are read in
+        place, and nothing is padded. With windows of 8^3 this is a fifth faster than torch's fused kernel.
         """
         n, h, t, e = q_nhte.shape
         plain = q_nhte.device.type == "cpu" and not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
-        if t < OPEN_TOKENS or not plain:  # products that write into a tensor know neither gradients nor autocast
+        if t < OPEN_TOKENS or not plain:  # products that write into a tensor support neither gradients nor autocast
             return super().attend(q_nhte, k_nhte, v_nhte, relative_nhtr, code_ntr)
         out, logits = q_nhte.new_empty(n, t, h, e), q_nhte.new_empty(t, t)
         for window in range(n):
@@ -155,7 +155,7 @@ class FastGridLinear(Lower, GridLinear):
 
 
 class FastSpatialAdapter(Lower, SpatialAdapter):
-    """SpatialAdapter with the activation, and the addition to x, within the products."""
+    """SpatialAdapter with the activation and the addition to x fused into the products."""
 
     def before_attention(self, x_BDHWc: Tensor) -> Tensor:
         """As SpatialAdapter.before_attention."""
@@ -170,7 +170,7 @@ class FastSpatialAdapter(Lower, SpatialAdapter):
 
 
 class FastNeck(Lower, Neck):
-    """Neck: a lower precision goes through both convolutions, and the norms keep that of the tokens."""
+    """Neck with both convolutions in the lower precision, if any, and the norms in that of the tokens."""
 
     def forward(self, x_BDHWc: Tensor) -> Tensor:
         """As Neck.forward."""
@@ -183,7 +183,7 @@ class FastNeck(Lower, Neck):
 
 
 class FastPromptEncoder(PromptEncoder):
-    """PromptEncoder, on a CPU a cache full of image tokens at a time."""
+    """PromptEncoder that takes, on a CPU, as many image tokens at a time as its cache holds."""
 
     def look(self, image_BCT: Tensor, asked: list[Tensor]) -> Tensor:
         """As PromptEncoder.look."""

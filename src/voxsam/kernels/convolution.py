@@ -1,4 +1,4 @@
-"""The network's 3x3x3 convolutions: by the fastest kernel for their size, and of an enlarged map without enlarging it.
+"""The network's 3x3x3 convolutions: with the fastest kernel for their size, or of an enlarged map without enlarging it.
 
 n batch, C channels in, O channels out, d h w a map's own grid, D H W the grid that it is resized to.
 """
@@ -15,15 +15,15 @@ from torch.overrides import TorchFunctionMode
 
 from voxsam.network.mask_decoder import MaskDecoder
 
-FEW, MANY = 2, 64  # channels out and in: a kernel that computes sixteen channels out at a time wastes most of its work
+FEW, MANY = 2, 64  # channels out and in: a kernel that computes sixteen outputs at a time wastes most of its work
 TAPS = 3  # of the kernel, on each axis
 
 
 def convolve(x_BCDHW: Tensor, weight: Tensor, bias: Tensor | None = None, groups: int = 1) -> Tensor:
     """conv3d(x, weight, bias, padding=1, groups) -> (B, O, D, H, W), in the precision of x.
 
-    On a CPU torch leaves float32 inputs of up to 20,480 rows (channels x D x H) to a kernel that oneDNN's beats by 3 to
-    5 times; where no gradient is kept, oneDNN's is taken, and for few channels out matrix products that beat it twice.
+    On a CPU torch leaves float32 inputs of up to 20,480 rows (channels x D x H) to a kernel that is 3 to 5 times slower
+    than oneDNN's. Where no gradient is kept oneDNN's is used, and for few channels out matrix products, twice as fast.
     """
     weight, bias = weight.to(x_BCDHW.dtype), None if bias is None else bias.to(x_BCDHW.dtype)
     direct = x_BCDHW.device.type == "cpu" and x_BCDHW.dtype == torch.float32 and torch.backends.mkldnn.is_available()
@@ -37,7 +37,7 @@ def convolve(x_BCDHW: Tensor, weight: Tensor, bias: Tensor | None = None, groups
 
 
 def _to_few_channels(x_BCDHW: Tensor, weight: Tensor) -> Tensor:
-    """The channels of each slice mixed for all 27 taps in one product; then each tap's part put where it belongs."""
+    """Mix the channels of each slice for all 27 taps in one product, then add each tap's part where it belongs."""
     (b, c, depth, height, width), out = x_BCDHW.shape, len(weight)
     taps = weight.flip(3, 4).permute(2, 0, 3, 4, 1).reshape(-1, c)  # (3 of d, O, 9 of h and w) x C
     total = x_BCDHW.new_zeros(b, out, depth + 2, height, width)
@@ -52,10 +52,10 @@ def _to_few_channels(x_BCDHW: Tensor, weight: Tensor) -> Tensor:
 def resized_convolution(x_nCdhw: Tensor, weight: Tensor, onto_nODHW: Tensor) -> Tensor:
     """(n, O, D, H, W): onto + conv3d(interpolate(x, (D, H, W), "trilinear", align_corners=True), weight, padding=1).
 
-    `weight` (O, C, 3, 3, 3). Resizing acts on each axis alone and the same on all channels; so does each tap of the
-    kernel. The channels may therefore be mixed before d and h are enlarged: O C 27 products for each of the d h W
-    places instead of D H W. Slices of the map go through one at a time, which keeps them in the processor's cache, and
-    each is added to the few slices of the result that it touches.
+    `weight` (O, C, 3, 3, 3). Resizing acts on each axis separately and alike on all channels; so does each tap of the
+    kernel. The channels can therefore be mixed before d and h are enlarged: O C 27 products for each of d h W places
+    instead of D H W. Slices of the map are processed one at a time, which keeps them in the processor's cache, and each
+    is added to the few slices of the result that it touches.
     """
     device = x_nCdhw.device.type
     cast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
@@ -66,7 +66,7 @@ def resized_convolution(x_nCdhw: Tensor, weight: Tensor, onto_nODHW: Tensor) -> 
 @cache
 @torch.inference_mode(False)  # a table made while clicking must also serve training
 def _resize_taps(length: int, size: int) -> Tensor:
-    """(3, size, length) float64: tap a of row p weighs the map's own samples for the enlarged sample p + a - 1.
+    """(3, size, length) float64: row p of tap a weights the map's own samples for the enlarged sample p + a - 1.
 
     Linear with align_corners=True; rows beyond the ends are 0, as the convolution's padding is.
     """
@@ -77,7 +77,7 @@ def _resize_taps(length: int, size: int) -> Tensor:
 
 
 def _tables(x_nCdhw: Tensor, size: tuple[int, ...]) -> tuple[Tensor, ...]:
-    """_resize_taps of the three axes, as x is."""
+    """_resize_taps of the three axes, with the type and device of x."""
     like = x_nCdhw.dtype, x_nCdhw.device
     return tuple(_resize_taps_as(n, side, *like) for n, side in zip(x_nCdhw.shape[2:], size, strict=True))
 
@@ -85,13 +85,13 @@ def _tables(x_nCdhw: Tensor, size: tuple[int, ...]) -> tuple[Tensor, ...]:
 @cache
 @torch.inference_mode(False)
 def _resize_taps_as(length: int, size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """_resize_taps kept on the device, for ever: a CUDA graph reads them where they lay when it was recorded."""
+    """_resize_taps, kept on the device for good: a CUDA graph reads them at their address when it was recorded."""
     return _resize_taps(length, size).to(device, dtype)
 
 
 @cache
 def _touched(length: int, size: int) -> tuple[slice, ...]:
-    """For each sample of a map's axis, the enlarged samples that any tap of the kernel takes from it."""
+    """For each sample of a map's axis, the enlarged samples to which it contributes through any tap of the kernel."""
     rows = [taken.nonzero().flatten().tolist() for taken in _resize_taps(length, size).any(0).unbind(1)]
     return tuple(slice(row[0], row[-1] + 1) if row else slice(0) for row in rows)
 
@@ -107,7 +107,7 @@ def _enlarged(x_nChw: Tensor, on_w: Tensor) -> Tensor:
 
 
 class _ResizedConvolution(torch.autograd.Function):
-    """Both ways slice by slice; for the way back only the map and the weight are kept. Sums are float32 or more."""
+    """Both passes slice by slice; only the map and the weight are kept for backward. Sums are float32 or more."""
 
     @staticmethod
     def forward(ctx: Any, x_nCdhw: Tensor, weight: Tensor, onto_nODHW: Tensor) -> Tensor:
@@ -160,7 +160,7 @@ class FastPlaneConvolution(nn.Conv2d):
 
 
 class FastMaskDecoder(MaskDecoder):
-    """MaskDecoder, whose levels are mixed before they are enlarged; with gradients too, which take less memory so."""
+    """MaskDecoder whose levels are mixed before they are enlarged, also with gradients, which then take less memory."""
 
     def convolution(self, x_BCDHW: Tensor, weight: Tensor) -> Tensor:
         """As MaskDecoder.convolution."""
@@ -175,10 +175,10 @@ CONVOLUTIONS = {F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpo
 
 
 class SmallMapsInFloat32(TorchFunctionMode):
-    """While entered, CPU convolutions of bf16, also autocast's, whose kernel is as large as the map are float32's.
+    """Inside this mode, bf16 CPU convolutions, autocast's too, run in float32 if the kernel is as large as the map.
 
-    oneDNN's bf16 gradient of their weights (torch 2.13) holds memory that nothing was written to: NaN, or 1e30.
-    Known of kernels that lie within a padded map at no place, 3x3x3 on a depth of two, say; such maps cost nothing.
+    oneDNN's bf16 gradient of their weights (torch 2.13) contains uninitialised memory: NaN, or 1e30. It is known for
+    kernels that reach into the padding at every position, such as 3x3x3 on a depth of two; such maps cost nothing.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -198,7 +198,7 @@ CHANNELS_LAST = torch.channels_last_3d
 
 
 class _InstanceNorm(torch.autograd.Function):
-    """(x - mean) / sqrt(variance + eps) * weight + bias over the voxels of each channel; all (B, V, C) inside."""
+    """(x - mean) / sqrt(variance + eps) * weight + bias over the voxels of each channel; all tensors (B, V, C)."""
 
     @staticmethod
     def forward(ctx: Any, x_BVC: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
@@ -220,7 +220,7 @@ class _InstanceNorm(torch.autograd.Function):
 
 
 class FastInstanceNorm(nn.InstanceNorm3d):
-    """InstanceNorm3d with weight and bias, channels last in and out where they come so in float32 on a CPU."""
+    """InstanceNorm3d with weight and bias that keeps float32 maps on a CPU channels last if they come so."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, D, H, W), the same shape and layout."""

@@ -1,7 +1,7 @@
 """How a block's linear layers are multiplied: plainly, or on a CPU by oneDNN with packed weights, in bf16 and int8 too.
 
-A `Product` stands for one layer while a block runs, and then is gone: packing takes less than a hundredth of the block,
-and the weights are in memory once. Rows of x are tokens, k channels in, m channels out.
+A `Product` stands for one layer while a block runs and is then dropped: packing takes less than a hundredth of the
+block's time, and the weights are in memory only once. Rows of x are tokens, k channels in, m channels out.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ UNSIGNED_PEAK, SIGNED_PEAK = 255, 127  # of bytes; VNNI multiplies unsigned ones
 
 
 class Lower:
-    """A module whose products may be of a lower precision, where no gradient is kept."""
+    """A module whose products may use a lower precision where no gradient is kept."""
 
     precision: Precision = "float32"
 
@@ -45,7 +45,7 @@ def product(linear: nn.Linear, rows: int, x: Tensor, precision: Precision = "flo
     """The fastest way to multiply `linear` by tensors like `x`, about `rows` tokens at a time.
 
     Plain where gradients are kept, under autocast, for float64, and off the CPU (a GPU model is cast as a whole): there
-    `precision` is not looked at.
+    `precision` is ignored.
     """
     training = torch.is_grad_enabled() or torch.is_autocast_enabled("cpu")
     if training or x.dtype != torch.float32 or not packs(x.device):
@@ -56,15 +56,15 @@ def product(linear: nn.Linear, rows: int, x: Tensor, precision: Precision = "flo
 
 
 def packs(device: torch.device) -> bool:
-    """Whether this machine has the packed products."""
+    """Whether this machine supports packed products."""
     return device.type == "cpu" and platform.machine() in X86 and torch.backends.mkldnn.is_available()
 
 
 def precisions(device: torch.device) -> tuple[Precision, ...]:
-    """Those that `device` has instructions for: the lower ones are then faster, not only smaller.
+    """The precisions that `device` has instructions for: the lower ones are then faster, not only smaller.
 
-    A processor's flags alone do not say it: an operating system, a virtual machine or ONEDNN_MAX_CPU_ISA may keep
-    oneDNN from using what is there.
+    A processor's flags alone do not tell: an operating system, a virtual machine or ONEDNN_MAX_CPU_ISA may keep oneDNN
+    from using what is there.
     """
     found: list[Precision] = ["float32"]
     wide = packs(device) and torch.ops.mkldnn._is_mkldnn_bf16_supported()  # oneDNN's own word: AVX-512, or better
@@ -77,7 +77,7 @@ def precisions(device: torch.device) -> tuple[Precision, ...]:
 
 @cache
 def _exact_bytes() -> bool:
-    """Whether oneDNN adds products of bytes in 32 bits; without VNNI it adds pairs in 16, and large ones saturate."""
+    """Whether oneDNN sums products of bytes in 32 bits; without VNNI it sums pairs in 16, and large ones saturate."""
     with torch.inference_mode():
         layer = nn.Linear(64, 16, bias=False)
         layer.weight.fill_(1)
@@ -85,7 +85,7 @@ def _exact_bytes() -> bool:
 
 
 def require_precision(precision: str, device: torch.device) -> None:
-    """Raises UnsupportedError for a word that is no precision, and for one that `device` lacks."""
+    """Raises UnsupportedError for an unknown precision, and for one that `device` lacks."""
     known = precisions(device)
     if precision not in get_args(Precision):
         raise UnsupportedError(f"precision {precision!r}", ", ".join(get_args(Precision)), "choose one of them")
@@ -114,7 +114,7 @@ class PlainProduct:
 
 
 class PackedProduct:
-    """oneDNN's product with its blocked layout of the weights; activation and residual are added while still in cache.
+    """oneDNN's product with its blocked weight layout; activation and residual are applied while still in cache.
 
     In bf16 the operands have 8 bits of mantissa and the sums 24.
     """
@@ -135,9 +135,9 @@ class PackedProduct:
 
 
 class Int8Product:
-    """8-bit operands, 32-bit sums: weights scaled by their largest in each row, activations by their range just now.
+    """8-bit operands, 32-bit sums: weights scaled by the largest of each row, activations by their current range.
 
-    What comes out is bf16.
+    The result is bf16.
     """
 
     def __init__(self, linear: nn.Linear, rows: int) -> None:

@@ -1,6 +1,6 @@
-"""What is done on a GPU before the first click: kernels are chosen, and the parts of a click recorded as CUDA graphs.
+"""Warm-up on a GPU before the first click: kernels are chosen, and the parts of a click recorded as CUDA graphs.
 
-Each choice is measured on this machine, and a way is taken only if it gives the plain way's numbers (`fastest`).
+Each choice is measured on the machine, and a way is taken only if it reproduces the reference's numbers (`fastest`).
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from voxsam.network.prompt_encoder import PADDING, POSITIVE
 from voxsam.network.promptable import Promptable
 
 LOG = logging.getLogger("voxsam.weights")
-COUNTS = (4, 8, 16, 32)  # clicks are filled up to one of them, so that few kinds of input are recorded
-TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}  # of the largest value: other kernels add in another order
+COUNTS = (4, 8, 16, 32)  # clicks are padded to one of these, so that few kinds of input are recorded
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}  # of the largest value: other kernels sum in another order
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last_3d": torch.channels_last_3d}
 
-REPEATS = 5  # of each way, of which the least time counts
+REPEATS = 5  # of each way, of which the fastest counts
 KEPT = 4  # kinds of input; each recording holds the memory of its intermediate results
 WARM_UPS = 3  # runs before the recording, in which libraries choose their kernels
 
@@ -39,9 +39,9 @@ Way = Callable[[], Tensor]
 
 
 def warm_up(model: Promptable) -> dict[str, str]:
-    """Make the model ready for clicks on its GPU; what was chosen, by name. On other devices nothing is done.
+    """Make the model ready for clicks on its GPU; returns what was chosen, by name. Does nothing on other devices.
 
-    The model predicts as before, and faster. Call it when device and precision are final; it takes seconds.
+    The model predicts as before, but faster. Call it once device and precision are final; it takes seconds.
     """
     device = next(model.parameters()).device
     if not isinstance(model, VoxSAMNetwork) or device.type != "cuda":
@@ -52,7 +52,7 @@ def warm_up(model: Promptable) -> dict[str, str]:
 
 
 def choose_ways(network: VoxSAMNetwork, record: Record) -> dict[str, str]:
-    """Lay the decoder's weights out, and let the parts of a click be replayed, each as far as it is faster."""
+    """Choose the layout of the decoder's weights, and let the parts of a click be replayed, each if that is faster."""
     parameter = next(network.parameters())
     tolerance = TOLERANCE.get(parameter.dtype, TOLERANCE[torch.bfloat16])
     side = network.config.crop
@@ -74,7 +74,7 @@ def choose_ways(network: VoxSAMNetwork, record: Record) -> dict[str, str]:
 
 
 def _laid_out(network: VoxSAMNetwork, layout: str, click: Way) -> Tensor:
-    """What `click` returns with the decoder's convolutions in a layout, which they keep."""
+    """Put the decoder's convolutions in a layout, which they keep, and return what `click` returns."""
     with torch.inference_mode(False), torch.no_grad():
         for parameter in network.mask_decoder.parameters():
             if parameter.ndim == 5:
@@ -83,7 +83,7 @@ def _laid_out(network: VoxSAMNetwork, layout: str, click: Way) -> Tensor:
 
 
 def _choose_parts(network: VoxSAMNetwork, click: Way, tolerance: float, record: Record) -> dict[str, str]:
-    """Each part of a click recorded ("graph") or not ("plain"), one after the other; what was chosen, by name."""
+    """Choose for each part of a click in turn: recorded ("graph") or not ("plain"); returns the choices by name."""
     prompting = [name for name, _ in network.named_children() if name.startswith("prompt_encoder")]
     chosen = {}
     for name, method in (("mask_decoder", "fused"), ("mask_decoder", "forward"), *((n, "forward") for n in prompting)):
@@ -97,7 +97,7 @@ def _choose_parts(network: VoxSAMNetwork, click: Way, tolerance: float, record: 
 
 
 def _ways(part: nn.Module, method: str, click: Way, record: Record) -> dict[str, Way]:
-    """`click` with a part's own method, and with its recording; each leaves the part as it used it."""
+    """`click` with a part's own method, and with its recording; each leaves the part as it has used it."""
     graphed = Graphed(part, getattr(part, method), record)
 
     def plain() -> Tensor:
@@ -112,7 +112,7 @@ def _ways(part: nn.Module, method: str, click: Way, record: Record) -> dict[str,
 
 
 def _filling_up(decode: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Promptable.decode with its clicks filled up."""
+    """Promptable.decode with its clicks padded (`filled_up`)."""
 
     def filling_up(
         features: tuple[Tensor, ...],
@@ -133,7 +133,7 @@ def _filling_up(decode: Callable[..., Tensor]) -> Callable[..., Tensor]:
 def filled_up(
     points_BN3: Tensor, prompt_features_BNC: Tensor | None, labels_BN: Tensor | None
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    """The same clicks with others behind them that are labelled as padding, up to the next of COUNTS."""
+    """The same clicks, followed by others that are labelled as padding, up to the next of COUNTS."""
     count = points_BN3.shape[1]
     more = min((n for n in COUNTS if n >= count), default=count) - count
     if labels_BN is None:
@@ -146,11 +146,11 @@ def filled_up(
 
 
 def fastest(ways: Mapping[str, Way], tolerance: float, of: str = "") -> str:
-    """The name of the way that takes the least time, of those that return what the first one does.
+    """The name of the fastest of those ways that return what the first one does.
 
-    A way that raises, or differs from the first by more than `tolerance` of its largest value, is not taken: so
-    what a driver or a compiler does not master costs speed and never a mask. Why it was not taken goes to the log
-    "voxsam.weights", as information, under the name `of` what it is a way of. The first way's own errors are raised.
+    A way that raises, or differs from the first by more than `tolerance` of its largest value, is not taken, so that a
+    fault of a driver or compiler costs speed and never a mask. The reason is logged to "voxsam.weights" at level INFO;
+    `of` names what is being chosen. The first way's own errors are raised.
     """
     (first, plain), *others = ways.items()
     expected = plain()
@@ -168,14 +168,14 @@ def fastest(ways: Mapping[str, Way], tolerance: float, of: str = "") -> str:
 
 
 def _close(found: Tensor, expected: Tensor, tolerance: float) -> bool:
-    """False for another shape, and for NaN."""
+    """Whether the results agree to `tolerance` of the largest value; False for another shape, and for NaN."""
     if found.shape != expected.shape:
         return False
     return bool((found.float() - expected.float()).abs().max() <= tolerance * expected.float().abs().max())
 
 
 def _seconds(way: Way) -> float:
-    """The least of a few runs, until the device has finished."""
+    """Seconds of the fastest of a few runs, each until the device has finished."""
     best = float("inf")
     for _ in range(REPEATS):
         start = time.perf_counter()
@@ -190,10 +190,10 @@ def _seconds(way: Way) -> float:
 
 
 def record_on_gpu(work: Work) -> tuple[Replay, Tensor]:
-    """What replays `work` on the tensors that it reads now, and the tensor that its result will be in.
+    """A function that replays `work` on the tensors that it reads now, and the tensor that its result will be in.
 
-    Raises RuntimeError if it does what cannot be recorded, such as waiting for the GPU; the thread is then on its own
-    stream again.
+    Raises RuntimeError if it does what cannot be recorded, such as waiting for the GPU; the thread is then back on its
+    own stream.
     """
     own = torch.cuda.current_stream()
     aside = torch.cuda.Stream()
@@ -203,27 +203,27 @@ def record_on_gpu(work: Work) -> tuple[Replay, Tensor]:
             work()
     own.wait_stream(aside)
     graph = torch.cuda.CUDAGraph()
-    # torch.cuda.graph stays on its stream where ending a recording fails: the outer `with` leaves it.
+    # torch.cuda.graph stays on its stream if ending a recording fails: the outer `with` leaves it.
     with torch.cuda.stream(own), torch.cuda.graph(graph, capture_error_mode="thread_local"):
         result = work()
     return graph.replay, result
 
 
 def end_of_replay(device: torch.device) -> torch.cuda.Event | None:
-    """What marks on a GPU where a replay has ended; None elsewhere, where it has ended when it returns."""
+    """The event that marks the end of a replay on a GPU; None elsewhere, where it has ended when it returns."""
     return torch.cuda.Event() if device.type == "cuda" else None
 
 
 @dataclass(frozen=True, eq=False)
 class _Recording:
-    inputs: list[Any]  # tensors of its own, that a replay reads; what else there is
+    inputs: list[Any]  # its own tensors, which a replay reads, and other inputs
     replay: Replay
     result: Tensor
     weights: tuple[int, ...]
     end: torch.cuda.Event | None
 
     def __call__(self, given: list[Any]) -> Tensor:
-        """The result for these inputs, after what another thread's stream has still to do with the recording."""
+        """The result for these inputs, once another thread's stream has finished with the recording."""
         if self.end is not None:
             self.end.wait()
         for own, new in zip(self.inputs, given, strict=True):
@@ -242,10 +242,10 @@ class _Recording:
 
 
 class Graphed:
-    """Calls like `work`, a part of `module` that takes tensors, tuples of them, numbers or None, and returns a tensor.
+    """Callable like `work`, a part of `module` that takes tensors, tuples of them, numbers or None; returns a tensor.
 
-    Recorded anew when shapes, types or the place of the module's weights and buffers change. With gradients it is
-    `work` itself. Threads take turns, and so do their streams. `record` is the seam for tests, which have no GPU.
+    Recorded again when shapes, types or the addresses of the module's weights and buffers change. With gradients it is
+    `work` itself. Threads take turns, and so do their streams. `record` is a seam for tests, which have no GPU.
     """
 
     def __init__(self, module: nn.Module, work: Callable[..., Tensor], record: Record = record_on_gpu) -> None:

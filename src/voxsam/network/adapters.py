@@ -1,4 +1,4 @@
-"""What is put into a block and tuned: the hooks that it may use, the registry of designs, and the paper's own adapter.
+"""Adapters, tuned parts in each block: the hooks that they may use, the registry of designs, and the paper's own.
 
 B batch, D H W token grid, c width of a token, m width of a bottleneck.
 """
@@ -17,21 +17,21 @@ from voxsam.network.sizes import ModelConfig
 
 
 class BlockHook(nn.Module):
-    """Where an adapter may act in a block; as it stands it changes nothing, and has no parameters.
+    """The places where an adapter may act in a block; this base class changes nothing and has no parameters.
 
-    x is what the block hands on, y what attention or mlp are about to add to it; both are (B, D, H, W, c) and stay so.
-    `between` says whether it acts between attention and the block's end. One that does not, and says so, lets a block
+    x is what the block passes on, y what attention or mlp is about to add to it; both keep their shape (B, D, H, W, c).
+    `between` says whether the adapter acts between attention and the end of the block. If it does not, a block can
     finish some windows before it begins others (voxsam.kernels.block).
     """
 
     between = True
 
     def before_attention(self, x_BDHWc: Tensor) -> Tensor:
-        """What the block begins with."""
+        """x at the start of the block."""
         return x_BDHWc
 
     def change_qkv(self, normed_ntc: Tensor, qkv_ntk: Tensor) -> Tensor:
-        """Query, key and value (k = 3 c) of the tokens of some windows, made of the normed tokens; may change them."""
+        """Query, key and value (k = 3 c) of the tokens of some windows, from the normed tokens; may change them."""
         return qkv_ntk
 
     def after_attention(self, y_BDHWc: Tensor) -> Tensor:
@@ -39,7 +39,7 @@ class BlockHook(nn.Module):
         return y_BDHWc
 
     def before_mlp(self, x_BDHWc: Tensor) -> Tensor:
-        """x with attention's part."""
+        """x after attention."""
         return x_BDHWc
 
     def after_mlp(self, y_BDHWc: Tensor) -> Tensor:
@@ -47,22 +47,22 @@ class BlockHook(nn.Module):
         return y_BDHWc
 
     def after_block(self, x_BDHWc: Tensor, carried: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """What the block ends with; `carried` comes from the block before, None in the first, and goes to the next."""
+        """x at the end of the block; `carried` comes from the block before, None in the first, and goes to the next."""
         return x_BDHWc, carried
 
 
 class NoAdapter(BlockHook):
-    """SAM's block as it is."""
+    """SAM's block without an adapter."""
 
     between = False
 
 
 class GridLinear(nn.Linear):
-    """A linear layer that multiplies all tokens of the grid together, as an adapter's do."""
+    """A linear layer on all tokens of the grid at once, as in adapters."""
 
 
 def convolve_tokens(convolution: nn.Conv3d, x_BDHWm: Tensor) -> Tensor:
-    """A convolution over the grid of tokens, which keeps its shape."""
+    """Apply a convolution over the token grid, which keeps its shape."""
     return convolution(x_BDHWm.permute(0, 4, 1, 2, 3)).permute(0, 2, 3, 4, 1)
 
 
@@ -82,7 +82,7 @@ class SpatialAdapter(BlockHook):
         self.up = GridLinear(bottleneck, width)
 
     def before_attention(self, x_BDHWc: Tensor) -> Tensor:
-        """x and what the adapter adds to it."""
+        """x plus what the adapter adds to it."""
         hidden = F.relu(convolve_tokens(self.conv, F.relu(self.down(x_BDHWc))))
         change = self.up(hidden)
         return x_BDHWc + (F.relu(change) if self.outer_relu else change)
@@ -90,9 +90,9 @@ class SpatialAdapter(BlockHook):
 
 @dataclass(frozen=True)
 class AdapterKind:
-    """A design: `make` gives the hook of each block (from 0); the last argument is what `shared` made for all blocks.
+    """An adapter design: `make` gives the hook of each block (from 0); its last argument is what `shared` made for all.
 
-    `norms`: whether both LayerNorms of each block are tuned with it, as the paper counts all of its rows.
+    `norms`: whether both LayerNorms of each block are tuned with it, as in every row of the paper's count.
     """
 
     make: Callable[[ModelConfig, int, nn.Module | None], BlockHook]
@@ -100,7 +100,7 @@ class AdapterKind:
     norms: bool = True
 
 
-# By the `adapter` of a ModelConfig; voxsam.lab.systems adds those that VoxSAM's own is compared with.
+# By the `adapter` of a ModelConfig; voxsam.lab.systems adds the designs that VoxSAM's own is compared with.
 ADAPTERS: dict[str, AdapterKind] = {
     "none": AdapterKind(lambda config, block, shared: NoAdapter()),
     "spatial": AdapterKind(
@@ -110,7 +110,7 @@ ADAPTERS: dict[str, AdapterKind] = {
 
 
 def adapter_kind(name: str) -> AdapterKind:
-    """The design of that name. Raises UnsupportedError for one that is not known."""
+    """The design of that name. Raises UnsupportedError for an unknown one."""
     if name not in ADAPTERS:
         load_systems()
     if name not in ADAPTERS:

@@ -1,6 +1,6 @@
 """Window attention with decomposed relative positions in 3D, and which tokens of a grid share a window.
 
-n windows, t tokens of a window (a box of d, h, w), c width, h heads, e width of a head, D H W token grid.
+n windows, t tokens per window (a box of d, h, w), c width, h heads, e width of a head, D H W token grid.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 SIDE_LOGIT = 64.0  # two sides of a wrap differ by 2 * 64 in their logit: e^-128 is 0 in float32 (released: e^-100)
-KERNEL_MULTIPLE = 16  # fused kernels like head widths that fill whole vector registers
+KERNEL_MULTIPLE = 16  # fused kernels prefer head widths that fill whole vector registers
 
 
 @dataclass(frozen=True)
 class Windows:
-    """For n windows of t tokens, those of a box of `window` = (d, h, w): one index table per grid and shift.
+    """Index table of n windows, each a box of t tokens, `window` = (d, h, w): one table per grid and shift.
 
     `index` (n, t): flat token index in the (D, H, W) grid, any valid one for padding. `padding` (n, t) bool, None if
     the grid needs none. `sides` (n, t, 3): +1 or -1 on an axis where the window spans the wrap of a shifted grid, 0
-    where it does not; None for a grid that is not shifted. `inverse` (D * H * W,): where each token stands in `index`.
+    where it does not; None for a grid that is not shifted. `inverse` (D * H * W,): where each token is in `index`.
     """
 
     index: Tensor
@@ -38,7 +38,7 @@ class Windows:
 def windows(grid: tuple[int, int, int], window: tuple[int, int, int], shifted: bool, device: torch.device) -> Windows:
     """The windows of a token grid (D, H, W); `shifted` moves them by half a window (Swin's cyclic roll).
 
-    The roll, the zero padding of grids that are no multiple of the window, and the partition are all in the table:
+    The roll, the zero padding of grids that are not multiples of the window, and the partition are all in the table:
     gathering tokens by it is a single copy.
     """
     axes = [_axis(length, side, side // 2 if shifted else 0) for length, side in zip(grid, window, strict=True)]
@@ -72,7 +72,7 @@ def _axis(length: int, window: int, shift: int) -> tuple[Tensor, Tensor]:
 @lru_cache(maxsize=32)
 @torch.inference_mode(False)
 def _key_code(window: tuple[int, int, int], axes: str, device: torch.device) -> Tensor:
-    """(t, r): for each token of a window the one-hot codes of its position on the axes, side by side."""
+    """(t, r) one-hot codes of each token's position in a window, concatenated over the axes."""
     position = torch.stack(torch.meshgrid(*(torch.arange(side) for side in window), indexing="ij")).flatten(1)
     codes = [F.one_hot(place, side) for place, side, axis in zip(position, window, "dhw", strict=True) if axis in axes]
     return torch.cat(codes, 1).float().to(device)
@@ -83,11 +83,11 @@ class WindowAttention(nn.Module):
 
     logit(q, k) = scale q.k + gain (q.Rd[dd] + q.Rh[dh] + q.Rw[dw]), with an unscaled q in the second part and
     d = position of q - position of k. For one query the second part takes only as many different values as the window
-    has places along d, h and w, so they are appended to the query as so many channels, and the key gets the one-hot
-    codes of its position: any fused attention kernel serves and no t x t bias is kept. The mask of shifted windows is 3
-    channels more: the side of the wrap, +-8 each.
+    has places along d, h and w, so these are appended to the query as extra channels, and the one-hot codes of its
+    position to the key: any fused attention kernel will do, and no t x t bias is stored. The mask of shifted windows is
+    3 more channels: the side of the wrap, +-8 each.
 
-    With `axes` "hw" it is SAM's own: no table along depth, no gain.
+    With `axes` "hw" it is SAM's own attention: no table along depth, no gain.
     """
 
     def __init__(self, width: int, heads: int, relative_rows: int, axes: str = "dhw") -> None:
@@ -102,7 +102,7 @@ class WindowAttention(nn.Module):
         self.rel_pos_gain = nn.Parameter(torch.ones(())) if "d" in axes else None
 
     def relative_tables(self, window: tuple[int, int, int]) -> tuple[Tensor, ...]:
-        """On each of `axes` (places, places, e): the table row for query position (dim 0) and key position (dim 1)."""
+        """For each of `axes` (places, places, e): the table row of query position (dim 0) and key position (dim 1)."""
         return tuple(
             self._relative_table(getattr(self, f"rel_pos_{axis}"), places)
             for axis, places in zip("dhw", window, strict=True)
@@ -128,10 +128,10 @@ class WindowAttention(nn.Module):
     def forward(
         self, qkv_ntc: Tensor, sides_nt3: Tensor | None, window: tuple[int, int, int], tables: tuple[Tensor, ...]
     ) -> Tensor:
-        """(n, t, 3 c) query, key and value of n windows -> (n, t, c) what each token takes from the others.
+        """(n, t, 3 c) query, key and value of n windows -> (n, t, c) attention of each token.
 
-        `sides_nt3` from Windows.sides, None if all are 0; `tables` from `relative_tables`. What comes before and after,
-        `qkv` and `proj`, is multiplied by the block.
+        `sides_nt3` from Windows.sides, None if all are 0; `tables` from `relative_tables`. The block applies `qkv`
+        before and `proj` after.
         """
         n, t, c = qkv_ntc.shape[0], qkv_ntc.shape[1], qkv_ntc.shape[2] // 3
         q, k, v = qkv_ntc.reshape(n, t, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
@@ -144,7 +144,7 @@ class WindowAttention(nn.Module):
         return self.attend(q, k, v, relative, code).flatten(2)
 
     def attend(self, q_nhte: Tensor, k_nhte: Tensor, v_nhte: Tensor, relative_nhtr: Tensor, code_ntr: Tensor) -> Tensor:
-        """(n, t, h, e) by torch's fused attention: `relative` and `code` are r channels more of query and key."""
+        """(n, t, h, e) by torch's fused attention: `relative` and `code` are r extra channels of query and key."""
         e, r = q_nhte.shape[-1], relative_nhtr.shape[-1]
         spare = -(e + r) % KERNEL_MULTIPLE
         out = F.scaled_dot_product_attention(

@@ -1,6 +1,6 @@
-"""One block of the image encoder: attention in windows and an mlp, with a hook for what is tuned.
+"""One block of the image encoder: window attention and an mlp, with a hook for the adapter.
 
-B batch, D H W token grid, c width of a token, n windows, t tokens of a window.
+B batch, D H W token grid, c width of a token, n windows, t tokens per window.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(c, config.mlp_ratio * c), nn.GELU(), nn.Linear(config.mlp_ratio * c, c))
 
     def forward(self, x_BDHWc: Tensor, carried: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """(B, D, H, W, c) tokens -> the same shape, and what goes on to the next block (BlockHook.after_block)."""
+        """(B, D, H, W, c) tokens -> the same shape, and what is carried to the next block (BlockHook.after_block)."""
         x = self.adapter.before_attention(x_BDHWc)
         x = x + self.adapter.after_attention(self._attend(x))
         x = self.adapter.before_mlp(x)
@@ -44,7 +44,7 @@ class Block(nn.Module):
         return windows(grid, self.config.window_of(self.block, grid), self.shifted, x_BDHWc.device)
 
     def _attend(self, x_BDHWc: Tensor) -> Tensor:
-        """(B, D, H, W, c) what each token takes from its window; padding tokens are 0 after the norm, as in SAM."""
+        """(B, D, H, W, c) attention of each token in its window; padding tokens are 0 after the norm, as in SAM."""
         plan, (b, c) = self.windows_of(x_BDHWc), (x_BDHWc.shape[0], x_BDHWc.shape[-1])
         n, t = plan.index.shape
         normed = self.norm1(x_BDHWc).flatten(1, 3).index_select(1, plan.index.flatten()).reshape(b * n, t, c)

@@ -1,4 +1,4 @@
-"""Calibration: how a prediction's signals become a number to trust; fitted on validation lesions, kept in the card."""
+"""Calibration: from a prediction's signals to a confidence; fitted on validation lesions, kept in the card."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, model_validator
 
-MAX_RATIO = 20.0  # between a volume and the ends of its interval
+MAX_RATIO = 20.0  # between a volume and the ends of its interval, at most
 OUTPUTS = 4  # logit of Dice, logit of "a lesion was clicked", log of the interval's ends over the mask's volume
 
 
 class Judged(NamedTuple):
-    """What a calibration says of one prediction."""
+    """What a calibration says about one prediction."""
 
     dice: float  # expected, 0 to 1, if a lesion was clicked
     lesion: float  # 0 to 1: how likely a lesion was clicked
@@ -30,7 +30,7 @@ class Layer(BaseModel):
 
 
 class Calibration(BaseModel):
-    """A small network of tanh layers on standardised signals, and below which likeness of a lesion it warns."""
+    """A small network of tanh layers on standardised signals, and the probability of a lesion below which it warns."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -54,7 +54,7 @@ class Calibration(BaseModel):
         return self
 
     def judge(self, signals: NDArray[np.floating]) -> Judged:
-        """Of one prediction's signals (n,)."""
+        """Judge a prediction by its signals (n,)."""
         x = (np.asarray(signals, dtype=np.float64) - self.centre) / self.spread
         for layer in self.layers[:-1]:
             x = np.tanh(np.array(layer.weights) @ x + layer.bias)

@@ -1,4 +1,4 @@
-"""What a checkpoint says of itself: the JSON metadata of a model file."""
+"""Card: what a checkpoint says about itself, the JSON metadata of a model file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Card(BaseModel):
     """Name, sizes, preprocessing, supported prompts, and where the weights come from.
 
     `description` is text for people; its usual keys are "data", "licence", "training", "source". The last three fields
-    are filled in by `save_model`: a file can be a delta, which holds the tuned tensors only and names its base by hash.
+    are filled in by `save_model`: a file can be a delta, which holds only the tuned tensors and names its base by hash.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -28,8 +28,8 @@ class Card(BaseModel):
     format: Literal["voxsam"] = "voxsam"
     format_version: int = FORMAT_VERSION
     name: str
-    system: str = "voxsam"  # which kind of network: others are those of voxsam.lab.systems
-    options: dict[str, JsonValue] = {}  # what such a network is built with beyond `config`
+    system: str = "voxsam"  # the kind of network; voxsam.lab.systems has others
+    options: dict[str, JsonValue] = {}  # what such a network is built with besides `config`
     config: ModelConfig
     preprocessing: Preprocessing
     description: dict[str, str] = {}
@@ -37,26 +37,26 @@ class Card(BaseModel):
         None  # how clicks bind the prediction (voxsam.network.conditioning); None: they do not
     )
     calibration: Calibration | None = (
-        None  # how sure of a mask it is (voxsam.network.calibration); None: it says nothing
+        None  # how sure of a mask it is (voxsam.network.calibration); None: not calibrated
     )
-    classes: Classes | None = None  # the kinds of structure it tells apart; None: whatever is clicked is the tumour
+    classes: Classes | None = None  # the kinds of structure it distinguishes; None: whatever is clicked is the tumour
     automatic: bool = False  # trained without clicks, the prompt encoder left out (paper, Sec. 4.3)
     recipe: dict[str, JsonValue] = {}  # the training recipe as it was run
     scores: dict[str, float] = {}  # on the recipe's held-out cases, e.g. {"dice": 0.81}
-    trained_on: dict[str, dict[str, str]] = {}  # data set -> case -> its content (voxsam.seen); its start's, too
+    trained_on: dict[str, dict[str, str]] = {}  # data set -> case -> content (voxsam.seen); its start model's, too
     frozen_sha256: str | None = None  # of the frozen tensors (voxsam.network.tuning.frozen_sha256)
     delta_of: str | None = None  # a delta: the frozen_sha256 of its base
     base_name: str | None = None  # a delta: the name of its base, for people
 
     def having_seen(self, more: Mapping[str, Mapping[str, str]]) -> Card:
-        """The card of a network that was trained on these cases, too."""
+        """The card of a network that was also trained on these cases."""
         seen = {name: {**self.trained_on.get(name, {}), **more.get(name, {})} for name in {**self.trained_on, **more}}
         return self.model_copy(update={"trained_on": seen})
 
     @model_validator(mode="before")
     @classmethod
     def _drop_derived(cls, fields: Any) -> Any:
-        """`prompts` is written for whoever reads the file with another tool; here it follows from the configuration."""
+        """Drop `prompts`, which is written for readers with other tools; here it follows from the configuration."""
         if isinstance(fields, dict):
             return {key: value for key, value in fields.items() if key != "prompts"}
         return fields
@@ -72,7 +72,7 @@ class Card(BaseModel):
     @computed_field
     @property
     def prompts(self) -> tuple[str, ...]:
-        """What the model takes: every prompt becomes points; negative ones need a learned polarity."""
+        """The prompts that the model takes: all become points, and negative ones need a learned polarity."""
         if self.automatic:
             return ()
         negative = ("negative",) if self.config.polarity else ()

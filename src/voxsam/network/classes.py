@@ -1,4 +1,4 @@
-"""Classes: the kinds of structure that a model was trained on, told apart by the features under a mask."""
+"""Classes: the kinds of structure that a model was trained on, distinguished by the features under a mask."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ class Classes(BaseModel):
 
     @classmethod
     def fit(cls, names: Sequence[str], labels: Sequence[int], features: Sequence[NDArray[np.floating]]) -> Classes:
-        """Of each class the features (n, C) of n structures. Raises ValueError (pydantic's) for fewer than two."""
+        """Fit to each class's features (n, C) of n structures. Raises ValueError (pydantic's) for fewer than two."""
         means = [rows.mean(0) for rows in features]
         apart = np.concatenate([rows - mean for rows, mean in zip(features, means, strict=True)])
         overall = np.concatenate(features).std(0)
-        spread = np.maximum(apart.std(0), 0.05 * overall + 1e-6)  # of one structure a class there is none
+        spread = np.maximum(apart.std(0), 0.05 * overall + 1e-6)  # with one structure per class it is 0
         rows = tuple(tuple(map(float, mean.round(5))) for mean in means)
         return cls(names=tuple(names), labels=tuple(labels), means=rows, spread=tuple(map(float, spread)))
 
@@ -48,7 +48,7 @@ class Classes(BaseModel):
 
 
 def features_under(tokens: NDArray[np.floating], mask: NDArray) -> NDArray[np.float64]:
-    """(C,) the mean of a crop's features (C, g, h, w) under a mask (D, H, W) of it; of all of it if that is empty."""
+    """(C,) mean of a crop's features (C, g, h, w) under its mask (D, H, W), or of all of them if the mask is empty."""
     side = [n // g for n, g in zip(mask.shape, tokens.shape[1:], strict=True)]
     g, h, w = tokens.shape[1:]
     weights = mask[: g * side[0], : h * side[1], : w * side[2]]

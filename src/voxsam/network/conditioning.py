@@ -1,11 +1,11 @@
-"""Clicks as observations: the prediction is changed to agree with every click, near it and where it looks alike.
+"""Clicks as observations: the prediction is changed to agree with every click, near it and where features are similar.
 
-The logit of being tumour is taken as a Gaussian process whose mean is the network's prediction. Its covariance falls
-with the distance to a click and with the difference of the fused features; a click observes the logit at its voxel.
-What is added is the change of the posterior mean (Rasmussen and Williams, Gaussian Processes for Machine Learning, eq.
-2.25). A click beside one of the other kind speaks of its own surroundings alone: it reaches half as far as that one
-lies away, where the covariance is that of no process any more, but the same sum of Gaussians is solved for.
-An extension: models that were trained by others are never conditioned.
+The tumour logit is modelled as a Gaussian process whose mean is the network's prediction. Its covariance falls with
+the distance to a click and with the difference of the fused features; a click observes the logit at its voxel. The
+change of the posterior mean is added (Rasmussen and Williams, Gaussian Processes for Machine Learning, eq. 2.25). A
+click near one of the other polarity speaks only for its own surroundings: it reaches at most halfway to that click. The
+covariance is then no longer that of a process, but the same sum of Gaussians is solved for. An extension: models that
+were trained by others are never conditioned.
 
 B batch, N points, m width of the fused features, F fusion grid.
 """
@@ -19,9 +19,9 @@ from torch import Tensor
 
 from voxsam.network.prompt_encoder import NEGATIVE, PADDING
 
-NUGGET = 0.05  # variance of an observation, relative to the process's: clicks side by side need not agree exactly
-HALF_WAY = 0.5  # to the nearest click of the other kind: how far a click reaches at most
-NARROWEST = 2.0  # crop voxels that it reaches at least
+NUGGET = 0.05  # variance of an observation, relative to the process's: adjacent clicks need not agree exactly
+HALF_WAY = 0.5  # of the way to the nearest click of the other polarity: how far a click reaches at most
+NARROWEST = 2.0  # crop voxels that a click reaches at least
 
 
 class Conditioning(BaseModel):
@@ -31,7 +31,7 @@ class Conditioning(BaseModel):
 
     reach: PositiveFloat  # s.d. of the Gaussian over distance, crop voxels
     likeness: PositiveFloat = 1.0  # s.d. of the Gaussian over the root mean square difference of standardised features
-    margin: PositiveFloat = 5.0  # logits; a click where the network predicts as much changes nothing
+    margin: PositiveFloat = 5.0  # logits; a click changes nothing where the network is this sure already
 
 
 def condition(
@@ -39,7 +39,7 @@ def condition(
 ) -> Tensor:
     """(B, 2, D, H, W) logits that agree with the points (d, h, w in crop voxels; labels 1, 0, or -1 for padding).
 
-    Points outside the crop are left out. The fused features lie on the crop as the decoder's do: corner voxel on
+    Points outside the crop are ignored. The fused features are aligned with the crop as in the decoder, corner voxel on
     corner voxel.
     """
     changes = [
@@ -53,7 +53,7 @@ def condition(
 
 
 def _change(logits_2DHW: Tensor, fused_mFFF: Tensor, points_N3: Tensor, labels_N: Tensor, use: Conditioning) -> Tensor:
-    """(F, F, F) what is added to the difference of the logits, tumour less background."""
+    """(F, F, F) what is added to the difference of the logits, tumour minus background."""
     side = torch.tensor(logits_2DHW.shape[1:], device=points_N3.device)
     kept = (labels_N != PADDING) & (points_N3 >= -0.5).all(1) & (points_N3 <= side - 0.5).all(1)
     grid = tuple(fused_mFFF.shape[1:])
@@ -79,7 +79,7 @@ def _change(logits_2DHW: Tensor, fused_mFFF: Tensor, points_N3: Tensor, labels_N
 
 
 def _reach(points: Tensor, sign: Tensor, use: Conditioning) -> Tensor:
-    """(N,) crop voxels that each click reaches."""
+    """(N,) how far each click reaches, in crop voxels."""
     others = torch.cdist(points, points).masked_fill(sign[:, None] == sign, torch.inf)
     return (HALF_WAY * others.amin(1)).clamp(min=NARROWEST).clamp(max=use.reach)
 
@@ -87,19 +87,19 @@ def _reach(points: Tensor, sign: Tensor, use: Conditioning) -> Tensor:
 def _covariance(
     places: Tensor, features: Tensor, points: Tensor, prompt_features: Tensor, reach: Tensor, use: Conditioning
 ) -> Tensor:
-    """(M, N): 1 for the same place and features, falling to 0."""
+    """(M, N) covariance: 1 for the same position and features, falling to 0."""
     apart = torch.cdist(places, points) / reach
     unlike = torch.cdist(features, prompt_features) / use.likeness
     return torch.exp(-(apart.square() + unlike.square()) / 2)
 
 
 def _standardised(fused_mFFF: Tensor) -> Tensor:
-    """Mean 0 and s.d. 1 in each channel, divided by the root of their number: distances are root mean squares."""
+    """Mean 0 and s.d. 1 in each of m channels, divided by the root of m, so that distances are root mean squares."""
     spread, mean = torch.std_mean(fused_mFFF, (1, 2, 3), keepdim=True)
     return (fused_mFFF - mean) / spread.clamp(min=1e-3) / len(fused_mFFF) ** 0.5
 
 
 def _at(features_mFFF: Tensor, fraction_N3: Tensor) -> Tensor:
-    """(N, m) the features at places given as fractions (0 to 1) of each axis, trilinear, corner on corner."""
+    """(N, m) the features at points given as fractions (0 to 1) of each axis, trilinear, corner on corner."""
     grid = (2 * fraction_N3 - 1).flip(-1)[None, :, None, None]
     return F.grid_sample(features_mFFF[None], grid, mode="bilinear", align_corners=True)[0, :, :, 0, 0].T

@@ -40,8 +40,8 @@ class PatchEmbedding(nn.Module):
     (stride + 2)^3 taps on the crop itself, with replicate padding. The composition is differentiable: the slice
     convolution is tuned, SAM's patch convolution stays frozen.
 
-    Of several image channels (an extension) each goes through SAM's patch convolution as a grey image, as the released
-    one channel does; a slice convolution of its own makes the depth of each, and the tokens are their sum.
+    With several image channels (an extension), each goes through SAM's patch convolution as a grey image, like the one
+    channel of the released code, then through a slice convolution of its own; the tokens are their sum.
     """
 
     taps: Tensor
@@ -57,7 +57,7 @@ class PatchEmbedding(nn.Module):
         self.register_buffer("taps", upsampling_taps(patch, stride), persistent=False)
 
     def composed(self) -> tuple[Tensor, Tensor]:
-        """The one convolution: weight (c, K (T + 2)^3), bias (c,)."""
+        """The composed convolution: weight (c, K (T + 2)^3), bias (c,)."""
         taps = self.taps.to(self.patch_weight.dtype)
         plane_cab = torch.einsum("cpq,pa,qb->cab", self.patch_weight.sum(1), taps, taps)
         depth_ckd = self.slice_weight.reshape(len(plane_cab), self.channels, -1) @ taps
@@ -75,7 +75,7 @@ class PatchEmbedding(nn.Module):
 class SlicePatchEmbedding(nn.Module):
     """SAM's patch convolution alone: each token sees a square patch of the mean of T slices.
 
-    The slices are upsampled in their plane to `patch / stride` times their side; as above that is composed with the
+    In their plane the slices are upsampled to `patch / stride` times their side; as above, this is composed with the
     convolution.
     """
 
@@ -102,7 +102,7 @@ class SlicePatchEmbedding(nn.Module):
 class Neck(nn.Module):
     """1x1x1 convolution, LayerNorm over channels, 3x3x3 convolution, LayerNorm: tokens to a feature map.
 
-    Of slices it is SAM's own: the second convolution is 3x3, on each slice.
+    For slices it is SAM's own: the second convolution is 3x3, on each slice.
     """
 
     def __init__(self, width: int, feature_width: int, slices: bool = False) -> None:
@@ -127,17 +127,17 @@ class Neck(nn.Module):
 
 
 class ImageEncoder(nn.Module):
-    """Crop to four feature maps, level 4 the deepest.
+    """From a crop to four feature maps, level 4 the deepest.
 
     With `tokens: slices` it is SAM's own 2D encoder on each slice, its neck shared by the four levels, and the slices'
-    maps are stacked along depth (paper, Sec. 4.3). A slice is the mean of `stride` slices of the crop: every voxel
-    counts, the grid of tokens is that of `tokens: volume`, so the same decoder serves, and SAM runs once for each of
-    its planes.
+    maps are stacked along depth (paper, Sec. 4.3). A slice is the mean of `stride` slices of the crop, so that every
+    voxel counts. The token grid is that of `tokens: volume`, so that the same decoder fits, and SAM runs once for each
+    of its planes.
 
     Set `recompute` to keep only the input of each block for the backward pass and compute the rest again: a training
     step then needs the memory of one block instead of all.
 
-    Raises UnsupportedError for an adapter that is not known.
+    Raises UnsupportedError for an unknown adapter.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -160,7 +160,7 @@ class ImageEncoder(nn.Module):
         self.shared_adapter = shared
 
     def positions(self, grid: tuple[int, int, int]) -> Tensor:
-        """(D, H, W, c): SAM's plane table pooled to (H, W), plus the depth table, stretched if D is another."""
+        """(D, H, W, c): SAM's plane table pooled to (H, W), plus the depth table, stretched if D differs."""
         plane = F.adaptive_avg_pool2d(self.plane_positions.permute(2, 0, 1), grid[1:]).permute(1, 2, 0)
         depth = self.depth_positions
         if depth is None:

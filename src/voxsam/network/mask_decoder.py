@@ -26,7 +26,7 @@ def _normed(x: Tensor) -> Tensor:
 
 
 class Head(nn.Module):
-    """Two 3x3x3 convolutions, each with InstanceNorm and ReLU: what one level gives to the mask features."""
+    """Two 3x3x3 convolutions, each with InstanceNorm and ReLU: one level's part of the mask features."""
 
     def __init__(self, feature_width: int, head_width: int) -> None:
         super().__init__()
@@ -41,9 +41,9 @@ class Head(nn.Module):
 class MaskDecoder(nn.Module):
     """Four heads, upsampled and concatenated with the crop, fused by a 3x3x3 convolution, then two logits per voxel.
 
-    The fusing convolution is a sum over its input groups, and a click changes `config.prompt_levels` only, most often
+    The fusing convolution is a sum over its input groups, and a click changes only `config.prompt_levels`, usually
     level 4 alone. `static` computes the part of the other levels and of the crop once; `fused` adds that of the
-    prompted ones, and no concatenation is ever made. Without `config.multi_layer` there is one head, for level 4.
+    prompted ones, and nothing is ever concatenated. Without `config.multi_layer` there is one head, for level 4.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -61,7 +61,7 @@ class MaskDecoder(nn.Module):
         return tuple(crop_shape) if self.full_resolution else tuple(2 * n for n in token_grid)
 
     def _with_level(self, total_BmFFF: Tensor, head: int, features_BCDHW: Tensor) -> Tensor:
-        """The sum so far, and what the level of one head (from 0) adds to the fusing convolution."""
+        """The sum so far plus what the level of one head (from 0) adds to the fusing convolution."""
         m = self.fuse.out_channels
         weight = self.fuse.weight[:, head * m : (head + 1) * m]
         return self.enlarged_convolution(self.heads[head](features_BCDHW), weight, total_BmFFF)
@@ -76,7 +76,7 @@ class MaskDecoder(nn.Module):
         return onto_BmFFF + self.convolution(enlarged, weight)
 
     def static(self, features: tuple[Tensor, ...], crops_B1DHW: Tensor) -> Tensor:
-        """(B, m, F, F, F): the part of the crop and of the levels that no click changes; holds while the crop does."""
+        """(B, m, F, F, F) the part of the crop and of the levels that no click changes: once for each crop."""
         size = self._fusion_grid(features[0].shape[2:], crops_B1DHW.shape[2:])
         image = _resize(crops_B1DHW, size, align_corners=False)
         total = self.convolution(image, self.fuse.weight[:, len(self.heads) * self.fuse.out_channels :])

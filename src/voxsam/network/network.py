@@ -24,9 +24,9 @@ from voxsam.network.sizes import LEVELS
 class VoxSAMNetwork(Promptable):
     """One crop and clicks in, two logits per voxel out. Encode once, prompt many.
 
-    `card` says what the network is and how it wants its crops; `config` are its sizes. Where clicks change several
+    `card` says what the network is and how its crops are made; `config` holds its sizes. Where clicks change several
     levels (`config.prompt_levels`), each has a prompt encoder: `prompt_encoder` is that of level 4, `prompt_encoder_1`
-    that of level 1. That of a card that is `automatic` has none, and takes no clicks (paper, Sec. 4.3).
+    that of level 1. With an `automatic` card there is none, and it takes no clicks (paper, Sec. 4.3).
     """
 
     def __init__(self, card: Card) -> None:
@@ -46,9 +46,9 @@ class VoxSAMNetwork(Promptable):
         return self.image_encoder(crops_B1DHW, progress)
 
     def sample(self, features: Features, points_BN3: Tensor) -> Tensor:
-        """(B, N, C): what the voxels under the points (d, h, w in crop voxels) look like; 0 outside the crop.
+        """(B, N, C) prompt features at the points (d, h, w in crop voxels); 0 outside the crop.
 
-        The features of several prompted levels stand one after the other in C; where a click is its place, C is 0.
+        The features of several prompted levels are concatenated in C; with positional prompts, C is 0.
         """
         if self.config.prompt_kind == "positional":
             return points_BN3.new_zeros((*points_BN3.shape[:2], 0))
@@ -57,7 +57,7 @@ class VoxSAMNetwork(Promptable):
         return torch.cat(prompt_features, -1)
 
     def prompted(self, features: Features) -> Features:
-        """The levels that clicks change, out of all, or of those alone."""
+        """The levels that clicks change; `features` are all levels, or these alone."""
         levels = self.config.prompt_levels
         return features if len(features) == len(levels) else tuple(features[level - LEVELS - 1] for level in levels)
 
@@ -81,12 +81,12 @@ class VoxSAMNetwork(Promptable):
     ) -> Tensor:
         """(B, 2, D, H, W) logits: background, tumour. With `static`, `features` may be the prompted levels alone.
 
-        `points` (B, N, 3) = (d, h, w) in crop voxels, or `prompt_features` (B, N, C) sampled before, here or in another
-        crop; neither: automatic mode, the prompt encoder is left out. With both, the features count, and the points say
-        where a model with `config.marks` marks them (outside the crop: nowhere). `labels` (B, N): 1 positive, 0
-        negative, -1 padding; left out, all are positive. With `conditioning` the prediction agrees with the points.
-        With `config.click_maps` the refinement head sees the points and `previous` (B, 1, D, H, W: the logits, tumour
-        less background, of a mask to go on from).
+        Give `points` (B, N, 3) = (d, h, w) in crop voxels, or `prompt_features` (B, N, C) sampled before, in this or
+        another crop; with neither (automatic mode) the prompt encoder is skipped. With both, the features count, and
+        the points say where a model with `config.marks` marks them (outside the crop: nowhere). `labels` (B, N) are 1
+        positive, 0 negative, -1 padding; by default all are positive. With `conditioning` the prediction agrees with
+        the points. With `config.click_maps` the refinement head sees the points and `previous` (B, 1, D, H, W), the
+        logits, tumour minus background, of a mask to start from.
         `looks` is the old name of `prompt_features`, accepted for one release.
         """
         if looks is not None:

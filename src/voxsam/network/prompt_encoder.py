@@ -1,6 +1,6 @@
 """The prompt encoder: a visual sampler under the clicks, global queries, cross-attention (paper, Sec. 3.3, Fig. 3).
 
-And the one that the paper compares it with: SAM's positional prompts, in 3D (Sec. 3.3 and 4.4).
+Also the encoder that the paper compares it with: SAM's positional prompts, in 3D (Sec. 3.3 and 4.4).
 
 B batch, N points, Q global queries, M prompt tokens (N + 1), T image tokens (D * H * W), C width of a feature map.
 """
@@ -33,16 +33,16 @@ def sample_features(features_BCDHW: Tensor, points_BN3: Tensor, crop_shape: tupl
 
 
 def in_crop(points_BN3: Tensor, crop_shape: tuple[int, ...]) -> Tensor:
-    """(B, N) bool: which points (crop voxels) lie in one of the crop's voxels."""
+    """(B, N) bool: which points (crop voxels) lie in the crop, its outer faces included."""
     d, h, w = ((at >= -0.5) & (at <= n - 0.5) for at, n in zip(points_BN3.unbind(-1), crop_shape, strict=True))
     return d & h & w
 
 
 def mark_tokens(values_BNC: Tensor, points_BN3: Tensor, crop_shape: tuple[int, ...], grid: tuple[int, ...]) -> Tensor:
-    """(B, C, *grid): each point's value spread over the eight tokens about it, by the weights of trilinear sampling.
+    """(B, C, *grid): each point's value spread over the eight tokens around it, by the weights of trilinear sampling.
 
-    A point in the outermost half token counts for the tokens that there are; one outside the crop marks nothing. No
-    number goes from the processor to a GPU or back: a CUDA graph can hold it.
+    A point in the outermost half token counts for the tokens that there are; one outside the crop marks nothing.
+    Nothing is copied between the processor and a GPU, so that a CUDA graph can hold it.
     """
     b, _, c = values_BNC.shape
     inside = in_crop(points_BN3, crop_shape)
@@ -56,7 +56,7 @@ def mark_tokens(values_BNC: Tensor, points_BN3: Tensor, crop_shape: tuple[int, .
 
 
 def _neighbours(at_BN: Tensor, side: int, count: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """The two of `count` tokens on an axis of `side` voxels about each place: (B, N) index and weight of each."""
+    """The two of `count` tokens on an axis of `side` voxels around each point: (B, N) index and weight of each."""
     place = ((at_BN + 0.5) * count / side - 0.5).clamp(0, count - 1)
     below = place.floor()
     first, fraction = below.long(), place - below
@@ -64,7 +64,7 @@ def _neighbours(at_BN: Tensor, side: int, count: int) -> tuple[tuple[Tensor, Ten
 
 
 class Attention(nn.Module):
-    """Multi-head attention with an inner width of its own (SAM's decoder attention)."""
+    """Multi-head attention with its own inner width (SAM's decoder attention)."""
 
     def __init__(self, width: int, inner: int, heads: int) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class Attention(nn.Module):
     def forward(self, q_BMC: Tensor, k_BKC: Tensor, v_BKC: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """(B, M, C) queries, (B, K, C) keys and values -> (B, M, C); without values, the keys are the values.
 
-        `mask` broadcasts to (B, heads, M, K), True attends.
+        `mask` broadcasts to (B, heads, M, K); True attends.
         """
 
         def split(x: Tensor) -> Tensor:
@@ -88,7 +88,7 @@ class Attention(nn.Module):
 
 
 class PromptLayer(nn.Module):
-    """Queries and points look at one another; then every image token looks at the queries."""
+    """Queries and points attend to one another; then every image token attends to the queries."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -100,7 +100,7 @@ class PromptLayer(nn.Module):
         self.image_to_query = Attention(c, c // 2, config.prompt_heads)
 
     def ask(self, points_BNC: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Points -> (B, Q, C) queries for the image, and the points, changed."""
+        """Points -> (B, Q, C) queries for the image, and the updated points."""
         count = len(self.global_queries)
         q = torch.cat([self.global_queries.expand(len(points_BNC), -1, -1), points_BNC], 1)
         q = self.norm2(q + self.norm1(self.self_attention(q, q, mask=mask)))
@@ -108,16 +108,16 @@ class PromptLayer(nn.Module):
         return self.norm3(queries + self.mlp(queries)), points
 
     def forward(self, image_BTC: Tensor, queries_BQC: Tensor) -> Tensor:
-        """(B, T, C) image tokens, changed, each by itself."""
+        """(B, T, C) image tokens, each updated on its own."""
         return self.norm4(image_BTC + self.image_to_query(image_BTC, queries_BQC))
 
 
 class PromptEncoder(nn.Module):
-    """Changes a feature map, by default the deepest, by what the clicks look like there.
+    """Changes a feature map, by default the deepest, according to the clicks' prompt features.
 
-    With `config.polarity` a learned vector is added to the features of a positive and of a negative click; released
-    checkpoints have none, and take positive clicks only. With `config.marks` another one is added to the tokens about
-    the click, so that a correction acts where it was made; the paper's prompt knows no place.
+    With `config.polarity` a learned vector, one for positive and one for negative clicks, is added to the prompt
+    features; released checkpoints have none, and take only positive clicks. With `config.marks` another one is added to
+    the tokens around the click, so that a correction acts where it was made; the paper's prompt has no position.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -130,7 +130,7 @@ class PromptEncoder(nn.Module):
             nn.init.zeros_(self.marks.weight)
 
     def mark(self, features_BCDHW: Tensor, points_BN3: Tensor, labels_BN: Tensor | None) -> Tensor:
-        """The features with the tokens about the points (crop voxels) marked; unchanged if the model does not mark."""
+        """The features with the tokens around the points (crop voxels) marked; unchanged if the model does not mark."""
         if self.marks is None:
             return features_BCDHW
         if labels_BN is None:
@@ -148,8 +148,8 @@ class PromptEncoder(nn.Module):
     ) -> Tensor:
         """(B, C, D, H, W) features, (B, N, C) those under the clicks, (B, N) labels -> features.
 
-        Labels are 1 (positive), 0 (negative), -1 (padding).
-        `points_BN3` (crop voxels) are where the clicks leave their marks; left out, they leave none.
+        Labels are 1 (positive), 0 (negative), -1 (padding). `points_BN3` (crop voxels) are where a model with marks
+        marks the clicks; without them it marks nothing.
         """
         if points_BN3 is not None:
             features_BCDHW = self.mark(features_BCDHW, points_BN3, labels_BN)
@@ -168,7 +168,7 @@ class PromptEncoder(nn.Module):
         return self.look(features_BCDHW.flatten(2), asked).reshape(features_BCDHW.shape)
 
     def look(self, image_BCT: Tensor, asked: list[Tensor]) -> Tensor:
-        """Image tokens through all layers: the queries do not depend on them, nor a token on another."""
+        """Pass image tokens through all layers: the queries do not depend on them, nor the tokens on one another."""
         image = image_BCT.transpose(1, 2)
         for layer, queries in zip(self.layers, asked, strict=True):
             image = layer(image, queries)
@@ -176,10 +176,10 @@ class PromptEncoder(nn.Module):
 
 
 class TwoWayLayer(nn.Module):
-    """Prompt tokens look at one another, then at the image; then every image token looks at them.
+    """Prompt tokens attend to one another, then to the image; then every image token attends to them.
 
-    The places are added to queries and keys, not to values; in the first layer the tokens ask
-    one another as they are, for they are hardly more than places yet (SAM's two-way block).
+    Positions are added to queries and keys, not to values. In the first layer the tokens attend to one another without
+    them, since they are hardly more than positions yet (SAM's two-way block).
     """
 
     def __init__(self, config: ModelConfig, first: bool) -> None:
@@ -195,7 +195,7 @@ class TwoWayLayer(nn.Module):
     def forward(
         self, image_BTC: Tensor, tokens_BMC: Tensor, image_places_TC: Tensor, token_places_BMC: Tensor, mask: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Image tokens and prompt tokens -> both, changed; `mask` as for `Attention`, over the prompt tokens."""
+        """Image tokens and prompt tokens -> both, updated; `mask` as for `Attention`, over the prompt tokens."""
         if self.first:
             tokens = self.self_attention(tokens_BMC, tokens_BMC, mask=mask)
         else:
@@ -210,14 +210,14 @@ class TwoWayLayer(nn.Module):
 
 
 class PositionalPromptEncoder(nn.Module):
-    """Changes a feature map by where the clicks lie in its crop; clicks outside the crop change nothing.
+    """Changes a feature map according to where the clicks lie in its crop; clicks outside the crop change nothing.
 
-    A click is where it lies, not what lies there: Fourier features of its place, plus a learned vector for its label,
-    look at the image and the image looks back, both with their places added (Kirillov et al., Segment Anything, 2023,
-    App. A).
+    A click is its position, not what lies there: Fourier features of its position, plus a learned vector for its label,
+    attend to the image, and the image attends to them, both with their positions added (Kirillov et al., Segment
+    Anything, 2023, App. A).
 
-    As in SAM the points have one token more for company, which is no point: there is something to look at even where no
-    click is left. SAM's output tokens, which its own decoder makes masks from, have no use here and are left out.
+    As in SAM there is one more token, which is no point, so that there is something to attend to even if no click is
+    left. SAM's output tokens, from which its own decoder makes masks, have no use here and are left out.
     """
 
     frequencies: Tensor
@@ -226,19 +226,19 @@ class PositionalPromptEncoder(nn.Module):
         super().__init__()
         c = config.feature_width
         self.stride, self.polar = config.stride, config.polarity
-        drawn = np.random.RandomState(0).standard_normal((3, c // 2))  # whose numbers NumPy keeps as they are for ever
+        drawn = np.random.RandomState(0).standard_normal((3, c // 2))  # whose numbers NumPy has frozen
         self.register_buffer("frequencies", torch.tensor(drawn, dtype=torch.float32), persistent=False)
         self.labels = nn.Embedding(2 if config.polarity else 1, c)
         self.no_point = nn.Parameter(torch.randn(1, c))
         self.layers = nn.ModuleList(TwoWayLayer(config, first=n == 0) for n in range(config.prompt_layers))
 
     def places(self, fraction: Tensor) -> Tensor:
-        """(..., C) Fourier features of places (..., 3) given as fractions (0 to 1) of the crop's sides d, h, w."""
+        """(..., C) Fourier features of positions (..., 3), given as fractions (0 to 1) of the crop's sides d, h, w."""
         phase = 2 * math.pi * ((2 * fraction - 1) @ self.frequencies.float())
         return torch.cat([phase.sin(), phase.cos()], -1).to(self.frequencies.dtype)
 
     def image_places(self, grid: tuple[int, ...]) -> Tensor:
-        """(T, C): the places of the middles of all image tokens."""
+        """(T, C) Fourier features of the centres of all image tokens."""
         along = [(torch.arange(n, device=self.frequencies.device) + 0.5) / n for n in grid]
         return self.places(torch.cartesian_prod(*along))
 
@@ -251,7 +251,7 @@ class PositionalPromptEncoder(nn.Module):
     ) -> Tensor:
         """(B, C, D, H, W) features, (B, N) labels, (B, N, 3) points = (d, h, w) in crop voxels -> features.
 
-        `labels_BN`: 1 positive, 0 negative, -1 padding; left out, all are positive. The features say nothing to it.
+        `labels_BN`: 1 positive, 0 negative, -1 padding; by default all positive. The prompt features are ignored.
         """
         assert points_BN3 is not None, "a positional prompt without a place"
         if labels_BN is None:
@@ -267,7 +267,7 @@ class PositionalPromptEncoder(nn.Module):
         return image.transpose(1, 2).reshape(features_BCDHW.shape)
 
     def _tokens(self, points_BN3: Tensor, labels_BN: Tensor, crop_shape: tuple[int, ...]) -> Tensor:
-        """(B, M, C): the one that is no point, then each point's place and label."""
+        """(B, M, C): the token that is no point, then each point's position and label."""
         at = points_BN3.float() + 0.5
         fraction = torch.stack([place / n for place, n in zip(at.unbind(-1), crop_shape, strict=True)], -1)
         kinds = labels_BN.clamp(min=0) if self.polar else torch.zeros_like(labels_BN)

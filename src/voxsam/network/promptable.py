@@ -1,4 +1,4 @@
-"""Promptable: what every network can do that a session clicks and a recipe trains. VoxSAMNetwork is the first one."""
+"""Promptable: the interface of every network that a session clicks and a recipe trains, such as VoxSAMNetwork."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ BlockProgress = Callable[[int, int], None]  # blocks done, and blocks in all
 
 
 class Promptable(nn.Module, ABC):
-    """One crop and clicks in, two logits per voxel out; what no click changes is computed once for a crop.
+    """One crop and clicks in, two logits per voxel out; what no click changes is computed once per crop.
 
-    `card` says what the network is and how it wants its crops; of `config` everyone else reads `crop` and `polarity`.
+    `card` says what the network is and how its crops are made; of `config`, other code reads `crop` and `polarity`.
     B batch, D H W crop, N points, C width of a feature map.
     """
 
-    clicks = True  # whether it can be clicked at all; one that cannot is trained without: `prompts: none` in its recipe
-    far_clicks = True  # whether clicks outside a crop say, by the features under them, what to find in it
-    any_crop = True  # whether crops may have other sizes than the configuration's, if they fit its steps
-    goes_on = False  # whether `decode` looks at a previous mask
+    clicks = True  # whether it takes clicks at all; if not, its recipe says `prompts: none`
+    far_clicks = True  # whether clicks outside a crop say what to find in it, by the features under them
+    any_crop = True  # whether crops may have sizes other than the configuration's that fit its strides
+    goes_on = False  # whether `decode` uses a previous mask
 
     def __init__(self, card: Card) -> None:
         super().__init__()
@@ -35,22 +35,22 @@ class Promptable(nn.Module, ABC):
 
     @abstractmethod
     def encode(self, crops_B1DHW: Tensor, progress: BlockProgress | None = None) -> Features:
-        """(B, 1, D, H, W) float, normalised -> what decoding and sampling need of it; the last is the deepest.
+        """(B, 1, D, H, W) float, normalised -> the features that decoding and sampling need, the deepest last.
 
-        A network that takes its time calls `progress` now and then. It belongs to this call alone: threads that share a
-        network each hear of their own crops.
+        A slow network calls `progress` now and then. It belongs to this call alone, so that threads that share a
+        network are each told about their own crops.
         """
 
     @abstractmethod
     def sample(self, features: Features, points_BN3: Tensor) -> Tensor:
-        """(B, N, C): what the voxels under the points (d, h, w in crop voxels) look like; 0 outside the crop."""
+        """(B, N, C) prompt features at the points (d, h, w in crop voxels); 0 outside the crop."""
 
     @abstractmethod
     def static(self, features: Features, crops_B1DHW: Tensor) -> Static:
         """The part of decoding that no click changes; pass it to `decode` to click again in the same crop."""
 
     def prompted(self, features: Features) -> Features:
-        """The features that `sample` and `decode` need when there is a static part; they do with these alone."""
+        """The features that `sample` and `decode` need if there is a static part; these alone are enough."""
         return features[-1:]
 
     @abstractmethod
@@ -68,8 +68,8 @@ class Promptable(nn.Module, ABC):
     ) -> Tensor:
         """(B, 2, D, H, W) logits: background, tumour. `labels` (B, N): 1 positive, 0 negative, -1 padding.
 
-        `previous` (B, 1, D, H, W): the logits, tumour less background, of a mask to go on from; a network that cannot
-        leaves it aside.
+        `previous` (B, 1, D, H, W): the logits, tumour minus background, of a mask to start from; a network that cannot
+        use it ignores it.
         """
 
     def forward(self, crops_B1DHW: Tensor, points_BN3: Tensor | None = None, labels: Tensor | None = None) -> Tensor:

@@ -1,12 +1,12 @@
 """The refinement head: a small U-shaped network at half resolution that knows where the clicks are (an extension).
 
-The paper's network knows one kind of tumour in a crop about its click, and needs only what the voxels under
-a click look like. One for any tumour needs the place, and voxels finer than tokens. What no click changes, the crop's
-details and their part of the first convolutions, is computed once; the rest costs some 6 GFLOP a click for a crop of
-64^3.
+The paper's network knows one kind of tumour in a crop around its click, and needs only the prompt features under the
+click. A network for any tumour needs the click's position, and a finer resolution than its tokens. What no click
+changes, the crop's details and their part of the first convolutions, is computed once; the rest costs some 6 GFLOP per
+click for a crop of 64^3.
 
-B batch, N points, D H W crop, w width at half resolution, C feature width, m head width; a list of places that end
-with /2, /4 ... are at that fraction of the crop's resolution.
+B batch, N points, D H W crop, w width at half resolution, C feature width, m head width; shapes with /2, /4 ... are at
+that fraction of the crop's resolution.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from voxsam.network.prompt_encoder import NEGATIVE, POSITIVE, in_crop
 from voxsam.network.sizes import ModelConfig
 
-OUTSIDE = 3.0  # logits by which an untrained head is sure that a voxel far from all clicks is no tumour
+OUTSIDE = 3.0  # logits: how sure an untrained head is that a voxel far from all clicks is no tumour
 FULL = 8  # channels at full resolution
-NARROW, WIDE = 2.5, 4.0  # the crop is seen twice: up to so much either side of 0, and whole, divided by so much
+NARROW, WIDE = 2.5, 4.0  # the crop is seen twice: clamped to -NARROW .. NARROW, and whole, divided by WIDE
 SEED = 1.0  # squared distance, in a map's voxels, within which a voxel belongs to the click itself
-GROWN = 24  # steps of a path: further than half of what fits well into a crop
-PREVIOUS_LOGIT = 6.0  # beyond which a previous mask is as sure as can be
+GROWN = 24  # steps of a path, at most: more than half of what fits well into a crop
+PREVIOUS_LOGIT = 6.0  # at which the logits that the head is given are clamped
 
 
 class Details(NamedTuple):
@@ -40,10 +40,10 @@ class Details(NamedTuple):
 def click_maps(
     points_BN3: Tensor, labels_BN: Tensor | None, shape: tuple[int, ...], deviations: tuple[float, ...], step: int = 1
 ) -> Tensor:
-    """(B, 2 K, *shape): for each polarity and each of K s.d. (crop voxels) the highest Gaussian about its clicks.
+    """(B, 2 K, *shape) for each polarity and each of K s.d. (crop voxels), the highest Gaussian of its clicks.
 
-    Positive ones first. Points are crop voxels (d, h, w); a map's voxel holds `step` of the crop's on each axis. A
-    point outside the crop, and padding, draws nothing.
+    Positive ones come first. Points are crop voxels (d, h, w); a map's voxel holds `step` of the crop's on each axis.
+    Points outside the crop, and padding, draw nothing.
     """
     labels = torch.full(points_BN3.shape[:2], POSITIVE, device=points_BN3.device) if labels_BN is None else labels_BN
     inside = in_crop(points_BN3, tuple(n * step for n in shape))
@@ -56,7 +56,7 @@ def click_maps(
         far = torch.where(inside & (labels == kind), 0.0, torch.inf)[..., None]
         for deviation in deviations:
             d, h, w = (torch.exp(-(square + far) / (2 * deviation**2)) for square in squares)
-            each = d[..., :, None, None] * h[..., None, :, None] * w[..., None, None, :]  # a Gaussian's product of axes
+            each = d[..., :, None, None] * h[..., None, :, None] * w[..., None, None, :]  # Gaussians are separable
             maps.append(F.pad(each, (0, 0) * 3 + (1, 0)).amax(1))  # 0 where there is no click
     return torch.stack(maps, 1)
 
@@ -64,12 +64,12 @@ def click_maps(
 def similarity_maps(
     image_BKDHW: Tensor, points_BN3: Tensor, labels_BN: Tensor | None, spreads: tuple[float, ...], step: int = 1
 ) -> Tensor:
-    """(B, 4 S, D, H, W): what looks like what was clicked, and what of it hangs together with a click.
+    """(B, 4 S, D, H, W): how similar each voxel is to what was clicked, and how strongly it is connected to a click.
 
-    For each polarity, positive first, and each of S spreads (s.d. of intensities, as the crop has them): how alike a
-    voxel is to the most similar click's surroundings, and how strongly it is joined to a click: the strength of a path
-    is its least similarity, that of a voxel its best path's through faces (fuzzy connectedness: Udupa and
-    Samarasekera, Graph. Models Image Process. 58, 1996). Points as in `click_maps`.
+    For each polarity, positive first, and each of S spreads (s.d. in the crop's intensities): the similarity of a voxel
+    to the surroundings of the most similar click, and its connectedness to a click. The strength of a path through
+    faces is the lowest similarity along it, that of a voxel its best path's (fuzzy connectedness: Udupa and
+    Samarasekera, Graph. Models Image Process. 58, 1996). Points are as in `click_maps`.
     """
     labels = torch.full(points_BN3.shape[:2], POSITIVE, device=points_BN3.device) if labels_BN is None else labels_BN
     shape = image_BKDHW.shape[2:]
@@ -95,7 +95,7 @@ def similarity_maps(
 
 
 def highest_near(x_BCDHW: Tensor) -> Tensor:
-    """The highest value of each voxel and its neighbours through faces; values are at least 0.
+    """The highest value of each voxel and its face neighbours; values are at least 0.
 
     Ten to twenty times faster on a CPU than max_pool3d along each axis.
     """
@@ -119,14 +119,14 @@ class Stage(nn.Module):
         self.conv = nn.Conv3d(width, width, 3, padding=1, bias=False)
 
     def forward(self, x_BcDHW: Tensor, known: Tensor | None = None) -> Tensor:
-        """`known` is added to the first convolution: the part of its sum that was computed before."""
+        """Run the stage; `known`, the part of the first convolution's sum that was computed before, is added to it."""
         x = self.enter(x_BcDHW)
         x = F.leaky_relu(self.norm1(x if known is None else x + known), 0.01)
         return F.leaky_relu(x + self.norm2(self.conv(x)), 0.01)
 
 
 class Joined(nn.Module):
-    """3x3x3 convolution, InstanceNorm, LeakyReLU: of the stem, and on the way up."""
+    """3x3x3 convolution, InstanceNorm, LeakyReLU: in the stem, and on the way up."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -142,21 +142,21 @@ class RefinementHead(nn.Module):
     """Crop, coarse logits, features that clicks have changed, click maps, a previous mask -> logits at full resolution.
 
     The coarse logits are those of the mask decoder. What an untrained head adds to them says where the clicks are, a
-    ball about each positive one, and nothing else. Sides of a crop are multiples of 16.
+    ball around each positive one, and nothing else. The sides of a crop are multiples of 16.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         w, self.deviations, self.spreads = config.refine_width, config.click_maps, config.click_similarity
         maps = 2 * len(self.deviations)
-        # Of the crop alone
+        # From the crop alone
         self.stem = nn.Conv3d(2 * config.channels, w, 4, 2, 1)
         self.detail_half = Joined(w)
         self.detail_quarter = Stage(2 * w, w, stride=2)
         self.share_half = nn.Conv3d(w, w, 3, padding=1, bias=False)
         self.share_quarter = nn.Conv3d(2 * w, 2 * w, 1, bias=False)
         self.share_full = nn.Conv3d(2 * config.channels, FULL, 3, padding=1)
-        # Of the clicks
+        # From the clicks
         self.at2 = Stage(w, maps + 2 + 4 * len(self.spreads))
         self.at4 = Stage(2 * w, w, stride=2)
         self.fused = nn.Conv3d(config.head_width, 2 * w, 1, bias=False)
@@ -180,9 +180,9 @@ class RefinementHead(nn.Module):
 
     @torch.no_grad()
     def _begin_at_clicks(self) -> None:
-        """Untrained, a head says: tumour within 1.2 s.d. of a positive click, by its widest map, and nowhere else.
+        """Make an untrained head predict tumour within 1.2 s.d. of a positive click, by its widest map, only.
 
-        A head that begins by adding nothing learns a ball in the middle of the crop long before it learns the clicks.
+        A head that starts by adding nothing learns a ball in the middle of the crop long before it learns the clicks.
         """
         self.prior.weight.zero_()
         self.prior.weight[:, len(self.deviations) - 1] = 2 * OUTSIDE
@@ -190,10 +190,10 @@ class RefinementHead(nn.Module):
         self.prior.bias.fill_(-OUTSIDE)  # type: ignore[union-attr]
 
     def details(self, crops_B1DHW: Tensor) -> Details:
-        """What no click changes; holds while the crop does."""
+        """What no click changes: once for each crop."""
         seen = torch.cat(
             [crops_B1DHW.clamp(-NARROW, NARROW), crops_B1DHW / WIDE], 1
-        )  # soft tissue beside lung and bone
+        )  # soft tissue in detail, and lung and bone, too
         crops = seen.contiguous(memory_format=torch.channels_last_3d)
         half = self.detail_half(self.stem(crops))
         quarter = self.detail_quarter(half)
@@ -212,7 +212,7 @@ class RefinementHead(nn.Module):
         labels_BN: Tensor | None,
         previous_B1DHW: Tensor | None = None,
     ) -> Tensor:
-        """(B, 2, D, H, W) logits. `previous`: the logits, tumour less background, of a mask to go on from, if any."""
+        """(B, 2, D, H, W) logits. `previous`: the logits, tumour minus background, of a mask to start from, if any."""
         shape = tuple(coarse_B2DHW.shape[2:])
         half = tuple(n // 2 for n in shape)
         coarse = coarse_B2DHW[:, 1:] - coarse_B2DHW[:, :1]
@@ -240,5 +240,5 @@ class RefinementHead(nn.Module):
 
 
 def _resized(x: Tensor, size: tuple[int, ...]) -> Tensor:
-    """Trilinear, voxel faces on voxel faces."""
+    """Resize trilinearly, aligning the outer faces of the voxels."""
     return x if tuple(x.shape[2:]) == tuple(size) else F.interpolate(x, tuple(size), mode="trilinear")

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, model_validato
 LEVELS = 4  # feature maps that the encoder hands to the decoder (paper, Fig. 4)
 SAM_WINDOW = 14  # SAM's own window: its relative-position tables have 2 * 14 - 1 rows
 
-# A model file says its own sizes: these bounds keep one that is damaged, or made to, from asking for all memory.
+# Model files bring their own sizes: these bounds keep a damaged or malicious file from asking for all memory.
 Count = Annotated[int, Field(ge=1, le=256)]  # blocks, heads, layers, channels of an image
 Side = Annotated[int, Field(ge=1, le=1024)]  # voxels or tokens on an axis
 Width = Annotated[int, Field(ge=1, le=16_384)]  # channels of features
@@ -21,7 +21,7 @@ PROFILES: dict[str, dict[str, object]] = {
 
 
 class ModelConfig(BaseModel):
-    """Everything that decides the shapes and the arithmetic of a network; unknown keys are refused.
+    """Everything that determines the shapes and the arithmetic of a network; unknown keys are refused.
 
     The paper's text and the released code differ in three places; `in_profile` sets all three:
 
@@ -39,12 +39,12 @@ class ModelConfig(BaseModel):
     depth: Count
     heads: Count
     mlp_ratio: Count = 4
-    adapter: str = "spatial"  # what is put into each block and tuned: a name in voxsam.network.adapters.ADAPTERS
+    adapter: str = "spatial"  # what is inserted into each block and tuned: a name in voxsam.network.adapters.ADAPTERS
     adapter_width: Width  # of its bottleneck
-    adapter_rank: Width | None = None  # of low-rank adapters; None: what their authors take
-    adapter_twice: bool = False  # once for attention and once for the mlp, where a design has both ways
+    adapter_rank: Width | None = None  # of low-rank adapters; None: that of their authors
+    adapter_twice: bool = False  # once for attention and once for the mlp, if the design has both variants
     tokens: Literal["volume", "slices"] = "volume"  # "slices": SAM's own 2D encoder, slice by slice
-    channels: Count = 1  # images of the crop: several MR sequences, say
+    channels: Count = 1  # images in the crop: several MR sequences, say
     crop: Side = 128  # side of the training crop, voxels
     stride: Side = 4  # voxels of the crop per token, on each axis
     patch: Side = 16  # side of the patch that one token sees, in upsampled voxels
@@ -61,14 +61,14 @@ class ModelConfig(BaseModel):
     depth_start: Literal["ones", "zeros"] = "ones"
     fusion: Literal["double", "crop"] = "double"
     polarity: bool = False  # learned embeddings for positive and negative clicks (an extension)
-    marks: bool = False  # click maps at the tokens (an extension; needs polarity), as model files call them
-    click_maps: tuple[PositiveFloat, ...] = ()  # s.d. (voxels) of the maps of clicks for a refinement head; (): no head
-    click_similarity: tuple[PositiveFloat, ...] = ()  # s.d. (of a crop's intensities) of how alike it finds a click
+    marks: bool = False  # click maps at the tokens (an extension; needs polarity); the name in model files
+    click_maps: tuple[PositiveFloat, ...] = ()  # s.d. (voxels) of the click maps of a refinement head; (): no head
+    click_similarity: tuple[PositiveFloat, ...] = ()  # s.d. (of a crop's intensities) of its similarity maps
     refine_width: Width = 32  # of that head at half resolution (an extension, voxsam.network.refinement)
-    # The paper's ablations (Sec. 4.4); what they are compared with is the default.
-    prompt_kind: Literal["sampler", "positional"] = "sampler"  # a click is what lies under it, or where it lies
-    prompt_levels: tuple[int, ...] = (LEVELS,)  # feature maps that clicks change; each has a prompt encoder of its own
-    multi_layer: bool = True  # False: of the feature maps the decoder is given the deepest alone
+    # The paper's ablations (Sec. 4.4); the defaults are what they are compared with.
+    prompt_kind: Literal["sampler", "positional"] = "sampler"  # a click is the features under it, or its position
+    prompt_levels: tuple[int, ...] = (LEVELS,)  # feature maps that clicks change; each has its own prompt encoder
+    multi_layer: bool = True  # False: the decoder is given only the deepest feature map
 
     @model_validator(mode="after")
     def _consistent(self) -> ModelConfig:
@@ -101,7 +101,7 @@ class ModelConfig(BaseModel):
 
     @property
     def profile(self) -> str:
-        """ "released", "paper", or "own" for another mixture of the three fields."""
+        """The profile's name: "released", "paper", or "own" for any other mixture of the three fields."""
         return next((name for name, fields in PROFILES.items() if self == self.model_copy(update=fields)), "own")
 
     @property
@@ -120,7 +120,7 @@ class ModelConfig(BaseModel):
         return tuple(self.depth * level // LEVELS for level in self.levels)
 
     def window_of(self, block: int, grid: tuple[int, int, int]) -> tuple[int, int, int]:
-        """Tokens (d, h, w) of a block's attention windows on a token grid; of slices SAM's: whole, or of 14."""
+        """Tokens (d, h, w) of a block's attention windows on a token grid; for slices SAM's: all, or 14 x 14."""
         if self.tokens == "volume":
             return self.window, self.window, self.window
         return (1, grid[1], grid[2]) if block in self.global_blocks else (1, SAM_WINDOW, SAM_WINDOW)
@@ -155,7 +155,7 @@ TINY = ModelConfig(
     polarity=True,
     marks=True,
 )
-# Of voxsam-tiny: 6^3 tokens, all of which see one another; what is finer is a refinement head's.
+# The size of voxsam-tiny: 6^3 tokens, all of which see one another; a refinement head adds finer detail.
 SMALL = TINY.model_copy(
     update={
         **{"size": "small", "width": 160, "heads": 5, "mlp_ratio": 3, "adapter_width": 80},

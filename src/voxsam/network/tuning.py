@@ -2,9 +2,9 @@
 
 Tuned (paper, Sec. 3.2; docs/released.md, "Image encoder"): in the encoder the slice convolution, the depth table, both
 LayerNorms and the adapter of each block, the relative positions along depth, the necks; the whole prompt encoder and
-mask decoder. An adapter whose authors leave the LayerNorms as they are (`AdapterKind.norms`) has them frozen in
-training; by name they are still among the tuned ones, so that whatever the adapter, files made from one SAM file name
-the same base.
+mask decoder. An adapter whose authors leave the LayerNorms unchanged (`AdapterKind.norms`) has them frozen in
+training; by name they still count as tuned, so that files made from one SAM file name the same base, whatever the
+adapter.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _NORM = re.compile(r"image_encoder\.blocks\.\d+\.norm[12]\..+")
 
 
 class Counts(NamedTuple):
-    """Numbers in a network: of all its parameters and of the tuned ones, everywhere and in the image encoder."""
+    """Sizes of a network: of all parameters and of the tuned ones, overall and in the image encoder."""
 
     total: int
     tuned: int
@@ -53,14 +53,14 @@ def trains(name: str, config: ModelConfig) -> bool:
 
 
 def freeze(network: VoxSAMNetwork) -> VoxSAMNetwork:
-    """Let the tuned parameters have gradients and no others; returns the same network."""
+    """Enable gradients for the tuned parameters alone; returns the same network."""
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(trains(name, network.config))
     return network
 
 
 def counts(network: Promptable) -> Counts:
-    """How many numbers there are and how many are tuned (ViT-B: 25,198,976, of these 15,209,984 in the encoder)."""
+    """Count all parameters and the tuned ones (ViT-B: 25,198,976 tuned, of these 15,209,984 in the encoder)."""
     sizes = {name: parameter.numel() for name, parameter in network.named_parameters()}
     encoder = {name: size for name, size in sizes.items() if name.startswith(ENCODER)}
     tuned, encoder_tuned = (
@@ -90,13 +90,13 @@ def _cross_attention_size(config: ModelConfig) -> int:
 def frozen_sha256(tensors: Mapping[str, Tensor]) -> str:
     """The SHA-256 of the frozen tensors among `tensors`; tuned ones do not count.
 
-    So every model made from the same SAM weights has the same hash, whatever its tuning, file or precision of storage.
+    Every model made from the same SAM weights thus has the same hash, whatever its tuning, file or stored precision.
     """
     return tensors_sha256({name: tensor for name, tensor in tensors.items() if not is_tuned(name)})
 
 
 def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
-    """The SHA-256 of tensors in order of name: a line "name float32 shape", then the values, little-endian float32."""
+    """The SHA-256 of tensors sorted by name: a line "name float32 shape", then the values, little-endian float32."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         tensor = tensor.detach().to("cpu", torch.float32).contiguous()

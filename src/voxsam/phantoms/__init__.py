@@ -1,7 +1,7 @@
 """Generated CT scans with one labelled soft-tissue tumour, for the demo, for tests and for pretraining.
 
-Nothing here comes from a patient. Anatomy is drawn in millimetres (body, anatomy), a lesion is put into it,
-then the scanner adds its noise and streaks. The same seed gives the same voxels."""
+Nothing here comes from a patient. Anatomy is drawn in millimetres (body, anatomy), a lesion is placed in it,
+and the scanner's noise and streaks are added. The same seed gives the same voxels."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ from voxsam.resample import resample
 from voxsam.volume import Volume
 
 SMALLEST_ML, LARGEST_ML = 5.0, 900.0
-SMALL_ML = (1.0, 60.0)  # where a small one is asked for
-FAINT_HU = 8.0  # below this difference to muscle a lesion needs a capsule or a halo to have a border at all
+SMALL_ML = (1.0, 60.0)  # if a small one is asked for
+FAINT_HU = 8.0  # of contrast to muscle, below which a lesion needs a capsule or a halo to have a border at all
 
 
 @dataclass(frozen=True)
 class Lesion:
-    """What was drawn for one lesion; lengths in mm."""
+    """The random parameters of one lesion; lengths in mm."""
 
     radius_mm: float  # of the sphere of the same volume, before deformation
     form: str  # "blob", "lobulated" or "infiltrative"
@@ -55,9 +55,9 @@ class Lesion:
 
 
 def draw_lesion(rng: np.random.Generator, muscle_hu: float, largest_radius_mm: float, small: bool = False) -> Lesion:
-    """A random lesion; its volume is log-uniform between 5 and 900 mL, or to what `largest_radius_mm` allows.
+    """A random lesion; its volume is log-uniform between 5 and 900 mL, or up to what `largest_radius_mm` allows.
 
-    `small`: between 1 and 60 mL.
+    With `small`, between 1 and 60 mL.
     """
     smallest, most = SMALL_ML if small else (SMALLEST_ML, LARGEST_ML)
     largest = np.clip(4 / 3 * np.pi * largest_radius_mm**3 / 1000, smallest * 1.5, most)
@@ -131,7 +131,7 @@ def paint_lesion(rng: np.random.Generator, lesion: Lesion, frame: Frame, image: 
 
 
 def largest_part(inside: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The largest face-connected part of a mask (all False if it is empty)."""
+    """The largest connected component (through faces) of a mask; all False if it is empty."""
     parts = np.asarray(ndimage.label(inside)[0])  # type: ignore[index]
     if parts.max() < 2:
         return inside
@@ -155,24 +155,24 @@ def _random_turn(rng: np.random.Generator) -> NDArray[np.float64]:
     return np.linalg.qr(rng.normal(size=(3, 3)))[0].T
 
 
-ATTEMPTS = 8  # a lesion that bone, air or the border of the view leaves too little of is drawn anew
-LEAST_FRACTION, LEAST_ML = 0.25, 1.5  # of the drawn volume, and at all, that must be left
+ATTEMPTS = 8  # a lesion is redrawn if bone, air or the border of the view leaves too little of it
+LEAST_FRACTION, LEAST_ML = 0.25, 1.5  # that must be left: of the drawn volume, and in all
 LEAST_SMALL_ML = 0.7  # of a small lesion
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What is asked of phantoms: the probability of each.
+    """The kinds of phantoms to draw: the probability of each.
 
-    `wide`: a body with all that lies around it (two legs, hips, arms, table), seen as a scan of the whole patient shows
-    it; else mostly a limb, seen close to the tumour. `small`: a lesion of 1 to 60 mL.
+    `wide`: a body with everything around it (two legs, hips, arms, table), as in a scan of the whole patient; else
+    mostly a limb, seen close to the tumour. `small`: a lesion of 1 to 60 mL.
     """
 
     wide: float = 0.0
     small: float = 0.0
 
     def draw(self, rng: np.random.Generator) -> tuple[bool, bool]:
-        """Whether one phantom is wide, and whether its lesion is small."""
+        """Draw whether a phantom is wide, and whether its lesion is small."""
         return bool(rng.random() < self.wide), bool(rng.random() < self.small)
 
 
@@ -197,10 +197,9 @@ def make_phantom(
 ) -> Phantom:
     """The phantom of `seed` on a grid of `shape` and `spacing_mm`, both in the order of `axes` (Grid.axes).
 
-    All shapes are drawn in mm: another spacing over the same field of view shows the same patient under other noise.
-    The tumour has 1 to 900 mL, as far as the view holds it. `scene` says how often the view is wide or the tumour
-    small. Raises GeometryError for axes, a shape or a
-    spacing that make no sense.
+    All shapes are drawn in mm: another spacing over the same field of view shows the same patient with other noise.
+    The tumour has 1 to 900 mL, as far as it fits in the view. `scene` says how often the view is wide or the tumour
+    small. Raises GeometryError for axes, a shape or a spacing that make no sense.
     """
     upright = Grid.from_spacing((1, 1, 1), (1, 1, 1)).reorient(axes).permutation_to("RAS")[0]
     size = tuple(int(shape[a]) for a in upright)
@@ -208,7 +207,7 @@ def make_phantom(
     extent = np.array(size) * spacing
     grid = Grid.from_spacing(size, spacing, (-(extent - spacing) / 2).tolist())
     for attempt in range(ATTEMPTS):
-        # One stream per stage: a stage that draws more numbers leaves the others as they were.
+        # One stream per stage: a stage that draws more numbers does not change the others.
         streams = [np.random.Generator(np.random.PCG64(s)) for s in np.random.SeedSequence([seed, attempt]).spawn(7)]
         image, inside, enough = _draw(streams[:5], size, spacing, scene.draw(streams[6]))
         if enough or (attempt == ATTEMPTS - 1 and inside.any()):
@@ -235,7 +234,7 @@ def _draw(
     tissue = render_body(body_rng, body, frame, distance)
     distance = np.maximum(distance, -np.minimum(tissue.bone, tissue.air))
     inside = largest_part(distance < 0)
-    # What bone or the deformation cut off is not drawn: it would be the same tumour without a label.
+    # What bone or the deformation cuts off is not drawn: it would be the same tumour without a label.
     near = ndimage.binary_dilation(inside, iterations=2)
     distance = np.where(near, distance, np.maximum(distance, frame.edge_mm * 2))
     _distractors(paint_rng, lesion, body, tissue, frame, distance)
@@ -247,10 +246,10 @@ def _draw(
 
 
 def _view_centre(rng: np.random.Generator, body: Body, site: NDArray, extent: NDArray) -> NDArray[np.float64]:
-    """Where the field of view has its middle: about the lesion, but not further into the air than needed."""
+    """The centre of the field of view: near the lesion, but no further into the air than needed."""
     centre = site + rng.uniform(-0.33, 0.33, 3) * extent
     if body.wide:
-        # Views of the whole body, with the tumour not too near to the border.
+        # Views of the whole body, with the tumour not too near the border.
         middle, half = np.array([body.middle_x, 0.0]), np.array([body.reach_x, body.half_y])
         slack = np.abs(half + 25 - extent[:2] / 2)
         near = np.clip(centre[:2], middle - slack, middle + slack)
@@ -267,7 +266,7 @@ def _view_centre(rng: np.random.Generator, body: Body, site: NDArray, extent: ND
 def _distractors(
     rng: np.random.Generator, lesion: Lesion, body: Body, tissue: Tissue, frame: Frame, distance: Field
 ) -> None:
-    """Other blobs, some of the same matter as the lesion, never touching it."""
+    """Paint other blobs, some of the same tissue as the lesion, that never touch it."""
     for _ in range(int(rng.integers(0, 4))):
         kin = draw_lesion(rng, body.muscle_hu, max(0.6 * lesion.radius_mm, 9))
         look = lesion if rng.random() < 0.5 else kin
@@ -280,7 +279,7 @@ def _distractors(
 
 
 def _scanned(rng: np.random.Generator, image: Field, body: Body, frame: Frame) -> Field:
-    """The image with correlated noise, at times streaks, as whole HU."""
+    """The image with correlated noise, sometimes with streaks, in whole HU."""
     sd = np.exp(rng.uniform(np.log(8), np.log(30)))
     image = image + np.float32(sd) * _ct_noise(rng, frame)
     image += np.float32(rng.uniform(0, 4)) * lattice_noise(rng, frame, 30)  # scatter and beam hardening: slow shading
@@ -295,9 +294,9 @@ def _scanned(rng: np.random.Generator, image: Field, body: Body, frame: Frame) -
 
 
 def _ct_noise(rng: np.random.Generator, frame: Frame) -> Field:
-    """Noise of s.d. 1 as filtered back projection leaves it: few low frequencies, a kernel, at times fine stripes.
+    """Noise of s.d. 1 as filtered back projection leaves it: few low frequencies, a kernel, sometimes fine stripes.
 
-    Stripes lie where the body is thickest to the beam (along two thighs, say): there the noise power is high in a
+    Stripes run where the beam crosses most of the body (along two thighs, say): there the noise power is high in a
     narrow fan of frequencies at right angles to them.
     """
     noise = rng.standard_normal(frame.shape, dtype=np.float32)
@@ -336,5 +335,5 @@ DEMO_SHAPE, DEMO_SPACING_MM, DEMO_SEED = (160, 160, 80), (1.5, 1.5, 3.0), 10
 
 
 def demo_phantom(seed: int = DEMO_SEED) -> Phantom:
-    """What `voxsam demo` clicks and the page offers: a CT of one tumour, its mask, and a click in it."""
+    """The example of `voxsam demo` and of the page: a CT with one tumour, its mask, and a click in it."""
     return make_phantom(seed, DEMO_SHAPE, DEMO_SPACING_MM)

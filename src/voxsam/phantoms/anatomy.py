@@ -1,4 +1,4 @@
-"""A phantom's body painted into a volume: trunk, organs and bones; hips, legs and arms of whole cross-sections."""
+"""Paint a phantom's body into a volume: trunk, organs and bones; hips, legs and arms for whole cross-sections."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from voxsam.phantoms.body import (
 
 PART_MM = 14.0  # over which the trunk becomes two legs, along z
 PELVIS_MM = 90.0  # from the crotch up to the middle of the iliac wings
-FAT_ONLY_HU = -60.0  # what is darker (and not air) is fat
+FAT_ONLY_HU = -60.0  # anything darker that is not air is fat
 
 
 def part_into_legs(body: Body, frame: Frame, trunk: Field, x: Field, y: Field) -> Field:
@@ -41,7 +41,7 @@ def part_into_legs(body: Body, frame: Frame, trunk: Field, x: Field, y: Field) -
 
 
 def hips_inside(tissue: Tissue, outline: Field, x: Field, y: Field) -> Field:
-    """Muscles, vessels and bones, alike on both sides; returns the cavity, still to be filled with organs."""
+    """Paint muscles, vessels and bones, alike on both sides; returns the cavity, still to be filled with organs."""
     rng, body, z = tissue.rng, tissue.body, tissue.frame.z - np.float32(tissue.body.crotch_z)
     folded = np.abs(x) - np.float32(body.leg_x)
     fascia = outline + np.float32(body.fat_mm) * (1 + np.float32(0.3) * tissue.noise(45))
@@ -64,7 +64,7 @@ def _vessels(tissue: Tissue, folded: Field, y: Field) -> None:
 
 
 def _hip_bones(tissue: Tissue, folded: Field, x: Field, y: Field, z: Field) -> None:
-    """Femurs, heads, iliac wings, seat bones and sacrum; `z` counts from the crotch."""
+    """Femurs with their heads, iliac wings, ischia, pubis and sacrum; `z` is measured from the crotch."""
     rng, body, spongy = tissue.rng, tissue.body, tissue.rng.uniform(110, 230)
     place = folded + np.float32(body.leg_x), y, z  # the right half, seen from either side
     out = rng.uniform(2, 14)
@@ -83,7 +83,7 @@ def _hip_bones(tissue: Tissue, folded: Field, x: Field, y: Field, z: Field) -> N
 
 
 def add_arms(tissue: Tissue, x: Field, y: Field) -> None:
-    """Both arms, laid beside the trunk."""
+    """Both arms, lying beside the trunk."""
     rng, body = tissue.rng, tissue.body
     radius = rng.uniform(32, 48)
     away, height = body.half_x + radius + rng.uniform(3, 25), rng.uniform(-0.4, 0.2) * body.half_y
@@ -96,12 +96,12 @@ def add_arms(tissue: Tissue, x: Field, y: Field) -> None:
 
 
 def add_table(tissue: Tissue) -> None:
-    """A curved table of two hard shells with foam between them, at times a pad on it."""
+    """A curved table of two hard shells with foam between them, sometimes with a pad on it."""
     rng, body, frame = tissue.rng, tissue.body, tissue.frame
     level = -(body.half_y + rng.uniform(3, 14)) + ((frame.x - body.middle_x) / rng.uniform(28, 60)) ** 2
     depth, width = level - frame.y, np.abs(frame.x - body.middle_x) - rng.uniform(190, 240)
     thick, shell = rng.uniform(18, 50), rng.uniform(1.5, 3.5)
-    free = (tissue.hu - np.float32(AIR_HU + 150)) / 50  # what is not air keeps its place
+    free = (tissue.hu - np.float32(AIR_HU + 150)) / 50  # whatever is not air stays
     block = np.maximum(np.maximum(-depth, depth - np.float32(thick)), width)
     tissue.paint(np.maximum(block, free), rng.uniform(-985, -880))
     hard = np.maximum(np.abs(block + np.float32(shell / 2)) - np.float32(shell / 2), free)
@@ -112,7 +112,7 @@ def add_table(tissue: Tissue) -> None:
 
 
 def add_to_fat(tissue: Tissue) -> None:
-    """Small nodes, veins and septa in the fat: soft tissue that is no tumour."""
+    """Small nodes, veins and septa in the fat: soft tissue that is not tumour."""
     rng, frame = tissue.rng, tissue.frame
     fat = (tissue.hu < FAT_ONLY_HU) & (tissue.hu > -150) & (tissue.skin < -4)
     soft = np.float32(rng.uniform(25, 60))
@@ -129,7 +129,7 @@ def add_to_fat(tissue: Tissue) -> None:
 
 
 def render_body(rng: np.random.Generator, body: Body, frame: Frame, lesion: Field) -> Tissue:
-    """The patient without the lesion, which `lesion` (its distance) announces: it pushes skin and thin bones away."""
+    """The patient without the lesion, whose distance `lesion` makes the skin bulge and takes thin bones away."""
     warp = rng.uniform(1.5, 5.0)
     x = frame.x + np.float32(warp) * lattice_noise(rng, frame, 45)
     y = frame.y + np.float32(warp) * lattice_noise(rng, frame, 45)
@@ -195,7 +195,7 @@ def _trunk_inside(tissue: Tissue, outline: Field, x: Field, y: Field) -> None:
     cavity = fascia + np.float32(body.wall_mm) * (1 + np.float32(0.25) * tissue.noise(35))
     paint_muscles(tissue, fascia, x, y, body.half_x - body.fat_mm)
     spine_y = -(body.half_y - body.fat_mm - rng.uniform(48, 60))
-    # The cavity leaves the muscles beside the spine standing.
+    # The cavity spares the muscles beside the spine.
     back = smooth_union(tube(x, y, -38, spine_y - 22, 30), tube(x, y, 38, spine_y - 22, 30), 15)
     cavity = np.maximum(cavity, -back)
     tissue.paint(cavity, FAT_HU + 5 + 8 * tissue.noise(10))

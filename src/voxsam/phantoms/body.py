@@ -1,7 +1,8 @@
-"""The body of a phantom, its numbers drawn from a seed, and its tissue; smooth shapes, noise and paint to draw with.
+"""The random body of a phantom and its tissue, and what they are drawn with: smooth shapes, noise and paint.
 
-Shapes are signed distances (mm, negative inside), so a border falls where it belongs within a voxel and the same shape
-can be drawn on any spacing. All arrays are float32 of the frame's shape; x, y, z grow to Right, Anterior, Superior.
+Shapes are signed distances (mm, negative inside), so that borders fall where they belong within a voxel and the same
+shape can be drawn at any spacing. All arrays are float32 of the frame's shape; x, y, z increase towards Right,
+Anterior, Superior.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class Frame:
 
     @classmethod
     def around(cls, centre_mm: NDArray[np.float64], shape: tuple[int, ...], spacing_mm: tuple[float, ...]) -> Frame:
-        """The frame of `shape` voxels whose middle lies at `centre_mm`."""
+        """The frame of `shape` voxels centred at `centre_mm`."""
         lines = [(np.arange(n) - (n - 1) / 2) * s + c for n, s, c in zip(shape, spacing_mm, centre_mm, strict=True)]
         x, y, z = (line.astype(np.float32) for line in lines)
         return cls(x[:, None, None], y[None, :, None], z[None, None, :], tuple(spacing_mm))  # type: ignore[arg-type]
@@ -99,18 +100,18 @@ def smooth_union(a: Field, b: Field, blend_mm: float) -> Field:
 
 
 def coverage(distance: Field, width_mm: float) -> Field:
-    """Share 0 to 1 of each voxel that lies inside: a linear step of `width_mm` across the border."""
+    """Fraction (0 to 1) of each voxel that lies inside: a linear step of `width_mm` across the border."""
     return np.clip(np.float32(0.5) - distance / np.float32(width_mm), 0, 1)
 
 
 def paint(image: Field, distance: Field, value: Field | float, width_mm: float) -> None:
-    """Mix `value` (HU) into `image`, in place, where `distance` is inside."""
+    """Blend `value` (HU) into `image`, in place, where `distance` is inside."""
     inside = coverage(distance, width_mm)
     image += inside * (value - image)
 
 
 LIMBS = ("thigh", "thighs", "calf", "calves")
-PAIRS = {"thighs": "thigh", "calves": "calf"}  # limbs that come in twos: what each is
+PAIRS = {"thighs": "thigh", "calves": "calf"}  # limbs that come in pairs: what each is
 KINDS = {"thigh": 0.38, "thighs": 0.12, "calf": 0.14, "chest": 0.06, "abdomen": 0.12, "pelvis": 0.18}  # how often
 WIDE_KINDS = {"hips": 0.34, "thighs": 0.24, "calves": 0.1, "chest": 0.08, "abdomen": 0.12, "pelvis": 0.12}
 HALF_X_MM = {"thigh": (65, 105), "thighs": (65, 95), "calf": (40, 62), "calves": (40, 62)}
@@ -122,7 +123,7 @@ BESIDE = 2.15  # where the other limb of a pair lies, in half widths of a limb
 
 @dataclass(frozen=True)
 class Body:
-    """What was drawn for one patient; lengths in mm, the long axis of the body along z through x = y = 0."""
+    """The random parameters of one patient; lengths in mm, the long axis of the body along z through x = y = 0."""
 
     kind: str  # one of KINDS or WIDE_KINDS
     half_x: float
@@ -136,8 +137,8 @@ class Body:
     vein_hu: float
     table: bool
     bones: tuple[tuple[float, float, float], ...]  # of a limb: x, y and radius of each shaft
-    wide: bool = False  # drawn with all that lies around it: the other limb, arms, table, nodes and veins in the fat
-    crotch_z: float = 0.0  # of hips: where the trunk parts into two legs
+    wide: bool = False  # drawn with everything around it: the other limb, arms, table, nodes and veins in the fat
+    crotch_z: float = 0.0  # of hips: where the trunk divides into two legs
 
     @property
     def limb(self) -> bool:
@@ -145,22 +146,22 @@ class Body:
 
     @property
     def leg_x(self) -> float:
-        """Of hips: where the axis of a leg lies, on either side."""
+        """Of hips: how far the axis of a leg lies from the middle, on either side."""
         return LEG_PLACE * self.half_x
 
     @property
     def middle_x(self) -> float:
-        """Between the two limbs of a pair, else 0."""
+        """The middle between the two limbs of a pair, else 0."""
         return BESIDE / 2 * self.half_x if self.kind in PAIRS else 0.0
 
     @property
     def reach_x(self) -> float:
-        """From `middle_x` to the outermost skin."""
+        """Distance from `middle_x` to the outermost skin."""
         return self.middle_x + self.half_x
 
 
 def draw_body(rng: np.random.Generator, wide: bool = False) -> Body:
-    """A random patient; `wide`: one whose cross-section fills a wide field of view."""
+    """A random patient; with `wide`, one whose cross-section fills a wide field of view."""
     kinds = WIDE_KINDS if wide else KINDS
     kind = str(rng.choice(list(kinds), p=list(kinds.values())))
     half_x = rng.uniform(*HALF_X_MM.get(kind, TRUNK_HALF_X_MM))
@@ -192,9 +193,9 @@ def draw_body(rng: np.random.Generator, wide: bool = False) -> Body:
 
 
 def draw_site(rng: np.random.Generator, body: Body, radius_mm: float) -> NDArray[np.float64]:
-    """(3,) a place (mm) for a tumour of `radius_mm`: mostly in muscle, at times under the skin or retroperitoneal.
+    """(3,) position (mm) for a tumour of `radius_mm`: mostly in muscle, sometimes under the skin or retroperitoneal.
 
-    In a limb it lies beside the bones: tumours push against a bone more often than they grow round it.
+    In a limb it lies beside the bones: tumours push against a bone more often than they grow around it.
     """
     if body.kind == "hips":
         return _site_in_hips(rng, body)
@@ -217,7 +218,7 @@ def draw_site(rng: np.random.Generator, body: Body, radius_mm: float) -> NDArray
 
 
 def _site_in_hips(rng: np.random.Generator, body: Body) -> NDArray[np.float64]:
-    """In the muscles or the fat of a buttock above the crotch, of a thigh below."""
+    """In the muscles or the fat of a buttock above the crotch, or of a thigh below it."""
     side, angle = rng.choice([-1, 1]), rng.uniform(0, 2 * np.pi)
     leg = LEG_HALF * body.half_x
     depth = body.fat_mm * 0.6 if rng.random() < 0.2 else body.fat_mm + rng.uniform(0.1, 0.6) * (leg - body.fat_mm)
@@ -251,14 +252,14 @@ class Tissue:
         return lattice_noise(self.rng, self.frame, period_mm)
 
     def add_bone(self, distance: Field, cortex_mm: float, marrow_hu: float) -> None:
-        """Cortical shell and marrow."""
+        """Add a bone with its cortical shell and marrow."""
         self.paint(distance, self.rng.uniform(500, 1200))
         self.paint(distance + np.float32(cortex_mm), marrow_hu + 25 * self.noise(6))
         self.bone = np.minimum(self.bone, distance)
 
 
 def paint_muscles(tissue: Tissue, fascia: Field, x: Field, y: Field, reach: float, planes: float = 1.0) -> None:
-    """Muscle bellies as cells around slanted lines, each with its own HU, fat between them: `planes` times a film."""
+    """Muscle bellies as cells around slanted lines, each with its own HU, between them films of fat times `planes`."""
     rng, frame = tissue.rng, tissue.frame
     count = int(rng.integers(6, 13)) if reach > 45 else int(rng.integers(4, 8))
     angles = np.arange(count) * 2.4 + rng.uniform(0, 6)  # the golden angle spreads the lines evenly

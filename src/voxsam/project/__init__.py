@@ -1,4 +1,4 @@
-"""A project: a folder of plain files in which scans are worked through; a model learns from it (docs/project.md)."""
+"""A project: a folder of plain files for working through scans, from which a model learns (docs/project.md)."""
 
 from __future__ import annotations
 

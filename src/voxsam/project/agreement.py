@@ -1,4 +1,4 @@
-"""Two readers of the same scans: how far they agree, and where they do not."""
+"""Agreement between two readers of the same scans: how far they agree, and where they differ."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from voxsam.io import read_volume
 from voxsam.project.project import Project
 from voxsam.report.metrics import dice, parts_of
 
-SMALLEST_ML = 0.05  # of a difference that is listed
+SMALLEST_ML = 0.05  # smallest difference that is listed
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Voxels that hang together and belong to one reader's mask alone; `index` (i, j, k) is the deepest of them."""
+    """A connected component of voxels in one reader's mask alone; `index` (i, j, k) is the deepest of them."""
 
-    reader: str  # who has them
+    reader: str  # whose mask has them
     volume_ml: float
     index: tuple[int, int, int]
     world_mm: tuple[float, float, float]
@@ -24,7 +24,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Agreement:
-    """One scan, read by two; `differences` from the largest on."""
+    """One scan read by both readers; `differences` are sorted, largest first."""
 
     case: str
     dice: float
@@ -33,7 +33,7 @@ class Agreement:
 
 
 def compare(project: Project, first: str, second: str, smallest_ml: float = SMALLEST_ML) -> list[Agreement]:
-    """Every scan that both have done, by name; objects are not told apart. Raises InputError if there is none."""
+    """Compare two readers on every scan both have done, by name, all objects as one. Raises InputError without one."""
     both = [scan.name for scan in project.scans if {first, second} <= project.readings(scan.name).keys()]
     if not both:
         readers = sorted({reader for scan in project.scans for reader in project.readings(scan.name)})

@@ -1,4 +1,4 @@
-"""What a project gives to other programs and takes from them: nnU-Net's and MSD's layouts, DICOM-SEG, masks, clicks."""
+"""Exchange with other programs: nnU-Net's and MSD's layouts, DICOM-SEG, masks, clicks."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def export(
     layout: Layout = "nnunet",
     progress: ReportProgress = lambda stage, fraction: None,
 ) -> tuple[int, dict[str, str]]:
-    """Write the scans that are done, each with its latest mask, into a new folder; it appears whole or not at all.
+    """Write the scans that are done, each with its latest mask, into a new folder, which appears whole or not at all.
 
-    "nnunet" and "msd": imagesTr, labelsTr (1 is tumour) and dataset.json. "dicom-seg": OUTPUT/CASE.seg.dcm of every
-    scan that came as DICOM. Returns how many cases were written, and why others were left out. Raises FileError for a
-    folder that is there, InputError if nothing is done.
+    "nnunet" and "msd" write imagesTr, labelsTr (1 is tumour) and dataset.json; "dicom-seg" writes OUTPUT/CASE.seg.dcm
+    for every scan that came as DICOM. Returns how many cases were written, and why others were left out. Raises
+    FileError for an output that exists and is not an empty folder, InputError if nothing is done.
     """
     if layout not in LAYOUTS:
         raise InputError(f"the layout {layout}", f"one of {', '.join(LAYOUTS)}", "choose one of them")
@@ -103,11 +103,11 @@ def import_masks(
     labels: Collection[int] = (),
     progress: ReportProgress = lambda stage, fraction: None,
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Take masks that were made elsewhere: of each scan the file of its name in a folder, or in its labelsTr.
+    """Import masks made elsewhere: for each scan the file with its name in a folder, or in the folder's labelsTr.
 
-    A name may end with `_seg`, `_mask` or `_label`. `labels` are the values that are tumour; none: all above 0. All
-    are checked before the first is kept. Returns the cases taken, and the files to which there is no scan. Raises
-    FileError if none fits, GeometryError for another grid than the scan's, ImageError for an empty mask.
+    A name may end with `_seg`, `_mask` or `_label`. `labels` are the values that mean tumour; if empty, all above 0.
+    All are checked before the first is saved. Returns the cases imported, and the files without a scan. Raises
+    FileError if none matches, GeometryError for another grid than the scan's, ImageError for an empty mask.
     """
     folder = source / "labelsTr" if (source / "labelsTr").is_dir() else source
     if not folder.is_dir():
@@ -147,10 +147,10 @@ def _imported(path: Path, scan: Volume, labels: Collection[int]) -> Volume:
 
 
 def read_clicks(path: Path, grid: Grid) -> list[Point]:
-    """The clicks of a JSON file: a Reading's, or those of the report of `voxsam segment --report`.
+    """The clicks of a JSON file: of a Reading, or of a report of `voxsam segment --report`.
 
     Each has `index` (i, j, k) or `world_mm` (RAS+), and `positive`. Raises FileError for a file of another kind,
-    PromptError for a click beside the scan.
+    PromptError for a click outside the scan.
     """
     expected = '{"clicks": [{"index": [i, j, k], "positive": true}, ...]}, or "world_mm"'
     try:

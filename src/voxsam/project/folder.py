@@ -1,16 +1,16 @@
-"""The folder of a project: plain files, read as they are now and written under one lock, whole after any crash.
+"""The folder of a project: plain files, always read afresh, written under one lock and whole after any crash.
 
 PROJECT/
-  project.json               Settings: the start model, the models taken into use
+  project.json               Settings: the start model, the models put into use
   scans.json                 Scans: where each scan lies, a digest of its voxels, who works on it
   masks/READER/CASE.nii.gz   on the scan's grid: 0, and a number for each object
-  clicks/READER/CASE.json    a Reading; written after its mask: where it is, the work is done
+  clicks/READER/CASE.json    a Reading, written after its mask: once it exists, the scan is done
   thumbnails/CASE.png
   models/NAME.safetensors    learned models, and a start model that is a file; NAME.json: a LearnedModel
-  history.jsonl              a line for each thing that happened
+  history.jsonl              one line for each event
 
-Whoever writes holds the lock. A reading (mask, clicks, thumbnail) is put together in .pending/ and counts from the
-moment its record is there: who takes the lock next moves it to its place, whatever was killed in between.
+Whoever writes holds the lock. A reading (mask, clicks, thumbnail) is assembled in .pending/ and counts from the moment
+its record is there: whoever takes the lock next moves it into place, whatever was killed in between.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ from voxsam.project.records import (
 from voxsam.volume import Volume
 
 WAIT_S = 60.0  # for the lock
-LEARNING_LOCK = ".learning.lock"  # held by a learning that runs
-QUIET_S = 10.0  # after a click, until learning goes on
+LEARNING_LOCK = ".learning.lock"  # held while a model learns
+QUIET_S = 10.0  # after a click, before learning resumes
 
 
 class ProjectFolder:
-    """The files of a project. Several processes may have it open; each look reads what is there now.
+    """The files of a project. Several processes may have it open; each access reads what is there now.
 
-    Raises FileError for a folder that is none, and where another process holds the lock for a minute.
+    Raises FileError for a folder that is not a project, and if another process holds the lock for a minute.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
@@ -70,7 +70,7 @@ class ProjectFolder:
 
     @property
     def settings(self) -> Settings:
-        """What project.json holds."""
+        """The contents of project.json."""
         return read_record(self.folder / "project.json", Settings)
 
     @property
@@ -79,7 +79,7 @@ class ProjectFolder:
         return read_record(self.folder / "scans.json", Scans).scans
 
     def scan(self, case: str) -> Scan:
-        """One of them. Raises InputError for a name that none has."""
+        """The scan of this name. Raises InputError for an unknown name."""
         found = {scan.name: scan for scan in self.scans}
         if case not in found:
             known = ", ".join(list(found)[:5]) + (", ..." if len(found) > 5 else "")
@@ -87,11 +87,11 @@ class ProjectFolder:
         return found[case]
 
     def path_of(self, scan: Scan) -> Path:
-        """Where its file, or the folder of its series, lies."""
+        """The path of the scan's file, or of its series' folder."""
         return self.folder / scan.path  # an absolute path stays as it is
 
     def readings(self, case: str) -> dict[str, Reading]:
-        """Who has done the scan: by reader, the latest last."""
+        """The readings of a scan by reader, latest last."""
         found = [read_record(path, Reading) for path in (self.folder / "clicks").glob(f"*/{case}.json")]
         return {reading.reader: reading for reading in sorted(found, key=lambda reading: reading.finished)}
 
@@ -101,25 +101,25 @@ class ProjectFolder:
         return {reading.case: reading for reading in sorted(found, key=lambda reading: reading.finished)}
 
     def state(self, scan: Scan) -> State:
-        """Done, once somebody has done it."""
+        """The scan's state: "done" once anybody has done it."""
         return "done" if any((self.folder / "clicks").glob(f"*/{scan.name}.json")) else scan.state
 
     def mask_path(self, case: str, reader: str) -> Path:
-        """Where a reader's mask lies."""
+        """The path of a reader's mask."""
         return self.folder / "masks" / reader / f"{case}.nii.gz"
 
     def weights_path(self, name: str) -> Path:
-        """Where the file of a model of the project lies."""
+        """The path of a project's model file."""
         return self.folder / "models" / f"{name}.safetensors"
 
     def models(self) -> list[LearnedModel]:
-        """Every learned model, the oldest first."""
+        """Every learned model, oldest first."""
         found = [read_record(path, LearnedModel) for path in (self.folder / "models").glob("[!.]*.json")]
         return sorted(found, key=lambda model: model.made)
 
     @property
     def learning(self) -> Path:
-        """Where a training that is not finished keeps its work."""
+        """The folder in which an unfinished training keeps its work."""
         return self.folder / ".learning"
 
     @property
@@ -129,9 +129,9 @@ class ProjectFolder:
         return f"the scan that {model} is least sure of first" if model else "as listed"
 
     def upcoming(self, reader: str = READER, after: str | None = None) -> list[str]:
-        """What there is to work on, in order: what this reader has begun, then what is to do after the scan `after`.
+        """The scans to work on, in order: those this reader has begun, then those to do, from the one after `after` on.
 
-        Where a model has looked first: the one that it is least sure of first, and last what it has not seen.
+        After a first look, those to do are sorted by how sure the model is: least sure first, unseen ones last.
         """
         scans = self.scans
         names = [scan.name for scan in scans]
@@ -146,7 +146,7 @@ class ProjectFolder:
         return [*(name for name in begun if name != after), *order]
 
     def previous(self, reader: str = READER, before: str | None = None) -> str | None:
-        """The scan that this reader has done or skipped last, or the one before `before`. None: there is none."""
+        """The scan that this reader did or skipped last, or the one before `before`; None if there is none."""
         scans = self.scans
         found = [(scan.since, scan.name) for scan in scans if (scan.state, scan.reader) == ("skipped", reader)]
         for scan in scans:
@@ -157,13 +157,13 @@ class ProjectFolder:
         return earlier[-1] if earlier else None
 
     def history(self) -> list[dict[str, Any]]:
-        """What happened, in order: each with `when` and `what`."""
+        """The events in order, each with `when` and `what`."""
         return read_lines(self.folder / "history.jsonl")
 
     # Who is at work
 
     def learning_now(self) -> dict[str, Any] | None:
-        """What a learning that runs now is at: its `stage`, `step` of `steps`; None if none runs."""
+        """The progress of the learning that is running: its `stage`, `step` of `steps`; None if none is."""
         try:
             with FileLock(self.folder / LEARNING_LOCK, timeout=0):
                 return None
@@ -172,7 +172,7 @@ class ProjectFolder:
             return found[0] if found else {}
 
     def touch_busy(self) -> None:
-        """Say that somebody clicks now: learning pauses for some seconds."""
+        """Signal that somebody is clicking: learning pauses for some seconds."""
         (self.folder / ".busy").touch()
 
     def is_busy(self) -> bool:
@@ -184,9 +184,9 @@ class ProjectFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Nobody else writes meanwhile; what a killed process had begun is ended first. May be entered again.
+        """Lock the project for writing, after completing what a killed process had begun. Reentrant.
 
-        Raises FileError if another process holds the lock for a minute, or the folder or the disk takes no file.
+        Raises FileError if another process holds the lock for a minute, or files cannot be written.
         """
         try:
             with self._lock:
@@ -225,7 +225,7 @@ class ProjectFolder:
         write_record(self.folder / "models" / f"{model.name}.json", model)
 
     def _keep(self, reading: Reading, mask: Volume, picture: bytes) -> None:
-        """Put a reading together and move it to its place."""
+        """Assemble a reading and move it into place."""
         with self.locked():
             self.scan(reading.case)  # it may have been forgotten while the work was under way
             pending = self.folder / ".pending"
@@ -236,7 +236,7 @@ class ProjectFolder:
             self._finish_pending()
 
     def _finish_pending(self) -> None:
-        """Move a reading whose record was written to its place; what is no whole reading is removed."""
+        """Move a reading whose record was written into place; an incomplete one is removed."""
         pending = self.folder / ".pending"
         if not pending.is_dir():
             return
@@ -253,7 +253,7 @@ class ProjectFolder:
         shutil.rmtree(pending)
 
     def _move(self, name: str, target: Path) -> None:
-        """Move a file out of .pending/, unless that was done before a crash."""
+        """Move a file out of .pending/, unless it was moved before a crash."""
         make_folder(target.parent)
         if (self.folder / ".pending" / name).is_file():
             os.replace(self.folder / ".pending" / name, target)

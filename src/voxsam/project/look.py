@@ -20,9 +20,9 @@ def look_first(
 ) -> dict[str, float]:
     """Let an automatic model segment every scan that is not done; `next` then gives the one it is least sure of.
 
-    `model` is a name or a file. Returns how sure it is of each scan (`sureness`). What it has looked at before it does
-    not look at again: cut off, the same call goes on. Raises UnsupportedError for a model that wants clicks: it has
-    no first look, and the order stays as it is.
+    `model` is a name or a file. Returns how sure it is of each scan (`sureness`). Scans that it has already looked at
+    are skipped, so an interrupted call can be repeated to continue. Raises UnsupportedError for a model that needs
+    clicks; the order then stays as it is.
     """
     network = load_model(model, device)
     if not network.card.automatic:
@@ -37,7 +37,7 @@ def look_first(
 
 
 def sureness(prediction: Prediction) -> float:
-    """The Dice, 0 to 1, that a mask is expected to have where its probabilities hold; 0 where nothing was found.
+    """The expected Dice of a mask, 0 to 1, if its probabilities are right; 0 if nothing was found.
 
     2 * sum(p in the mask) / (sum(p) + voxels of the mask), on the model's grid.
     """

@@ -34,13 +34,13 @@ from voxsam.volume import Volume
 
 START = "voxsam-tiny"
 ReportProgress = Callable[[str, float | None], None]
-NAMES_PARTS = "__"  # between the folders of a scan's name
+NAMES_PARTS = "__"  # joins the folders of a path to a scan's name
 
 
 class Project(ProjectFolder):
-    """A project, open: its folder, and what readers and models do in it.
+    """An open project: its folder, and what readers and models do in it.
 
-    Raises FileError for a folder that is none, and where another process holds the lock for a minute.
+    Raises FileError for a folder that is not a project, and if another process holds the lock for a minute.
     """
 
     @classmethod
@@ -53,8 +53,8 @@ class Project(ProjectFolder):
     ) -> Project:
         """Make a project, with the scans of a folder or a CSV table (see `add`).
 
-        `start` is the model that is used and that every training begins with: a name, or a file, which is copied.
-        Raises FileError for a folder that is not empty, CheckpointError for a start that is no model.
+        `start` is the model used at first, from which every training begins: a name, or a file, which is copied.
+        Raises FileError for a folder that is not empty, CheckpointError for a start that is not a model.
         """
         from voxsam.weights.file import read_card
         from voxsam.weights.registry import find_model
@@ -83,7 +83,7 @@ class Project(ProjectFolder):
     # Scans
 
     def read(self, case: str) -> Volume:
-        """The scan's voxels. Raises FileError if it was moved, ImageError if it is another one than was added."""
+        """Read a scan. Raises FileError if it was moved, ImageError if it is not the one that was added."""
         scan = self.scan(case)
         if not self.path_of(scan).exists():
             remedy = "add the folder that it lies in now: it is known again by its voxels"
@@ -97,10 +97,10 @@ class Project(ProjectFolder):
     def add(
         self, source: str | os.PathLike[str], progress: ReportProgress = lambda stage, fraction: None
     ) -> tuple[tuple[str, ...], dict[str, str]]:
-        """Add the scans in and below a folder, or of a CSV table with a column `scan`; by reference, nothing is copied.
+        """Add the scans in and below a folder, or of a CSV table with a column `scan`, by reference: nothing is copied.
 
-        Each is read once, for its digest and thumbnail. A scan that is known has its path renewed. Returns the names of
-        those that are new, and why others were left out. Raises FileError for a source without scans.
+        Each is read once, for its digest and thumbnail. The path of a known scan is updated. Returns the names of the
+        new ones, and why others were left out. Raises FileError for a source without scans.
         """
         from voxsam.report.figures import thumbnail
 
@@ -129,7 +129,7 @@ class Project(ProjectFolder):
         return tuple(added), left_out
 
     def _list(self, name: str, path: Path, volume: Volume, picture: bytes) -> Literal["new", "known", "other"]:
-        """Put a scan on the list, or renew the path of a known one; not if another has its name."""
+        """Add a scan to the list, or update the path of a known one; not if another scan has its name."""
         inside = path.is_relative_to(self.folder)
         shown = path.relative_to(self.folder).as_posix() if inside else str(path)
         new = Scan(name=name, path=shown, content=content(volume), modality=volume.modality)
@@ -159,10 +159,10 @@ class Project(ProjectFolder):
         source: Literal["clicks", "import"] = "clicks",
         scan: Volume | None = None,
     ) -> Reading:
-        """Keep a scan's mask (uint8, labels 1..n, on the scan's grid) and clicks; what this reader had is replaced.
+        """Save a scan's mask (uint8, labels 1..n, on the scan's grid) and clicks, replacing this reader's earlier ones.
 
-        `model` is the one that was clicked, by default that in use; `scan`, where the caller has it, need not be read.
-        Raises GeometryError for another grid, ImageError for an empty mask, PromptError for a click beside the scan.
+        `model` is the one that the clicks went to, by default the one in use; a `scan` that is given need not be read.
+        Raises GeometryError for another grid, ImageError for an empty mask, PromptError for a click outside the scan.
         """
         from voxsam.report.figures import thumbnail
 
@@ -189,7 +189,7 @@ class Project(ProjectFolder):
         return reading
 
     def next(self, reader: str = READER, after: str | None = None) -> str | None:
-        """The first of `upcoming`, which is then in this reader's work. None: nothing is left."""
+        """Take the first of `upcoming` into this reader's work and return it; None if nothing is left."""
         with self.locked():
             chosen = next(iter(self.upcoming(reader, after)), None)
             if chosen is not None:
@@ -197,20 +197,20 @@ class Project(ProjectFolder):
             return chosen
 
     def take(self, case: str, reader: str = READER) -> None:
-        """Begin with a scan. Raises InputError if another reader works on it."""
+        """Take a scan into this reader's work. Raises InputError if another reader is working on it."""
         with self.locked():
             self._set(case, "in work", reader)
 
     def skip(self, case: str, reader: str = READER) -> None:
-        """Leave a scan out of the work, until `release`. Raises InputError if another reader works on it."""
+        """Leave a scan out of the work until `release`. Raises InputError if another reader is working on it."""
         with self.locked():
             self._set(case, "skipped", reader)
             self._log("skip", case=case, reader=reader)
 
     def order_by(self, first_look: str) -> None:
-        """Give scans by how sure the model of this name is of them (`keep_look`), the least sure first; "": as listed.
+        """Order scans by how sure the model of this name is of them (`keep_look`), least sure first; "": as listed.
 
-        What another model was sure of is forgotten.
+        Values recorded for another model are discarded.
         """
         with self.locked():
             if first_look != self.settings.first_look:
@@ -219,25 +219,25 @@ class Project(ProjectFolder):
                 self._log("order", by=first_look or "the list")
 
     def keep_look(self, case: str, sure: float) -> None:
-        """Note how sure (0 to 1) the model of the first look is of a scan. Raises InputError for an unknown name."""
+        """Record how sure (0 to 1) the model of the first look is of a scan. Raises InputError for an unknown name."""
         with self.locked():
             self._change(case, sure=sure)
 
     def release(self, case: str) -> None:
-        """Put a scan that is in work or skipped back among those to do."""
+        """Put a scan that is in work or skipped back on the list of those to do."""
         with self.locked():
             self._set(case, "to do", "")
 
     def forget(self, case: str) -> tuple[str, ...]:
-        """Delete a case: masks, clicks, thumbnail, its lines of the history; the scan's own file stays where it is.
+        """Delete a case: masks, clicks, thumbnail and its lines in the history; the scan's own file stays where it is.
 
-        The weights of every model that was trained on it are deleted, too, and the model is retired. Returns their
-        names. Called again after it was cut off, it goes on.
+        The weights of every model trained on it are deleted too, and the model is retired. Returns the names of these
+        models. If interrupted, it can be called again and continues.
         """
         with self.locked():
             self.scan(case)
             retired = tuple(model.name for model in self.models() if self._without(model, case))
-            shutil.rmtree(self.learning, ignore_errors=True)  # half a training knows the case as well
+            shutil.rmtree(self.learning, ignore_errors=True)  # an unfinished training has seen the case too
             for kind in ("masks/*/{}.nii.gz", "clicks/*/{}.json", "thumbnails/{}.png"):
                 for path in self.folder.glob(kind.format(case)):
                     path.unlink()
@@ -258,15 +258,15 @@ class Project(ProjectFolder):
         return settings.used[-1] if settings.used else settings.start
 
     def model_source(self, name: str | None = None) -> str:
-        """What `load_model` takes for a model of the project, or for the one in use."""
+        """The name or path that `load_model` takes for a model of the project, by default the one in use."""
         name = self.in_use if name is None else name
         path = self.weights_path(name)
         return str(path) if path.is_file() else name
 
     def keep_model(self, model: LearnedModel, weights: Path | None) -> None:
-        """Add a learned model; its file is copied. `weights` None: it was refused before it was made.
+        """Add a learned model, copying its file; `weights` is None if it was refused before there were any.
 
-        Raises InputError if a case of it was forgotten since.
+        Raises InputError if one of its cases has been forgotten since.
         """
         with self.locked():
             contents = {scan.name: scan.content for scan in self.scans}
@@ -281,7 +281,7 @@ class Project(ProjectFolder):
             self._log("learned", model=model.name, state=model.state, gate=str(model.gate))
 
     def check_model(self, name: str) -> None:
-        """Raises InputError for what is neither the start model nor a learned one that is there still."""
+        """Raises InputError unless the name is the start model or a learned model that still exists."""
         start, models = self.settings.start, {model.name: model for model in self.models()}
         able = [known for known in models if self.weights_path(known).is_file()]
         if name not in (start, *able):
@@ -290,7 +290,7 @@ class Project(ProjectFolder):
             raise InputError(given, f"one of {', '.join([start, *able])}", "choose one of them")
 
     def use(self, name: str) -> None:
-        """Take a learned model, or the start model, into use. Raises InputError for one that is not there any more."""
+        """Switch to a learned model, or to the start model. Raises InputError for one that no longer exists."""
         with self.locked():
             self.check_model(name)
             if name != self.in_use:
@@ -298,7 +298,7 @@ class Project(ProjectFolder):
                 self._log("use", model=name)
 
     def back(self) -> str:
-        """Use the model again that was used before. Raises InputError if there was none."""
+        """Switch back to the model that was used before. Raises InputError if there was none."""
         with self.locked():
             used = self.settings.used
             if not used:
@@ -308,7 +308,7 @@ class Project(ProjectFolder):
             return self.in_use
 
     def set_learn_every(self, scans: int) -> None:
-        """After how many more scans that are done a server begins to learn; 0: when it is told to."""
+        """Set after how many more finished scans a server begins to learn; 0: only when told to."""
         with self.locked():
             self._save_settings(learn_every=scans)
 
@@ -322,7 +322,7 @@ class Project(ProjectFolder):
         self._change(case, state=state, reader=reader, since=now())
 
     def _without(self, model: LearnedModel, case: str) -> bool:
-        """Take a case out of what is known of a model; whether it was trained on it: then it is retired, too."""
+        """Remove a case from a model's record and retire the model if it was trained on it; whether it was retired."""
         retired, changed = case in model.cases and model.state != "retired", model.without(case)
         if retired:
             self.weights_path(model.name).unlink(missing_ok=True)

@@ -18,16 +18,16 @@ from voxsam.errors import FileError, InputError
 from voxsam.prompts import Point
 
 FORMAT = 1
-READER = "reader"  # whose work it is where nobody says
-CHANCE = 0.05  # below this probability a difference is not taken for chance
-LEAST = 5  # cases that can be learned from: of four, all of them better, the probability is 1/16
+READER = "reader"  # the reader's name if none is given
+CHANCE = 0.05  # below this probability, a difference is not put down to chance
+LEAST = 5  # fewest cases to learn from: with four, all of them better, the probability is still 1/16
 NAME = re.compile(r"\w[\w .+-]*")
-MAX_NAME_BYTES = 200  # file systems take 255, with what is added to a name
+MAX_NAME_BYTES = 200  # file systems allow 255, including what is added to a name
 State = Literal["to do", "in work", "skipped", "done"]
 
 
 def now() -> str:
-    """The time as records have it: UTC, ISO 8601."""
+    """The current time as stored in records: UTC, ISO 8601."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
@@ -45,7 +45,7 @@ Name = Annotated[str, AfterValidator(_as_name)]
 
 
 class Record(BaseModel):
-    """A JSON file, or a part of one, that never changes in memory. Keys of later versions are left alone."""
+    """A JSON file or part of one, immutable in memory. Keys of later versions are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -54,19 +54,19 @@ R = TypeVar("R", bound=Record)
 
 
 class Settings(Record):
-    """project.json."""
+    """The contents of project.json."""
 
     format: Literal["voxsam project"] = "voxsam project"
     format_version: int = FORMAT
     created: str
     start: str  # the model that every training begins with
-    used: tuple[str, ...] = ()  # learned models that were taken into use, in order; the last one is in use
-    learn_every: int = 0  # after so many more scans that are done a server begins to learn; 0: when it is told to
-    first_look: str = ""  # the model without clicks that orders the work (voxsam.project.look); "": the list does
+    used: tuple[str, ...] = ()  # models that were put into use, in order; the last one is in use
+    learn_every: int = 0  # after how many more finished scans a server begins to learn; 0: only when told to
+    first_look: str = ""  # the automatic model that orders the work (voxsam.project.look); "": as listed
 
 
 class Scan(Record):
-    """One scan of scans.json. `state` is what somebody said of it; whether it is done, its readings tell."""
+    """One scan of scans.json. `state` is what a reader set; whether it is done follows from its readings."""
 
     name: Name
     path: str  # of the file, or of the folder of a DICOM series; relative to the project where it lies inside
@@ -75,11 +75,11 @@ class Scan(Record):
     state: Literal["to do", "in work", "skipped"] = "to do"
     reader: Name | Literal[""] = ""  # who works on it
     since: str = ""
-    sure: float | None = None  # 0 to 1, how sure of it the model of the first look was; None: it has not looked
+    sure: float | None = None  # 0 to 1, how sure the model of the first look was of it; None: it has not looked
 
 
 class Scans(Record):
-    """scans.json."""
+    """The contents of scans.json."""
 
     scans: tuple[Scan, ...] = ()
 
@@ -92,13 +92,13 @@ class Click(Record):
 
     @classmethod
     def of(cls, point: Point) -> Click:
-        """A prompt, to a thousandth of a mm."""
+        """The click of a prompt, rounded to a thousandth of a mm."""
         x, y, z = (round(float(mm), 3) for mm in point.world_mm)
         return cls(world_mm=(x, y, z), positive=point.positive)
 
     @property
     def point(self) -> Point:
-        """The prompt that it was."""
+        """The click as a prompt."""
         return Point(self.world_mm, self.positive)
 
 
@@ -109,38 +109,38 @@ class Reading(Record):
     reader: Name
     finished: str
     clicks: tuple[Click, ...] = ()
-    model: str = ""  # which the clicks went to
+    model: str = ""  # that the clicks went to
     seconds: float | None = None  # that the work took
     volume_ml: float = 0.0
-    content: str = ""  # of the scan that was read
+    content: str = ""  # digest of the scan that was read
     source: Literal["clicks", "import"] = "clicks"
 
 
 class Gate(Record):
-    """Clicks to the same mask, by case: each case with a model that was not trained on it."""
+    """The clicks needed to reach the same mask, by case, each with a model that was not trained on it."""
 
     dice: float  # to the stored mask, at which clicking ends
-    limit: int  # of clicks; so many where the Dice was not reached
+    limit: int  # on clicks; counted where the Dice was not reached
     before: dict[str, int]  # of the model in use
     after: dict[str, int]
 
     @property
     def means(self) -> tuple[float, float]:
-        """Before and after; 0 where every case was forgotten."""
+        """The mean number of clicks before and after; 0 if every case was forgotten."""
         before, after = (sum(clicks.values()) / max(1, len(clicks)) for clicks in (self.before, self.after))
         return before, after
 
     @property
     def saved(self) -> tuple[int, ...]:
-        """By scan, how many clicks fewer were needed."""
+        """The number of clicks saved on each scan."""
         return tuple(before - self.after[case] for case, before in self.before.items())
 
     @property
     def chance(self) -> float:
-        """The probability that as many clicks or more are saved in all where the two models are alike.
+        """The probability of saving at least as many clicks in total if the two models are equally good.
 
-        Then each scan's difference has either sign equally often: Fisher's randomisation test of paired differences,
-        one-sided, all assignments of signs counted.
+        Each scan's difference is then equally likely to have either sign: Fisher's randomisation test of paired
+        differences, one-sided, over all assignments of signs.
         """
         ways = np.ones(1)  # probabilities of the sums from -reach to reach
         for size in map(abs, self.saved):
@@ -149,7 +149,7 @@ class Gate(Record):
 
     @property
     def is_better(self) -> bool:
-        """Whether fewer clicks were needed, by more than chance gives."""
+        """Whether fewer clicks were needed, by more than chance explains."""
         return self.chance < CHANCE
 
     def __str__(self) -> str:
@@ -167,8 +167,8 @@ class LearnedModel(Record):
     name: Name
     made: str
     start: str
-    cases: dict[str, str]  # that it was trained on, with their content
-    seen: int = 0  # how many cases were done when it began; they are checked with, too
+    cases: dict[str, str]  # that it was trained on, with their digests
+    seen: int = 0  # how many cases were done when it began, including those it was checked on
     steps: int
     minutes: float
     gate: Gate
@@ -186,7 +186,7 @@ class LearnedModel(Record):
 
 
 def read_record(path: Path, kind: type[R]) -> R:
-    """The record in a file. Raises FileError for a file that is missing, or is none of this kind."""
+    """Read a record from a file. Raises FileError for a file that is missing, or of another kind."""
     try:
         return kind.model_validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
@@ -196,13 +196,13 @@ def read_record(path: Path, kind: type[R]) -> R:
 
 
 def write_record(path: Path, record: Record) -> None:
-    """Replace the file. Raises FileError if the folder or the disk does not take it."""
+    """Write a record, replacing the file. Raises FileError if it cannot be written."""
     with atomic_path(path) as temporary:
         temporary.write_text(record.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a file of JSON lines; a line that a crash cut off is left out."""
+    """The objects of a file of JSON lines; a line cut off by a crash is skipped."""
     found = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
         try:
@@ -213,14 +213,14 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def append_line(path: Path, facts: Mapping[str, Any]) -> None:
-    """Add an object to a file of JSON lines; what a crash cut off stays on a line of its own."""
+    """Append an object to a file of JSON lines; text cut off by a crash stays on a line of its own."""
     with open(path, "ab+") as file:
         cut = file.seek(0, 2) > 0 and file.seek(-1, 2) >= 0 and file.read(1) != b"\n"
         file.write(b"\n" * cut + json.dumps(facts).encode() + b"\n")
 
 
 def check_name(what: str, name: str) -> str:
-    """The name, if files may have it. Raises InputError."""
+    """The name, if it is allowed as a file name. Raises InputError."""
     if not _is_name(name):
         shown = repr(name) if len(name) <= MAX_NAME_BYTES else f"{name[:40]!r}... of {len(name)} characters"
         expected = f"up to {MAX_NAME_BYTES} bytes of letters, digits, blanks and . _ + -"

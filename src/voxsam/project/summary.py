@@ -1,4 +1,4 @@
-"""Where a project stands: what is done, clicks per scan over time, minutes saved, what is learned and offered."""
+"""The status of a project: what is done, clicks per scan over time, minutes saved, what was learned and is offered."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ RECENT = 5  # scans
 
 @dataclass(frozen=True)
 class ScanRow:
-    """A line of the work list; what is not known is None."""
+    """A row of the work list; unknown values are None."""
 
     name: str
     state: State
     reader: str
-    since: str  # when that began
-    readers: tuple[str, ...]  # who have done it, the latest last
+    since: str  # when the state began
+    readers: tuple[str, ...]  # who have done it, latest last
     clicks: int | None
     volume_ml: float | None
 
 
 @dataclass(frozen=True)
 class Summary:
-    """`curve`: of the scans that were clicked, in the order in which they were finished, the clicks of each."""
+    """The status of a project; `curve` has the clicks of each clicked scan, in the order of finishing."""
 
     rows: tuple[ScanRow, ...]
     in_use: str
-    offered: LearnedModel | None  # the newest learned model, where it is better and not in use
+    offered: LearnedModel | None  # the newest learned model, if it is better and not in use
     curve: tuple[tuple[str, int], ...]
-    minutes_saved: float | None  # None: too few times are known
-    learning: dict[str, Any] | None  # what a learning that runs is at
-    new: int  # scans that were done since a model learned last
+    minutes_saved: float | None  # None if too few times are known
+    learning: dict[str, Any] | None  # progress, if a model is learning
+    new: int  # scans done since a model last learned
     order: str  # of the work, in words
 
     @property
@@ -46,13 +46,13 @@ class Summary:
         return Counter(row.state for row in self.rows)
 
     def as_json(self) -> dict[str, Any]:
-        """JSON's types only."""
+        """The summary in JSON's types only."""
         offered = None if self.offered is None else self.offered.model_dump(mode="json")
         return {**asdict(self), "offered": offered, "counts": dict(self.counts)}
 
 
 def summarise(project: Project) -> Summary:
-    """The project as it is now."""
+    """The summary of a project as it is now."""
     rows, done = [], project.done_cases()
     for scan in project.scans:
         reading = done.get(scan.name)
@@ -79,14 +79,14 @@ def summarise(project: Project) -> Summary:
 
 
 def offered(project: Project) -> LearnedModel | None:
-    """The newest learned model, if it was offered and nobody has taken it yet, nor gone back from it."""
+    """The newest learned model, if it is offered and has never been put into use."""
     models = [model for model in project.models() if model.state != "retired"]
     taken = {line.get("model") for line in project.history() if line.get("what") == "use"}
     return models[-1] if models and models[-1].state == "offered" and models[-1].name not in taken else None
 
 
 def minutes_saved(clicked: list[Reading], start: str) -> float | None:
-    """The mean time of a scan with the start model, less that with learned ones, times the number of the latter."""
+    """The mean time per scan with the start model minus that with learned ones, times the number of the latter."""
     timed = [(reading.model == start, reading.seconds) for reading in clicked if reading.seconds is not None]
     before, after = ([seconds for is_start, seconds in timed if is_start == which] for which in (True, False))
     if not before or not after:

@@ -1,4 +1,4 @@
-"""The protocols of other programs' clients, spoken by the server beside its own API: docs/viewers.md.
+"""The protocols of other programs' clients, served alongside the server's own API: docs/viewers.md.
 
 nninteractive   SlicerNNInteractive, napari-nninteractive, nninteractive-client
 monailabel      3D Slicer's MONAI Label module, MITK's tool, OHIF's panel, MONAILabelClient

@@ -1,7 +1,7 @@
 """The protocol of itksnap-dls, the server of ITK-SNAP's deep learning extension; versions 1 and 2.
 
-The image comes as gzipped float32 voxels, x fastest, with their numbers along x, y, z and nothing of their size or
-place: `voxsam serve --spacing` says the mm. Every interaction is answered with the whole mask, gzipped int8 in base64.
+The image arrives as gzipped float32 voxels, x fastest, with their number along x, y, z but no spacing or position:
+`voxsam serve --spacing` gives the mm. The response to every interaction is the whole mask, gzipped int8 in base64.
 """
 
 from __future__ import annotations
@@ -37,24 +37,24 @@ from voxsam.volume import Volume
 
 AXES = REVERSED_AXES[::-1]  # x, y, z of a supine patient's scan: to the left, to the back, up
 VOXEL = np.dtype("<f4")
-GZIP_LEVEL = 1  # of masks, which pack well anyway
+GZIP_LEVEL = 1  # of masks, which compress well anyway
 
 router = APIRouter(tags=["ITK-SNAP"])
 PROTOCOL = Protocol(router, files=tuple(f"{v}/upload_raw/" for v in ("", "/v2")) + ("/process_",))
 
 
 class Client(OpenSession):
-    """A session of one client, which sends no signs of life: it ends when nobody used it for `idle_s`."""
+    """A session of one client, which sends no heartbeats: it ends when it has not been used for `idle_s`."""
 
     kind = "a session of ITK-SNAP"
 
     def make(self, model: Promptable, volume: Volume, undo_bytes: int) -> Segment:
-        """The object, with nothing prompted yet."""
+        """Make the object, without prompts."""
         return Segment(Predictor(model, progress=self.report).set_image(volume), undo_bytes)
 
     @property
     def lease_s(self) -> float:
-        """Seconds until it ends if nobody uses it."""
+        """Seconds until the session ends if it is not used."""
         return max(0.0, self.used + self.sessions.limits.idle_s - self.sessions.clock())
 
 
@@ -73,7 +73,7 @@ Held = Annotated[Client, Depends(_client)]
 
 
 class Metadata(BaseModel):
-    """What comes with voxels: how many there are along x, y, z, and in each of them."""
+    """The metadata of voxels: how many there are along x, y, z, and the components of each."""
 
     dimensions: list[PositiveInt] = Field(min_length=3, max_length=3)
     components_per_pixel: int = 1
@@ -90,7 +90,7 @@ async def status() -> dict[str, str]:
 
 @router.get("/v2/models", summary="The model")
 async def models(service: TheService) -> dict[str, Any]:
-    """What it takes."""
+    """The interactions that it takes."""
     card = service.worker.model.card
     known = {"point": "positive", "scribble": "scribble", "lasso": "positive"}
     kinds = [kind for kind, prompt in known.items() if prompt in card.prompts]
@@ -107,7 +107,7 @@ async def start_session(service: TheService) -> dict[str, str]:
 @router.get("/end_session/{session_id}", summary="Give a place back")
 @router.get("/v2/end_session/{session_id}", summary="Give a place back")
 async def end_session(service: TheService, session_id: str) -> dict[str, str]:
-    """Succeeds also for a session that is over."""
+    """Also succeeds for a session that has ended."""
     if any(session.id == session_id and isinstance(session, Client) for session in service.sessions.open):
         await asyncio.to_thread(service.sessions.release, session_id)
     return {"message": "Session ended"}
@@ -118,13 +118,13 @@ async def end_session(service: TheService, session_id: str) -> dict[str, str]:
 async def upload_raw(
     service: TheService, client: Held, file: Annotated[UploadFile, File()], metadata: Text
 ) -> dict[str, str]:
-    """Another one, and what was prompted on it, is closed."""
+    """The previous one is closed, and its prompts are lost."""
     known = _read(metadata)
 
     def open_image() -> None:
         voxels = _count(known, service.settings.max_voxels)
         freed = client.part.nbytes if client.part else 0
-        part = service.sessions.memory.take(voxels * (VOXEL.itemsize + 9), freed)  # as floats are checked
+        part = service.sessions.memory.take(voxels * (VOXEL.itemsize + 9), freed)  # while floats are checked
         try:
             grid = Grid.from_spacing(known.dimensions, service.settings.spacing_mm, axes=AXES)
             volume = on_grid(_whole(_voxels(file.file, known)), grid)
@@ -165,7 +165,7 @@ async def click_of_version_2(
 async def scribble(
     service: TheService, client: Held, file: Annotated[UploadFile, File()], metadata: Text, foreground: bool = False
 ) -> dict[str, str]:
-    """Voxels of the image's numbers, not 0 where the stroke is."""
+    """An array of the image's shape, not 0 where the stroke is."""
     require_prompt(service.worker.model.card, "scribble", foreground)
     return await _drawn(service, client, file, metadata, MaskInteraction(include_interaction=foreground).scribble)
 
@@ -174,7 +174,7 @@ async def scribble(
 async def lasso(
     service: TheService, client: Held, file: Annotated[UploadFile, File()], metadata: Text, foreground: bool = False
 ) -> dict[str, str]:
-    """Voxels of the image's numbers, not 0 on the contour or in all of its area."""
+    """An array of the image's shape, not 0 on the contour or in all of its area."""
     require_prompt(service.worker.model.card, "positive", foreground)
     return await _drawn(service, client, file, metadata, MaskInteraction(include_interaction=foreground).lasso)
 
@@ -204,7 +204,7 @@ async def _drawn(
 
 
 async def _change(service: Service, client: Client, prompts: Sequence[Prompt]) -> dict[str, str]:
-    """Let the worker add the prompts, and answer with the whole mask."""
+    """Let the worker add the prompts, and respond with the whole mask."""
     client.check_growth()
     image = client.require_volume()
     boxes = sum(prompt.volume.array.size for prompt in prompts if isinstance(prompt, Scribble))
@@ -232,7 +232,7 @@ def _read(metadata: str) -> Metadata:
 
 
 def _count(known: Metadata, most: int) -> int:
-    """Voxels. Raises TooLarge."""
+    """The number of voxels. Raises TooLarge."""
     x, y, z = known.dimensions
     if x * y * z > most:
         raise TooLarge(f"an image of {x} x {y} x {z} voxels", f"at most {most:,}", "crop the scan")
@@ -240,7 +240,7 @@ def _count(known: Metadata, most: int) -> int:
 
 
 def _voxels(stream: BinaryIO, known: Metadata) -> NDArray[np.float32]:
-    """(x, y, z) what a file holds. Raises Refused unless it unpacks to just that many voxels."""
+    """(x, y, z) voxels of a file. Raises Refused unless it unpacks to exactly that many."""
     x, y, z = known.dimensions
     nbytes = x * y * z * VOXEL.itemsize
     try:
@@ -255,9 +255,9 @@ def _voxels(stream: BinaryIO, known: Metadata) -> NDArray[np.float32]:
 
 
 def _whole(array: NDArray[np.float32]) -> NDArray[Any]:
-    """Whole numbers as int16, half of the memory, where it holds them: a CT comes as floats."""
+    """The array as int16, for half of the memory, if that holds its values: a CT arrives as floats."""
     small = np.iinfo(np.int16)
-    if array.min() < small.min or array.max() > small.max:  # False for NaN, which astype may not meet
+    if array.min() < small.min or array.max() > small.max:  # False for NaN, which is not to reach astype
         return array
     whole = np.nan_to_num(array).astype(np.int16)
     return whole if np.array_equal(whole, array) else array

@@ -1,1 +1,1 @@
-"""Pictures of scans and masks that need no scores: planes, and what is drawn on them."""
+"""Reports on a segmentation: measurements, figures, the 3D view, and files such as HTML, DICOM SR and STL."""

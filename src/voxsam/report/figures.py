@@ -1,4 +1,4 @@
-"""Pictures of a scan with its mask: an overview as a PNG file, and what a notebook shows of a session."""
+"""Pictures of a scan with its mask: an overview as a PNG file, and what a notebook shows for a session."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ def overview_figure(
 
     `mask` (labels, 0 background) and `truth` lie on the scan's grid; clicks are (index, positive). Without such a click
     the planes go through the middle of the mask; with an empty mask, through the first click or the middle of the scan.
-    `centre`, an index (i, j, k), is another place for them.
-    Raises GeometryError for another grid, FileError if `path` cannot be written.
+    Instead they go through `centre`, an index (i, j, k), if it is given. Raises GeometryError for another grid,
+    FileError if `path` cannot be written.
     """
     scene = Scene.of(scan, mask, clicks, "auto", truth)
     figure = Figure(figsize=SIZE_INCHES, dpi=DPI, facecolor=BACKGROUND)
@@ -88,14 +88,14 @@ def _diameters(objects: Volume, label: int) -> list[Diameter]:
 
 
 def _draw_diameters(axes: Axes, scene: Scene, plane: Plane, diameters: dict[int, list[Diameter]]) -> None:
-    """Lines of RECIST diameters, on the slice that they were measured on."""
+    """Draw the RECIST diameters, if this is the slice on which they were measured."""
     for diameter in (line for lines in diameters.values() for line in lines):
         places, depths = plane.place_mm(scene.objects.grid, diameter.ends)
         if np.abs(depths).max() < 0.5 * plane.grid.spacing_mm[2]:
             axes.plot(*places.T, color=INK, linewidth=1.0, linestyle=(0, (4, 3)))
 
 
-# The words
+# Text
 
 
 def _write_facts(figure: Figure, scene: Scene, diameters: dict[int, list[Diameter]]) -> None:
@@ -157,7 +157,7 @@ VIEWER_HEIGHT = 480
 
 
 class Picture:
-    """A PNG that Jupyter shows when it is the last line of a cell; `png` are its bytes."""
+    """A PNG that Jupyter shows if it is the last line of a cell; `png` holds its bytes."""
 
     def __init__(self, png: bytes, words: str) -> None:
         self.png, self.words = png, words
@@ -166,11 +166,11 @@ class Picture:
         return self.words
 
     def _repr_png_(self) -> bytes:
-        """What IPython asks a value for."""
+        """The PNG's bytes, as IPython asks for them."""
         return self.png
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the PNG. Raises FileError if that cannot be done."""
+        """Write the PNG. Raises FileError if `path` cannot be written."""
         with atomic_path(path) as temporary:
             temporary.write_bytes(self.png)
 
@@ -185,7 +185,7 @@ def picture(
 ) -> Picture:
     """Axial, coronal and sagittal planes, to scale, through the first positive click in the mask or its middle.
 
-    `centre`, an index (i, j, k), is another place for them; `window` is level and width.
+    With `centre`, an index (i, j, k), they go through that instead; `window` is level and width.
     """
     scene = Scene.of(scan, mask, clicks, window)
     figure = Figure(figsize=CELL_INCHES, dpi=CELL_DPI, facecolor=BACKGROUND)
@@ -208,7 +208,7 @@ THUMBNAIL_INCHES, THUMBNAIL_DPI = (1.6, 1.6), 100
 
 
 def thumbnail(scan: Volume, mask: Volume | None = None) -> bytes:
-    """A PNG of 160 x 160 pixels: the axial plane through the mask, outlined, or without one the scan's middle."""
+    """A PNG of 160 x 160 pixels: the axial plane through the outlined mask, or through the middle of the scan."""
     empty = scan.with_array(np.zeros(scan.grid.shape, np.uint8), "SEG") if mask is None else mask
     scene = Scene.of(scan, empty, ())
     plane = Plane.through("axial", scan.grid, middle(scene))
@@ -254,7 +254,7 @@ def viewer(scan: Volume, mask: Volume, window: Window = "auto") -> Any:
 
 
 def _words(scene: Scene) -> str:
-    """One line: how much is marked, in how many objects."""
+    """One line of text: the volume of the mask, in how many objects, and the number of clicks."""
     count, clicks = len(scene.labels), len(scene.clicks)
     what = "an empty mask" if not count else f"{scene.objects.volume_ml:.1f} mL"
     if count > 1:

@@ -1,4 +1,4 @@
-"""Numbers about masks: Dice, volume, the axial diameters of RECIST 1.1, and the components that were clicked."""
+"""Numbers about masks: Dice, volume, the axial diameters of RECIST 1.1, and the connected components."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from voxsam.region import Region
 from voxsam.volume import Volume
 
 TOUCHING = np.ones((3, 3, 3), dtype=bool)  # voxels that share a corner belong to one part
-SAME_MM = 1e-9  # lengths that differ by less are equal: which line counts hangs on no rounding error
+SAME_MM = 1e-9  # lengths that differ by less are equal, so that no rounding error decides which line counts
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Diameter:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What is measured of an object; without voxels it has no diameters."""
+    """The measurements of an object; without voxels it has no diameters."""
 
     voxels: int
     volume_ml: float
@@ -56,9 +56,9 @@ def measure(region: Region, grid: Grid) -> Measurement:
 
 
 def dice(a: ArrayLike, b: ArrayLike) -> float:
-    """2 |A and B| / (|A| + |B|) of two arrays of one shape, where every voxel that is not zero counts.
+    """2 |A and B| / (|A| + |B|) of two arrays of the same shape, in which every non-zero voxel counts.
 
-    Two empty masks agree: 1.0. One empty mask against one that is not: 0.0. Raises GeometryError for two shapes.
+    Two empty masks agree: 1.0. An empty mask against a non-empty one: 0.0. Raises GeometryError for different shapes.
     """
     first, second = np.asarray(a) != 0, np.asarray(b) != 0
     if first.shape != second.shape:
@@ -70,16 +70,16 @@ def dice(a: ArrayLike, b: ArrayLike) -> float:
 
 
 def volume_ml(mask: Volume, label: int | None = None) -> float:
-    """Millilitres of the voxels that are `label`, or of all that are not zero."""
+    """Volume in millilitres of the voxels of `label`, or of all non-zero voxels."""
     return int(np.count_nonzero(_inside(mask, label))) * mask.grid.voxel_volume_ml
 
 
 def longest_axial_diameter(mask: Volume, label: int | None = None) -> Diameter | None:
     """The longest in-plane diameter over all axial slices (RECIST 1.1), of `label` or of all objects; None if empty.
 
-    It is measured in mm between the outer faces of voxels, so a row of n voxels is n spacings long. Axial is the
-    array's own axis that lies nearest to Superior; the line may cross a notch of the mask. Of lines of one length it is
-    that whose ends have the lowest indices.
+    It is measured in mm between the outer faces of voxels, so a row of n voxels is n spacings long. Axial slices are
+    perpendicular to the array axis nearest to Superior; the line may cross a notch of the mask. Of several equally long
+    lines it is the one whose ends have the lowest indices.
     """
     longest: Diameter | None = None
     for outline in _slice_outlines(_inside(mask, label), _axial_axis(mask)):
@@ -95,7 +95,7 @@ def longest_axial_diameter(mask: Volume, label: int | None = None) -> Diameter |
 def perpendicular_diameter(mask: Volume, longest: Diameter, label: int | None = None) -> Diameter:
     """The longest line perpendicular to `longest` in its slice: the short axis of a lesion or node (RECIST 1.1).
 
-    `longest` is that of the same mask and label. Like it, the line is measured in mm between the outer faces of voxels
+    `longest` must be of the same mask and label. Like it, the line is measured in mm between the outer faces of voxels
     and may cross a notch.
     """
     axis = _axial_axis(mask)
@@ -108,7 +108,7 @@ def perpendicular_diameter(mask: Volume, longest: Diameter, label: int | None = 
     sides = np.delete(mask.grid.affine[:3, :3], axis, axis=1)
     across = np.cross(np.cross(*sides.T), along)
     across /= np.linalg.norm(across)
-    # The outline is convex: the longest line across begins at one of its corners.
+    # The outline is convex: the longest line across starts at one of its corners.
     corners = (mask.grid.index_to_world(outline) - first) @ np.stack([along, across], 1)
     chords = np.array([_chord(corners, at) for at in corners[:, 0]])
     widest = np.ptp(chords, axis=1).argmax()
@@ -117,7 +117,7 @@ def perpendicular_diameter(mask: Volume, longest: Diameter, label: int | None = 
 
 
 def _chord(polygon: NDArray[np.float64], at: float) -> tuple[float, float]:
-    """The lowest and highest y of a convex polygon (n, 2) where x is `at`, which is that of one of its corners."""
+    """The lowest and highest y of a convex polygon (n, 2) where x is `at`, the x of one of its corners."""
     found = []
     for (x0, y0), (x1, y1) in zip(polygon, np.roll(polygon, -1, axis=0), strict=True):
         if min(x0, x1) <= at <= max(x0, x1):
@@ -130,7 +130,7 @@ def _inside(mask: Volume, label: int | None) -> NDArray[np.bool_]:
 
 
 def _axial_axis(mask: Volume) -> int:
-    """The array's axis that lies nearest to Superior."""
+    """The array axis nearest to Superior."""
     return mask.grid.permutation_to("RAS")[0][2]
 
 
@@ -150,9 +150,9 @@ def _slice_outlines(inside: NDArray[np.bool_], axial_axis: int) -> Iterator[NDAr
 
 
 def parts_of(mask: NDArray[np.bool_], spacing_mm: NDArray[np.float64]) -> list[tuple[tuple[int, int, int], int]]:
-    """Of each connected part (26 neighbours) of a mask (i, j, k): its voxel farthest from the border, and its size.
+    """For each connected component (26 neighbours) of a mask (i, j, k): its deepest voxel, and its size in voxels.
 
-    Of several equally deep ones, that nearest to their centre: the middle of a line, not its end. Sizes are voxels.
+    Of several equally deep voxels it is the one nearest to their centre: the middle of a line, not its end.
     """
     if not mask.any():
         return []

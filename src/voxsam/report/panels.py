@@ -1,6 +1,6 @@
-"""Planes of a scan as a radiologist expects them, with a mask's contours and the clicks on them, to scale.
+"""Planes of a scan as a radiologist expects them, to scale, with a mask's contours and the clicks.
 
-Every plane is a Grid of one slice whose first index runs to the viewer's right and whose second runs down."""
+Every plane is a Grid of one slice whose first index runs to the viewer's right, and the second down."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ OPPOSITE = {"R": "L", "L": "R", "A": "P", "P": "A", "S": "I", "I": "S"}
 
 @dataclass(frozen=True)
 class Plane:
-    """One slice of a scan's grid, turned for display; coordinates on it are mm from its top left corner."""
+    """One slice of a scan's grid, oriented for display; coordinates on it are mm from its top left corner."""
 
     name: str
     grid: Grid  # (columns, rows, 1)
 
     @classmethod
     def through(cls, name: str, grid: Grid, index: ArrayLike, side_mm: float = np.inf) -> Plane:
-        """The plane `name` of `grid` through `index`, cut to at most `side_mm` round it and to the grid."""
+        """The plane `name` of `grid` through `index`, cropped to at most `side_mm` around it and to the grid."""
         turned = grid.reorient(PLANE_AXES[name])
         at = np.clip(np.rint(grid.index_in(turned, index)).astype(int), 0, np.array(turned.shape) - 1)
         start, shape = [0, 0, int(at[2])], [turned.shape[0], turned.shape[1], 1]
@@ -47,7 +47,7 @@ class Plane:
 
     @property
     def size_mm(self) -> tuple[float, float]:
-        """Width and height."""
+        """Width and height in mm."""
         width, height = (n * s for n, s in zip(self.grid.shape[:2], self.grid.spacing_mm[:2], strict=True))
         return float(width), float(height)
 
@@ -58,11 +58,11 @@ class Plane:
         return OPPOSITE[right], right, OPPOSITE[down], down
 
     def read(self, volume: Volume) -> NDArray[np.float32]:
-        """(rows, columns) voxels of a volume that lies on the grid from which the plane was cut."""
+        """(rows, columns) voxels of a volume on the grid from which the plane was cut."""
         return resample(volume, self.grid, "nearest")[:, :, 0].T
 
     def place_mm(self, grid: Grid, index: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Of (..., 3) indices of `grid`: (..., 2) mm to the right and down on the plane, and (...) mm off the plane."""
+        """(..., 3) indices of `grid` -> (..., 2) mm to the right and down on the plane, and (...) mm off the plane."""
         at = (grid.index_in(self.grid, index) + [0.5, 0.5, 0]) * self.grid.spacing_mm
         return at[..., :2], at[..., 2]
 
@@ -84,12 +84,12 @@ HALO: list[AbstractPathEffect] = [
 ]  # keeps letters readable on bright tissue
 CLICK_REACH_MM = 5.0  # a click is shown on planes at most this far away
 SCALE_BAR_MM = 50.0
-VIEW_MM = (150.0, 2.1)  # the planes show at least this much, or so many times the longest side of the mask
+VIEW_MM = (150.0, 2.1)  # the planes show at least this many mm, or this many times the longest side of the mask
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What is the same in all panels."""
+    """What all panels have in common."""
 
     scan: Volume
     mask: Volume
@@ -111,7 +111,7 @@ class Scene:
         window: Window = "auto",
         truth: Volume | None = None,
     ) -> Scene:
-        """The scene of a mask, and perhaps a `truth`, on the scan's grid. Raises GeometryError for another grid."""
+        """The scene of a mask, and optionally a `truth`, on the scan's grid. Raises GeometryError for another grid."""
         for name, other in (("mask", mask), ("truth", truth)):
             if other is not None and not other.grid.close_to(scan.grid):
                 raise GeometryError(f"a {name} on {other.grid}", f"the scan's {scan.grid}", "resample it onto the scan")
@@ -145,7 +145,7 @@ def middle(scene: Scene) -> NDArray[np.float64]:
 
 
 def side_mm(scene: Scene) -> float:
-    """How much of the scan the planes show."""
+    """The side in mm of what the planes show of the scan."""
     least, times = VIEW_MM
     if not scene.labels:
         return np.inf
@@ -153,7 +153,7 @@ def side_mm(scene: Scene) -> float:
 
 
 def draw_plane(axes: Axes, scene: Scene, plane: Plane, others: Sequence[Plane], shown_mm: float = 0.0) -> None:
-    """One plane with everything on it, and faint lines where the `others` cut it; at least `shown_mm` wide."""
+    """Draw one plane with everything on it, and faint lines where the `others` cut it; at least `shown_mm` wide."""
     width, height = plane.size_mm
     axes.set_facecolor(PANEL)
     low, high = scene.limits
@@ -184,7 +184,7 @@ def _outline(axes: Axes, plane: Plane, inside: NDArray[np.bool_], colour: str, w
 
 
 def _square_view(axes: Axes, width: float, height: float, least: float) -> None:
-    """The plane in the middle of a square, so that all panels of one size have one scale."""
+    """Centre the plane in a square, so that all panels of one size have one scale."""
     side = max(width, height, least)
     axes.set_xlim((width - side) / 2, (width + side) / 2)
     axes.set_ylim((height + side) / 2, (height - side) / 2)
@@ -196,7 +196,7 @@ def _square_view(axes: Axes, width: float, height: float, least: float) -> None:
 
 
 def _draw_crosshair(axes: Axes, plane: Plane, others: Sequence[Plane]) -> None:
-    """Where the two other planes cut this one."""
+    """Draw lines where the two other planes cut this one."""
     for other in others:
         middle = (np.array(other.grid.shape) - 1) / 2
         ends = [middle + np.array(step) for step in ((-1e3, 0, 0), (1e3, 0, 0), (0, -1e3, 0), (0, 1e3, 0))]

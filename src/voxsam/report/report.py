@@ -1,6 +1,6 @@
-"""What was done and what came out of it, as JSON for programs and as one self-contained HTML page for people.
+"""The report of a segmentation, as JSON for programs and as one self-contained HTML page for people.
 
-Facts hold what the caller gives, the geometry of the scan, and of a DICOM scan whose it is: patient, study, series."""
+It holds what the caller gives, the geometry of the scan, and for a DICOM scan its patient, study and series."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def _png(picture: Path) -> bytes:
 
 
 def bullets(items: Sequence[str]) -> str:
-    """A list of lines of text; nothing for none."""
+    """Lines of text as an HTML list; nothing for none."""
     return "<ul>\n" + "".join(f"<li>{escape(item)}</li>\n" for item in items) + "</ul>\n" if items else ""
 
 
@@ -97,7 +97,7 @@ footer { color: #a3afc0; margin-top: 24px; font-size: 14px }
 ALT = "Axial, coronal and sagittal planes with the mask's contour, and a 3D view of the mask"
 
 
-SAID_OF_DICOM = {  # what a report says of whose a scan is: PS3.3 C.7.1.1, C.7.2.1, C.7.3.1
+SAID_OF_DICOM = {  # what identifies a scan in a report: PS3.3 C.7.1.1, C.7.2.1, C.7.3.1
     "patient": {"name": "PatientName", "id": "PatientID"},
     "study": {"uid": "StudyInstanceUID", "date": "StudyDate", "description": "StudyDescription"},
     "series": {"uid": "SeriesInstanceUID", "number": "SeriesNumber", "description": "SeriesDescription"},
@@ -106,15 +106,15 @@ SAID_OF_DICOM = {  # what a report says of whose a scan is: PS3.3 C.7.1.1, C.7.2
 
 @dataclass(frozen=True, eq=False)
 class ReportedObject:
-    """An object of a session: its voxels, what it is called, and what made it. Clicks are (index, positive)."""
+    """An object of a session: its voxels, its name, and what made it. Clicks are (index, positive)."""
 
     number: int
     region: Region
     info: SegmentInfo
     clicks: Sequence[tuple[Sequence[float], bool]] = ()
     edited: bool = False  # by hand, or loaded
-    confidence: Mapping[str, Any] | None = None  # expected Dice and an interval of the volume, of a calibrated model
-    class_name: str | None = None  # of a model with classes
+    confidence: Mapping[str, Any] | None = None  # expected Dice and an interval of the volume, from a calibrated model
+    class_name: str | None = None  # from a model with classes
 
 
 def report_dict(
@@ -131,11 +131,11 @@ def report_dict(
     confidence: Mapping[str, Any] | None = None,
     class_name: str | None = None,
 ) -> dict[str, Any]:
-    """The facts of one segmentation, of JSON's types only.
+    """The facts of one segmentation, in JSON types only.
 
-    `clicks` are (index (i, j, k), positive); `seconds` says how long each step took; of `scan_name` only the last part
-    of a path is kept. With a `truth`, "dice" compares it with the whole mask. `objects` say more than the labels
-    of the mask do, and may share voxels. `confidence` and `class_name` are those of a mask of one object.
+    `clicks` are (index (i, j, k), positive); `seconds` says how long each step took; of a path in `scan_name` only the
+    last part is kept. With a `truth`, "dice" compares it with the whole mask. `objects` say more than the labels of
+    the mask, and may share voxels. `confidence` and `class_name` are those of a mask of one object.
     """
     report: dict[str, Any] = {
         "voxsam": __version__,
@@ -162,7 +162,7 @@ def report_dict(
 
 
 def facts_for_people(report: Mapping[str, Any]) -> dict[str, str | float]:
-    """The rows of the HTML table, from what `report_dict` returns; messages are left to the page."""
+    """The rows of the HTML table, from the result of `report_dict`; messages are left to the page."""
     scan = report["scan"]
     facts: dict[str, str | float] = {
         "Scan": scan["name"],
@@ -268,7 +268,7 @@ def _measured(label: int, region: Region, grid: Grid) -> dict[str, Any]:
 
 
 def _line(diameter: Diameter | None) -> dict[str, Any] | None:
-    """A diameter: mm, and its ends as indices of the scan."""
+    """A diameter in mm, and its ends as indices of the scan."""
     if diameter is None:
         return None
     return {"mm": round(diameter.length_mm, 3), "ends": diameter.ends.round(3).tolist()}
@@ -279,7 +279,7 @@ def _clicks(clicks: Sequence[tuple[Sequence[float], bool]]) -> list[dict[str, An
 
 
 def _plain(number: float) -> int | float:
-    """An int where the number is whole: JSON then shows the index as it was typed."""
+    """The number as an int if it is whole, so that JSON shows the index as it was typed."""
     return int(number) if float(number).is_integer() else float(number)
 
 

@@ -1,8 +1,8 @@
-"""A DICOM SR of what is measured in a DICOM-SEG: volume and axial diameters of each segment (PS3.16, TID 1500).
+"""A DICOM SR of the measurements of a DICOM-SEG: volume and axial diameters of each segment (PS3.16, TID 1500).
 
 A segment has two measurement groups under its own tracking UID: its volume, with the reference to its voxels (TID
-1411), and its diameters, each with its line in the patient (TID 1501, for TID 1411 allows no lines). Through highdicom
-(the extra `dicom`).
+1411), and its diameters, each with its line in the patient (TID 1501, since TID 1411 allows no lines). Written with
+highdicom (the extra `dicom`).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pydicom
+from pydicom.errors import InvalidDicomError
 
 from voxsam import __version__
 from voxsam.atomic import atomic_path
@@ -34,12 +35,15 @@ OBSERVER_UID = f"2.25.{uuid.uuid5(uuid.NAMESPACE_DNS, 'voxsam').int}"  # of the 
 def write_sr(path: str | os.PathLike[str], seg: str | os.PathLike[str], scan: Volume) -> None:
     """Measure every segment of the file `seg`, a DICOM-SEG of `scan`, and write the SR that refers to it.
 
-    Lengths in mm as RECIST 1.1 has them, volumes in cm3. Raises FileError if `seg` is none or cannot be read, or if the
-    SR cannot be written; UnsupportedError without highdicom; as `series_of` for a scan that is not from DICOM.
+    Lengths in mm as in RECIST 1.1, volumes in cm3. Raises FileError if `seg` cannot be read or is not a DICOM-SEG, or
+    if the SR cannot be written; UnsupportedError without highdicom; as `series_of` for a scan that is not from DICOM.
     """
     hd, path, seg = highdicom(), Path(path), Path(seg)
     source = series_of(scan, path)
-    segmentation = pydicom.dcmread(seg)
+    try:
+        segmentation = pydicom.dcmread(seg)
+    except (OSError, InvalidDicomError) as error:
+        raise FileError(f"{seg.name}, which cannot be read as DICOM", "a DICOM-SEG of the scan", "check it") from error
     if "SegmentSequence" not in segmentation:
         raise FileError(f"{seg.name} is no DICOM-SEG", "a DICOM-SEG of the scan", "choose another file")
     from pydicom.sr.codedict import codes
@@ -71,7 +75,7 @@ def write_sr(path: str | os.PathLike[str], seg: str | os.PathLike[str], scan: Vo
 
 
 def _groups(hd: Any, codes: Any, segmentation: pydicom.Dataset, seg: Path, scan: Volume) -> Iterator[Any]:
-    """The measurement groups of each segment."""
+    """Yield the measurement groups of each segment."""
     series = hd.sr.SourceSeriesForSegmentation(segmentation.ReferencedSeriesSequence[0].SeriesInstanceUID)
     frame = segmentation.FrameOfReferenceUID
     for item in segmentation.SegmentSequence:
@@ -107,7 +111,7 @@ def _diameter(hd: Any, codes: Any, name: Any, line: Diameter, mask: Volume, fram
 
 
 def _evidence(segmentation: pydicom.Dataset) -> pydicom.Dataset:
-    """What identifies the segmentation, and no patient: highdicom refuses values that are not quite DICOM."""
+    """What identifies the segmentation, but not the patient: highdicom refuses values that are not quite DICOM."""
     evidence = pydicom.Dataset()
     for keyword in ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID"):
         setattr(evidence, keyword, None)

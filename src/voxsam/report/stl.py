@@ -1,7 +1,7 @@
-"""Surfaces of objects as an STL file for viewers and printers: one named solid an object, in the patient's millimetres.
+"""Surfaces of objects as an STL file for viewers and printers: one named solid per object, in patient millimetres.
 
-ASCII, since the binary form has no names and no more than one solid. Coordinates are LPS+, DICOM's patient system; the
-name of each solid says so in the words that 3D Slicer reads (SPACE=LPS).
+ASCII, since the binary format has no names and only one solid. Coordinates are LPS+, DICOM's patient system; the name
+of each solid says so in the form that 3D Slicer reads (SPACE=LPS).
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from voxsam.geometry import Grid, flip_lps
 from voxsam.region import Region
 from voxsam.report.view3d import Mesh, object_mesh
 
-SURFACE_VOXELS = 192  # cubes along an object's longest side, at most two for a voxel
+SURFACE_VOXELS = 192  # cubes along an object's longest side, at most two per voxel
 
 
 def write_stl(objects: Iterable[tuple[str, Region]], grid: Grid, path: str | os.PathLike[str]) -> None:
     """Write the smoothed surfaces of objects, by name, on the scan's `grid`, whole or not at all.
 
-    Raises ImageError if none has voxels, FileError if it cannot be written.
+    Raises ImageError if none has voxels, FileError if `path` cannot be written.
     """
     meshes = [(name, object_mesh(region.on(grid), 1, SURFACE_VOXELS)) for name, region in objects]
     solids = [(name, mesh) for name, mesh in meshes if mesh is not None]
@@ -38,7 +38,7 @@ def write_stl(objects: Iterable[tuple[str, Region]], grid: Grid, path: str | os.
 
 
 def _facets(mesh: Mesh) -> Iterator[str]:
-    corners = flip_lps(mesh.vertices_mm)[mesh.faces]  # a turn about z: outward stays outward
+    corners = flip_lps(mesh.vertices_mm)[mesh.faces]  # a rotation about z: outward normals stay outward
     across = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
     normals = across / np.maximum(np.linalg.norm(across, axis=1, keepdims=True), 1e-12)
     for normal, triangle in zip(normals.tolist(), corners.tolist(), strict=True):

@@ -1,8 +1,8 @@
 """The 3D panel of a figure: lesions in a glassy body with its bones, the scan's box, and the patient's directions.
 
-Surfaces come from marching cubes and are drawn with a z-buffer and per-pixel light. No OpenGL and no window: the same
-on every machine. matplotlib's 3D axes sort whole triangles by their middle, and show the wrong one of two surfaces that
-cross or nest, as a lesion in a body does.
+Surfaces come from marching cubes and are drawn with a z-buffer and per-pixel lighting, without OpenGL or a window, so
+that they look the same on every machine. matplotlib's 3D axes sort whole triangles by their centres, and show the wrong
+one of two surfaces that intersect or nest, such as a lesion in a body.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Mesh:
 
 
 def object_mesh(mask: Volume, label: int, fine: int = FINE_VOXELS) -> Mesh | None:
-    """The surface of one label, on cubes of 1/`fine` of its longest side or more; None if it has no voxels."""
+    """The surface of one label, on cubes of at least 1/`fine` of its longest side; None if it has no voxels."""
     part = crop_to_objects(mask.with_array(mask.array == label))
     if not part.array.any():
         return None
@@ -48,12 +48,12 @@ def object_mesh(mask: Volume, label: int, fine: int = FINE_VOXELS) -> Mesh | Non
     cubes = part.grid.respace([step] * 3)
     values = np.pad(resample(part, cubes, "linear"), 2)
     smooth = ndimage.gaussian_filter(values, 0.5 * mask.grid.spacing_mm.max() / step)
-    # Blurring may sink a thin object below one half: follow it down, so that it is not lost.
+    # Blurring may push a thin object below one half: lower the level with it, so that it is not lost.
     return _mesh(smooth, min(0.5, 0.5 * float(smooth.max())), cubes, offset=-2.0)
 
 
 def tissue_mesh(scan: Volume, threshold: float, blur: float, largest_only: bool = False) -> Mesh | None:
-    """The coarse surface of what is brighter than `threshold`, closed at the scan's borders; None if nothing is."""
+    """The coarse surface of all that is brighter than `threshold`, closed at the scan's borders; None if nothing is."""
     stride = tuple(max(1, int(np.ceil(n / COARSE_VOXELS))) for n in scan.array.shape)
     coarse = scan.array[tuple(slice(None, None, s) for s in stride)].astype(np.float32)
     inside = ndimage.gaussian_filter(coarse, blur) > threshold
@@ -82,7 +82,7 @@ def _mesh(values: NDArray, level: float, grid: Grid, offset: float, stride: NDAr
 
 
 ROOM = 0.04  # a fraction of a view that stays free on each side
-CHUNK_PIXELS = 4_000_000  # of triangles' boxes that are tested at once; bounds the memory
+CHUNK_PIXELS = 4_000_000  # in triangles' bounding boxes that are tested at once; limits the memory
 LIGHT = np.array([-0.419, 0.579, 0.699], np.float32)  # from the upper left, towards the viewer
 HALFWAY = (LIGHT + np.array([0, 0, 1], np.float32)) / np.sqrt(2 + 2 * LIGHT[2])  # between light and viewer
 
@@ -120,7 +120,7 @@ class View:
 
     @classmethod
     def around(cls, camera: Camera, points_mm: NDArray[np.floating], height: int, width: int) -> View:
-        """The view in whose middle all `points_mm` (n, 3) RAS+ fit, with ROOM on each side."""
+        """The view centred on `points_mm` (n, 3) RAS+ in which all of them fit, with ROOM on each side."""
         flat = camera.project(points_mm)[:, :2]
         low, high = flat.min(0), flat.max(0)
         scale = float(((high - low) / (np.array([width, height]) * (1 - 2 * ROOM))).max())
@@ -143,7 +143,7 @@ class Layer:
 
 
 def solid(mesh: Mesh, view: View, colour: Sequence[float], opacity: float = 1.0) -> Layer:
-    """The surface in matt paint with a soft highlight."""
+    """The surface as matt paint with a soft highlight."""
     depth, normals = rasterise(mesh, view)
     lit, shine = np.clip(normals @ LIGHT, 0, 1), np.clip(normals @ HALFWAY, 0, 1) ** 24
     rgb = np.asarray(colour, np.float32) * (0.26 + 0.78 * lit[..., None]) + 0.22 * shine[..., None]
@@ -161,7 +161,7 @@ def glass(mesh: Mesh, view: View, colour: Sequence[float], opacity: float) -> La
 
 
 def compose(layers: Sequence[Layer], background: Sequence[float]) -> NDArray[np.floating]:
-    """(h, w, 3) RGB of all layers over a colour, at each pixel from the farthest to the nearest."""
+    """(h, w, 3) RGB of all layers over a background colour, blended at each pixel from the farthest to the nearest."""
     depths, colours = np.stack([layer.depth for layer in layers]), np.stack([layer.rgba for layer in layers])
     order = np.argsort(depths, axis=0)
     image = np.broadcast_to(np.asarray(background, np.float32), (*depths.shape[1:], 3)).copy()
@@ -181,7 +181,7 @@ def rasterise(mesh: Mesh, view: View) -> tuple[NDArray[np.floating], NDArray[np.
         towards = np.einsum("nc,nc->n", weights, points[faces, 2])
         order = np.argsort(towards, kind="stable")
         order = order[towards[order] > depth[pixel[order]]]
-        # Of several values for one pixel numpy keeps the last: the nearest.
+        # Of several values for one pixel, numpy keeps the last: the nearest.
         depth[pixel[order]] = towards[order]
         normal[pixel[order]] = np.einsum("nc,ncd->nd", weights[order], normals[faces[order]])
     normal /= np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-9)
@@ -227,7 +227,7 @@ SUPERSAMPLING = 2
 def draw_scene(axes: Axes, scan: Volume, mask: Volume, colours: Sequence[Colour]) -> None:
     """Draw the surfaces of the mask's labels (one colour each) within the scan, to scale, seen from the front.
 
-    The camera stands on the side of the patient on which the mask lies, so that little is in front of it.
+    The camera is on the side of the patient on which the mask lies, so that little is in front of it.
     """
     width, height = (int(n) for n in axes.get_window_extent().size)
     meshes = [object_mesh(mask, label) for label in labels_of(mask)]
@@ -241,7 +241,7 @@ def draw_scene(axes: Axes, scan: Volume, mask: Volume, colours: Sequence[Colour]
         image = compose(layers, to_rgb(GROUND)).reshape(height, SUPERSAMPLING, width, SUPERSAMPLING, 3)
         axes.imshow(image.mean(axis=(1, 3)), extent=(0, width, height, 0), interpolation="nearest", aspect="auto")
     places = view.pixels(corners)[:, :2] / SUPERSAMPLING
-    # Corners count in binary: an edge of the box joins two that differ in one axis.
+    # Corners are numbered in binary: an edge of the box joins two that differ in one bit.
     edges = [(a, b) for a, b in combinations(range(8), 2) if (a ^ b).bit_count() == 1]
     axes.add_collection(LineCollection([places[list(e)] for e in edges], colors="#8a96a8", linewidths=0.8, alpha=0.45))
     for spine in axes.spines.values():
@@ -258,7 +258,7 @@ def _side(scan: Volume, meshes: list[Mesh]) -> int:
 
 
 def _context(scan: Volume, view: View) -> list[Layer]:
-    """Body and bones of a CT; of another image what is brighter than its background."""
+    """Body and bones of a CT; of any other image what is brighter than its background."""
     if scan.modality == "CT":
         body, bone = tissue_mesh(scan, BODY_HU, 0.8, largest_only=True), tissue_mesh(scan, BONE_HU, 0.5)
     else:
@@ -270,7 +270,7 @@ def _context(scan: Volume, view: View) -> list[Layer]:
 
 
 def _draw_directions(axes: Axes, camera: Camera, width: int, height: int) -> None:
-    """Three short lines that point to the patient's Left, Anterior and Superior."""
+    """Draw three short lines that point to the patient's Left, Anterior and Superior."""
     origin, length = np.array([50.0, height - 45.0]), 30.0
     for letter, direction, colour in DIRECTIONS:
         right, up, _ = camera.project(np.array(direction, dtype=float))

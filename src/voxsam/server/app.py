@@ -36,7 +36,7 @@ NOT_BUILT = """<!doctype html>
 <p>and load this page again. The API works without it: <a href="/openapi.json">/openapi.json</a> describes it.</p>
 </body></html>
 """
-# Nothing from elsewhere; WebAssembly and workers, blobs and data: for what the viewer makes itself.
+# Nothing from other sites; WebAssembly, workers, blobs and data URLs are for what the viewer creates itself.
 POLICY = (
     "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; worker-src 'self' blob:; "
     "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; "
@@ -52,8 +52,8 @@ HEADERS = {
 
 @dataclass(frozen=True)
 class Protocol:
-    """What other programs' clients speak. Paths that begin as one of `arrays` have bodies that are kept in memory as
-    they come, those of `files` bodies that go to the disk; `public` paths need no key.
+    """The protocol of other programs' clients. Bodies for paths that start with one of `arrays` are kept in memory as
+    they arrive, those for `files` go to disk; `public` paths need no key.
     """
 
     router: APIRouter
@@ -67,11 +67,11 @@ def make_app(
     model: Promptable | None = None,
     protocols: Sequence[Protocol] = (),
 ) -> FastAPI:
-    """A server for `settings`, with `model` or the one that they name, and the page.
+    """Make a server for `settings`, with `model` or the one that they name, and the page.
 
-    `protocols` are spoken beside its own API; `voxsam.protocols.PROTOCOLS` are all that VoxSAM knows.
-    `app.state.service` holds its parts. They are closed when the application shuts down; who mounts it in another one
-    calls `app.state.service.close()`. Raises InputError for a model, a folder or a state folder that cannot be used.
+    `protocols` are served alongside its own API; `voxsam.protocols.PROTOCOLS` are all that VoxSAM supports.
+    `app.state.service` holds its parts, which are closed when the application shuts down; if it is mounted in another
+    one, call `app.state.service.close()`. Raises InputError for a model, folder or state folder that cannot be used.
     """
     service = Service.start(settings or Settings(), model)
     app = FastAPI(
@@ -79,7 +79,7 @@ def make_app(
         version=voxsam.__version__,
         summary="One click in a 3D scan, a tumour mask on the scan's own grid.",
         lifespan=_lifespan,
-        docs_url=None,  # FastAPI's page for it loads scripts from elsewhere
+        docs_url=None,  # FastAPI's page for it loads scripts from other sites
         redoc_url=None,
     )
     app.state.service = service
@@ -93,8 +93,8 @@ def make_app(
 
 
 def _add_pages(app: FastAPI, pages: Mapping[str, Path]) -> None:
-    """Serve the page at /, and others at their paths; what is not a file of them is answered as not found."""
-    for path in sorted(pages, reverse=True):  # the one at / would take all
+    """Serve the page at /, and others at their paths; anything that is not one of their files is not found."""
+    for path in sorted(pages, reverse=True):  # the one at / last: it would match everything
         if (pages[path] / "index.html").is_file():
             app.mount(path, Page(directory=pages[path], html=True), name=f"page at {path}")
     if (pages["/"] / "index.html").is_file():
@@ -106,7 +106,7 @@ def _add_pages(app: FastAPI, pages: Mapping[str, Path]) -> None:
 
 
 class Page(StaticFiles):
-    """The page's files. What asks for no file, but posts to a path that nobody has, is answered as not found."""
+    """The page's files. Any request but GET and HEAD, such as a POST to an unknown path, is answered as not found."""
 
     async def get_response(self, path: str, scope: Scope) -> Response:
         if scope["method"] not in ("GET", "HEAD"):
@@ -115,7 +115,7 @@ class Page(StaticFiles):
 
 
 def _wrap(app: FastAPI, service: Service, pages: Mapping[str, Path], protocols: Sequence[Protocol]) -> None:
-    """Put the layers round the routes; the last one is the outermost."""
+    """Wrap the routes in middleware; the layer added last is the outermost."""
     settings = service.settings
     files = {
         path + file.relative_to(folder).as_posix()
@@ -146,7 +146,7 @@ def _wrap(app: FastAPI, service: Service, pages: Mapping[str, Path], protocols: 
 
 
 class SecureHeaders:
-    """Wraps the application: every answer gets HEADERS, and answers of the API are never kept by caches."""
+    """Wraps the application: every response gets HEADERS, and caches keep none but the page's assets."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app

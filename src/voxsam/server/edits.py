@@ -1,4 +1,4 @@
-"""What a client draws: edits of the current object as JSON, and masks as a journal keeps them."""
+"""Manual edits of the current object as JSON, and masks as a journal stores them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from voxsam.volume import Volume
 MAX_EDITS = 256  # in one step
 MAX_DRAWN_POINTS = 10_000  # of one stroke or outline
 MAX_RADIUS_MM = 200.0
-MAX_BRUSH_VOXELS = 1 << 26  # that a step's brushes look at: some ten seconds
+MAX_BRUSH_VOXELS = 1 << 26  # that a step's brushes examine: some ten seconds
 MAX_BRUSH_BOX = 1 << 28  # voxels of the box that holds one stroke
 
 Place = tuple[float, float, float]
@@ -31,13 +31,13 @@ Drawn = Annotated[list[Place], Field(max_length=MAX_DRAWN_POINTS, examples=[[[21
 
 
 class Strict(BaseModel):
-    """A message without other fields, and without NaN."""
+    """A message that allows no other fields, and no NaN."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class BrushEdit(Strict):
-    """A stroke of the brush, or of the eraser: a ball, or with `axis` a disc in one slice."""
+    """A stroke of the brush or the eraser: of a ball or, with `axis`, of a disc in one slice."""
 
     kind: Literal["brush"]
     stroke: Drawn = Field(min_length=1)
@@ -47,7 +47,7 @@ class BrushEdit(Strict):
     intensities: tuple[float, float] | None = Field(default=None, description="Only voxels of the scan from, to.")
 
     def voxels(self, grid: Grid) -> int:
-        """How many voxels are looked at. Raises PromptError for a stroke all over a large scan."""
+        """The number of voxels to examine. Raises PromptError for a stroke all over a large scan."""
         points = np.array(self.stroke)
         reach = 2 * self.radius_mm * np.linalg.norm(np.linalg.inv(grid.affine[:3, :3]), axis=1) + 1
         if self.axis is not None:
@@ -58,7 +58,7 @@ class BrushEdit(Strict):
         return int(np.prod(np.minimum(steps, grid.shape), axis=1).sum())
 
     def on(self, scan: Volume) -> EditFunction:
-        """The edit of a session."""
+        """The edit as a session applies it."""
         image = None if self.intensities is None else scan.array
         return partial(
             editing.brush,
@@ -72,7 +72,7 @@ class BrushEdit(Strict):
 
 
 class LassoEdit(Strict):
-    """The inside of an outline in one slice, closed by itself; with `slices` in so many, that one in their middle."""
+    """The inside of an outline in one slice, closed automatically; with `slices`, in that many, centred on it."""
 
     kind: Literal["lasso"]
     polygon: Drawn = Field(min_length=3)
@@ -81,7 +81,7 @@ class LassoEdit(Strict):
     slices: int | None = Field(default=None, ge=1, le=4096)
 
     def on(self, scan: Volume) -> EditFunction:
-        """The edit of a session."""
+        """The edit as a session applies it."""
         return partial(editing.lasso, polygon=self.polygon, axis=self.axis, add=self.add, slices=self.slices or 1)
 
 
@@ -92,18 +92,18 @@ class FillEdit(Strict):
     axis: Axis | None = None
 
     def on(self, scan: Volume) -> EditFunction:
-        """The edit of a session."""
+        """The edit as a session applies it."""
         return partial(editing.fill_holes, axis=self.axis)
 
 
 class SmoothEdit(Strict):
-    """Round the object off; its volume stays."""
+    """Smooth the object, keeping its volume."""
 
     kind: Literal["smooth"]
     sd_mm: float = Field(gt=0, le=50, description="Of the Gaussian.")
 
     def on(self, scan: Volume) -> EditFunction:
-        """The edit of a session."""
+        """The edit as a session applies it."""
         return partial(editing.smooth, sigma_mm=self.sd_mm)
 
 
@@ -115,7 +115,7 @@ class ComponentEdit(Strict):
     keep: bool
 
     def on(self, scan: Volume) -> EditFunction:
-        """The edit of a session."""
+        """The edit as a session applies it."""
         return partial(editing.keep_component if self.keep else editing.remove_component, index=self.index)
 
 
@@ -126,7 +126,7 @@ class InterpolateEdit(Strict):
     axis: Axis
 
     def on(self, scan: Volume) -> EditFunction:
-        """The edit of a session."""
+        """The edit as a session applies it."""
         return partial(editing.interpolate_slices, axis=self.axis)
 
 
@@ -142,7 +142,7 @@ class Edits(Strict):
 
 
 def check_work(edits: tuple[AnyEdit, ...], grid: Grid) -> None:
-    """Raises PromptError for brushes so large that everyone else would wait."""
+    """Raises PromptError for brushes so large that everyone else would have to wait."""
     voxels = sum(edit.voxels(grid) for edit in edits if isinstance(edit, BrushEdit))
     if voxels > MAX_BRUSH_VOXELS:
         given = f"strokes over {voxels:,} voxels"
@@ -150,7 +150,7 @@ def check_work(edits: tuple[AnyEdit, ...], grid: Grid) -> None:
 
 
 class ObjectType(Strict):
-    """What an object is: a code as DICOM has it, SNOMED CT or another scheme."""
+    """The type of an object: a code as in DICOM, of SNOMED CT or another scheme."""
 
     value: str = Field(min_length=1, max_length=16, pattern=r"^[^\\]+$", examples=["108369006"])
     scheme: str = Field(default="SCT", min_length=1, max_length=16, pattern=r"^[^\\]+$")
@@ -163,7 +163,7 @@ class ObjectType(Strict):
 
 
 class Description(Strict):
-    """What to change of how an object is called and shown; what is left out stays."""
+    """Changes to an object's name, type and display; what is left out stays as it is."""
 
     name: str | None = Field(
         default=None, min_length=1, max_length=LONGEST_NAME, pattern=r"^[^\\\x00-\x1f]*\S[^\\\x00-\x1f]*$"
@@ -174,7 +174,7 @@ class Description(Strict):
     type: ObjectType | None = None
 
     def of(self, info: SegmentInfo) -> SegmentInfo:
-        """What a session knows of the object then."""
+        """The object's info with these changes."""
         colour = info.colour if self.colour is None else tuple(bytes.fromhex(self.colour[1:]))
         return SegmentInfo(
             info.name if self.name is None else self.name,
@@ -186,7 +186,7 @@ class Description(Strict):
 
 
 class Switches(Strict):
-    """How masks are made; each is a step."""
+    """Settings of how masks are made; each change is a step."""
 
     overlap: bool | None = Field(default=None, description="Whether objects may share voxels.")
     keep_clicked: bool | None = Field(
@@ -195,7 +195,7 @@ class Switches(Strict):
 
 
 class KeptMask(Strict):
-    """A loaded mask in a journal: its file may be gone when the work is taken up again."""
+    """A loaded mask in a journal: its file may be gone when the work is resumed."""
 
     name: str
     low: tuple[int, int, int]
@@ -205,13 +205,13 @@ class KeptMask(Strict):
 
     @classmethod
     def of(cls, name: str, region: Region, notes: tuple[str, ...] = ()) -> KeptMask:
-        """As it is kept; a name that no segment may have is left out."""
+        """A region as it is kept; a name that is not valid for a segment is left out."""
         low, high = tuple(part.start for part in region.box), tuple(part.stop for part in region.box)
         bits = base64.b64encode(zlib.compress(region.bits.tobytes())).decode()
         return cls(name=name if is_name(name) else "", low=low, high=high, notes=notes, bits=bits)
 
     @property
     def region(self) -> Region:
-        """As it was loaded."""
+        """The region as it was loaded."""
         box: Slices = tuple(map(slice, self.low, self.high))  # type: ignore[assignment]
         return Region(box, np.frombuffer(zlib.decompress(base64.b64decode(self.bits)), np.uint8))

@@ -1,4 +1,4 @@
-"""What a server refuses, each with its HTTP status, and how every failure is answered: JSON, one line, no path."""
+"""Errors that only a server raises, each with its HTTP status, and responses to failures: JSON, one line, no path."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from voxsam.errors import FileError, InputError, SeriesError
 LOG = logging.getLogger("voxsam.server")
 OUT_OF_MEMORY = ("MemoryError", "OutOfMemoryError")  # the latter is torch's, known without importing torch
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-RETRY_S = 10  # when a client that found the server full should come back
+RETRY_S = 10  # after which a client that found the server full should try again
 
 
 class Refused(InputError):
-    """Base of what only a server refuses; `status` is that of the HTTP answer."""
+    """Base of the errors that only a server raises; `status` is that of the HTTP response."""
 
     status = 400
 
 
 class KeyNeeded(Refused):
-    """The request has no key, or not the server's."""
+    """The request has no key, or a wrong one."""
 
     status = 401
 
 
 class Forbidden(Refused):
-    """The request comes from where the server takes none, or asks for what lies outside its folders."""
+    """The request comes from a host or site that is not allowed, or asks for something outside the served folders."""
 
     status = 403
 
@@ -47,19 +47,19 @@ class NotThere(Refused):
 
 
 class TooSlow(Refused):
-    """A body stopped coming."""
+    """A body stopped arriving."""
 
     status = 408
 
 
 class OtherScan(Refused):
-    """Where a saved session's scan was, another one is now."""
+    """There is another scan now where a saved session's scan was."""
 
     status = 409
 
 
 class Taken(Refused):
-    """The id that a client chose is another session's."""
+    """The id that a client chose belongs to another session."""
 
     status = 409
 
@@ -71,7 +71,7 @@ class Dropped(Refused):
 
 
 class TooLarge(Refused):
-    """A body or a scan is larger than this server takes."""
+    """A body or a scan is larger than this server accepts."""
 
     status = 413
 
@@ -83,36 +83,36 @@ class TooMany(Refused):
 
 
 class Full(Refused):
-    """All places, or all memory, are taken."""
+    """All places, or all memory, are in use."""
 
     status = 503
 
 
 class NoRoom(Refused):
-    """The server's disk does not take what is to be kept on it."""
+    """The server's disk cannot store what should be kept."""
 
     status = 507
 
 
 def closed() -> Dropped:
-    """For whoever waited for a session that is no more."""
+    """The error for whoever waited for a session that was closed."""
     return Dropped("a session that was closed", "an open session", "open the scan again")
 
 
 def no_room() -> NoRoom:
-    """For what could not be written."""
+    """The error for what could not be written."""
     return NoRoom("a file that the server cannot store now", "a server with room on its disk", "try again later")
 
 
 def no_project() -> NotThere:
-    """Where nobody gave the server one."""
+    """The error of a server without a project."""
     return NotThere("a project, of which this server has none", "a server with one", "start `voxsam serve --project`")
 
 
 def failure(error: InputError, private: tuple[str, ...] = ()) -> JSONResponse:
-    """The answer to what the client did wrong, or to what the server cannot take now.
+    """The response to a mistake of the client, or to what the server cannot accept now.
 
-    `private` are folders of the server: no answer names them, and what cannot be written there is no client's fault.
+    `private` are folders of the server: no response names them, and a failed write to the first is not the client's.
     """
     cause = error.__cause__
     is_ours = isinstance(error, FileError) and any(folder in error.given for folder in private[:1])
@@ -176,7 +176,7 @@ async def _http(request: Request, error: Exception) -> JSONResponse:
 
 
 async def _internal(request: Request, error: Exception) -> JSONResponse:
-    """What is nobody's mistake but VoxSAM's. The log gets the place, not the message: it may hold a patient's name."""
+    """The response to a bug. The log gets the place, but not the message, which may contain a patient's name."""
     frames = traceback.extract_tb(error.__traceback__)
     at = f"{frames[-1].name}:{frames[-1].lineno}" if frames else ""
     LOG.error("internal error", extra={"facts": {"error": type(error).__name__, "at": at}})
@@ -193,7 +193,7 @@ def _answer(
     headers: object = None,
     facts: Mapping[str, object] | None = None,
 ) -> JSONResponse:
-    """As VoxSAM's clients know it ("error"), and those of nnInteractive ("detail"); names that are no UTF-8 escaped."""
+    """The response to VoxSAM's clients ("error") and nnInteractive's ("detail"); names not in UTF-8 are escaped."""
     given = " ".join(given.split()).encode("utf-8", "backslashreplace").decode()
     message = f"{given}; expected {expected}; {remedy}"
     error = {"message": message, "given": given, "expected": expected, "remedy": remedy}

@@ -1,4 +1,4 @@
-"""Served folders: what the folders and DICOMweb archives that a server offers hold, and nothing beside them."""
+"""Served folders: the contents of the folders and DICOMweb archives that a server offers, and nothing else."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from voxsam.io.dicom.web import UID, Archive
 from voxsam.server.errors import Forbidden, NotThere, TooLarge
 from voxsam.server.messages import FolderSource
 
-MAX_ENTRIES = 10_000  # of a folder that are looked at
+MAX_ENTRIES = 10_000  # of a folder that are examined
 MAX_FILES = 20_000  # of a series, or of one upload
-ODD_BYTE = re.compile(r"\\udc([89a-f][0-9a-f])")  # of a name that is no UTF-8, as it is shown
+ODD_BYTE = re.compile(r"\\udc([89a-f][0-9a-f])")  # of a name that is not UTF-8, as it is shown
 
 
 class Folder(BaseModel):
-    """A folder that the server was told to offer."""
+    """A folder that the server offers."""
 
     id: str
     name: str
 
 
 class Entry(BaseModel):
-    """What a folder holds: a folder, a scan in one file, or a folder that is one DICOM series."""
+    """An entry of a folder: a folder, a scan in one file, or a folder that is one DICOM series."""
 
     name: str
     kind: Literal["folder", "scan", "series"]
@@ -42,18 +42,18 @@ class Entry(BaseModel):
 
 
 def shown(name: str) -> str:
-    """A file's name as UTF-8 can hold it: other bytes are written as `\\udcXX`."""
+    """A file's name as valid UTF-8: other bytes are written as `\\udcXX`."""
     return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _hidden(name: str) -> str:
-    """The name that is shown so."""
+    """The file's name, from its shown form: the inverse of `shown`."""
     return ODD_BYTE.sub(lambda byte: chr(0xDC00 + int(byte[1], 16)), name)
 
 
 class Folders:
-    """The folders that were named on the command line, and the DICOMweb archives, whose series are fetched when they
-    are opened, into `scratch`. Raises FileError for what is neither.
+    """The folders named on the command line, and the DICOMweb archives, whose series are fetched into `scratch` when
+    they are opened. Raises FileError for anything else.
     """
 
     def __init__(self, folders: tuple[Path, ...], scratch: Path | None = None, max_bytes: int = 0) -> None:
@@ -67,14 +67,14 @@ class Folders:
 
     @property
     def listed(self) -> list[Folder]:
-        """What a client may ask for."""
+        """The folders and archives that a client may open."""
         folders = [Folder(id=number, name=shown(root.name or str(root))) for number, root in self.roots.items()]
         return [*folders, *(Folder(id=number, name=archive.host) for number, archive in self.archives.items())]
 
     def find(self, number: str, relative: str) -> Path:
-        """The file or folder at a path under a served folder, through links only as far as they stay inside.
+        """The file or folder at a path under a served folder; links are followed only if they stay inside.
 
-        Raises NotThere, and Forbidden for whatever lies outside: told apart by the path alone where it says so.
+        Raises NotThere, and Forbidden for anything outside, which is decided by the path alone where that shows it.
         """
         root = self.roots.get(number)
         if root is None:
@@ -88,7 +88,7 @@ class Folders:
                 raise _outside()
             if not path.exists():
                 raise NotThere("a path that is not here", "a path listed by /api/files", "list the folder again")
-        except (OSError, RuntimeError, ValueError) as error:  # a ring of links, a name that is too long
+        except (OSError, RuntimeError, ValueError) as error:  # a cycle of links, a name that is too long
             raise NotThere("a path that cannot be looked up", "a path listed by /api/files", "list it again") from error
         return path
 
@@ -106,7 +106,7 @@ class Folders:
         return path
 
     def source_of(self, place: str) -> FolderSource:
-        """Where a path lies now, in whatever order the folders were named. Raises NotThere if it is not served."""
+        """The source of a path, whatever order the folders are named in now. Raises NotThere if it is not served."""
         path = Path(_hidden(place))
         key, _, uids = path.name.partition("-")
         for number, archive in self.archives.items():
@@ -118,9 +118,9 @@ class Folders:
         raise NotThere("a session on a scan that is not served now", "its folder", "start the server with that folder")
 
     def entries(self, number: str, relative: str) -> list[Entry]:
-        """What is in a folder: folders first, by name; what is hidden, or no scan, or leads outside, is left out.
+        """The entries of a folder, folders first, by name; hidden files, non-scans and links out of it are left out.
 
-        Of an archive its studies, the latest first, and their series.
+        For an archive, its studies, latest first, or the series of a study.
         """
         if number in self.archives:
             archive = self.archives[number]
@@ -135,13 +135,13 @@ class Folders:
             raise NotThere("a file", "a folder", "open it as a scan")
         try:
             paths = list(islice(folder.iterdir(), MAX_ENTRIES))
-        except OSError as error:  # may not be looked into, or has just gone
+        except OSError as error:  # not readable, or just removed
             raise NotThere("a folder that cannot be read", "one that the server may read", "choose another") from error
         found = [self._entry(path, root, Path(relative)) for path in paths]
         return sorted((entry for entry in found if entry), key=lambda e: (e.kind == "scan", e.name.lower()))
 
     def _fetched(self, archive: Archive, relative: str) -> Path:
-        """A folder with the files of a series of an archive: what was fetched within the last hour is there still."""
+        """A folder with the files of an archive's series; one fetched within the last hour is used again."""
         study, _, series = relative.partition("/")
         if self.scratch is None or not UID.fullmatch(study) or not UID.fullmatch(series):
             raise NotThere("no series of an archive", "one that it lists", "list it again")
@@ -166,13 +166,13 @@ class Folders:
                 return Entry(name=name, kind="series" if has_dicom(files) else "folder", path=place, bytes=0)
             if path.name.lower().endswith(SCAN_SUFFIXES):
                 return Entry(name=name, kind="scan", path=place, bytes=path.stat().st_size)
-        except (OSError, RuntimeError):  # it went away, or may not be looked at
+        except (OSError, RuntimeError):  # just removed, or not readable
             pass
         return None
 
 
 def _key(archive: Archive) -> str:
-    """A short name of an archive, the same whenever the server runs."""
+    """A short name of an archive, the same each time the server runs."""
     return hashlib.sha256(archive.address.encode()).hexdigest()[:16]
 
 

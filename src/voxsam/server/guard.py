@@ -1,7 +1,7 @@
-"""What a connection and a request must pass before anything reads them: pace, host, origin, key, size, memory.
+"""Checks on a connection and a request before anything reads them: pace, host, origin, key, size, memory.
 
-Plain ASGI, inside the application itself, so that it holds however the application is mounted. Everything needs the
-key but what is listed as public; bodies are counted as they come, and memory is taken for them before they are kept.
+Plain ASGI, inside the application itself, so that it applies however the application is mounted. Everything needs the
+key except what is listed as public; bodies are counted as they arrive, and memory is reserved before they are kept.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from voxsam.server.sessions import Memory
 from voxsam.server.settings import Settings
 
 JSON_BYTES = 16 << 20  # of any body but an upload: a scribble of a few 100,000 voxels
-SMALL_BYTES = 64 << 10  # of a body that no memory is taken for: a click is answered however full the server is
-JSON_MEMORY = 24  # bytes of memory for a byte of JSON, read and understood: numbers in lists in lists
-ARRAY_MEMORY = 2  # for a byte of a packed array: its pieces, and the whole
+SMALL_BYTES = 64 << 10  # of a body that no memory is reserved for: a click is answered however full the server is
+JSON_MEMORY = 24  # bytes of memory per byte of JSON, read and parsed: numbers in nested lists
+ARRAY_MEMORY = 2  # per byte of a packed array: its pieces, and the whole
 UPLOAD_MEMORY = 4 << 20  # of an upload, however large: it goes to disk piece by piece
-MIN_BYTES_S = 4096  # that a body must bring on average, after the first pause
-SEND_S = 60.0  # that a client may take for a piece of an answer, some 50 kB
+MIN_BYTES_S = 4096  # average rate that a body must keep, after the first pause
+SEND_S = 60.0  # that a client may take for a piece of a response, some 50 kB
 MAX_CONNECTIONS = 512
 ENDING_S = 5  # that open requests get when the server is stopped
 
 
 class Guard:
-    """Wraps the application. `public` are the paths that hold no data. Bodies of paths that begin as one of `arrays`
-    are kept in memory as they come, those of `files` go to the disk; all others are JSON.
+    """Wraps the application. `public` are the paths that hold no data. Bodies for paths that start with one of `arrays`
+    are kept in memory as they arrive, those for `files` go to disk; all others are JSON.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Guard:
             await failure(error)(scope, receive, send)
 
     def _cost(self, path: str) -> tuple[int, int, int]:
-        """Of a body: how many bytes it may have, the memory for each of them, and for all of it."""
+        """For a body: the most bytes it may have, the memory per byte, and a fixed amount of memory."""
         if path.startswith(self.files):
             return self.settings.upload_bytes, 0, UPLOAD_MEMORY
         if path.startswith(self.arrays):
@@ -89,9 +89,9 @@ class Guard:
         return JSON_BYTES, JSON_MEMORY, 0
 
     def check_host(self, headers: Headers) -> None:
-        """Refuse names that someone else's DNS made point here (DNS rebinding), unless a key is asked for anyway.
+        """Refuse names that someone else's DNS points here (DNS rebinding), unless a key is required anyway.
 
-        Of a server for this machine alone, whatever else its name may be. An address itself cannot be rebound.
+        A server for this machine alone always checks. An address itself cannot be rebound.
         """
         if self.key is not None and not self.settings.is_local:
             return
@@ -107,7 +107,7 @@ class Guard:
             raise Forbidden("a request for another host", "an address or a name of this machine", remedy)
 
     def check_origin(self, headers: Headers) -> None:
-        """Refuse what another site's page sends, unless the server was told to take it."""
+        """Refuse requests from another site's page, unless `cors` allows the site."""
         origin = headers.get("origin")
         if origin is None or origin in self.settings.cors:
             return
@@ -121,7 +121,7 @@ class Guard:
             )
 
     def check_key(self, headers: Headers) -> None:
-        """Compare in constant time. Raises KeyNeeded."""
+        """Compare the key in constant time. Raises KeyNeeded."""
         given = headers.get("authorization", "").removeprefix("Bearer ")
         if self.key is not None and not hmac.compare_digest(given.encode("latin-1", "replace"), self.key):
             what = "a wrong key" if given else "no key"
@@ -135,13 +135,13 @@ def route_path(scope: Scope) -> str:
 
 
 def known_names(settings: Settings) -> frozenset[str]:
-    """The names, in lower case, by which a server without a key may be called."""
+    """The host names, in lower case, by which a server without a key may be addressed."""
     own = {"localhost", socket.gethostname(), socket.getfqdn()} if not settings.is_local else {"localhost"}
     return frozenset(name.lower().rstrip(".") for name in (*own, settings.host, *settings.hosts))
 
 
 class Body:
-    """A request's body as it comes. Raises Refused (too large, too slow, cut off, no memory) into whoever reads it."""
+    """A request's body as it arrives. Raises Refused (too large, too slow, cut off, no memory) in whoever reads it."""
 
     def __init__(self, receive: Receive, headers: Headers, limit: int, pause_s: float) -> None:
         self.receive, self.limit, self.pause_s = receive, limit, pause_s
@@ -152,12 +152,12 @@ class Body:
         self.answered = False
 
     def check(self) -> None:
-        """Raises TooLarge if the request says so itself."""
+        """Raises TooLarge if the request's declared length is too large."""
         if self.declared.isdecimal() and int(self.declared) > self.limit:
             raise self._too_large()
 
     async def __call__(self) -> Message:
-        if self.is_over:  # what comes now may come late: the end of the connection
+        if self.is_over:  # what comes now, the end of the connection, may come late
             return await self.receive()
         now_s = asyncio.get_running_loop().time()
         self.begin_s = self.begin_s or now_s
@@ -184,7 +184,7 @@ class Body:
 
 
 def _limited(send: Send, body: Body) -> Send:
-    """Let an answer that comes before the end of the body close the connection: what still comes is not read."""
+    """Close the connection with a response that is sent before the end of the body: the rest is not read."""
 
     async def give(message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -217,7 +217,7 @@ def make_server(app: ASGIApp, settings: Settings, **options: Any) -> uvicorn.Ser
 
 
 def max_connections() -> int:
-    """Half of the files that this process may open at most: the others are for the work."""
+    """At most half of the files that this process may open: the others are for the work."""
     try:
         import resource
     except ImportError:  # Windows
@@ -227,11 +227,11 @@ def max_connections() -> int:
 
 
 class Waiting(H11Protocol):
-    """A connection that must send each head within `head_s`; with too many, the one that waits longest is closed."""
+    """A connection that must send each head within `head_s`; if there are too many, the longest waiting is closed."""
 
     head_s: float
     most: int
-    waiting: dict[Waiting, asyncio.TimerHandle]  # that have asked nothing yet or any more; the oldest first
+    waiting: dict[Waiting, asyncio.TimerHandle]  # without a request in progress, oldest first
     together: set[Waiting]
     stalled: asyncio.TimerHandle | None = None
 
@@ -253,7 +253,7 @@ class Waiting(H11Protocol):
             self._wait()
 
     def pause_writing(self) -> None:
-        """The client does not take its answer: not for ever."""
+        """The client is not reading its response: abort if that lasts."""
         super().pause_writing()
         self.stalled = self.loop.call_later(SEND_S, self.transport.abort)
 

@@ -1,7 +1,7 @@
-"""Learner: the one process of low priority in which a project's model learns; it is asked how far it is.
+"""Learner: the one low-priority process in which a project's model learns, and its progress.
 
 The process outlives a server that is killed, and the next server finds it by the project's lock. A server that is
-stopped stops it; what it has done is kept, and the next server lets it go on.
+stopped stops it; what it has done is kept, and the next server resumes it.
 """
 
 from __future__ import annotations
@@ -19,30 +19,30 @@ from voxsam.project import Project
 from voxsam.project.records import LEAST
 
 COMMAND = (sys.executable, "-m", "voxsam.cli", "project", "learn")
-ERROR = "voxsam: "  # begins the line of the command's error
-STOP_S = 20.0  # that the end of a step may take
+ERROR = "voxsam: "  # starts the line with the command's error
+STOP_S = 20.0  # that finishing a step may take
 
 Stage = Literal["idle", "beginning", "running", "paused", "cut off"]
 
 
 @dataclass(frozen=True)
 class Progress:
-    """`said` is what it has said last: what it does, what it has found, or why it ended."""
+    """The progress of learning; `said` is its last message: what it does, what it found, or why it ended."""
 
     stage: Stage
     fraction: float = 0.0
-    minutes: float = 0.0  # that all of it takes
+    minutes: float = 0.0  # that the whole of it takes
     said: str = ""
     failed: bool = False
 
 
 class Learner:
-    """Starts and stops the learning of a project, and says how far it is. On any thread but the event loop's."""
+    """Starts and stops the learning of a project, and reports its progress. Not to be called on the event loop."""
 
     def __init__(self, project: Project, minutes: float, command: tuple[str, ...] = ()) -> None:
         self.project, self.minutes, self.command = project, minutes, command or COMMAND
         self.log = project.folder / ".learning.log"
-        self.tried = 0  # cases that were done when it was started last
+        self.tried = 0  # cases that were done when it was last started
         self._is_own = not command
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
@@ -59,7 +59,7 @@ class Learner:
 
     @property
     def missing(self) -> str:
-        """What is not installed that learning needs."""
+        """What learning needs that is not installed; "" if nothing."""
         try:
             if self._is_own:
                 require_extra("lab", "learning")
@@ -69,11 +69,11 @@ class Learner:
 
     @property
     def was_cut_off(self) -> bool:
-        """Whether one has begun that does not run now."""
+        """Whether a learning was begun that is not running now."""
         return (self.project.learning / "plan.json").is_file() and self.project.learning_now() is None
 
     def start(self) -> None:
-        """Begin, or go on with what was cut off; nothing if one runs. Raises InputError if it cannot."""
+        """Start learning, or resume what was cut off; no effect while it runs. Raises InputError if it cannot start."""
         with self._lock:
             if self._runs or self.project.learning_now() is not None:
                 return
@@ -89,11 +89,11 @@ class Learner:
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
-                    start_new_session=True,  # Ctrl+C in the server's terminal is the server's
+                    start_new_session=True,  # Ctrl+C in the server's terminal is for the server
                 )
 
     def progress(self) -> Progress:
-        """How far it is."""
+        """The progress now."""
         found = self.project.learning_now()
         if found is not None:
             stage: Stage = "running" if found else "beginning"
@@ -108,14 +108,14 @@ class Learner:
         return Progress(stage, minutes=self.minutes, said=self._reason_of_end if failed else "", failed=failed)
 
     def stop(self) -> None:
-        """End it, whoever has started it; what it has done is deleted."""
+        """Stop learning, whoever started it, and delete what it has done."""
         with self._lock:
             with self.project.locked():
                 shutil.rmtree(self.project.learning, ignore_errors=True)  # without its plan it ends at the next step
             self._end()
 
     def close(self) -> None:
-        """End what this server has started, so that the next one can go on with it."""
+        """Stop what this server has started, so that the next one can resume it."""
         with self._lock:
             self._end()
 
@@ -136,7 +136,7 @@ class Learner:
 
     @property
     def _reason_of_end(self) -> str:
-        """The error that the command has printed."""
+        """The error that the command printed."""
         lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines() if self.log.is_file() else []
         said = [line.removeprefix(ERROR) for line in lines if line.startswith(ERROR)]
         return said[-1] if said else "its process was ended; press the button to go on"

@@ -1,4 +1,4 @@
-"""What travels as JSON: where a scan comes from, prompts in; a session's state, measurements and changed labels out."""
+"""JSON messages: the sources of scans and prompts in; a session's state, measurements and changed labels out."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from voxsam.volume import Volume
 MAX_PROMPTS = 256  # in one step
 MAX_STROKE_VOXELS = 200_000  # of one scribble
 MAX_STROKE_BOX = 1 << 23  # voxels of the box that holds a scribble
-STROKE_MEMORY = 24  # bytes for a voxel of that box, while clicks are spread over the stroke
+STROKE_MEMORY = 24  # bytes per voxel of that box, while clicks are spread over the stroke
 DEFLATE_LEVEL = 6
 
 Voxel = tuple[int, int, int]
@@ -59,7 +59,7 @@ class UploadSource(Strict):
 
 
 class CaseSource(Strict):
-    """A scan of the server's project: to open it is to take it into work."""
+    """A scan of the server's project; opening it takes it into work."""
 
     case: str = Field(max_length=300, description="As listed by /api/project.")
     reader: str = Field(max_length=100, description="Whose work it is.", examples=["anna"])
@@ -80,7 +80,7 @@ class PointPrompt(Strict):
     positive: bool = Field(default=True, description="false: this is not the tumour.")
 
     def on(self, grid: Grid) -> Prompt:
-        """The prompt of a session. Raises PromptError."""
+        """The prompt for a session. Raises PromptError."""
         return Point.at_index(grid, self.index, self.positive)
 
 
@@ -92,7 +92,7 @@ class BoxPrompt(Strict):
     high: Place = Field(examples=[[230, 170, 75]])
 
     def on(self, grid: Grid) -> Prompt:
-        """The prompt of a session. Raises PromptError."""
+        """The prompt for a session. Raises PromptError."""
         return Box.at_index(grid, self.low, self.high)
 
 
@@ -101,7 +101,7 @@ _VOXELS = TypeAdapter(
     Annotated[list[tuple[_INT32, _INT32, _INT32]], Field(min_length=1, max_length=MAX_STROKE_VOXELS)],
 )
 Voxels = Annotated[
-    array,  # of i, j, k, i, j, k ...: twelve bytes for a voxel, where lists of numbers take over a hundred
+    array,  # of i, j, k, i, j, k ...: twelve bytes per voxel, where lists of numbers take over a hundred
     PlainValidator(lambda given: given if isinstance(given, array) else _flat(given)),
     PlainSerializer(lambda voxels: np.reshape(voxels, (-1, 3)).tolist(), return_type=list),
     WithJsonSchema(_VOXELS.json_schema()),
@@ -121,13 +121,13 @@ class ScribblePrompt(Strict):
 
     @property
     def box_voxels(self) -> int:
-        """Of the box that holds the stroke, in Python's integers, which do not overflow."""
+        """The voxels of the box that holds the stroke, in Python's integers, which do not overflow."""
         spans = (int(n) + 1 for n in np.ptp(np.reshape(self.voxels, (-1, 3)).astype(np.int64), axis=0))
         a, b, c = spans
         return a * b * c
 
     def on(self, grid: Grid) -> Prompt:
-        """The prompt of a session: its labels lie on the part of the grid that the stroke needs. Raises PromptError."""
+        """The prompt for a session, its labels on the part of the grid that the stroke needs. Raises PromptError."""
         voxels = np.reshape(self.voxels, (-1, 3))
         outside = ((voxels < 0) | (voxels >= grid.shape)).any(axis=1)
         if outside.any():
@@ -153,7 +153,7 @@ class Prompts(Strict):
 
 
 def work_bytes(prompts: Sequence[AnyPrompt]) -> int:
-    """Memory that is needed to make clicks of prompts: all of their boxes, and the work on the largest."""
+    """The memory needed to turn prompts into clicks: all of their boxes, and the work on the largest."""
     boxes = [prompt.box_voxels for prompt in prompts if isinstance(prompt, ScribblePrompt)]
     return sum(boxes) + STROKE_MEMORY * max(boxes, default=0)
 
@@ -162,7 +162,7 @@ def work_bytes(prompts: Sequence[AnyPrompt]) -> int:
 
 
 class Line(BaseModel):
-    """A diameter: its length, and where it begins and ends, in voxels of the scan (not whole ones)."""
+    """A diameter: its length, and its ends as fractional voxel indices of the scan."""
 
     mm: float
     ends: tuple[Place, Place]
@@ -247,7 +247,7 @@ class SessionState(BaseModel):
 
 
 class ChangedBox(BaseModel):
-    """A box of voxels, `high` not in it."""
+    """A box of voxels; `high` is exclusive."""
 
     low: Voxel
     high: Voxel
@@ -263,12 +263,12 @@ class StepState(SessionState):
 
 @dataclass
 class Measured:
-    """What was measured of each object's voxels, kept until it has others."""
+    """The measurements of each object, kept until its voxels change."""
 
     known: dict[int, tuple[Region, Measurement]] = field(default_factory=dict)
 
     def of(self, number: int, region: Region, grid: Grid) -> Measurement:
-        """The numbers of an object; measuring may take a while: on no event loop."""
+        """The measurement of an object; may take a while, so not to be called on an event loop."""
         before, found = self.known.get(number, (None, None))
         if found is None or before is not region:
             found = measure(region, grid)
@@ -278,7 +278,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class View:
-    """What was taken from a session on the worker's thread; the rest of an answer needs no turn there.
+    """What a response needs of a session, taken on the worker's thread; the rest of it needs no turn there.
 
     `labels` are those of `box`.
     """
@@ -295,7 +295,7 @@ class View:
 
     @classmethod
     def of(cls, session: Session, box: Slices) -> View:
-        """With the labels of `box`."""
+        """The view of a session, with the labels of `box`."""
         infos = {number: session.info(number) for number in session.objects}
         made = (session.overlap, session.keep_clicked, session.can_undo, session.can_redo)
         return cls(dict(session.segmented), infos, session.current, *made, box, session.labels_in(box))
@@ -309,7 +309,7 @@ class View:
         return {"changed": ChangedBox(low=low, high=high), "labels": packed}
 
     def object_states(self, measured: Measured, grid: Grid) -> list[ObjectState]:
-        """Every object; measures those that changed."""
+        """The state of every object; measures those that changed."""
         measured.known = {number: found for number, found in measured.known.items() if number in self.objects}
         return [
             self._object_state(number, measured.of(number, self.objects[number].region, grid), grid)

@@ -1,8 +1,8 @@
 """What the operator sees of each request: Prometheus metrics, and one JSON line in the log.
 
 Neither holds patient data: the route's template instead of the path, no query, no names, no headers, no messages.
-prometheus_client does the counting: it is the format's own library, has no dependencies, and its text is right about
-escaping and histograms.
+prometheus_client does the counting: it is the format's own library, has no dependencies, and gets escaping and
+histograms right.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ class Metrics:
         self.registry.register(_Gauges(sessions))
 
     def step(self, name: str, seconds: float) -> None:
-        """Take in a step that the worker did."""
+        """Record a step that the worker did."""
         self.steps.labels(name).observe(seconds)
 
 
 class _Gauges(Collector):
-    """Read from the sessions when asked for."""
+    """Numbers that are read from the sessions when they are collected."""
 
     def __init__(self, sessions: Sessions) -> None:
         self.sessions = sessions
@@ -115,7 +115,7 @@ class Observe:
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object a line: time, level, what happened, and its facts."""
+    """One JSON object per line: time, level, what happened, and its facts."""
 
     def format(self, record: logging.LogRecord) -> str:
         time_utc = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
@@ -128,9 +128,9 @@ class JsonLines(logging.Formatter):
 
 
 def log_to_stderr() -> None:
-    """Let the server's log go to stderr as JSON lines, with what the warm-up chose on a GPU, and uvicorn's complaints.
+    """Log to stderr as JSON lines: the server's log, what the warm-up chose on a GPU, and uvicorn's warnings.
 
-    Of uvicorn's neither arguments nor tracebacks: they may name what a client sent.
+    uvicorn's arguments and tracebacks are left out, as they may contain what a client sent.
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())

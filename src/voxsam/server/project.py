@@ -1,6 +1,6 @@
-"""Desk: where the readers of a server work through its project. Each scan to one of them, the next one read beforehand.
+"""Desk: where a server's readers work through its project, each scan with one of them, the next one read ahead.
 
-Async, as voxsam.server.saved: the project's files are read and written on threads.
+Async, like voxsam.server.saved: the project's files are read and written on threads.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from voxsam.server.store import Event, Work
 from voxsam.volume import Volume
 from voxsam.weights import load_model
 
-AHEAD = 2  # scans that are read beforehand, of different readers
-TOUCH_S = 1.0  # between two signs to a learning that somebody works
+AHEAD = 2  # scans that are read ahead, of different readers
+TOUCH_S = 1.0  # between two signals to a learning that somebody is working
 
 
 class Desk:
-    """The project of a server. Raises InputError for what a reader may not do."""
+    """The project of a server. Raises InputError for anything a reader may not do."""
 
     def __init__(
         self, project: Project, saved: SavedSessions, learner: Learner, model: Promptable, name: str, device: str
@@ -46,19 +46,19 @@ class Desk:
         self.loaded, self.device = name, device
         self._names = {model.card.name: name}
         self._loading = asyncio.Lock()
-        self._next: dict[str, str] = {}  # by reader, what is read beforehand
+        self._next: dict[str, str] = {}  # by reader, what is read ahead
         self._tasks: set[asyncio.Task[None]] = set()
         self._touched = 0.0
         saved.sessions.on_work = self._touch
         cases = {scan.name for scan in project.scans}
         for work, source in saved.store.on_cases(str(project.folder)):
-            if source.case not in cases:  # forgotten since, or when a crash came
+            if source.case not in cases:  # forgotten since, or just before a crash
                 saved.store.delete(work.id)
 
     # Work
 
     async def open(self, source: CaseSource, id: str | None) -> SavedSession:
-        """Take a scan into a reader's work: as he left it, as it was done, or untouched."""
+        """Take a scan into a reader's work: as the reader left it, as it was done, or untouched."""
         case, reader = source.case, check_name("reader", source.reader)
         self._touch()
         await self.follow()
@@ -84,20 +84,20 @@ class Desk:
         return session
 
     async def _kept(self, case: str, reader: str, reading: Reading | None) -> SavedSession | None:
-        """The reader's session on a scan, if it has steps that were not kept as done."""
+        """The reader's session on a scan, if it has steps that were not saved as done."""
         for work in self._works(case, reader):
             if reading is None or self._is_newer(work.id, reading):
                 return await self.saved.find(work.id)
-            await self.saved.leave(work.id)  # a crash came between its end and that
+            await self.saved.leave(work.id)  # a crash kept it from being closed
         return None
 
     def _works(self, case: str, reader: str | None = None) -> list[Work]:
-        """The saved sessions on a scan, of one reader or of all, those that were used last first."""
+        """The saved sessions on a scan, of one reader or of all, most recently used first."""
         works = self.saved.store.on_cases(str(self.project.folder))
         return [work for work, source in works if source.case == case and reader in (None, source.reader)]
 
     def _is_newer(self, id: str, reading: Reading) -> bool:
-        """Whether a session has steps that came after what was kept."""
+        """Whether a session has steps that are newer than the reading."""
         return self.saved.store.saved(id) > datetime.fromisoformat(reading.finished)
 
     def _masks(self, case: str, reader: str) -> tuple[KeptMask, ...]:
@@ -106,13 +106,13 @@ class Desk:
         return tuple(KeptMask.of("", Region.of(labels == number)) for number in numbers)
 
     async def done(self, id: str, seconds: float | None) -> Reading:
-        """Keep what a session holds as a case, close the session, and learn if it is time."""
+        """Save a session's mask and clicks as done, close the session, and start learning if it is due."""
         source = self.saved.store.source(id)
         if not isinstance(source, CaseSource):
             raise NotThere("a session that is on no scan of the project", "one that is", "open the scan again")
         case, reader = source.case, source.reader
         before = await asyncio.to_thread(lambda: self.project.readings(case).get(reader))
-        if before is not None and not self._is_newer(id, before):  # it was kept, and its answer lost
+        if before is not None and not self._is_newer(id, before):  # it was saved, and the response lost
             await self.saved.leave(id)
             return before
         session = await self.saved.find(id)
@@ -125,7 +125,7 @@ class Desk:
             return self.project.done(
                 case,
                 mask,
-                [*known, *clicks],  # of a scan that was opened again the mask alone comes back
+                [*known, *clicks],  # a scan that is opened again has its mask back, but not its clicks
                 reader=reader,
                 seconds=sum(filter(None, spent)) or None,
                 model=model,
@@ -139,13 +139,13 @@ class Desk:
         return reading
 
     async def skip(self, case: str, reader: str) -> None:
-        """Leave a scan out; what was marked in it is kept for when it is opened again."""
+        """Leave a scan out; what was done in it is kept for when it is opened again."""
         await asyncio.to_thread(self.project.skip, case, check_name("reader", reader))
         for work in self._works(case, reader):
             self.saved.sessions.release(work.id)
 
     async def forget(self, case: str) -> tuple[str, ...]:
-        """Delete a case, the sessions on it included, and let its models go; the names of those."""
+        """Delete a case, including its sessions, and retire the models trained on it; returns their names."""
         works = self._works(case)
         retired = await asyncio.to_thread(self.project.forget, case)
         for work in works:
@@ -159,7 +159,7 @@ class Desk:
             await self.saved.leave(work.id)
 
     def _read_ahead(self, reader: str, case: str) -> None:
-        """Read what this reader will probably open next, while he works."""
+        """Read what this reader will probably open next, during the work on this case."""
 
         async def read() -> None:
             others = set(list(self._next.values())[-AHEAD:])
@@ -182,16 +182,16 @@ class Desk:
     # Models
 
     async def follow(self) -> None:
-        """Let the model answer that the project has in use, whoever has chosen it. Open sessions keep theirs."""
+        """Switch to the model that the project has in use, whoever chose it. Open sessions keep theirs."""
         await self._load(await asyncio.to_thread(lambda: self.project.in_use))
 
     async def use(self, name: str) -> None:
-        """Take a model into use. Raises InputError for one that is not there, or cannot be read: nothing is changed."""
+        """Switch to a model. Raises InputError for one that is missing or cannot be read, changing nothing."""
         await asyncio.to_thread(self.project.check_model, name)
         await self._load(name, lambda: self.project.use(name))
 
     async def back(self) -> None:
-        """The model that was in use before."""
+        """Switch back to the model that was in use before."""
         await asyncio.to_thread(self.project.back)
         await self.follow()
 
@@ -210,7 +210,7 @@ class Desk:
     # Learning
 
     def _learn_if_due(self) -> None:
-        """Begin to learn if so many scans are new as the project wants. A learning that failed waits as long."""
+        """Start learning if the project has enough new scans; after a failed attempt, wait for as many again."""
         every = self.project.settings.learn_every
         if not every or self.learner.reason:
             return
@@ -220,7 +220,7 @@ class Desk:
                 self.learner.start()
 
     def _touch(self) -> None:
-        """Let a learning that runs wait."""
+        """Make a running learning pause."""
         now = time.monotonic()
         if now - self._touched > TOUCH_S:
             self._touched = now

@@ -1,7 +1,7 @@
-"""Saved sessions: those of the page and of programs. Opened, stepped through, saved at every step, brought back.
+"""Saved sessions, of the page and of programs: opened, stepped through, saved at every step, and restored.
 
-Async, for it is called from the event loop, which it never blocks: scans are read and numbers measured on threads,
-segmenters are touched on the worker's.
+Async, because it is called from the event loop, which it never blocks: scans are read and objects measured on threads,
+segmenters are used on the worker's.
 """
 
 from __future__ import annotations
@@ -50,38 +50,38 @@ UNKNOWN_SCAN = "saved by an earlier version, which did not note what the scan he
 
 
 class SavedSession(OpenSession):
-    """A session with a journal: the steps are on the disk before they are answered."""
+    """A session with a journal: the steps are on disk before they are answered."""
 
     kind = "a session opened at /api/sessions"
     journal: Journal
 
     def __init__(self, sessions: Sessions, name: str) -> None:
         super().__init__(sessions, name)
-        self.ready: asyncio.Task[None] | None = None  # until the scan is read and the steps are done again
+        self.ready: asyncio.Task[None] | None = None  # until the scan is read and the steps are replayed
         self.measured = Measured()
         self.seconds = 0.0  # of all steps
-        self.model = ""  # the name of what answers
+        self.model = ""  # its name
         self.notes: list[str] = []
         self.earlier: list[Earlier] = []
-        self.reading = Reading(partial(self.report, "reading"))  # its scan
-        self.left = False  # for good: its work is not saved any more
+        self.reading = Reading(partial(self.report, "reading"))  # of its scan
+        self.left = False  # for good: its work is no longer saved
         self.saving = asyncio.Lock()  # while its work is saved, or deleted
         self._waiting = 0
         self._turn = asyncio.Lock()
 
     def make(self, model: Promptable, volume: Volume, undo_bytes: int) -> Session:
-        """What the steps are done with."""
+        """Make the session that carries out the steps."""
         self.model = model.card.name
         return Session(model, volume, progress=self.report, undo_bytes=undo_bytes)
 
     @property
     def kept_bytes(self) -> int:
-        """Of lines that the disk did not take yet."""
+        """The memory of lines that are not on disk yet."""
         return self.journal.waiting_bytes
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
-        """One request of a session at a time, from its step to its answer. Raises TooMany if too many wait."""
+        """Let one request of a session run at a time, from step to response. Raises TooMany if too many wait."""
         if self._waiting >= MAX_WAITING:
             raise TooMany(f"{self._waiting} requests that wait already", f"at most {MAX_WAITING}", "wait for answers")
         self._waiting += 1
@@ -92,7 +92,7 @@ class SavedSession(OpenSession):
             self._waiting -= 1
 
     async def step(self, event: Event, on_step: Callable[[str, float], None]) -> StepState:
-        """Do something, save it, and answer. Raises InputError, with the session as it was."""
+        """Carry out an event, save it, and return the new state. Raises InputError, leaving the session as it was."""
 
         def work(session: Session) -> tuple[View, float, bool]:
             start = time.perf_counter()
@@ -121,13 +121,13 @@ class SavedSession(OpenSession):
             return await asyncio.to_thread(self._step_state, view, seconds)
 
     async def state(self) -> SessionState:
-        """The session as it is."""
+        """The state of the session."""
         async with self.turn():
             view = await self._look(lambda session: NOWHERE)
             return await asyncio.to_thread(lambda: SessionState(**self._facts(view)))
 
     async def labels(self, full: bool) -> StepState:
-        """The session as it is with all labels: of the whole scan, or of the box outside which there are none."""
+        """The state of the session with all labels: of the whole scan, or of the box outside which there are none."""
         voxels = self.require_volume().array.size if full else 0
         async with self.turn():
             with self.sessions.memory.take(2 * voxels):
@@ -138,9 +138,9 @@ class SavedSession(OpenSession):
         return await asyncio.wrap_future(self.run(lambda session: View.of(session, box(session))))
 
     async def save(self, write: Callable[[], None]) -> None:
-        """Write to the journal, unless the client has left. A full disk is no reason to lose a step: it is noted."""
+        """Write to the journal, unless the client has left. A failed write only adds a note, so no step is lost."""
         async with self.saving:
-            if self.left:  # saved now, the work that was forgotten would be back
+            if self.left:  # saving now would bring back the work that was deleted
                 raise closed()
             self.notes[:] = [note for note in self.notes if note != NOT_SAVED]
             try:
@@ -178,7 +178,7 @@ class SavedSession(OpenSession):
 
 
 def play(event: Event, session: Session) -> bool:
-    """Do it; whether anything was done. Raises InputError, with the session as it was."""
+    """Carry out an event; returns whether anything was done. Raises InputError, leaving the session as it was."""
     before = session.step
     _act(event, session)
     return session.step is not before or event.do in ("select", "describe")
@@ -215,8 +215,8 @@ def _act(event: Event, session: Session) -> None:
 
 
 def replay(event: Event, session: Session) -> None:
-    """Do it again, with the object current that was."""
-    if event.do == "describe":  # of an object that only undo or redo may bring back, too
+    """Carry out an event again, with the same object current as before."""
+    if event.do == "describe":  # also of an object that only undo or redo may bring back
         session.infos[event.number] = (event.description or Description()).of(session.info(event.number))
         return
     if event.do not in ("undo", "redo", "select"):
@@ -225,7 +225,7 @@ def replay(event: Event, session: Session) -> None:
 
 
 class SavedSessions:
-    """Opens sessions, finds them again, and forgets them."""
+    """Opens sessions, finds them again, and deletes them."""
 
     def __init__(self, sessions: Sessions, reader: Reader, store: Store) -> None:
         self.sessions, self.reader, self.store = sessions, reader, store
@@ -233,11 +233,11 @@ class SavedSessions:
 
     @property
     def model(self) -> str:
-        """The name of the model that answers."""
+        """The name of the model in use."""
         return self.sessions.worker.model.card.name
 
     async def open(self, source: AnySource, name: str | None, id: str | None = None) -> SavedSession:
-        """A new session on a scan. Raises InputError, with its place free again; Taken for an `id` that is in use."""
+        """Open a session on a scan. Raises InputError, freeing its place again; Taken for an `id` that is in use."""
         name = name or await asyncio.to_thread(self.reader.name, source)
         if id is not None and (self.store.knows(id) or any(session.id == id for session in self.sessions.open)):
             raise Taken("an id that is in use", "an id of your own, long and random", "choose another, or leave it out")
@@ -247,9 +247,9 @@ class SavedSessions:
         return session
 
     async def find(self, name: str, *, wait: bool = True) -> SavedSession:
-        """A session, brought back from the store if it is not open. Raises NotThere, Full, InputError.
+        """A session, restored from the store if it is not open. Raises NotThere, Full, InputError.
 
-        With `wait=False` it may still be on its way back.
+        With `wait=False` it may not be fully restored yet.
         """
         session = self.sessions.find(SavedSession, name)
         if session is None:
@@ -265,7 +265,7 @@ class SavedSessions:
         return session
 
     def cancel(self, name: str) -> None:
-        """Stop reading a session's scan; who waits for it gets Dropped. Nothing if it is read. Raises NotThere."""
+        """Stop reading a session's scan; whoever waits gets Dropped. No effect once it is read. Raises NotThere."""
         session = self.sessions.find(SavedSession, name)
         if session is None:
             raise NotThere("a session that is not being opened", "one that is", "open the scan again")
@@ -280,7 +280,7 @@ class SavedSessions:
         return tuple(KeptMask.of(mask.name, mask.region, mask.remarks) for mask in found)
 
     async def leave(self, name: str) -> None:
-        """Release a session and forget its work. Raises NotThere."""
+        """Release a session and delete its work. Raises NotThere."""
         session = self.sessions.find(SavedSession, name)
         if session is None:
             await asyncio.to_thread(self.store.delete, name)
@@ -294,12 +294,12 @@ class SavedSessions:
             self.sessions.release(name)
 
     async def _begin(self, session: SavedSession, events: Sequence[Event] = ()) -> None:
-        """Read the scan, note what it is, and save the work. Raises OtherScan if it is not what it was."""
+        """Read the scan, record what it is, and save the work. Raises OtherScan if it is not the one it was."""
         work = session.journal.work
         try:
             with session.held():
                 session.report("reading", 0.0)
-                async with self.reading:  # not a lock of threads: those who wait would keep others from theirs
+                async with self.reading:  # not a thread lock: waiting would block threads that others need
                     scan = await asyncio.to_thread(self._read, work, session.reading)
                 session.open(scan.volume, scan.part)
                 session.report_idle()
@@ -316,9 +316,9 @@ class SavedSessions:
             raise
 
     def _read(self, work: Work, reading: Reading) -> Scan:
-        """The work's scan: where it lay, in whatever order the folders are now. Raises OtherScan for another one."""
+        """Read the work's scan from where it was, whatever order the folders are in now. Raises OtherScan."""
         if work.place and isinstance(work.source, FolderSource):
-            with suppress(NotThere):  # it may lie elsewhere now: what it holds will say
+            with suppress(NotThere):  # it may lie elsewhere now: its digest will tell
                 place = self.reader.folders.source_of(work.place)
                 work.source = place.model_copy(update={"series": work.source.series})
         scan = self.reader.read(work.source, reading)
@@ -332,7 +332,7 @@ class SavedSessions:
         return scan
 
     async def _refill(self, session: SavedSession, events: Sequence[Event]) -> None:
-        """Read the scan and do the steps again. If that fails the work stays saved, and the place is free."""
+        """Read the scan and replay the steps. If that fails, the work stays saved and the place is freed."""
         work = session.journal.work
         if events and work.format < Work.model_fields["format"].default:
             session.notes.append(OTHER_MASKS)

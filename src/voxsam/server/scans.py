@@ -1,4 +1,4 @@
-"""Scans: how those of folders, a project and uploads are read, within the server's limits, and uploads come in."""
+"""Read scans from folders, a project and uploads within the server's limits, and receive uploads."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ from voxsam.server.store import Store, private
 from voxsam.volume import Volume
 
 DEMO_NAME, SENT_SERIES = "generated scan", "DICOM series"
-SMALL_VOXELS = 1 << 24  # of a NIfTI file that is read in this process: to start another takes longer
-VOXEL_BYTES = 12  # that one of them may take while it is read: stored as float64, converted to float32
-UNPACKED_RATIO = 12  # a scan takes at most so many times its file's size, if it takes more than half of the memory
+SMALL_VOXELS = 1 << 24  # of a NIfTI file that is read in this process: starting another would take longer
+VOXEL_BYTES = 12  # that a voxel of it may take while reading: stored as float64, converted to float32
+UNPACKED_RATIO = 12  # a scan that takes more than half of the memory takes at most this many times its file's size
 SPARE_BYTES = 1 << 30  # that must stay free on the disk
 PIECE_BYTES = 1 << 20  # of an upload that are written at once
 UNSAFE = re.compile(r"[^\w.\-]+", re.ASCII)
 LONGEST_NAME = 100
-# What any file system takes as it is; Windows has devices of these names.
+# Names that any file system accepts as they are; Windows has devices of the excluded names.
 PLAIN = re.compile(r"(?!(?i:con|prn|aux|nul|com\d|lpt\d)(\.|$))\w([\w.,+=@~#%&'!()\[\]{}\- ]{0,59}\w)?")
-PREFIX = re.compile(r"[0-9a-f]{12}-")  # of a name that was not plain, or there already
+PREFIX = re.compile(r"[0-9a-f]{12}-")  # put before a name that was not plain, or was taken
 DETACHED_HEADERS = (".mhd", ".nhdr", ".hdr", ".hdr.gz")  # their voxels lie in another file
 
 T = TypeVar("T")
@@ -50,7 +50,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Scan:
-    """A scan that was read, the memory that was taken for it, where it lay, and a digest of its voxels and grid."""
+    """A scan that was read, the memory reserved for it, where it was, and a digest of its voxels and grid."""
 
     volume: Volume
     part: Part
@@ -59,20 +59,20 @@ class Scan:
 
 
 class Reader:
-    """Reads scans of every kind of source; to be called by one thread at a time: each is large."""
+    """Reads scans from every kind of source; to be called by one thread at a time, as scans are large."""
 
     def __init__(
         self, settings: Settings, folders: Folders, store: Store, memory: Memory, project: Project | None = None
     ) -> None:
         self.settings, self.folders, self.store, self.memory = settings, folders, store, memory
         self.project = project
-        self._ahead: dict[str, tuple[Volume, Part]] = {}  # cases
+        self._ahead: dict[str, tuple[Volume, Part]] = {}  # by case
         memory.spare = self.drop_ahead
 
     def read(self, source: AnySource, reading: guarded.Reading | None = None) -> Scan:
-        """The scan. Raises InputError: for what is no scan, is not there, lies outside, or is too large; Full.
+        """Read a scan. Raises InputError if it is not a scan, missing, outside the served folders, or too large; Full.
 
-        When it is told to stop, reading ends with one, too.
+        If `reading` is stopped, it ends with an InputError too.
         """
         with self._using(source):
             if isinstance(source, DemoSource):
@@ -88,7 +88,7 @@ class Reader:
         return Scan(volume, part, place, digest_of(volume))
 
     def objects(self, source: Source, scan: Volume) -> list[MaskObject]:
-        """The objects of a mask file, on a scan. Raises InputError as `read`."""
+        """The objects of a mask file, on a scan. Raises InputError as `read` does."""
         if isinstance(source, DemoSource):
             raise NotThere("the demo scan as a mask", "a mask", "choose a file")
         with self._using(source):
@@ -98,20 +98,20 @@ class Reader:
             return self._in_half(guarded.read_objects, path, scan, name=self.name(source))
 
     def label(self, file: Path, name: str) -> Volume:
-        """A label map that a client sent, in a file of the server's own. Raises InputError as `read`."""
+        """Read a label map that a client sent, from a file of the server's own. Raises InputError as `read` does."""
         return self._in_half(guarded.read_volume, file, name=name, labels=True)
 
     def read_ahead(self, cases: Collection[str]) -> None:
-        """Keep these scans of the project for when they are opened, and no others, while half of the memory is free."""
+        """Preload these scans of the project, and drop all others, as long as half of the memory is free."""
         for case in self._ahead.keys() - set(cases):
             self._drop(case)
         for case in cases:
             if case not in self._ahead and self.memory.free > self.memory.limit // 2:
-                with suppress(InputError):  # it is said when the scan is opened
+                with suppress(InputError):  # reported when the scan is opened
                     self._ahead[case] = self._case(case, None)
 
     def drop_ahead(self) -> None:
-        """Give back the memory of what was read ahead."""
+        """Free the memory of the preloaded scans."""
         for case in tuple(self._ahead):
             self._drop(case)
 
@@ -120,7 +120,7 @@ class Reader:
             kept[1].close()
 
     def _case(self, case: str, reading: guarded.Reading | None) -> tuple[Volume, Part]:
-        """A scan of the project, and the memory that it takes. Raises OtherScan for another one than was added."""
+        """A scan of the project, and the memory that it takes. Raises OtherScan if it is not the one that was added."""
         if self.project is None:
             raise no_project()
         known = self.project.scan(case)
@@ -139,7 +139,7 @@ class Reader:
         return self.store.using(source.upload) if isinstance(source, UploadSource) else nullcontext()
 
     def name(self, source: AnySource) -> str:
-        """What to call the scan if the client does not say."""
+        """The name of the scan if the client gives none."""
         if isinstance(source, CaseSource):
             return source.case
         if isinstance(source, DemoSource):
@@ -150,7 +150,7 @@ class Reader:
         return SENT_SERIES if path.is_dir() else PREFIX.sub("", path.name, count=1)
 
     def _read(self, path: Path, name: str, series: str, reading: guarded.Reading | None) -> tuple[Volume, Part]:
-        """The scan at a path, and the memory that it takes; while it is read that is what reading may take."""
+        """The scan at a path, and its part of the memory, which is the limit for reading while it is read."""
         limit, size = self.memory.limit, path.stat().st_size if path.is_file() else self.memory.limit
         part = self.memory.take(min(self.memory.free, max(limit // 2, UNPACKED_RATIO * size)))
         try:
@@ -163,9 +163,9 @@ class Reader:
         return volume, part
 
     def _small(self, path: Path, name: str, nbytes: int) -> Volume | None:
-        """A NIfTI file, read here: by nibabel, in Python, every length checked first. None if it is large, or no scan.
+        """A small NIfTI file, read here by nibabel, every length checked first. None if it is large, or not a scan.
 
-        That it is no scan is said by `_guarded` again.
+        `_guarded` then reports that it is not a scan.
         """
         if not path.name.lower().endswith(NIFTI_SUFFIXES):
             return None
@@ -178,15 +178,15 @@ class Reader:
             raise type(error)(error.given.replace(path.name, name), error.expected, error.remedy) from error
 
     def _in_half(self, read: Callable[..., T], *given: object, **more: object) -> T:
-        """What `read` makes of a mask, in half of the memory, or in what is free of it."""
+        """The result of `read` for a mask, within half of the memory, or what is free of it."""
         with self.memory.take(min(self.memory.free, self.memory.limit // 2)) as part:
             return self._guarded(read, part, *given, **more)
 
     def _guarded(self, read: Callable[..., T], part: Part, *given: object, **more: object) -> T:
-        """What `read` (of voxsam.io.guarded) makes of a file in a process of its own, within a part of the memory.
+        """The result of `read` (of voxsam.io.guarded) for a file, in a separate process, within a part of the memory.
 
-        What it read is there twice while it is sent: the part grows for that, by two fifths of the memory beyond what
-        is free at most. Raises InputError, and Full if the part is too small.
+        The result exists twice while it is sent: the part grows for that, by at most two fifths of the memory beyond
+        what is free. Raises InputError, and Full if the part is too small.
         """
         try:
             return read(
@@ -214,14 +214,14 @@ class Reader:
         if isinstance(source, FolderSource):
             return self.folders.find_scan(source.folder, source.path)
         folder = self.store.upload_folder(source.upload)
-        files = [file for file in folder.iterdir() if not file.name.startswith(".")]  # not what is still coming
+        files = [file for file in folder.iterdir() if not file.name.startswith(".")]  # not what is still arriving
         wanted = SCAN_SUFFIXES if len(files) == 1 else DETACHED_HEADERS
         scans = [file for file in files if file.name.lower().endswith(wanted)]
         return scans[0] if len(scans) == 1 and not has_dicom(files) else folder
 
 
 def digest_of(volume: Volume) -> str:
-    """SHA-256 of a scan's voxels (k slowest), their type, and its grid: the same for every file that holds the same."""
+    """SHA-256 of a scan's voxels (k slowest), their type, and its grid: the same for files of the same content."""
     array, grid = volume.array, volume.grid
     digest = hashlib.sha256(f"{array.dtype.name} {grid.shape}".encode() + grid.affine.astype("<f8").tobytes())
     for k in range(array.shape[2]):
@@ -234,24 +234,24 @@ def digest_of(volume: Volume) -> str:
 
 @dataclass
 class Tally:
-    """How much an upload has, what is still coming included."""
+    """The size of an upload, including what is still arriving."""
 
     files: int = 0
     bytes: int = 0
 
 
 class Uploads:
-    """Takes bodies into the store, each upload within one limit. To be used on one event loop."""
+    """Receives bodies into the store, with one limit for each upload. To be used on one event loop."""
 
     def __init__(self, store: Store, limit: int) -> None:
         self.store, self.limit = store, limit
         self._tallies: dict[str, Tally] = {}
 
     async def take(self, body: AsyncIterator[bytes], name: str, upload: str | None) -> tuple[str, Tally]:
-        """Write a body into an upload, a new one or that of the id `upload`; returns its id and what it has now.
+        """Write a body into a new upload, or the one with the id `upload`; returns its id and its size now.
 
-        Raises TooLarge beyond the limit, Full if the disk is, NoRoom if it cannot be written, NotThere for an unknown
-        id; then nothing is left of it.
+        Raises TooLarge beyond the limit, Full if the disk is full, NoRoom if it cannot be written, NotThere for an
+        unknown id; nothing of the body is kept then.
         """
         try:
             key = upload or self.store.new_upload()
@@ -306,9 +306,9 @@ class Uploads:
 
 
 def _stored_name(name: str, folder: Path) -> str:
-    """A name for the disk: the client's own, so that a header finds its voxels beside it, if it is plain and new.
+    """A name for the disk: if plain and new, the client's own, so that a header finds its voxels beside it.
 
-    Else a random word, and of the client's name what no file system minds, its suffixes kept.
+    Otherwise a random prefix and the safe characters of the client's name, including its suffixes.
     """
     if PLAIN.fullmatch(name) and not any((folder / f"{dot}{name}").exists() for dot in ("", ".")):
         return name

@@ -1,4 +1,4 @@
-"""Service: the parts of one running server, made from its settings; what every router is given."""
+"""Service: the parts of one running server, made from its settings and given to every router."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from voxsam.server.store import Store
 from voxsam.server.worker import Worker
 from voxsam.weights import load_model
 
-SWEEP_S = 1.0  # how often leases are looked at; more often if they are short
-TIDY_S = 600.0  # how often the store is
+SWEEP_S = 1.0  # how often leases are checked; more often if they are short
+TIDY_S = 600.0  # how often the store is tidied
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ class Service:
 
     @classmethod
     def start(cls, settings: Settings, model: Promptable | None = None) -> Service:
-        """Load the model (unless one is given) and begin. Raises InputError for what cannot be used."""
-        Folders(settings.folders)  # what is wrong with one is said before the model is loaded
+        """Load the model (unless one is given) and start. Raises InputError for anything that cannot be used."""
+        Folders(settings.folders)  # errors in them are reported before the model is loaded
         project = None if settings.project is None else Project(settings.project)
         name = settings.model if project is None else project.in_use
         model = model or load_model(name if project is None else project.model_source(name), settings.device)
@@ -68,12 +68,12 @@ class Service:
 
     @property
     def private(self) -> tuple[str, ...]:
-        """Folders that no answer names: the state folder first."""
+        """The folders that no response may name, the state folder first."""
         projects = () if self.desk is None else (str(self.desk.project.folder),)
         return (str(self.store.folder), *projects, *map(str, self.folders.roots.values()))
 
     def close(self) -> None:
-        """Release all sessions and stop the worker; their works stay saved. Again: nothing."""
+        """Release all sessions, whose work stays saved, and stop the worker. Calling it again does nothing."""
         if not self._ended.is_set():
             self._ended.set()
             if self.desk is not None:
@@ -83,9 +83,9 @@ class Service:
             self.store.close()
 
     def _sweep(self) -> None:
-        """End the sessions whose time is over, and more rarely what is left over in the store.
+        """End the sessions that have timed out and, less often, tidy the store.
 
-        A thread, not a task of the event loop: a mounted application gets no sign that it starts.
+        A thread, not a task of the event loop, because a mounted application is not told when it starts.
         """
         next_tidying = 0.0
         while not self._ended.wait(min(SWEEP_S, self.settings.alive_s / 4)):
@@ -94,5 +94,5 @@ class Service:
                 if time.monotonic() >= next_tidying:
                     next_tidying = time.monotonic() + TIDY_S
                     self.store.tidy()
-            except Exception as error:  # a disk that fails now and then must not keep all sessions open for ever
+            except Exception as error:  # an occasional disk failure must not keep all sessions open for ever
                 LOG.error("sweeping failed", extra={"facts": {"error": type(error).__name__}})

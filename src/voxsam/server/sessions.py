@@ -1,8 +1,8 @@
-"""Sessions: the scans that are open, each held by a client on a lease, and the memory of all; no HTTP, no wire format.
+"""Sessions: the open scans, each held by a client on a lease, and their total memory; no HTTP, no wire format.
 
-A client claims a session, opens a scan in it, and lets it run steps on the worker. It ends when it is released, when
-nobody used it for `idle_s`, or when its client gave no sign of life for `alive_s` (a request, a heartbeat). Features
-are forgotten where memory is needed, those that were used least recently first, and encoded again when they are.
+A client claims a session, opens a scan in it, and lets it run steps on the worker. It ends when it is released, when it
+has not been used for `idle_s`, or when its client gave no sign of life (a request, a heartbeat) for `alive_s`. If
+memory is needed, the least recently used features are dropped, and encoded again when they are used.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ Clock = Callable[[], float]
 
 
 class Memory:
-    """What the server may take, and what is taken: for requests and files being read, open scans, steps and masks."""
+    """The server's memory limit, and what requests, files being read, open scans, steps and masks have reserved."""
 
     def __init__(self, limit: int) -> None:
         self.limit, self.taken = limit, 0
-        self.spare: Callable[[], None] = lambda: None  # gives back what nobody needs yet
+        self.spare: Callable[[], None] = lambda: None  # frees what is not needed yet
         self._lock = threading.Lock()
 
     @property
     def free(self) -> int:
-        """Bytes that may be taken now."""
+        """The bytes that may be reserved now."""
         return max(0, self.limit - self.taken)
 
     def take(self, nbytes: int, freed: int = 0) -> Part:
-        """A part of the memory, until it is closed; `freed` are bytes that it takes the place of. Raises Full."""
+        """Reserve a part of the memory until it is closed; `freed` are the bytes that it replaces. Raises Full."""
         part = Part(self)
         part.resize(nbytes, freed)
         return part
@@ -62,22 +62,22 @@ class Memory:
 
 
 class Part:
-    """Some of the memory; a context that closes it."""
+    """A reserved part of the memory, as a context manager that closes it."""
 
     def __init__(self, memory: Memory) -> None:
         self.memory, self.nbytes = memory, 0
 
     def resize(self, nbytes: int, freed: int = 0) -> None:
-        """Take more, or give some back. Raises Full, and is then as before."""
+        """Reserve more, or give some back. Raises Full, leaving the part as it was."""
         self.memory._change(nbytes - self.nbytes, freed)
         self.nbytes = nbytes
 
     def note(self, nbytes: int) -> None:
-        """Count what is there already, however much it is."""
+        """Count memory that is already in use, however much it is."""
         self.resize(nbytes, freed=max(0, nbytes - self.nbytes) + self.memory.taken)
 
     def close(self) -> None:
-        """Give it back."""
+        """Give the part back."""
         self.resize(0)
 
     def __enter__(self) -> Part:
@@ -89,7 +89,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Limits:
-    """How many sessions may be open, what all may take, and for how long one lasts by itself (seconds)."""
+    """How many sessions may be open, the memory for all, and how long one lasts without its client (seconds)."""
 
     capacity: int = 16
     memory_bytes: int = 4 << 30
@@ -98,7 +98,7 @@ class Limits:
 
     @property
     def undo_bytes(self) -> int:
-        """Of each session's past steps: of all together a quarter of the memory at most."""
+        """The limit on each session's past steps: all sessions together take at most a quarter of the memory."""
         return min(MAX_UNDO_BYTES, self.memory_bytes // (4 * self.capacity))
 
 
@@ -116,7 +116,7 @@ Listener = Callable[[Busy | None], None]
 
 
 class Segmenter(Protocol):
-    """What a session's steps are done with; touched on the worker's thread alone."""
+    """What carries out a session's steps; used on the worker's thread only."""
 
     @property
     def features_bytes(self) -> int: ...
@@ -128,9 +128,9 @@ class Segmenter(Protocol):
 
 
 class OpenSession:
-    """One client's place: its lease, and once a scan is open, what segments it. Made by `Sessions.claim`.
+    """One client's place: its lease and, once a scan is open, its segmenter. Made by `Sessions.claim`.
 
-    A protocol has a class of its own, which says what segments a scan (`make`) and keeps what else a client needs.
+    Each protocol has a class of its own, which makes the segmenter (`make`) and keeps what else a client needs.
     """
 
     kind: ClassVar[str] = "a session of another protocol"
@@ -148,24 +148,24 @@ class OpenSession:
         self.seen = self.used = sessions.clock()
 
     def make(self, model: Promptable, volume: Volume, undo_bytes: int) -> Segmenter:
-        """What segments a scan."""
+        """Make the segmenter of a scan."""
         raise NotImplementedError
 
     @property
     def kept_bytes(self) -> int:
-        """Memory of what is kept beside the scan and its masks."""
+        """The memory of what is kept besides the scan and its masks."""
         return 0
 
     @property
     def lease_s(self) -> float:
-        """Seconds until it ends by itself if nothing is heard of its client."""
+        """Seconds until the session ends if nothing is heard from its client."""
         limits, now = self.sessions.limits, self.sessions.clock()
         return max(0.0, min(self.seen + limits.alive_s, self.used + limits.idle_s) - now)
 
     def open(self, volume: Volume, part: Part) -> None:
-        """Begin with a scan, for which `part` was taken; one that was open is closed. Raises Dropped.
+        """Open a scan, for which `part` was reserved, and close the previous one. Raises Dropped.
 
-        What still waits for the old one is dropped.
+        Steps still waiting for the previous one are dropped.
         """
         with self.sessions._lock:
             if self.released:
@@ -176,7 +176,7 @@ class OpenSession:
             self.volume, self.part = volume, part
             self.segmenter = self.make(self.sessions.worker.model, volume, self.sessions.limits.undo_bytes)
             self.seen = self.used = self.sessions.clock()
-            with suppress(Refused):  # of a server that ends
+            with suppress(Refused):  # by a server that is shutting down
                 self.sessions.worker.submit("", lambda: self.sessions.make_room(self))
 
     def require_volume(self) -> Volume:
@@ -189,10 +189,10 @@ class OpenSession:
         return volume
 
     def run(self, work: Callable[[Any], T], memory_bytes: int = 0) -> Future[T]:
-        """Let the worker call `work` with the segmenter when it is this session's turn: a use of the session.
+        """Let the worker call `work` with the segmenter when it is this session's turn, which counts as a use.
 
-        `memory_bytes` are taken for it until it is done. The future raises what `work` raises, and Dropped if the
-        session is released before its turn comes. Raises NotThere, Dropped, Full, and TooMany if too much waits.
+        `memory_bytes` are reserved for it until it is done. The future raises what `work` raises, and Dropped if the
+        session is released before its turn comes. Raises NotThere, Dropped, Full, and TooMany if too many steps wait.
         """
         sessions = self.sessions
         with sessions._lock:
@@ -212,7 +212,7 @@ class OpenSession:
         return future
 
     def check_growth(self) -> None:
-        """Raises Full if the memory is full, and this session has more in masks and steps than its part of it."""
+        """Raises Full if the memory is full and this session's masks and steps take more than their share."""
         part, volume = self.part, self.volume
         grown = 0 if part is None or volume is None else part.nbytes - volume.array.nbytes
         if grown > 2 * self.sessions.limits.undo_bytes and not self.sessions.memory.free:
@@ -221,7 +221,7 @@ class OpenSession:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Within it the session does not end by a time-out: its client waits for the server."""
+        """Keep the session from timing out within the block, while its client waits for the server."""
         with self.sessions._lock:
             self.pending += 1
         try:
@@ -230,15 +230,15 @@ class OpenSession:
             self._done()
 
     def report(self, stage: str, fraction: float) -> None:
-        """Progress of what runs; the segmenter calls it."""
+        """Report the progress of the current step; the segmenter calls it."""
         self._notify(Busy(stage, fraction))
 
     def report_idle(self) -> None:
-        """Nothing runs, or something has changed since that was said."""
+        """Report that nothing is running, again if something has changed since."""
         self._notify(None)
 
     def listen(self, listener: Listener) -> Callable[[], None]:
-        """Call `listener` with each change of `busy`, on the thread where it happens; returns how to end that.
+        """Call `listener` with each change of `busy`, on the thread where it happens; returns a function to end that.
 
         Raises TooMany.
         """
@@ -271,36 +271,36 @@ class OpenSession:
             self.seen = self.used = self.sessions.clock()
 
     def _forget(self) -> None:
-        """Let go of the scan and of all that was made of it."""
+        """Drop the scan and everything made from it."""
         part, self.part, self.segmenter, self.volume, self.features_bytes = self.part, None, None, None, 0
         if part is not None:
             part.close()
 
 
 class Sessions:
-    """All that are open. Its methods may be called on any thread."""
+    """All open sessions. Its methods may be called on any thread."""
 
     def __init__(self, worker: Worker, limits: Limits, clock: Clock = time.monotonic) -> None:
         self.worker, self.limits, self.clock = worker, limits, clock
         self.memory = Memory(limits.memory_bytes)
         self.on_work: Callable[[], None] = lambda: None  # called on the worker's thread before each step
-        self.expired = self.forgotten = 0  # sessions that ended by a time-out; those whose features made room
+        self.expired = self.forgotten = 0  # sessions that timed out; those whose features were dropped
         self._open: dict[str, OpenSession] = {}
         self._lock = threading.RLock()
 
     @property
     def open(self) -> tuple[OpenSession, ...]:
-        """Those that are held now."""
+        """The sessions that are held now."""
         with self._lock:
             return tuple(self._open.values())
 
     @property
     def nbytes(self) -> int:
-        """Memory that is taken, and that of the features, which are forgotten where it is needed."""
+        """The memory that is reserved plus that of the features, which are dropped if it is needed."""
         return self.memory.taken + sum(session.features_bytes for session in self.open)
 
     def claim(self, kind: type[S], name: str | None = None) -> S:
-        """A new session, named at random unless a `name` is given (to take up earlier work). Raises Full."""
+        """Open a new session, named at random unless a `name` is given (to resume earlier work). Raises Full."""
         self.expire()
         with self._lock:
             if len(self._open) >= self.limits.capacity:
@@ -311,7 +311,7 @@ class Sessions:
             return session
 
     def find(self, kind: type[S], name: str) -> S | None:
-        """The session of a name, None if it is not, or no longer, held; asking for it is a sign of life.
+        """The session of this name, None if it is not, or no longer, held; asking for it counts as a sign of life.
 
         Raises NotThere for a session of another protocol.
         """
@@ -325,7 +325,7 @@ class Sessions:
             return session
 
     def release(self, name: str) -> bool:
-        """End a session: its scan is freed, what waits for it is dropped. False if there was none."""
+        """End a session: its scan is freed, steps waiting for it are dropped. False if there was none."""
         with self._lock:
             session = self._open.pop(name, None)
             if session is None:
@@ -337,7 +337,7 @@ class Sessions:
         return True
 
     def expire(self) -> list[str]:
-        """End the sessions whose time is over, and return their names; call it every few seconds."""
+        """End the sessions that have timed out and return their names; to be called every few seconds."""
         with self._lock:
             over = [session.id for session in self._open.values() if self._is_over(session)]
         ended = [name for name in over if self.release(name)]
@@ -345,7 +345,7 @@ class Sessions:
         return ended
 
     def close(self) -> None:
-        """Release all."""
+        """Release all sessions."""
         for session in self.open:
             self.release(session.id)
 
@@ -353,7 +353,7 @@ class Sessions:
         return not session.pending and session.lease_s <= 0
 
     def make_room(self, latest: OpenSession) -> None:
-        """Forget the features that were used least recently until all fits; on the worker's thread."""
+        """Drop the least recently used features until everything fits; on the worker's thread."""
         for session in sorted(self.open, key=lambda session: session.used):
             if self.nbytes <= self.memory.limit:
                 return

@@ -15,7 +15,7 @@ GIB = 1 << 30
 
 
 class Settings(BaseModel):
-    """One server. Sizes in bytes, times in seconds. Raises InputError for a key that no request could show."""
+    """One server. Sizes in bytes, times in seconds. Raises InputError for a key that no request could send."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -84,7 +84,7 @@ class Settings(BaseModel):
 
     @cached_property
     def is_local(self) -> bool:
-        """Whether only this machine can reach the server: by the addresses that `host` stands for, not its spelling."""
+        """Whether only this machine can reach the server: by the addresses `host` resolves to, not by its spelling."""
         try:
             found = socket.getaddrinfo(self.host, None, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError):

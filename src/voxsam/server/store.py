@@ -1,13 +1,13 @@
-"""Store: the state folder of one server. What clients did, what they sent, and files on their way; for its owner alone.
+"""Store: the state folder of one server: what clients did, what they sent, and files in transit, for its owner alone.
 
-    STATE/.lock               held by the one server that works here
-    STATE/works/ID.jsonl      a client's work: a line that says which scan it is of, and a line for each event
-    STATE/works/ID.json       the same of an earlier version, with all steps in one object; read, and replaced
+    STATE/.lock               held by the one server that uses the folder
+    STATE/works/ID.jsonl      a client's work: a line that names its scan, then a line for each event
+    STATE/works/ID.json       the same from an earlier version, with all steps in one object; read, then replaced
     STATE/uploads/ID/FILE     what a client sent; removed with its work, or after an hour if no work needs it
-    STATE/scratch/            downloads and unpacked files, for as long as they are used
+    STATE/scratch/            downloads and unpacked files, while they are in use
 
-A line is written, and is on the disk, before its event is answered; what a crash cut off is left out. Long lines are
-packed. When a work is taken up again, its file is written anew with what its session still needs.
+A line is on disk before its event is answered; one that a crash cut off is ignored. Long lines are compressed. When a
+work is resumed, its file is rewritten with what its session still needs.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ from voxsam.server.errors import NotThere, TooLarge
 from voxsam.server.messages import AnyPrompt, AnySource, CaseSource, UploadSource
 
 NAME = re.compile(r"[A-Za-z0-9_-]{8,64}")
-KEPT_DAYS = 30  # that a work nobody opened stays
+KEPT_DAYS = 30  # that a work is kept after it was last opened
 DAY_S = 86400.0
 ORPHAN_S = 3600.0  # that an upload may wait to be opened
-PACKED_BYTES = 1024  # a line that is longer is packed
-MAX_WORK_BYTES = 16 << 20  # of a work's lines, unpacked
+PACKED_BYTES = 1024  # longer lines are compressed
+MAX_WORK_BYTES = 16 << 20  # of a work's lines, uncompressed
 
 
 class Event(BaseModel):
-    """Something that a client did. `object` was current before it (of "select": is chosen), `current` is it after.
+    """Something that a client did. `object` was current before it (for "select": the one selected), `current` after it.
 
     `number` is the object that is deleted, locked or described, or loses its prompt `index`; `on` is what a switch
-    ("lock", "overlap", "keep_clicked") is set to. "select" and "describe" are no steps of undo.
+    ("lock", "overlap", "keep_clicked") is set to. "select" and "describe" are not undo steps.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -85,10 +85,10 @@ class Event(BaseModel):
 
 
 class Work(BaseModel):
-    """What one client works on: the scan it opened, where that lay and what it held, and the model.
+    """What one client works on: the scan it opened, the scan's location and digest, and the model.
 
-    `place` and `digest` are empty in works of earlier versions, which knew a scan by its path alone. Those of format 2
-    gave a voxel to the most probable object, and kept components that nobody clicked.
+    `place` and `digest` are empty in works of earlier versions, which identified a scan by its path alone. Those of
+    format 2 gave a voxel to the most probable object, and kept components without a click.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -104,9 +104,9 @@ class Work(BaseModel):
 
 
 def compact(events: Iterable[Event]) -> list[Event]:
-    """The fewest events that bring a session to the same place, with the same undo and redo.
+    """The fewest events that bring a session to the same state, with the same undo and redo.
 
-    What was taken back and then done otherwise is left out, and so is what lies before a reset that undo cannot reach.
+    Steps that were undone and then replaced are left out, and so are those before a reset that undo cannot reach.
     """
     past: list[Event] = []
     future: list[Event] = []
@@ -133,7 +133,7 @@ def compact(events: Iterable[Event]) -> list[Event]:
 
 
 def _merged(before: Event | None, event: Event) -> Event:
-    """One description of an object that says what both say; the later one counts."""
+    """Merge two descriptions of an object; the later one takes precedence."""
     if before is None or before.description is None or event.description is None:
         return event
     changes = event.description.model_dump(exclude_none=True)
@@ -142,21 +142,21 @@ def _merged(before: Event | None, event: Event) -> Event:
 
 
 class Journal:
-    """A work's file, to which lines are added. What could not be written waits, and goes with what comes next."""
+    """A work's file, to which lines are added. Lines that could not be written wait, and are written with the next."""
 
     def __init__(self, path: Path, work: Work, known: dict[str, Work]) -> None:
         self.path, self.work, self._known = path, work, known
-        self.size = 0  # of what is whole on the disk
-        self.text_bytes = 0  # of all lines, unpacked
+        self.size = 0  # of what is complete on disk
+        self.text_bytes = 0  # of all lines, uncompressed
         self._waiting = b""
 
     @property
     def waiting_bytes(self) -> int:
-        """Of what is not on the disk yet."""
+        """The bytes that are not on disk yet."""
         return len(self._waiting)
 
     def begin(self, events: Iterable[Event] = ()) -> None:
-        """Write the work anew, whole or not at all. Raises FileError."""
+        """Write the file afresh, whole or not at all. Raises FileError."""
         self.size = self.text_bytes = 0
         self._waiting = b"".join(map(self._line, (self.work, *events)))
         self._known[self.work.id] = self.work
@@ -164,12 +164,12 @@ class Journal:
         self.path.with_suffix(".json").unlink(missing_ok=True)  # of an earlier version
 
     def add(self, event: Event) -> None:
-        """Add a line. Raises FileError if the disk does not take it."""
+        """Add a line. Raises FileError if it cannot be written."""
         self._waiting += self._line(event)
         self._write()
 
     def check_room(self, event: Event) -> None:
-        """Raises TooLarge if the work would have more steps than are kept; those that nothing needs go first."""
+        """Raises TooLarge if the event would make the work too large, even without events that nothing needs."""
         room = MAX_WORK_BYTES - len(event.model_dump_json())
         if self.text_bytes > room and self.size and not self._waiting:
             self.begin(compact(_read(self.path)[1]))
@@ -196,7 +196,7 @@ class Journal:
 
 
 class Store:
-    """A state folder, locked until `close`; None: a temporary one, which is gone when the server stops.
+    """A state folder, locked until `close`; None: a temporary one, which is removed when the server stops.
 
     Raises FileError if the folder cannot be made or written, or if another server works in it.
     """
@@ -218,7 +218,7 @@ class Store:
         except Timeout:
             given = f"the state folder {self.folder}, in which another server works"
             raise FileError(given, "a folder for each server", "stop the other, or choose another --state") from None
-        for left in self.scratch.iterdir():  # by a server that was killed
+        for left in self.scratch.iterdir():  # left by a server that was killed
             shutil.rmtree(left, ignore_errors=True)
         self._in_use: Counter[str] = Counter()  # uploads that are being sent or read
         self._known = {work.id: work for work in map(_work_of, self.works.glob("*.json*")) if work is not None}
@@ -226,11 +226,11 @@ class Store:
     # Works
 
     def create(self, work: Work) -> Journal:
-        """The journal of a new work; its file is made when it begins."""
+        """The journal of a new work; its file is made by `begin`."""
         return Journal(self._file(work.id), work, self._known)
 
     def load(self, name: str) -> tuple[Journal, list[Event]]:
-        """A work and what its session needs of its events; it then counts as opened today.
+        """A work and those of its events that its session needs; it then counts as opened today.
 
         Raises NotThere, and FileError if its file is damaged.
         """
@@ -246,21 +246,21 @@ class Store:
         return name in self._known
 
     def source(self, name: str) -> AnySource | None:
-        """What a work is on; None if there is none of this name."""
+        """The source of a work's scan; None if there is no work of this name."""
         work = self._known.get(name)
         return None if work is None else work.source
 
     def saved(self, name: str) -> datetime:
-        """When a work was saved last."""
+        """When a work was last saved."""
         return datetime.fromtimestamp(time.time() - _age_s(self._file(name)), UTC)
 
     def with_digest(self, digest: str) -> list[Work]:
-        """The works on a scan of this content, those that were used last first, but those on a project's."""
+        """The works on a scan with this digest, most recently used first, except those on a project's scans."""
         works = [work for work in tuple(self._known.values()) if not isinstance(work.source, CaseSource)]
         return self._latest(work for work in works if digest and work.digest == digest)
 
     def on_cases(self, project: str) -> list[tuple[Work, CaseSource]]:
-        """The works on scans of a project, which has this place, those that were used last first."""
+        """The works on scans of the project at this path, most recently used first."""
         works = self._latest(work for work in tuple(self._known.values()) if work.place == project)
         return [(work, work.source) for work in works if isinstance(work.source, CaseSource)]
 
@@ -268,7 +268,7 @@ class Store:
         return sorted(works, key=lambda work: _age_s(self._file(work.id)))
 
     def delete(self, name: str) -> None:
-        """Forget a work, and its upload unless another work needs it. Raises NotThere if there is none."""
+        """Delete a work, and its upload unless another work needs it. Raises NotThere if there is none."""
         file = self._file(name)
         work = self._known.pop(name, None)
         if work is None:
@@ -279,7 +279,7 @@ class Store:
             shutil.rmtree(self.uploads / work.source.upload, ignore_errors=True)
 
     def tidy(self) -> None:
-        """Remove works that nobody opened for long, uploads that no work needs, and files cut off by a crash."""
+        """Remove works that were not opened for long, uploads that no work needs, and files cut off by a crash."""
         for file in self.works.iterdir():
             is_work = file.suffix in (".jsonl", ".json") and not file.name.startswith(".")
             if _age_s(file) > (KEPT_DAYS * DAY_S if is_work else ORPHAN_S):
@@ -291,7 +291,7 @@ class Store:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def close(self) -> None:
-        """Let another server work in the folder; a temporary one is removed."""
+        """Unlock the folder for another server; a temporary one is removed."""
         self._lock.release()
         if self._temporary is not None:
             self._temporary.cleanup()
@@ -310,18 +310,18 @@ class Store:
 
     @contextmanager
     def scratch_folder(self) -> Iterator[Path]:
-        """A new folder for as long as the block lasts."""
+        """A new folder that exists for the duration of the block."""
         with tempfile.TemporaryDirectory(dir=self.scratch, ignore_cleanup_errors=True) as folder:
             yield Path(folder)
 
     def new_upload(self) -> str:
-        """A name for an upload, its folder made."""
+        """Make the folder of a new upload and return its name."""
         name = secrets.token_urlsafe(18)
         (self.uploads / name).mkdir(mode=0o700)
         return name
 
     def upload_folder(self, name: str) -> Path:
-        """Where an upload lies. Raises NotThere if there is none of that name."""
+        """The folder of an upload. Raises NotThere if there is none of that name."""
         folder = self.uploads / name
         if not NAME.fullmatch(name) or not folder.is_dir():
             raise NotThere("an upload that is not here", "the id of an upload", "send the file again")
@@ -329,7 +329,7 @@ class Store:
 
     @contextmanager
     def using(self, upload: str) -> Iterator[None]:
-        """Within it an upload is not tidied away."""
+        """Keep an upload from being tidied away within the block."""
         self._in_use[upload] += 1
         try:
             yield
@@ -345,7 +345,7 @@ def _unpacked(line: bytes) -> bytes:
 
 
 def _read(file: Path) -> tuple[Work, list[Event]]:
-    """A work and its events; a last line that was cut off is left out. Raises NotThere, FileError for damage."""
+    """A work and its events; a last line that was cut off is ignored. Raises NotThere, FileError for damage."""
     try:
         content = file.read_bytes()
         if file.suffix == ".json":
@@ -359,7 +359,7 @@ def _read(file: Path) -> tuple[Work, list[Event]]:
 
 
 def _earlier(kept: dict[str, Any]) -> tuple[Work, list[Event]]:
-    """A work of format 1: `script` has all steps, of which the first `done` are seen, and the current object."""
+    """A work of format 1: `script` has all steps, of which the first `done` are in effect, and the current object."""
     script = {"steps": [], "done": 0, "current": 1, **kept.pop("script", {})}
     steps = [Event.model_validate(step) for step in script["steps"]]
     undone = [Event(do="undo")] * (len(steps) - script["done"])
@@ -368,7 +368,7 @@ def _earlier(kept: dict[str, Any]) -> tuple[Work, list[Event]]:
 
 
 def _work_of(file: Path) -> Work | None:
-    """The work that a file is of, without its events; None for a file that is damaged."""
+    """The work in a file, without its events; None for a damaged file."""
     with suppress(ValueError, KeyError, TypeError, AttributeError, OSError, zlib.error, NotThere, FileError):
         if file.suffix == ".json":
             return _read(file)[0]
@@ -378,8 +378,8 @@ def _work_of(file: Path) -> Work | None:
 
 
 def _append(file: Any, size: int, data: bytes) -> None:
-    """Add data where the file was whole, and see it on the disk."""
-    file.truncate(size)  # of what was cut off before
+    """Write data after the first `size` bytes, which are complete, and sync it to disk."""
+    file.truncate(size)  # drops what was cut off before
     file.seek(size)
     file.write(data)
     file.flush()
@@ -398,12 +398,12 @@ def _replace(path: Path, data: bytes) -> None:
 
 
 def private(path: str, flags: int) -> int:
-    """An opener: new files are for their owner alone."""
+    """An opener that makes new files accessible to their owner alone."""
     return os.open(path, flags, 0o600)
 
 
 def _age_s(path: Path) -> float:
-    """Seconds since it was changed; 0 for what went away meanwhile."""
+    """Seconds since a file was changed; 0 if it no longer exists."""
     try:
         return time.time() - path.stat().st_mtime
     except FileNotFoundError:

@@ -1,7 +1,7 @@
 """Worker: the one model, and the one thread that works with it, for every owner in turn.
 
-All that touches a session runs on this thread, so that the steps of a session are serial without a lock, and
-the model's memory is used by one request at a time. It knows nothing of HTTP.
+Everything that touches a session runs on this thread, so that the steps of a session are serial without a lock, and
+the model's memory is used by one request at a time. It knows nothing about HTTP.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class _Task:
     done: Future[Any] = field(default_factory=Future)
 
     def do(self) -> None:
-        """Work, and give who asked what comes of it, errors too: the thread goes on."""
+        """Do the work and pass its result or error to the future, so that the thread continues after an error."""
         try:
             result = self.work()
         except BaseException as error:
@@ -37,7 +37,7 @@ class _Task:
 
 
 class Worker:
-    """Runs what it is given, one at a time: owners in turn (round robin), each owner's own in the order given."""
+    """Runs tasks one at a time: owners take turns (round robin), each owner's tasks run in the order given."""
 
     def __init__(self, model: Promptable) -> None:
         self.model = model
@@ -49,7 +49,7 @@ class Worker:
 
     @property
     def waiting(self) -> int:
-        """Requests that wait, of all owners."""
+        """The number of requests waiting, of all owners."""
         with self._news:
             return sum(map(len, self._waiting.values()))
 
@@ -73,7 +73,7 @@ class Worker:
         return task.done
 
     def drop(self, owner: str) -> None:
-        """Forget what waits for an owner (its futures raise Dropped); what runs already runs to its end."""
+        """Drop an owner's waiting tasks (their futures raise Dropped); a running one runs to its end."""
         with self._news:
             tasks = self._waiting.pop(owner, ())
         for task in tasks:
@@ -81,7 +81,7 @@ class Worker:
                 task.done.set_exception(closed())
 
     def close(self) -> None:
-        """Drop everyone, and wait for the thread to end what it does."""
+        """Drop all waiting tasks and wait for the running one to end."""
         with self._news:
             self._open = False
             owners = list(self._waiting)
@@ -94,10 +94,10 @@ class Worker:
         while (task := self._next()) is not None:
             if task.done.set_running_or_notify_cancel():
                 task.do()
-            del task  # while it waits for the next one, the thread holds no arrays of the last one
+            del task  # so that the waiting thread holds no arrays of the last task
 
     def _next(self) -> _Task | None:
-        """The first task of the owner whose turn it is, who then goes to the end of the row; None: closed."""
+        """The first task of the owner whose turn it is, who then goes to the end of the queue; None if closed."""
         with self._news:
             while not self._waiting:
                 if not self._open:

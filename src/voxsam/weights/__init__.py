@@ -1,4 +1,4 @@
-"""The network and its files; `load_model` and `save_model` are loaded when first asked for, for they need torch."""
+"""Model files; `load_model` and `save_model` are imported on first use, since they need torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["load_model", "save_model"]
 
 
 def __getattr__(name: str) -> Any:
-    """A name of __all__ (PEP 562): so that the list of named models can be shown without loading torch."""
+    """Import a name of __all__ on first use (PEP 562), so that named models can be listed without loading torch."""
     if name in __all__:
         return getattr(import_module("voxsam.weights.checkpoint"), name)
     raise AttributeError(f"module 'voxsam.weights' has no attribute {name!r}")

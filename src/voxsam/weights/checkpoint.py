@@ -1,7 +1,7 @@
 """Model files: one .safetensors file holds the tensors and, as JSON metadata, the Card. Never a pickle.
 
-A *delta* holds the tuned tensors only. Its card names the base by the hash of the frozen tensors: any VoxSAM file with
-the same frozen tensors serves, so every model made from one SAM file can be the base of every other.
+A *delta* holds only the tuned tensors. Its card names the base by the hash of the frozen tensors: any VoxSAM file with
+the same frozen tensors will do, so every model made from one SAM file can be the base of every other.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from voxsam.weights.registry import MODELS, PACKAGED_FOLDER, find_model, models_
 
 HASH_SHOWN = 16  # digits of a hash in a message
 MAX_AXES = 8  # whose lengths are shown in a message
-UNSTORED_NUMBERS = 1 << 26  # that a network may make beside its tensors: tables of positions, say
+UNSTORED_NUMBERS = 1 << 26  # that a network may create besides its stored tensors: tables of positions, say
 # Networks by the `system` of their card; voxsam.lab.systems adds those that VoxSAM is compared with.
 BUILDERS: dict[str, Callable[[Card], Promptable]] = {"voxsam": VoxSAMNetwork}
 
@@ -52,11 +52,11 @@ def save_model(network: Promptable, path: Path, *, delta_base: Path | None = Non
 
 
 def load_model(source: str | Path, device: str = "auto", precision: Precision = "float32") -> Promptable:
-    """The network of a model file, or of a model's name, in eval mode on `device` (auto, cpu, cuda or mps).
+    """Load the network of a model file, or of a named model, in eval mode on `device` (auto, cpu, cuda or mps).
 
     `precision` "bf16" or "int8" encodes faster, with a small error, where the machine has instructions for it;
-    "float32" is no TF32 on a GPU (`keep_float32`). Of a delta, the base is searched beside it, in the models folder and
-    among the packaged models. Raises FileError, CheckpointError or UnsupportedError with what to do.
+    "float32" means no TF32 on a GPU (`keep_float32`). The base of a delta is looked for beside it, in the models folder
+    and among the packaged models. Raises FileError, CheckpointError or UnsupportedError with what to do.
     """
     target = choose_device(device)
     require_precision(precision, target)
@@ -67,7 +67,7 @@ def load_model(source: str | Path, device: str = "auto", precision: Precision = 
 
 
 def read_network(source: str | Path) -> Promptable:
-    """As `load_model`, on the CPU and without its faster kernels: the bare network, plain torch throughout."""
+    """Like `load_model`, but on the CPU and without the faster kernels: the bare network, plain torch throughout."""
     path = find_model(source)
     card, tensors = read_model(path)
     if card.delta_of is not None:
@@ -103,14 +103,14 @@ def _frozen_of_base(card: Card, delta: Path) -> dict[str, Tensor]:
 
 
 def _frozen_with_hash(file: Path, wanted: str | None) -> dict[str, Tensor] | None:
-    """The frozen tensors of `file` if they have the hash `wanted`; the hash that a card states is checked."""
+    """The frozen tensors of `file` if they have the hash `wanted`; the card's word is checked."""
     try:
         card = read_card(file)
         if card.delta_of is not None or card.frozen_sha256 not in (None, wanted):
             return None
         tensors = {name: tensor for name, tensor in read_model(file)[1].items() if not is_tuned(name)}
     except InputError:
-        return None  # whatever else lies in the folder is no base
+        return None  # whatever else is in the folder is no base
     return tensors if frozen_sha256(tensors) == wanted else None
 
 
@@ -128,10 +128,10 @@ def _how_to_get(card: Card, folder: Path) -> str:
 
 
 class _Unfilled(TorchFunctionMode):
-    """Leaves parameters unfilled: their memory is reserved, and never touched before the file's tensors replace it.
+    """Leaves parameters uninitialised: their memory is reserved, but not touched before the file's tensors replace it.
 
-    Raises MemoryError once more than `most` numbers are asked for. The meta device would reserve nothing at all, but
-    it leaves the buffers that are computed, not stored, without values (tables of positions and of taps), and its
+    Raises MemoryError once more than `most` numbers are asked for. The meta device would reserve nothing at all, but it
+    leaves buffers that are computed rather than stored (tables of positions and of taps) without values, and its
     arithmetic imports torch._dynamo, which takes seconds.
     """
 
@@ -152,10 +152,10 @@ class _Unfilled(TorchFunctionMode):
 
 
 def assemble(card: Card, tensors: Mapping[str, Tensor], origin: str) -> Promptable:
-    """The network of `card` on the CPU, in eval mode, whose parameters are `tensors` themselves, not copies.
+    """The network of `card` on the CPU, in eval mode, with `tensors` themselves, not copies, as its parameters.
 
-    Tensors of lower precision become float32. Raises CheckpointError if names or shapes do not fit the card; `origin`
-    says in its message where the tensors are from.
+    Tensors of lower precision become float32. Raises UnsupportedError for an unknown system, CheckpointError if names
+    or shapes do not fit the card; `origin` says in messages where the tensors are from.
     """
     if card.system not in BUILDERS:
         load_systems()
@@ -165,7 +165,7 @@ def assemble(card: Card, tensors: Mapping[str, Tensor], origin: str) -> Promptab
             f"one of {', '.join(BUILDERS)}",
             "install what the model was made with",
         )
-    most = UNSTORED_NUMBERS + 2 * sum(tensor.numel() for tensor in tensors.values())  # a few are made of two
+    most = UNSTORED_NUMBERS + 2 * sum(tensor.numel() for tensor in tensors.values())  # a few are computed from two
     try:
         with needs_extra("lab", f"a model of the system {card.system}"), _Unfilled(most):
             network = BUILDERS[card.system](card)
@@ -179,9 +179,9 @@ def assemble(card: Card, tensors: Mapping[str, Tensor], origin: str) -> Promptab
 
 
 def check_tensors(network: Promptable, tensors: Mapping[str, Tensor], origin: str) -> None:
-    """Raises CheckpointError, naming the first, if `tensors` lack one of the network's, or one is unknown or unfit.
+    """Raises CheckpointError, naming the first, if a tensor of the network is missing, or one is unknown or unfit.
 
-    Unfit is another shape, whole numbers, or a number that is NaN or infinite.
+    Unfit are another shape, a type that is not floating point, and NaN or infinite numbers.
     """
     wanted = network.state_dict()
     missing = [name for name in wanted if name not in tensors]
@@ -199,7 +199,7 @@ def check_tensors(network: Promptable, tensors: Mapping[str, Tensor], origin: st
             )
         if not tensor.is_floating_point():
             raise CheckpointError(f"{origin}: the tensor {name} holds {tensor.dtype}", "floating-point numbers", remedy)
-        # The least and the greatest value carry a NaN on, and no copy of the tensor is made for them.
+        # The minimum and maximum propagate a NaN, and need no copy of the tensor.
         if tensor.numel() and not all(map(math.isfinite, map(float, torch.aminmax(tensor)))):
             raise CheckpointError(
                 f"{origin}: the tensor {name} has NaN or infinite numbers", "finite numbers", "get the file again"

@@ -1,10 +1,10 @@
-"""Models as ONNX for other programs, a browser among them: a folder of encoder.onnx, decoder.onnx and card.json.
+"""Models as ONNX for other programs, such as a browser: a folder of encoder.onnx, decoder.onnx and card.json.
 
-The encoder makes of a crop what no click changes, the decoder of that and the clicks the logits, so that later clicks
-stay cheap. Sampling the features under the clicks (voxsam.network.prompt_encoder.sample_features), which may lie in
-another crop, and the conditioning are left to the program. docs/web.md lists inputs and outputs.
+The encoder computes from a crop what no click changes, and the decoder the logits from that and the clicks, so that
+later clicks are cheap. Sampling the prompt features (voxsam.network.prompt_encoder.sample_features), whose clicks may
+lie in another crop, and the conditioning are left to the program. docs/web.md lists inputs and outputs.
 
-D H W crop, N points, C width of the features under a click.
+D H W crop, N points, C width of the prompt features.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ from voxsam.weights.checkpoint import read_network
 if TYPE_CHECKING:
     import onnx_ir
 
-OPSET = 18  # sums in ScatterElements came with 16, Resize as torch means it with 18; onnxruntime-web runs them in WASM
-TOLERANCE = 1e-4  # between torch and onnxruntime, of the greatest value: sums are taken in another order
-INSIDE_BYTES = 1 << 28  # of weights that lie in the .onnx file itself; more lie beside it (a file of 2 GiB is no ONNX)
-HALF_FROM = 256  # numbers of a tensor from which on half precision pays for the node that undoes it
+OPSET = 18  # ScatterElements sums since 16, Resize is torch's since 18; onnxruntime-web runs them in WASM
+TOLERANCE = 1e-4  # between torch and onnxruntime, of the largest value: they sum in another order
+INSIDE_BYTES = 1 << 28  # of weights stored in the .onnx file itself; more go beside it (a file of 2 GiB is no ONNX)
+HALF_FROM = 256  # numbers in a tensor from which half precision is worth the node that undoes it
 OF_CLICKS = {"points", "prompt_features", "labels"}  # inputs (1, N, ...) of any number of clicks
 FILES = ("encoder.onnx", "decoder.onnx", "card.json")
 
 
 def export_onnx(source: str | Path, folder: Path, progress: Callable[[str], None] = lambda stage: None) -> None:
-    """Write the model of a file, or a named one, to a new `folder`, whole or not at all; what was there is replaced.
+    """Write the model of a file, or a named one, to `folder`, whole or not at all; an earlier export is replaced.
 
-    Tensors whose numbers are those of half precision take half the space, with equal results. Both graphs are run
-    before the folder takes its name. Raises UnsupportedError for a network that is not VoxSAM's or without the extra
+    Tensors that half precision holds exactly take half the space, with equal results. Both graphs are tried out before
+    the folder takes its name. Raises UnsupportedError for a network that is not VoxSAM's or without the extra
     `onnx`, FileError for a folder that holds anything else or cannot be written.
     """
     _check_folder(folder)
@@ -69,7 +69,7 @@ def export_onnx(source: str | Path, folder: Path, progress: Callable[[str], None
 
 
 def _check_folder(folder: Path) -> None:
-    """Raises FileError for a folder that holds files which no export has written, that is a file, or cannot be read."""
+    """Raises FileError if the folder holds files that no export has written, is a file, or cannot be read."""
     expected, remedy = "a new folder, or one that an export has written", "choose another with -o"
     try:
         os.path.realpath(folder).encode()
@@ -106,9 +106,9 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """What the encoder gave, and clicks -> logits; with a card's conditioning the fused features, too, which it needs.
+    """The encoder's outputs and clicks -> logits, and the fused features if the card has conditioning, which uses them.
 
-    Which inputs of the clicks there are depends on the model: `prompts_of` says it.
+    Which inputs there are for the clicks depends on the model: see `_prompts`.
     """
 
     def __init__(self, network: VoxSAMNetwork) -> None:
@@ -125,7 +125,7 @@ class Decoder(nn.Module):
         points = prompts.get("points")
         if config.prompt_kind == "positional" and points is not None:
             prompts["prompt_features"] = points.new_zeros((*points.shape[:2], 0))
-        like = features[0].new_zeros(1).expand(1, config.channels, *(config.crop,) * 3)  # of it only the shape counts
+        like = features[0].new_zeros(1).expand(1, config.channels, *(config.crop,) * 3)  # only its shape counts
         _, fused, logits = self.network.decode_stages(
             features, like, static=static if details else static[0], **prompts
         )
@@ -139,7 +139,7 @@ def _crop(network: VoxSAMNetwork) -> Tensor:
 
 
 def _prompts(network: VoxSAMNetwork) -> dict[str, Tensor]:
-    """The decoder's inputs beside the encoder's tensors, of three clicks; their number is free in the graph."""
+    """The decoder's inputs besides the encoder's outputs, for three clicks; their number is free in the graph."""
     config = network.config
     if network.card.automatic:
         return {}
@@ -159,9 +159,9 @@ def _prompts(network: VoxSAMNetwork) -> dict[str, Tensor]:
 
 
 def write_graph(path: Path, module: nn.Module, inputs: dict[str, Tensor], outputs: Sequence[str]) -> None:
-    """The graph of a module of `inputs`, in their order, as a file; onnxruntime has made the same of it as torch.
+    """Write the graph of a module with `inputs`, in their order, and check that onnxruntime agrees with torch.
 
-    Inputs that are named as those OF_CLICKS take any number of clicks. Raises InternalError if the two differ.
+    Inputs named in OF_CLICKS take any number of clicks. Raises InternalError if the two differ.
     """
     expected = module.eval()(*inputs.values())  # first: it fills tables that tracing cannot
     clicks = torch.export.Dim("clicks", max=4096)
@@ -187,7 +187,7 @@ def write_graph(path: Path, module: nn.Module, inputs: dict[str, Tensor], output
 
 
 def _slim(model: onnx_ir.Model) -> None:
-    """Leave out what tracing noted of this machine, and second copies; store in half precision what loses nothing."""
+    """Remove duplicates and what tracing noted about the machine; store in half precision what loses nothing."""
     import onnx_ir
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass, DeduplicateInitializersPass
 
@@ -213,7 +213,7 @@ def _slim(model: onnx_ir.Model) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what the exporter says to those who write one: of torchvision, and of its own deprecated parts."""
+    """Silence what the exporter tells its own developers: about torchvision, and about its deprecated parts."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -226,7 +226,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _check(path: Path, inputs: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    """Raises InternalError if onnxruntime makes something else of a graph."""
+    """Raises InternalError if onnxruntime computes something else from a graph than expected."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])

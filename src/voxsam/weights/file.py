@@ -1,4 +1,4 @@
-"""Files of weights, read and written: VoxSAM's .safetensors with their Card, and foreign pickles, never executed."""
+"""Read and write weight files: VoxSAM's .safetensors with their Card, and foreign pickles, which are never executed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ IMPORT = "`voxsam weights import FILE --kind released|sam --profile kits|lits|pa
 
 
 def first_bytes(path: Path, count: int, expected: str) -> bytes:
-    """The first `count` bytes, fewer if the file is shorter. Raises FileError: missing, a folder, or unreadable.
+    """The first `count` bytes, fewer if the file is shorter. Raises FileError if it is missing, a folder or unreadable.
 
     `expected` says in the message what kind of file was wanted.
     """
@@ -49,13 +49,13 @@ def first_bytes(path: Path, count: int, expected: str) -> bytes:
 def new_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; what is written there takes its name when the block ends without error.
 
-    Raises FileError as `atomic_path`; then nothing is left behind.
+    Raises FileError as `atomic_path` does; nothing is then left behind.
     """
     try:
         with atomic_path(path) as temporary:
             mode = temporary.stat().st_mode
             yield temporary
-            temporary.chmod(mode)  # safetensors makes private files (0600); a model is as readable as any new file
+            temporary.chmod(mode)  # safetensors makes private files (0600); a model should be as readable as others
     except SafetensorError as error:
         given = f"{path} could not be written ({error})"
         raise FileError(given, "a folder that takes files", "check its permissions and free space") from error
@@ -70,9 +70,9 @@ def read_card(path: Path) -> Card:
 
 
 def read_model(path: Path) -> tuple[Card, dict[str, Tensor]]:
-    """The card and the tensors, which are views of the file (a private map: changing them leaves the file alone).
+    """The card and the tensors, which are views of the file (mapped privately: changing them does not change the file).
 
-    So do not change a file in place while it is in use; replacing it (what `save_model` does) is safe. Raises FileError
+    Do not change a file in place while it is in use; replacing it, as `save_model` does, is safe. Raises FileError
     if it cannot be read, CheckpointError if it is of another kind, truncated, damaged, or of a newer format.
     """
     return _read(path, with_tensors=True)
@@ -93,7 +93,7 @@ def is_safetensors(start: bytes) -> bool:
 
 
 def is_pickle(start: bytes) -> bool:
-    """Whether a file that starts like this was written by torch.save: a zip archive, or in old files a bare pickle."""
+    """Whether a file that starts like this is from torch.save: a zip archive, or in old files a bare pickle."""
     return start.startswith((b"PK\x03\x04", b"\x80"))
 
 
@@ -147,23 +147,23 @@ def _damaged(path: Path, detail: str) -> CheckpointError:
 
 
 class _DType:
-    """Stands in for numpy.dtype in a pickle: keeps the code ("f8"), takes the state, computes nothing."""
+    """Stands in for numpy.dtype in a pickle: keeps the code ("f8"), accepts the state, computes nothing."""
 
     def __init__(self, code: str = "", *_: object) -> None:
         self.code = code
 
     def __setstate__(self, state: object) -> None:
-        """Byte order and field tables: not needed."""
+        """Ignore byte order and field tables, which are not needed."""
 
 
 def _scalar(dtype: _DType, raw: bytes) -> float | None:
-    """Stands in for numpy's scalar maker: a floating-point number, or None for any other type."""
+    """Stands in for numpy's scalar constructor: a floating-point number, or None for any other type."""
     layout = {"f8": "<d", "f4": "<f"}.get(dtype.code)
     return struct.unpack(layout, raw)[0] if layout and len(raw) == struct.calcsize(layout) else None
 
 
 # A released checkpoint may hold its best validation loss as a numpy scalar. torch refuses numpy's names unless they are
-# given a meaning; these meanings are inert, so nothing of numpy is called by a file.
+# mapped to something; these stand-ins are inert, so that a file can call nothing of numpy.
 _NUMPY_NAMES: list[Any] = [
     (_DType, "numpy.dtype"),
     (_scalar, "numpy.core.multiarray.scalar"),
@@ -172,7 +172,7 @@ _NUMPY_NAMES: list[Any] = [
 
 
 def read_pickle(path: Path, expected: str) -> dict[Any, Any]:
-    """The dictionary in a file of torch.save, tensors on the CPU and, where the format allows it, mapped from the file.
+    """The dictionary in a torch.save file, tensors on the CPU and, where the format allows it, mapped from the file.
 
     Raises FileError if it cannot be read; CheckpointError if it is of another kind, truncated, or asks for anything but
     tensors, containers and numbers. `expected` says in the messages what kind of file was wanted.
@@ -183,7 +183,7 @@ def read_pickle(path: Path, expected: str) -> dict[Any, Any]:
         raise CheckpointError(f"{path} {kind}", expected, "give the file as it was downloaded")
     try:
         with torch.serialization.safe_globals(_NUMPY_NAMES), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of old storage classes
+            warnings.simplefilter("ignore")  # about old storage classes
             contents = torch.load(path, map_location="cpu", weights_only=True, mmap=start.startswith(b"PK"))
     except pickle.UnpicklingError as error:
         foreign = re.search(r"(?:GLOBAL|class|function|import) `?([\w.]+\.[\w.]+)", str(error))
@@ -203,6 +203,6 @@ def read_pickle(path: Path, expected: str) -> dict[Any, Any]:
 
 
 def _reason(error: Exception) -> str:
-    """The first sentence of an error: torch goes on with a paragraph on what may have happened."""
+    """The first sentence of an error, after which torch adds a paragraph on what may have happened."""
     sentence = re.split(r"\.\s|\n", str(error).strip(), maxsplit=1)[0].rstrip(".")
     return sentence or type(error).__name__

@@ -1,11 +1,11 @@
-"""Checkpoints of others as VoxSAM models: the authors' released 3DSAM-adapter, and SAM's own 2D weights.
+"""Import checkpoints of others as VoxSAM models: the authors' released 3DSAM-adapter, and SAM's own 2D weights.
 
 The released network lays tokens out as (h, w, d); VoxSAM uses (d, h, w) everywhere, so 3D kernels are permuted here,
 once. What the released code builds and never uses (three prompt encoders, token-to-image attention, the positional
-matrix, mask buffers) is left behind.
+matrix, mask buffers) is left out.
 
-Of SAM's weights in Meta's layout (sam_vit_{b,l,h}_*.pth) or Hugging Face's (SamModel: .safetensors, pytorch_model.bin)
-comes the frozen part; what VoxSAM adds starts fresh, to be fine-tuned. The shapes say which size it is.
+SAM's weights, in Meta's layout (sam_vit_{b,l,h}_*.pth) or Hugging Face's (SamModel: .safetensors, pytorch_model.bin),
+give the frozen part; what VoxSAM adds starts fresh, to be fine-tuned. The size follows from the shapes.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from voxsam.weights.file import METADATA_KEY, first_bytes, is_safetensors, open_
 USED_PROMPT_ENCODER = 3  # of four in feature_dict
 Variant = Literal["released", "paper"]
 
-# Crops with 32 tokens a side; the file does not say which it was trained on. 256 is that of the automatic mode.
+# Crops of 32 tokens a side; a file does not say which it was trained on. 256 is that of the automatic mode.
 CROPS = {128: {"crop": 128, "stride": 4}, 256: {"crop": 256, "stride": 8}}
 AUTOMATIC = CROPS[256]
 WANTED = "a checkpoint of the released 3DSAM-adapter code (encoder_dict, feature_dict, decoder_dict)"
@@ -125,11 +125,11 @@ def translate(parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
 def import_released(path: Path, profile: str, variant: Variant = "released", crop: int | None = None) -> VoxSAMNetwork:
     """The network of a checkpoint (last.pth.tar, best.pth.tar) that the released code wrote.
 
-    `profile` (kits, lits, pancreas, colon) is the data set it was trained on, which decides axes and intensities; the
-    file does not say. `variant` "paper" takes the arithmetic and intensities of the paper's text, not the released
-    code's. `crop` is the side of the training crops in voxels: 128, or 256 as the paper has it for kidney and colon;
-    None: 256 of automatic mode, else 128. One without a prompt encoder is of its automatic mode. Nothing in the file is
-    executed. Raises FileError, CheckpointError, or InputError for a profile or crop that there is not.
+    `profile` (kits, lits, pancreas, colon) is the data set it was trained on, which determines axes and intensities;
+    the file does not say. `variant` "paper" takes the arithmetic and intensities of the paper's text, not the released
+    code's. `crop` is the side of the training crops in voxels: 128, or 256 as in the paper for kidney and colon; None:
+    256 in automatic mode, else 128. A checkpoint without a prompt encoder is of automatic mode. Nothing in the file is
+    executed. Raises FileError, CheckpointError, or InputError for an unknown profile or crop.
     """
     preprocessing = preprocessing_of(profile, variant)
     if crop is not None and crop not in CROPS:
@@ -219,14 +219,14 @@ _HUGGING_FACE = [  # names under vision_encoder. -> names under image_encoder.
     (r"neck\.conv2\.", "neck.2."),
     (r"neck\.layer_norm2\.", "neck.3."),
 ]
-_NECK = {"0": "reduce", "1": "norm1", "2": "conv", "3": "norm2"}  # SAM's 2D neck, used where tokens are slices'
+_NECK = {"0": "reduce", "1": "norm1", "2": "conv", "3": "norm2"}  # SAM's 2D neck, used for tokens of slices
 
 
 def import_sam(path: Path, profile: str, variant: Variant = "released", seed: int = 0, **changes: Any) -> VoxSAMNetwork:
     """A network to fine-tune: SAM's encoder from `path`, the rest fresh (from `seed`), on the CPU, in eval mode.
 
-    `profile` (kits, lits, pancreas, colon) decides axes and intensities, `variant` the arithmetic; `changes` are other
-    fields of the ModelConfig, such as tokens="slices", adapter="none": SAM's own encoder. Raises FileError or
+    `profile` (kits, lits, pancreas, colon) determines axes and intensities, `variant` the arithmetic; `changes` are
+    other fields of the ModelConfig, such as tokens="slices", adapter="none" for SAM's own encoder. Raises FileError or
     CheckpointError; nothing in the file is executed.
     """
     preprocessing = preprocessing_of(profile, variant)
@@ -249,7 +249,7 @@ def import_sam(path: Path, profile: str, variant: Variant = "released", seed: in
 def start_from_sam(card: Card, encoder: Mapping[str, Tensor], seed: int, origin: str) -> VoxSAMNetwork:
     """The network of `card` with the tensors `encoder` of SAM's image encoder (Meta's names, without prefix).
 
-    The global random state is left alone.
+    The global random state is unchanged.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -259,10 +259,10 @@ def start_from_sam(card: Card, encoder: Mapping[str, Tensor], seed: int, origin:
 
 
 def load_sam(network: VoxSAMNetwork, encoder: Mapping[str, Tensor], origin: str) -> None:
-    """Put SAM's tensors in the place of the network's frozen ones; what VoxSAM adds is left as it is.
+    """Replace the network's frozen tensors by SAM's; what VoxSAM adds is left as it is.
 
     For tokens of a volume, rel_pos_d starts as (rel_pos_h + rel_pos_w) / 2 (docs/released.md, "Image encoder"), and the
-    2D neck has no place; for tokens of slices it is the neck. Raises CheckpointError if names or shapes do not fit.
+    2D neck is left out; for tokens of slices it is the neck. Raises CheckpointError if names or shapes do not fit.
     """
     slices = network.config.tokens == "slices"
     state = {new: translate_tensor(new, encoder[name]).float() for name in encoder if (new := sam_name(name, origin))}
@@ -278,7 +278,7 @@ def load_sam(network: VoxSAMNetwork, encoder: Mapping[str, Tensor], origin: str)
 
 
 def is_sam(path: Path) -> bool:
-    """Whether a file is no VoxSAM model, and so may be SAM's. Raises FileError if it cannot be read."""
+    """Whether a file is not a VoxSAM model, and so may be SAM's. Raises FileError if it cannot be read."""
     if not is_safetensors(first_bytes(path, 16, WANTED_SAM)):
         return True
     return METADATA_KEY not in open_safetensors(path)[0]
@@ -292,7 +292,7 @@ def read_sam(path: Path) -> dict[str, Tensor]:
 def encoder_tensors(contents: Mapping[Any, Any], origin: str) -> dict[str, Tensor]:
     """The tensors of SAM's image encoder in a checkpoint, under Meta's names, without prefix.
 
-    Raises CheckpointError if `contents` is no SAM checkpoint.
+    Raises CheckpointError if `contents` is not a SAM checkpoint.
     """
     if looks_released(contents):
         raise CheckpointError(f"{origin} is a 3DSAM-adapter checkpoint", WANTED_SAM, "import it with --kind released")
@@ -346,7 +346,7 @@ def sam_name(name: str, origin: str) -> str | None:
 
 
 def from_sam(name: str, slices: bool) -> bool:
-    """Whether a tensor must come from the SAM file: the encoder's, but for what VoxSAM adds to it."""
+    """Whether a tensor must come from the SAM file: the encoder's, except those that VoxSAM adds to it."""
     added = r"patch_embedding\.slice_|depth_positions|.*\.adapter\.|shared_adapter\.|.*\.rel_pos_gain"
     added += "" if slices else r"|necks\."
     return re.match(rf"image_encoder\.(?!{added})", name) is not None

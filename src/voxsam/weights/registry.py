@@ -1,7 +1,7 @@
-"""The models that have a name: where their files lie, or where they can be had, and their download.
+"""Named models: where their files are, or where to get them, and their download.
 
-The standard library's urllib does it: proxies and certificates of the system are honoured. huggingface_hub resumes only
-files of its own hub, and without If-Range; pooch, httpx and requests do not resume: ours stays.
+Downloads use the standard library's urllib, which honours the system's proxies and certificates. huggingface_hub
+resumes only files of its own hub, and without If-Range; pooch, httpx and requests do not resume at all.
 """
 
 from __future__ import annotations
@@ -94,16 +94,16 @@ def models_folder() -> Path:
 
 
 def named(name: str) -> NamedModel:
-    """The model of a name. Raises CheckpointError with the known names."""
+    """The model of that name. Raises CheckpointError, with the known names, if there is none."""
     if name not in MODELS:
         raise CheckpointError(f"unknown model {name!r}", f"one of {', '.join(MODELS)}", "see `voxsam weights list`")
     return MODELS[name]
 
 
 def find_model(source: str | Path) -> Path:
-    """The file of a model's name, or the path itself; that it can be read is not checked.
+    """The file of a named model, or the path itself; whether it can be read is not checked.
 
-    A known name wins over a file of the same name; a word without folder and suffix that is no file is taken for a
+    A known name wins over a file of the same name; a word without folder and suffix that is not a file is taken for a
     name. Raises CheckpointError for an unknown name, and for a name whose file must be imported first.
     """
     path = Path(source).expanduser()
@@ -131,7 +131,7 @@ def _file_of(model: NamedModel) -> Path:
 
 
 def sam_file(name: str) -> Path | None:
-    """Where SAM's own file of that name lies, if it has been fetched; None for any other name."""
+    """The path of SAM's own file of that name, if it has been fetched; else None."""
     model = MODELS.get(name)
     if model is None or model.kind != "sam":
         return None
@@ -140,7 +140,7 @@ def sam_file(name: str) -> Path | None:
 
 
 def list_models(folder: Path | None = None) -> list[ModelRow]:
-    """Every named model and where it is; `folder` stands for the models folder."""
+    """Every named model and where it is; `folder` takes the place of the models folder."""
     folder = models_folder() if folder is None else folder
     return [_row(model, folder) for model in MODELS.values()]
 
@@ -163,9 +163,9 @@ CHUNK_BYTES = 1 << 20
 
 
 def fetch(name: str, folder: Path | None = None, progress: Progress | None = None) -> Path:
-    """The file of a named model, downloaded to `folder` (the models folder) unless it is there.
+    """Download the file of a named model to `folder` (default: the models folder) unless it is there; returns its path.
 
-    Called again after an interruption, it goes on from where it stopped, if the server allows that and the file has not
+    Called again after an interruption, it resumes where it stopped, if the server allows that and the file has not
     changed there. Raises CheckpointError for an unknown name or a wrong checksum, FileError if the address or the disk
     fails, UnsupportedError for a model without a direct address.
     """
@@ -211,7 +211,7 @@ def _download(model: NamedModel, target: Path, progress: Progress | None) -> Non
 
 
 class _Transfer:
-    """One request for a file or the rest of it. `part` keeps what came, a file beside it the server's version tag."""
+    """A request for a file or the rest of it. `part` keeps what arrived, a file beside it the server's version tag."""
 
     def __init__(self, model: NamedModel, target: Path, part: Path, progress: Progress | None) -> None:
         self.url, self.target, self.part = str(model.url), target, part
@@ -219,7 +219,7 @@ class _Transfer:
         self.progress = progress or (lambda done, total: None)
 
     def run(self) -> None:
-        """Fill `part` to the end, or raise FileError."""
+        """Complete `part`, or raise FileError."""
         have = self.part.stat().st_size if self.part.is_file() and self.tag.is_file() else 0
         try:
             with self._open(have) as response:
@@ -233,7 +233,7 @@ class _Transfer:
                 raise self._unreachable(f"{error.code} {error.reason}") from error
         except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
             raise self._unreachable(str(getattr(error, "reason", None) or error)) from error
-        self.tag.unlink()  # what we have is not a start of what the server has: from the beginning, once
+        self.tag.unlink()  # what we have is not the start of the server's file: begin again, once
         self.run()
 
     def _open(self, have: int) -> http.client.HTTPResponse:
@@ -302,7 +302,7 @@ class _Transfer:
 
 
 def _start_of(response: http.client.HTTPResponse) -> int:
-    """The first byte of the file in this response: 0 unless the server sends a part; -1 if it does not say which."""
+    """Where in the file this response starts: 0 unless the server sends a part, -1 if it does not say which."""
     if response.status != http.HTTPStatus.PARTIAL_CONTENT:
         return 0
     found = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))

@@ -1,4 +1,4 @@
-"""DICOM: series and multi-frame images in; masks in and out, as DICOM-SEG or RTSTRUCT by the kind of the file."""
+"""DICOM: read series and multi-frame images; read and write masks as DICOM-SEG or RTSTRUCT."""
 
 from __future__ import annotations
 
@@ -24,33 +24,33 @@ from voxsam.io.segments import SegmentInfo
 from voxsam.region import Region
 from voxsam.volume import Volume
 
-LOOKED_AT = 4  # files of a folder whose first bytes say whether it is a series
+LOOKED_AT = 4  # files of a folder that are checked to see whether it holds a series
 RTSTRUCT_SUFFIX = ".rtstruct.dcm"
 LABELMAP_STORAGE = "1.2.840.10008.5.1.4.1.1.66.7"
 
 
 def is_dicom(path: Path, old: bool = False) -> bool:
-    """Whether a file has the mark of DICOM, whatever its name; with `old` also one that begins without it."""
+    """Whether a file has the DICM prefix, whatever its name; with `old`, also a DICOM file without the prefix."""
     with open(path, "rb") as stream:
         head = stream.read(HEAD_BYTES)
     return may_be_dicom(head) if old else is_marked(head)
 
 
 def has_dicom(files: Iterable[Path]) -> bool:
-    """Whether one of the first files is DICOM: a folder with these holds a series."""
+    """Whether one of the first files is DICOM, so that their folder holds a series."""
     return any(is_dicom(path) for path in islice(files, LOOKED_AT))
 
 
 def read_mask(path: Path, grid: Grid | None = None, segment: int | None = None) -> Volume:
-    """The labels of a DICOM-SEG or RTSTRUCT; `grid` is the scan's, `segment` chooses one.
+    """Read the labels of a DICOM-SEG or RTSTRUCT; `grid` is the scan's, `segment` selects one of them.
 
-    Raises FileError for another kind of file or a damaged one, otherwise as the modules of the two kinds do.
+    Raises FileError for another kind of file or a damaged one, otherwise as seg.read and rtstruct.read do.
     """
     if not is_dicom(path, old=True):
         raise FileError(f"{path.name} is no DICOM file", "a DICOM-SEG or RTSTRUCT", "check the file")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # odd values in elements that the mask does not hang on
+            warnings.simplefilter("ignore")  # odd values in elements that the mask does not depend on
             with open(path, "rb") as stream:
                 check_deflated(stream, path.name)
             return _read(path, _dataset(path), grid, segment)
@@ -62,7 +62,7 @@ def read_mask(path: Path, grid: Grid | None = None, segment: int | None = None) 
 
 
 def _unreadable(name: str, error: Exception) -> FileError:
-    """What the file lacks, where it can be said; damage where its bytes end or do not fit."""
+    """The error for an unreadable file: damage if its bytes end early or are malformed, otherwise what it lacks."""
     if isinstance(error, (EOFError, OSError, struct.error, zlib.error, InvalidDicomError, BytesLengthException)):
         return truncated(name, f"it is not a valid DICOM mask: {error}")
     what = str(error)
@@ -77,7 +77,7 @@ def _unreadable(name: str, error: Exception) -> FileError:
 
 
 def _dataset(path: Path) -> pydicom.Dataset:
-    """The whole file; one without preamble, as treatment planning systems export it, is of the syntax that it shows."""
+    """The whole file; without a preamble, as treatment planning systems export it, its syntax is the one detected."""
     dataset = pydicom.dcmread(path, force=True)
     if "TransferSyntaxUID" not in dataset.file_meta:
         implicit = dataset.original_encoding[0]
@@ -101,7 +101,7 @@ def _read(path: Path, dataset: pydicom.Dataset, grid: Grid | None, segment: int 
     if int(dataset.get("NumberOfFrames") or 0) < 1:
         raise FileError(f"{path.name} does not say how many frames it has", "NumberOfFrames", "export it again")
     shape = (int(dataset.Columns), int(dataset.Rows), frame_count(dataset))
-    # one bit a voxel at the least, packed or not
+    # at least one bit per voxel, compressed or not
     check_size(path.name, shape, 1, 8 * path.stat().st_size, compressed=True)
     check_frames(dataset, path.name)
     return seg.read(path, dataset, grid, segment)
@@ -117,12 +117,12 @@ def write_mask(
     model: str = "",
     labelmap: bool = False,
 ) -> None:
-    """Write a mask as the kind that the name says: RTSTRUCT_SUFFIX, or any other `.dcm` for a DICOM-SEG.
+    """Write a mask as RTSTRUCT if the name ends in RTSTRUCT_SUFFIX, otherwise as DICOM-SEG.
 
-    There is one of `segments` for each label; `regions` are the labels' voxels on the mask's grid, where they overlap.
+    `segments` has one entry per label; `regions` are the labels' voxels on the mask's grid, for labels that overlap.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # values of the series that are not quite DICOM are repeated as they are
+        warnings.simplefilter("ignore")  # values of the series that do not quite conform are copied as they are
         if _is_rtstruct(path):
             from voxsam.io.dicom import rtstruct
 
@@ -137,7 +137,7 @@ def series_of(scan: Volume, path: Path) -> DicomSource:
     """The series that a mask written to `path` refers to.
 
     Raises FileError if the scan did not come from DICOM or cannot be referred to, UnsupportedError if a DICOM-SEG is
-    asked for and highdicom is not installed.
+    requested and highdicom is not installed.
     """
     source = scan.header.get("dicom")
     if not isinstance(source, DicomSource):
@@ -152,7 +152,7 @@ def series_of(scan: Volume, path: Path) -> DicomSource:
 
 
 def is_seg(path: Path) -> bool:
-    """Whether a mask that is written to `path` becomes a DICOM-SEG."""
+    """Whether a mask written to `path` becomes a DICOM-SEG."""
     return path.suffix.lower() == ".dcm" and not _is_rtstruct(path)
 
 

@@ -1,7 +1,7 @@
-"""DICOM images in a folder or a zip: found, and their headers read without their pixels.
+"""Find the DICOM images in a folder or a zip, and read their headers without the pixels.
 
-Headers come through pydicom, which reads single elements, keeps positions in double precision, and tells an image from
-the SEG, RTSTRUCT or junk beside it. No other parser sees a file: pixels.py takes their bytes from where they stand.
+Headers are read by pydicom, which can read single elements, keeps positions in double precision, and tells an image
+from the SEG, RTSTRUCT or junk beside it. No other parser sees a file: pixels.py copies the pixels' bytes out of it.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ HEAD_BYTES = 132
 MAX_INFLATED_BYTES = 2**30  # of a file in the deflated transfer syntax
 MAX_UNZIPPED_BYTES = 4 * 2**30  # eight times a CT of 512 x 512 x 1000
 MAX_RATIO = 50  # of a zip's unpacked size to its own: scans are noisy, none shrinks to a fiftieth ...
-RATIO_COUNTS_BYTES = 64 * 2**20  # ... and a small zip may
+RATIO_COUNTS_BYTES = 64 * 2**20  # ... but a small zip may
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # LZMA takes as much memory as its header asks for
-MAX_DIRECTORY_BYTES = MAX_FILES * 1024  # an entry has 46 bytes and the names of a path
-# Modalities of the objects that lie beside a series: segmentations, radiotherapy, presentation states, reports, ...
+MAX_DIRECTORY_BYTES = MAX_FILES * 1024  # an entry takes 46 bytes plus its path
+# Modalities of objects stored beside a series: segmentations, radiotherapy, presentation states, reports, ...
 NOT_IMAGES = frozenset(
     [*("SEG", "RTSTRUCT", "RTDOSE", "RTPLAN", "RTRECORD", "RTIMAGE", "PLAN"), *("PR", "KO", "SR", "REG", "FID", "DOC")]
 )
-# What pydicom raises where a file is damaged, often only when an element is looked at.
+# What pydicom raises for a damaged file, often only when an element is accessed.
 BROKEN = (
     *(InvalidDicomError, BytesLengthException, EOFError, OSError, struct.error, zlib.error),
     *(AttributeError, KeyError, IndexError, NotImplementedError, OverflowError, RecursionError, TypeError, ValueError),
@@ -60,7 +60,7 @@ TAGS = (
 
 @dataclass(frozen=True)
 class Stored:
-    """The bytes of one DICOM file: a file of the disk, or a part of one without a name (an unpacked zip)."""
+    """The bytes of one DICOM file: a file on disk, or part of an anonymous file (an unpacked zip)."""
 
     place: Path | IO[bytes]
     start: int
@@ -82,11 +82,11 @@ class Stored:
 
 @dataclass(frozen=True, eq=False)
 class Slice:
-    """One DICOM image: its file, what the user calls it, its header without the pixels, and where these are.
+    """One DICOM image: its file, its name for the user, its header without the pixels, and where the pixels are.
 
-    The pixels' element begins at byte `element` of `stored`, unless they are here already (`pixels`: a frame of a
-    multi-frame file, `packed` if they are compressed, or those of a deflated file). `frame` counts from 1 in a
-    multi-frame file; 0: the file has one frame.
+    The pixel element begins at byte `element` of `stored`, unless `pixels` already holds the pixels (of a frame of a
+    multi-frame file, `packed` if compressed, or of a deflated file). `frame` counts from 1 in a multi-frame file and is
+    0 in a single-frame one.
     """
 
     stored: Stored
@@ -99,7 +99,7 @@ class Slice:
 
     @property
     def series(self) -> str:
-        """The series it belongs to."""
+        """The SeriesInstanceUID, "" if it is absent."""
         return str(self.header.get("SeriesInstanceUID", ""))
 
     @property
@@ -129,19 +129,19 @@ class Slice:
 
 
 def is_marked(head: bytes) -> bool:
-    """Whether the first HEAD_BYTES of a file have the mark of DICOM (PS3.10 7.1)."""
+    """Whether the first HEAD_BYTES of a file end with the DICM prefix (PS3.10 7.1)."""
     return head[128:HEAD_BYTES] == b"DICM"
 
 
 def may_be_dicom(head: bytes) -> bool:
-    """Also old files, which lack the mark and begin with an element of group 0002 or 0008."""
+    """As `is_marked`, and also for old files without the prefix, which begin with an element of group 0002 or 0008."""
     return is_marked(head) or head[:2] in (b"\x02\x00", b"\x08\x00")
 
 
 def read_slices(path: Path) -> Iterator[Slice]:
-    """The images below a folder. Raises FileError for one that is cut off, or for too many files.
+    """The images in and below a folder. Raises FileError for a truncated image, or for too many files.
 
-    Links are followed, each folder once; a link that leads nowhere, or with files of others out of `path`, is not.
+    Links are followed, each folder once, except broken ones and, for untrusted files, those that lead out of `path`.
     """
     count, seen, root = 0, set(), path.resolve()
     for folder, folders, files in os.walk(path, followlinks=links_allowed()):
@@ -167,7 +167,7 @@ def _slice_of_file(file: Path, root: Path) -> Slice | None:
         if not stat.S_ISREG(status.st_mode) or not (links_allowed() or file.resolve().is_relative_to(root)):
             return None  # a pipe would never end
         return read_slice(Stored(file, 0, status.st_size), file.name)
-    except FileNotFoundError:  # a link that leads nowhere
+    except FileNotFoundError:  # a broken link
         return None
     except OSError as error:
         given = f"{file.name} could not be read ({error.strerror or error})"
@@ -175,7 +175,7 @@ def _slice_of_file(file: Path, root: Path) -> Slice | None:
 
 
 def read_slice(stored: Stored, name: str) -> Slice | None:
-    """The header of a DICOM image, or None if the file is something else. Raises FileError if it is cut off."""
+    """Read the header of a DICOM image; None if the file is something else. Raises FileError if it is truncated."""
     with stored.open() as stream:
         start = stream.read(HEAD_BYTES)
         marked = is_marked(start)
@@ -185,7 +185,7 @@ def read_slice(stored: Stored, name: str) -> Slice | None:
         try:
             deflated = marked and check_deflated(stream, name)
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # odd values in elements that the image does not hang on
+                warnings.simplefilter("ignore")  # odd values in elements that the image does not depend on
                 header = pydicom.dcmread(
                     stream, stop_before_pixels=not deflated, specific_tags=[*TAGS, "PixelData"], force=True
                 )
@@ -204,7 +204,7 @@ def read_slice(stored: Stored, name: str) -> Slice | None:
 
 
 def _is_image(header: pydicom.Dataset, name: str, marked: bool) -> bool:
-    """False for a DICOM object without an image of its own. Raises FileError for an image whose header is cut off."""
+    """Whether a DICOM object has an image of its own. Raises FileError for an image whose header is truncated."""
     kind = header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID")
     if str(header.get("Modality")) in NOT_IMAGES:
         return False
@@ -217,7 +217,7 @@ def _is_image(header: pydicom.Dataset, name: str, marked: bool) -> bool:
 
 
 def _check_pixels(image: Slice) -> None:
-    """Raises FileError unless the pixels are all there."""
+    """Raises FileError unless all pixels are there."""
     from voxsam.io.dicom.pixels import ITEM, fragments, frame_bytes, frame_count, value_of
 
     header, there = image.header, image.pixels
@@ -237,10 +237,10 @@ def _check_pixels(image: Slice) -> None:
 
 
 def check_deflated(stream: IO[bytes], name: str) -> bool:
-    """Whether a file with the mark is in the deflated transfer syntax; `stream` is at its start, before and after.
+    """Whether a file with the DICM prefix has the deflated transfer syntax; `stream` is at its start before and after.
 
-    Raises FileError if it unpacks to more than MAX_INFLATED_BYTES: pydicom unpacks all of it at once; here it is done
-    piece by piece, and thrown away.
+    Raises FileError if it unpacks to more than MAX_INFLATED_BYTES: pydicom unpacks all of it at once, so it is unpacked
+    here first, piece by piece, and discarded.
     """
     head = stream.read(HEAD_BYTES + 1024)
     stream.seek(0)
@@ -264,9 +264,9 @@ def check_deflated(stream: IO[bytes], name: str) -> bool:
 
 @contextmanager
 def unzipped_slices(path: Path) -> Iterator[Iterator[Slice]]:
-    """The images of a zip, for as long as the block lasts, unpacked into one file without a name.
+    """The images of a zip, unpacked into one anonymous file for as long as the block lasts.
 
-    A process that is killed leaves nothing of the patient behind. A member's name never becomes a path.
+    A process that is killed leaves no patient data behind. A member's name never becomes a path.
     Raises FileError if the zip is broken, encrypted, or declares more than MAX_FILES, MAX_UNZIPPED_BYTES, MAX_RATIO.
     """
     try:
@@ -279,7 +279,7 @@ def unzipped_slices(path: Path) -> Iterator[Iterator[Slice]]:
 
 
 class _Reader(io.FileIO):
-    """The file of a zip. zipfile reads the whole directory in one piece, and makes half a kilobyte of each entry."""
+    """A zip file with a bounded directory, which zipfile reads in one piece and turns into 0.5 kB for each entry."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         if size is not None and size > MAX_DIRECTORY_BYTES:

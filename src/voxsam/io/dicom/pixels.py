@@ -1,9 +1,9 @@
 """The pixels of DICOM images and the frames of multi-frame ones.
 
-Uncompressed pixels are copied from where they stand. Compressed ones are decoded by GDCM through SimpleITK, which knows
-every transfer syntax in use without further packages; it never sees the file, whose lengths it would believe, but one
-frame behind a header that is written here, and only after the frame itself has declared the right size: the decoders
-believe the codestream, and 250 bytes of JPEG 2000 that declare 30000 x 30000 pixels take gigabytes.
+Uncompressed pixels are copied straight from the file. Compressed ones are decoded by GDCM through SimpleITK, which
+supports every transfer syntax in use without further packages. It never sees the file, whose lengths it would trust,
+but one frame after a header written here, and only once the size that the frame itself declares is right: decoders
+trust the codestream, and 250 bytes of JPEG 2000 that declare 30000 x 30000 pixels take gigabytes.
 """
 
 from __future__ import annotations
@@ -43,25 +43,25 @@ GROUPS = {
     "RescaleIntercept": "PixelValueTransformationSequence",
 }
 JPEG_START, JPEG_2000_START = b"\xff\xd8", b"\xff\x4f\xff\x51"
-JPEG_FRAMES = frozenset([*range(0xC0, 0xD0), 0xF7]) - {0xC4, 0xC8, 0xCC}  # SOF markers; F7 is that of JPEG-LS
-BOXES_BYTES = 4096  # a JP2 file wraps the codestream in boxes; DICOM forbids it, and some files have it
+JPEG_FRAMES = frozenset([*range(0xC0, 0xD0), 0xF7]) - {0xC4, 0xC8, 0xCC}  # SOF markers; F7 is JPEG-LS's
+BOXES_BYTES = 4096  # a JP2 file wraps the codestream in boxes; DICOM forbids it, but some files have it
 
 
 def frame_count(header: pydicom.Dataset) -> int:
-    """How many frames an image has."""
+    """The number of frames of an image."""
     return int(header.get("NumberOfFrames") or 1)
 
 
 def frame_bytes(header: pydicom.Dataset) -> int:
-    """How many bytes an uncompressed frame has."""
+    """The size of an uncompressed frame in bytes."""
     samples, bits = int(header.get("SamplesPerPixel") or 1), int(header.get("BitsAllocated") or 16)
     return header.Rows * header.Columns * samples * bits // 8
 
 
 def value_of(image: Slice) -> tuple[int, int | None]:
-    """Where the value of an image's pixels begins and its length; None: undefined, the pixels are compressed.
+    """Where the value of an image's pixel element begins, and its length; None: undefined, as for compressed pixels.
 
-    Raises FileError if there are no pixels.
+    Raises FileError if there are no pixels, UnsupportedError for floating-point ones.
     """
     little = image.header.original_encoding[1]
     head = image.stored.read(image.element, 12)
@@ -78,10 +78,10 @@ def value_of(image: Slice) -> tuple[int, int | None]:
 
 
 def split(image: Slice) -> list[Slice]:
-    """The frames of a multi-frame image, each as an image of its own with what the functional groups say of it.
+    """The frames of a multi-frame image, each as an image of its own with the values of its functional groups.
 
-    Where a frame lies and how it is scaled stands in these, per frame or shared (DICOM PS3.3 C.7.6.16).
-    Raises UnsupportedError for frames that do not say where they lie, FileError for pixels that are not all there.
+    These give a frame's position and scaling, per frame or shared (DICOM PS3.3 C.7.6.16).
+    Raises UnsupportedError for frames without positions, FileError for missing pixels.
     """
     count, name = frame_count(image.header), image.name
     check_size(name, (*image.size, count), 1, image.stored.size, compressed=True)
@@ -118,12 +118,12 @@ def group_item(header: pydicom.Dataset, frame: int, name: str) -> pydicom.Datase
 
 
 def shallow_copy(dataset: pydicom.Dataset) -> pydicom.Dataset:
-    """Another dataset of the same elements; pydicom's own copies share the dictionary with the original."""
+    """A new dataset with the same elements; pydicom's own copies share the dictionary with the original."""
     return pydicom.Dataset(dict(dataset.items()))
 
 
 def check_frames(whole: pydicom.Dataset, name: str) -> None:
-    """Raises FileError if pixels are not all there, or a compressed frame declares another size than its header."""
+    """Raises FileError if pixels are missing, or a compressed frame declares another size than the header."""
     if whole["PixelData"].is_undefined_length:
         for pixels in _frames(whole, frame_count(whole), name):
             check_codestream(pixels, whole, name)
@@ -135,7 +135,7 @@ def check_frames(whole: pydicom.Dataset, name: str) -> None:
 
 
 def _header(image: pydicom.Dataset, whole: pydicom.Dataset, frame: int) -> pydicom.Dataset:
-    """The image's header as that of a single-frame image."""
+    """The header of one frame, as that of a single-frame image."""
     header = shallow_copy(image)
     header.file_meta = image.file_meta
     header.set_original_encoding(*image.original_encoding)
@@ -163,7 +163,7 @@ def _frames(whole: pydicom.Dataset, count: int, name: str) -> Iterator[bytes]:
 
 
 def decode(slices: Sequence[Slice], shape: tuple[int, int, int]) -> NDArray[np.generic]:
-    """(i, j, k) voxels: as stored if no slice is rescaled and all are of one kind, otherwise float32."""
+    """(i, j, k) voxels: as stored if no slice is rescaled and all have the same type, otherwise float32."""
     kinds = {(s.scaling, s.header.get("BitsAllocated"), s.header.get("PixelRepresentation")) for s in slices}
     as_stored = len(kinds) == 1 and slices[0].scaling == (1.0, 0.0)
     array: NDArray[np.generic] | None = None
@@ -208,7 +208,7 @@ def _stored_numbers(image: Slice, file: int, path: Path) -> NDArray[np.generic]:
 
 
 def _is_encapsulated(header: pydicom.Dataset) -> bool | None:
-    """Whether pixels of the transfer syntax are compressed; None for one that nobody knows."""
+    """Whether the transfer syntax compresses pixels; None if it is unknown."""
     try:
         return _syntax(header).is_encapsulated
     except ValueError:
@@ -216,7 +216,7 @@ def _is_encapsulated(header: pydicom.Dataset) -> bool | None:
 
 
 def _uncompressed(data: bytes, image: Slice) -> NDArray[np.generic]:
-    """The numbers of uncompressed pixels; bits above those that are used do not count (PS3.5 8.1.1)."""
+    """The values of uncompressed pixels; bits above the ones in use are ignored (PS3.5 8.1.1)."""
     header = image.header
     bits, signed = int(header.get("BitsAllocated") or 16), int(header.get("PixelRepresentation") or 0)
     if bits not in (8, 16, 32):
@@ -229,12 +229,12 @@ def _uncompressed(data: bytes, image: Slice) -> NDArray[np.generic]:
     if not 0 < used <= high + 1 <= bits:
         raise truncated(image.name, f"{used} bits of {bits}, the highest of them bit {high}")
     if used < bits:
-        numbers = (numbers << (bits - 1 - high)) >> (bits - used)  # arithmetic: the sign is carried down
+        numbers = (numbers << (bits - 1 - high)) >> (bits - used)  # an arithmetic shift extends the sign
     return numbers
 
 
 def fragments(image: Slice, at: int) -> list[tuple[int, int]]:
-    """(start, length) of each item of encapsulated pixel data that begins at byte `at`, its offset table left out.
+    """(start, length) of each item of the encapsulated pixel data at byte `at`, without its offset table.
 
     Raises FileError if they end early.
     """
@@ -256,9 +256,9 @@ def fragments(image: Slice, at: int) -> list[tuple[int, int]]:
 
 
 def check_codestream(frame: bytes, header: pydicom.Dataset, name: str) -> None:
-    """Raises FileError for a compressed frame that declares another size than its header: it could fill the memory.
+    """Raises FileError for a compressed frame that declares another size than its header: it could exhaust memory.
 
-    And for one of more bits than its header has room for, which would be cut off.
+    Also for one of more bits than the header allocates, which would be cut off.
     """
     found = declared_size(frame)
     if found is None:
@@ -273,7 +273,7 @@ def check_codestream(frame: bytes, header: pydicom.Dataset, name: str) -> None:
 
 
 def declared_size(frame: bytes) -> tuple[int, int, int, int] | None:
-    """Rows, columns, samples per pixel, bits of the first; None for another compression (RLE, say), or where none is.
+    """Rows, columns, samples per pixel, bits of the first; None for other compression (such as RLE), or if not found.
 
     JPEG and JPEG-LS: the frame header (ITU-T T.81 B.2.2, T.87 C.2.2). JPEG 2000: the SIZ segment (T.800 A.5.1).
     """
@@ -312,7 +312,7 @@ def _description(image: Slice) -> tuple[str, str, int, int, int, int, int, int]:
 
 @lru_cache(maxsize=8)
 def _single_frame_file(description: tuple[str, str, int, int, int, int, int, int]) -> bytes:
-    """A DICOM file up to its pixels: a plain CT image without rescaling, so that GDCM gives what is stored."""
+    """A DICOM file up to its pixels: a plain CT image without rescaling, so that GDCM returns the stored values."""
     syntax, shades, rows, columns, bits, used, high, signed = description
     dataset, meta = pydicom.Dataset(), FileMetaDataset()
     dataset.SOPClassUID = meta.MediaStorageSOPClassUID = CTImageStorage
@@ -328,13 +328,13 @@ def _single_frame_file(description: tuple[str, str, int, int, int, int, int, int
 
 
 def _encapsulated(frame: bytes) -> bytes:
-    """The element of compressed pixels that holds one frame."""
+    """The element of compressed pixels with this one frame."""
     return PIXELS + b"OB\0\0" + b"\xff" * 4 + encapsulate([frame]) + SEQUENCE_END + b"\0" * 4
 
 
 @contextmanager
 def _nameless_file() -> Iterator[tuple[int, Path]]:
-    """A file in memory and a path to it, or where there is no such thing, in a folder that goes with the block."""
+    """A file in memory and a path to it; where the system has no such files, one in a temporary folder."""
     if hasattr(os, "memfd_create") and Path("/proc/self/fd").exists():
         file = os.memfd_create("frame")
         try:

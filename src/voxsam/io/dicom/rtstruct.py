@@ -1,10 +1,10 @@
-"""DICOM RTSTRUCT out and in: masks as contours on the planes of a series (PS3.3 C.8.8.5 to C.8.8.8).
+"""Write and read DICOM RTSTRUCT: masks as contours on the planes of a series (PS3.3 C.8.8.5 to C.8.8.8).
 
-Between a mask in one plane and the polygons round it, so that filling the polygons gives the same mask again: outlines
-cut halfway between the centre of a voxel inside and that of its neighbour outside (marching squares at 0.5), so no
-centre lies near a line. A hole is joined to the outline round it by a channel without width, the keyhole technique:
-CLOSED_PLANAR contours know no holes (C.8.8.6.3). Filling counts crossings (even-odd), which reads keyholes, separate
-inner contours and CLOSEDPLANAR_XOR alike. Coordinates of polygons are (i, j), in voxels.
+Filling the polygons drawn round a mask gives the same mask again: outlines pass halfway between the centres of a voxel
+inside and its neighbour outside (marching squares at 0.5), so no centre lies near an edge. A hole is joined to the
+outline round it by a zero-width channel, the keyhole technique, because CLOSED_PLANAR contours cannot have holes
+(C.8.8.6.3). Filling follows the even-odd rule, which handles keyholes, separate inner contours and CLOSEDPLANAR_XOR
+alike. Polygon coordinates are (i, j), in voxels.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ from voxsam.io.segments import SegmentInfo
 from voxsam.region import Region, overlapping
 from voxsam.volume import Volume
 
-DECIMALS = 4  # of a millimetre, and of a voxel when filling: below it lies the rounding of coordinates
+DECIMALS = 4  # of a millimetre, and of a voxel when filling: finer digits are rounding errors
 Polygon = NDArray[np.float64]  # (n, 2), closed: the last point is joined to the first
 AREAS = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")
-CROSSING = 0.8  # of the smaller of two contours' area: with less in common they cross, with more one lies in the other
-MAX_PAIRS = 400  # contours of a slice that are compared with one another
-MAX_NAMED = 5  # ROIs in one remark: clinics list dozens beforehand
+CROSSING = 0.8  # of the smaller of two contours' areas: sharing less they cross, sharing more one lies in the other
+MAX_PAIRS = 400  # contours of a slice that are compared pairwise
+MAX_NAMED = 5  # ROIs in one remark: clinics predefine dozens
 OFF_PLANE = 0.25  # of the slice spacing: how far a contour may lie from the slice that it is drawn on
 STUDY_CLASS = "1.2.840.10008.3.1.2.3.1"  # the retired class that a reference to a study names (PS3.3 C.8.8.5)
 
@@ -58,8 +58,8 @@ def write(
 ) -> None:
     """Write a mask of the series `source` as one RTSTRUCT: label n becomes ROI n, with contours on the slices.
 
-    `regions`, the labels' voxels on the mask's grid, count where they overlap. Every instance of the series is referred
-    to. Reading it back on the series' grid gives the same voxels.
+    If `regions`, the labels' voxels on the mask's grid, overlap, they are written instead. Every instance of the series
+    is referenced. Reading the file back on the series' grid gives the same voxels.
     """
     if overlapping(regions):
         each = (source.voxels(region.on_all(mask)) != 0 for region in regions)
@@ -78,9 +78,9 @@ def write(
 
 
 def _empty(source: DicomSource, model: str) -> pydicom.Dataset:
-    """The object without its ROIs."""
+    """A new RTSTRUCT without its ROIs."""
     now, dataset, meta = datetime.now(), pydicom.Dataset(), FileMetaDataset()
-    meta.TransferSyntaxUID = ImplicitVRLittleEndian  # explicit ones count an element in 16 bits, too few for a contour
+    meta.TransferSyntaxUID = ImplicitVRLittleEndian  # explicit VR has 16-bit lengths, too short for a contour
     dataset.SOPClassUID = meta.MediaStorageSOPClassUID = RTStructureSetStorage
     dataset.SOPInstanceUID = meta.MediaStorageSOPInstanceUID = generate_uid()
     dataset.file_meta = meta
@@ -130,7 +130,7 @@ def _roi(source: DicomSource, number: int, info: SegmentInfo) -> pydicom.Dataset
 
 
 def _observation(number: int, info: SegmentInfo) -> pydicom.Dataset:
-    """What the ROI means for a treatment is for a person to say: type and interpreter stay empty."""
+    """The observation of an ROI; its role in a treatment is for a person to say, so type and interpreter stay empty."""
     item = _item(ObservationNumber=number, ReferencedROINumber=number, RTROIInterpretedType="", ROIInterpreter=None)
     code = {"CodeValue": info.type.value, "CodingSchemeDesignator": info.type.scheme, "CodeMeaning": info.type.meaning}
     item.RTROIIdentificationCodeSequence = [_item(**code)]
@@ -169,15 +169,15 @@ def _item(**elements: object) -> pydicom.Dataset:
     return item
 
 
-# In
+# Reading
 
 
 def read(path: Path, dataset: pydicom.Dataset, grid: Grid | None, roi: int | None) -> Volume:
-    """A label map on `grid`, the scan's: the file's n-th ROI is label n; header["segments"] says what each is called.
+    """Read a label map on `grid`, the scan's: the file's n-th ROI is label n, named in header["segments"].
 
-    A voxel is inside where its centre lies in an odd number of the ROI's contours. With `roi` that one alone, as 0/1.
-    Raises GeometryError without a grid, or for contours that do not lie on its slices; ImageError if ROIs overlap and
-    none was chosen; FileError for contours that are not points.
+    A voxel is inside if its centre lies in an odd number of the ROI's contours. With `roi`, only that one, as 0/1.
+    Contours that are invalid or not closed are left out, with a remark. Raises GeometryError without a grid, or for
+    contours off its slices; ImageError for an ROI without a closed contour, or if ROIs overlap and none was chosen.
     """
     if grid is None:
         given = f"{path.name} is an RTSTRUCT, contours without voxels"
@@ -223,7 +223,7 @@ def _frame_uid(dataset: pydicom.Dataset) -> str:
 
 
 def _rois(dataset: pydicom.Dataset) -> tuple[dict[int, list[pydicom.Dataset]], int]:
-    """The contours of each ROI, and how many items have contours of an ROI that is not listed.
+    """The contours of each ROI, and the number of items with contours of an unlisted ROI.
 
     ROIs are counted from 1, because ROINumber may be 0 or huge.
     """
@@ -242,7 +242,7 @@ def _rois(dataset: pydicom.Dataset) -> tuple[dict[int, list[pydicom.Dataset]], i
 
 
 def _polygons(contours: list[pydicom.Dataset], grid: Grid) -> tuple[list[NDArray[np.float64]], dict[str, int]]:
-    """(n, 3) points in voxels of each contour round an area, and how many others there are of which kind."""
+    """(n, 3) points in voxels of each closed contour, and the number of other contours by kind."""
     found, left_out = [], defaultdict(int)
     for contour in contours:
         kind = str(contour.get("ContourGeometricType") or AREAS[0])
@@ -272,7 +272,7 @@ def _draw(
     name: str,
     numbers: Iterable[int],
 ) -> list[str]:
-    """Fill contours (n, 3), in voxels, into the slices that they lie on; returns remarks on those that are not."""
+    """Fill contours (n, 3), in voxels, into the slices that they lie on; returns remarks on odd ones."""
     if not contours:
         return []
     axis = int(np.sum([np.ptp(contour, axis=0) for contour in contours], axis=0).argmin())  # across the slices
@@ -298,10 +298,10 @@ def _draw(
 
 
 def _united(polygons: list[Polygon], shape: tuple[int, int]) -> tuple[NDArray[np.bool_], bool]:
-    """(shape) the voxels inside the polygons of one slice, and whether some cross.
+    """(shape) the voxels inside the polygons of one slice, and whether any polygons cross.
 
-    One in another is a hole, or an island in a hole. One that is there twice counts once, and those that cross are
-    joined: by the even-odd rule alone both would be lost without a word.
+    A polygon inside another is a hole, or an island in a hole. Duplicates count once, and polygons that cross are
+    joined: the even-odd rule alone would silently drop what they share.
     """
     if len(polygons) == 1 or len(polygons) > MAX_PAIRS:
         return fill(polygons, shape), False
@@ -325,7 +325,7 @@ def _united(polygons: list[Polygon], shape: tuple[int, int]) -> tuple[NDArray[np
 
 
 def outline(mask: NDArray[np.bool_]) -> list[Polygon]:
-    """Polygons round the voxels of a mask (i, j); those that touch at a corner only get one each."""
+    """Polygons round the voxels of a mask (i, j); parts that touch only at a corner get one each."""
     from skimage.measure import find_contours, points_in_poly
 
     padded = np.pad(mask, 1).astype(np.float64)  # so that all contours close
@@ -341,14 +341,14 @@ def outline(mask: NDArray[np.bool_]) -> list[Polygon]:
 
 
 def fill(polygons: Sequence[Polygon], shape: tuple[int, int]) -> NDArray[np.bool_]:
-    """(shape) which voxels have their centre inside an odd number of polygons.
+    """(shape) the voxels whose centre is inside an odd number of polygons.
 
-    A centre on a line counts as inside where the mask lies at higher i, or on a line along i at higher j.
+    A centre on an edge counts as inside if the interior lies at higher i or, for an edge along i, at higher j.
     """
     toggled = np.zeros((shape[0] + 1, shape[1]), dtype=np.uint8)
     for polygon in polygons:
         ends = np.round(np.stack([polygon, np.roll(polygon, -1, axis=0)], 1), DECIMALS)
-        # from lower to higher j, so that a channel crosses at the very same place on its way back
+        # from lower to higher j, so that a channel is crossed at exactly the same point on its way back
         ends = np.take_along_axis(ends, ends[:, :, 1].argsort(1, kind="stable")[:, :, None], 1)
         (low_i, low_j), (high_i, high_j) = ends[:, 0].T, ends[:, 1].T
         first = np.clip(np.ceil(low_j), 0, shape[1]).astype(int)
@@ -363,20 +363,20 @@ def fill(polygons: Sequence[Polygon], shape: tuple[int, int]) -> NDArray[np.bool
 
 
 def _without_straight(ring: Polygon) -> Polygon:
-    """The same polygon without the points between two steps of one direction."""
+    """The same polygon without the points in the middle of a straight edge."""
     before, after = ring - np.roll(ring, 1, axis=0), np.roll(ring, -1, axis=0) - ring
     turns = before[:, 0] * after[:, 1] != before[:, 1] * after[:, 0]
     return ring[turns]
 
 
 def _signed_area(ring: Polygon) -> float:
-    """Positive where i turns to j (the shoelace formula)."""
+    """The area by the shoelace formula, positive if the polygon turns from i to j."""
     ahead = np.roll(ring, -1, axis=0)
     return float((ring[:, 0] * ahead[:, 1] - ahead[:, 0] * ring[:, 1]).sum() / 2)
 
 
 def _keyhole(outer: Polygon, hole: Polygon) -> Polygon:
-    """One polygon: round the outline, through a channel at the nearest pair of points to the hole, round it, back."""
+    """One polygon: round the outline, through a channel between the nearest points to the hole, round it and back."""
     at, to = np.unravel_index(cdist(outer, hole).argmin(), (len(outer), len(hole)))
     around = np.concatenate([np.roll(hole, -int(to), axis=0), hole[to : to + 1]])
     return np.concatenate([outer[: at + 1], around, outer[at:]])

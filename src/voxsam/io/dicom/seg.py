@@ -1,7 +1,7 @@
-"""DICOM-SEG out and in.
+"""Write and read DICOM-SEG.
 
-Out through highdicom (the extra `dicom`). In through pydicom alone: BINARY, LABELMAP and FRACTIONAL of any maker, also
-those that highdicom's reader refuses, without a further package, and every frame is placed by its own position.
+Writing uses highdicom (the extra `dicom`). Reading uses pydicom alone: BINARY, LABELMAP and FRACTIONAL of any vendor,
+including files that highdicom's reader refuses, with every frame placed by its own position.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from voxsam.region import Region, overlapping
 from voxsam.volume import Volume
 
 LABELMAP_STORAGE = "1.2.840.10008.5.1.4.1.1.66.7"
-SAME_HEIGHT = 0.1  # of the slice spacing: frames nearer than that lie in one slice
-ON_PLANE, ON_SLICE = 0.25, 0.35  # of a voxel: a frame as near as that to pixels and slices of the scan lies on them
+SAME_HEIGHT = 0.1  # of the slice spacing: frames closer than this lie in one slice
+ON_PLANE, ON_SLICE = 0.25, 0.35  # of a voxel: a frame this close to the scan's pixels and slices lies on them
 
 
 def write(
@@ -47,11 +47,11 @@ def write(
     model: str = "",
     labelmap: bool = False,
 ) -> None:
-    """Write a mask of the series `source` as one DICOM-SEG: label n becomes segment n, as the n-th of `segments` says.
+    """Write a mask of the series `source` as one DICOM-SEG: label n becomes segment n, described by `segments`.
 
-    BINARY, or with `labelmap` the newer LABELMAP (Supplement 243), which few viewers read yet. `regions`, the labels'
-    voxels on the mask's grid, count where they overlap. The algorithm is VoxSAM with its version and `model`; every
-    instance of the series is referred to. Raises UnsupportedError without highdicom, otherwise as DicomSource does.
+    It is BINARY or, with `labelmap`, the newer LABELMAP (Supplement 243), which few viewers read yet. If `regions`, the
+    labels' voxels on the mask's grid, overlap, they are written instead. The algorithm is VoxSAM with its version and
+    `model`; all instances are referenced. Raises UnsupportedError without highdicom, otherwise as DicomSource does.
     """
     hd = highdicom()
     if overlapping(regions):
@@ -86,7 +86,7 @@ def write(
 
 
 def highdicom() -> Any:
-    """The package. Raises UnsupportedError if it is not installed."""
+    """The highdicom package. Raises UnsupportedError if it is not installed."""
     try:
         import highdicom as package
     except ImportError as error:
@@ -122,7 +122,7 @@ def _description(hd: Any, number: int, info: SegmentInfo, model: str) -> Any:
 def _source_images(source: DicomSource) -> tuple[list[pydicom.Dataset], NDArray[np.intp]]:
     """The headers that highdicom refers to, in its order, and the index k of each of their frames.
 
-    They hold what it needs and no patient: it refuses values that are not quite DICOM, so repeat_in comes afterwards.
+    They hold what it needs and no patient data, which repeat_in adds later: highdicom refuses non-conforming values.
     """
     base = _base_image(source)
     if source.is_multi_frame:
@@ -159,7 +159,7 @@ def _base_image(source: DicomSource) -> pydicom.Dataset:
 
 
 def _share_groups(image: pydicom.Dataset, common: pydicom.Dataset) -> None:
-    """The functional groups of a multi-frame header; what all frames have in common stands in the shared ones."""
+    """Set the functional groups of a multi-frame header, with orientation and pixel measures in the shared ones."""
     shared = shallow_copy(common.SharedFunctionalGroupsSequence[0])
     for keyword in ("PlaneOrientationSequence", "PixelMeasuresSequence"):
         if keyword not in shared:
@@ -168,14 +168,14 @@ def _share_groups(image: pydicom.Dataset, common: pydicom.Dataset) -> None:
     image.PerFrameFunctionalGroupsSequence = common.PerFrameFunctionalGroupsSequence
 
 
-# In
+# Reading
 
 
 def read(path: Path, dataset: pydicom.Dataset, grid: Grid | None, segment: int | None) -> Volume:
-    """A label map: segment n is label n; header["segments"] says what each is called. With `segment` that one, as 0/1.
+    """Read a label map: segment n is label n, named in header["segments"]. With `segment`, only that one, as 0/1.
 
-    A SEG holds only the slices that are not empty. The answer is on `grid`, the scan's, if the frames lie on it; else
-    on the box from the first frame's slice to the last one's. Raises FileError, GeometryError; ImageError if segments
+    A SEG holds only the slices that are not empty. The mask is on `grid`, the scan's, if the frames lie on it, else on
+    a grid from the first frame's slice to the last one's. Raises FileError, GeometryError; ImageError if segments
     overlap and none was chosen.
     """
     names = {
@@ -207,9 +207,9 @@ def read(path: Path, dataset: pydicom.Dataset, grid: Grid | None, segment: int |
 
 
 def _threshold(dataset: pydicom.Dataset, name: str) -> tuple[int, tuple[str, ...]]:
-    """The value from which a voxel is inside, and what is odd about it: half of MaximumFractionalValue, else 1.
+    """The value from which a voxel is inside (half of MaximumFractionalValue if FRACTIONAL, else 1), and remarks.
 
-    A FRACTIONAL file of nothing but 0 and 1 is a binary one by another name (seen; it would be read as empty).
+    A FRACTIONAL file of nothing but 0 and 1 is a mislabelled binary one (these exist, and would be read as empty).
     """
     if dataset.get("SegmentationType") != "FRACTIONAL":
         return 1, ()
@@ -232,7 +232,7 @@ def _fill(
 ) -> set[int]:
     """Draw every frame (rows, columns) into its plane (column, row), a view of the mask.
 
-    What comes back are the segments that are none of `numbers`: they are left out.
+    Returns the segments that are not among `numbers`, which were left out.
     """
     labelmap, unlisted = dataset.get("SOPClassUID") == LABELMAP_STORAGE, set()
     for frame, pixels in enumerate(iter_pixels(dataset)):
@@ -261,7 +261,7 @@ def _fill(
 
 
 def overlap(what: str, name: str, first: int, second: int, numbers: Iterable[int]) -> OverlapError:
-    """The error for two segments or ROIs of a file that share voxels; `numbers` are those of all it has."""
+    """The error for two segments or ROIs of a file that share voxels; `numbers` are those of all its segments."""
     remedy = f"choose one: segment=N, or {name}#N as a prompt"
     error = OverlapError(
         f"{what} {first} and {second} of {name} overlap", f"{what} that one label map can hold", remedy
@@ -286,9 +286,9 @@ def _frames(dataset: pydicom.Dataset, name: str) -> tuple[NDArray[np.float64], N
 
 
 def _places_on(grid: Grid, dataset: pydicom.Dataset, name: str) -> list[tuple] | None:
-    """Where each frame lies on `grid`, by its own position; None if one of them does not lie on its voxels.
+    """Where each frame lies on `grid`, by its own position; None if any of them does not lie on its voxels.
 
-    For each: the axes of the grid that columns, rows and frames run along, their signs, and the part of that view.
+    For each: the grid axes of columns, rows and frames, the signs of the first two, and the frame's index in that view.
     """
     positions, turns = _frames(dataset, name)
     size, found = (int(dataset.Columns), int(dataset.Rows)), []
@@ -322,7 +322,7 @@ def _places_on(grid: Grid, dataset: pydicom.Dataset, name: str) -> list[tuple] |
 
 
 def _own_grid(dataset: pydicom.Dataset, name: str) -> tuple[Grid, NDArray[np.int_]]:
-    """The grid from the lowest frame to the highest, and which of its slices (n,) each frame is."""
+    """The grid from the lowest frame to the highest, and the slice (n,) of each frame."""
     positions, turns = _frames(dataset, name)
     between_rows, between_columns = _numbers(dataset, 0, "PixelMeasuresSequence", "PixelSpacing", name)
     if np.abs(turns - turns[0]).max() > 1e-3:
@@ -358,7 +358,7 @@ def _numbers(dataset: pydicom.Dataset, frame: int, group: str, keyword: str, nam
 
 
 def _step(heights: NDArray[np.float64], dataset: pydicom.Dataset, name: str) -> float:
-    """The slice spacing in mm: as declared if the frames keep to it, else the smallest gap between frames."""
+    """The slice spacing in mm: as declared if the frames agree with it, else the smallest gap between frames."""
     measures = group_item(dataset, 0, "PixelMeasuresSequence")
     declared = float(measures.get("SpacingBetweenSlices") or measures.get("SliceThickness") or 0)
     gaps = np.diff(np.unique(heights))

@@ -1,10 +1,10 @@
-"""A DICOM series (CT, MR or another modality of slices), as a folder, a zip or one multi-frame file, into a Volume.
+"""Read a DICOM series (CT, MR or another sliced modality) from a folder, a zip or one multi-frame file as a Volume.
 
 Slices are sorted by their position along the slice normal, never by file name or instance number. Index i is the
 column, j the row, k the slice in the direction of the normal (row direction x column direction). The affine is exact:
 ImageOrientationPatient and PixelSpacing in the plane, the mean step of ImagePositionPatient between slices (DICOM PS3.3
 C.7.6.2.1.1), LPS turned into RAS. A stack that no regular grid describes is refused, with the reason. Of several stacks
-the one is read that is no localizer, or the one that was asked for.
+the one asked for is read, otherwise the only one that is not a localizer.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from voxsam.io.dicom.source import DicomSource
 from voxsam.volume import Volume
 
 SAME_POSITION_MM = 1e-3
-POSITION_TOLERANCE_MM = 0.11  # positions with one decimal, and as much again in the ends that the step comes from ...
-ROUNDING = 0.3  # ... but never more than this part of the slice spacing
+POSITION_TOLERANCE_MM = 0.11  # rounding to one decimal, in a position and again in the ends that define the step ...
+ROUNDING = 0.3  # ... but never more than this fraction of the slice spacing
 POSITION_TOLERANCE = 0.05  # of the slice spacing: the mask is then off by a twentieth of a voxel at most
 DIRECTION_TOLERANCE = 1e-3  # between the unit vectors of two slices: a drift of 0.05 degrees
 ANGLE_TOLERANCE = 4e-3  # from unit length and from a right angle: cosines written with three decimals
-TILT_REMARK_DEGREES = 0.5  # what lies below is rounding; real gantry tilts are 5 to 30 degrees
+TILT_REMARK_DEGREES = 0.5  # anything below is rounding; real gantry tilts are 5 to 30 degrees
 MAX_TILT_DEGREES = 60
 
 
 def stacked(slices: list[Slice], name: str) -> tuple[list[Slice], Grid, list[str]]:
-    """The slices sorted along their normal, their grid, and remarks. Raises GeometryError if they form none."""
+    """The slices sorted along their normal, their grid, and remarks. Raises GeometryError if they do not form one."""
     orientations = np.stack([s.numbers("ImageOrientationPatient", 6) for s in slices])
     spacings = np.stack([s.numbers("PixelSpacing", 2) for s in slices])  # between rows (j), between columns (i)
     positions = np.stack([s.numbers("ImagePositionPatient", 3) for s in slices])
@@ -71,7 +71,7 @@ def _directions(orientations: NDArray[np.float64], name: str) -> tuple[NDArray[n
     if max(abs(lengths[0] - 1), abs(lengths[1] - 1), abs(along_i @ along_j)) > ANGLE_TOLERANCE:
         given = f"ImageOrientationPatient of {name} is not two perpendicular unit vectors"
         raise GeometryError(given, "a valid orientation", "export the original series")
-    # of all turns of the plane, the one nearest to both: rounded cosines are made perpendicular
+    # the nearest orthonormal pair: cosines that were rounded become exactly perpendicular
     u, _, vt = np.linalg.svd(np.stack([along_i, along_j]), full_matrices=False)
     along_i, along_j = u @ vt
     return along_i, along_j
@@ -127,16 +127,16 @@ def _uneven(gaps: NDArray[np.float64], heights: NDArray[np.float64], name: str) 
 
 
 LISTED = 24  # stacks in a message
-FEW = 2  # images of a stack that a scan with more may push aside
-PARALLEL = 0.05  # difference of the cosines of two images
+FEW = 2  # images of a stack that is set aside if there is one with more
+PARALLEL = 0.05  # largest difference between the direction cosines of two parallel images
 SCOUTS = ("LOCALIZER", "SCOUT", "TOPOGRAM", "SURVIEW")  # in ImageType or the description
 
 
 def read(path: Path, wanted: str = "") -> Volume:
-    """The series in `path`, float32 if any slice is rescaled, as stored otherwise; header["dicom"]: a DicomSource.
+    """Read the series in `path`, float32 if any slice is rescaled, otherwise as stored; header["dicom"]: a DicomSource.
 
-    `wanted` is a series number or UID. Raises FileError if there is no series, several that could be meant, or a file
-    cut off; GeometryError if the slices do not form a regular grid; ImageError for colour; UnsupportedError for
+    `wanted` is a series number or UID. Raises FileError if there is no series, more than one candidate, or a truncated
+    file; GeometryError if the slices do not form a regular grid; ImageError for colour; UnsupportedError for
     multi-frame files whose frames have no positions.
     """
     with _images(path) as images:
@@ -167,7 +167,7 @@ def _images(path: Path):
 
 
 def _is_directory_file(path: Path) -> bool:
-    """Whether a file is the DICOMDIR of a disc (PS3.10 8.6), by its name or by what it says of itself."""
+    """Whether a file is the DICOMDIR of a disc (PS3.10 8.6), by its name or by its storage class."""
     with open(path, "rb") as stream:
         head = stream.read(512)
     return is_marked(head) and (path.name.upper() == "DICOMDIR" or MediaStorageDirectoryStorage.encode() in head)
@@ -177,7 +177,7 @@ def _is_directory_file(path: Path) -> bool:
 
 
 def _chosen(images: Iterable[Slice], name: str, wanted: str) -> tuple[list[Slice], list[str]]:
-    """The images of the one stack to read, without doubles, and what is to be said of the others."""
+    """The images of the one stack to read, without duplicates, and remarks on what was left out."""
     placed, unplaced = [], []
     for image in images:
         has_place = "ImagePositionPatient" in image.header or frame_count(image.header) > 1
@@ -216,7 +216,7 @@ def _chosen(images: Iterable[Slice], name: str, wanted: str) -> tuple[list[Slice
 
 
 def _stacks(images: Iterable[Slice]) -> list[list[Slice]]:
-    """The images by series, those of one series apart where some are localizers or lie across the others."""
+    """The images by series; a series is split if some of its images are localizers or lie across the others."""
     series: dict[str, list[Slice]] = defaultdict(list)
     for image in images:
         series[image.series].append(image)
@@ -230,7 +230,7 @@ def _stacks(images: Iterable[Slice]) -> list[list[Slice]]:
             else:
                 part.append(image)
         largest = max(parts, key=len)
-        # a slice or two of another size are a fault of the series, not a series: stack.py says which
+        # a slice or two of another size are a fault of the series, not another stack: _check_sizes reports it
         apart = all(len(part) > FEW or _is_scout(part[0]) or not _is_parallel(part[0], largest[0]) for part in parts)
         found += parts if apart and not _is_aside(largest) else [members]
     return found
@@ -243,7 +243,7 @@ def _is_like(image: Slice, other: Slice) -> bool:
 
 
 def _is_parallel(image: Slice, other: Slice) -> bool:
-    """Whether two images have about the same orientation; one that says none is like any other."""
+    """Whether two images have about the same orientation; an image without one matches any other."""
     try:
         turns = [each.numbers("ImageOrientationPatient", 6) for each in (image, other)]
     except GeometryError:
@@ -257,14 +257,14 @@ def _is_scout(image: Slice) -> bool:
 
 
 def _is_aside(stack: list[Slice]) -> bool:
-    """Whether a stack is a localizer, or too few images to be the scan."""
+    """Whether a stack is a localizer, or has too few images to be the scan."""
     if frame_count(stack[0].header) > FEW and not _is_scout(stack[0]):
         return False
     return len(stack) <= FEW or all(_is_scout(image) for image in stack)
 
 
 def _labels(stacks: list[list[Slice]]) -> list[str]:
-    """What each stack is called: its series number, with .1, .2 where several have it."""
+    """A label for each stack: its series number, with .1, .2, ... where several stacks share it."""
     numbers = [str(stack[0].header.get("SeriesNumber") or "0") for stack in stacks]
     counted: dict[str, int] = defaultdict(int)
     labels = []
@@ -281,7 +281,7 @@ def _listed(stacks: Sequence[list[Slice]], labels: list[str], numbers: Sequence[
 
 
 def _facts(stack: list[Slice], label: str, stacks: Sequence[list[Slice]]) -> dict[str, Any]:
-    """What a person chooses a stack by. "uid" is what to ask for: the series' own, or its label if others have that."""
+    """The facts by which a user chooses a stack; "uid" is what to request: the series UID, or the label if shared."""
     header, uid = stack[0].header, stack[0].series
     count = max(len(stack), frame_count(header))
     shared = sum(other[0].series == uid for other in stacks) > 1
@@ -290,7 +290,7 @@ def _facts(stack: list[Slice], label: str, stacks: Sequence[list[Slice]]) -> dic
         places = np.array([image.numbers("ImagePositionPatient", 3) for image in stack])
         length = float(np.linalg.norm(places - places[0], axis=1).max())
         spacing = [between_columns, between_rows, length / (len(stack) - 1) if len(stack) > 1 else None]
-    except GeometryError:  # a multi-frame file says it elsewhere
+    except GeometryError:  # a multi-frame file has these elsewhere
         spacing = None
     return {
         "uid": label if shared else uid,
@@ -312,7 +312,7 @@ def _describe(stack: list[Slice], label: str) -> str:
 
 
 def _without_doubles(images: list[Slice]) -> tuple[list[Slice], int]:
-    """The images, each instance once, and how many copies there were. Raises FileError for two that differ."""
+    """The images, each instance once, and the number of copies dropped. Raises FileError if copies differ."""
     kept: dict[str, Slice] = {}
     for image in images:
         instance = str(image.header.get("SOPInstanceUID", "")) or f"no UID {len(kept)}"
@@ -324,7 +324,7 @@ def _without_doubles(images: list[Slice]) -> tuple[list[Slice], int]:
 
 
 def _content(image: Slice) -> tuple[bytes, str]:
-    """A digest of the pixels, and where they lie."""
+    """A digest of the pixels, and the image's position."""
     at = image.element if image.pixels is None else 0
     data = image.stored.read(at, image.stored.size) if image.pixels is None else image.pixels
     if image.pixels is None and (found := value_of(image))[1] is not None:
@@ -346,7 +346,7 @@ def _volume(files: list[Slice], name: str, remarks: list[str]) -> Volume:
 
 
 def _check_kind(files: list[Slice]) -> None:
-    """Grey pixels in each file."""
+    """Raises ImageError for a file whose pixels are not MONOCHROME2."""
     for image in files:
         if int(image.header.get("SamplesPerPixel") or 1) > 1:
             raise colour(image.name)
@@ -356,7 +356,7 @@ def _check_kind(files: list[Slice]) -> None:
 
 
 def _check_sizes(slices: list[Slice], name: str) -> None:
-    """The same size in each slice, and enough of them for a scan."""
+    """Raises GeometryError for slices of different sizes, ImageError for a single slice, and as `check_size` does."""
     sizes = sorted({s.size for s in slices})
     if len(sizes) > 1:
         listed = " and ".join(f"{c} x {r}" for c, r in sizes[:2])

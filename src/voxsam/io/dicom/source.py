@@ -1,4 +1,4 @@
-"""DicomSource: what a mask needs of the series that its scan was read from, to become a DICOM object beside it."""
+"""DicomSource: what a mask needs from its scan's series to be written as a DICOM object that refers to it."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from voxsam.volume import Volume
 
 MANUFACTURER = "VoxSAM contributors"
 DESCRIPTION = "VoxSAM segmentation, not reviewed, research use only"
-SERIES_NUMBER = 9100  # far above those of scanners; a study may hold several series of one number
+SERIES_NUMBER = 9100  # far above scanners' numbers; series of a study may share a number
 # Kept of the first header: identification, patient, acquisition, relations, image, study, procedure, per-frame groups.
 KEPT_GROUPS = (0x0008, 0x0010, 0x0012, 0x0018, 0x0020, 0x0028, 0x0032, 0x0040, 0x5200)
 NEEDED = ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")  # to refer to a series
-# Type 2 of the Patient and General Study modules (PS3.3 C.7.1.1, C.7.2.1): repeated, or empty if the series has none.
+# Type 2 of the Patient and General Study modules (PS3.3 C.7.1.1, C.7.2.1): copied, or empty if the series has none.
 PATIENT_AND_STUDY = (
     *("PatientName", "PatientID", "PatientBirthDate", "PatientSex"),
     *("StudyDate", "StudyTime", "ReferringPhysicianName", "StudyID", "AccessionNumber"),
 )
-# Repeated where the series has them: what else a PACS or a study of de-identified scans files a patient by.
+# Copied where the series has them: what else a PACS or a study of de-identified scans files a patient by.
 ALSO_REPEATED = (
     *("TimezoneOffsetFromUTC", "StudyDescription", "IssuerOfPatientID", "PatientAge", "PatientSize", "PatientWeight"),
     *("PatientIdentityRemoved", "DeidentificationMethod", "DeidentificationMethodCodeSequence"),
@@ -39,7 +39,7 @@ ALSO_REPEATED = (
 
 @dataclass(frozen=True)
 class SourceFrame:
-    """One slice of a series: the instance that holds it, which of its frames (0: the only one), and where it lies."""
+    """One slice of a series: the instance that holds it, its frame number there (0: the only one), and its position."""
 
     sop_class: str
     sop_instance: str
@@ -49,9 +49,9 @@ class SourceFrame:
 
 @dataclass(frozen=True, eq=False)
 class DicomSource:
-    """A series without its pixels; Volume.header["dicom"] of a scan that was read from DICOM.
+    """A series without its pixels: Volume.header["dicom"] of a scan read from DICOM.
 
-    `common` is the first instance's header without private elements: patient data stays in it and in what is written
+    `common` is the first instance's header without private elements; patient data stays in it and in what is written
     from it. `frames` are in the order of the volume's index k.
     """
 
@@ -61,7 +61,7 @@ class DicomSource:
 
     @classmethod
     def of(cls, slices: Sequence[Slice], grid: Grid) -> DicomSource:
-        """The source of sorted slices; reads one of their headers again, all of it."""
+        """The source of sorted slices; reads the first one's header again, in full."""
         with slices[0].stored.open() as stream, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # as files.read_slice
             common = pydicom.dcmread(stream, stop_before_pixels=True, force=True)
@@ -71,11 +71,11 @@ class DicomSource:
 
     @property
     def is_multi_frame(self) -> bool:
-        """Whether the slices are the frames of one file or more."""
+        """Whether the slices are frames of multi-frame files."""
         return any(frame.number for frame in self.frames)
 
     def require(self) -> None:
-        """Raises FileError, UnsupportedError if no DICOM object can refer to the series."""
+        """Raises FileError or UnsupportedError if no DICOM object can refer to the series."""
         missing = [keyword for keyword in NEEDED if not self.common.get(keyword)]
         missing += ["SOPInstanceUID"] * any(not frame.sop_instance for frame in self.frames)
         missing += ["SOPClassUID"] * any(not frame.sop_class for frame in self.frames)
@@ -87,9 +87,9 @@ class DicomSource:
             raise UnsupportedError(given, "one multi-frame file or one file per slice", "write .nii.gz or .nrrd")
 
     def voxels(self, mask: Volume) -> NDArray[np.uint8]:
-        """(k, j, i) the mask's voxels as the series has them: slice, row, column.
+        """(k, j, i) voxels of the mask in the order of the series: slice, row, column.
 
-        Its axes may be permuted or flipped (a mask of the same scan as NIfTI). Raises GeometryError for another grid.
+        The mask's axes may be permuted or flipped (of the same scan as NIfTI). Raises GeometryError for another grid.
         """
         if not mask.grid.close_to(self.grid):
             if not mask.grid.reorient(self.grid.axes).close_to(self.grid):
@@ -99,9 +99,9 @@ class DicomSource:
         return mask.array.T
 
     def repeat_in(self, dataset: pydicom.Dataset) -> None:
-        """Give a new object the patient and the study of the series, as written there; empty is what it leaves out.
+        """Copy the patient and the study of the series into a new object; required elements it lacks are left empty.
 
-        In UTF-8, so that the names of segments may have any letters, whatever the character set of the series.
+        The object is in UTF-8, so that segment names may have any letters, whatever the character set of the series.
         """
         dataset.SpecificCharacterSet = "ISO_IR 192"
         for keyword in PATIENT_AND_STUDY:

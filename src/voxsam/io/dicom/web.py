@@ -1,9 +1,9 @@
-"""DICOMweb archives (PS3.18): a series in, an object out, and what is there; HTTP and parsing are dicomweb-client's.
+"""DICOMweb archives (PS3.18): retrieve, store and list; dicomweb-client does the HTTP and the parsing.
 
     dicomweb+https://HOST/dicom-web                                  an archive
-    dicomweb+https://HOST/dicom-web/studies/STUDY/series/SERIES      a series of it
+    dicomweb+https://HOST/dicom-web/studies/STUDY/series/SERIES      a series in it
 
-Credentials come from the environment or from netrc, never from an address, and are in no message.
+Credentials come from the environment or from netrc, never from an address, and appear in no message.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from voxsam.extras import needs_extra
 if TYPE_CHECKING:
     from dicomweb_client.web import DICOMwebClient
 
-# pathlib makes one slash of two, and addresses are given where paths are.
+# pathlib collapses two slashes into one, and addresses are passed where paths are.
 ADDRESS = re.compile(r"dicomweb\+(?P<scheme>https?):/{1,2}(?P<place>[^?#]+)", re.IGNORECASE)
 SERIES = re.compile(r"(?P<archive>.+?)/studies/(?P<study>[0-9.]{1,64})/series/(?P<series>[0-9.]{1,64})/?")
 UID = re.compile(r"[0-9.]{1,64}")
 USER, PASSWORD, TOKEN = "VOXSAM_DICOMWEB_USER", "VOXSAM_DICOMWEB_PASSWORD", "VOXSAM_DICOMWEB_TOKEN"
-TIMEOUT_S = (10.0, 60.0)  # to connect; between two pieces of an answer
-ATTEMPTS, FIRST_WAIT_MS = 3, 500  # of a request that fails, or that a busy archive puts off; each wait twice the last
-ANY_SYNTAX = (("application/dicom", "*"),)  # as stored: compressed frames stay so on the way
+TIMEOUT_S = (10.0, 60.0)  # to connect; between two pieces of a response
+ATTEMPTS, FIRST_WAIT_MS = 3, 500  # of a request that fails, or that a busy archive defers; each wait doubles
+ANY_SYNTAX = (("application/dicom", "*"),)  # as stored: compressed frames are not decoded for the transfer
 MAX_BYTES = 16 << 30  # of one series
-MAX_LISTED = 1000  # studies, or series of one
+MAX_LISTED = 1000  # studies, or series of a study
 
 
 @dataclass(frozen=True)
@@ -51,13 +51,13 @@ class Found:
 
 @dataclass(frozen=True)
 class Archive:
-    """One DICOMweb service; `address` as it was given, its scheme http or https."""
+    """One DICOMweb service at `address`, an http or https URL."""
 
     address: str
 
     @classmethod
     def at(cls, address: str | os.PathLike[str]) -> Archive:
-        """The archive of an address, or of a series' address. Raises FileError for one that is none."""
+        """The archive of an archive's or a series' address. Raises FileError for an invalid address."""
         match = ADDRESS.fullmatch(os.fspath(address))
         place = match["place"].rstrip("/") if match else ""
         if match is None or not place.partition("/")[0]:
@@ -70,7 +70,7 @@ class Archive:
         return cls(f"{match['scheme'].lower()}://{series['archive'] if series else place}")
 
     def retrieve(self, study: str, series: str, folder: Path, max_bytes: int = MAX_BYTES) -> None:
-        """Write the files of a series into a folder. Raises FileError if they do not come, or are too many bytes."""
+        """Download the files of a series into a folder. Raises FileError if that fails, or exceeds `max_bytes`."""
         count = total = 0
         with self._asking("a series"):
             for dataset in self._client.iter_series(study, series, media_types=ANY_SYNTAX):
@@ -85,7 +85,7 @@ class Archive:
             raise FileError(f"a series without images at {self.host}", "images", "check the address")
 
     def store(self, file: Path) -> None:
-        """Send a DICOM file to the archive. Raises FileError if it is not taken."""
+        """Send a DICOM file to the archive. Raises FileError if it is not accepted."""
         dataset = pydicom.dcmread(file)
         with self._asking("an object to keep"):
             answer = self._client.store_instances([dataset], study_instance_uid=dataset.StudyInstanceUID)
@@ -96,7 +96,7 @@ class Archive:
             raise FileError(given, "an archive that keeps it", "ask who runs the archive")
 
     def studies(self) -> list[Found]:
-        """Its studies, the latest first."""
+        """The archive's studies, latest first."""
         with self._asking("its studies"):
             listed = self._client.search_for_studies(fields=["StudyDescription"], limit=MAX_LISTED)
         found = [pydicom.Dataset.from_json(study) for study in listed]
@@ -105,7 +105,7 @@ class Archive:
         return [Found(str(study.StudyInstanceUID), _words(study, keys)) for study in found]
 
     def series_of(self, study: str) -> list[Found]:
-        """The series of a study, by their numbers."""
+        """The series of a study, sorted by number."""
         with self._asking("the series of a study"):
             listed = self._client.search_for_series(study, fields=["NumberOfSeriesRelatedInstances"], limit=MAX_LISTED)
         found = [pydicom.Dataset.from_json(series) for series in listed]
@@ -121,7 +121,7 @@ class Archive:
 
     @property
     def host(self) -> str:
-        """Its name, and its port if it is another than usual."""
+        """The archive's host name, with the port if the address has one."""
         return urlsplit(self.address).netloc
 
     @cached_property
@@ -136,19 +136,19 @@ class Archive:
         elif user:
             session.auth = (user, os.environ.get(PASSWORD, ""))
         client = DICOMwebClient(self.address, session=session, timeout=TIMEOUT_S)
-        # Of its own it asks five times in half a minute, also where nobody listens or a certificate is refused.
+        # By default it tries five times in half a minute, even if nothing listens or a certificate is refused.
         client.set_http_retry_params(max_attempts=ATTEMPTS, wait_exponential_multiplier=FIRST_WAIT_MS // 2)
         return client
 
     @contextmanager
     def _asking(self, what: str) -> Iterator[None]:
-        """Turn whatever goes wrong with a request into one line that names the host alone."""
+        """Turn any failure of a request into a one-line FileError that names only the host."""
         client = self._client  # raises UnsupportedError without the extra
         import requests
 
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of answers that are not quite DICOMweb
+                warnings.simplefilter("ignore")  # about responses that do not quite conform
                 yield
         except requests.HTTPError as error:
             status = 0 if error.response is None else error.response.status_code
@@ -169,9 +169,9 @@ class Archive:
 
 @contextmanager
 def retrieved(address: str | os.PathLike[str]) -> Iterator[Path]:
-    """A folder with the files of the series at an address, named as it, for as long as the block lasts.
+    """A temporary folder with the files of the series at an address, named after its UID.
 
-    Raises FileError for an address of no series, and as `Archive.retrieve`.
+    Raises FileError for an address without a series, and as `Archive.retrieve` does.
     """
     archive, series = Archive.at(address), SERIES.fullmatch(os.fspath(address))
     if series is None:
@@ -185,6 +185,6 @@ def retrieved(address: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def _words(dataset: pydicom.Dataset, keys: tuple[str, ...]) -> str:
-    """What is known of these elements, in one line."""
+    """The values of these elements that are present, in one line."""
     values: list[Any] = [dataset.get(key, "") for key in keys]
     return " · ".join(" ".join(str(value).split()) for value in values if value not in ("", None)) or "without a name"

@@ -1,1 +1,1 @@
-"""The laboratory's commands, one thin file each."""
+"""The commands of the laboratory, one thin file each."""

@@ -94,7 +94,7 @@ def _served(address: str, api_key: str | None, title: str | None, negative: bool
 
 
 def _loaded(model: str, device: str) -> System:
-    import voxsam.lab.systems  # noqa: F401, their model files can be asked, too
+    import voxsam.lab.systems  # noqa: F401, so that their model files can be loaded, too
     from voxsam.lab.evaluation.systems import CLASSICAL, SessionSystem
     from voxsam.weights import load_model
 
@@ -102,7 +102,7 @@ def _loaded(model: str, device: str) -> System:
 
 
 def _memory(server: str | None) -> str:
-    """In words: the most that the model's process has held, of a server on this machine what it holds now."""
+    """In words: this process's peak memory with a model, or what a server on this machine holds now."""
     import psutil
 
     if server is None:

@@ -1,4 +1,4 @@
-"""`voxsam compare`: a plan of systems, data sets and seeds; what is missing is run, tables and figures come out."""
+"""`voxsam compare`: run the missing jobs of a plan of systems, data sets and seeds, and write tables and figures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`voxsam evaluate`: a model on labelled cases, with simulated clicks; tables, figures and a report out."""
+"""`voxsam evaluate`: score a model on labelled cases with simulated clicks; write tables, figures and a report."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def _classes(folder: Path, labels: tuple[int, ...], card: Path | None) -> dict[s
 
 
 def _marker(card: Path, folder: Path) -> str:
-    """Of the table in a card: with the folder's name where the card has one table for each of several folders."""
+    """The marker of the table in a card, with the folder's name if the card has a table for each of several folders."""
     own = f"{MARKER} {folder.resolve().name}"
     return own if card.is_file() and f"<!-- {own} -->" in card.read_text(encoding="utf-8") else MARKER
 
@@ -165,13 +165,13 @@ def _finish(evaluations: list[Evaluation], output: Path, card: tuple[Path, str] 
 
 
 def _system(model: tuple[str, str, str], auto: bool, follow: bool) -> System:
-    import voxsam.lab.systems  # noqa: F401, their model files can be evaluated, too
+    import voxsam.lab.systems  # noqa: F401, so that their model files can be evaluated, too
     from voxsam.lab.evaluation.systems import CLASSICAL, AutomaticSystem, SessionSystem
     from voxsam.weights import load_model
 
     if model[0] in CLASSICAL:
         return CLASSICAL[model[0]]()
-    network = load_model(*model)  # type: ignore[arg-type]  # its words are checked there
+    network = load_model(*model)  # type: ignore[arg-type]  # device and precision are checked there
     return AutomaticSystem(network) if auto else SessionSystem(network, follow)
 
 

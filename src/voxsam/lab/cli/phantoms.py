@@ -1,4 +1,4 @@
-"""`voxsam phantoms`: a data set of generated scans, for those who have none at hand and for trying a recipe."""
+"""`voxsam phantoms`: a data set of generated scans, for want of real ones and for trying out a recipe."""
 
 from __future__ import annotations
 

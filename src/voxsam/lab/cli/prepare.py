@@ -1,4 +1,4 @@
-"""`voxsam prepare`: check a data set, and make the store that training reads."""
+"""`voxsam prepare`: check a data set and write the store that training reads."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from voxsam.lab.data.folds import Fold
     from voxsam.lab.data.prepare import Outcome
 
-SHOWN_NAMES, SHOWN_REMARKS = 5, 20  # of the cases with one kind of remark; kinds of remarks
-VARIES = re.compile(r"^\S+|\d[\d.,]*")  # among remarks of one kind: the file's name, and numbers
+SHOWN_NAMES, SHOWN_REMARKS = 5, 20  # most cases shown per kind of remark; most kinds
+VARIES = re.compile(r"^\S+|\d[\d.,]*")  # differs among remarks of one kind: the file's name, and numbers
 
 
 def command(
@@ -104,7 +104,7 @@ def _fold(path: Path, number: int) -> Fold:
 
 
 def _show_faults(faults: Sequence[Fault]) -> None:
-    """The table of all faults, on stdout."""
+    """Print the table of all faults."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -119,7 +119,7 @@ def _show_faults(faults: Sequence[Fault]) -> None:
 
 
 def _show_remarks(remarks: Mapping[str, Sequence[str]]) -> None:
-    """One line for each kind of remark on the files: the first one, and the other cases with one like it."""
+    """Print one line for each kind of remark: the first remark, and the other cases with a similar one."""
     kinds: dict[str, tuple[str, dict[str, None]]] = {}
     for case, said in remarks.items():
         for remark in said:
@@ -134,7 +134,7 @@ def _show_remarks(remarks: Mapping[str, Sequence[str]]) -> None:
 
 
 def _show(outcome: Outcome, output: Path, seconds: float) -> None:
-    """What the store holds, in a few lines."""
+    """Print a summary of the store."""
     description = outcome.store.description
     size = sum(file.stat().st_size for file in (output / "cases").rglob("*") if file.is_file())
     parts = ", ".join(f"{len(names)} {part}" for part, names in description.split.items())

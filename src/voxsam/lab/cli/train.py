@@ -38,7 +38,7 @@ def command(
 
     Ctrl-C ends the step, writes a checkpoint and stops; the same command goes on from there.
     """
-    import voxsam.lab.systems  # noqa: F401, its networks can be trained, too
+    import voxsam.lab.systems  # noqa: F401, so that its networks can be trained, too
     from voxsam.lab.data.store import find_description, open_store
     from voxsam.lab.training import Stopped
     from voxsam.lab.training.memory import is_out_of_memory
@@ -52,7 +52,7 @@ def command(
     chosen = read_recipe(recipe, context.args, defaults, [read_preset(name) for name in preset or []])
     make_folder(output)
     set_threads(threads)
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # no advice on hardware and other products
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # silences hints on hardware and products
     try:
         path = train(chosen, data, output, log=_log, strict=not anyway)
     except Stopped as stop:

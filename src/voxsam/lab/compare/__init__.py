@@ -1,1 +1,1 @@
-"""Comparisons: a plan of systems, data sets and seeds; what is missing is run, and tables and figures come out."""
+"""Comparisons: run the missing jobs of a plan of systems, data sets and seeds, and write tables and figures."""

@@ -1,4 +1,4 @@
-"""What stands under a table: protocol, start, minutes, convergence, seeds, leakage, tests, machine, failures."""
+"""The notes under a table: protocol, start, minutes, convergence, seeds, leakage, tests, machine, failures."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from voxsam.lab.evaluation.tables import NOTHING
 
 
 def notes(plan: Plan, rows: Sequence[RowResult]) -> list[str]:
-    """All that a reader has to know, a line each, in the order in which a reviewer asks."""
+    """All notes for the reader, one line each, in the order in which a reviewer would ask."""
     return [
         *_protocol(plan, rows),
         *_starts(rows),
@@ -45,7 +45,7 @@ def _protocol(plan: Plan, rows: Sequence[RowResult]) -> list[str]:
 
 
 def _starts(rows: Sequence[RowResult]) -> list[str]:
-    """What rows begin with, as far as it is known."""
+    """What the training of each row starts from, as far as known."""
     titles: dict[str, list[str]] = {}
     for row in rows:
         for start in dict.fromkeys(outcome.start for outcome in row.outcomes if outcome.start):

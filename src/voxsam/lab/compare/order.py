@@ -1,11 +1,11 @@
-"""The jobs of a comparison: data sets prepared once, and each job as files in its own folder, an order and an outcome.
+"""The jobs of a comparison: data sets prepared once, and each job as an order and an outcome in its own folder.
 
-JOB/order.json      a WorkOrder; the folder's name ends in a digest of what the training depends on, so that a changed
-                    plan never meets the results of another, and one that is changed back finds its own again
-    log.txt         all that the job printed, attempt after attempt
-    training.json   seconds and memory of the training, when it is done
+JOB/                the name ends in a digest of what the training depends on, so that a changed plan never mixes with
+                    another's results, and one that is changed back finds its own again
+    log.txt         all output of the job, over all attempts
+    training.json   seconds and memory of the training so far
     run/ ...        what the system keeps
-    DIGEST/         one evaluation: evaluation.json, masks/CASE.nii.gz, outcome.json (written last) or failure.json
+    DIGEST/         an evaluation: order.json (a WorkOrder), evaluation.json, masks/, outcome.json or failure.json
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ from voxsam.phantoms import CLOSE
 
 
 def prepare_data(spec: DataSpec, fold: int | None, folder: Path, progress: ReportProgress) -> PreparedData:
-    """The store in `folder`/prepared, of a fold in prepared-N, made or brought up to date.
+    """Create or update the store in `folder`/prepared, or for a fold in `folder`/prepared-N.
 
-    Raises what `prepare` raises, and InputError for a data set of which nothing is left for testing.
+    Raises what `prepare` raises, and InputError for a data set without test cases.
     """
     raw = Path(spec.folder) if spec.folder is not None else _phantoms(spec.phantoms or Phantoms(), folder, progress)
     options = Options(spec.layout, spec.labels, spec.spacing_mm, spec.split_seed)
@@ -57,33 +57,33 @@ def prepare_data(spec: DataSpec, fold: int | None, folder: Path, progress: Repor
 
 
 def cases_to_test(prepared: Path) -> list[Case]:
-    """The cases that no system is trained on, as files on their own grids; they know which labels are tumour."""
+    """The test cases as source files on their own grids; their `choice` says which labels are tumour."""
     return choose_cases(find_labelled(prepared)[0], open_store(prepared).split["test"])
 
 
 def example_names(store: PreparedData, count: int) -> list[str]:
-    """Test cases to draw: `count` of them, evenly from the smallest to the largest tumour."""
+    """The names of `count` test cases to draw, evenly spaced from the smallest to the largest tumour."""
     ordered = sorted(store.split["test"], key=lambda name: (store.description.cases[name].volume_ml, name))
     places = np.linspace(0, len(ordered) - 1, min(count, len(ordered)))
     return [ordered[round(place)] for place in places]
 
 
 def _phantoms(spec: Phantoms, folder: Path, progress: ReportProgress) -> Path:
-    """Scans of these seeds on this grid, generated anew unless they are there already."""
+    """Generate phantoms on this grid from these seeds unless they exist; return their folder."""
     shape, spacing = ("x".join(map(str, numbers)) for numbers in (spec.shape, spec.spacing_mm))
     raw = folder / f"phantoms-{spec.count}-{spec.seed}-{shape}-{spacing}-{spec.brighter_hu}"
-    if not (raw / "dataset.json").is_file():  # which is written last
+    if not (raw / "dataset.json").is_file():  # written last
         shutil.rmtree(raw, ignore_errors=True)
         seeds = range(spec.seed, spec.seed + spec.count)
         write_phantoms(raw, seeds, (spec.shape, spec.spacing_mm), CLOSE, progress, spec.brighter_hu)
     return raw
 
 
-DIGITS = 10  # of a digest, in names of folders
+DIGITS = 10  # of a digest in folder names
 
 
 class Record(BaseModel):
-    """A record that is written whole or not at all."""
+    """A record written whole or not at all."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -94,7 +94,7 @@ class Record(BaseModel):
 
     @classmethod
     def read(cls, path: Path) -> Any:
-        """The record in a file, or None if there is none that can be read."""
+        """The record in a file, or None if it does not exist or cannot be read."""
         try:
             return cls.model_validate_json(path.read_bytes())
         except (OSError, ValidationError):
@@ -102,11 +102,11 @@ class Record(BaseModel):
 
 
 class WorkOrder(Record):
-    """All that the process of a job needs to know."""
+    """Everything that the process of a job needs to know."""
 
-    row: str  # whose evaluation this is
+    row: str  # the row that this evaluation is for
     system: str
-    dataset: str  # what tables call the data set
+    dataset: str  # the data set's name in tables
     prepared: str  # a folder of `voxsam prepare`
     seed: int
     recipe: dict[str, Any]
@@ -122,21 +122,21 @@ class WorkOrder(Record):
 
     @property
     def settings(self) -> EvaluationSettings:
-        """How masks are asked for and scored; every seed of the training draws its own clicks."""
+        """The evaluation settings; every training seed draws its own clicks."""
         return settings(self.evaluation, {"seed": self.evaluation.get("seed", 0) + self.seed})
 
     def job(self, folder: Path) -> Job:
-        """What the compared system is given."""
+        """The job for the compared system."""
         return Job(Path(self.prepared), folder, self.seed, self.recipe, self.options, self.device, self.budget)
 
     def compared(self) -> ComparedSystem:
-        """The system. Raises InputError for one that is not known, or a module that cannot be imported."""
+        """The system. Raises InputError for an unknown one, or a module that cannot be imported."""
         import_modules(self.modules)
         return compared_system(self.system)
 
 
 class Training(Record):
-    """What training took, over all its attempts."""
+    """Time and memory of a training, over all its attempts."""
 
     seconds: float = 0.0
     peak_gb: float = 0.0
@@ -145,18 +145,18 @@ class Training(Record):
 
 
 class Outcome(Record):
-    """What a job found, beside the evaluation itself."""
+    """The result of a job, besides the evaluation itself."""
 
     training: Training
-    peak_gb: float  # resident memory of the job's process, or of its largest child
-    tuned: int | None  # numbers that training changed
-    tuned_encoder: int | None  # of these, in the image encoder, counted as the paper does
-    total: int | None  # numbers in the system
-    scan_seconds: float  # of the first mask of a scan, mean over cases
+    peak_gb: float  # resident memory of the job's process, or of its largest child; on a GPU, of the GPU
+    tuned: int | None  # trained parameters
+    tuned_encoder: int | None  # of these, in the image encoder, counted as in the paper
+    total: int | None  # all parameters of the system
+    scan_seconds: float  # for the first mask of a scan, mean over cases
     machine: str
-    title: str  # what the system calls itself
-    note: str  # what a table's reader has to know
-    start: str = ""  # what training began with; "": nobody can say
+    title: str  # the system's own title
+    note: str  # for the readers of tables
+    start: str = ""  # what training started from; "": not trained here, or unknown
 
 
 class Failure(Record):
@@ -197,13 +197,13 @@ def make_order(
 
 
 def job_folder(out: Path, order: WorkOrder, trained: RowSpec, data: DataSpec) -> Path:
-    """Where a job keeps its training; rows that share one share the folder."""
+    """The folder of a job; rows that share a training share the folder."""
     part = "" if order.fold is None else f"-fold{order.fold}"
     return out / "jobs" / data.name / f"{trained.row}{part}-{order.seed}-{order.training_digest}"
 
 
 def import_modules(names: Sequence[str]) -> None:
-    """Import the modules of a plan, from the current folder or from where Python finds them; each once."""
+    """Import the modules of a plan, from the current folder or Python's path."""
     if names and "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     for name in names:
@@ -215,7 +215,7 @@ def import_modules(names: Sequence[str]) -> None:
 
 
 def _files(*given: Any) -> Iterator[str]:
-    """The SHA-256 of every file that a recipe or options name, weights say: another file of that name is other work."""
+    """The SHA-256 of every file named in a recipe or options, such as weights: a changed file makes another job."""
     for value in given:
         if isinstance(value, Mapping):
             yield from _files(*value.values())
@@ -227,6 +227,6 @@ def _files(*given: Any) -> Iterator[str]:
 
 
 def digest_of(what: Any) -> str:
-    """Of what JSON can hold, or says of itself as text: a few digits that differ for something else."""
+    """A short digest of a value that JSON, or failing that `str`, can represent."""
     text = json.dumps(what, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:DIGITS]

@@ -1,4 +1,4 @@
-"""What a comparison writes: tables, figures, and a block in a document between its markers."""
+"""The output of a comparison: tables, figures, and a block between markers in a document."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from voxsam.volume import Volume
 
 DPI, BAR_DPI = 100, 150
 PANEL_INCHES, HEAD_INCHES = 2.0, 0.34
-SHOWN = 1.8  # the panels show so many times the tumour's longest side
+SHOWN = 1.8  # width of the panels, times the tumour's longest side
 LEAST_MM = 90.0
 SERIES = ("#0072b2", "#56b4e9", "#009e73", "#e69f00", "#cc79a7")  # distinct for the colour-blind
 DARK, GREY = "#1f2933", "#52606d"
 
 
 def write_figures(plan: Plan, tasks: Sequence[Task], rows: Sequence[RowResult], folder: Path) -> list[Path]:
-    """Write overlays and bars of each data set into a folder that exists; returns their paths."""
+    """Write overlays and bar charts of each data set into an existing folder; return their paths."""
     written = []
     for data in plan.data:
         if any(data.name in row.found for row in rows):
@@ -57,7 +57,7 @@ def _save(figure: Figure, path: Path, dpi: int, colour: str) -> None:
 
 
 def _overlays(tasks: Sequence[Task], titles: dict[str, str]) -> Figure:
-    """Cases down, systems across; the axial plane through the deepest voxel of the truth (paper, Fig. 5)."""
+    """Cases as rows, systems as columns; the axial plane through the deepest voxel of the truth (paper, Fig. 5)."""
     known = {case.name: case for case in cases_to_test(Path(tasks[0].order.prepared))}
     names = tasks[0].order.examples
     width, height = len(tasks) * PANEL_INCHES, len(names) * (PANEL_INCHES + HEAD_INCHES)
@@ -79,7 +79,7 @@ def _overlays(tasks: Sequence[Task], titles: dict[str, str]) -> Figure:
 
 
 def _panel(axes: Axes, plane: Plane, scan: Volume, truth: Volume, task: Task, name: str, title: str) -> None:
-    """One system's mask on one case, with its clicks and its Dice."""
+    """Draw one system's mask on one case, with its clicks and Dice."""
     path = task.results / "masks" / f"{name}.nii.gz"
     mask = read_volume(path, labels=True) if path.is_file() else scan.with_array(np.zeros(scan.grid.shape, np.uint8))
     rows = [row for row in read_evaluation(task.results / "evaluation.json").rows if row.case == name]
@@ -87,7 +87,7 @@ def _panel(axes: Axes, plane: Plane, scan: Volume, truth: Volume, task: Task, na
     draw_plane(axes, Scene.of(scan, mask, clicks, truth=truth), plane, [])
     score = float(dice(mask.array != 0, truth.array != 0))
     for text in axes.texts:
-        text.set_visible(False)  # letters of directions: the panels are small
+        text.set_visible(False)  # orientation letters: the panels are too small
     axes.set_title(f"{title}  {score:.2f}", color=INK, fontsize=8, pad=3, parse_math=False)
     if axes.get_subplotspec().is_first_col():  # type: ignore[union-attr]
         axes.text(
@@ -96,9 +96,9 @@ def _panel(axes: Axes, plane: Plane, scan: Volume, truth: Volume, task: Task, na
 
 
 def _bars(plan: Plan, rows: Sequence[RowResult], data: DataSpec) -> Figure:
-    """Dice and NSD of every method, side by side, from the top in the plan's order, with their intervals."""
+    """Dice and NSD of every method side by side, in the plan's order from the top, with their intervals."""
     shown = [method for method in methods(plan, rows) if data.name in method.entries]
-    clicks = sorted({method.entries[data.name].line.clicks for method in shown})  # as many, the same colour
+    clicks = sorted({method.entries[data.name].line.clicks for method in shown})  # equal numbers share a colour
     figure = Figure(figsize=(9.6, 1.1 + 0.3 * len(shown)), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, (number, name) in zip(figure.subplots(1, 2, sharey=True), NAMES.items(), strict=True):
@@ -131,11 +131,11 @@ def write_output(
     document: Path | None = None,
     results: Sequence[Result] | None = None,
 ) -> str:
-    """Write all tables and figures of what is there so far; returns the Markdown.
+    """Write all tables and figures of the results so far; return the Markdown.
 
-    `results` are those of the plan where they are not those of tasks: kept ones, which have no masks to draw.
-    In `document` the block between `<!-- NAME -->` and `<!-- /NAME -->`, NAME the plan's, is replaced, and the figures
-    are copied to the folder images/ beside it. Raises FileError if something cannot be written.
+    `results` replaces those of the tasks with kept ones, for which there are no masks to draw. In `document` the block
+    between `<!-- NAME -->` and `<!-- /NAME -->`, where NAME is the plan's, is replaced, and the figures are copied to
+    the folder images/ beside it. Raises FileError if something cannot be written.
     """
     rows = collect(plan, [result_of(plan, task) for task in tasks] if results is None else results)
     footnotes = [*notes(plan, rows), *took(out)]
@@ -156,7 +156,7 @@ def write_output(
 
 
 def took(out: Path) -> list[str]:
-    """How long the whole comparison has run."""
+    """A note on how long the whole comparison has run."""
     run: Timing | None = Timing.read(out / "timing.json")
     if run is None:
         return []
@@ -164,7 +164,7 @@ def took(out: Path) -> list[str]:
 
 
 def _linked(plan: Plan, figures: Sequence[Path], document: Path) -> str:
-    """The figures beside a document, and the lines that show them."""
+    """Copy the figures to images/ beside a document, and return the Markdown that shows them."""
     images = document.parent / "images"
     make_folder(images)
     lines = []

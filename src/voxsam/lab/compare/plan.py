@@ -1,4 +1,4 @@
-"""The plan of a comparison, read from YAML: which systems, on which data, from which seeds, scored how."""
+"""The plan of a comparison, read from YAML: systems, data sets, seeds and evaluation."""
 
 from __future__ import annotations
 
@@ -35,29 +35,29 @@ class _Strict(BaseModel):
 
 
 class Phantoms(_Strict):
-    """Generated scans, where no folder is given for a data set."""
+    """Generated scans, used if no folder is given for a data set."""
 
     count: PositiveInt = 12
     seed: NonNegativeInt = 0
     shape: tuple[PositiveInt, PositiveInt, PositiveInt] = (108, 108, 72)  # voxels (i, j, k)
     spacing_mm: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (2, 2, 3)
-    brighter_hu: NonNegativeInt = 0  # so much brighter than a real sarcoma: learned in minutes
+    brighter_hu: NonNegativeInt = 0  # added to every tumour, so that it is learned in minutes
 
 
 class DataSpec(_Strict):
     """One data set, and how it is prepared (voxsam.lab.data.prepare.Options)."""
 
     name: Key
-    title: str = ""  # what tables call it; else its name
+    title: str = ""  # in tables; else its name
     folder: str | None = None  # as downloaded; `--data NAME=FOLDER` replaces it
-    phantoms: Phantoms | None = None  # generated where there is no folder
+    phantoms: Phantoms | None = None  # generated if there is no folder
     layout: str | None = None
     labels: tuple[int, ...] | None = None
     spacing_mm: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | Literal["auto"] | None = None
     split_seed: NonNegativeInt = 0
-    folds: tuple[Fold, ...] = ()  # in turn; or a file of them (voxsam.lab.data.folds); none: the split of `split_seed`
-    patient: str = "(.*)"  # in a case's name, of which no two sides of a fold may have the same
-    recipe: dict[str, Any] = {}  # keys that are otherwise on this data set: its crop, its clip range
+    folds: tuple[Fold, ...] = ()  # or a file of them (voxsam.lab.data.folds); empty: the split of `split_seed`
+    patient: str = "(.*)"  # the patient's part of a case's name; no patient may be in two parts of a fold
+    recipe: dict[str, Any] = {}  # keys that differ on this data set: its crop, its clip range
 
     @field_validator("folds", mode="before")
     @classmethod
@@ -72,27 +72,27 @@ class DataSpec(_Strict):
 
     @property
     def shown(self) -> str:
-        """What tables call it."""
+        """Its name in tables."""
         return self.title or self.name
 
     @property
     def parts(self) -> tuple[int | None, ...]:
-        """The numbers of the folds; one that has none is None."""
+        """The numbers of the folds, or (None,) if there are none."""
         return tuple(range(len(self.folds))) or (None,)
 
 
 class RowSpec(_Strict):
-    """One row of the tables. `recipe` and `evaluation` change keys of the plan's own for this row alone."""
+    """One row of the tables. `recipe` and `evaluation` override keys of the plan for this row alone."""
 
     system: str
     row: Key = ""
-    title: str = ""  # what tables call it; else what the system calls itself
-    trained_as: Key | None = None  # another row, whose training serves this one too: it is only evaluated otherwise
+    title: str = ""  # in tables; else the system's own title
+    trained_as: Key | None = None  # another row whose training this one shares: only its evaluation differs
     recipe: dict[str, Any] = {}
     options: dict[str, Any] = {}
     evaluation: dict[str, Any] = {}
-    seeds: tuple[NonNegativeInt, ...] | None = None  # of this row, instead of the plan's
-    minutes: PositiveFloat | None = None  # of this row, instead of the budget's: it is marked, and never bold
+    seeds: tuple[NonNegativeInt, ...] | None = None  # instead of the plan's
+    minutes: PositiveFloat | None = None  # instead of the budget's: the row is marked, and never bold
 
     @model_validator(mode="before")
     @classmethod
@@ -103,10 +103,10 @@ class RowSpec(_Strict):
 
 
 class Plan(_Strict):
-    """A comparison. Every system gets the same data, the same keys of a recipe, the same budget and evaluation.
+    """A comparison. Every system gets the same data, recipe keys, budget and evaluation.
 
-    `job_cores` and `job_gb` are what one job wants: so many run at once as the machine has of both (with GPUs, one on
-    each).
+    `job_cores` and `job_gb` are the needs of one job: as many run at once as the machine has room for (with GPUs, one
+    on each).
     """
 
     name: Key
@@ -119,7 +119,7 @@ class Plan(_Strict):
     evaluation: dict[str, Any] = {}
     systems: tuple[RowSpec, ...] = Field(min_length=1)
     modules: tuple[str, ...] = ()  # Python modules that register further systems (voxsam.lab.systems.compared.register)
-    examples: NonNegativeInt = 4  # cases of each data set that are drawn with the masks of all systems
+    examples: NonNegativeInt = 4  # cases of each data set drawn with the masks of all systems
     job_cores: PositiveInt = 2
     job_gb: PositiveFloat = 6
     timeout_minutes: PositiveFloat | None = None  # of one job, after which it counts as failed
@@ -147,11 +147,11 @@ class Plan(_Strict):
         return self
 
     def row(self, name: str) -> RowSpec:
-        """The row of that name."""
+        """The row with that name."""
         return next(row for row in self.systems if row.row == name)
 
     def trained(self, row: RowSpec) -> RowSpec:
-        """The row whose training serves a row: most often itself."""
+        """The row whose training a row uses: usually itself."""
         return row if row.trained_as is None else self.row(row.trained_as)
 
     def seeds_of(self, row: RowSpec) -> tuple[int, ...]:
@@ -159,7 +159,7 @@ class Plan(_Strict):
         return self.trained(row).seeds or self.seeds
 
     def budget_of(self, row: RowSpec) -> Budget | None:
-        """What a training of a row may use."""
+        """The budget of a row's training."""
         minutes = self.trained(row).minutes
         if self.budget is None or minutes is None:
             return self.budget
@@ -167,11 +167,11 @@ class Plan(_Strict):
 
     @property
     def python(self) -> tuple[str, ...]:
-        """Python that is not VoxSAM's and runs with the plan: its modules, and the checkouts that rows import."""
+        """Foreign Python code that the plan runs: its modules, and the checkouts that rows import."""
         return *self.modules, *(str(row.options["checkout"]) for row in self.systems if "checkout" in row.options)
 
     def only(self, rows: list[str]) -> Plan:
-        """The plan with these rows, and those that they need, alone. Raises InputError for rows that are not there."""
+        """The plan with only these rows and those they depend on. Raises InputError for unknown rows."""
         known = [row.row for row in self.systems]
         missing = [row for row in rows if row not in known]
         if missing:
@@ -183,9 +183,9 @@ class Plan(_Strict):
 
 
 def settings(*fields: Mapping[str, Any]) -> EvaluationSettings:
-    """How masks are asked for and scored: the keys of EvaluationSettings, later ones winning.
+    """Merge keys of EvaluationSettings, later ones winning.
 
-    Raises ValueError for a key that is not known or makes no sense.
+    Raises ValueError for an unknown key or an invalid value.
     """
     keys: dict[str, Any] = {}
     for more in fields:
@@ -204,7 +204,7 @@ def settings(*fields: Mapping[str, Any]) -> EvaluationSettings:
 
 
 def read_plan(path: Path, folders: Mapping[str, str] | None = None, data_needed: bool = True) -> Plan:
-    """The plan in a YAML file; `folders` are those of its data sets by name, instead of what it says.
+    """Read a plan from YAML; `folders` overrides the folders of its data sets, by name.
 
     Without `data_needed` a data set may have none.
 

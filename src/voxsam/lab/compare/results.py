@@ -1,9 +1,9 @@
-"""What a job found, small enough to be committed beside its plan: tables are made of these alone.
+"""The results of jobs, small enough to be committed beside their plan: tables need nothing else.
 
     RESULTS/DATA/ROW-SEED.json, of folds DATA/ROW-foldN-SEED.json
 
-A result knows the digest of what the plan said of its job, so that a changed plan does not meet it, and the digests of
-the log and of the whole evaluation that it was made of.
+A result has the digest of the plan's settings for its job, so that a changed plan does not use it, and the digests of
+the log and of the full evaluation that it was made from.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from voxsam.lab.training.recipe import overridden
 
 
 class CaseScore(BaseModel):
-    """A case with so many clicks: means over its trials."""
+    """A case with one number of clicks: means over its trials."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -39,11 +39,11 @@ class CaseScore(BaseModel):
     clicks: int
     dice: float  # 0..1
     nsd: float  # 0..1
-    seconds: float  # of a mask
+    seconds: float  # per mask
 
 
 class Result(Record):
-    """One row on one data set and fold from one seed: an outcome with scores, a failure, or neither yet."""
+    """One row on one data set and fold with one seed: an outcome with scores, a failure, or neither yet."""
 
     row: str
     data: str
@@ -53,13 +53,13 @@ class Result(Record):
     failure: str = ""
     outcome: Outcome | None = None
     scores: tuple[CaseScore, ...] = ()
-    overlap: dict[str, str] = Field(default_factory=dict)  # cases that the row was trained on, as far as is known: how
-    checked: bool = False  # whether it could be looked for: the system's card lists what it was trained on
+    overlap: dict[str, str] = Field(default_factory=dict)  # cases it is known to have been trained on: how they match
+    checked: bool = False  # whether its card lists every training scan, so that an overlap would be found
     log_sha256: str = ""
     evaluation_sha256: str = ""
 
     def evaluation(self, plan: Plan) -> Evaluation:
-        """Its scores as those of one trial for each case; of all other numbers there are none."""
+        """The scores as an Evaluation with one trial for each case; all other numbers are missing."""
         rows = tuple(
             ScoredMask(
                 one.case,
@@ -79,7 +79,7 @@ class Result(Record):
 
 
 def plan_digest(plan: Plan, row: RowSpec, data: DataSpec, fold: int | None, seed: int) -> str:
-    """Of all that the plan says of a job; where its data lie does not count, nor what else is in the plan."""
+    """The digest of all settings of a job in a plan, without the folder of its data and the rest of the plan."""
     trained, budget = plan.trained(row), plan.budget_of(row)
     recipe = overridden(overridden(plan.recipe, data.recipe), trained.recipe)
     split: Any = data.split_seed if fold is None else data.folds[fold].model_dump(mode="json")
@@ -90,7 +90,7 @@ def plan_digest(plan: Plan, row: RowSpec, data: DataSpec, fold: int | None, seed
 
 
 def result_of(plan: Plan, task: Task) -> Result:
-    """What there is of a job so far."""
+    """The result of a job so far."""
     order, outcome = task.order, task.outcome
     named = {"row": task.row.row, "data": task.data.name, "fold": order.fold, "seed": order.seed}
     digest = plan_digest(plan, task.row, task.data, order.fold, order.seed)
@@ -104,7 +104,7 @@ def result_of(plan: Plan, task: Task) -> Result:
         outcome=outcome,
         scores=_scores(evaluation),
         overlap=evaluation.overlap,
-        checked=bool(evaluation.trained_on),
+        checked=evaluation.checked,
         log_sha256=_sha256(task.folder / "log.txt"),
         evaluation_sha256=_sha256(path),
     )
@@ -128,7 +128,7 @@ def _sha256(path: Path) -> str:
 
 
 def save_results(results: Sequence[Result], folder: Path) -> None:
-    """Write each that has come to an end. Raises FileError if the folder or the disk does not take it."""
+    """Write all finished results. Raises FileError if the folder or the disk does not take them."""
     for result in results:
         if result.outcome is not None or result.failure:
             path = folder / result.data / _name(result.row, result.fold, result.seed)
@@ -137,9 +137,9 @@ def save_results(results: Sequence[Result], folder: Path) -> None:
 
 
 def read_results(plan: Plan, folder: Path) -> list[Result]:
-    """The results of a plan's jobs in a folder of `save_results`; a job without one has not been run.
+    """Read the results of a plan's jobs from a folder of `save_results`; a job without one counts as not run.
 
-    Raises FileError for a folder that is not there.
+    Raises FileError for a missing folder.
     """
     if not folder.is_dir():
         remedy = "run the plan with -o, and give --results a folder to keep them in"

@@ -1,7 +1,7 @@
-"""Runs what a plan lacks: each job in a process of its own, several at once where there is room.
+"""Run the missing jobs of a plan, each in its own process, several at once if there is room.
 
-A job that fails, is killed or takes too long costs its own row only; the next run of the plan tries it again.
-Processes end together: with the command that began them, and each with all its children.
+A job that fails, is killed or takes too long only costs its own row; the next run of the plan tries it again.
+Processes end with the command that started them, and each with all its children.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ from voxsam.lab.data.parallel import ReportProgress
 from voxsam.lab.data.store import PreparedData
 from voxsam.lab.systems.common_loop import compared_system
 
-GRACE_S = 20.0  # that a process has to write a checkpoint when it is asked to stop
+GRACE_S = 20.0  # for a process to write a checkpoint when it is asked to stop
 
 
 class Processes:
-    """The processes that run now; once closed, none begins any more.
+    """The running processes; once closed, no more are started.
 
-    Each has its own group, and a pipe to this process as its input: `end_with_parent` sees it close.
+    Each has its own process group, and a pipe from this process as its input: `end_with_parent` notices when it closes.
     """
 
     def __init__(self) -> None:
@@ -54,9 +54,9 @@ class Processes:
         self.lock, self.closed = threading.Lock(), False
 
     def run(self, words: Sequence[str], log: Path, environment: dict[str, str], timeout_s: float | None) -> int | None:
-        """Run to the end; returns the exit status, or None if there are no processes any more.
+        """Run a command to its end; return the exit status, or None if closed.
 
-        Whatever it left behind is ended. Raises subprocess.TimeoutExpired after `timeout_s`.
+        Processes that it left behind are killed. Raises subprocess.TimeoutExpired after `timeout_s`.
         """
         with self.lock, log.open("ab") as file:
             if self.closed:
@@ -80,7 +80,7 @@ class Processes:
             self.running.discard(process)
 
     def close(self) -> None:
-        """Ask all of them to stop, and see that they do."""
+        """Ask all processes to stop, and kill those that do not."""
         with self.lock:
             self.closed = True
             running = list(self.running)
@@ -93,7 +93,7 @@ class Processes:
 
 @contextmanager
 def ended_together() -> Iterator[Processes]:
-    """Processes that are ended when the block is left."""
+    """Processes that are ended on leaving the block."""
     processes = Processes()
     try:
         yield processes
@@ -102,7 +102,7 @@ def ended_together() -> Iterator[Processes]:
 
 
 def ask_to_stop(process: subprocess.Popen) -> None:
-    """Ask for it and wait, but not for long."""
+    """Ask a process to stop, and wait up to GRACE_S for it."""
     if process.poll() is None:
         process.terminate()
         with suppress(subprocess.TimeoutExpired):
@@ -110,7 +110,7 @@ def ask_to_stop(process: subprocess.Popen) -> None:
 
 
 def end_group(process: subprocess.Popen) -> None:
-    """End a process, and what it began."""
+    """Kill a process and all that it started."""
     if hasattr(os, "killpg"):
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -123,7 +123,7 @@ def end_group(process: subprocess.Popen) -> None:
 
 
 def end_with_parent() -> None:
-    """In a process of `Processes`: stop, with all that it began, when the one that began it is gone."""
+    """Called in a process of `Processes`: stop, with all that it started, when its parent is gone."""
 
     def watch() -> None:
         with suppress(OSError):
@@ -139,7 +139,7 @@ def end_with_parent() -> None:
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Raises InputError if another process is in this block with the same folder."""
+    """Hold a lock on a folder. Raises InputError if another process holds it."""
     lock = FileLock(folder / ".lock")
     try:
         lock.acquire(timeout=0)
@@ -155,7 +155,7 @@ THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 @dataclass(frozen=True)
 class Task:
-    """One job of a plan, and where it lies."""
+    """One job of a plan, and its folder."""
 
     row: RowSpec
     data: DataSpec
@@ -164,23 +164,23 @@ class Task:
 
     @property
     def results(self) -> Path:
-        """Where this evaluation of the job is."""
+        """The folder of this evaluation of the job."""
         return self.folder / self.order.evaluation_digest
 
     @property
     def outcome(self) -> Outcome | None:
-        """What came out, or None as long as nothing did."""
+        """The outcome, or None if there is none yet."""
         return Outcome.read(self.results / "outcome.json")
 
     @property
     def trained(self) -> bool:
-        """Whether its training came to its end."""
+        """Whether its training is finished."""
         training = Training.read(self.folder / "training.json")
         return training is not None and training.done
 
     @property
     def failure(self) -> str:
-        """Why nothing came out; nothing for a job that did not run to an end."""
+        """Why the job failed; "" if it has not failed."""
         failure = Failure.read(self.results / "failure.json")
         return "" if failure is None else failure.reason
 
@@ -190,7 +190,7 @@ class Task:
 
 
 class Timing(Record):
-    """How long a comparison has run, all attempts together, and with what room at last."""
+    """How long a comparison has run, over all attempts, and the room that the last one had."""
 
     seconds: float = 0.0
     jobs: int = 1
@@ -199,7 +199,7 @@ class Timing(Record):
 
 @dataclass(frozen=True)
 class Room:
-    """How many jobs run at once, on so many threads each; with GPUs, which one each gets."""
+    """How many jobs run at once, how many threads each has, and the GPUs to distribute among them."""
 
     jobs: int
     threads: int
@@ -207,7 +207,7 @@ class Room:
 
     @classmethod
     def for_plan(cls, plan: Plan, jobs: int | None = None) -> Room:
-        """What this machine has room for; `jobs` is the user's own word for how many."""
+        """The room on this machine; `jobs` is the user's choice of their number."""
         import torch
 
         from voxsam.lab.training.memory import available_bytes
@@ -221,13 +221,13 @@ class Room:
 
 
 def visible_gpus(count: int) -> tuple[str, ...]:
-    """The names by which CUDA_VISIBLE_DEVICES can give one GPU each to jobs: those that the user left visible."""
+    """The names of the GPUs that the user left visible, for CUDA_VISIBLE_DEVICES of the jobs."""
     shown = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     return tuple(name.strip() for name in shown.split(","))[:count] if shown else tuple(map(str, range(count)))
 
 
 def make_tasks(plan: Plan, out: Path, progress: ReportProgress = lambda stage, fraction: None) -> list[Task]:
-    """Every job of a plan, its data sets prepared. Raises InputError for a system, key or option that cannot be."""
+    """Prepare a plan's data sets and make all its jobs. Raises InputError for an invalid system, key or option."""
     import_modules(plan.modules)
     for row in plan.systems:
         with _naming(plan, row):
@@ -244,7 +244,7 @@ def make_tasks(plan: Plan, out: Path, progress: ReportProgress = lambda stage, f
 
 
 def _tasks_of(plan: Plan, out: Path, data: DataSpec, fold: int | None, store: PreparedData) -> Iterator[Task]:
-    examples = [] if fold else example_names(store, plan.examples)  # of several folds those of the first
+    examples = [] if fold else example_names(store, plan.examples)  # with several folds, from the first
     for seed in sorted({seed for row in plan.systems for seed in plan.seeds_of(row)}):
         for row in plan.systems:
             if seed not in plan.seeds_of(row):
@@ -258,7 +258,7 @@ def _tasks_of(plan: Plan, out: Path, data: DataSpec, fold: int | None, store: Pr
 
 @contextmanager
 def _naming(plan: Plan, row: RowSpec) -> Iterator[None]:
-    """Say which row is wrong. One whose library is missing is not: its process will say so, and it alone fails."""
+    """Name the row in an InputError. A missing library passes: the row's own process reports it, and only it fails."""
     try:
         yield
     except UnsupportedError:
@@ -270,9 +270,9 @@ def _naming(plan: Plan, row: RowSpec) -> Iterator[None]:
 def run(
     plan: Plan, tasks: Sequence[Task], room: Room, out: Path, progress: ReportProgress = lambda stage, fraction: None
 ) -> None:
-    """Run the jobs without an outcome; rows that share a training follow the one that trains.
+    """Run the jobs without an outcome; rows that share a training run after the one that trains.
 
-    Ends every process when it is interrupted; what is done by then is kept. OUT/timing.json says how long it took.
+    When interrupted it ends all processes and keeps what is done. OUT/timing.json has the time that all runs took.
     """
     waiting = [task for task in tasks if task.outcome is None]
     if not waiting:
@@ -325,7 +325,7 @@ def _run_all(plan: Plan, tasks: Sequence[Task], waiting: Sequence[Task], room: R
 
 
 def _fail_with(failed: Task, chain: Sequence[Task]) -> None:
-    """The jobs that share a training that failed do not try it again."""
+    """Fail all jobs that share a failed training, so that they do not try it again."""
     for task in chain:
         if task is not failed and task.outcome is None:
             make_folder(task.results)
@@ -353,7 +353,7 @@ def _run_one(task: Task, processes: Processes, threads: int, device: str, minute
 
 
 def of_status(status: int) -> str:
-    """Why a process ended, in words."""
+    """The exit status of a process in words."""
     if status == -signal.SIGKILL:
         return "killed by the system, most likely for its memory"
     if status < 0:

@@ -28,21 +28,21 @@ LATE_GAIN = 0.02  # of the validation Dice in the last third of a training, abov
 
 @dataclass(frozen=True)
 class Found:
-    """One row on one data set, its seeds together: every case weighs the same, its seeds and trials averaged first."""
+    """One row on one data set over all seeds: cases have equal weight, averaged over seeds and trials first."""
 
     evaluation: Evaluation
     outcomes: tuple[Outcome, ...]
     by_seed: tuple[Evaluation, ...]  # all folds of a seed together
-    checked: bool = False  # whether it was looked for cases that the row was trained on
+    checked: bool = False  # whether overlap with the row's training cases was checked
 
     @property
     def overlap(self) -> dict[str, str]:
-        """Test cases that the row was trained on, as far as is known, and how; of all seeds."""
+        """Test cases that the row is known to have been trained on, with how they match; over all seeds."""
         return {case: how for one in self.by_seed for case, how in one.overlap.items()}
 
     @cached_property
     def lines(self) -> list[Line]:
-        """One for each kind and number of clicks; every table and figure asks for them."""
+        """One for each kind and number of clicks; cached, since every table and figure needs them."""
         return summarise(self.evaluation)
 
     def spread(self, line: Line, name: str) -> float:
@@ -56,37 +56,37 @@ class Found:
 
 @dataclass(frozen=True)
 class RowResult:
-    """A row of the tables: what was found on each data set, or why nothing was."""
+    """A row of the tables: the results on each data set, or why there are none."""
 
     row: str
     title: str
     note: str
     found: dict[str, Found] = field(default_factory=dict)  # by the data set's name
     failed: dict[str, str] = field(default_factory=dict)
-    waiting: dict[str, int] = field(default_factory=dict)  # how many seeds have not been run to an end
+    waiting: dict[str, int] = field(default_factory=dict)  # number of jobs (folds and seeds) not run to an end
 
     @property
     def outcomes(self) -> list[Outcome]:
-        """Of all data sets, folds and seeds."""
+        """The outcomes of all data sets, folds and seeds."""
         return [outcome for found in self.found.values() for outcome in found.outcomes]
 
     @property
     def late_gain(self) -> float | None:
-        """How much the best validation rose in the last third of a training, on average; None where nobody can tell."""
+        """The mean rise of the best validation Dice in the last third of the trainings; None if unknown for any."""
         gains = [outcome.training.trained.late_gain for outcome in self.outcomes if outcome.training.trained]
         known = [gain for gain in gains if gain is not None]
         return float(np.mean(known)) if known and len(known) == len(gains) else None
 
     @property
     def converged(self) -> bool:
-        """False for a row with a budget whose validations still rose at its end, or are too few to tell."""
+        """False for a row with a budget whose validation Dice still rose at the end, or has too few values to tell."""
         if not any(outcome.training.trained for outcome in self.outcomes):
             return True
         return self.late_gain is not None and self.late_gain <= LATE_GAIN
 
 
 def collect(plan: Plan, results: Sequence[Result]) -> list[RowResult]:
-    """What is there so far, in the plan's order."""
+    """The rows from the results so far, in the plan's order."""
     import_modules(plan.modules)
     return [_row(plan, spec, [one for one in results if one.row == spec.row]) for spec in plan.systems]
 
@@ -122,13 +122,13 @@ def _found(plan: Plan, results: Sequence[Result], outcomes: Sequence[Outcome]) -
 
 
 def _joined(folds: Sequence[Evaluation]) -> Evaluation:
-    """The folds of one seed, each with cases of its own."""
+    """Join the folds of one seed, which have distinct cases."""
     overlap = {case: how for one in folds for case, how in one.overlap.items()}
     return replace(folds[0], rows=tuple(row for one in folds for row in one.rows), overlap=overlap)
 
 
 def _together(evaluations: Sequence[Evaluation]) -> Evaluation:
-    """The rows of several seeds, as so many more trials."""
+    """Join several seeds, whose rows become additional trials."""
     rows = tuple(
         replace(row, trial=row.trial + number * evaluation.settings.trials)
         for number, evaluation in enumerate(evaluations)
@@ -138,9 +138,9 @@ def _together(evaluations: Sequence[Evaluation]) -> Evaluation:
 
 
 def p_value(own: dict[str, float], reference: dict[str, float]) -> float | None:
-    """Two-sided paired Wilcoxon signed-rank test over the cases that both have; None for fewer than two of them.
+    """p of a two-sided paired Wilcoxon signed-rank test over the cases in both; None for fewer than two of them.
 
-    Cases without a difference are left out (Wilcoxon's own way); without any difference it is 1.
+    Cases without a difference are left out (Wilcoxon's own method); if none differs, p is 1.
     """
     both = [case for case in own if case in reference and not math.isnan(own[case] + reference[case])]
     if len(both) < 2:
@@ -153,7 +153,7 @@ def p_value(own: dict[str, float], reference: dict[str, float]) -> float | None:
 
 
 def counterpart(line: Line, reference: Found) -> Line:
-    """The reference's line with as many clicks, else its first: a system without clicks meets one click."""
+    """The reference's line with the same number of clicks, else its first: a system without clicks meets one click."""
     lines = reference.lines
     same = [other for other in lines if other.clicks == line.clicks and other.kind == line.kind]
     same += [other for other in lines if other.clicks == line.clicks]
@@ -163,8 +163,8 @@ def counterpart(line: Line, reference: Found) -> Line:
 FAILED = "failed"
 NAMES = {"dice": "Dice", "nsd": "NSD"}
 NUMBERS = tuple(NAMES)
-BELOW = 0.001  # p values below it are shown as such
-APART = 0.05  # p below which the best method is set apart from the best of the other rows
+BELOW = 0.001  # smaller p values are shown as below this
+APART = 0.05  # p below which the best method is significantly better than the best of the other rows
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,7 @@ class Method:
 
 
 def methods(plan: Plan, rows: Sequence[RowResult]) -> list[Method]:
-    """All lines in the plan's order; a row that failed everywhere has one without entries."""
+    """All lines in the plan's order; a row without results has one without entries."""
     reference = next(row for row in rows if row.row == plan.reference)
     found: list[Method] = []
     for row in rows:
@@ -201,7 +201,7 @@ def methods(plan: Plan, rows: Sequence[RowResult]) -> list[Method]:
     return found
 
 
-OVERLAP_MARK = "†"  # at a row that was trained on test cases
+OVERLAP_MARK = "†"  # on a row that was trained on test cases
 UNCONVERGED_MARK = "‡"
 OWN_MINUTES_MARK = "§"
 
@@ -217,7 +217,7 @@ def _marked(plan: Plan, row: RowResult) -> str:
 
 
 def _apart(plan: Plan, row: RowResult) -> bool:
-    """Whether a row has minutes of its own, and so stands beside the comparison."""
+    """Whether a row has its own minutes, and so takes no part in the comparison."""
     return plan.trained(plan.row(row.row)).minutes is not None
 
 
@@ -233,7 +233,7 @@ def _tests(line: Line, reference: Found | None) -> dict[str, float | None]:
 
 
 def main_rows(plan: Plan, rows: Sequence[RowResult]) -> list[dict[str, str]]:
-    """Dice and NSD in per cent with their intervals, p of Dice, and tuned parameters; methods down, data across."""
+    """Dice and NSD in per cent with intervals, p of Dice, tuned parameters; methods as rows, data sets as columns."""
     table = []
     for method in methods(plan, rows):
         cells = {"Methods": method.title}
@@ -250,7 +250,7 @@ def main_rows(plan: Plan, rows: Sequence[RowResult]) -> list[dict[str, str]]:
 
 
 def cost_rows(plan: Plan, rows: Sequence[RowResult]) -> list[dict[str, str]]:
-    """What each row took: training, memory, the first mask of a scan; means over data sets and seeds."""
+    """The cost of each row: training, memory, time to the first mask of a scan; means over data sets and seeds."""
     table = []
     for row in rows:
         outcomes = row.outcomes
@@ -269,7 +269,7 @@ def cost_rows(plan: Plan, rows: Sequence[RowResult]) -> list[dict[str, str]]:
 
 
 def markdown(plan: Plan, rows: Sequence[RowResult], footnotes: Sequence[str] = ()) -> str:
-    """Both tables and what stands under them; a mean is bold that the paired test sets apart."""
+    """Both tables and the notes under them; means in bold are significantly better by the paired test."""
     table, best = main_rows(plan, rows), best_of(plan, rows)
     for column, number in best.items():
         table[number][column] = f"**{table[number][column]}**"
@@ -288,10 +288,10 @@ def p_column(data: DataSpec) -> str:
 
 
 def best_of(plan: Plan, rows: Sequence[RowResult]) -> dict[str, int]:
-    """The place of the best method in each column of scores, where the paired test sets it apart from all other rows.
+    """The index of the best method in each score column, if the paired test finds it better than all other rows.
 
-    The test is against the best of the other rows, case by case. A row that was trained on test cases, or had minutes
-    of its own, takes no part; where the best has not converged, nothing is set apart.
+    The test is against the best of the other rows, case by case. Rows trained on test cases, or with their own minutes,
+    take no part; if the best has not converged, there is none.
     """
     listed, best = methods(plan, rows), {}
     for data in plan.data:
@@ -319,7 +319,7 @@ def _parameters(row: RowResult, rows: Sequence[RowResult]) -> dict[str, str]:
 
 
 def _millions(counts: Sequence[int | None]) -> str:
-    """The count, or the least and the greatest where data sets differ."""
+    """The count, or the least and the greatest if data sets differ."""
     known = sorted({count for count in counts if count is not None})
     if not known:
         return NOTHING
@@ -361,7 +361,7 @@ _SIGNS = {
 
 
 def latex(plan: Plan, rows: Sequence[RowResult], footnotes: Sequence[str] = ()) -> str:
-    """The main table for a paper: booktabs, data sets above their columns, the best in bold; notes as comments."""
+    """The main table for a paper, in booktabs: data sets above their columns, the best in bold, notes as comments."""
     table, best = main_rows(plan, rows), best_of(plan, rows)
     columns = list(dict.fromkeys(name for row in table for name in row))
     heads, rules, names = [""], [], [_tex(columns[0])]
@@ -389,7 +389,7 @@ def latex(plan: Plan, rows: Sequence[RowResult], footnotes: Sequence[str] = ()) 
 
 
 def table_csv(plan: Plan, rows: Sequence[RowResult]) -> str:
-    """One line for each method and data set, every number in full."""
+    """One line for each method and data set, with all numbers in full."""
     lines = []
     for method in methods(plan, rows):
         for data in plan.data:

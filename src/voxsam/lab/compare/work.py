@@ -2,7 +2,7 @@
 
     python -m voxsam.lab.compare.work JOB DIGEST
 
-A process of its own, so that one that runs out of memory or crashes takes nothing else along.
+It is a process of its own, so that running out of memory or crashing affects nothing else.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from voxsam.volume import Volume
 
 
 def work(folder: Path, digest: str) -> None:
-    """Do what the order in `folder`/`digest` says; what is done already is not done again."""
+    """Carry out the order in `folder`/`digest`; a finished training is not repeated."""
     results = folder / digest
     order = WorkOrder.read(results / "order.json")
     job, system = order.job(folder), order.compared()
@@ -39,7 +39,7 @@ def work(folder: Path, digest: str) -> None:
     training = _train(system, job, folder / "training.json")
     cases, settings, trained = cases_to_test(job.data), order.settings, system.load(job)
     if not trained.takes_clicks:
-        settings = replace(settings, corrective=0, per_lesion=False)  # which say how one clicks
+        settings = replace(settings, corrective=0, per_lesion=False)  # only for clicks
     log(f"evaluating {len(cases)} cases")
     evaluation = evaluate(trained, cases, settings, order.dataset, _progress, _keep_masks(order, results))
     save_evaluation(evaluation, results / "evaluation.json")
@@ -59,12 +59,12 @@ def work(folder: Path, digest: str) -> None:
 
 
 def log(line: str) -> None:
-    """A line of the log, with the time of day."""
+    """Write a line to the log, with the time of day."""
     print(time.strftime("%H:%M:%S"), line, flush=True)  # noqa: T201, a program's log
 
 
 def peak_gb() -> float:
-    """The most memory that this process or one of its children had resident, in GB; on a GPU the most of that."""
+    """Peak resident memory of this process or its largest child in GB; on a GPU, peak GPU memory."""
     import torch
 
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
@@ -82,7 +82,7 @@ def peak_gb() -> float:
 
 
 def machine() -> str:
-    """GPU or CPU, and how many threads of it a job has."""
+    """The GPU's name, or the CPU's with the number of threads of a job."""
     import torch
 
     if torch.cuda.is_available():
@@ -96,7 +96,7 @@ def machine() -> str:
 
 
 def _train(system: ComparedSystem, job: Job, path: Path) -> Training:
-    """Train unless that is done, and add up the time of all attempts, as far as they could still record it."""
+    """Train unless already done, and add up the time of all attempts that could record it."""
     before: Training = Training.read(path) or Training()
     if before.done:
         return before
@@ -111,7 +111,7 @@ def _train(system: ComparedSystem, job: Job, path: Path) -> Training:
 
 
 def _keep_masks(order: WorkOrder, results: Path) -> Watch:
-    """Keep the first mask of each example."""
+    """A `watch` that keeps the first mask of each example."""
     make_folder(results / "masks")
     left = set(order.examples)
 
@@ -136,11 +136,11 @@ def _progress(stage: str, fraction: float | None) -> None:
 
 @contextmanager
 def _recorded(results: Path) -> Iterator[None]:
-    """Write down why a job failed, in one line; the log has the whole story."""
+    """Record in one line why a job failed; the log has the details."""
     try:
         yield
     except Stopped as stop:
-        raise SystemExit(str(stop)) from None  # asked to; the next run goes on
+        raise SystemExit(str(stop)) from None  # on request; the next run resumes
     except InputError as error:
         Failure(reason=str(error)).save(results / "failure.json")
         raise SystemExit(f"voxsam: {error}") from error
@@ -152,7 +152,7 @@ def _recorded(results: Path) -> Iterator[None]:
 
 
 def main(arguments: list[str]) -> None:
-    """The program."""
+    """Run the job of the command line."""
     folder, digest = Path(arguments[0]), arguments[1]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # so that the time of the attempt is kept
     end_with_parent()

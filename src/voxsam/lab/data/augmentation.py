@@ -1,6 +1,6 @@
-"""How training crops are varied: zoom, turns, flips and intensities, by MONAI's transforms.
+"""Augmentation of training crops with MONAI's transforms: zoom, rotation, flips and intensities.
 
-MONAI is imported where it is used: it takes seconds, and a recipe holds an Augmentation.
+MONAI is imported where it is used: that takes seconds, and every recipe holds an Augmentation.
 """
 
 from __future__ import annotations
@@ -30,51 +30,51 @@ MODES = ("bilinear", "nearest")
 
 
 class Augmentation(BaseModel):
-    """Ranges and probabilities. Lengths in mm, angles in degrees, intensities in HU (elsewhere: s.d. / 40).
+    """Ranges and probabilities. Lengths in mm, angles in degrees, intensities in HU (other modalities: s.d. / 40).
 
-    A crop is drawn around a voxel of the tumour, or with probability `background` beside it (the target of a click is
-    then empty).
+    A crop is drawn around a voxel of the tumour, or with probability `background` around one outside it (the target of
+    a click is then empty).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    zoom: Factors = (0.8, 1.25)  # of the extent that is seen, on each axis
+    zoom: Factors = (0.8, 1.25)  # of the visible extent, on each axis
     zoom_probability: Fraction = 0.8
-    magnify: Factors | None = None  # instead of zoom: the size of things, on all axes alike
+    magnify: Factors | None = None  # instead of zoom: magnification, the same on all axes
     rotate: NonNegativeFloat = 15.0  # degrees about each axis, drawn together with the zoom
     flip: Fraction = 0.5  # on each axis
-    turn: Fraction = 0.5  # by quarter turns in the plane of the last two axes
-    shift: NonNegativeFloat = 25.0  # of all intensities, either way
+    turn: Fraction = 0.5  # quarter turns in the plane of the last two axes
+    shift: NonNegativeFloat = 25.0  # of all intensities, up or down
     shift_probability: Fraction = 0.8
-    offset: NonNegativeFloat = 0.0  # of normalised intensities, either way, with `shift_probability`
-    scale: NonNegativeFloat = 0.15  # of contrast about the data set's mean, either way
+    offset: NonNegativeFloat = 0.0  # of normalised intensities, up or down, with `shift_probability`
+    scale: NonNegativeFloat = 0.15  # of contrast about the data set's mean, up or down
     noise: NonNegativeFloat = 10.0  # largest s.d. of added noise
-    margin_mm: Lengths | None = (5.0, 60.0)  # left of a scan around its tumour, drawn for each side
-    uncut: Fraction = 0.0  # probability that a scan is seen without such margins
+    margin_mm: Lengths | None = (5.0, 60.0)  # how much of the scan is kept around its tumour, drawn for each side
+    uncut: Fraction = 0.0  # probability that a scan is not cut to such margins
     body: bool = False  # scans are cut to the body's box, and crops moved into it where they fit
-    surroundings: Fraction = 0.0  # probability that beyond a scan's borders the tissue of another one is seen
-    off_centre: Fraction = 0.25  # probability that the crop is centred beside its tumour voxel
+    surroundings: Fraction = 0.0  # probability that another scan's tissue continues a scan beyond its borders
+    off_centre: Fraction = 0.25  # probability that the crop is not centred on its tumour voxel
     off_centre_mm: NonNegativeFloat = 40.0
-    wander: Annotated[float, Field(ge=1)] = 1.0  # the crop lies anywhere in one that is so many times as wide
+    wander: Annotated[float, Field(ge=1)] = 1.0  # the crop lies anywhere in one this many times as wide
     background: Fraction = 0.06
 
     @property
     def centred(self) -> bool:
-        """Whether the voxel that a crop was drawn around is in its middle, unless `off_centre` moves it."""
+        """Whether the voxel that a crop is drawn around is at its centre, unless `off_centre` moves it."""
         return self.wander == 1 and not self.body
 
     def room(self, side: int) -> int:
-        """Voxels on each axis of the crop out of which one of `side` voxels is drawn at last."""
+        """Voxels on each axis of the larger crop from which the final one of `side` voxels is drawn."""
         return round(side * self.wander)
 
     def reach(self, side: int) -> int:
-        """Voxels to read on each axis, so that a zoomed crop of `side` voxels is filled; as odd or even as `side`."""
+        """Voxels to read on each axis to fill a zoomed crop of `side` voxels; of the same parity as `side`."""
         widest = self.zoom[1] if self.magnify is None else 1 / self.magnify[0]
         wide = int(np.ceil(self.room(side) * max(1.0, widest)))
         return wide + (wide - side) % 2
 
     def transform(self, side: int) -> Compose:
-        """(C, R, R, R) "image" less its mean and (1, R, R, R) "label" of whole numbers -> both with (side,) * 3."""
+        """The transform of "image" (C, R, R, R), less its mean, and integer "label" (1, R, R, R) to (side,) * 3."""
         from monai.transforms import (  # type: ignore[attr-defined]
             Compose,
             RandFlipd,
@@ -96,7 +96,7 @@ class Augmentation(BaseModel):
         )
 
     def _zoom(self, side: int) -> list[Any]:
-        """Zoom on each axis and rotation at once; out of it, if asked for, a crop of `side` anywhere."""
+        """Zoom on each axis and rotation in one step, then, with `wander`, a random crop of `side`."""
         from monai.transforms import RandAffined, RandSpatialCropd  # type: ignore[attr-defined]
 
         angle, room = float(np.deg2rad(self.rotate)), self.room(side)
@@ -113,7 +113,7 @@ class Augmentation(BaseModel):
         return [affine, *([RandSpatialCropd(KEYS, (side,) * 3, random_size=False)] if room > side else [])]
 
     def _magnify(self, side: int, factors: tuple[float, float]) -> list[Any]:
-        """One zoom for all axes, the middle of it, and in that a crop of `side` anywhere: the released chain."""
+        """The released chain: one zoom for all axes, a central crop, and in that a random crop of `side`."""
         from monai.transforms import CenterSpatialCropd, RandSpatialCropd, RandZoomd  # type: ignore[attr-defined]
 
         return [
@@ -137,7 +137,7 @@ class Augmentation(BaseModel):
 
 
 def apply(transform: Compose, image: NDArray, label: NDArray, seed: int) -> tuple[NDArray, NDArray]:
-    """(C, R, R, R) and (R, R, R) arrays transformed alike, the same for the same seed."""
+    """Transform `image` (C, R, R, R) and `label` (R, R, R) together; the same seed gives the same result."""
     transform.set_random_state(seed)
     data: Any = transform({"image": image, "label": label[None]})
     return np.asarray(data["image"]), np.asarray(data["label"][0])

@@ -1,4 +1,4 @@
-"""A labelled case, as files and in memory: which label values are tumour, what can be wrong; MSD, nnU-Net folders."""
+"""A labelled case, as files and in memory: its tumour labels, possible faults; reader of MSD and nnU-Net folders."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from voxsam.errors import FileError, GeometryError, ImageError, InputError
 from voxsam.seen import content
 from voxsam.volume import Volume
 
-AT_ONCE = 2**22  # voxels of a label that are counted at once
+AT_ONCE = 2**22  # voxels of a label counted at a time
 LARGEST_COUNTED = 2**16
 SHOWN_VALUES = 5
 
 
 @dataclass(frozen=True)
 class LabelChoice:
-    """Which values are tumour (None: all above 0 but the ignored), and which values a label may have (None: any).
+    """Which label values are tumour (None: all above 0 except the ignored), and which are allowed (None: any).
 
     Ignored voxels (nnU-Net's label `ignore`) are background, in training and in scores.
     """
@@ -33,10 +33,10 @@ class LabelChoice:
     targets: tuple[int, ...] | None = None
     known: frozenset[int] | None = None
     ignored: frozenset[int] = frozenset()
-    healthy: bool = False  # a case without tumour is no fault
+    healthy: bool = False  # whether cases without tumour are allowed
 
     def __call__(self, labels: NDArray) -> NDArray[np.bool_]:
-        """Where a label map is tumour."""
+        """The tumour mask of a label map."""
         if self.targets is not None and len(self.targets) == 1:
             return labels == self.targets[0]
         if self.targets is not None:
@@ -44,9 +44,9 @@ class LabelChoice:
         return (labels > 0) & ~np.isin(labels, list(self.ignored)) if self.ignored else labels > 0
 
     def of(self, targets: Collection[int] | None) -> LabelChoice:
-        """The same data set with these values as the tumour; none given: as it is.
+        """The same choice with these values as the tumour; unchanged if none are given.
 
-        Raises InputError for values below 1 and for ignored ones; whether a label has them is not asked here.
+        Raises InputError for values below 1 and for ignored ones; whether any label has them is not checked.
         """
         if not targets:
             return self
@@ -73,7 +73,7 @@ ABOVE_0 = LabelChoice()
 
 
 def label_values(labels: NDArray) -> set[int]:
-    """The whole numbers that a label map holds."""
+    """The distinct values of a label map."""
     flat = labels.ravel(order="K")
     small = labels.min() >= 0 and labels.max() < LARGEST_COUNTED
     found: set[int] = set()
@@ -84,7 +84,7 @@ def label_values(labels: NDArray) -> set[int]:
 
 
 def listed(values: Collection[int]) -> str:
-    """Values in words, the first few of many."""
+    """Values as text, only the first few if there are many."""
     ordered = sorted(values)
     return ", ".join(map(str, ordered[:SHOWN_VALUES])) + (" ..." if len(ordered) > SHOWN_VALUES else "")
 
@@ -111,9 +111,9 @@ CHANNEL = re.compile(r"(.+)_(\d{4})")  # nnU-Net: CASE_0000 is the first image c
 
 @dataclass(frozen=True)
 class Case:
-    """One patient's images, all on one grid, and the label; an image is a channel, or a 4D file with all of them.
+    """One patient's images, all on one grid, and the label; an image is one channel, or a 4D file with all channels.
 
-    `choice`: where the label is tumour, as far as the data set says.
+    `choice` is what the data set says about its label values.
     """
 
     name: str
@@ -129,7 +129,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Fault:
-    """Why a case cannot be used: its kind, then what was given, what was expected and what to do."""
+    """Why a case cannot be used: the kind of fault, what was given, what was expected and what to do."""
 
     case: str
     kind: FaultKind
@@ -140,9 +140,9 @@ class Fault:
 
 @dataclass(frozen=True)
 class RawData:
-    """A data set as it lies on disk.
+    """A data set as it is on disk.
 
-    `choice` is what it says of the values in its labels. `channels` names the image channels as far as it does.
+    `choice` is what it says about the values in its labels. `channels` names the image channels, if the data set does.
     """
 
     root: Path
@@ -156,8 +156,8 @@ class RawData:
 def find_cases(folder: Path) -> list[Case]:
     """The training cases of a folder with dataset.json, imagesTr/CASE_0000.nii.gz and labelsTr/CASE.nii.gz, by name.
 
-    MSD's own names without `_0000` are taken too; images without a label are left out. Raises FileError for a missing
-    folder, file or image, and for a dataset.json that is none.
+    MSD's names without `_0000` are accepted too; images without a label are left out. Raises FileError for a missing
+    folder, file or image, and for an invalid dataset.json.
     """
     raw = read_decathlon(folder)
     for fault in raw.faults:
@@ -167,9 +167,9 @@ def find_cases(folder: Path) -> list[Case]:
 
 
 def read_decathlon(folder: Path) -> RawData:
-    """A folder in MSD or nnU-Net raw layout, with its missing files as faults.
+    """Read a folder in MSD or nnU-Net raw layout, reporting missing files as faults.
 
-    Raises FileError for a folder without dataset.json or labels, and for a dataset.json that is none.
+    Raises FileError for a folder without dataset.json or labels, and for an invalid dataset.json.
     """
     description = _description(folder)
     ending = str(description.get("file_ending", ".nii.gz"))
@@ -203,7 +203,7 @@ def _description(folder: Path) -> dict[str, Any]:
 
 
 def _channel_names(description: Mapping[str, Any]) -> tuple[str, ...]:
-    """nnU-Net calls them channel_names, MSD modality; {"0": "CT"}."""
+    """The channel names, e.g. {"0": "CT"}; nnU-Net has them as channel_names, MSD as modality."""
     names = description.get("channel_names", description.get("modality", {}))
     return tuple(str(name) for name in names.values()) if isinstance(names, dict) else ()
 
@@ -229,7 +229,7 @@ def _label_values(description: Mapping[str, Any]) -> tuple[frozenset[int] | None
 
 
 def _images_of(label: Path, files: Mapping[str, Path], ending: str, channels: int) -> Case | Fault:
-    """The case of a label file, or what its images lack. One file without a number may hold all channels (MSD)."""
+    """The case of a label file, or a fault of its images. One file without a number may hold all channels (MSD)."""
     name = label.name.removesuffix(ending)
     numbered = sorted(key for key in files if (match := CHANNEL.fullmatch(key)) and match[1] == name)
     if name in files and numbered:
@@ -266,7 +266,7 @@ def _without_label(files: Mapping[str, Path], names: set[str], ending: str) -> l
 
 
 class OneLabel:
-    """An array, read part by part, that is 1 where another one has this label, and 0 elsewhere."""
+    """A lazily read array that is 1 where another array has a given label, and 0 elsewhere."""
 
     def __init__(self, array: NDArray[np.uint8], label: int) -> None:
         self.array, self.label = array, label
@@ -276,30 +276,30 @@ class OneLabel:
         return (self.array[part] == self.label).astype(np.uint8)
 
     def astype(self, kind: Any, copy: bool = True) -> NDArray:
-        """All of it as an array of this type."""
+        """The whole as an array of this type."""
         return self[...].astype(kind, copy=copy)
 
 
-BODY_HU = -200.0  # in a CT, what is brighter is not air
+BODY_HU = -200.0  # in a CT, anything brighter is not air
 TRIES = 20
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """A scan with its label (0/1) on the same grid, and where the label's voxels are; arrays may be read as needed.
+    """A scan with its label (0/1) on the same grid, and the indices of the label's voxels; arrays may be lazy.
 
-    `additional`: images of the same patient beside `scan`, on its grid (several MR sequences).
+    `additional`: further images of the same patient on the grid of `scan` (several MR sequences).
     """
 
     scan: Volume
     label: Volume
     foreground: NDArray[np.int32]  # (n, 3) indices
     additional: tuple[Volume, ...] = ()
-    known_body: NDArray[np.int64] | None = None  # what `body` gives, where it has been found before
+    known_body: NDArray[np.int64] | None = None  # the value of `body`, if already computed
     name: str = ""  # of its case
-    known_content: str | None = None  # what `content` gives; "" where a store does not know it
-    classes: NDArray[np.uint8] | None = None  # (n,) the label of each voxel of `foreground`, where classes have names
-    target: int | None = None  # the one that this is of (`structures`)
+    known_content: str | None = None  # the value of `content`, if already computed; "": not recorded in its store
+    classes: NDArray[np.uint8] | None = None  # (n,) label of each voxel of `foreground`, if the data set has classes
+    target: int | None = None  # the class that this is one of the `structures` for
 
     @classmethod
     def make(
@@ -310,7 +310,7 @@ class Labelled:
         choice: LabelChoice = ABOVE_0,
         name: str = "",
     ) -> Labelled:
-        """What `choice` takes of `label` is foreground. Raises GeometryError for another grid, ImageError for none."""
+        """With what `choice` selects as foreground. Raises GeometryError for another grid, ImageError for no tumour."""
         for other, what in ((label, "a label"), *((image, "an additional image") for image in additional)):
             if not other.grid.close_to(scan.grid):
                 given, expected = f"{what} on {other.grid}", f"the scan's grid, {scan.grid}"
@@ -324,7 +324,7 @@ class Labelled:
 
     @property
     def structures(self) -> tuple[Labelled, ...]:
-        """The case once for each of its classes, whose voxels alone are then the label; itself if it has no classes."""
+        """The case once per class, with only that class's voxels as the label; just itself if it has no classes."""
         if self.classes is None:
             return (self,)
         return tuple(
@@ -345,20 +345,20 @@ class Labelled:
 
     @cached_property
     def body(self) -> NDArray[np.int64]:
-        """(2, 3) first and last index of the box round all that is not air."""
+        """(2, 3) first and last index of the box around everything that is not air."""
         return body_box(self.scan) if self.known_body is None else self.known_body
 
     @cached_property
     def content(self) -> str:
-        """What a card lists of the scan as its file has it (voxsam.seen)."""
+        """What a card lists to recognise the scan, as its file has it (voxsam.seen)."""
         return content(self.scan) if self.known_content is None else self.known_content
 
     def tumour_voxel(self, rng: np.random.Generator) -> NDArray[np.int32]:
-        """(3,) the index of a voxel of the tumour."""
+        """(3,) index of a random voxel of the tumour."""
         return self.foreground[rng.integers(len(self.foreground))]
 
     def background_voxel(self, rng: np.random.Generator) -> NDArray[np.int64] | None:
-        """(3,) the index of a voxel of the body outside the tumour, or None if twenty tries find none."""
+        """(3,) index of a random voxel of the body outside the tumour; None if twenty tries find none."""
         for index in rng.integers(0, self.scan.grid.shape, size=(TRIES, 3)):
             box = tuple(slice(i, i + 1) for i in index)
             body = self.scan.modality != "CT" or self.scan.array[box].item() > BODY_HU
@@ -368,7 +368,7 @@ class Labelled:
 
 
 def body_box(scan: Volume) -> NDArray[np.int64]:
-    """(2, 3) first and last index of the box round what is above BODY_HU in a CT, above the lowest value elsewhere."""
+    """(2, 3) first and last index of the box around voxels above BODY_HU in a CT, else above the lowest value."""
     array = np.asarray(scan.array[...])
     inside = array > (BODY_HU if scan.modality == "CT" else array.min())
     box = bounding_box(inside) if inside.any() else [slice(0, n) for n in array.shape]

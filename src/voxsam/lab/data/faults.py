@@ -1,7 +1,7 @@
-"""The check of all cases, in parallel: all that is wrong with their files, or else what there is to know of them.
+"""Check all cases in parallel: the faults of their files, or the measures of sound ones.
 
-checks/CASE.json remembers what was found, with a key of the source files (path, size, time of change) and of the
-settings that the result depends on. What has the right key is not read again.
+checks/CASE.json caches the result with a key of the source files (path, size, modification time) and of the settings
+that the result depends on. Cases whose key is unchanged are not read again.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from voxsam.lab.data.store import FORMAT, Sketch, Source
 from voxsam.seen import digest
 from voxsam.volume import Volume
 
-CHECKED = 2  # what a check looks for; one of an earlier kind is done again
+CHECKED = 2  # version of the checks; results of an earlier one are discarded
 
 
 class Measures(BaseModel):
-    """What is known of a sound case: its grid as stored, its tumour, its intensities there.
+    """What is known about a sound case: its grid as stored, its tumour volume, the intensities in the tumour.
 
-    `volume_ml` 0: a case without tumour, which has no `channels`. `digest` is the same for the same voxels. `oriented`:
-    the first file says how the patient lies in it.
+    A case without tumour has a `volume_ml` of 0 and no `channels`. `digest` is the same for the same voxels. `oriented`
+    tells whether the first file records the patient's orientation.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -56,7 +56,7 @@ class Measures(BaseModel):
 
 
 class Check(BaseModel):
-    """The result of one case: faults, or measures if there are none; and what its files leave open or contradict."""
+    """The result for one case: faults, or measures if there are none, and the remarks on its files."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -67,7 +67,7 @@ class Check(BaseModel):
 
 @dataclass(frozen=True)
 class Findings:
-    """Of a data set: the measures of its sound cases, all faults, the remarks on each case, in the cases' order."""
+    """The results for a data set: measures of its sound cases, all faults, and the remarks on each case."""
 
     measures: dict[str, Measures]
     faults: tuple[Fault, ...]
@@ -75,7 +75,7 @@ class Findings:
 
 
 class FaultyCasesError(ImageError):
-    """Some cases of a data set have faults; `faults` has them all, `remarks` what else was seen."""
+    """Some cases of a data set have faults: `faults` lists them all, `remarks` everything else that was noticed."""
 
     def __init__(self, findings: Findings, report: Path) -> None:
         self.faults, self.remarks = findings.faults, findings.remarks
@@ -85,7 +85,7 @@ class FaultyCasesError(ImageError):
 
 
 def check_case(case: Case, choice: LabelChoice) -> Check:
-    """Read every file of a case and name all its faults."""
+    """Read every file of a case and report all its faults."""
     faults: list[Fault] = []
 
     def report(kind: FaultKind, given: str, expected: str, remedy: str) -> None:
@@ -108,7 +108,7 @@ def check_case(case: Case, choice: LabelChoice) -> Check:
 def _read(
     path: Path, what: Literal["image", "label"], read: Callable[[Path], tuple[Volume, ...]], report: Callable[..., None]
 ) -> tuple[Volume, ...]:
-    """The volumes of a file; none if it has a fault, which is reported."""
+    """The volumes of a file; empty if it has a fault, which is reported."""
     if not path.exists():
         report(f"missing {what}", f"{path} does not exist", "the file", "add it")
         return ()
@@ -128,7 +128,7 @@ def _kind_of(error: InputError, what: Literal["image", "label"]) -> FaultKind:
 
 
 def _compare(image: Path, grid: Grid, path: Path, other: Grid, report: Callable[..., None]) -> None:
-    """Two files of one case must lie on one grid."""
+    """Report where two files of one case are not on the same grid."""
     if other.axes != grid.axes:
         given, expected = f"{path.name} has the axes {other.axes}", f"{grid.axes} as {image.name}"
         report("orientation mismatch", given, expected, "reorient it, or copy the affine if the voxels match")
@@ -144,7 +144,7 @@ def _compare(image: Path, grid: Grid, path: Path, other: Grid, report: Callable[
 def _check_label(
     path: Path, labels: NDArray, choice: LabelChoice, report: Callable[..., None]
 ) -> NDArray[np.bool_] | None:
-    """Where the tumour is; None for a label that has none and may not."""
+    """The tumour mask; None for a label without tumour that must have one."""
     values = label_values(labels)
     unknown = sorted(v for v in values if v < 0 or (choice.known is not None and v not in choice.known))
     if unknown:
@@ -175,7 +175,7 @@ def _measure(first: Volume, values: Sequence[NDArray]) -> Measures:
 
 
 def find_doubles(measured: Iterable[tuple[str, Measures]]) -> list[Fault]:
-    """One fault for each case whose image has the very voxels of an earlier case: it would test what it trained."""
+    """One fault for each case whose image has the same voxels as an earlier one: it could be trained and tested on."""
     first: dict[str, str] = {}
     faults = []
     for name, measures in measured:
@@ -187,7 +187,7 @@ def find_doubles(measured: Iterable[tuple[str, Measures]]) -> list[Fault]:
 
 
 def find_odd_channels(measured: Iterable[tuple[str, Measures]], named: Sequence[str]) -> list[Fault]:
-    """One fault for each case that has not as many image channels as the data set names, or else as most cases."""
+    """One fault for each case whose number of channels is not what the data set names, or else what most cases have."""
     counts = {name: len(measures.channels) for name, measures in measured if measures.channels}
     if not counts:
         return []
@@ -201,15 +201,15 @@ def find_odd_channels(measured: Iterable[tuple[str, Measures]], named: Sequence[
     ]
 
 
-TUMOUR_HU = (-900.0, 600.0)  # between which the middle of a tumour's intensities lies in any CT
-ALIKE = 5.0  # times the spacing of the middle case: so much more or less is another unit
-FEW = 3  # cases, without which nobody can say what is usual
+TUMOUR_HU = (-900.0, 600.0)  # the median intensity of a tumour lies in this range in any CT
+ALIKE = 5.0  # a spacing this many times larger or smaller than the median is in another unit
+FEW = 3  # fewer cases than this do not show what is usual
 
 
 def find_outliers(measured: Iterable[tuple[str, Measures]], named: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Remarks on cases that can be read and are probably wrong: a CT that is not in HU, a spacing in another unit.
+    """Remarks on cases that can be read but are probably wrong: a CT not in HU, a spacing in another unit.
 
-    A data set is one of CT if the first of its channels is `named` so, or most of its cases are CT.
+    A data set is CT if its first channel is `named` so, or if the names are unknown and most cases are CT.
     """
     known = {name: measures for name, measures in measured if measures.channels}
     of_ct = sum(measures.modality == "CT" for measures in known.values())
@@ -237,9 +237,9 @@ def find_outliers(measured: Iterable[tuple[str, Measures]], named: Sequence[str]
 
 
 def write_tables(findings: Findings, folder: Path) -> Path:
-    """faults.csv (case, fault, given, expected, remedy; returned) and remarks.csv (case, remark) in a folder.
+    """Write faults.csv (case, fault, given, expected, remedy; its path is returned) and remarks.csv (case, remark).
 
-    Nothing found: no table. Raises FileError.
+    Empty tables are not written. Raises FileError.
     """
     heads = ["fault" if field.name == "kind" else field.name for field in fields(Fault)]
     _write_table(folder / "faults.csv", heads, [astuple(fault) for fault in findings.faults])
@@ -260,12 +260,12 @@ def _by(shape: Sequence[int]) -> str:
     return " x ".join(map(str, shape))
 
 
-# Every case, in parallel; what has not changed since is not read again
+# Every case, in parallel; unchanged ones are not read again
 
 
 @dataclass(frozen=True)
 class CheckJob:
-    """One case to check, and where its result is kept."""
+    """One case to check, and the file that caches its result."""
 
     case: Case
     choice: LabelChoice
@@ -274,7 +274,7 @@ class CheckJob:
 
 
 def check_all(data: RawData, choice: LabelChoice, output: Path, workers: int, progress: ReportProgress) -> Findings:
-    """What is wrong with the cases of a data set, and what is known of those that are sound."""
+    """Check the cases of a data set: faults and remarks, and measures of the sound ones."""
     (output / "checks").mkdir(exist_ok=True)
     for folder in (output, output / "checks"):
         remove_leftovers(folder)
@@ -312,7 +312,7 @@ def _run_check(job: CheckJob) -> Check:
 
 
 def _read_check(job: CheckJob) -> Check | None:
-    """What an earlier run found, if nothing has changed since."""
+    """The result of an earlier run, if nothing has changed since."""
     try:
         kept = json.loads(job.file.read_bytes())
         return Check.model_validate(kept["check"]) if kept["key"] == job.key else None
@@ -321,7 +321,7 @@ def _read_check(job: CheckJob) -> Check | None:
 
 
 def case_sources(case: Case, root: Path) -> tuple[Source, ...]:
-    """The files of a case as they are now; an absent one has size -1."""
+    """The files of a case as they are now; a missing one has size -1."""
     found = []
     for path in (*case.images, case.label):
         shown = path.relative_to(root) if path.is_relative_to(root) else path

@@ -1,4 +1,4 @@
-"""Who trains, validates and tests: drawn, or in folds from a file or a plan; no patient stands on two sides."""
+"""Splits into training, validation and test cases: random, or folds from a file or plan; no patient is in two parts."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ EXPECTED = "a list of folds, each with `test` and `validation` (nnU-Net's `val`)
 
 
 def split_sizes(count: int, folds: tuple[int, int, int] | None = None) -> tuple[int, int, int]:
-    """How many of `count` cases train, validate and test: `folds` if they add up to it, else 70, 10 and 20 %.
+    """The numbers of training, validation and test cases: `folds` if they add up to `count`, else 70, 10 and 20 %.
 
-    Rounded; with three cases or more every part has one, with two or one nothing is left for validation.
+    Rounded; with three or more cases every part has at least one, with two or one there is none for validation.
     """
     if folds is not None and sum(folds) == count:
         return folds
@@ -33,7 +33,7 @@ def split_sizes(count: int, folds: tuple[int, int, int] | None = None) -> tuple[
 
 
 def split_cases(names: Iterable[str], seed: int, folds: tuple[int, int, int] | None = None) -> Split:
-    """The names of "train", "validation" and "test", each sorted; the same for the same names in any order."""
+    """Random "train", "validation" and "test" parts, each sorted; independent of the order of `names`."""
     ordered = sorted(names)
     order = np.random.Generator(np.random.PCG64(seed)).permutation(len(ordered))
     sizes = split_sizes(len(ordered), folds)
@@ -45,7 +45,7 @@ def split_cases(names: Iterable[str], seed: int, folds: tuple[int, int, int] | N
 
 
 class Fold(BaseModel):
-    """The names of the cases of each part; without `train` all others are trained on."""
+    """The case names of each part; without `train`, all other cases are for training."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -57,7 +57,7 @@ class Fold(BaseModel):
         """The parts of the cases `names`, each sorted; cases in none of the three are left out.
 
         `patient` is a regular expression whose first group is the patient's part of a case's name. Raises InputError
-        for a case that is not there or stands twice, for a patient on two sides, and for nothing to train on.
+        for an unknown case, for a patient (or a case) in two parts, and for a fold without training cases.
         """
         known = set(names)
         train = self.train
@@ -83,7 +83,7 @@ _FOLDS = TypeAdapter(tuple[Fold, ...])
 
 
 def read_folds(path: Path) -> tuple[Fold, ...]:
-    """The folds in a file, JSON or YAML: nnU-Net's splits_final.json, or a list of ours. Raises FileError."""
+    """Read folds from JSON or YAML: nnU-Net's splits_final.json, or a list of `Fold`s. Raises FileError."""
     try:
         text = path.read_text(encoding="utf-8")
         found: Any = from_json(text) if path.suffix == ".json" else yaml.safe_load(text)
@@ -98,7 +98,7 @@ def read_folds(path: Path) -> tuple[Fold, ...]:
 
 
 def check_disjoint(folds: Sequence[Fold]) -> None:
-    """Raises ValueError for a case that is tested in two folds: its score would count twice."""
+    """Raise ValueError if a case is tested in two folds: its score would count twice."""
     tested = [name for fold in folds for name in fold.test]
     twice = sorted({name for name in tested if tested.count(name) > 1})
     if twice:

@@ -1,6 +1,6 @@
-"""Data sets in their original layout: the readers of KiTS21, LiTS17 and CSV tables; phantoms written as MSD has it.
+"""Data sets in their original layout: readers for KiTS21, LiTS17 and CSV tables; phantoms in nnU-Net's raw layout.
 
-And which cases of a folder, of a layout or of `voxsam prepare`, are evaluated: all, some by name, or a split.
+Also the choice of cases to evaluate, in a raw or prepared folder: all, some by name, or a split.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ CASE_NAME = re.compile(r"\w[\w.-]*")  # becomes the name of a folder
 
 
 def read_csv(path: Path) -> RawData:
-    """A table with a header: `image` (additional channels `image_1`, `image_2`, ...), `label`, and if wanted `name`.
+    """Read a table with columns `image` (additional channels `image_1`, `image_2`, ...), `label`, optionally `name`.
 
-    Paths are relative to the table's folder. Without `name` a case is called as its label file; where several have one
-    name, as the folder of its label file, or by as many folders as distinguish it.
-    Raises FileError for a file that is no such table. Read by csv: pandas would make numbers of names such as 007.
+    Paths are relative to the table's folder. Without `name` a case is named after its label file; if several share that
+    name, after the folder of its label file, or as many folders as are needed to distinguish it.
+    Raises FileError for a file that is not such a table. Read by csv: pandas would turn names such as 007 into numbers.
     """
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             first = file.readline()
             file.seek(0)
-            # Excel writes semicolons where the comma is that of decimals
+            # Excel separates by semicolons in locales with a decimal comma
             delimiter = "," if "," in first else max(";\t", key=first.count)
             rows = list(csv.DictReader(file, delimiter=delimiter))
             columns = list(rows[0]) if rows else []
@@ -67,7 +67,7 @@ def read_csv(path: Path) -> RawData:
 
 
 def _files(path: Path, line: int, row: dict[str, str | None], channels: list[str]) -> list[Path]:
-    """The images of a line, and its label."""
+    """The image files of a line, followed by its label file."""
     cells = [(row.get(column) or "").strip() for column in (*channels, "label")]
     if not all(cells):
         raise FileError(f"{path}, line {line}: an empty cell", "an image and a label in each line", "fill it in")
@@ -75,9 +75,9 @@ def _files(path: Path, line: int, row: dict[str, str | None], channels: list[str
 
 
 def _names(rows: Sequence[tuple[str, Path]], table: Path) -> list[str]:
-    """The name of each line: its own, if it has one, else the first that no other line has of what its label suggests.
+    """The name of each line: its own if given, else the first unique one of the names that its label file suggests.
 
-    Where lines have one name, those that have moved on furthest already move on.
+    Where lines share a name, those furthest along their list of suggestions move on to the next.
     """
     choices = [[own] if own else _names_of(label, table.parent) for own, label in rows]
     levels = [0] * len(rows)
@@ -88,7 +88,7 @@ def _names(rows: Sequence[tuple[str, Path]], table: Path) -> list[str]:
         moving = []
         for lines in users.values():
             movable = [n for n in lines if levels[n] + 1 < len(choices[n])]
-            if len({tuple(choices[n]) for n in lines}) > 1 and movable:  # one file twice stays a duplicate
+            if len({tuple(choices[n]) for n in lines}) > 1 and movable:  # the same file twice stays a duplicate
                 furthest = max(levels[n] for n in movable)
                 moving += [n for n in movable if levels[n] == furthest]
         if not moving:
@@ -98,9 +98,9 @@ def _names(rows: Sequence[tuple[str, Path]], table: Path) -> list[str]:
 
 
 def _names_of(label: Path, folder: Path) -> list[str]:
-    """What a case may be called by its label file: its name, its folder's, both, and with ever more of the folders.
+    """Names that a label file suggests: its own, its folder's, both joined, then with more and more parent folders.
 
-    They begin at `folder`, where it lies inside.
+    Parent folders begin at `folder`, if the file is inside it.
     """
     suffixes = r"\.(nii\.gz|nii|nrrd|nhdr|mha|mhd|hdr|img|(seg\.|rtstruct\.)?dcm)$"
     stem = re.sub(suffixes, "", label.name, flags=re.IGNORECASE)
@@ -122,7 +122,7 @@ class DataSet:
     """A kind of data set that `voxsam prepare` knows by name.
 
     `labels`: the values that are tumour, None for everything above 0. `folds`: how many cases the released code
-    trained, validated and tested on. `healthy`: cases without tumour belong to it and are left out without complaint.
+    trained, validated and tested on. `healthy`: cases without tumour are expected, and left out without being a fault.
     """
 
     name: str
@@ -135,10 +135,10 @@ class DataSet:
 
 
 def read_kits(folder: Path) -> RawData:
-    """KiTS21 as downloaded: case_00000/imaging.nii.gz and aggregated_MAJ_seg.nii.gz (the majority of the readers).
+    """Read KiTS21 as downloaded: case_00000/imaging.nii.gz and aggregated_MAJ_seg.nii.gz (majority of the readers).
 
     Also KiTS19 and KiTS23, whose labels are segmentation.nii.gz. `folder` holds the case folders, or is the download
-    (which has them in kits21/data, data or dataset). Raises FileError without any.
+    (with them in kits21/data, kits23/dataset, data or dataset). Raises FileError if there are none.
     """
     place = _kits_folder(folder)
     if place is None:
@@ -151,20 +151,20 @@ def read_kits(folder: Path) -> RawData:
 
 
 def _kits_folder(folder: Path) -> Path | None:
-    """Where the case folders lie, if anywhere."""
+    """The folder of the case folders; None if there is none."""
     places = (folder, *(folder / place for place in ("data", "dataset", "kits21/data", "kits23/dataset")))
     return next((place for place in places if any(place.glob("case_*/"))), None)
 
 
 def _first_of(folder: Path, names: tuple[str, ...]) -> Path:
-    """The first of these files that is there; the first name, if none is."""
+    """The first of these files that exists; the first name if none does."""
     return next((folder / name for name in names if (folder / name).is_file()), folder / names[0])
 
 
 def read_lits(folder: Path) -> RawData:
-    """LiTS17 as downloaded: volume-N.nii and segmentation-N.nii, in one folder or in several ("Training Batch 1").
+    """Read LiTS17 as downloaded: volume-N.nii and segmentation-N.nii, in one folder or several ("Training Batch 1").
 
-    Files may be gzipped. Raises FileError without any.
+    Files may be gzipped. Raises FileError if there are none.
     """
     found: dict[str, dict[int, list[Path]]] = {"volume": {}, "segmentation": {}}
     for path in sorted(folder.rglob("*.nii*")):
@@ -204,8 +204,8 @@ DATA_SETS = {
 def choose_data_set(raw: Path, name: str | None = None) -> DataSet:
     """The data set called `name`, or else the one whose layout `raw` (a folder or a CSV table) has.
 
-    Pancreas and Colon have no layout of their own: unnamed, they are "msd". Raises InputError for an unknown name,
-    FileError where there is nothing, or nothing known.
+    Pancreas and Colon have no layout of their own: without a name they are "msd". Raises InputError for an unknown
+    name, FileError if `raw` does not exist or its layout is not recognised.
     """
     if name is not None and name not in DATA_SETS:
         raise InputError(f"the data set {name!r}", f"one of {', '.join(DATA_SETS)}", "choose one with --dataset")
@@ -243,11 +243,11 @@ def write_phantoms(
     progress: Callable[[str, float], None] | None = None,
     brighter_hu: int = 0,
 ) -> None:
-    """A scan and a label for each seed, on a `grid` of so many voxels (i, j, k) at such a spacing in mm.
+    """Write a generated scan and label for each seed; `grid` is the shape (i, j, k) in voxels and the spacing in mm.
 
-    With `brighter_hu` every tumour is so much brighter: a task that a small network learns in a few minutes.
+    Every tumour is made brighter by `brighter_hu`: a task that a small network learns in a few minutes.
 
-    Raises FileError for a folder that holds something already or cannot be made, GeometryError as `make_phantom`.
+    Raises FileError for a folder that is not empty or cannot be created, GeometryError as `make_phantom`.
     """
 
     def drawn() -> Iterator[tuple[str, Volume, Volume]]:
@@ -262,9 +262,9 @@ def write_phantoms(
 
 
 def write_labelled(folder: Path, cases: Iterable[tuple[str, Volume, Volume]], description: str) -> None:
-    """CT scans and their labels, each with its name, in nnU-Net's raw layout; dataset.json is written last.
+    """Write named CT scans and their labels in nnU-Net's raw layout; dataset.json is written last.
 
-    Raises FileError for a folder that holds something already or cannot be made.
+    Raises FileError for a folder that is not empty or cannot be created.
     """
     try:
         if folder.exists() and any(folder.iterdir()):
@@ -290,10 +290,10 @@ def write_labelled(folder: Path, cases: Iterable[tuple[str, Volume, Volume]], de
 
 
 def find_labelled(folder: Path) -> tuple[list[Case], tuple[int, ...]]:
-    """The labelled cases of a folder, and the label values that are the tumour; no values: all above 0 not ignored.
+    """The labelled cases of a folder and the label values that are tumour; no values: all above 0 except the ignored.
 
-    Of a folder of `voxsam prepare` they are the files that it was made of, for masks are scored on the scan's own grid.
-    Raises FileError for a folder of another kind, and for sources that are not where they were.
+    For a folder of `voxsam prepare` these are the source files, because masks are scored on the scan's own grid.
+    Raises FileError for a folder of another kind, and for source files that are no longer where they were.
     """
     description = find_description(folder)
     if description is None:
@@ -302,7 +302,7 @@ def find_labelled(folder: Path) -> tuple[list[Case], tuple[int, ...]]:
 
 
 def class_names(folder: Path) -> dict[int, str]:
-    """The names of the label values of a folder, of one of `voxsam prepare` those of its classes; {} without names.
+    """The names of a folder's label values; of a folder of `voxsam prepare`, those of its classes. {} without names.
 
     Raises FileError for a folder of another kind.
     """
@@ -324,9 +324,9 @@ def _source_of(name: str, description: Description, folder: Path) -> Case:
 
 
 def check_labels(cases: Sequence[Case], labels: Collection[int]) -> None:
-    """Raises InputError for a value that is in no label of the cases and that their data set does not name either.
+    """Raise InputError for a value that neither occurs in the labels of the cases nor is named by their data set.
 
-    Labels are read only for values that it does not name, and only until all are found.
+    Labels are read only for values that the data set does not name, and only until all are found.
     """
     missing = set(labels).difference(*(case.choice.known or () for case in cases))
     present: set[int] = set()
@@ -342,7 +342,7 @@ def check_labels(cases: Sequence[Case], labels: Collection[int]) -> None:
 
 
 def choose_cases(cases: Sequence[Case], names: Sequence[str] | None) -> list[Case]:
-    """The cases of these names, in the order of `cases`; None: all. Raises InputError for names that are not there."""
+    """The cases with these names, in the order of `cases`; None: all. Raises InputError for unknown names."""
     if names is None:
         return list(cases)
     known = {case.name for case in cases}
@@ -356,7 +356,7 @@ def choose_cases(cases: Sequence[Case], names: Sequence[str] | None) -> list[Cas
 def split_names(folder: Path, split: str) -> list[str]:
     """The names under "split" in a folder's dataset.json: {"split": {"train": [...], "test": [...]}}.
 
-    Raises FileError if it names no such split.
+    Raises FileError if there is no such split.
     """
     description = folder / "dataset.json"
     remedy = "add it, or name the cases with --cases or --held-out"

@@ -1,4 +1,4 @@
-"""The same work on many items in several processes, with its progress."""
+"""Run the same work on many items in several processes, and report progress."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from voxsam.errors import InputError
 
 MAX_WORKERS = 8  # by default: each holds a few copies of a scan in memory
 
-ReportProgress = Callable[[str, float | None], None]  # a stage's name, and the fraction done, None if nobody knows
+ReportProgress = Callable[[str, float | None], None]  # a stage's name and the fraction done, None if unknown
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 def available_cores() -> int:
-    """The cores that this process may use, at most MAX_WORKERS."""
+    """The number of cores that this process may use, at most MAX_WORKERS."""
     affinity = getattr(os, "sched_getaffinity", None)  # not on macOS and Windows
     return min(len(affinity(0)) if affinity else os.cpu_count() or 1, MAX_WORKERS)
 
@@ -30,10 +30,10 @@ def available_cores() -> int:
 def each(
     work: Callable[[Item], Result], items: Sequence[Item], workers: int, progress: ReportProgress, stage: str
 ) -> Iterator[tuple[Item, Result]]:
-    """Every item with its result, as they become ready, from `workers` processes; with one, from this one.
+    """Yield every item with its result as it is ready, from `workers` processes; with one worker, from this process.
 
-    What `work` raises is raised here; then, and when the caller stops early, what has not begun is not done. Raises
-    InputError if a process is ended from outside.
+    Exceptions of `work` propagate; then, and when the caller stops early, items not yet begun are dropped. Raises
+    InputError if a worker process is killed.
     """
     if items:
         progress(stage, 0.0)
@@ -56,7 +56,7 @@ def each(
 
 
 def _begin_worker() -> None:
-    """Leave Ctrl-C to the parent, and end when it does: killed, it cannot say so."""
+    """Leave Ctrl-C to the parent, and exit when the parent does: if killed, it cannot tell its workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = parent_process()
     assert parent is not None

@@ -1,9 +1,9 @@
 """Prepare a data set: check every case, measure the fingerprint, choose the spacing, resample into a store.
 
-dataset.json is written last, and taken away before the first case changes: a run that was killed leaves no store that
-opens, and the next run goes on from where it was. Cases are resampled in parallel; each cases/CASE.zarr remembers the
-key of its source files (path, size, time of change) and of the settings that it depends on, and one with the right key
-is not made again. A label keeps lesions that are thinner than the voxels of its new grid.
+dataset.json is written last, and removed before the first case changes: a killed run leaves no store that opens, and
+the next run continues where it stopped. Cases are resampled in parallel; each cases/CASE.zarr records a key of its
+source files (path, size, modification time) and of the settings it depends on, and is not made again while the key is
+unchanged. A label keeps lesions that are thinner than the voxels of its new grid.
 """
 
 from __future__ import annotations
@@ -52,20 +52,20 @@ from voxsam.volume import Volume
 
 ANISOTROPIC = 8.0  # largest / smallest spacing above which slices are resampled in plane first (docs/released.md)
 MAX_CLASS = 255  # the store holds labels in a byte
-PLANES = 64  # of a mask whose voxels are listed at once
+PLANES = 64  # planes of a mask whose voxels are listed at a time
 
 
 def deepest_points(mask: NDArray[np.bool_], spacing_mm: NDArray) -> NDArray[np.int64]:
-    """(lesions, 3) for each connected lesion the index of its voxel farthest from the border."""
+    """(lesions, 3) index of the voxel farthest from the border, for each connected lesion."""
     return np.array([index for index, _ in parts_of(mask, spacing_mm)], dtype=np.int64).reshape(-1, 3)
 
 
 def resample_label(
     mask: Volume, target: Grid, points: NDArray[np.int64]
 ) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
-    """The mask (0/1) on `target`: where more than half is tumour, what is thinner than its voxels, and under `points`.
+    """Resample a mask (0/1) to `target`: voxels more than half tumour, parts thinner than a voxel, and all `points`.
 
-    `points` (n, 3) are indices of `mask`; also (n, 3) the voxels of `target` under them.
+    `points` (n, 3) are indices of `mask`; the voxels of `target` (n, 3) that hold them are returned too.
     """
     label, touched = resample_scan(mask, target, "area") > 0.5, _touched(mask, target)
     box = bounding_box(touched)  # most of a scan is background
@@ -76,9 +76,9 @@ def resample_label(
 
 
 def _thin_parts(label: NDArray[np.bool_], touched: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The voxels in which tumour lies, but which averaging lost: sheets, rods and bridges, not the rims of the rest.
+    """Voxels with tumour that averaging lost: sheets, rods and bridges, but not the rims of what it kept.
 
-    A rim is at most a voxel wide: what lies further from the label is thin, and so is what joins it to the label.
+    A rim is at most one voxel wide: anything farther from the label is thin, and so is what joins it to the label.
     """
     apart = touched & ~np.asarray(scipy.ndimage.binary_dilation(label, TOUCHING), dtype=bool)
     return touched & np.asarray(scipy.ndimage.binary_dilation(apart, TOUCHING), dtype=bool) if apart.any() else apart
@@ -94,15 +94,15 @@ def _touched(mask: Volume, target: Grid) -> NDArray[np.bool_]:
 
 
 def _voxels_under(grid: Grid, target: Grid, index: NDArray[np.int64]) -> NDArray[np.int32]:
-    """(n, 3) the voxels of `target` in which the voxels (n, 3) of `grid` have their centres."""
+    """(n, 3) the voxels of `target` that hold the centres of the voxels `index` (n, 3) of `grid`."""
     at = np.floor(grid.index_in(target, index) + 0.5).astype(np.int32)
     return at.clip(0, np.array(target.shape, dtype=np.int32) - 1)
 
 
 def resample_scan(volume: Volume, target: Grid, method: Method) -> NDArray[np.float32]:
-    """`voxsam.resample.resample`, for extremely anisotropic scans in two steps: slices in plane, then between them.
+    """`voxsam.resample.resample`; extremely anisotropic scans in two steps: slices in plane, then between slices.
 
-    `target` has the axes of the volume, in any order.
+    `target` must have the axes of the volume, in any order.
     """
     spacing = volume.grid.spacing_mm
     if spacing.max() <= ANISOTROPIC * spacing.min():
@@ -118,7 +118,7 @@ def resample_scan(volume: Volume, target: Grid, method: Method) -> NDArray[np.fl
 
 @dataclass(frozen=True)
 class CaseJob:
-    """One sound case to resample, and the folder it goes to."""
+    """One sound case to resample, and its output folder."""
 
     case: Case
     choice: LabelChoice
@@ -126,7 +126,7 @@ class CaseJob:
     sources: tuple[Source, ...]
     key: str
     folder: Path
-    classes: tuple[int, ...] = ()  # labels that stay what they are; none: all are the tumour, 1
+    classes: tuple[int, ...] = ()  # labels that keep their value; empty: all tumour becomes 1
 
 
 def case_jobs(
@@ -153,7 +153,7 @@ def case_jobs(
 def make_cases(
     jobs: Sequence[CaseJob], output: Path, workers: int, progress: ReportProgress
 ) -> tuple[dict[str, CaseRecord], int]:
-    """The record of every case, and how many were made."""
+    """Make the cases that are missing or outdated; return the record of every case, and how many were made."""
     records = {}
     for job in jobs:
         record = read_record(job.folder)
@@ -202,9 +202,9 @@ def make_case(job: CaseJob) -> CaseRecord:
 def _labelled(
     labels: NDArray, tumour: NDArray[np.bool_], grid: Grid, model_grid: Grid, classes: Sequence[int]
 ) -> tuple[NDArray[np.uint8], NDArray[np.int32], NDArray[np.uint8], int]:
-    """The label on the model's grid, (n, 3) voxels of it, (n,) their labels, and how many lesions there are.
+    """The label on the model grid, (n, 3) its foreground voxels, (n,) their labels, and the number of lesions.
 
-    Each class is resampled by itself; where two meet in a voxel the smaller one has it.
+    Each class is resampled by itself; where two meet in a voxel, the smaller one takes it.
     """
     masks = {label: labels == label for label in classes} if classes else {1: tumour}
     sizes = {label: int(mask.sum()) for label, mask in masks.items()}
@@ -222,7 +222,7 @@ def _labelled(
 
 
 def _resampled(scan: Volume, model_grid: Grid, preprocessing: Preprocessing) -> NDArray[Any]:
-    """A channel on its model grid: int16 if it holds whole numbers that fit, else float32."""
+    """A channel on the model grid: int16 if it holds integers that fit, else float32."""
     low, high = float(scan.array.min()), float(scan.array.max())
     limits = np.iinfo(np.int16)
     whole = scan.array.dtype.kind in "iu" or bool((scan.array == np.rint(scan.array)).all())
@@ -237,9 +237,9 @@ AXES = "SAR"
 
 @dataclass(frozen=True)
 class Options:
-    """What the user may choose; None is the data set's own choice.
+    """The user's options; None leaves the choice to the data set.
 
-    `spacing_mm` is along the model's axes (S, A, R; KiTS I, P, L). `workers` 0: the machine's cores, at most eight.
+    `spacing_mm` is along the model's axes (S, A, R; KiTS I, P, L). `workers` 0: one per core, at most eight.
     """
 
     data_set: str | None = None
@@ -248,15 +248,15 @@ class Options:
     seed: int = 0
     workers: int = 0
     skip_faulty: bool = False
-    fold: Fold | None = None  # who validates and tests, instead of a split that `seed` draws
-    patient: str = "(.*)"  # in a case's name, of which no two sides of a fold may have the same
-    classes: bool = False  # every label that the data set names is a class of its own, not all the tumour
-    per_scan: bool = True  # MR channels are standardised scan by scan: their unit is that of a scanner and a day
+    fold: Fold | None = None  # the split, instead of one drawn with `seed`
+    patient: str = "(.*)"  # the patient's part of a case's name; no patient may be in two parts of a fold
+    classes: bool = False  # every label that the data set names is a class of its own, instead of all being tumour
+    per_scan: bool = True  # standardise MR channels scan by scan: their unit varies with scanner and session
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The store, how many cases of it had to be made anew in this run, and the remarks on each case's files."""
+    """The store, how many of its cases were made in this run, and the remarks on each case's files."""
 
     store: PreparedData
     made: int
@@ -266,10 +266,10 @@ class Outcome:
 def prepare(
     raw: Path, output: Path, options: Options, progress: ReportProgress = lambda stage, fraction: None
 ) -> Outcome:
-    """Make or bring up to date the store in `output` from the data set at `raw`.
+    """Create or update the store in `output` from the data set at `raw`.
 
     Raises FaultyCasesError with every fault of the data set (also written to faults.csv, beside remarks.csv) unless
-    `options.skip_faulty`, other InputErrors for a path, name or choice that makes no sense.
+    `options.skip_faulty`, other InputErrors for an invalid path, name or choice.
     """
     data_set = choose_data_set(raw, options.data_set)
     data = data_set.read(raw)
@@ -320,7 +320,7 @@ def _label_choice(data_set: DataSet, data: RawData, labels: tuple[int, ...] | No
 
 
 def _classes(data: RawData, choice: LabelChoice) -> dict[int, str]:
-    """The names of the labels that are classes. Raises InputError for fewer than two, and for labels beyond a byte."""
+    """The names of the labels that are classes. Raises InputError for fewer than two, and for labels above 255."""
     named = {label: name for label, name in data.names.items() if choice.targets is None or label in choice.targets}
     if len(set(named.values())) < 2 or max(named, default=0) > MAX_CLASS:
         given = f"classes of labels named {', '.join(named.values()) or 'nowhere'}"
@@ -342,7 +342,7 @@ def _decide(
 ) -> tuple[Fingerprint, tuple[Preprocessing, ...]]:
     """The fingerprint of the training part, and the preprocessing of each channel.
 
-    A named data set has 1 mm and its released statistics, unless other labels are chosen.
+    A data set with released preprocessing keeps its spacing and statistics, unless other ones or labels are chosen.
     """
     released = data_set.preprocessing
     axes = released.axes if released else AXES
@@ -369,7 +369,7 @@ def _decide(
 
 
 def _measured(channel: Intensities, name: str, modality: str, per_scan: bool, place: dict[str, Any]) -> Preprocessing:
-    """A channel's preprocessing: as it was measured, or with `per_scan` scan by scan if it is MR without a unit."""
+    """A channel's preprocessing: as measured, or, with `per_scan`, scan by scan if it is MR without a unit."""
     if per_scan and modality == "MR" and not _has_unit(name):
         return Preprocessing(modality=modality, **place, **STANDARDISED)
     clip = (channel.low, channel.high if channel.low < channel.high else channel.low + 1)
@@ -377,7 +377,7 @@ def _measured(channel: Intensities, name: str, modality: str, per_scan: bool, pl
 
 
 def _modality(channel: str) -> str:
-    """What the name of a channel says: "CT", "MR" or "" (nothing)."""
+    """The modality that a channel's name implies: "CT", "MR" or "" (none)."""
     name = channel.upper()
     if name.startswith("CT"):
         return "CT"
@@ -385,7 +385,7 @@ def _modality(channel: str) -> str:
 
 
 def _has_unit(channel: str) -> bool:
-    """Whether an MR channel is a measured map, whose numbers mean the same in every scan."""
+    """Whether an MR channel is a quantitative map, whose values mean the same in every scan."""
     return channel.upper().startswith("ADC")
 
 
@@ -399,7 +399,7 @@ def _triple(values: NDArray) -> Triple:
 
 
 def _finish(output: Path, description: Description) -> None:
-    """Write dataset.json if it is not so already, and remove the cases that do not belong to it any more."""
+    """Write dataset.json if it has changed, and remove cases that no longer belong to the store."""
     path = output / "dataset.json"
     if read_description(path) != description:
         with atomic_path(path) as temporary:

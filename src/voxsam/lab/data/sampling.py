@@ -1,6 +1,6 @@
-"""Training samples: a crop around a tumour or beside it, varied, its label, and the first clicks; and their stream.
+"""Training samples: an augmented crop on or off a tumour, its label, and the first clicks; and the stream of them.
 
-The stream mixes scans held in memory and generated ones; sample n is always the same.
+The stream mixes real and generated scans; sample n is always the same.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from voxsam.seen import content
 Prompts = Literal["clicks", "paper", "released", "none"]
 Points = tuple[NDArray[np.float32], NDArray[np.int64]]  # (N, 3) crop voxels; (N,) 1, or -1 for padding
 
-IN_TUMOUR, IN_BACKGROUND = 40, 10  # points of a step (paper, Sec. 3.3)
+IN_TUMOUR, IN_BACKGROUND = 40, 10  # points per step (paper, Sec. 3.3)
 RELEASED_IN_TUMOUR, RELEASED_ANYWHERE = 10, 20  # docs/released.md, "Training"
 MAX_CLICKS = 10
 SEVERAL = 0.3  # probability of more than one click
@@ -39,12 +39,12 @@ SEVERAL = 0.3  # probability of more than one click
 def draw_points(
     prompts: Prompts, label: NDArray[np.bool_], beside: bool, centred: bool, rng: np.random.Generator
 ) -> Points:
-    """Points on the label (D, H, W) of a crop; `beside`: a crop about a voxel that is no tumour.
+    """Draw points on the label (D, H, W) of a crop; `beside` marks a crop drawn around a voxel outside the tumour.
 
-    "clicks": one click in the tumour, or where there is none in a crop `beside` it, at times up to ten; the first in
-    the middle, as in a session's first crop, where the crop is `centred` on it. "paper": 40 points in the tumour, or 10
-    in the background of a crop that has none (Sec. 3.3). "released": 10 in the tumour, if there is any, and 20 anywhere
-    (docs/released.md, "Training"). "none": no points at all.
+    "clicks": one click in the tumour, sometimes up to ten, or one outside it in a crop `beside` it; the first is next
+    to the centre if the crop is `centred` or `beside`, as in a session's first crop. "paper": 40 points in the tumour,
+    or 10 in the background of a crop without tumour (Sec. 3.3). "released": 10 in the tumour, if there is any, and 20
+    anywhere (docs/released.md, "Training"). "none": no points at all.
     """
     if prompts == "none":
         return np.zeros((0, 3), np.float32), np.zeros(0, np.int64)
@@ -59,7 +59,7 @@ def draw_points(
 
 
 def some_voxels(region: NDArray[np.bool_], count: int, rng: np.random.Generator, length: int) -> Points:
-    """`count` voxels of a region, drawn with replacement, as points and labels padded to `length`."""
+    """Draw `count` voxels of a region with replacement, as points and labels padded to `length`."""
     points, labels = np.zeros((length, 3), np.float32), np.full(length, -1, np.int64)
     voxels = np.argwhere(region)
     if len(voxels):
@@ -80,17 +80,17 @@ def _clicks(label: NDArray[np.bool_], beside: bool, centred: bool, rng: np.rando
 
 
 SEAM = 3  # voxels beyond the block over which its border fades into the other tissue
-OTHERS = 4  # scans that are tried, until nothing is left to fill
-PLACES = 6  # places that are tried in each
-AT_TUMOUR = 0.5  # of the places: the block takes the place of the other scan's tumour
+OTHERS = 4  # scans to try, until nothing is left to fill
+PLACES = 6  # places to try in each
+AT_TUMOUR = 0.5  # fraction of places where the block covers the other scan's tumour
 
 
 def find_place(
     other: Labelled, preprocessing: Preprocessing, shape: tuple[int, int, int], block: Slices, rng: np.random.Generator
 ) -> Window | None:
-    """The window of `shape` on the model grid of `other` that shows its tissue round `block` (in the window's voxels).
+    """A window of `shape` on the model grid of `other` whose tissue can surround `block` (in the window's voxels).
 
-    None of its tumour shows outside the block: it would be a tumour without a label. None if no such place is found.
+    No tumour of `other` lies in the window outside the block: it would be unlabelled. None if no such place is found.
     """
     model_grid = preprocessing.model_grid(other.scan.grid)
     tumour = other.scan.grid.index_in(model_grid, other.foreground)
@@ -115,9 +115,9 @@ def fill(
     tissue: NDArray[np.float32],
     known: NDArray[np.bool_],
 ) -> None:
-    """Put `tissue` (C, ...) into `image` (C, ...) where it is `known` (...) and nothing was `seen`, and say so there.
+    """Put `tissue` (C, ...) into `image` (C, ...) in place where it is `known` (...) and not `seen`; update `seen`.
 
-    What was seen stays as it is. The outermost voxels of `block` go on for SEAM voxels beyond it, fading.
+    Voxels already seen are unchanged. The outermost voxels of `block` fade out over SEAM voxels beyond it.
     """
     lines = [np.arange(n) for n in seen.shape]
     inner = [line.clip(part.start, part.stop - 1) for line, part in zip(lines, block, strict=True)]
@@ -131,15 +131,15 @@ def fill(
 
 
 Sample = dict[str, NDArray]
-UNIT_SD = 40.0  # HU, of a typical tumour: other modalities are augmented as if theirs were as much
-TUMOUR, SEEN = 1, 2  # bits of the array that goes through the transforms as the label
+UNIT_SD = 40.0  # HU, s.d. of a typical tumour: intensities of other modalities are scaled to it for augmentation
+TUMOUR, SEEN = 1, 2  # bits of the array that the transforms take as the label
 
 
 class Sampler:
-    """Draws samples for one model: crops of `side` voxels, and their first points (voxsam.lab.data.sampling).
+    """Draws samples for one model: crops of `side` voxels, and their first points (`draw_points`).
 
-    In the "clicks" way, what the model then gets wrong is clicked during the training step. With "none" a model is to
-    find every tumour by itself: the label of a crop is all of it, wherever the crop was drawn.
+    With "clicks", the training step adds clicks where the model is wrong. With "none" the model has to find every
+    tumour by itself: the target is all tumour in the crop, wherever the crop was drawn.
     """
 
     def __init__(
@@ -153,7 +153,7 @@ class Sampler:
         self._transform, self._shifter = augmentation.transform(side), augmentation.shifter()
 
     def among(self, others: Sequence[Labelled]) -> Sampler:
-        """The same sampler, which has the tissue of `others` to surround scans with."""
+        """A copy of the sampler that can surround scans with the tissue of `others`."""
         same = copy(self)
         same.others = others
         return same
@@ -161,7 +161,7 @@ class Sampler:
     def draw(self, case: Labelled, rng: np.random.Generator) -> Sample:
         """`crop` (C, D, H, W) float32, `label` (1, D, H, W) float32 0/1, `points` (N, 3) float32, `labels` (N,) int64.
 
-        `points` are crop voxels; their labels are 1, or -1 for padding. A click beside the tumour has an empty label.
+        `points` are crop voxels; their labels are 1, or -1 for padding. A click outside the tumour has an empty label.
         Raises ImageError for a case of too few channels.
         """
         a, use = self.augmentation, self.preprocessing
@@ -192,9 +192,9 @@ class Sampler:
     def _read(
         self, case: Labelled, window: Window, limits: tuple[NDArray, NDArray]
     ) -> tuple[NDArray[np.float32], NDArray[np.uint8], Slices]:
-        """Intensities (C, ...) less their mean, bits (...) of TUMOUR and SEEN, and the box that the scan fills.
+        """Intensities (C, ...) less their mean, bits (...) of TUMOUR and SEEN, and the box where the scan is visible.
 
-        Outside it, and outside of `limits`, both are 0.
+        The box ends at `limits` and at the scan's borders; outside it both are 0.
         """
         use = self.preprocessing
         image, bits = np.zeros((use.channels, *window.shape), np.float32), np.zeros(window.shape, np.uint8)
@@ -214,7 +214,7 @@ class Sampler:
         return image, bits, box
 
     def _surround(self, case: Labelled, image: NDArray, bits: NDArray, block: Slices, rng: np.random.Generator) -> None:
-        """Tissue of other scans of the same modality outside `block`, in place; no tumour, whatever it was there."""
+        """Fill the crop outside `block` with tissue of scans of the same modality, in place; never with tumour."""
         others = [o for o in self.others if o.scan is not case.scan and _modalities(o) == _modalities(case)]
         seen = (bits & SEEN) > 0
         if not seen.any():
@@ -239,7 +239,7 @@ class Sampler:
         label = (bits & TUMOUR) > 0
         if not beside and not label.any():
             if centred:
-                label[(self.side // 2,) * 3] = True  # so thin that the transforms lost it
+                label[(self.side // 2,) * 3] = True  # the tumour was so thin that the transforms lost it
             beside = not centred
         points, labels = draw_points(self.prompts, label, beside, centred, rng)
         target = label & (not beside) if self.prompts == "clicks" else label
@@ -251,7 +251,7 @@ def _modalities(case: Labelled) -> tuple[str, ...]:
 
 
 def _into(box: NDArray[np.float64], centre: NDArray[np.float64], side: int) -> NDArray[np.float64]:
-    """The centre (3,) of a crop moved so that the crop lies in a box (2, 3), or in its middle if it is the larger."""
+    """Move the centre (3,) of a crop so that the crop lies in a box (2, 3), or is centred on a box smaller than it."""
     low, high = box.min(0) + side // 2, box.max(0) + 1 - (side - side // 2)
     return np.where(low <= high, np.clip(centre, low, np.maximum(low, high)), (box.min(0) + box.max(0)) / 2)
 
@@ -259,7 +259,7 @@ def _into(box: NDArray[np.float64], centre: NDArray[np.float64], side: int) -> N
 def _limits(
     case: Labelled, a: Augmentation, rng: np.random.Generator
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """First and last index (3,) that may be seen of a scan: random margins, so that its borders give nothing away."""
+    """First and last visible index (3,) of a scan: random margins, so that its borders do not give the tumour away."""
     low, high = _whole(case)
     if a.body:
         return case.body[0] - 0.5, case.body[1] + 0.5
@@ -282,13 +282,13 @@ def load_cases(
     only: Collection[str] | None = None,
     preprocessing: Preprocessing | None = None,
 ) -> list[Labelled]:
-    """The cases of a folder, without those of `leave_out`, or `only` those named.
+    """The cases of a folder, except those in `leave_out`, or `only` those named.
 
-    A prepared store (voxsam.lab.data.store) is read as crops are drawn, and its test cases are left out, too; a case of
-    one with classes comes once for each of its structures, which alone is its label then. Any other
-    folder is in MSD / nnU-Net raw layout, and each case is read once and kept in memory at its own spacing, its
-    images standardised where `preprocessing` wants them so; in a store they are as they were prepared. Raises FileError
-    for names that the folder does not have, InputError with a case's name for one that cannot be used.
+    A prepared store (voxsam.lab.data.store) is read lazily as crops are drawn, and its test cases are left out unless
+    named in `only`; if it has classes, a case comes once for each of its structures, with that one as its label. Any
+    other folder must be in MSD / nnU-Net raw layout; each case is read once and kept in memory at its own spacing, its
+    images standardised if `preprocessing` says so (in a store they are as prepared). Raises FileError for names that
+    the folder does not have, InputError with a case's name for one that cannot be used.
     """
     load, names, test = _source(folder, preprocessing)
     missing = sorted({*leave_out, *(only or ())} - names)
@@ -301,15 +301,15 @@ def load_cases(
 
 
 def data_set_name(folder: Path) -> str:
-    """What a card calls a data set: the name of its folder, of a prepared store that of the one it was made of."""
+    """A data set's name on a card: that of its folder, for a prepared store that of the source folder."""
     description = find_description(folder)
     return Path(description.root if description and description.root else folder).resolve().name
 
 
 def fingerprint(folder: Path) -> str:
-    """16 digits that differ for another data set, without reading its voxels; where it lies does not count.
+    """16 hexadecimal digits that identify a data set, wherever it is stored; no voxels are read.
 
-    Of a prepared store: its cases, what each was made of, and the split. Else: the names and sizes of its files.
+    For a prepared store, of its cases, their keys and the split; else of the names and sizes of its files.
     """
     if find_description(folder) is not None:
         found = open_store(folder).description
@@ -321,7 +321,7 @@ def fingerprint(folder: Path) -> str:
 
 
 def _source(folder: Path, preprocessing: Preprocessing | None) -> tuple[Callable[[str], Labelled], set[str], set[str]]:
-    """How a case is loaded by its name, which cases there are, and which of them are for testing."""
+    """A function that loads a case by name, the names of all cases, and those of the test cases."""
     if find_description(folder) is not None:
         store = open_store(folder)
         if preprocessing is not None and _per_scan(preprocessing) != _per_scan(store.preprocessing):
@@ -354,19 +354,19 @@ def _load(case: Case, preprocessing: Preprocessing | None) -> Labelled:
 def make_phantoms(
     count: int, shape: Sequence[int], spacing_mm: Sequence[float], first_seed: int, scene: Scene = CLOSE
 ) -> list[Labelled]:
-    """`count` generated scans with seeds from `first_seed` on."""
+    """Generate `count` scans with seeds from `first_seed` on."""
     phantoms = (make_phantom(first_seed + i, shape, spacing_mm, scene=scene) for i in range(count))
     return [Labelled.make(p.scan, p.label) for p in phantoms]
 
 
-PASSES = 2**31  # sets the orders' random numbers apart from the samples'
+PASSES = 2**31  # keeps the random numbers of the order apart from those of the samples
 
 
 class SampleStream(Dataset[Sample]):
-    """`length` samples; the fraction of generated scans goes linearly from `fraction[0]` to `fraction[1]`.
+    """`length` samples; the fraction of generated scans changes linearly from `fraction[0]` to `fraction[1]`.
 
-    Each is of a scan drawn by chance; with `passes` the scans come in turn, in another order on each pass over them.
-    Sample n is always the same, whatever was drawn before. Raises InputError without scans and phantoms.
+    Each sample is of a random scan; with `passes` the scans come in turn, in a new order on each pass over them.
+    Sample n is always the same, whatever was drawn before. Raises InputError if there are neither scans nor phantoms.
     """
 
     def __init__(
@@ -399,16 +399,16 @@ class SampleStream(Dataset[Sample]):
         return {**sample, "number": np.array(number)}
 
     def _in_turn(self, number: int, count: int) -> int:
-        """Which of `count` scans the sample of this number is of."""
+        """The index, of `count` scans, of the one that sample `number` is drawn from."""
         done, place = divmod(number, count)
         return int(np.random.default_rng([self.seed, PASSES, done]).permutation(count)[place])
 
 
 def validation_samples(sampler: Sampler, cases: Sequence[Labelled], seed: int) -> list[Sample]:
-    """One crop of each case, its intensities as they are; always the same for the same seed.
+    """One crop of each case without augmentation; always the same for the same seed.
 
-    As the model will be used, whatever it is trained with: one click on a voxel of the tumour, which is the crop's
-    middle. For a sampler without clicks the tumour lies anywhere in the crop: a middle would give it away.
+    However the model is trained, it is validated as it will be used: with one click on a voxel of the tumour, at the
+    crop's centre. Without clicks the tumour lies anywhere in the crop: the centre would give it away.
     """
     clicks = sampler.prompts != "none"
     unchanged = Augmentation(

@@ -1,13 +1,13 @@
-"""The prepared store: resampled cases as chunked, compressed zarr arrays, of which crops are read without the rest.
+"""The prepared store: resampled cases as chunked, compressed zarr arrays, from which crops are read without the rest.
 
 PREPARED/
   dataset.json                 a Description: what was prepared, how, and from which files
-  faults.csv                   the cases that were left out for their faults, if any
-  checks/CASE.json             what the check of a case found, kept for the next run
+  faults.csv                   the faults found, if any; their cases are left out
+  checks/CASE.json             the result of the check of a case, cached for the next run
   cases/CASE.zarr/             channel_0, channel_1, ... (D, H, W) int16 or float32, raw intensities
-                  label        (D, H, W) uint8, 1 is tumour
+                  label        (D, H, W) uint8, 1 is tumour; with classes, their labels
                   foreground   (n, 3) int32, voxels of the tumour: all, or an even sample
-                  classes      (n,) uint8, their labels, where the set has classes: `label` then holds labels, too
+                  classes      (n,) uint8, the labels of `foreground`, if the data set has classes
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from voxsam.volume import Volume
 Triple = tuple[float, float, float]
 
 CLIP_PERCENT = (0.5, 99.5)
-QUANTILES = 1000  # kept of one case: ranks within 0.05 %
-ANISOTROPY = 3.0  # a coarsest axis this many times coarser than the others is treated by itself, as in nnU-Net
+QUANTILES = 1000  # kept for each case: ranks within 0.05 %
+ANISOTROPY = 3.0  # an axis this many times coarser than the others is treated separately, as in nnU-Net
 COARSE_PERCENTILE = 10
 
 
 class Sketch(BaseModel):
-    """The foreground intensities of one case and channel: exact moments, and at most QUANTILES values of even rank."""
+    """The foreground intensities of one case and channel: exact moments, and at most QUANTILES evenly ranked values."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -51,7 +51,7 @@ class Sketch(BaseModel):
 
     @classmethod
     def of(cls, values: NDArray) -> Sketch:
-        """Of all values of the foreground, (n,) in the scan's unit."""
+        """The sketch of all foreground values (n,), in the scan's unit."""
         ordered = np.sort(values)
         count = len(ordered)
         if count > QUANTILES:
@@ -62,7 +62,7 @@ class Sketch(BaseModel):
 
 
 class Intensities(BaseModel):
-    """One channel's foreground over many cases: number of voxels, 0.5 and 99.5 percentile, mean, s.d."""
+    """One channel's foreground over many cases: number of voxels, 0.5th and 99.5th percentile, mean, s.d."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -74,7 +74,7 @@ class Intensities(BaseModel):
 
     @classmethod
     def merge(cls, sketches: Sequence[Sketch]) -> Intensities:
-        """Every voxel of every case counts alike, as in the released statistics. Raises InternalError for none."""
+        """Weight every voxel equally, as in the released statistics. Raises InternalError if there are none."""
         counts = np.array([s.voxels for s in sketches], dtype=float)
         total = counts.sum()
         if total < 1:
@@ -92,7 +92,7 @@ class Intensities(BaseModel):
 
 
 class Fingerprint(BaseModel):
-    """What a data set is like; lengths along the model's axes, medians over the cases."""
+    """Statistics of a data set; `spacing_mm` and `shape` along the model's axes, medians over the cases."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -104,10 +104,10 @@ class Fingerprint(BaseModel):
 
 
 def choose_spacing(spacings_mm: ArrayLike, shapes: ArrayLike) -> Triple:
-    """A spacing (mm) for cases with spacings (n, 3) and shapes (n, 3), along the same axes: nnU-Net's rule.
+    """Choose a spacing (mm) for cases with spacings (n, 3) and shapes (n, 3) along the same axes, by nnU-Net's rule.
 
-    The median of each axis. If one axis is more than three times coarser than both others and has fewer than a third
-    of their voxels, its 10th percentile, but not below the others: else thick slices would decide for thin ones.
+    It is the median of each axis. An axis more than three times coarser than both others, with fewer than a third of
+    their voxels, gets its 10th percentile, but not below the others: else thick slices would decide for thin ones.
     Source: Isensee et al. 2021, supplementary note 2.
     """
     spacings = np.asarray(spacings_mm, dtype=float).reshape(-1, 3)
@@ -123,7 +123,7 @@ def choose_spacing(spacings_mm: ArrayLike, shapes: ArrayLike) -> Triple:
 
 FORMAT = 3  # 2: smaller chunks, slower to unpack, and nnU-Net's ignored label not noted; 1: lost thin tumours
 CHUNK = 64  # voxels a side: a crop of 128 reads at most 27 chunks
-SHARD = 448  # at most, voxels a side: most scans are a few files for each array
+SHARD = 448  # voxels a side, at most: arrays of most scans take only a few files
 MAX_POSITIONS = 200_000
 REMEDY = "run `voxsam prepare RAW -o PREPARED`, to its end"
 
@@ -131,7 +131,7 @@ Index = tuple[int, int, int]
 
 
 class Source(BaseModel):
-    """One file that a case was made of, as it was then."""
+    """One source file of a case, as it was then."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -141,7 +141,7 @@ class Source(BaseModel):
 
 
 class CaseRecord(BaseModel):
-    """One prepared case. `key` changes with its source files and with everything that its voxels depend on."""
+    """One prepared case. `key` changes with its source files and everything else that its voxels depend on."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -155,8 +155,8 @@ class CaseRecord(BaseModel):
     volume_ml: float  # of the tumour in the source
     lesions: int
     voxels: int  # of the tumour in the store
-    body: tuple[Index, Index] | None = None  # first and last index of what is not air; None: not recorded then
-    content: str = ""  # of its first image (voxsam.seen); "": not recorded then
+    body: tuple[Index, Index] | None = None  # first and last index of what is not air; None: older, not recorded
+    content: str = ""  # of its first image (voxsam.seen); "": older, not recorded
 
     @property
     def grid(self) -> Grid:
@@ -165,16 +165,16 @@ class CaseRecord(BaseModel):
 
 
 class Description(BaseModel):
-    """What dataset.json holds. `preprocessing` and the fingerprint's `channels` have one entry for each channel."""
+    """The content of dataset.json. `preprocessing` and the fingerprint's `channels` have an entry for each channel."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: int = FORMAT
     data_set: str
-    root: str = ""  # the folder that the sources' paths begin at; "": written before it was recorded
-    labels: tuple[int, ...] | None  # the tumour's values in the source labels; None: all above 0 but the ignored
+    root: str = ""  # the folder that source paths are relative to; "": written before it was recorded
+    labels: tuple[int, ...] | None  # the tumour's values in the source labels; None: all above 0 except the ignored
     ignored_labels: tuple[int, ...] = ()
-    classes: dict[int, str] = {}  # names of the labels that are classes of their own; none: all are the tumour
+    classes: dict[int, str] = {}  # names of the labels that are classes of their own; empty: all are tumour
     seed: int
     channels: tuple[str, ...]
     preprocessing: tuple[Preprocessing, ...]
@@ -182,19 +182,19 @@ class Description(BaseModel):
     split: dict[str, tuple[str, ...]]
     cases: dict[str, CaseRecord]
     without_tumour: tuple[str, ...] = ()
-    unoriented: tuple[str, ...] = ()  # cases whose files do not say how the patient lies
+    unoriented: tuple[str, ...] = ()  # cases whose files do not record the patient's orientation
     faults: tuple[Fault, ...] = ()
 
 
 class PreparedData:
-    """A prepared data set, open for reading; opening it reads dataset.json and no voxel."""
+    """A prepared data set, open for reading; opening it reads dataset.json and no voxels."""
 
     def __init__(self, folder: Path, description: Description) -> None:
         self.folder, self.description = folder, description
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Every case, sorted."""
+        """The names of all cases, sorted."""
         return tuple(sorted(self.description.cases))
 
     @property
@@ -204,7 +204,7 @@ class PreparedData:
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """The store's spacing and axes, and how the intensities of its channels are normalised."""
+        """The store's spacing and axes, and the normalisation of its channels."""
         first, *additional = self.description.preprocessing
         return first.with_channels(additional)
 
@@ -214,9 +214,9 @@ class PreparedData:
         return self.description.fingerprint
 
     def load(self, name: str, channel: int | None = None) -> Labelled:
-        """A case, with all its channels or the one asked for; slicing zarr's arrays reads the chunks under the slice.
+        """Load a case with all its channels, or only `channel`; slicing its zarr arrays reads just the chunks needed.
 
-        Raises FileError for a case or channel that is not there.
+        Raises FileError for a case or channel that does not exist.
         """
         record = self.description.cases.get(name)
         if record is None:
@@ -248,9 +248,7 @@ class PreparedData:
 
 
 def open_store(folder: str | os.PathLike[str]) -> PreparedData:
-    """The store that `voxsam prepare` made in `folder`. Raises FileError if it is none, not finished, or of another
-    format.
-    """
+    """Open the store in `folder`. Raises FileError if it is not one, not finished, or of another format."""
     path = Path(folder) / "dataset.json"
     if not path.is_file():
         raise FileError(f"{folder}: no dataset.json", "a folder made by voxsam prepare", REMEDY)
@@ -261,7 +259,7 @@ def open_store(folder: str | os.PathLike[str]) -> PreparedData:
 
 
 def find_description(folder: Path) -> Description | None:
-    """What a store says of itself; None for a folder of another kind. Raises FileError for one of another format."""
+    """A store's description; None for a folder of another kind. Raises FileError for a store of another format."""
     path = folder / "dataset.json"
     description = read_description(path)
     found = None if description else _format_of(path)
@@ -272,7 +270,7 @@ def find_description(folder: Path) -> Description | None:
 
 
 def _format_of(path: Path) -> int | None:
-    """The format of a store that cannot be read; None if it is no store, or only damaged."""
+    """The format of a store of another format; None if it is not a store, or merely damaged."""
     try:
         found = dict(from_json(path.read_bytes()))
     except (OSError, ValueError, TypeError):
@@ -282,7 +280,7 @@ def _format_of(path: Path) -> int | None:
 
 
 def read_description(path: Path) -> Description | None:
-    """What a dataset.json says, or None if it is absent, of another kind or of another format."""
+    """The description in a dataset.json, or None if it is absent, of another kind or of another format."""
     try:
         description = Description.model_validate_json(path.read_bytes())
     except (OSError, ValidationError):
@@ -291,12 +289,12 @@ def read_description(path: Path) -> Description | None:
 
 
 def case_folder(folder: Path, name: str) -> Path:
-    """Where a store keeps a case."""
+    """The folder of a case in a store."""
     return folder / "cases" / f"{name}.zarr"
 
 
 def read_record(folder: Path) -> CaseRecord | None:
-    """What a finished case's folder says of itself, or None if there is none of this format."""
+    """The record in a finished case's folder, or None if there is none of this format."""
     try:
         return CaseRecord.model_validate(dict(zarr.open_group(folder, mode="r").attrs)["record"])
     except (OSError, KeyError, ValueError):  # pydantic's and zarr's errors are ValueErrors
@@ -311,9 +309,9 @@ def write_case(
     record: CaseRecord,
     classes: NDArray[np.uint8] | None = None,
 ) -> None:
-    """Write a case's arrays, `classes` (n,) those of its foreground. Raises FileError.
+    """Write a case's arrays; `classes` (n,) are the labels of its foreground. Raises FileError.
 
-    `folder` appears whole or not at all and replaces an older one.
+    `folder` appears whole or not at all, and replaces an older one.
     """
     with atomic_folder(folder) as partial:
         group = zarr.create_group(partial, attributes={"record": record.model_dump(mode="json")})
@@ -338,7 +336,7 @@ def _write_array(group: zarr.Group, name: str, array: NDArray[Any]) -> None:
 
 
 def sample_positions(label: NDArray[np.uint8], always: NDArray[np.int32]) -> NDArray[np.int32]:
-    """(n, 3) the voxels of a label, or an even sample of about MAX_POSITIONS of them with the voxels `always`."""
+    """(n, 3) the voxels of a label, or an even sample of about MAX_POSITIONS that includes the voxels `always`."""
     positions = np.argwhere(label).astype(np.int32)
     if len(positions) <= MAX_POSITIONS:
         return positions
@@ -348,7 +346,7 @@ def sample_positions(label: NDArray[np.uint8], always: NDArray[np.int32]) -> NDA
 
 
 def check_output(folder: Path, raw: Path) -> None:
-    """Raises InputError for an output folder that is the data set itself, FileError for one that is a file."""
+    """Raise InputError if the output folder is the data set itself, FileError if it is a file; else create it."""
     if folder.exists() and folder.resolve() == raw.resolve():
         raise InputError(f"the output {folder} is the data set", "another folder", "choose one with -o")
     make_folder(folder)

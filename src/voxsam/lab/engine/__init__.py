@@ -1,1 +1,1 @@
-"""The data engine: training samples made of real scans, with lesions painted in, real labels, organs and regions."""
+"""The data engine: training samples from real scans, with painted lesions, real lesions, organs and regions."""

@@ -1,8 +1,8 @@
-"""Fits a model's calibration: Dice, volume and likeness of a lesion, from sessions on validation scans.
+"""Fit a model's calibration (Dice, volume interval, probability of a lesion) from sessions on validation scans.
 
-`python -m voxsam.lab.engine.calibrate MODEL.safetensors DATA [OUT.json]` draws lesions that are in no table into the
-backgrounds that no training touched, clicks and corrects each in its whole scan, and the real validation lesions
-likewise, clicks where nothing was painted, fits, and writes the calibration into the model's file. What it prints is
+`python -m voxsam.lab.engine.calibrate MODEL.safetensors DATA [OUT.json]` paints lesions other than those in tables into
+backgrounds not used for training, clicks and corrects these and the real validation lesions in their whole scans,
+clicks where nothing was painted, fits, and writes the calibration into the model's file. The printed scores are
 cross-validated by lesion.
 """
 
@@ -37,21 +37,21 @@ from voxsam.volume import Volume
 from voxsam.weights.checkpoint import load_model
 from voxsam.weights.file import METADATA_KEY, new_file, read_model
 
-SEED, PER_BIN = 77, 48  # of the lesions that it is fitted on: others than the validation table's
-CORRECTED = (0, 1, 3)  # corrective clicks after which a mask counts
-TRIALS = 3  # of each real lesion
-HEALTHY = {ORGAN: 120, SOFT: 90, LUNG: 50, FAT: 40, BONE: 40}  # clicks of each tissue where nothing was painted
-ROOM_MM = 160.0  # of the scan round a lesion that is kept: more than a crop
+SEED, PER_BIN = 77, 48  # of the lesions that it is fitted on, which differ from those of the validation table
+CORRECTED = (0, 1, 3)  # numbers of corrective clicks after which a mask is a case
+TRIALS = 3  # per real lesion
+HEALTHY = {ORGAN: 120, SOFT: 90, LUNG: 50, FAT: 40, BONE: 40}  # clicks on each tissue where nothing was painted
+ROOM_MM = 160.0  # of the scan kept around a lesion: more than a crop
 WIDTH, STEPS, DECAY = 24, 800, 0.01
-MEMBERS = 5  # networks, whose mean counts: one alone warns of 48 to 64 % of healthy clicks, as its seed is
+MEMBERS = 5  # networks to average: a single one warns of 48 to 64 % of healthy clicks, depending on its seed
 FOLDS = 6
 INTERVAL = 0.8
-WARNED = 0.09  # of first clicks in lesions
+WARNED = 0.09  # fraction of first clicks in lesions that get a warning
 
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """One mask: its signals, and what is true of it. `ratio`: the lesion's volume over the mask's; 0: no lesion."""
+    """One mask: its signals and its ground truth. `ratio`: the lesion's volume over the mask's; 0: no lesion."""
 
     lesion: str
     clicks: int
@@ -61,7 +61,7 @@ class Case:
 
 
 def lesion_cases(model: Promptable, lesions: Iterator[Lesion]) -> Iterator[Case]:
-    """Each lesion after one click, and after CORRECTED."""
+    """A case for each lesion after one click and each number of CORRECTED clicks."""
     for number, lesion in enumerate(lesions):
         rng = np.random.default_rng([SEED, number])
         scan, mask = _near(lesion)
@@ -85,7 +85,7 @@ def lesion_cases(model: Promptable, lesions: Iterator[Lesion]) -> Iterator[Case]
 
 
 def healthy_cases(model: Promptable, folder: Path) -> Iterator[Case]:
-    """Clicks of each tissue in scans as they are, as many in each."""
+    """A case for each click on healthy tissue in unchanged scans, the same number in each scan."""
     rng = np.random.default_rng([SEED, 1])
     scans = backgrounds(folder)
     for scan, volume in scans:
@@ -101,7 +101,7 @@ def healthy_cases(model: Promptable, folder: Path) -> Iterator[Case]:
 
 
 def _near(lesion: Lesion) -> tuple[Volume, Volume]:
-    """The part of a scan round a lesion that a session may look at."""
+    """The part of a scan around a lesion that a session may look at."""
     grid = lesion.scan.grid
     box = Region.of(lesion.mask.array).box
     margin = int(np.ceil(ROOM_MM / grid.spacing_mm.min()))
@@ -122,7 +122,7 @@ def _dice(region: Region, truth: NDArray[np.bool_]) -> float:
 
 
 def fit(cases: Sequence[Case], seed: int = 0) -> tuple[Calibration, dict[str, float]]:
-    """The calibration of all cases, and what cross-validation by lesion says of it."""
+    """The calibration from all cases, and its scores by cross-validation over lesions."""
     x, dice, log_ratio, lesion = _arrays(cases)
     first = np.logical_and(lesion, [case.clicks == 1 for case in cases])
     names = list(dict.fromkeys(case.lesion for case in cases))
@@ -198,7 +198,7 @@ def _trained(
     lesion: NDArray[np.bool_],
     seed: int,
 ) -> nn.Sequential:
-    """One network on the standardised signals."""
+    """Train one network on the standardised signals."""
     torch.manual_seed(seed)
     network = nn.Sequential(nn.Linear(given.shape[1], WIDTH), nn.Tanh(), nn.Linear(WIDTH, OUTPUTS))
     is_lesion = torch.from_numpy(lesion)
@@ -224,7 +224,7 @@ def _trained(
 
 
 def _mean_of(members: Sequence[nn.Sequential]) -> nn.Sequential:
-    """One network whose output is the mean of theirs: their hidden units side by side."""
+    """One network whose output is the mean of theirs, with their hidden units side by side."""
     enter, leave = zip(*([one for one in member if isinstance(one, nn.Linear)] for member in members), strict=True)
     first = nn.Linear(enter[0].in_features, WIDTH * len(members))
     last = nn.Linear(WIDTH * len(members), OUTPUTS)
@@ -237,7 +237,7 @@ def _mean_of(members: Sequence[nn.Sequential]) -> nn.Sequential:
 
 
 def as_often_clicked(x: NDArray[np.float64], lesion: NDArray[np.bool_], seed: int) -> NDArray[np.float64]:
-    """Clicks beside lesions as if they had been corrected as often: how many clicks there are tells no lesion."""
+    """Give healthy clicks the click counts of lesions, so that the number of clicks does not reveal a lesion."""
     x, drawn = x.copy(), np.random.default_rng(seed)
     if lesion.any():
         x[~lesion, COUNTS] = x[lesion][drawn.integers(lesion.sum(), size=(~lesion).sum()), COUNTS]
@@ -258,7 +258,7 @@ def _held(ends: NDArray[np.float64], log_ratio: NDArray[np.float64], shift: floa
 
 
 def _shift(ends: NDArray[np.float64], log_ratio: NDArray[np.float64]) -> float:
-    """By how much both ends must move outwards to hold INTERVAL of cases they were not fitted on (conformal)."""
+    """How far both ends must move outwards to cover INTERVAL of the cases they were not fitted on (conformal)."""
     low, high = np.minimum(*ends.T), np.maximum(*ends.T)
     return float(np.quantile(np.maximum(low - log_ratio, log_ratio - high), INTERVAL))
 
@@ -276,7 +276,7 @@ def _tensor(values: NDArray[np.float64]) -> Tensor:
 
 
 def main(source: str, data: str, out: str | None = None) -> None:
-    """Fit, print what cross-validation says, and write the calibration into the file."""
+    """Fit, print the cross-validated scores, and write the calibration into the file."""
     model, folder = load_model(source, "cpu"), Path(data)
     real = (lesion for source in (sarcomas, whole_ct) for lesion in source(folder) for _ in range(TRIALS))
     lesions = chain(painted(folder, SEED, PER_BIN), real)
@@ -288,7 +288,7 @@ def main(source: str, data: str, out: str | None = None) -> None:
     sys.stdout.write(json.dumps(scores, indent=1) + "\n")
     card, tensors = read_model(Path(source))
     card = card.model_copy(update={"calibration": calibration})
-    with new_file(Path(source)) as temporary:  # tensors as they are, in half precision or not
+    with new_file(Path(source)) as temporary:  # tensors unchanged, whatever their precision
         save_file(tensors, temporary, {METADATA_KEY: card.model_dump_json()})
 
 

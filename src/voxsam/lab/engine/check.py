@@ -1,7 +1,7 @@
-"""Scores of a model at the spacing that each validation lesion asks for: what its network can do, session aside.
+"""Scores of a model at the spacing that suits each validation lesion's size: its network without a session.
 
 `python -m voxsam.lab.engine.check MODEL DATA [OUT.json]`: MODEL is a .safetensors file or the last.ckpt of a run. The
-crop lies about the click; Dice counts the lesion's voxels outside it, too.
+crop is centred on the click; the lesion's voxels outside it count for Dice, too.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from voxsam.resample import resample
 from voxsam.weights.checkpoint import load_model
 from voxsam.weights.file import read_pickle
 
-ACROSS, SPACINGS_MM = 24.0, (1.0, 4.0)  # voxels that a lesion is to be long, and the spacings that do it
+ACROSS, SPACINGS_MM = 24.0, (1.0, 4.0)  # wanted length of a lesion in voxels, and the range of spacings for it
 CORRECTED = 5
 
 
@@ -40,11 +40,11 @@ class Checked:
     spacing_mm: float
     dice: tuple[float, ...]
     hit: bool
-    more: float  # Dice of ten random clicks
+    more: float  # Dice after ten random clicks
 
 
 def check(model: Promptable, lesions: Iterable[Lesion], across: float = ACROSS) -> Iterator[Checked]:
-    """Each lesion in one crop; clicks depend on its name alone."""
+    """Check each lesion in one crop; its clicks depend only on its place in `lesions`."""
     use, side = model.card.preprocessing, model.config.crop
     for number, lesion in enumerate(lesions):
         rng = np.random.default_rng([7, number])
@@ -99,7 +99,7 @@ def _clicked(
 
 
 def read_any(source: str) -> Promptable:
-    """The network of a model's name or file, or of a run's checkpoint: its averaged weights."""
+    """Load a model by name or file, or the averaged weights in a run's checkpoint."""
     path = Path(source)
     if path.suffix != ".ckpt":
         return load_model(source, "cpu")
@@ -115,7 +115,7 @@ def read_any(source: str) -> Promptable:
 
 
 def table(rows: Iterable[Checked]) -> str:
-    """A line for each group: mean Dice after 1 click, 10 random ones, and 1 + 1 to 1 + 5 corrective ones."""
+    """A line for each group: mean Dice after 1 click, 10 random clicks, and 1 + 1 to 1 + 5 corrective clicks."""
     rows, lines = list(rows), []
     for group in dict.fromkeys(row.group for row in rows):
         of = [row for row in rows if row.group == group]

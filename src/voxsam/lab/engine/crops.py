@@ -1,4 +1,4 @@
-"""How a crop is laid into a scan, and how its intensities are varied: spacing, turn, flips, contrast, noise, blur."""
+"""The geometry of a crop in a scan, and the augmentation of its intensities: contrast, noise, blur."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from voxsam.lab.engine.voxels import Image, Mask, box_of, smoothed
 from voxsam.preprocess import Preprocessing
 
 TURN_DEGREES = 20.0
-CURVE_HU = (-1024.0, -300.0, -110.0, -20.0, 30.0, 80.0, 150.0, 300.0, 1200.0)  # where a random curve bends
+CURVE_HU = (-1024.0, -300.0, -110.0, -20.0, 30.0, 80.0, 150.0, 300.0, 1200.0)  # nodes of a random intensity curve
 CUT_MM = (5.0, 60.0)
-FACTOR = 4.0  # of `voxels_across`, up and down, within which a thing is still clicked at any spacing
+FACTOR = 4.0  # a target's length at any spacing stays within this factor of `voxels_across`, up and down
 
 
 @dataclass(frozen=True)
 class Frame:
-    """`matrix` (3, 3): a step in voxels of a crop to mm of a scan; `spacing_mm` (3,) of the crop's axes."""
+    """A crop's axes: `matrix` (3, 3) maps a step in voxels of the crop to mm of the scan."""
 
     matrix: NDArray[np.float64]
 
     @property
     def spacing_mm(self) -> NDArray[np.float64]:
-        """(3,) lengths of the steps."""
+        """(3,) spacing of the crop's axes."""
         return np.linalg.norm(self.matrix, axis=0)
 
 
 def draw_spacing(diameter_mm: float, use: EngineSettings, rng: np.random.Generator) -> float:
-    """A spacing at which a thing is about `voxels_across` long, or at times any, within the range."""
+    """A spacing within the range at which a target is about `voxels_across` long, or sometimes any spacing."""
     if use.any_scale and rng.random() < use.any_scale:
         spacing = np.exp(rng.uniform(*np.log(use.spacing_mm)))
         ends = diameter_mm / (use.voxels_across * FACTOR), diameter_mm * FACTOR / use.voxels_across
@@ -40,7 +40,7 @@ def draw_spacing(diameter_mm: float, use: EngineSettings, rng: np.random.Generat
 
 
 def draw_frame(spacing_mm: float, use: EngineSettings, rng: np.random.Generator) -> Frame:
-    """A crop's axes: turned a little, mirrored, at times with rows for columns, each with a zoom of its own."""
+    """A crop's axes: rotated a little, flipped, sometimes with rows and columns swapped, each with its own zoom."""
     turn = np.eye(3)
     if rng.random() < use.turned:
         a, b, c = np.deg2rad(rng.uniform(-TURN_DEGREES, TURN_DEGREES, 3))
@@ -60,7 +60,7 @@ def _about(axis: int, angle: float) -> NDArray[np.float64]:
 
 
 def cut_to(label: Mask, spacing_mm: NDArray[np.float64], rng: np.random.Generator) -> Mask:
-    """(D, H, W) the box of the crop in which a scan cut round the lesion would lie, each side's margin drawn."""
+    """(D, H, W) the part of the crop that remains if its scan is cut around the lesion, at random margins."""
     box = box_of(label)
     kept = np.zeros(label.shape, dtype=bool)
     margins = np.rint(rng.uniform(*CUT_MM, (3, 2)) / spacing_mm[:, None]).astype(int)
@@ -75,7 +75,7 @@ def normalised(
     preprocessing: Preprocessing,
     rng: np.random.Generator,
 ) -> Image:
-    """The crop as a model gets it, its intensities varied; 0 where the scan has ended."""
+    """The crop as a model gets it, with augmented intensities; 0 outside the scan."""
     image = image_hu
     if rng.random() < use.blur:
         width = np.zeros(3)
@@ -94,7 +94,7 @@ def normalised(
 
 
 def _recoloured(image: Image, seen: Mask, rng: np.random.Generator) -> Image:
-    """Intensities through a random curve, standardised as an MR scan is: other organs become bright and dark."""
+    """Intensities mapped by a random curve and standardised like an MR scan: organs swap between bright and dark."""
     steps = rng.gamma(0.7, 1.0, len(CURVE_HU)) * np.sqrt(np.diff(CURVE_HU, prepend=-2000.0))
     steps *= np.where(rng.random(len(CURVE_HU)) < 0.25, -1, 1)
     curve = np.cumsum(steps) * rng.choice([-1, 1], p=[0.35, 0.65])

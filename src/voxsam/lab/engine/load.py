@@ -1,4 +1,4 @@
-"""The data engine's sources, read from a folder like the shared data: only what the split lets a model see."""
+"""Read the data engine's sources from a folder like the shared data: only what the split allows for training."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ Seen = dict[str, dict[str, str]]  # source -> case -> its content (voxsam.seen)
 
 
 def load_sources(folder: Path, use: EngineSettings, preprocessing: Preprocessing) -> Sources:
-    """The sources that have a share, of the split's part for training; MR as `preprocessing` standardises it.
+    """Read the training part of all sources that have a share; MR is standardised to the statistics of `preprocessing`.
 
-    Backgrounds are always read. Raises FileError for a folder or a case that is not there.
+    Backgrounds are always read. Raises FileError for a missing folder or case.
     """
     seen: Seen = {}
     return Sources(
@@ -41,7 +41,7 @@ def load_sources(folder: Path, use: EngineSettings, preprocessing: Preprocessing
 def _cases(
     folder: Path, source: str, seen: Seen, labels: str = "labelsTr", sub: str = ""
 ) -> Iterator[tuple[str, Volume, Volume | None]]:
-    """Each training case of a source with its label, if `labels` names their folder."""
+    """Each training case of a source, with its label if `labels` names the folder of labels."""
     for case in cases(source, "train"):
         volume = read_volume(_file(folder / source / sub / "imagesTr" / f"{case}_0000.nii.gz"))
         label = read_volume(_file(folder / source / sub / labels / f"{case}.nii.gz"), labels=True) if labels else None

@@ -1,4 +1,4 @@
-"""The model of a run that is not finished: its averaged weights so far, in half precision, and what it has seen.
+"""Write the model of an unfinished run: its averaged weights so far, in half precision, and its training cases.
 
 `python -m voxsam.lab.engine.milestone RUN DATA MODEL.safetensors`: RUN is the folder of `voxsam train`, DATA its data.
 """
@@ -17,7 +17,7 @@ from voxsam.weights.checkpoint import save_model
 
 
 def write_milestone(run: Path, data: Path, target: Path) -> int:
-    """Write the model; returns how many steps it has had. Raises InputError for a run without a data engine."""
+    """Write the model and return its number of steps. Raises InputError for a run without a data engine."""
     last = run / f"{LAST}.ckpt"
     network = read_any(str(last))
     recipe = Recipe.model_validate({**network.card.recipe, "description": network.card.description})

@@ -1,7 +1,7 @@
-"""Lesions painted into a scan: their shape, border, inside, and the tissue that they keep to.
+"""Lesions painted into a scan: their shape, border, interior, and the tissues they stay in.
 
-Lengths are millimetres, intensities Hounsfield units. Synthetic lesions in healthy livers alone trained a network to
-the accuracy of real labels (Hu et al., Label-Free Liver Tumor Segmentation, CVPR 2023); here they lie in any tissue.
+Lengths are in millimetres, intensities in Hounsfield units. Training only on synthetic lesions in healthy livers has
+matched real labels (Hu et al., Label-Free Liver Tumor Segmentation, CVPR 2023); here lesions lie in any tissue.
 """
 
 from __future__ import annotations
@@ -14,50 +14,50 @@ from numpy.typing import NDArray
 
 from voxsam.lab.engine.voxels import Image, Mask, box_of, dilated, eroded, largest_part, smoothed
 
-LUNG, FAT, SOFT, BONE = range(4)  # tissues; the air round the body and in the bowel counts as lung
+LUNG, FAT, SOFT, BONE = range(4)  # tissues; air around the body and in the bowel counts as lung
 BOUNDS_HU = (-300.0, -25.0, 190.0)  # between them
-FEWEST = 12  # voxels of a lesion: fewer are not painted
-THREADS_FROM = 200  # voxels of a lesion from which on its threads are cut
-MAX_NODES = 48  # of noise on an axis; finer noise than that is white noise's affair
-SPLINE_SD = 0.4795**1.5  # s.d. of a cubic B-spline through white noise, averaged over places, in three dimensions
+FEWEST = 12  # voxels of a lesion: smaller ones are not painted
+THREADS_FROM = 200  # voxels: larger lesions have thin threads removed
+MAX_NODES = 48  # of noise on an axis: this limits how fine it gets
+SPLINE_SD = 0.4795**1.5  # s.d. of a cubic B-spline with white noise as coefficients, averaged over positions, in 3D
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A lesion's outline: an ellipsoid of that diameter, its lobes, and how rough it is (shares of its radius)."""
+    """A lesion's outline: an ellipsoid of this diameter, its lobes, and its roughness (fractions of its radius)."""
 
     diameter_mm: float
     axes: tuple[float, float, float]  # half axes, the longest 1
     turn: NDArray[np.float64]  # (3, 3) rotation
-    lobes: NDArray[np.float64]  # (n, 4) middle and radius of further balls, in half axes
+    lobes: NDArray[np.float64]  # (n, 4) centre and radius of additional balls, in half axes
     rough: tuple[float, float, float]  # s.d. of the border's noise at three sizes, coarse to fine
 
 
 @dataclass(frozen=True)
 class Look:
-    """What a lesion looks like; a contrast is added to `mean_hu`, the level of its inside."""
+    """A lesion's appearance; contrasts are added to `mean_hu`, the level of its interior."""
 
     mean_hu: float
-    edge_mm: float  # over which it fades into what surrounds it
-    texture_hu: tuple[float, float]  # s.d. of its unevenness, coarse and fine
-    slope_hu: float  # from one side to the other
+    edge_mm: float  # over which it fades into its surroundings
+    texture_hu: tuple[float, float]  # s.d. of its texture, coarse and fine
+    slope_hu: float  # gradient across the lesion
     core_hu: float  # contrast of a necrotic or cystic core, 0 without
-    core_depth: float  # where the core begins: shares of the radius below the border
+    core_depth: float  # where the core begins: depth below the border as a fraction of the radius
     rim_hu: float  # contrast of an enhancing rim, 0 without
     rim_mm: float
-    halo_hu: float  # contrast of a faint zone round it that is no part of it
-    flecks: float  # share of the inside that is calcified
-    veil: float  # how much of what was there before shines through
-    keeps: tuple[int, ...]  # tissues that it stays in; empty: it grows over all
+    halo_hu: float  # contrast of a faint zone around it that is not part of it
+    flecks: float  # fraction of the interior that is calcified
+    veil: float  # fraction of the original intensities that shows through
+    keeps: tuple[int, ...]  # tissues it stays in; empty: all
 
 
 def tissue_of(image_hu: Image) -> NDArray[np.uint8]:
-    """LUNG, FAT, SOFT or BONE of each voxel of a smoothed scan."""
+    """LUNG, FAT, SOFT or BONE for each voxel of a smoothed scan."""
     return np.digitize(image_hu, BOUNDS_HU).astype(np.uint8)
 
 
 def draw_shape(diameter_mm: float, rng: np.random.Generator) -> Shape:
-    """Round and smooth to long, lobed and rough; small ones are rounder."""
+    """A random shape, from round and smooth to long, lobed and rough; small ones are rounder."""
     long = rng.uniform(0.55, 1.0) if diameter_mm < 25 else rng.uniform(0.4, 1.0)
     axes = (1.0, rng.uniform(long, 1.0), long)
     turn = np.linalg.qr(rng.standard_normal((3, 3)))[0]
@@ -73,7 +73,7 @@ def draw_shape(diameter_mm: float, rng: np.random.Generator) -> Shape:
 
 
 def draw_look(diameter_mm: float, tissue: int, around_hu: float, rng: np.random.Generator) -> Look:
-    """A look that lesions of this size have in this tissue, whose level about the lesion is `around_hu`."""
+    """A random appearance for a lesion of this size in this tissue, whose local level is `around_hu`."""
     mean = _level(tissue, around_hu, rng)
     solid = mean > -60
     big = diameter_mm > 14
@@ -98,7 +98,7 @@ def draw_look(diameter_mm: float, tissue: int, around_hu: float, rng: np.random.
 
 
 def _level(tissue: int, around_hu: float, rng: np.random.Generator) -> float:
-    """The level of a lesion's inside: darker, brighter, nearly the same, cystic, or of another kind altogether."""
+    """A random level of a lesion's interior: darker, brighter, nearly the same, cystic, or altogether different."""
     draw = rng.random()
     if tissue == LUNG:
         return rng.uniform(-60, 80) if draw < 0.85 else rng.uniform(-500, -100)
@@ -129,40 +129,40 @@ def _kept(tissue: int, rng: np.random.Generator) -> tuple[int, ...]:
 
 
 def draw_abutting(diameter_mm: float, tissue: int, soft_hu: float, rng: np.random.Generator) -> Look:
-    """A node in fat or a tumour in the lung, about as dense as the soft tissue (`soft_hu`) that it lies against.
+    """A node in fat or a tumour in the lung, about as dense as the soft tissue (`soft_hu`) that it abuts.
 
-    There no border shows; the lesion ends where that tissue began.
+    No border is visible there; the lesion ends where that tissue begins.
     """
     look = draw_look(diameter_mm, SOFT, soft_hu, rng)
     return replace(look, mean_hu=soft_hu + rng.normal(0, 12), veil=0.0, keeps=(tissue, FAT))
 
 
 def like(look: Look, rng: np.random.Generator) -> Look:
-    """The look of another lesion of the same patient: alike, not the same."""
+    """The appearance of another lesion of the same patient: similar, but not the same."""
     return replace(look, mean_hu=look.mean_hu + rng.normal(0, 5), slope_hu=rng.normal(0, 6), rim_mm=look.rim_mm * 0.8)
 
 
 @dataclass(frozen=True)
 class Site:
-    """Where a lesion is painted: a scan or a part of it, what it looked like smoothed, and its noise."""
+    """Where a lesion is painted: a scan or a part of it, its smoothed original, and its noise level."""
 
     image: Image  # (D, H, W) HU
-    smooth: Image  # the same over some 3 mm
+    smooth: Image  # the same, smoothed over about 3 mm
     spacing_mm: NDArray[np.float64]  # (3,)
     noise_hu: float  # s.d. of the scan's noise at this spacing
 
     @classmethod
     def of(cls, image: Image, spacing_mm: NDArray[np.float64], noise_hu: float) -> Site:
-        """The site of a scan, smoothed over some 3 mm, at least a voxel."""
+        """The site in an image, which is smoothed over about 3 mm, but at least a voxel."""
         return cls(image, smoothed(image, np.maximum(1.5 / spacing_mm, 0.7)), spacing_mm, noise_hu)
 
 
 def paint(
     site: Site, centre: NDArray[np.floating], shape: Shape, look: Look, rng: np.random.Generator, avoid: Mask | None
 ) -> tuple[Site, Mask] | None:
-    """The site with a lesion about the index `centre`, and the lesion's voxels; None if fewer than FEWEST are left.
+    """The site with a lesion around the index `centre`, and its mask; None if it has fewer than FEWEST voxels.
 
-    It does not grow into `avoid`. The mask is what lies inside its outline: of a soft border the middle.
+    It does not extend into `avoid`. The mask ends at its outline, halfway through a soft border.
     """
     depth_mm = _depth(site, centre, shape, rng)
     inside = _clean(depth_mm > 0, site, look.keeps, avoid, centre)
@@ -186,7 +186,7 @@ def paint(
 
 
 def _depth(site: Site, centre: NDArray[np.floating], shape: Shape, rng: np.random.Generator) -> Image:
-    """(D, H, W) how far inside the outline each voxel lies, about in mm; negative outside."""
+    """(D, H, W) depth of each voxel inside the outline, approximately in mm; negative outside."""
     radius = shape.diameter_mm / 2
     d, h, w = (
         ((np.arange(n) - c) * s).astype(np.float32)
@@ -206,7 +206,7 @@ def _depth(site: Site, centre: NDArray[np.floating], shape: Shape, rng: np.rando
 
 
 def _smooth_max(a: Image, b: Image) -> Image:
-    """The larger one, with the edge between both rounded off: a polynomial smooth maximum."""
+    """A polynomial smooth maximum: the larger value, with the crease between both rounded off."""
     width = 0.15
     blend = np.clip(0.5 + (b - a) / (2 * width), 0, 1)
     return (a + (b - a) * blend + width * blend * (1 - blend)).astype(np.float32)
@@ -215,19 +215,19 @@ def _smooth_max(a: Image, b: Image) -> Image:
 def _clean(
     inside: Mask, site: Site, keeps: tuple[int, ...], avoid: Mask | None, centre: NDArray[np.floating]
 ) -> Mask | None:
-    """The part that lies in the tissues that it keeps to and hangs together, its largest; None where too little is."""
+    """The largest connected part inside the tissues in `keeps` and outside `avoid`; None if it is too small."""
     if keeps:
         inside = inside & np.isin(tissue_of(site.smooth), keeps)
     if avoid is not None:
         inside = inside & ~avoid
     part = largest_part(inside)
     if part.sum() > THREADS_FROM:
-        part = largest_part(dilated(eroded(part)) & part)  # no threads of one voxel
+        part = largest_part(dilated(eroded(part)) & part)  # removes threads one voxel wide
     return part if part.sum() >= FEWEST else None
 
 
 def _fade(depth_mm: Image, inside: Mask, edge_mm: float) -> Image:
-    """0 outside to 1 inside, a half at the border of the mask, which follows tissue where the outline does not."""
+    """From 0 outside to 1 inside, 0.5 at the mask's border, whether that is the outline or a tissue's border."""
     soft = 1 / (1 + np.exp(-np.clip(depth_mm * (3 / edge_mm), -30, 30)))
     cut = smoothed(inside.astype(np.float32), 0.6)
     return np.minimum(soft, np.where(inside, np.maximum(cut, 0.5), np.minimum(cut, 0.5))).astype(np.float32)
@@ -242,7 +242,7 @@ def _inside(
     smooth: Image,
     rng: np.random.Generator,
 ) -> Image:
-    """What the lesion is made of, with the scan's own noise on it."""
+    """The lesion's interior in HU, with the scan's own noise."""
     spacing = site.spacing_mm.tolist()
     coarse = smooth_noise(depth_mm.shape, spacing, max(0.5 * radius_mm, 1.5), rng)
     fine = smooth_noise(depth_mm.shape, spacing, max(0.15 * radius_mm, 1.2), rng)
@@ -262,16 +262,16 @@ def _inside(
     grain = smoothed(rng.standard_normal(depth_mm.shape), 0.6)
     grain *= site.noise_hu / max(float(grain.std()), 1e-6)
     own = before - smooth
-    calm = np.abs(smooth - before.mean()) < 150  # where the scan's own residual is noise, and no vessel or edge
+    calm = np.abs(smooth - before.mean()) < 150  # where the scan's residual is noise, not a vessel or edge
     return (tissue + np.where(calm & (np.abs(own) < 4 * site.noise_hu), own, grain)).astype(np.float32)
 
 
 def smooth_noise(
     shape: Sequence[int], spacing_mm: Sequence[float], correlation_mm: float, rng: np.random.Generator
 ) -> NDArray[np.float32]:
-    """(shape) float32 noise of mean 0 and s.d. 1 that changes over about `correlation_mm`: a spline on coarse nodes.
+    """Smooth float32 noise of mean 0 and s.d. 1, with a correlation length of about `correlation_mm`: a spline.
 
-    The nodes begin at a random place, so that no voxel of a crop is more likely than another to be a maximum.
+    Its nodes have a random offset, so that no voxel of a crop is more likely than another to be a maximum.
     """
     matrices = [_spline(n, s / correlation_mm, rng.random()) for n, s in zip(shape, spacing_mm, strict=True)]
     field = rng.standard_normal([m.shape[1] for m in matrices]).astype(np.float32)
@@ -281,7 +281,7 @@ def smooth_noise(
 
 
 def _spline(count: int, step: float, offset: float) -> NDArray[np.float32]:
-    """(count, nodes) weights of the uniform cubic B-spline at places `step` nodes apart."""
+    """(count, nodes) weights of the uniform cubic B-spline at positions `step` nodes apart."""
     step = min(step, (MAX_NODES - 4) / max(1, count))
     at = offset + step * np.arange(count)
     first, t = np.floor(at).astype(int), at % 1

@@ -1,4 +1,4 @@
-"""Pictures of samples: each as the model sees it, and beside it what was clicked, to be looked at by a person.
+"""Pictures of samples for visual inspection: each as the model sees it, and beside it the click and the target.
 
 `python -m voxsam.lab.engine.pictures RECIPE DATA PICTURE.png [COUNT [MODEL]]` draws 30 samples of a recipe's engine, or
 COUNT of them, with the masks of a model (a file, or a run's last.ckpt) for their first clicks.
@@ -22,9 +22,9 @@ LABEL, MASK, CLICK = (90, 220, 120), (255, 120, 60), (255, 230, 60)
 
 
 def sheet(samples: Sequence[Sample], masks: Sequence[NDArray[np.bool_]] | None = None) -> NDArray[np.uint8]:
-    """(H, W, 3) the axial plane through each first click, twice: plain, then with the label's outline (green).
+    """(H, W, 3) the axial plane through each first click, twice: plain, and with click and label outline (green).
 
-    `masks`: the prediction for each sample, outlined too (orange).
+    `masks` are predictions for the samples, also outlined (orange).
     """
     tiles = [_tile(sample, None if masks is None else masks[n]) for n, sample in enumerate(samples)]
     height, width = tiles[0].shape[:2]
@@ -46,7 +46,7 @@ def _tile(sample: Sample, mask: NDArray[np.bool_] | None) -> NDArray[np.uint8]:
     if mask is not None:
         drawn[_outline(mask[d])] = MASK
     drawn[h * ENLARGED : (h + 1) * ENLARGED, w * ENLARGED : (w + 1) * ENLARGED] = CLICK
-    return np.concatenate([plain[::-1], drawn[::-1]], 1)  # rows grow to the front: a radiologist has that on top
+    return np.concatenate([plain[::-1], drawn[::-1]], 1)  # rows increase towards the front, which is shown on top
 
 
 def _enlarged(image: NDArray) -> NDArray:
@@ -60,7 +60,7 @@ def _outline(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def masks_of(model: Promptable, samples: Sequence[Sample]) -> list[NDArray[np.bool_]]:
-    """(D, H, W) each: a model's masks for the first click of each sample."""
+    """A model's mask (D, H, W) for the first click of each sample."""
     found = []
     with torch.inference_mode():
         for sample in samples:

@@ -1,7 +1,7 @@
-"""Regions of a real scan that a person could click: what hangs together with a voxel and has a border of its own.
+"""Regions of a real scan that a person might click: connected to a voxel, with a border of their own.
 
-A stable extremal region (after Matas et al., BMVC 2002) about a seed: the voxels joined to it, by more than a thin
-bridge, that are brighter (or darker) than a threshold, at a threshold where the region hardly grows.
+A stable extremal region (after Matas et al., BMVC 2002) around a seed: the voxels brighter (or darker) than a threshold
+that are connected to it by more than a thin bridge, at a threshold where the region hardly grows.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from voxsam.lab.engine.voxels import Image, Mask, dilated, eroded, parts_of, smo
 
 TOLERANCES_HU = 12.0 * 1.45 ** np.arange(6)  # between the seed and the threshold
 SMALLEST, LARGEST = 40, 30_000  # voxels
-GROWTH = 0.6  # of the logarithm of its size from one tolerance to the next: what grows faster has no border of its own
-AT_BORDER = 0.02  # share of the crop's outermost voxels that a region may take
-WINDOW_HU = (-250.0, 250.0)  # beyond it nothing is told apart: lung from air, bone from bone
+GROWTH = 0.6  # of the log size from one tolerance to the next: a region that grows faster has no border of its own
+AT_BORDER = 0.02  # fraction of the crop's outermost voxels that a region may take
+WINDOW_HU = (-250.0, 250.0)  # intensities beyond are not distinguished: lung from air, bone from bone
 
 
 def stable_region(image: Image, seed: tuple[int, int, int], blur: float, rng: np.random.Generator) -> Mask | None:
-    """(D, H, W) a stable region about a voxel of an image smoothed by `blur` voxels; None if there is none."""
+    """A stable region (D, H, W) around a voxel of an image smoothed by `blur` voxels; None if there is none."""
     smooth = smoothed(image.clip(*WINDOW_HU), blur)
     above = smooth - smooth[seed] if rng.random() < 0.6 else smooth[seed] - smooth
     bridge = int(rng.integers(1, 3))
@@ -41,7 +41,7 @@ def stable_region(image: Image, seed: tuple[int, int, int], blur: float, rng: np
 
 
 def _joined(mask: Mask, seed: tuple[int, int, int], bridge: int) -> Mask:
-    """The part of a mask that hangs together with a voxel by more than `bridge` voxels on either side; may be empty."""
+    """The part of a mask connected to a voxel by bridges wider than `bridge` voxels on either side; may be empty."""
     parts, _ = parts_of(eroded(mask, bridge, beyond=True))
     near = parts[tuple(slice(max(0, s - bridge), s + bridge + 1) for s in seed)]
     if not near.any():

@@ -1,6 +1,6 @@
-"""Scans held in memory for the data engine: at a few spacings, with the places where a lesion may be painted.
+"""Scans held in memory for the data engine, at a few spacings, with the places where lesions may be painted.
 
-Places are mm in the axes of the model (SAR: to the head, to the front, to the right), from the scan's outer corner.
+Places are in mm along the model's axes (SAR: superior, anterior, right) from the scan's outer corner.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from voxsam.lab.engine.voxels import dilated, eroded, parts_of, sampled, smoothe
 from voxsam.resample import resample
 from voxsam.volume import Volume
 
-SPACINGS_MM = (1.0, 1.5, 2.2, 3.2)  # at which a scan is kept, but for those finer than its own
-COARSE_MM = 3.0  # at which places are looked for
-MOST_PLACES = 4000  # of a kind
+SPACINGS_MM = (1.0, 1.5, 2.2, 3.2)  # at which a scan is kept, except those finer than its own
+COARSE_MM = 3.0  # spacing for the search for places
+MOST_PLACES = 4000  # per kind
 AIR_HU = -500.0
-ORGAN = 4  # a place in soft tissue that is even over a centimetre: liver, spleen, muscle, ...
-GAP = 5  # a place in fat that soft tissue surrounds: between vessels, muscles, bowel, where lymph nodes lie
-WALL = 6  # a place in the lung beside soft tissue: at the chest wall, the mediastinum, the diaphragm
+ORGAN = 4  # a place in soft tissue that is homogeneous over a centimetre: liver, spleen, muscle, ...
+GAP = 5  # a place in fat surrounded by soft tissue: between vessels, muscles, bowel, where lymph nodes lie
+WALL = 6  # a place in the lung next to soft tissue: at the chest wall, the mediastinum, the diaphragm
 EVEN_HU, LUNG_ML = 14.0, 50.0
-ENCLOSED = (0.5, 0.85)  # of what lies about a gap within a centimetre or so: soft tissue
+ENCLOSED = (0.5, 0.85)  # fraction of soft tissue within about a centimetre of a gap
 
 
 @dataclass(frozen=True)
 class Level:
-    """A scan at one spacing; `label` (or None) numbers what may be clicked in it."""
+    """A scan at one spacing; `label` (or None) numbers the structures that may be clicked."""
 
     array: NDArray[np.int16]
     label: NDArray[np.uint8] | None
@@ -47,7 +47,7 @@ class Scan:
 
     @classmethod
     def of(cls, name: str, volume: Volume, label: Volume | None = None, *, places: bool = True) -> Scan:
-        """A scan from its file, in HU; places are looked for unless nothing will be painted into it."""
+        """Make one from a volume in HU; without `places` nothing can be painted into it."""
         finest = float(volume.grid.spacing_mm.min())
         spacings = [s for s in SPACINGS_MM if s >= 0.8 * finest] or [SPACINGS_MM[-1]]
         levels = tuple(_level(volume, label, max(s, finest)) for s in spacings)
@@ -57,10 +57,10 @@ class Scan:
     def read(
         self, centre_mm: NDArray[np.float64], frame: NDArray[np.float64], side: int
     ) -> tuple[NDArray[np.float32], NDArray[np.uint8] | None, NDArray[np.bool_]]:
-        """(side,) * 3 of the scan, of its label, and which voxels lie in it.
+        """Crops (side,) * 3 of the scan and of its label, and a mask of the voxels inside the scan.
 
-        `frame` (3, 3) takes a step in voxels of the crop to mm of the scan; the crop's voxel side // 2 is at
-        `centre_mm`. Outside it is air, and 0 in the label.
+        `frame` (3, 3) maps a step in voxels of the crop to mm of the scan; the crop's voxel side // 2 is at
+        `centre_mm`. Outside the scan its edge is repeated, and the label is 0.
         """
         step = float(np.linalg.norm(frame, axis=0).min())
         level = next((one for one in reversed(self.levels) if one.spacing_mm.max() <= step * 1.1), self.levels[0])
@@ -80,9 +80,9 @@ class Scan:
 
     @cached_property
     def labelled(self) -> dict[int, tuple[NDArray[np.float32], NDArray[np.float32]]]:
-        """By number of its label: (n, 3) mm of the voxels, and (n,) mm of how large the part is that each belongs to.
+        """For each label value: (n, 3) positions of its voxels in mm, and (n,) sizes in mm of the parts they belong to.
 
-        Both on the coarsest level; a part's size is one and a half times the edge of the cube of its volume.
+        Both on the coarsest level; a part's size is 1.5 times the edge of a cube of its volume.
         """
         level, found = self.levels[-1], {}
         assert level.label is not None
@@ -103,7 +103,7 @@ def _level(volume: Volume, label: Volume | None, spacing_mm: float) -> Level:
 
 
 def _places(level: Level) -> dict[int, NDArray[np.float32]]:
-    """Voxels of each tissue that are not at its border, in mm."""
+    """Places of each kind in a level, in mm."""
     smooth = smoothed(level.array, 1.0)
     spread = smoothed(np.sqrt(smoothed(np.square(level.array - smooth), 2.0)), 1.0)
     body = _body(smooth)
@@ -126,7 +126,7 @@ def _places(level: Level) -> dict[int, NDArray[np.float32]]:
 
 
 def _body(smooth: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """All that the air round the patient does not reach, slice by slice."""
+    """Everything that the air around the patient does not reach, slice by slice."""
     outer = np.zeros(smooth.shape, dtype=bool)
     for plane, values in zip(outer, smooth, strict=True):
         parts, _ = parts_of(values < AIR_HU)

@@ -1,4 +1,4 @@
-"""The fixed split: which patients a model may be trained on, and which decide whether it is good."""
+"""The fixed split: which patients a model may be trained on, and which it is validated on."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ FILE = Path(__file__).with_name("split.yaml")
 
 @cache
 def read_split() -> dict[str, dict[Part, tuple[str, ...]]]:
-    """By source (a folder of the shared data): the cases, or of nodules the patients, of each part."""
+    """The cases (for nodules: the patients) of each part, by source (a folder of the shared data)."""
     found = yaml.safe_load(FILE.read_text(encoding="utf-8"))
     return {source: {part: tuple(names) for part, names in parts.items()} for source, parts in found.items()}
 
 
 def cases(source: str, part: Part) -> tuple[str, ...]:
-    """The cases of a part of a source, none where the split has none. Raises InputError for an unknown source."""
+    """The cases of a part of a source; empty if the split has none. Raises InputError for an unknown source."""
     split = read_split()
     if source not in split:
         raise InputError(f"the source {source}", f"one of {', '.join(split)}", f"see {FILE.name}")
@@ -30,7 +30,7 @@ def cases(source: str, part: Part) -> tuple[str, ...]:
 
 
 def nodule_part(case: str) -> Part:
-    """Where a case of nodules_lidc belongs, by the patient in its name `LIDC-IDRI-PATIENT_R_NODULE`."""
+    """The part of a case of nodules_lidc, by the patient in its name `LIDC-IDRI-PATIENT_R_NODULE`."""
     patient = case.removeprefix("LIDC-IDRI-").partition("_")[0]
     if patient in cases("nodules_lidc", "excluded"):
         return "excluded"

@@ -1,7 +1,7 @@
 """EngineStream: the training samples of the data engine; sample n of a seed is always the same.
 
-Each is a crop, the thing in it that was clicked, and the first clicks. What is clicked: a painted lesion, a real
-nodule put into a lung with room, an organ, a stable region of a scan, a sarcoma.
+Each is a crop, the target in it, and the first clicks. Targets are painted lesions, real nodules pasted into a lung
+with room, organs, stable regions of scans, sarcomas, and lesions in MR.
 """
 
 from __future__ import annotations
@@ -35,25 +35,25 @@ from voxsam.lab.engine.settings import EngineSettings
 from voxsam.lab.engine.voxels import Image, Mask, dilated, parts_of, sampled, smoothed
 from voxsam.preprocess import Preprocessing
 
-TRIES = 60  # of drawing one sample: a lesion may find no room, a voxel no region
-# Where lesions are painted, and what lies there.
+TRIES = 60  # to draw one sample: there may be no room for a lesion, or no region around a voxel
+# Where lesions are painted, how large they may be there, and in which tissue they lie.
 PLACES = {ORGAN: 0.42, SOFT: 0.13, LUNG: 0.14, FAT: 0.06, BONE: 0.05, GAP: 0.12, WALL: 0.08}
 LARGEST_MM = {ORGAN: 150.0, SOFT: 150.0, LUNG: 90.0, FAT: 150.0, BONE: 70.0, GAP: 35.0, WALL: 90.0}
 TISSUE = {ORGAN: SOFT, GAP: FAT, WALL: LUNG}
-SHORTEST, LONGEST = 4.0, 1.8  # voxels, and crops, that a lesion is long at any scale
-FILM = 0.4  # of the lesions that lie against soft tissue: a voxel of fat or lung is left between
-PUSHING_MM = 40.0  # lesions of more grow into other tissues, or push them away
-PUSHED = ((SOFT, FAT), ())  # what such a lesion keeps to
-OTHERS = 5  # at most, of lesions like the painted one
-APART = 2  # voxels at least between it and those
+SHORTEST, LONGEST = 4.0, 1.8  # length of a lesion at any scale: at least in voxels, at most in crops
+FILM = 0.4  # of the lesions that abut soft tissue: a voxel of fat or lung is left between
+PUSHING_MM = 40.0  # larger lesions grow into other tissues, or push them away
+PUSHED = ((SOFT, FAT), ())  # tissues that such a lesion stays in
+OTHERS = 5  # most other lesions beside the painted one
+APART = 2  # voxels between it and those, at least
 PASTE_VOXELS = 1.0  # over which a pasted nodule fades into the lung
-FINER = 0.7  # of a labelled scan's spacing: it is not looked at more closely
-FILLED = 0.35  # of the crops that reach beyond a sarcoma's scan: other tissue lies there
+FINER = 0.7  # finest spacing of a crop, as a fraction of a labelled scan's spacing
+FILLED = 0.35  # of the crops that reach beyond a sarcoma's scan: filled with other tissue
 
 
 @dataclass(frozen=True)
 class Nodule:
-    """A real nodule: `image` HU and `mask` (D, H, W) at one mm, SAR."""
+    """A real nodule: `image` in HU and `mask`, both (D, H, W) at 1 mm, SAR."""
 
     image: Image
     mask: Image
@@ -61,7 +61,7 @@ class Nodule:
 
 @dataclass(frozen=True)
 class Sources:
-    """What samples are made of."""
+    """The data that samples are made from."""
 
     backgrounds: Sequence[Scan]
     organs: Sequence[Scan] = ()  # with labels 1..n
@@ -71,11 +71,11 @@ class Sources:
     seen: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # folder -> case -> its content (voxsam.seen)
 
 
-Drawn = tuple[Image, Mask, Mask, Frame]  # image HU, what is clicked, where the scan is, the crop's axes
+Drawn = tuple[Image, Mask, Mask, Frame]  # image in HU, target, mask of the scan, the crop's axes
 
 
 class EngineStream(Dataset[Sample]):
-    """`length` samples of crops of `side` voxels. Raises InputError where a source with a share has nothing."""
+    """`length` samples with crops of `side` voxels. Raises InputError if a source with a share has no data."""
 
     def __init__(
         self,
@@ -130,7 +130,7 @@ class EngineStream(Dataset[Sample]):
         return draw_frame(draw_spacing(diameter_mm, self.settings, rng), self.settings, rng)
 
     def _aside(self, frame: Frame, rng: np.random.Generator) -> NDArray[np.float64]:
-        """(3,) mm by which the crop's middle lies beside the click: 0, or anywhere in which the click stays inside."""
+        """(3,) mm from the click to the crop's centre: 0, or a random offset that keeps the click inside the crop."""
         if rng.random() >= self.settings.off_centre:
             return np.zeros(3)
         return frame.matrix @ rng.uniform(-0.4, 0.4, 3) * self.side
@@ -143,7 +143,7 @@ class EngineStream(Dataset[Sample]):
         if scan is None:
             return None
         diameter, frame = self._size(LARGEST_MM[kind], rng)
-        aside = rng.standard_normal(3)  # a click anywhere in the lesion is the middle of the crop
+        aside = rng.standard_normal(3)  # the click at the crop's centre may be anywhere in the lesion
         aside *= diameter / 2 * rng.uniform(0, 0.8) / np.linalg.norm(aside)
         middle = place + aside + self._aside(frame, rng)
         image, _, seen = scan.read(middle, frame.matrix, self.side)
@@ -151,12 +151,12 @@ class EngineStream(Dataset[Sample]):
         return self._paint(image, seen, frame, centre, kind, diameter, rng)
 
     def _size(self, largest_mm: float, rng: np.random.Generator) -> tuple[float, Frame]:
-        """A lesion's diameter (mm) and the axes of its crop: the size decides the spacing, or at times neither."""
+        """A lesion's diameter (mm) and the axes of its crop: the size sets the spacing, or sometimes the reverse."""
         low, high = self.settings.diameter_mm
         high = min(high, largest_mm)
         if rng.random() >= self.settings.any_scale:
             diameter = float(np.exp(rng.uniform(np.log(low), np.log(high))))
-            own = self.settings.model_copy(update={"any_scale": 0.0})  # which was drawn just now
+            own = self.settings.model_copy(update={"any_scale": 0.0})  # this was decided just now
             return diameter, draw_frame(draw_spacing(diameter, own, rng), self.settings, rng)
         spacing = float(np.exp(rng.uniform(*np.log(self.settings.spacing_mm))))
         across = np.exp(rng.uniform(np.log(SHORTEST), np.log(LONGEST * self.side)))
@@ -165,7 +165,7 @@ class EngineStream(Dataset[Sample]):
     def _place(
         self, scans: Sequence[Scan], kind: int, rng: np.random.Generator
     ) -> tuple[Scan | None, NDArray[np.float64]]:
-        """A scan and a place of a kind in it, in mm."""
+        """A random scan and a place of this kind in it, in mm."""
         able = with_places(scans, kind)
         if not able:
             return None, np.zeros(3)
@@ -183,7 +183,7 @@ class EngineStream(Dataset[Sample]):
         diameter: float,
         rng: np.random.Generator,
     ) -> Drawn | None:
-        """The crop with a lesion about `centre` (voxels), and others like it or not."""
+        """The crop with a lesion painted around `centre` (voxels), and sometimes others, similar or not."""
         site = Site.of(image, frame.spacing_mm, 0.0)
         site = Site(image, site.smooth, site.spacing_mm, noise_hu(image, site.smooth))
         at = np.rint(centre).astype(int).clip(0, self.side - 1)
@@ -217,7 +217,7 @@ class EngineStream(Dataset[Sample]):
                     site, avoid = other[0], avoid | dilated(other[1], APART)
         return site.image, label, seen, frame
 
-    # Real things
+    # Real targets
 
     def _nodule(self, rng: np.random.Generator) -> Drawn | None:
         scan, place = self._place(self.sources.backgrounds, LUNG, rng)
@@ -230,13 +230,13 @@ class EngineStream(Dataset[Sample]):
         clicked = voxels[rng.integers(len(voxels))]
         middle = place + self._aside(frame, rng)
         image, _, seen = scan.read(middle, frame.matrix, self.side)
-        # The nodule has its own turn; its clicked voxel comes to `place`.
+        # The nodule has its own rotation; its clicked voxel ends up at `place`.
         own = np.linalg.qr(rng.standard_normal((3, 3)))[0] if rng.random() < 0.5 else np.eye(3)
         matrix = own @ frame.matrix
         at = np.linalg.solve(frame.matrix, place - middle) + self.side // 2
         offset = clicked - matrix @ at
         size = (self.side,) * 3
-        mask = sampled(nodule.mask, matrix, offset, size)  # 0 at its edge, and so beyond it
+        mask = sampled(nodule.mask, matrix, offset, size)  # 0 at its edge, hence also beyond it
         label = mask > 0.5
         if label.sum() < SMALLEST_NODULE:
             return None
@@ -279,7 +279,7 @@ class EngineStream(Dataset[Sample]):
         return self._labelled(self.sources.mr[int(rng.integers(len(self.sources.mr)))], 1, rng)
 
     def _labelled(self, scan: Scan, value: int, rng: np.random.Generator) -> Drawn | None:
-        """A crop about a voxel of a label; the part of it that hangs together with that voxel is clicked."""
+        """A crop around a voxel of a label; the target is the connected part that the voxel belongs to."""
         if value not in scan.labelled:
             return None
         voxels, diameters = scan.labelled[value]
@@ -301,7 +301,7 @@ SMALLEST_NODULE = 12  # voxels
 
 
 def noise_hu(image: Image, smooth: Image) -> float:
-    """The s.d. of a crop's noise, from the middle half of its residuals in soft tissue; 8 where there is none."""
+    """The s.d. of a crop's noise, from the interquartile range of its residuals in soft tissue; 8 without any."""
     residual = (image - smooth)[(smooth > -20) & (smooth < 180)][::7]
     if len(residual) < 200:
         return 8.0

@@ -1,4 +1,4 @@
-"""Validation lesions: painted ones that were fixed before training, sarcomas and lesions_ct, each in its whole scan.
+"""Validation lesions: painted ones fixed before training, sarcomas and lesions_ct, each in its whole scan.
 
 `python -m voxsam.lab.engine.validation DATA OUT` writes the painted ones as a data set, so that any system can be
 scored on them: `voxsam evaluate OUT`, `voxsam benchmark OUT --server URL`.
@@ -24,7 +24,7 @@ from voxsam.volume import Volume
 
 BINS_MM = ((10.0, 20.0), (20.0, 40.0), (40.0, 80.0), (80.0, 120.0))
 PER_BIN = 8
-KINDS = (ORGAN, ORGAN, LUNG, ORGAN, SOFT, ORGAN, LUNG, FAT)  # where the lesions of a bin lie, in turn
+KINDS = (ORGAN, ORGAN, LUNG, ORGAN, SOFT, ORGAN, LUNG, FAT)  # places of a bin's lesions, in turn
 TISSUE = {ORGAN: SOFT, SOFT: SOFT, LUNG: LUNG, FAT: FAT, BONE: BONE}
 TRIES = 200
 SEED = 20_260  # of the painted lesions, never changed
@@ -41,7 +41,7 @@ class Lesion:
 
     @property
     def diameter_mm(self) -> float:
-        """Of the ball of its volume."""
+        """The diameter of a sphere of its volume."""
         return float(np.cbrt(self.mask.volume_ml * 6000 / np.pi))
 
 
@@ -66,7 +66,7 @@ def whole_ct(folder: Path) -> Iterator[Lesion]:
 
 
 def backgrounds(folder: Path) -> list[tuple[Scan, Volume]]:
-    """The scans that no training touches, and each as the array (SAR) that its places lie in."""
+    """The scans not used for training, each also as the volume in SAR order that its places refer to."""
     found = []
     for case in cases("backgrounds_ct", "validation"):
         volume = read_volume(folder / "backgrounds_ct" / "imagesTr" / f"{case}_0000.nii.gz")
@@ -75,7 +75,7 @@ def backgrounds(folder: Path) -> list[tuple[Scan, Volume]]:
 
 
 def painted(folder: Path, seed: int = SEED, per_bin: int = PER_BIN) -> Iterator[Lesion]:
-    """`per_bin` painted lesions of each range of diameters, in turn in the backgrounds that no training touches."""
+    """`per_bin` painted lesions for each range of diameters, in turn in the backgrounds not used for training."""
     scans = backgrounds(folder)
     for number, (low, high) in enumerate(BINS_MM):
         group = f"painted {low:.0f}-{high:.0f} mm" if high < BINS_MM[-1][1] else f"painted over {low:.0f} mm"
@@ -101,8 +101,8 @@ def _painted(
     range_mm: tuple[float, float],
     rng: np.random.Generator,
 ) -> Lesion:
-    """A scan with one lesion whose diameter, as painted, lies in a range; in soft tissue where it has no such place."""
-    kind = kind if len(scan.places[kind]) else SOFT  # a sharp kernel leaves nothing even
+    """A scan with one lesion whose painted diameter is in a range; in soft tissue if there is no place of this kind."""
+    kind = kind if len(scan.places[kind]) else SOFT  # with a sharp kernel no tissue is homogeneous
     spacing = volume.grid.spacing_mm
     for _ in range(TRIES):
         places = scan.places[kind]

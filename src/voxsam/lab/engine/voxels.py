@@ -1,4 +1,4 @@
-"""scipy.ndimage as the engine uses it, with types: smoothing, morphology, connected parts, resampling by a matrix."""
+"""Typed wrappers of scipy.ndimage for the engine: smoothing, morphology, connected parts, affine resampling."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ Mask = NDArray[np.bool_]
 
 
 def smoothed(image: NDArray, deviation: ArrayLike) -> Image:
-    """float32, by a Gaussian of that s.d. in voxels, one or one for each axis, cut at 2.5 s.d."""
+    """Smooth with a Gaussian of this s.d. in voxels (one, or one for each axis), truncated at 2.5 s.d.; float32."""
     out = np.empty(image.shape, dtype=np.float32)
     scipy.ndimage.gaussian_filter(image, deviation, truncate=2.5, output=out)  # type: ignore[arg-type]
     return out
 
 
 def dilated(mask: Mask, times: int = 1, within: Mask | None = None) -> Mask:
-    """With the voxels that share a face with it, so many times, where `within` allows."""
+    """Dilate a mask by face neighbours, `times` times, restricted to `within`."""
     return np.asarray(scipy.ndimage.binary_dilation(mask, iterations=times, mask=within), dtype=bool)
 
 
 def eroded(mask: Mask, times: int = 1, beyond: bool = False) -> Mask:
-    """Without the voxels that share a face with others, so many times; `beyond`: outside the array all is mask."""
+    """Erode a mask by face neighbours, `times` times; `beyond`: the outside of the array counts as mask."""
     return np.asarray(scipy.ndimage.binary_erosion(mask, iterations=times, border_value=int(beyond)), dtype=bool)
 
 
 def parts_of(mask: Mask) -> tuple[NDArray[np.int32], NDArray[np.intp]]:
-    """Connected parts (by faces), numbered from 1, and how many voxels each number has; that of 0 counts as none."""
+    """Face-connected parts, numbered from 1, and the number of voxels of each; 0 for the background."""
     numbered = np.empty(mask.shape, dtype=np.int32)
     scipy.ndimage.label(mask, output=numbered)
     sizes = np.bincount(numbered.ravel())
@@ -45,7 +45,7 @@ def largest_part(mask: Mask) -> Mask:
 
 
 def box_of(mask: Mask, margin: int = 0) -> tuple[slice, slice, slice]:
-    """The box of a mask that is not empty, with `margin` voxels more on each side where the array has them."""
+    """The box of a non-empty mask, with `margin` more voxels on each side; it may end beyond the array."""
     i, j, k = scipy.ndimage.find_objects(mask.astype(np.uint8))[0]
     d, h, w = (slice(max(0, part.start - margin), part.stop + margin) for part in (i, j, k))
     return d, h, w
@@ -54,7 +54,7 @@ def box_of(mask: Mask, margin: int = 0) -> tuple[slice, slice, slice]:
 def sampled(
     array: NDArray, matrix: NDArray[np.float64], offset: ArrayLike, shape: Sequence[int], *, nearest: bool = False
 ) -> Image:
-    """(shape) float32: the array at matrix @ index + offset, linear or of the nearest voxel; beyond it its edge."""
+    """Sample the array at matrix @ index + offset, linearly or `nearest`; beyond the array its edge is repeated."""
     out = np.empty(tuple(shape), dtype=np.float32)
     order = 0 if nearest else 1
     scipy.ndimage.affine_transform(array, matrix, offset, tuple(shape), out, order, mode="nearest")  # type: ignore[arg-type]

@@ -1,1 +1,1 @@
-"""How good a mask is, and how it is shown: metrics, figures, reports."""
+"""Evaluation: simulated clicks, metrics, figures and reports."""

@@ -1,4 +1,4 @@
-"""The figures of an evaluation: Dice against clicks, boxes for each case, Bland-Altman of volume; PNG, for print."""
+"""The figures of an evaluation, as PNG for print: Dice against clicks, a box for each case, Bland-Altman of volume."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ COLOURS = {  # distinct for the colour-blind
 }
 CASE_LINE, INK, FAINT = "#9aa5b1", "#1f2933", "#52606d"
 DPI = 150
-HALO = [withStroke(linewidth=2.5, foreground="white")]  # names stay readable where a line crosses
-MAX_NAMED_CASES = 40  # beyond it the boxes get no names
+HALO = [withStroke(linewidth=2.5, foreground="white")]  # keeps names readable where a line crosses them
+MAX_NAMED_CASES = 40  # with more, the boxes are not labelled
 MAX_NAMED_DOTS = 12
 MAX_BOX_INCHES = 16.0
-DODGE = 0.04  # a second kind of clicks is drawn this fraction farther to the right
+DODGE = 0.04  # the second kind of click is shifted to the right by this fraction
 
 
 def write_charts(evaluation: Evaluation, folder: Path) -> list[str]:
-    """Write the figures into a folder that exists; returns their names.
+    """Write the figures into an existing folder and return their names.
 
-    Dice against clicks is drawn if there are two numbers of clicks. Raises FileError if the folder does not take them.
+    Dice against clicks is drawn if two or more numbers of clicks were scored. Raises FileError if writing fails.
     """
     lines = summarise(evaluation)
     figures = {"volumes.png": _bland_altman(evaluation, lines[0]), "case_boxes.png": _case_boxes(evaluation, lines[0])}
@@ -90,7 +90,7 @@ def _dice_against_clicks(evaluation: Evaluation, lines: Sequence[Line]) -> Figur
 
 
 def _draw_means(axes: Axes, clicks: Sequence[float], dice: Sequence[Estimate], colour: str, label: str) -> None:
-    """A line with a bar for each interval."""
+    """Draw the means as a line, with an error bar for each interval."""
     values = np.array([[d.value, d.low, d.high] for d in dice]).T
     reach = np.nan_to_num([values[0] - values[1], values[2] - values[0]])
     bars = {"capsize": 3, "elinewidth": 1.3, "marker": "o", "markersize": 5, "linewidth": 2.2}
@@ -106,7 +106,7 @@ def _draw_case_lines(axes: Axes, evaluation: Evaluation, lines: Sequence[Line]) 
 
 
 def _case_boxes(evaluation: Evaluation, line: Line) -> Figure:
-    """A box for each case over its trials, from the worst median to the best."""
+    """A box for each case over its trials, ordered from the worst median to the best."""
     values = {case: [row.scores.dice for row in own] for case, own in grouped(line.rows).items()}
     order = sorted(values, key=lambda case: float(np.median(values[case])))
     figure, axes = _figure(min(MAX_BOX_INCHES, max(6.4, 0.42 * len(order) + 1.5)), 4.4)
@@ -159,7 +159,7 @@ def _bland_altman(evaluation: Evaluation, line: Line) -> Figure:
 
 
 def _name_dots(axes: Axes, names: Sequence[str], x: NDArray[np.float64], y: NDArray[np.float64]) -> None:
-    """From left to right in turn above and below their dots, so that neighbours do not meet."""
+    """Write the names alternately above and below their dots, from left to right, so that neighbours do not overlap."""
     for turn, number in enumerate(np.argsort(x, kind="stable")):
         at, offset = (float(x[number]), float(y[number])), (0, -13 if turn % 2 else 6)
         style = {"ha": "center", "fontsize": 7.5, "color": FAINT, "parse_math": False, "path_effects": HALO}
@@ -167,7 +167,7 @@ def _name_dots(axes: Axes, names: Sequence[str], x: NDArray[np.float64], y: NDAr
 
 
 def _draw_agreement(axes: Axes, difference: NDArray[np.float64]) -> None:
-    """The mean difference and the limits of agreement, named at the right."""
+    """Draw the mean difference and the limits of agreement, labelled at the right."""
     bias = float(difference.mean())
     levels = [(bias, "-", "mean")]
     if len(difference) > 1:
@@ -182,7 +182,7 @@ def _draw_agreement(axes: Axes, difference: NDArray[np.float64]) -> None:
 
 
 def _label_dice(axes: Axes, values: Sequence[float]) -> None:
-    """The whole range down to 0, unless all values are high."""
+    """Label the Dice axis and let it start at 0, unless all values are high."""
     lowest = min(values)
     axes.set_ylim(0 if lowest < 0.45 else max(0.0, np.floor(lowest * 10 - 0.5) / 10), 1.0)
     axes.set_ylabel("Dice", color=INK)

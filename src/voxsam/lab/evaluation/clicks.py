@@ -1,6 +1,6 @@
-"""Simulated users: where they click a tumour, at random, in each slice, or to correct a mask; a seed decides all.
+"""Simulated users: where they click on a tumour, at random, in each slice, or to correct a mask; all set by a seed.
 
-Indices are voxels (i, j, k) of the scan. The regions are in words in docs/evaluation.md (paper, Sec. 4.4 and Fig. 6).
+Indices are voxels (i, j, k) of the scan. docs/evaluation.md describes the regions (paper, Sec. 4.4 and Fig. 6).
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ Region = Literal["any", "centre", "surround", "margin", "deepest"]
 REGIONS: tuple[Region, ...] = get_args(Region)
 DEPTH_FRACTIONS = {"centre": (2 / 3, 1.0), "surround": (1 / 3, 2 / 3), "margin": (0.0, 1 / 3)}  # of the greatest depth
 NOISE_REACH_MM = 10.0  # a noisy click misses the tumour by at most this
-WANTED_DICE, MAX_CLICKS = 0.85, 10  # to which a user clicks on, and how often at most
+WANTED_DICE, MAX_CLICKS = 0.85, 10  # a user clicks until this Dice is reached, at most this many times
 
 Index = tuple[int, int, int]
-Click = tuple[Index, bool]  # and whether it is positive
+Click = tuple[Index, bool]  # the bool: whether it is positive
 
 
 class ClickMaker:
     """Draws the positive clicks of any number of trials on one tumour.
 
-    `tumour` (i, j, k) is not empty. With `noise` above 0 each click, the first one too, misses the tumour with that
-    probability: it lies outside, at most 10 mm (or one voxel) away. Raises PromptError for an empty tumour.
+    `tumour` (i, j, k) must not be empty. With `noise` above 0 each click, including the first, misses the tumour with
+    that probability: it lies outside, at most 10 mm (or one voxel) away. Raises PromptError for an empty tumour.
     """
 
     def __init__(self, tumour: Mask, spacing_mm: NDArray[np.float64], region: Region = "any", noise: float = 0) -> None:
@@ -47,9 +47,9 @@ class ClickMaker:
         self.outside = _just_outside(tumour, spacing_mm) if noise > 0 else self.inside[:0]
 
     def draw(self, count: int, *key: str | int) -> list[Click]:
-        """`count` clicks, uniform over the region, none twice while there are voxels left; `key` decides which.
+        """`count` clicks, uniform over the region, no voxel twice until all are used; determined by `key`.
 
-        Fewer clicks for the same key are the first of more, and noise moves only the clicks that it strikes.
+        For the same key, fewer clicks are a prefix of more, and noise moves only the clicks that it affects.
         """
         inside = _drawn(self.inside, count, *key, "inside")
         misses = _generator(*key, "noise").random(count) < self.noise
@@ -62,8 +62,8 @@ def region_of(tumour: Mask, spacing_mm: NDArray[np.float64], region: Region) -> 
     """The part of a tumour in which a click may lie: all of it, or a part of its largest lesion; never empty.
 
     A voxel's depth is its distance in mm to the nearest voxel outside, as a fraction of the lesion's greatest depth:
-    centre from 2/3 on, surround from 1/3 to 2/3, margin below 1/3. A part without voxels, as a small lesion may have,
-    is replaced by the voxels whose depth comes nearest to it. "deepest" is one voxel.
+    centre from 2/3 on, surround from 1/3 to 2/3, margin below 1/3. Where a small lesion has no voxel in a part, the
+    voxels whose depth comes nearest to it are taken instead. "deepest" is one voxel.
     """
     if region == "any":
         return tumour
@@ -85,18 +85,18 @@ def region_of(tumour: Mask, spacing_mm: NDArray[np.float64], region: Region) -> 
 def correction(
     mask: Mask, truth: Mask, spacing_mm: NDArray[np.float64], clicked: Sequence[Click] = (), negative: bool = True
 ) -> Click | None:
-    """The next click of a user who looks for the worst error of a mask; None if there is none to click on.
+    """The next click of a user who corrects the largest error of a mask; None if there is nothing left to click on.
 
-    It is the deepest voxel of the largest connected error (26 neighbours, by voxels): positive where the mask lacks
-    tumour, negative where it goes too far. Of errors alike in size, missing tumour goes first. Without `negative` only
-    missing tumour is looked for. Voxels clicked before count as outside, so that a second click in an error that
+    It is the deepest voxel of the largest connected error (26 neighbours, by voxels): positive where the mask misses
+    tumour, negative where it extends too far. Of errors of equal size, missing tumour goes first. Without `negative`
+    only missing tumour is considered. Voxels already clicked count as outside, so that a second click in an error that
     persists lies elsewhere.
     """
     faults = [(truth & ~mask, True)] + ([(mask & ~truth, False)] if negative else [])
     largest = [(largest_component(fault), positive) for fault, positive in faults if fault.any()]
     if not largest:
         return None
-    worst, positive = max(largest, key=lambda found: np.count_nonzero(found[0]))  # of equal ones the first
+    worst, positive = max(largest, key=lambda found: np.count_nonzero(found[0]))  # the first of equals
     open_to_clicks = worst.copy()
     for at, _ in clicked:
         open_to_clicks[at] = False
@@ -112,10 +112,10 @@ def clicks_needed(
     first: Click,
     wait: Callable[[], None] = lambda: None,
 ) -> tuple[int, Mask, tuple[Click, ...]]:
-    """Clicks until the clicked lesion has a Dice of 0.85, at most 10; the mask then, and the clicks.
+    """How many clicks (at most 10) the clicked lesion needs for a Dice of 0.85, the resulting mask, and the clicks.
 
-    `mask` (i, j, k) on the scan's grid. Of several lesions the clicked one counts; what is found in others neither
-    helps nor harms. `wait` is called before each click.
+    `mask` (i, j, k) is the ground truth on the scan's grid. Of several lesions only the clicked one is scored; what is
+    found in the others counts neither for nor against. `wait` is called before each click.
     """
     numbers, _ = components(mask)
     target = numbers == numbers[first[0]]
@@ -133,7 +133,7 @@ def clicks_needed(
 
 
 def largest_component(mask: Mask) -> Mask:
-    """The connected component (26 neighbours) with the most voxels; of equal ones the first in the array."""
+    """The connected component (26 neighbours) with the most voxels; of equals, the first in array order."""
     box = bounding_box(mask)  # most of a scan is background
     numbered, count = components(mask[box])
     if count <= 1:
@@ -144,7 +144,7 @@ def largest_component(mask: Mask) -> Mask:
 
 
 def depth_mm(mask: Mask, spacing_mm: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Each voxel's distance to the nearest voxel outside the mask, 0 outside; what lies beyond the scan is outside."""
+    """Each voxel's distance in mm to the nearest voxel outside the mask, 0 outside; beyond the scan is outside."""
     depth = np.zeros(mask.shape)
     box = bounding_box(mask)
     if not is_empty(box):
@@ -154,14 +154,14 @@ def depth_mm(mask: Mask, spacing_mm: NDArray[np.float64]) -> NDArray[np.float64]
 
 
 def deepest_voxel(mask: Mask, spacing_mm: NDArray[np.float64]) -> Index:
-    """The voxel of a mask, which is not empty, with the greatest depth; of several the one nearest to their middle."""
+    """The voxel with the greatest depth in a non-empty mask; of several, the one nearest to their centre."""
     depth = depth_mm(mask, spacing_mm)
     deepest = np.argwhere(depth >= depth.max() - 1e-9)
     return _index(deepest[(((deepest - deepest.mean(axis=0)) * spacing_mm) ** 2).sum(axis=1).argmin()])
 
 
 def _just_outside(tumour: Mask, spacing_mm: NDArray[np.float64]) -> NDArray[np.int_]:
-    """(n, 3) the voxels outside the tumour, but near it."""
+    """(n, 3) indices of the voxels that lie outside the tumour, but near it."""
     reach = max(NOISE_REACH_MM, float(np.max(spacing_mm)))
     margin = np.ceil(reach / spacing_mm).astype(int)
     box = bounding_box(tumour)
@@ -172,13 +172,13 @@ def _just_outside(tumour: Mask, spacing_mm: NDArray[np.float64]) -> NDArray[np.i
 
 
 def _drawn(voxels: NDArray[np.int_], count: int, *key: str | int) -> NDArray[np.int_]:
-    """(count, 3) of (n, 3) voxels in a random order; again from the start when they are used up."""
+    """`count` of the voxels (n, 3) in random order, as (count, 3); starts over when they are used up."""
     order = _generator(*key).permutation(len(voxels))
     return voxels[order[np.arange(count) % len(voxels)]]
 
 
 def _generator(*key: str | int) -> np.random.Generator:
-    """Random numbers that depend on nothing but the key: not on other cases, trials, or the process."""
+    """A random generator that depends on the key alone: not on other cases, trials or the process."""
     digest = hashlib.sha256("\n".join(map(str, key)).encode("utf-8")).digest()
     return np.random.default_rng(int.from_bytes(digest[:16], "little"))
 
@@ -189,15 +189,15 @@ def _index(at: NDArray[np.int_]) -> Index:
 
 
 def axial_axis(grid: Grid) -> int:
-    """The array axis that lies nearest to the patient's long axis; its slices are axial."""
+    """The array axis closest to the patient's long axis; its slices are axial."""
     return grid.permutation_to("RAS")[0][2]
 
 
 def clicks_in_slices(tumour: Mask, grid: Grid, count: int, *key: str | int) -> list[list[Click]]:
-    """`count` positive clicks in each axial slice of a tumour (i, j, k), slice by slice, uniform over its tumour.
+    """`count` positive clicks in each axial slice of a tumour (i, j, k), uniform over the slice's tumour; by slice.
 
-    None twice while a slice has voxels left. A slice's clicks depend on `key` and its number, fewer are the first of
-    more, as in `ClickMaker.draw`.
+    No voxel is clicked twice until all of the slice are used. A slice's clicks depend on `key` and its number, and
+    fewer clicks are a prefix of more, as in `ClickMaker.draw`.
     """
     axis = axial_axis(grid)
     others = tuple(a for a in range(3) if a != axis)

@@ -1,4 +1,4 @@
-"""The folder of an evaluation: scores.csv, cases.csv, summary.json, table.md, figures, report.html; whole or not."""
+"""The output folder of an evaluation: scores, cases, summary, tables, figures, report; written whole or not at all."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ from voxsam.volume import Volume
 
 
 def choose_examples(evaluation: Evaluation) -> dict[str, ScoredMask]:
-    """`best`, `median`, `worst`: the case by the mean Dice of the first line, its row nearest to that mean.
+    """The `best`, `median` and `worst` case by mean Dice in the first line, each with its row nearest to that mean.
 
-    Two cases have no median, one case is the best.
+    With two cases there is no median, with one only the best.
     """
     first = summarise(evaluation)[0]
     means = first.by_case("dice")
@@ -61,7 +61,7 @@ def choose_examples(evaluation: Evaluation) -> dict[str, ScoredMask]:
 
 
 def write_examples(evaluation: Evaluation, system: System, cases: Mapping[str, Case], folder: Path) -> list[str]:
-    """Write an overlay for each example into a folder that exists; returns the names. `cases` are found by name."""
+    """Write an overlay of each example into an existing folder; return the file names. `cases` maps names to cases."""
     names = []
     for name, row in choose_examples(evaluation).items():
         images, tumour = read_case(cases[row.case], evaluation.settings.labels)
@@ -74,7 +74,7 @@ def write_examples(evaluation: Evaluation, system: System, cases: Mapping[str, C
         title = f"{name.capitalize()}: {row.case}{lesion}"
         truth = scan.with_array(tumour.astype("uint8"), "SEG")
         names.append(f"overlay_{name}.png")
-        # Not through a click: it may lie at the tumour's end, where little is to be seen.
+        # Not through a click: it may lie at the tip of the tumour, where there is little to see.
         centre = deepest_voxel(tumour, scan.grid.spacing_mm) if tumour.any() else None
         overview_figure(scan, mask, list(row.points), folder / names[-1], truth=truth, title=title, centre=centre)
     return names
@@ -118,7 +118,7 @@ footer { color: #52606d; margin-top: 36px; font-size: 14px; border-top: 1px soli
 
 
 def write_run_report(evaluation: Evaluation, figures: Sequence[Path], path: str | os.PathLike[str]) -> None:
-    """Write the page with all figures (PNG) inside it; it loads nothing else, and all text is escaped.
+    """Write one self-contained page with all figures (PNG) embedded; all text is escaped.
 
     Raises FileError if it cannot be written.
     """
@@ -156,14 +156,14 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def _heading(overlays: Sequence[Path]) -> str:
-    """Best, median and worst case, as far as there are overlays of them."""
+    """A heading that names the best, median and worst case, as far as there are overlays of them."""
     names = [path.stem.removeprefix("overlay_") for path in overlays]
     listed = " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else "".join(names)
     return f"{listed} case".strip().capitalize()
 
 
 def _figure(path: Path) -> str:
-    """A figure and its caption; one more than twice as wide as high needs the page's whole width."""
+    """A figure with its caption; one more than twice as wide as high takes the full width of the page."""
     caption = CAPTIONS.get(path.name, path.stem)
     width, height = png_size(path)
     kind = ' class="broad"' if width > 2 * height else ""
@@ -171,7 +171,7 @@ def _figure(path: Path) -> str:
 
 
 KIND = "voxsam evaluation"
-MASKS = "masks"  # a folder, where they are asked for
+MASKS = "masks"  # a folder, written only on request
 FILES = {"scores.csv", "cases.csv", "summary.json", "table.md", "figures", "report.html", MASKS}
 CASE_NUMBERS = ("dice", "nsd", "hd95_mm", "truth_ml", "mask_ml", "volume_error", "found", "false_lesions")
 CSV: dict[str, Any] = {"index": False, "float_format": "%.6f", "na_rep": "nan", "lineterminator": "\n"}
@@ -179,7 +179,7 @@ KEYS = ("case", "lesion", "kind", "trial", "clicks")
 
 
 def check_output(out: Path) -> None:
-    """Raises FileError unless `out` can be made, is empty, or holds a previous evaluation and nothing else."""
+    """Raise FileError unless `out` can be created, is empty, or holds a previous evaluation and nothing else."""
     if not out.absolute().parent.is_dir():
         raise FileError(f"{out}: the folder {out.absolute().parent} does not exist", "an existing one", "make it first")
     if not os.access(out.absolute().parent, os.W_OK):
@@ -193,7 +193,7 @@ def check_output(out: Path) -> None:
 
 
 def mask_writer(folder: Path) -> Watch:
-    """For `evaluate`: writes the masks of each first trial to `folder`: CASE[-lesionN]-KIND-CLICKS.nii.gz."""
+    """A `watch` for `evaluate` that writes the first trial's masks to `folder`: CASE[-lesionN]-KIND-CLICKS.nii.gz."""
 
     def keep(row: ScoredMask, mask: Volume) -> None:
         if row.trial == 0:
@@ -206,10 +206,10 @@ def mask_writer(folder: Path) -> Watch:
 def write_evaluation(
     evaluation: Evaluation, system: System, cases: Mapping[str, Case], out: Path, masks: Path | None = None
 ) -> None:
-    """Write every file of an evaluation; a previous one is replaced. `cases` are found by name, for the overlays.
+    """Write all files of an evaluation, replacing a previous one. `cases` maps names to cases, for the overlays.
 
-    `masks` is a folder on the same disk whose files go along. Raises FileError as `check_output` does, or if the disk
-    does not take the files.
+    `masks` is a folder on the same disk whose files are moved along. Raises FileError as `check_output` does, or if
+    the files cannot be written.
     """
     check_output(out)
     with atomic_folder(out) as folder:
@@ -229,9 +229,9 @@ def write_evaluation(
 
 
 def write_scores(evaluation: Evaluation, path: Path) -> None:
-    """One line for each row, with its clicks as `i j k +` or `i j k -`, separated by `;`.
+    """Write one line for each row, with its clicks as `i j k +` or `i j k -`, separated by `;`.
 
-    Infinite is `inf`, no number `nan`. No times: the same seed gives the same file.
+    Infinity is written `inf`, a missing number `nan`. Times are left out, so that the same seed gives the same file.
     """
     lines = [
         {**{key: getattr(row, key) for key in KEYS}, **asdict(row.scores), "points": _points(row)}
@@ -241,7 +241,7 @@ def write_scores(evaluation: Evaluation, path: Path) -> None:
 
 
 def write_cases(evaluation: Evaluation, path: Path) -> None:
-    """One line for each case, kind and number of clicks: the mean of its trials and lesions (of HD95 the median)."""
+    """Write one line for each case, kind and number of clicks: means over trials and lesions (for HD95 the median)."""
     lines = []
     for line in summarise(evaluation):
         columns = {name: line.by_case(name) for name in CASE_NUMBERS}
@@ -252,7 +252,7 @@ def write_cases(evaluation: Evaluation, path: Path) -> None:
 
 
 def summary(evaluation: Evaluation) -> dict[str, Any]:
-    """Everything but the rows, of JSON's types only; infinite or no number is null."""
+    """Everything but the rows, in JSON types only; an infinite or missing number is null."""
     lines = summarise(evaluation)
     return {
         "kind": KIND,

@@ -1,8 +1,8 @@
 """The evaluation protocol: trials of simulated clicks on every case, each mask scored on the scan's own grid.
 
-It knows systems (`systems.System`) and case folders, not VoxSAM's networks. A trial of 3 clicks begins with the click
-of the trial of 1: numbers are paired. Every draw depends on the seed, the case's name, the lesion and the trial only.
-A 2D system (`systems.OpenedPerSlice`) is clicked so often in every axial slice that holds tumour.
+It knows systems (`systems.System`) and case folders, not VoxSAM's networks. A trial's 3 clicks begin with its 1 click,
+so that numbers of clicks are compared in pairs. Every draw depends on the seed, the case's name, the lesion and the
+trial only. A 2D system (`systems.OpenedPerSlice`) gets that many clicks in every axial slice that holds tumour.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ RANDOM, CORRECTIVE, AUTOMATIC, PER_SLICE = "random", "corrective", "automatic", 
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """What an evaluation does. Raises InputError for numbers that make no sense."""
+    """The settings of an evaluation. Raises InputError for values out of range."""
 
     clicks: tuple[int, ...] = (1, 3, 10)  # numbers of random clicks that are scored
     trials: int = 10
     region: Region = "any"
     noise: float = 0.0  # fraction of the random clicks that miss the tumour
-    corrective: int = 0  # trials of one random click and up to this many clicks in all, placed by a simulated user
+    corrective: int = 0  # most clicks of a corrective trial: one random click, then those of a simulated user; 0: none
     per_lesion: bool = False  # click and score every lesion by itself
-    labels: tuple[int, ...] = ()  # values of the label file that are the tumour; none: all above 0
+    labels: tuple[int, ...] = ()  # label values that are tumour; empty: those of the case
     tolerance_mm: float = TOLERANCE_MM
     seed: int = 0
-    voxel_nsd: bool = False  # NSD by voxels beside that by area
+    voxel_nsd: bool = False  # also compute the NSD by voxels, not only by area
 
     def __post_init__(self) -> None:
         _require(bool(self.clicks) and min(self.clicks) >= 1, f"clicks {self.clicks}", "numbers from 1 on")
@@ -62,21 +62,21 @@ class EvaluationSettings:
 
 @dataclass(frozen=True)
 class ScoredMask:
-    """One scored mask. `lesion` is 0 for the whole label; `seconds` differ from run to run and do not count in ==."""
+    """One scored mask. `lesion` is 0 for the whole label; `seconds` vary from run to run and are ignored by ==."""
 
     case: str
     lesion: int
     kind: str  # random, corrective, automatic or per slice
     trial: int
-    clicks: int  # in each slice, where the kind is per slice
+    clicks: int  # in each slice if the kind is per slice
     scores: Scores
-    points: tuple[Click, ...]  # that were given
+    points: tuple[Click, ...]  # the clicks that were given
     seconds: float = field(compare=False)
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What came out: one row for each case, lesion, kind, trial and number of clicks; and cases without any, why."""
+    """The result: a row for each case, lesion, kind, trial and number of clicks; for each case skipped, the reason."""
 
     system: str
     dataset: str
@@ -84,9 +84,10 @@ class Evaluation:
     rows: tuple[ScoredMask, ...]
     skipped: dict[str, str]
     parameters: int | None = None  # of the system
-    overlap: dict[str, str] = field(default_factory=dict)  # cases that it was trained on, as far as is known: how
-    facts: dict[str, str] = field(default_factory=dict)  # further ones for the reader: licence, memory
-    trained_on: str = ""  # what its card says of its training, in words; "": it has no card
+    overlap: dict[str, str] = field(default_factory=dict)  # cases it is known to have been trained on: how they match
+    facts: dict[str, str] = field(default_factory=dict)  # more for the reader: licence, memory
+    trained_on: str = ""  # what its card says about its training; "": it has no card
+    checked: bool = False  # whether the card lists every scan of its training, so that an overlap would be found
 
     @property
     def cases(self) -> tuple[str, ...]:
@@ -107,10 +108,10 @@ def evaluate(
 ) -> Evaluation:
     """Run every trial on every case. A case whose label is empty is skipped, unless the system needs no clicks.
 
-    Each case is looked for among those that the system's card lists (`voxsam.seen`); what is found is in `overlap`.
-    `watch` is shown each row with the mask that was scored, on the scan's grid, which is not kept.
+    Each case is looked up among the training cases that the system's card lists (`voxsam.seen`); matches go to
+    `overlap`. `watch` is called with each row and the mask that was scored, on the scan's grid; the mask is not kept.
     Raises what reading a case raises, GeometryError for a label or a mask on another grid, InputError without cases
-    or if all are skipped, UnsupportedError for clicks or lesions asked of a system that takes none.
+    or if all are skipped, UnsupportedError for corrective clicks or single lesions with a system that takes no clicks.
     """
     _require(bool(cases), "no cases", "one or more")
     if not system.takes_clicks and (settings.corrective or settings.per_lesion):
@@ -134,14 +135,27 @@ def evaluate(
                 overlap[case.name] = words
             rows += evaluate_scan(system, case.name, images, tumour, settings, watch, lesions)
     _require(bool(rows), f"{len(cases)} cases with empty labels", "tumours to click on")
-    trained_on = "" if card is None else says(card)
-    parameters = system.parameters
-    return Evaluation(system.name, dataset, settings, tuple(rows), skipped, parameters, overlap, trained_on=trained_on)
+    return Evaluation(
+        system.name,
+        dataset,
+        settings,
+        tuple(rows),
+        skipped,
+        system.parameters,
+        overlap,
+        trained_on="" if card is None else says(card),
+        checked=card is not None and lists_all(card),
+    )
+
+
+def lists_all(card: Card) -> bool:
+    """Whether a card lists the training scans of each of its sources."""
+    return bool(card.trained_on) and all(card.trained_on.values())
 
 
 def says(card: Card) -> str:
-    """What a card says of its network's training, for a reader who asks whether it has seen the test cases."""
-    if card.trained_on and all(card.trained_on.values()):
+    """What a card says about its network's training, for readers who ask whether it has seen the test cases."""
+    if lists_all(card):
         return f"trained on {listed(card.trained_on)}"
     data = card.description.get("data", "").rstrip(".")
     known = f", and lists {listed(card.trained_on)}" if card.trained_on else ""
@@ -152,9 +166,9 @@ def says(card: Card) -> str:
 
 
 def read_case(case: Case, labels: Sequence[int] = ()) -> tuple[tuple[Volume, ...], Mask]:
-    """The image channels, and where the tumour is: (i, j, k) on the first one's grid.
+    """The image channels and the tumour mask (i, j, k), on the grid of the first channel.
 
-    `labels` are the values that are tumour; none: those of the case. Raises GeometryError for a channel or a label on
+    `labels` are the values that are tumour; empty: those of the case. Raises GeometryError for a channel or a label on
     another grid.
     """
     images = tuple(channel for path in case.images for channel in read_channels(path))
@@ -167,10 +181,10 @@ def read_case(case: Case, labels: Sequence[int] = ()) -> tuple[tuple[Volume, ...
 
 
 def read_lesions(case: Case, tumour: Mask) -> NDArray[np.int32] | None:
-    """Which lesion each voxel of the tumour belongs to, from 1 on, as labelsInstances beside labelsTr says.
+    """The lesion number of each tumour voxel, from 1 on, as given by labelsInstances beside labelsTr.
 
-    None where there is no such file: then what hangs together is a lesion. Raises GeometryError for another shape,
-    InputError for tumour that the file leaves without a number.
+    None if there is no such file; a lesion is then a connected component. Raises GeometryError for another shape,
+    InputError for tumour that the file does not number.
     """
     path = case.label.parent.parent / "labelsInstances" / case.label.name
     if case.label.parent.name != "labelsTr" or not path.is_file():
@@ -192,9 +206,9 @@ def evaluate_scan(
     watch: Watch | None = None,
     lesions: NDArray[np.int32] | None = None,
 ) -> Iterator[ScoredMask]:
-    """The rows of one scan of one or more channels; `tumour` (i, j, k) is not empty for a system that takes clicks.
+    """The rows of one scan with one or more channels; `tumour` (i, j, k) must not be empty if the system takes clicks.
 
-    `lesions` numbers the tumour's; None: its connected components.
+    `lesions` numbers the lesions of the tumour; None: they are its connected components.
     """
     opened = open_images(system, images, tumour)
     run = _Run(name, images[0], opened, settings, system.takes_negative, watch)
@@ -212,9 +226,9 @@ def evaluate_scan(
 
 
 def open_images(system: System, images: Sequence[Volume], tumour: Mask) -> Opened:
-    """A scan opened with a system: one volume where there is but one, else all channels.
+    """Open a scan with a system: a single channel as one volume, several as a sequence.
 
-    `tumour` (i, j, k) is shown to a system per slice alone, which may have to choose as an oracle does.
+    `tumour` (i, j, k) is shown only to a per-slice system, which may choose among its masks as an oracle would.
     """
     opened = system.open(images[0] if len(images) == 1 else tuple(images))
     if isinstance(opened, OpenedPerSlice):
@@ -250,7 +264,7 @@ class _Run:
                 yield from self.corrected(lesion, trial, target, tumour, clicks[0])
 
     def slices(self, tumour: Mask) -> Iterator[ScoredMask]:
-        """All trials of a system that is clicked in every slice of the tumour."""
+        """All trials of a system that takes clicks in every slice of the tumour."""
         settings = self.settings
         for trial in range(settings.trials):
             drawn = clicks_in_slices(tumour, self.scan.grid, settings.clicks[-1], settings.seed, self.name, 0, trial)
@@ -259,7 +273,7 @@ class _Run:
                 yield self.row(PER_SLICE, 0, trial, tumour, tumour, clicks, count)[0]
 
     def corrected(self, lesion: int, trial: int, target: Mask, tumour: Mask, first: Click) -> Iterator[ScoredMask]:
-        """Rows of 1, 2, ... clicks, each placed on the worst fault; when none is left the scores stay as they are."""
+        """Rows of 1, 2, ... clicks, each placed on the largest error; once none is left the scores are repeated."""
         points = (first,)
         row, wrong = self.row(CORRECTIVE, lesion, trial, target, tumour, points)
         yield row
@@ -282,9 +296,9 @@ class _Run:
         clicks: tuple[Click, ...],
         count: int | None = None,
     ) -> tuple[ScoredMask, Mask]:
-        """The row of one mask, and the mask that was scored: without what lies in other lesions than the target.
+        """The row of one mask, and the mask that was scored: without what it has in lesions other than the target.
 
-        `count` is what tables call the number of clicks, where it is not all of them.
+        `count` is the number of clicks shown in tables, if not the number of all clicks.
         """
         start = time.perf_counter()
         found = self.opened.segment([Point.at_index(self.scan.grid, at, positive) for at, positive in clicks])
@@ -302,7 +316,7 @@ class _Run:
 
 
 def _require_plain(settings: EvaluationSettings, name: str) -> None:
-    """Raises UnsupportedError for settings that have no meaning for clicks in every slice."""
+    """Raise UnsupportedError for settings that make no sense with clicks in every slice."""
     asked = {
         "corrective clicks": settings.corrective > 0,
         "single lesions": settings.per_lesion,
@@ -321,7 +335,7 @@ def _require(holds: bool, given: str, expected: str) -> None:
 
 
 def save_evaluation(evaluation: Evaluation, path: Path) -> None:
-    """Write it as JSON, whole or not at all; infinite distances and missing numbers are Infinity and NaN.
+    """Write an evaluation as JSON, whole or not at all; infinite distances and missing numbers are Infinity and NaN.
 
     Raises FileError if the file cannot be written.
     """
@@ -333,7 +347,7 @@ _RECORD = TypeAdapter(Evaluation)
 
 
 def read_evaluation(path: Path) -> Evaluation:
-    """The evaluation in a file of `save_evaluation`. Raises FileError if it is none."""
+    """Read an evaluation that `save_evaluation` wrote. Raises FileError if the file is not one."""
     try:
         return _RECORD.validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:

@@ -1,6 +1,6 @@
-"""All numbers about one mask against its truth: Dice, NSD, HD95, volume error, lesion-wise detection.
+"""The scores of a mask against its ground truth: Dice, NSD, HD95, volume error, lesion-wise detection.
 
-Distances are in mm on the scan's own grid. What empty masks score is written at `score` and in docs/evaluation.md.
+Distances are in mm on the scan's own grid. For the scores of empty masks see `score` and docs/evaluation.md.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from voxsam.errors import GeometryError, InputError
 from voxsam.report.metrics import dice
 
 TOLERANCE_MM = 5.0  # of the NSD (paper, appendix)
-DETECTED_IOU = 0.1  # of a lesion with the predicted components that touch it
+DETECTED_IOU = 0.1  # least IoU of a lesion with the predicted components that touch it
 NEIGHBOURS_26 = np.ones((3, 3, 3), dtype=bool)
 
 Mask = NDArray[np.bool_]
@@ -26,7 +26,7 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Scores:
-    """The numbers of one mask. An infinite HD95: one of both is empty. No number (nan): the truth is empty."""
+    """The scores of one mask. HD95 is infinite if only one of mask and truth is empty; nan means an empty truth."""
 
     dice: float  # 0..1
     nsd: float  # 0..1, normalised surface distance (surface Dice at a tolerance)
@@ -37,7 +37,7 @@ class Scores:
     lesions: int  # in the truth
     lesions_found: int
     false_lesions: int  # components of the mask that touch no lesion
-    nsd_voxels: float = math.nan  # NSD that counts voxels of the surfaces, not their area; nan: not asked for
+    nsd_voxels: float = math.nan  # NSD that counts surface voxels instead of area; nan: not asked for
 
     @classmethod
     def names(cls) -> tuple[str, ...]:
@@ -52,11 +52,11 @@ def score(
     tolerance_mm: float = TOLERANCE_MM,
     voxel_nsd: bool = False,
 ) -> Scores:
-    """Compare two masks (i, j, k) of one shape, in which every voxel that is not zero counts; `spacing_mm` is (3,).
+    """Score a mask (i, j, k) against a ground truth of the same shape; non-zero voxels count, `spacing_mm` is (3,).
 
     Both empty: Dice and NSD 1, HD95 0. One empty: Dice and NSD 0, HD95 infinite. An empty truth has no volume error,
-    unless the mask is empty too: then it is 0. `voxel_nsd`: NSD by voxels as well. Raises GeometryError for two shapes,
-    InputError for a tolerance that is negative or no number.
+    unless the mask is empty too: then it is 0. `voxel_nsd` adds the NSD by voxels. Raises GeometryError if the shapes
+    differ, InputError for a tolerance that is negative, infinite or NaN.
     """
     inside, wanted = np.asarray(mask) != 0, np.asarray(truth) != 0
     if inside.shape != wanted.shape:
@@ -77,7 +77,7 @@ def score(
 
 
 def components(mask: Mask) -> tuple[NDArray[np.int32], int]:
-    """The connected components (26 neighbours) of a mask, numbered from 1 in the array's order, and their count."""
+    """The connected components (26 neighbours) of a mask, numbered from 1 in array order, and their count."""
     numbered = np.empty(mask.shape, dtype=np.int32)
     count = scipy.ndimage.label(mask, structure=NEIGHBOURS_26, output=numbered)
     return numbered, int(count)  # type: ignore[arg-type]
@@ -87,19 +87,19 @@ def _surface_scores(
     mask: Mask, truth: Mask, spacing_mm: NDArray[np.float64], tolerance_mm: float
 ) -> tuple[float, float]:
     """NSD at the tolerance and HD95 in mm, both weighted by the area of the surface elements."""
-    if not mask.any() or not truth.any():  # surface-distance 0.1 cannot do these with numpy 2
+    if not mask.any() or not truth.any():  # surface-distance 0.1 fails on empty masks with numpy 2
         return (1.0, 0.0) if mask.any() == truth.any() else (0.0, math.inf)
     import surface_distance
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # it calls scipy.ndimage by an old name
+        warnings.simplefilter("ignore", DeprecationWarning)  # it uses a deprecated name of scipy.ndimage
         distances = surface_distance.compute_surface_distances(truth, mask, [float(s) for s in spacing_mm])
     nsd = surface_distance.compute_surface_dice_at_tolerance(distances, tolerance_mm)
     return float(nsd), float(surface_distance.compute_robust_hausdorff(distances, 95))
 
 
 def _nsd_by_voxels(mask: Mask, truth: Mask, spacing_mm: NDArray[np.float64], tolerance_mm: float) -> float:
-    """NSD as MONAI has it: of the voxels of both surfaces, the fraction within the tolerance of the other surface."""
+    """NSD as in MONAI: of the voxels of both surfaces, the fraction within the tolerance of the other surface."""
     if not mask.any() or not truth.any():
         return float(mask.any() == truth.any())
     import torch
@@ -111,7 +111,7 @@ def _nsd_by_voxels(mask: Mask, truth: Mask, spacing_mm: NDArray[np.float64], tol
 
 
 def _detection(mask: Mask, truth: Mask) -> tuple[int, int, int]:
-    """Lesions in the truth, lesions found, and components of the mask that touch none."""
+    """The numbers of lesions in the truth, of lesions found, and of mask components that touch no lesion."""
     lesions, count = components(truth)
     predicted, predicted_count = components(mask)
     pairs = lesions.astype(np.int64) * (predicted_count + 1) + predicted

@@ -1,7 +1,7 @@
-"""What is evaluated: anything that opens a scan and gives a mask for clicks; here VoxSAM's own models.
+"""The systems under evaluation: anything that opens a scan and returns a mask for clicks; here VoxSAM's own models.
 
-And what needs no training: region growing and a 3D random walker from the same clicks, beside every learned system.
-Both see a cube about the first click at one spacing: unbounded, either would fill the body.
+Also two baselines without training, which get the same clicks: region growing and a 3D random walker. Both see only a
+cube around the first click, at a fixed spacing: unbounded, either would fill the body.
 """
 
 from __future__ import annotations
@@ -28,61 +28,61 @@ Images = Volume | Sequence[Volume]  # a scan, or its channels
 
 
 class Opened(Protocol):
-    """A scan that was opened with a system."""
+    """A scan opened with a system."""
 
     def segment(self, points: Sequence[Point]) -> Volume:
-        """The mask on the scan's grid for these clicks and no others: all clicks so far are given each time."""
+        """The mask on the scan's grid for exactly these clicks: each call passes all clicks so far."""
         ...
 
 
 @runtime_checkable
 class OpenedPerSlice(Opened, Protocol):
-    """A scan opened with a 2D system, which is clicked in every axial slice that holds tumour, and so given which do.
+    """A scan opened with a 2D system, which is clicked in every axial slice with tumour, and so told which these are.
 
     `segment` fills the slices that have clicks; all others stay empty.
     """
 
     def show_truth(self, truth: Volume) -> None:
-        """Where the tumour is, on the scan's grid, before the first click: for one that chooses as an oracle does."""
+        """Take the ground truth on the scan's grid, before the first click, for a system that chooses as an oracle."""
         ...
 
 
 class System(Protocol):
-    """A method under evaluation; one with a `card` is asked whether it was trained on the cases."""
+    """A method under evaluation; if it has a `card`, the cases are looked up in its list of training cases."""
 
     @property
     def name(self) -> str:
-        """What tables call it."""
+        """Its name in tables."""
         ...
 
     @property
     def takes_clicks(self) -> bool:
-        """False: it works by itself, and `segment` is called without points."""
+        """Whether it takes clicks; if not, `segment` is called without points."""
         ...
 
     @property
     def takes_negative(self) -> bool:
-        """Whether it knows clicks that say "this is not the tumour"."""
+        """Whether it takes negative clicks, which mean "this is not the tumour"."""
         ...
 
     @property
     def parameters(self) -> int | None:
-        """How many numbers it has learned or was given, for the tables; None where nobody knows."""
+        """Its number of parameters, for the tables; None if unknown."""
         ...
 
     def open(self, volume: Images) -> Opened:
-        """Make a scan ready; a case of several channels comes as all of them, on one grid."""
+        """Prepare a scan; a case of several channels is passed as all of them, on one grid."""
         ...
 
 
 def taken_by(model: Promptable, images: Images) -> Images:
-    """The images that a model takes: a model of one channel gets the first of several, as when it was trained."""
+    """The images a model takes: a single-channel model gets the first of several channels, as in training."""
     several = not isinstance(images, Volume) and model.card.preprocessing.channels == 1
     return images[0] if several else images  # type: ignore[index]
 
 
 class SessionSystem:
-    """A VoxSAM model, used as a person uses it; `follow=False` keeps to one crop, as released.
+    """A VoxSAM model, used as in a session; `follow=False` keeps to one crop, as released.
 
     Raises UnsupportedError for a model that takes no clicks.
     """
@@ -106,14 +106,14 @@ class SessionSystem:
 
 
 class _OpenedClicked:
-    """The first click is made, then all others at once: the mask does not depend on which counts are asked for."""
+    """Predicts with the first click, then with all others at once: masks do not depend on which counts are scored."""
 
     def __init__(self, predictor: Predictor) -> None:
         self.predictor = predictor
         self._first: Prediction | None = None
 
     def segment(self, points: Sequence[Point]) -> Volume:
-        """The mask. Without following, clicks that do not fit into the crop of the first are left out."""
+        """The mask. Without following, clicks that do not fit into one crop with the first are left out."""
         first = self._first
         if first is None or first.prompts != tuple(points[:1]):
             first = self._first = self.predictor.predict(points[:1])
@@ -130,7 +130,7 @@ class _OpenedClicked:
 
 
 class AutomaticSystem:
-    """A VoxSAM model trained without clicks, by sliding window (paper: overlap 0.7, constant weights).
+    """A VoxSAM model trained without clicks, applied by sliding window (paper: overlap 0.7, constant weights).
 
     Raises UnsupportedError for a model that takes clicks.
     """
@@ -158,7 +158,7 @@ class _OpenedAutomatic:
         self.model, self.volume = model, volume
 
     def segment(self, points: Sequence[Point]) -> Volume:
-        """The mask of the whole scan; there are no points."""
+        """The mask of the whole scan; `points` must be empty."""
         from voxsam.interactive.automatic import segment_automatically  # here: MONAI takes seconds to import
 
         assert not points
@@ -166,14 +166,14 @@ class _OpenedAutomatic:
 
 
 def turned(volume: Volume, axes: str) -> Volume:
-    """The same voxels, permuted and flipped so that the indices grow into the directions of `axes`, e.g. "SPL"."""
+    """The same voxels, permuted and flipped so that the indices increase along `axes`, e.g. "SPL"."""
     permutation, flips = volume.grid.permutation_to(axes)
     steps = tuple(slice(None, None, -1 if flip else 1) for flip in flips)
     return replace(volume, array=volume.array.transpose(permutation)[steps], grid=volume.grid.reorient(axes))
 
 
 def turned_back(mask: Volume, grid: Grid) -> Volume:
-    """A mask on a grid that was turned from `grid`, on `grid` itself."""
+    """Bring a mask back to `grid` from a grid that `turned` made of it."""
     return Volume(turned(mask, grid.axes).array, grid, "SEG")
 
 
@@ -181,7 +181,7 @@ SIDE, SPACING_MM = 72, 2.0  # of the cube: 144 mm
 
 
 class Classical(ABC):
-    """A system of the lesion board: opens a scan, and segments from clicks without knowing anything of other scans."""
+    """A baseline of the lesion board: segments from clicks, without having learned from other scans."""
 
     takes_clicks = True
     parameters: int | None = 0
@@ -189,14 +189,14 @@ class Classical(ABC):
     takes_negative: bool
 
     def open(self, volume: Images) -> OpenedClassical:
-        """Raises UnsupportedError for several channels."""
+        """Open a scan. Raises UnsupportedError for several channels."""
         if not isinstance(volume, Volume):
             raise UnsupportedError(f"{len(volume)} channels for {self.name}", "one", "give the first alone")
         return OpenedClassical(self, volume)
 
     @abstractmethod
     def grow(self, cube: NDArray[np.float32], at: NDArray[np.intp], positive: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """(D, H, W) the mask in a cube for clicks (N, 3) that lie in it; at least one is positive."""
+        """The mask (D, H, W) in a cube for clicks (N, 3) inside it, at least one of them positive."""
 
 
 class OpenedClassical:
@@ -206,7 +206,7 @@ class OpenedClassical:
         self.system, self.volume = system, volume
 
     def segment(self, points: Sequence[Point]) -> Volume:
-        """The mask on the scan's grid; clicks beyond the cube about the first one are left out."""
+        """The mask on the scan's grid; clicks outside the cube around the first one are left out."""
         grid = self.volume.grid.reorient("SAR").respace((SPACING_MM,) * 3)
         places = grid.world_to_index([point.world_mm for point in points])
         window = Window.around(grid, places[0], (SIDE,) * 3)
@@ -222,13 +222,13 @@ class OpenedClassical:
 
 
 class RegionGrowing(Classical):
-    """ITK's confidence-connected region growing: what is joined to the clicks and within 2.5 s.d. of the region."""
+    """ITK's confidence-connected region growing: what is connected to the clicks and within 2.5 s.d. of the region."""
 
     name, takes_negative = "region-growing", False
     multiplier, iterations, radius = 2.5, 4, 1
 
     def grow(self, cube: NDArray[np.float32], at: NDArray[np.intp], positive: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """The region about all clicks, its holes closed."""
+        """The region grown from the positive clicks, its holes filled."""
         import SimpleITK as sitk
 
         smooth = sitk.CurvatureFlow(sitk.GetImageFromArray(cube), timeStep=0.06, numberOfIterations=5)
@@ -238,13 +238,13 @@ class RegionGrowing(Classical):
 
 
 class RandomWalker(Classical):
-    """Grady, Random Walks for Image Segmentation (2006): clicks against negative ones and the faces of the cube."""
+    """Grady, Random Walks for Image Segmentation (2006): positive clicks against negative ones and the cube's faces."""
 
     name, takes_negative = "random-walker", True
     beta = 130.0
 
     def grow(self, cube: NDArray[np.float32], at: NDArray[np.intp], positive: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """Where a walker from a voxel more probably comes first to a positive click."""
+        """The voxels from which a random walker more probably reaches a positive click first."""
         from skimage.segmentation import random_walker
 
         seeds = np.zeros(cube.shape, np.uint8)

@@ -1,6 +1,6 @@
-"""The tables of an evaluation, as Markdown: the paper's Table 1 with confidence intervals, what else, each case.
+"""The tables of an evaluation, as Markdown: the paper's Table 1 with confidence intervals, more scores, each case.
 
-Every case weighs the same: its trials and lesions are averaged first, and intervals are drawn over cases.
+Every case has the same weight: its trials and lesions are averaged first, and intervals are over cases.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MEANS = ("dice", "nsd", "nsd_voxels", "volume_error", "volume_error_abs", "found
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number over cases and its confidence interval; nan where there is none (one case has no interval)."""
+    """A statistic over cases with its confidence interval; nan where undefined (one case has no interval)."""
 
     value: float
     low: float
@@ -35,7 +35,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Line:
-    """The masks of one kind of trial with one number of clicks, and all numbers of them."""
+    """The masks of one kind of trial with one number of clicks, and all statistics over them."""
 
     kind: str
     clicks: int
@@ -43,23 +43,23 @@ class Line:
     cases: int
     masks: int
     empty_masks: int
-    seconds: float  # mean of a mask
-    numbers: dict[str, Estimate]  # the names of MEANS, and hd95_mm (a median)
+    seconds: float  # mean per mask
+    numbers: dict[str, Estimate]  # by the names in MEANS, and hd95_mm (a median)
 
     @property
     def label(self) -> str:
-        """How the paper's Table 1 calls it: "3 pts/volume", "3 pts/slice"."""
+        """Its name in the paper's Table 1: "3 pts/volume", "3 pts/slice"."""
         per = "slice" if self.kind == PER_SLICE else "volume"
         return self._named(f"{self.clicks} pt{'s' * (self.clicks != 1)}/{per}")
 
     @property
     def title(self) -> str:
-        """How other tables and figures call it: "3 clicks", "3 clicks per slice"."""
+        """Its name in other tables and figures: "3 clicks", "3 clicks per slice"."""
         per = " per slice" if self.kind == PER_SLICE else ""
         return self._named(f"{self.clicks} click{'s' * (self.clicks != 1)}{per}")
 
     def by_case(self, name: str) -> dict[str, float]:
-        """One number of every case."""
+        """One number for every case."""
         return by_case(self.rows, name)
 
     def _named(self, clicks: str) -> str:
@@ -69,7 +69,7 @@ class Line:
 
 
 def summarise(evaluation: Evaluation) -> list[Line]:
-    """One line for each kind and number of clicks, in the order of the rows' first appearance by kind and count."""
+    """One line for each kind and number of clicks: kinds in the order of their first row, then by number of clicks."""
     kinds = list(dict.fromkeys(row.kind for row in evaluation.rows))
     groups = sorted({(kinds.index(row.kind), row.clicks) for row in evaluation.rows})
     return [_line(evaluation, kinds[kind], clicks) for kind, clicks in groups]
@@ -81,7 +81,7 @@ def rows_of(evaluation: Evaluation, kind: str, clicks: int) -> tuple[ScoredMask,
 
 
 def number(row: ScoredMask, name: str) -> float:
-    """One number of a row: a field of its scores, or `found` (fraction of the lesions) or `volume_error_abs`."""
+    """One number of a row: a field of its scores, `found` (fraction of the lesions) or `volume_error_abs`."""
     scores = row.scores
     if name == "found":
         return scores.lesions_found / scores.lesions if scores.lesions else math.nan
@@ -91,7 +91,7 @@ def number(row: ScoredMask, name: str) -> float:
 
 
 def by_case(rows: Sequence[ScoredMask], name: str) -> dict[str, float]:
-    """For each case the mean of a number over its rows that have one (of HD95 the median, which may be infinite)."""
+    """For each case the mean of a number over the rows that have it (for HD95 the median, which may be infinite)."""
     middle = _median if name == "hd95_mm" else _mean
     return {case: float(middle(np.array([number(row, name) for row in own]))) for case, own in grouped(rows).items()}
 
@@ -105,9 +105,9 @@ def grouped(rows: Sequence[ScoredMask]) -> dict[str, list[ScoredMask]]:
 
 
 def estimate(values: Sequence[float], seed: int, median: bool = False) -> Estimate:
-    """Mean (or median) over cases that have a number, with a 95 % percentile bootstrap interval over those cases.
+    """Mean (or median) over the cases that have a number, with a 95 % percentile bootstrap interval over those cases.
 
-    Not scipy.stats.bootstrap: beside one infinite HD95 it gives nan.
+    Not scipy.stats.bootstrap: a single infinite HD95 makes it return nan.
     """
     known = np.array([value for value in values if not math.isnan(value)])
     if not len(known):
@@ -139,7 +139,7 @@ def _mean(values: NDArray[np.float64], axis: int = -1) -> NDArray[np.float64]:
 
 
 def _median(values: NDArray[np.float64], axis: int = -1) -> NDArray[np.float64]:
-    """The middle value, the greater one of two: infinite values count as the largest, and are never averaged."""
+    """The median, of two middle values the greater: infinite values count as the largest, and are never averaged."""
     ordered = np.sort(values, axis=axis)
     return np.take(ordered, values.shape[axis] // 2, axis=axis)
 
@@ -148,9 +148,9 @@ NOTHING = "–"
 
 
 def markdown_table(rows: Sequence[Mapping[str, object]], right: bool = False) -> str:
-    """One line per row; the columns are the rows' keys in order of appearance, numbers to the right.
+    """One line per row; the columns are the rows' keys in order of appearance, numbers right-aligned.
 
-    `right`: every column but the first to the right, for numbers that are text already.
+    `right` right-aligns every column but the first, for numbers that are already text.
     """
     columns = list(dict.fromkeys(key for row in rows for key in row))
     cells = [[_cell(row.get(column)) for column in columns] for row in rows]
@@ -174,7 +174,7 @@ def three_digits(value: float) -> str:
 
 
 def write_between_markers(path: Path, marker: str, text: str) -> None:
-    """Replace what stands between `<!-- marker -->` and `<!-- /marker -->` in a Markdown file.
+    """Replace the text between `<!-- marker -->` and `<!-- /marker -->` in a Markdown file.
 
     Raises FileError if the file or the two markers are not there.
     """
@@ -184,7 +184,7 @@ def write_between_markers(path: Path, marker: str, text: str) -> None:
 
 
 def require_markers(path: Path, marker: str) -> re.Match[str]:
-    """Where the two markers stand in a Markdown file: group 1 is what lies between. Raises FileError if they do not."""
+    """Find the two markers in a Markdown file: group 1 is the text between. Raises FileError if they are missing."""
     start, end = f"<!-- {marker} -->", f"<!-- /{marker} -->"
     if not path.is_file():
         raise FileError(f"{path}: no such file", f"a Markdown file with {start} and {end}", "create it first")
@@ -205,7 +205,7 @@ Cells = dict[str, Any]
 
 
 def paper_rows(evaluations: Sequence[Evaluation]) -> list[Cells]:
-    """Table 1 of the paper: methods down, Dice and NSD of each data set across, in per cent with their intervals."""
+    """Table 1 of the paper: methods as rows, Dice and NSD of each data set as columns, in per cent with intervals."""
     rows: dict[str, Cells] = {}
     for evaluation in evaluations:
         for line in summarise(evaluation):
@@ -220,14 +220,14 @@ def paper_rows(evaluations: Sequence[Evaluation]) -> list[Cells]:
 
 
 def additional_rows(evaluation: Evaluation) -> list[Cells]:
-    """What the paper does not show: HD95, volume error, lesions, empty masks, time."""
+    """The scores that the paper does not show: HD95, volume error, lesions, empty masks, time."""
     return [_additional(line) for line in summarise(evaluation)]
 
 
 def case_rows(evaluation: Evaluation) -> list[Cells]:
-    """Each case: volume, Dice, and for the first number of clicks the worst trial, NSD and HD95; then the mean.
+    """A row for each case, then the mean: volume, Dice; for the first number of clicks also worst trial, NSD, HD95.
 
-    Of corrective trials only the last number of clicks is shown.
+    Corrective trials are shown only with their last number of clicks.
     """
     lines = summarise(evaluation)
     first = lines[0]
@@ -250,12 +250,12 @@ def case_rows(evaluation: Evaluation) -> list[Cells]:
     return [*table, {"case": "mean", **means}]
 
 
-DIAMETERS_MM = (0.0, 10.0, 20.0, 40.0, 80.0, math.inf)  # between which lesions are grouped by size
+DIAMETERS_MM = (0.0, 10.0, 20.0, 40.0, 80.0, math.inf)  # bounds of the size groups of lesions
 
 
 def lesion_rows(evaluation: Evaluation) -> list[Cells]:
-    """The lesion board: each lesion of `per_lesion`, then the mean of each size (diameter of a ball of its volume) and
-    of all: Dice of each number of random clicks, and after 1, 5 and 10 corrections of the first.
+    """The lesion board: Dice by number of random clicks, and after 1, 5 and 10 corrections of the first; a row for
+    each lesion, then means by size (diameter of a sphere of its volume) and over all.
     """
     corrected = {1 + more for more in (1, 5, 10)} & set(range(evaluation.settings.corrective + 1))
     lines = [line for line in summarise(evaluation) if line.kind == RANDOM or line.clicks in corrected]
@@ -289,7 +289,7 @@ def _dice(values: Mapping[str, float]) -> Cells:
 
 
 def write_tables(evaluation: Evaluation) -> str:
-    """All tables as one Markdown text."""
+    """All tables in one Markdown text."""
     parts = [
         f"# {evaluation.system} on {evaluation.dataset}",
         describe(evaluation),
@@ -308,7 +308,7 @@ def write_tables(evaluation: Evaluation) -> str:
 
 
 def describe(evaluation: Evaluation) -> str:
-    """The protocol of a run in one or two sentences."""
+    """The protocol of a run, in a few sentences."""
     settings, cases = evaluation.settings, len(evaluation.cases)
     text = f"{cases} case{'s' * (cases != 1)}, NSD at {settings.tolerance_mm:g} mm, seed {settings.seed}."
     about = "".join(f" {line}" for line in overlap_lines(evaluation))
@@ -327,7 +327,7 @@ def describe(evaluation: Evaluation) -> str:
 
 
 def overlap_lines(evaluation: Evaluation) -> list[str]:
-    """What a reader has to know of the system: which cases it was trained on, its licence, or what nobody can know."""
+    """What a reader must know about the system: which cases it was trained on, as far as known, licence, memory."""
     lines = []
     if evaluation.overlap:
         cases = "; ".join(f"{case}: {how}" for case, how in evaluation.overlap.items())
@@ -342,14 +342,14 @@ def overlap_lines(evaluation: Evaluation) -> list[str]:
 
 
 def shown(estimate: Estimate, percent: bool = False, decimals: int = 2) -> str:
-    """`73.78 [70.12, 77.01]`; without the brackets where there is no interval, a dash where there is no number."""
+    """`73.78 [70.12, 77.01]`; without brackets if there is no interval, a dash if there is no number."""
     values = [v * 100 if percent else v for v in (estimate.value, estimate.low, estimate.high)]
     value, low, high = (_text(v, decimals) for v in values)
     return value if math.isnan(estimate.low) else f"{value} [{low}, {high}]"
 
 
 def plain(value: float, name: str) -> str:
-    """One number of the table of cases: fractions with three decimals, the rest with one."""
+    """One number in the table of cases: mL and mm with one decimal, fractions with three."""
     return _text(value, 1 if name in ("mL", "HD95 mm") else 3)
 
 
@@ -357,9 +357,9 @@ AREAS = {"dice": "Dice", "nsd": "NSD by area", "nsd_voxels": "NSD by voxels"}
 
 
 def areas(evaluation: Evaluation) -> dict[str, dict[str, Estimate]]:
-    """The area under each score's curve over the numbers of clicks, as its mean height, for each kind with two numbers.
+    """The area under each score's curve over the numbers of clicks, as its mean height, averaged over cases.
 
-    Of every case first, then the mean over cases with its interval.
+    Kinds with a single number of clicks are left out.
     """
     found: dict[str, dict[str, Estimate]] = {}
     lines = summarise(evaluation)
@@ -379,7 +379,7 @@ def areas(evaluation: Evaluation) -> dict[str, dict[str, Estimate]]:
 
 
 def area_rows(evaluation: Evaluation) -> list[Cells]:
-    """`areas` in per cent, one line for each kind of clicks."""
+    """`areas` in per cent, one row for each kind of click."""
     clicks = {kind: sorted({row.clicks for row in evaluation.rows if row.kind == kind}) for kind in areas(evaluation)}
     return [
         {

@@ -1,4 +1,4 @@
-"""Learning from a project: its cases as training samples, the check of what was learned, and a run that goes on."""
+"""Learning from a project: its cases as training samples, a check of the learned model, and runs that resume."""
 
 from __future__ import annotations
 

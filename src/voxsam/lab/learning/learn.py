@@ -1,12 +1,12 @@
-"""One learning, from the cases to an offer; killed at any moment, the same call goes on.
+"""Learning from a project's cases, up to the offer of a model; if killed at any moment, the same call resumes.
 
-A plan says which cases are left out in turn. For each such part a model is trained on the others, and the clicks that
-it needs on the part are counted beside those of the model in use. Only if that helps beyond chance (Gate.chance), a
-model is trained on all cases. All start from the project's start model: whoever goes on from the last fine-tuned one
-unlearns (Cellpose's rule).
+A plan holds the parts of the cases that are left out in turn. For each part a model is trained on the other cases, and
+the clicks it needs on the part are compared with those of the model in use. Only if fewer are needed beyond chance
+(Gate.chance) is a model trained on all cases. All trainings start from the project's start model: a model fine-tuned
+again and again forgets (Cellpose's rule).
 
-PROJECT/.learning/plan.json      a Plan; another set of cases begins another one
-                  part-0/        a run of voxsam.lab.training; part-0.json, a Gate, when it was checked
+PROJECT/.learning/plan.json      a Plan; another set of cases starts a new one
+                  part-0/        a run of voxsam.lab.training; part-0.json, a Gate, once checked
                   all/           the run on all cases
 """
 
@@ -42,21 +42,21 @@ from voxsam.weights.checkpoint import load_model
 from voxsam.weights.file import read_card
 from voxsam.weights.registry import find_model
 
-CROSSED, PARTS = 12, 3  # up to so many cases each is left out once, in three parts; of more, the newest quarter is
-TRAINING = 0.8  # of the time; the rest counts clicks
-MEASURED = 6  # steps, from whose last ones the time of a step is known
+CROSSED, PARTS = 12, 3  # up to 12 cases each is left out once, in three parts; with more, the newest quarter is
+TRAINING = 0.8  # of the time; the rest is for counting clicks
+MEASURED = 6  # steps of the run that times a step; the first does not count
 FEWEST_STEPS, MOST_STEPS = 10, 1500
 LATE = 1.5  # times the planned time: a training ends then, whatever it has reached
 LOOK_S = 0.2
-LOWEST = 19  # of priorities; Windows has classes
+LOWEST = 19  # niceness; Windows has priority classes
 
 Log = Callable[[str], None]
 
 
 class Plan(Record):
-    """plan.json."""
+    """The content of plan.json."""
 
-    cases: dict[str, str]  # with the time at which each was finished
+    cases: dict[str, str]  # each with the time at which it was finished
     minutes: float
     data: str
     name: str  # of the model
@@ -67,9 +67,9 @@ class Plan(Record):
 
 @dataclass
 class Considerate(Callback):
-    """Waits while somebody clicks, ends a training that takes too long, and one whose plan is gone (`forget`).
+    """Pauses while somebody clicks, and ends a training that takes too long or whose plan is gone (`forget`).
 
-    `report` hears before each step how many are done, and of how many.
+    `report` is called before each step with the number of steps done and of all steps.
     """
 
     project: Project
@@ -80,7 +80,7 @@ class Considerate(Callback):
     paused_s: float = 0.0
 
     def wait(self) -> None:
-        """Until nobody clicks. Raises InputError if the plan is gone."""
+        """Wait until nobody clicks. Raises InputError if the plan is gone."""
         begin = time.monotonic()
         while self.project.is_busy():
             time.sleep(LOOK_S)
@@ -105,12 +105,12 @@ def learn(
     steps: int | None = None,
     low_priority: bool = True,
 ) -> LearnedModel:
-    """Learn from every case that is done, and keep the model if it needs fewer clicks than the one in use.
+    """Learn from all finished cases, and offer the model if it needs fewer clicks than the one in use.
 
-    `minutes` is what all of it may take; `data`, a folder like the shared data, gives the data engine's own scans as
-    replay. As many fewer count as chance would hardly give (`Gate.chance`). `steps` of each training are measured
-    unless given. Raises InputError for fewer than five cases, where another process learns already, and for a start
-    model that cannot learn.
+    The difference must be larger than chance would give (`Gate.chance`). `minutes` limits the whole; `data`, a folder
+    like the shared data, adds the data engine's own scans as replay. The `steps` of each training follow from the
+    measured time of a step unless given. Raises InputError for fewer than five cases, if another process is already
+    learning, and for a start model that cannot learn.
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     try:
@@ -127,7 +127,7 @@ def learn(
 
 
 class _Learning:
-    """What all stages of one learning share."""
+    """One learning: its state and its stages."""
 
     def __init__(self, project: Project, minutes: float, data: Path | None, log: Log, steps: int | None) -> None:
         self.project, self.minutes, self.data, self.steps = project, minutes, data, steps
@@ -144,7 +144,7 @@ class _Learning:
         self.preprocessing = preprocessing_for(self.card, modalities)
 
     def run(self) -> LearnedModel:
-        """All stages that are not done yet. Leaves no work behind once there is a result, or a case was forgotten."""
+        """Run all remaining stages. The working folder is removed after a result, or if a case was forgotten."""
         begin = time.monotonic()
         plan = self._plan()
         self.log(
@@ -183,19 +183,19 @@ class _Learning:
         return model
 
     def log(self, line: str) -> None:
-        """Say something; the last of it is kept with the progress."""
+        """Log a line; the latest is kept with the progress."""
         self.said = line
         self._log(line)
 
     def _about(self, plan: Plan) -> float:
-        """Minutes, the counting of clicks included; where no step was measured, what it may take."""
+        """The expected minutes, including the counting of clicks; if no step was timed, the limit."""
         if not plan.step_s:
             return plan.minutes
         training = (len(plan.left_out) + 1) * plan.steps * plan.step_s / TRAINING / 60
         return max(1.0, min(plan.minutes, training))
 
     def _plan(self) -> Plan:
-        """That of a run that was cut off, if it is for the same cases; else a new one."""
+        """The plan of an interrupted run, if cases, minutes and data are the same; else a new one."""
         cases = {case: reading.finished for case, reading in self.readings.items()}
         data = "" if self.data is None else str(self.data.absolute())
         wanted = {"cases": cases, "minutes": self.minutes, "data": data}
@@ -218,7 +218,7 @@ class _Learning:
         return plan
 
     def _measured(self, plan: Plan) -> dict[str, Any]:
-        """How many steps each training has, from the time of some of them."""
+        """The steps of each training, and the time of a step, measured over a few of them."""
         steps = self._train(plan, "measured", list(self.readings.values())[:LEAST])
         shutil.rmtree(self.work / "measured", ignore_errors=True)
         step_s = (steps.starts[-1] - steps.starts[1]) / (len(steps.starts) - 2)
@@ -231,7 +231,7 @@ class _Learning:
         return next(name for name in names if name not in taken)
 
     def _checked(self, plan: Plan, number: int) -> Gate:
-        """The clicks on a part of the cases, with the model in use and with one that was not trained on them."""
+        """Clicks needed on a part of the cases, by the model in use and by one trained on the other cases."""
         path = self.work / f"part-{number}.json"
         if path.is_file():
             return read_record(path, Gate)
@@ -261,7 +261,7 @@ class _Learning:
         return gate
 
     def _known(self) -> dict[str, int]:
-        """What the model in use needed on the cases that it has seen since: counted when they were left out."""
+        """Clicks needed by the model in use on its own training cases, counted while they were left out."""
         for model in self.project.models():
             if model.name == self.project.in_use:
                 return {case: n for case, n in model.gate.after.items() if case in model.cases}
@@ -293,7 +293,7 @@ class _Learning:
 
 
 def _parts(cases: Sequence[str]) -> tuple[tuple[str, ...], ...]:
-    """Which cases are left out in turn; `cases` from the first that was finished on."""
+    """The parts of the cases that are left out in turn; `cases` are in the order in which they were finished."""
     if len(cases) > CROSSED:
         return (tuple(cases[-(len(cases) // 4) :]),)
     return tuple(tuple(cases[n::PARTS]) for n in range(PARTS))

@@ -1,7 +1,7 @@
-"""What a project's model is trained on: its cases, lesions painted into their scans, the data engine's own scans.
+"""Training samples for a project's model: its cases, lesions painted into their scans, the data engine's own scans.
 
-The engine thinks in Hounsfield units. A scan without units is standardised, and one s.d. becomes `UNIT` about `MIDDLE`,
-as much as a tumour's soft tissue in CT; the stream's intensities are changed alike, so that the network sees the same.
+The engine works in Hounsfield units. A scan without units is standardised and mapped to a mean of `MIDDLE` and an s.d.
+of `UNIT`, like a tumour's soft tissue in CT; the stream's normalisation is adapted, so that the network sees the same.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from voxsam.project.records import Reading
 from voxsam.volume import Volume
 
 CASES = 0.6  # of the samples; the rest is replay
-ANY_SCALE = 0.5  # of them, as first looks have it, for a model that chooses its spacing by looking
+ANY_SCALE = 0.5  # fraction at any scale, as in a first look, for a model that chooses its spacing by looks
 UNIT, MIDDLE = 60.0, 40.0
 LEARNING_RATE, BATCH = 3e-4, 2
-CHECKPOINT_EVERY = 20  # steps: a killed training loses at most as many
+CHECKPOINT_EVERY = 20  # steps: the most that a killed training loses
 
 
 def preprocessing_for(card: Card, modalities: Sequence[str]) -> Preprocessing:
-    """That of the start model; standardised where the scans have no unit. Raises UnsupportedError for CT and others."""
+    """The start model's, standardised for scans without a unit. Raises UnsupportedError for CT mixed with others."""
     units = {modality == "CT" for modality in modalities}
     if len(units) > 1:
         raise UnsupportedError("CT and other scans in one project", "one kind of scan", "make a project for each kind")
@@ -44,7 +44,7 @@ def preprocessing_for(card: Card, modalities: Sequence[str]) -> Preprocessing:
 
 
 def engine_for(preprocessing: Preprocessing, data: bool) -> EngineSettings:
-    """The shares of the samples, at spacings that the network knows, as it looks with them.
+    """The mix of samples, at the spacings that the network was trained for.
 
     Nothing is painted into scans without units.
     """
@@ -62,7 +62,7 @@ def engine_for(preprocessing: Preprocessing, data: bool) -> EngineSettings:
 
 
 def recipe_for(card: Card, source: str, name: str, steps: int, preprocessing: Preprocessing, data: bool) -> Recipe:
-    """How a model is fine-tuned from the start model `card`, whose file is `source`.
+    """The recipe that fine-tunes the start model with this `card` and the file `source`.
 
     Raises UnsupportedError for a model that takes no clicks, or several images.
     """
@@ -84,7 +84,7 @@ def recipe_for(card: Card, source: str, name: str, steps: int, preprocessing: Pr
 
 
 def read_case(project: Project, reading: Reading) -> tuple[Volume, Volume]:
-    """A case's scan, and its mask (uint8 0/1) on the scan's grid. Raises InputError if the scan is another one now."""
+    """A case's scan, and its mask (uint8 0/1) on the scan's grid. Raises InputError if they no longer match."""
     scan = project.read(reading.case)
     mask = read_volume(project.mask_path(reading.case, reading.reader), labels=True, scan=scan)
     if not mask.grid.close_to(scan.grid) or not (mask.array > 0).any():
@@ -94,7 +94,7 @@ def read_case(project: Project, reading: Reading) -> tuple[Volume, Volume]:
 
 
 def first_click(scan: Volume, mask: Mask, reading: Reading) -> Click:
-    """The reader's first positive click that lies in the mask; a random one, always the same, where there is none."""
+    """The reader's first positive click inside the mask; if there is none, a random one, always the same."""
     for click in reading.clicks:
         i, j, k = (int(n) for n in scan.grid.voxel_of(scan.grid.world_to_index(click.world_mm)))
         if click.positive and mask[i, j, k]:
@@ -104,7 +104,7 @@ def first_click(scan: Volume, mask: Mask, reading: Reading) -> Click:
 
 
 def load_stream(project: Project, readings: Sequence[Reading], recipe: Recipe, data: Path | None) -> EngineStream:
-    """The samples of a recipe from these cases; a case is drawn into, and clicked where it is tumour."""
+    """The sample stream of a recipe from these cases: clicked in their own tumours, and scans to paint lesions into."""
     assert recipe.engine is not None and recipe.steps is not None
     own, use = recipe.engine, recipe.preprocessing
     scans, seen = [], {}

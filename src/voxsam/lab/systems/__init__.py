@@ -1,7 +1,7 @@
-"""The systems that VoxSAM is compared with; importing this package makes their model files known to `load_model`."""
+"""The systems that VoxSAM is compared with; importing this package lets `load_model` read their model files."""
 
 from voxsam.lab.systems import networks
-from voxsam.lab.systems import peft as peft  # makes its adapters known
+from voxsam.lab.systems import peft as peft  # registers its adapters
 from voxsam.weights.checkpoint import BUILDERS
 
 BUILDERS["click-unet"] = networks.ClickUNet

@@ -1,4 +1,4 @@
-"""What needs no training as rows of a comparison: a random walker and region growing from the same clicks."""
+"""Baselines without training as rows of a comparison: random walker and region growing from the same clicks."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ class Classic(ComparedSystem):
         self.name, self.about = name, ABOUTS[name]
 
     def train(self, job: Job, log: Log) -> None:
-        """There is nothing to train."""
+        """Do nothing: there is nothing to train."""
 
     def load(self, job: Job) -> System:
-        """As it is."""
+        """The system as it is."""
         return CLASSICAL[self.name]()
 
     def tuned_parameters(self, job: Job) -> int:
-        """None that training changes."""
+        """Zero: nothing is trained."""
         return 0
 
 

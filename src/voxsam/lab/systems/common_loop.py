@@ -1,7 +1,7 @@
-"""Systems that VoxSAM's own loop trains from a recipe: VoxSAM and its variants, and every network without clicks.
+"""Systems trained from a recipe by VoxSAM's own loop: VoxSAM, its variants, and all networks without clicks.
 
-So they see the same scans, crops, augmentation and loss, for as many steps. rows.yaml has them all; with those that
-have a way of their own `compared_system` knows every system by its name.
+So they see the same scans, crops, augmentation and loss, for the same number of steps. rows.yaml lists them;
+`compared_system` also finds the systems that train in their own way.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import voxsam.lab.systems.classical
 import voxsam.lab.systems.nnunet_system
 import voxsam.lab.systems.prism
 import voxsam.lab.systems.remote
-import voxsam.lab.systems.sam_slices  # noqa: F401, which register themselves
+import voxsam.lab.systems.sam_slices  # noqa: F401, these register themselves
 from voxsam.errors import InputError, UnsupportedError
 from voxsam.lab.data.store import open_store
 from voxsam.lab.evaluation.systems import AutomaticSystem, SessionSystem, System
@@ -43,16 +43,16 @@ from voxsam.weights.registry import find_model
 
 
 class CommonLoop(ComparedSystem):
-    """A recipe's `system`, trained by voxsam.lab.training.run; `fixed` are keys that make the row what it is."""
+    """A recipe's `system`, trained by voxsam.lab.training.run; `fixed` are the recipe keys that define the row."""
 
     def __init__(self, name: str, about: About, fixed: dict[str, Any], options: dict[str, str] | None = None) -> None:
         self.name, self.about, self.fixed = name, about, fixed
         self.options = options or {}
 
     def recipe(self, job: Job) -> Recipe:
-        """The recipe that the job trains: the plan's keys, then this row's own, then those of the data set.
+        """The recipe that the job trains: this row's keys over the plan's over those of the data set.
 
-        Raises InputError for keys that make no recipe.
+        Raises InputError for keys that do not form a recipe.
         """
         store = open_store(job.data)
         given = {"name": self.name, "model": "tiny", "validation": store.split["validation"]}
@@ -71,12 +71,12 @@ class CommonLoop(ComparedSystem):
             raise InputError(given, "the keys of voxsam.lab.training.recipe.Recipe", "change the plan") from error
 
     def check(self, job: Job) -> None:
-        """As for every system, and that the keys make a recipe."""
+        """Check as for every system, and that the keys form a recipe."""
         super().check(job)
         self.recipe(job)
 
     def train(self, job: Job, log: Log) -> Trained | None:
-        """Run the recipe in job.out/run, within a budget in run-RATE; a finished run is left as it is."""
+        """Run the recipe in job.out/run, or with a budget in job.out/run-RATE; a finished run is left as it is."""
         from voxsam.lab.training.budget import read_curve
         from voxsam.lab.training.run import train
 
@@ -97,15 +97,15 @@ class CommonLoop(ComparedSystem):
         return train_within(job.budget, recipe.learning_rate, job.out, run)
 
     def load(self, job: Job) -> System:
-        """The model as a person uses it: clicked in a session, or by sliding window if it was trained without."""
-        import voxsam.lab.systems  # noqa: F401, which makes the networks of model files known
+        """The model as in practice: clicked in a session, or by sliding window if it was trained without clicks."""
+        import voxsam.lab.systems  # noqa: F401, registers the networks of model files
         from voxsam.weights import load_model
 
         model = load_model(self._model(job), job.device)
         return AutomaticSystem(model) if model.card.automatic else SessionSystem(model)
 
     def begins_with(self, job: Job) -> str:
-        """The recipe's start and what its card says of its data, or the file of a network's option `weights`."""
+        """The recipe's start model and its training data by its card, or the file of a network's option `weights`."""
         recipe = self.recipe(job)
         if recipe.start_from is None:
             weights = job.options.get("weights")
@@ -114,12 +114,12 @@ class CommonLoop(ComparedSystem):
         name = Path(recipe.start_from).name if recipe.start_from.endswith(".safetensors") else recipe.start_from
         try:
             data = read_card(find_model(recipe.start_from)).description.get("data", "")
-        except InputError:  # no model of VoxSAM
+        except InputError:  # not a VoxSAM model
             data = ""
         return f"{part}{name}{f', trained on {data.rstrip(chr(46))}' if data else ''}"
 
     def tuned_parameters(self, job: Job) -> int | None:
-        """The parameters that have gradients when the run begins."""
+        """The number of parameters with gradients when the run begins."""
         return sum(p.numel() for p in make_network(self.recipe(job)).parameters() if p.requires_grad)
 
     def _model(self, job: Job) -> Path:
@@ -133,7 +133,7 @@ class AutomaticLoop(CommonLoop):
         super().__init__(name, about, {"system": name, "prompts": "none", **fixed}, network_kind(name).options.lines())
 
     def check(self, job: Job) -> None:
-        """As for every system, and that the network can be built: values of options, crop, libraries, weights."""
+        """Check as for every system, and that the network can be built: options, crop, libraries, weights."""
         super().check(job)
         make_network(self.recipe(job))
 
@@ -145,26 +145,26 @@ class TunedEncoder(CommonLoop):
         super().__init__(name, about, {"prompts": "none", "start_part": "sam", **fixed})
 
     def tuned_parameters(self, job: Job) -> int:
-        """All that is trained, the decoder included."""
+        """The number of all trained parameters, including the decoder's."""
         return tuned(self.recipe(job)).trained
 
     def tuned_encoder_parameters(self, job: Job) -> int:
-        """In the image encoder, as Table 2 counts them."""
+        """The number of those in the image encoder, as Table 2 counts them."""
         return tuned(self.recipe(job)).paper
 
 
 class Tuned(NamedTuple):
-    """Numbers that training changes."""
+    """Numbers of trained parameters."""
 
     paper: int  # in the image encoder, as Table 2 counts them
     trained: int  # everywhere
 
 
 def tuned(recipe: Recipe) -> Tuned:
-    """Both numbers of the network that a recipe trains; nothing is computed and no file is read.
+    """Count both for the network that a recipe trains; nothing is computed and no file is read.
 
-    The paper counts the image encoder. Of adapters on SAM's 2D encoder it leaves out the neck, though it is trained;
-    of its own it counts the necks, which are more than half of its 15.21 M, and of full fine-tuning everything. Raises
+    The paper counts the image encoder. For adapters on SAM's 2D encoder it leaves out the neck, though it is trained;
+    for its own encoder it counts the necks, more than half of the 15.21 M, and for full fine-tuning everything. Raises
     UnsupportedError for a system that is not VoxSAM's own network.
     """
     with torch.device("meta"):
@@ -177,7 +177,7 @@ def tuned(recipe: Recipe) -> Tuned:
     return Tuned(sum(counted), sum(sizes.values()))
 
 
-# Every system by its name
+# All systems by name
 
 KINDS = {"loop": CommonLoop, "automatic": AutomaticLoop, "tuned": TunedEncoder}
 
@@ -194,7 +194,7 @@ _register_rows()
 
 
 def compared_system(name: str) -> ComparedSystem:
-    """The system of that name. Raises InputError for one that is not known."""
+    """The system with that name. Raises InputError for an unknown one."""
     if name not in COMPARED:
         raise InputError(f"the system {name}", f"one of {', '.join(sorted(COMPARED))}", "see `voxsam compare --list`")
     return COMPARED[name]()

@@ -1,4 +1,4 @@
-"""What a compared system is: what it says of itself, and how it is trained and opened in a comparison."""
+"""The interface of a compared system: its description, and how it is trained and loaded in a comparison."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ EXTRA = "pip install 'voxsam[compare]'"
 
 @dataclass(frozen=True)
 class About:
-    """What `voxsam compare --list` says of a system, and the footnotes of a table."""
+    """The description of a system in `voxsam compare --list` and in the footnotes of tables."""
 
-    title: str  # what tables call it: "nnFormer"
+    title: str  # its name in tables: "nnFormer"
     paper: str  # authors, title or venue, year
     source: str  # address of the original
-    licence: str  # of the original code; "none stated" where there is none
-    library: str  # what provides it here: "MONAI", "nnunetv2", or "VoxSAM" for one written here from the description
-    differences: str = ""  # what is known to differ from the original, or to be wrong with it
+    licence: str  # of the original code; "none stated" if there is none
+    library: str  # what provides it here: "MONAI", "nnunetv2", or "VoxSAM" if implemented here from the description
+    differences: str = ""  # known differences from the original, and known faults
     trained: bool = True  # False: it is compared as it is
-    install: str = ""  # the commands that install what it needs, where VoxSAM itself does not bring it
-    note: str = ""  # what stands under every table with it: what it is given that others are not
+    install: str = ""  # the commands that install its requirements, if VoxSAM does not depend on them
+    note: str = ""  # a note under every table with it: what it is given that others are not
 
 
 class Budget(BaseModel):
-    """What every system may use alike: so many minutes of processor time (on a GPU: of the clock) for each training.
+    """The same budget for every system: minutes of processor time (on a GPU: wall-clock time) for each training.
 
-    With several `rate_factors` the learning rate is chosen by one rule: a training at the system's usual rate times
-    each factor runs for the fraction `trial` of the minutes; the one with the best validation then goes on to the end.
-    All trials count.
+    With several `rate_factors` the learning rate is chosen by one rule: for each factor, a trial at the system's usual
+    rate times that factor runs for the fraction `trial` of the minutes; the one with the best validation then continues
+    to the end. All trials count towards the budget.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -58,23 +58,23 @@ class Budget(BaseModel):
 
     @property
     def own_minutes(self) -> float:
-        """Of the training that was chosen, its trial included."""
+        """The minutes of the chosen training, including its trial."""
         return self.minutes * (1 - (len(self.rate_factors) - 1) * self.trial)
 
 
 class Trained(BaseModel):
-    """What a training within a budget was like."""
+    """The record of a training within a budget."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    minutes: float  # that were used, trials included
+    minutes: float  # used, including trials
     learning_rate: float
-    tried: tuple[tuple[float, float], ...] = ()  # learning rates, and the validation after the trial
-    curve: Curve = ()  # of the training that was chosen
+    tried: tuple[tuple[float, float], ...] = ()  # (learning rate, validation Dice after its trial)
+    curve: Curve = ()  # of the chosen training
 
     @property
     def late_gain(self) -> float | None:
-        """How much the best validation rose in the last third of the training; None where too few say it."""
+        """How much the best validation Dice rose in the last third of the training; None with too few validations."""
         if not self.curve:
             return None
         border = 2 / 3 * self.curve[-1][0]
@@ -86,10 +86,10 @@ class Trained(BaseModel):
 
 
 def train_within(budget: Budget, usual: float, out: Path, run: Callable[[float, float | None], Curve]) -> Trained:
-    """Choose a learning rate and train with it; goes on where an earlier attempt in `out` was cut off.
+    """Choose a learning rate and train with it, resuming an interrupted attempt in `out`.
 
-    `run(rate, pause)` trains at a rate, or goes on with it, to `pause` minutes or to the end of `budget.own_minutes`,
-    and returns its curve. Raises InputError if a trial has no validation to be judged by.
+    `run(rate, pause)` starts or continues the training at a rate, up to `pause` minutes or the end of
+    `budget.own_minutes`, and returns its curve. Raises InputError if a trial has no validation to be judged by.
     """
     path = out / "rates.json"
     tried: list[tuple[float, float]] = []
@@ -119,15 +119,15 @@ def train_within(budget: Budget, usual: float, out: Path, run: Callable[[float, 
 class Job:
     """One system trained from one seed on one prepared data set.
 
-    The split of `data` decides: training and validation cases may be used, test cases are never seen. `recipe` are keys
-    of voxsam.lab.training.recipe.Recipe that the plan gives to every system alike (crop, steps, batch, augmentation),
-    changed by those that it gives this one; a system that trains in its own way takes of them what it can, and says in
-    `About.differences` what it leaves out. `options` are the system's own (a network's widths, a server's address).
-    With a `budget` the recipe's steps or epochs do not count.
+    By the split of `data`, training and validation cases may be used, test cases are never seen. `recipe` holds keys of
+    voxsam.lab.training.recipe.Recipe that the plan gives to all systems (crop, steps, batch, augmentation), overridden
+    by those for this one; a system that trains in its own way uses what it can, and lists what it ignores in
+    `About.differences`. `options` are the system's own (a network's widths, a server's address). With a `budget` the
+    recipe's steps or epochs are ignored.
     """
 
     data: Path  # a folder of `voxsam prepare`
-    out: Path  # the job's own folder; it exists, and what lies there is of an earlier attempt at the same job
+    out: Path  # the job's own folder; it exists, and its content is from an earlier attempt at the same job
     seed: int = 0
     recipe: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -136,24 +136,24 @@ class Job:
 
 
 class ComparedSystem(ABC):
-    """One row of a table. It is made anew for each job, and keeps nothing between its methods but files in `job.out`.
+    """One row of a table. It is created for each job, and keeps state between calls only as files in `job.out`.
 
-    `options` names the keys that `Job.options` may have, with a line for each.
+    `options` has the keys that `Job.options` may have, with a line of help for each.
     """
 
-    name: str  # what plans call it: "nnformer"
+    name: str  # its name in plans: "nnformer"
     about: About
     options: Mapping[str, str] = {}
 
     def check(self, job: Job) -> None:
-        """Raises InputError for what is wrong with a job, and UnsupportedError for a library that is missing.
+        """Raise InputError if something is wrong with a job, UnsupportedError if a library is missing.
 
-        It is called before anything runs; the latter costs the row, the former the plan.
+        Called before anything runs: the latter skips the row, the former stops the plan.
         """
         self.check_options(job.options)
 
     def check_options(self, options: Mapping[str, Any]) -> None:
-        """Raises InputError for options that the system does not have."""
+        """Raise InputError for options that the system does not have."""
         unknown = sorted(set(options) - set(self.options))
         if unknown:
             known = ", ".join(self.options) or "none"
@@ -161,9 +161,9 @@ class ComparedSystem(ABC):
 
     @abstractmethod
     def train(self, job: Job, log: Log) -> Trained | None:
-        """Train, or go on with an attempt that was cut off; afterwards `load` works in any process. May do nothing.
+        """Train, or resume an interrupted attempt; afterwards `load` works in any process. May do nothing.
 
-        Returns what a training within a budget was like.
+        Returns the record of a training within a budget.
         """
 
     @abstractmethod
@@ -171,15 +171,15 @@ class ComparedSystem(ABC):
         """The trained system, ready for evaluation."""
 
     def begins_with(self, job: Job) -> str:
-        """What training begins with, in words; nothing for a system that is not trained here."""
+        """What training starts from, in words; "" for a system that is not trained here."""
         return RANDOM_WEIGHTS if self.about.trained else ""
 
     def tuned_parameters(self, job: Job) -> int | None:
-        """How many numbers training changes; None where nobody can know (a server's model)."""
+        """The number of trained parameters; None if unknown (a server's model)."""
         return None
 
     def tuned_encoder_parameters(self, job: Job) -> int | None:
-        """Of these, those in the image encoder as the paper's Table 2 counts them; None where that has no meaning."""
+        """The number of these in the image encoder, as in the paper's Table 2; None where it does not apply."""
         return None
 
 
@@ -187,7 +187,7 @@ COMPARED: dict[str, Callable[[], ComparedSystem]] = {}
 
 
 def register(name: str) -> Callable[[Callable[[], ComparedSystem]], Callable[[], ComparedSystem]]:
-    """Make a system known by its name: a decorator for a class, or for a function that makes one."""
+    """Register a system under a name: a decorator for a class, or for a function that returns an instance."""
 
     def keep(maker: Callable[[], ComparedSystem]) -> Callable[[], ComparedSystem]:
         assert name not in COMPARED

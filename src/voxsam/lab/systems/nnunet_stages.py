@@ -1,7 +1,7 @@
-"""nnU-Net's stages, each in a process of its own: python -P stages.py prepare|train FOLDER; and where their files lie.
+"""nnU-Net's stages, each in its own process: python -P stages.py prepare|train FOLDER; and the layout of their files.
 
-The folder holds settings.json and the raw data set; the environment says where nnU-Net's folders are. What is printed
-is the log. nnU-Net starts many processes, and each of them reads this file: what is heavy the functions import.
+FOLDER holds settings.json and the raw data set; environment variables name nnU-Net's folders. Output is the log.
+nnU-Net starts many processes that all import this file, so heavy imports are inside the functions.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class NnUNetSettings(BaseModel):
 
 
 class Folders:
-    """Where a run's files lie, all in the job's own folder."""
+    """The paths of a run's files, all in the job's own folder."""
 
     def __init__(self, out: Path) -> None:
         self.out = out.absolute()
@@ -63,7 +63,7 @@ class Folders:
 
     @property
     def plans(self) -> str | None:
-        """The name of the finished plans, e.g. nnUNetPlans; None before."""
+        """The name of the plans, e.g. nnUNetPlans; None before preprocessing is finished."""
         return self.planned.read_text(encoding="utf-8").strip() if self.planned.is_file() else None
 
     def model(self, settings: NnUNetSettings) -> Path:
@@ -75,15 +75,15 @@ class Folders:
         return self.model(settings) / "fold_0" / name
 
     def curve(self, settings: NnUNetSettings) -> Curve:
-        """The validations of a training within a budget so far."""
+        """The validations so far of a training within a budget."""
         path = self.out / settings.results / "curve.json"
         if not path.is_file():
             return ()
         return tuple((float(minute), float(dice)) for minute, dice in json.loads(path.read_text(encoding="utf-8")))
 
     def environment(self, stage: str, settings: NnUNetSettings) -> dict[str, str]:
-        """This process's environment, and what a stage of nnU-Net reads of it."""
-        processes = max(1, settings.processes)  # the planner takes no 0
+        """This process's environment with the variables that a stage of nnU-Net reads."""
+        processes = max(1, settings.processes)  # the planner does not take 0
         return {
             **os.environ,
             "nnUNet_raw": str(self.raw),
@@ -95,15 +95,15 @@ class Folders:
         }
 
 
-NUMBER = 1  # of the data set, as nnU-Net's functions call it
+NUMBER = 1  # nnU-Net's id of the data set
 SMALLEST = 4  # voxels a side that nnU-Net leaves at the bottom of its network
-SAVE_EVERY = 5  # epochs, where the clock ends a training
-ALMOST = 1 - 1e-6  # of the minutes: its schedule divides by what is left
-WIDEST_2D, WIDEST_3D = 512, 320  # features that it gives a stage at most
+SAVE_EVERY = 5  # epochs, if the time ends a training
+ALMOST = 1 - 1e-6  # of the minutes, at most: the schedule needs some time left
+WIDEST_2D, WIDEST_3D = 512, 320  # nnU-Net's most features of a stage
 
 
 def prepare(folders: Folders, settings: NnUNetSettings) -> None:
-    """Fingerprint, plan, preprocess; a file then says that this is done."""
+    """Extract the fingerprint, plan and preprocess; a file then marks this as done."""
     from nnunetv2.experiment_planning.plan_and_preprocess_api import (
         extract_fingerprints,
         plan_experiments,
@@ -130,7 +130,7 @@ def prepare(folders: Folders, settings: NnUNetSettings) -> None:
 
 
 def capped(plans: dict[str, Any], settings: NnUNetSettings) -> dict[str, Any]:
-    """nnU-Net's plans with a smaller patch, another batch or a narrower network, and the depth that fits the patch."""
+    """nnU-Net's plans with the settings' patch limit (and the depth that fits it), batch size and width."""
     import numpy as np
     from nnunetv2.experiment_planning.experiment_planners.network_topology import get_pool_and_conv_props
 
@@ -155,7 +155,7 @@ def capped(plans: dict[str, Any], settings: NnUNetSettings) -> dict[str, Any]:
 
 
 def train(folders: Folders, settings: NnUNetSettings) -> None:
-    """nnU-Net's own trainer for so many epochs and iterations, from its last checkpoint if there is one.
+    """Run nnU-Net's own trainer for the settings' epochs and iterations, or minutes, from its last checkpoint if any.
 
     Its validation on whole scans is left out: nothing here reads it.
     """
@@ -184,13 +184,13 @@ def train(folders: Folders, settings: NnUNetSettings) -> None:
 
 
 class _Spent(Exception):
-    """The minutes are over."""
+    """The minutes are used up."""
 
 
 def _run_within(trainer: Any, folders: Folders, settings: NnUNetSettings, minutes: float) -> None:
-    """nnU-Net's loop, ended by the clock after an epoch; its polynomial rate falls with the time instead of the epochs.
+    """Run nnU-Net's loop until the time is up after an epoch; its polynomial rate decays with time instead of epochs.
 
-    A curve of (minutes, pseudo Dice), one for each epoch, says how much time led to a checkpoint of an epoch.
+    The curve has (minutes, pseudo Dice) for each epoch, and so the time that led to a checkpoint.
     """
     from voxsam.atomic import atomic_path
     from voxsam.lab.training.budget import used_seconds
@@ -198,9 +198,9 @@ def _run_within(trainer: Any, folders: Folders, settings: NnUNetSettings, minute
     begin_epoch, end_epoch = trainer.on_epoch_start, trainer.on_epoch_end
     curve = list(folders.curve(settings))[: trainer.current_epoch]
     before, end = curve[-1][0] if curve else 0.0, min(minutes, settings.pause or minutes)
-    start: list[float] = []  # of the first epoch: setting up does not count
+    start: list[float] = []  # of the first epoch: setup does not count
     trainer.save_every = SAVE_EVERY
-    trainer.logger.plot_progress_png = lambda folder: None  # seconds an epoch, and nobody looks
+    trainer.logger.plot_progress_png = lambda folder: None  # takes seconds per epoch, and is not used
 
     def used() -> float:
         return before + (used_seconds(True, trainer.device) - start[0]) / 60

@@ -1,4 +1,4 @@
-"""nnU-Net (nnunetv2 itself) as a compared system: its raw data set, its stages, each done once, and its predictor."""
+"""nnU-Net (nnunetv2 itself) as a compared system: export of the raw data set, its stages, and its predictor."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ from voxsam.prompts import Point
 from voxsam.volume import Volume
 
 SAME_AFFINE = 1e-3  # mm: two readings of one header
-READER = "NibabelIOWithReorient"  # turns every file to RAS, so that scans of any orientation may be mixed
+READER = "NibabelIOWithReorient"  # reorients every file to RAS, so that orientations may be mixed
 
 
 def export(store: PreparedData, folder: Path) -> None:
-    """Write the raw data set into `folder`: dataset.json last, so that a half-written one is begun again.
+    """Write the raw data set into `folder`, dataset.json last, so that an incomplete one is started again.
 
-    The label is the tumour (1) alone. A .nii.gz image that nnU-Net reads as VoxSAM does is linked, every other one is
-    written anew, each channel to its own file. Raises what reading the sources raises.
+    The label is the tumour (1) alone. A .nii.gz image that nnU-Net reads as VoxSAM does is linked, all others are
+    rewritten, each channel to its own file. Raises what reading the sources raises.
     """
     if (folder / "dataset.json").is_file():
         return
@@ -61,7 +61,7 @@ def export(store: PreparedData, folder: Path) -> None:
                 write_volume(image, target)
         label = Volume(tumour.astype(np.uint8), images[0].grid, "SEG")
         write_mask(label, folder / "labelsTr" / f"{case.name}.nii.gz")
-    # nnU-Net wants validation cases: it watches them, and keeps the last checkpoint all the same.
+    # nnU-Net needs validation cases, but only monitors them: it keeps the last checkpoint in any case.
     _write(folder / "splits_final.json", [{"train": list(train), "val": list(validation or train)}])
     description = {
         "channel_names": _channel_names(store),
@@ -74,7 +74,7 @@ def export(store: PreparedData, folder: Path) -> None:
 
 
 def _channel_names(store: PreparedData) -> dict[str, str]:
-    """nnU-Net normalises by the name: "CT" by the data set's statistics, any other by the scan's own."""
+    """The channel names by which nnU-Net normalises: "CT" by the data set's statistics, others by the scan's own."""
     kinds, names = store.description.preprocessing, store.description.channels
     return {
         str(n): "CT" if kind.modality == "CT" else name for n, (kind, name) in enumerate(zip(kinds, names, strict=True))
@@ -82,7 +82,7 @@ def _channel_names(store: PreparedData) -> dict[str, str]:
 
 
 def _linked(source: Path, image: Volume, target: Path) -> bool:
-    """Link the file if nibabel, which nnU-Net reads with, finds the same grid in it."""
+    """Link the file, if nibabel, nnU-Net's reader, finds the same grid in it; return whether it was linked."""
     if not source.name.endswith(".nii.gz"):
         return False
     header: Any = nib.load(source)  # type: ignore[attr-defined]
@@ -101,7 +101,7 @@ def _write(path: Path, contents: Sequence | dict) -> None:
         temporary.write_text(json.dumps(contents, indent=1) + "\n", encoding="utf-8")
 
 
-TINY: dict[str, Any] = {  # a run that shows all stages in a minute and a half on one core
+TINY: dict[str, Any] = {  # goes through all stages in a minute and a half on one core
     "patch": (32, 32, 32),
     "batch": 2,
     "features": 8,
@@ -127,9 +127,9 @@ OPTIONS: Mapping[str, str] = {
 
 
 def settings_of(job: Job, device: str = "cpu") -> NnUNetSettings:
-    """The settings of a job: its options over those of `tiny`, over what its recipe says of the budget.
+    """The settings of a job: its options over those of `tiny`, and the length that its budget or recipe gives.
 
-    Raises InputError for an option that makes no sense.
+    Raises InputError for an invalid option.
     """
     options = dict(job.options)
     fields: dict[str, Any] = {"processes": available_cores(), **(TINY if options.pop("tiny", False) else {})}
@@ -149,7 +149,7 @@ def settings_of(job: Job, device: str = "cpu") -> NnUNetSettings:
 
 
 def steps_of(job: Job) -> int | None:
-    """The steps of the common loop: the recipe's, or its epochs times the training cases; None if it has neither."""
+    """The steps of the common loop: the recipe's, or those of its epochs; None if it has neither."""
     recipe = job.recipe
     if recipe.get("steps"):
         return int(recipe["steps"])
@@ -159,11 +159,11 @@ def steps_of(job: Job) -> int | None:
     return int(recipe["epochs"]) * math.ceil(len(open_store(job.data).split["train"]) / crops)
 
 
-AXES = "SAR"  # of the array that nnU-Net gets from a file turned to RAS
+AXES = "SAR"  # of the array that nnU-Net gets from a file reoriented to RAS
 
 
 class NnUNetSystem:
-    """It works by itself; `predictor` is nnunetv2's nnUNetPredictor, ready."""
+    """A trained nnU-Net, without clicks; `predictor` is nnunetv2's nnUNetPredictor, initialised."""
 
     takes_clicks = takes_negative = False
 
@@ -176,24 +176,24 @@ class NnUNetSystem:
 
 
 class OpenedNnUNet:
-    """A scan, and the predictor that will be asked once."""
+    """A scan with the predictor that segments it."""
 
     def __init__(self, predictor: Any, images: Sequence[Volume]) -> None:
         self.predictor, self.images = predictor, images
 
     def segment(self, points: Sequence[Point]) -> Volume:
-        """The mask of the whole scan; there are no points."""
+        """The mask of the whole scan; `points` must be empty."""
         assert not points
         channels = [turned(image, AXES) for image in self.images]
         array = np.stack([np.asarray(channel.array, dtype=np.float32) for channel in channels])
         grid = channels[0].grid
-        with redirect_stdout(io.StringIO()):  # nnU-Net prints what it does
+        with redirect_stdout(io.StringIO()):  # nnU-Net prints its progress
             labels = self.predictor.predict_single_npy_array(array, {"spacing": grid.spacing_mm.tolist()})
         return turned_back(Volume((np.asarray(labels) == 1).astype(np.uint8), grid, "SEG"), self.images[0].grid)
 
 
 def load_predictor(model: Path, device: torch.device, mirroring: bool) -> Any:
-    """nnU-Net's predictor with the final weights of fold 0 of a trained model's folder."""
+    """nnU-Net's predictor with the final weights of fold 0 in a trained model's folder."""
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
     with redirect_stdout(io.StringIO()):
@@ -207,7 +207,7 @@ def load_predictor(model: Path, device: torch.device, mirroring: bool) -> Any:
     return predictor
 
 
-PACKAGES = {  # of nnU-Net: names to import, and to install without their dependencies, which end in torchvision
+PACKAGES = {  # nnU-Net's modules and packages; installed without dependencies, which would pull in torchvision
     "nnunetv2": "nnunetv2",
     "dynamic_network_architectures": "dynamic-network-architectures",
     "acvl_utils": "acvl-utils",
@@ -219,7 +219,7 @@ INSTALL = f"{EXTRA}, then pip install --no-deps {' '.join(PACKAGES.values())}"
 
 @register("nnunet")
 class NnUNet(ComparedSystem):
-    """The whole of nnU-Net v2, not its network alone."""
+    """The whole of nnU-Net v2, not only its network."""
 
     name = "nnunet"
     about = About(
@@ -238,7 +238,7 @@ class NnUNet(ComparedSystem):
     options = OPTIONS
 
     def check(self, job: Job) -> None:
-        """As for every system; and nnunetv2 and the options."""
+        """Check as for every system, and that nnU-Net's packages are installed and its options valid."""
         super().check(job)
         for module, package in PACKAGES.items():
             if find_spec(module) is None:
@@ -246,11 +246,11 @@ class NnUNet(ComparedSystem):
         settings_of(job)
 
     def train(self, job: Job, log: Log) -> Trained | None:
-        """Export, prepare, train in job.out/nnunet; a finished stage is not repeated, a training goes on.
+        """Export, prepare and train in job.out/nnunet; finished stages are not repeated, a training is resumed.
 
-        A budget is the trainings' alone; one of them ends after the epoch in which its minutes are over.
+        A budget covers only the trainings; each ends after the epoch in which its minutes run out.
 
-        Raises VoxSAMError with the last line of the log of a stage that fails.
+        Raises VoxSAMError with the last line of the log if a stage fails.
         """
         folders, settings = _folders(job), _settings(job)
         make_folder(folders.out)
@@ -278,7 +278,7 @@ class NnUNet(ComparedSystem):
         return NnUNetSystem(predictor, self.about.title, self.tuned_parameters(job))
 
     def tuned_parameters(self, job: Job) -> int | None:
-        """All of the network, with the heads of its deep supervision; None before nnU-Net has planned it."""
+        """All parameters of the network, including the deep supervision heads; None before nnU-Net has planned it."""
         folders, settings = _folders(job), _settings(job)
         if folders.plans is None:
             return None
@@ -317,7 +317,7 @@ def _results(rate: str) -> str:
 
 
 def _train_at(job: Job, log: Log, rate: float, pause: float | None) -> Curve:
-    """Train at a learning rate to `pause` minutes, or to the end of the budget; what is done is not done again."""
+    """Train at a learning rate up to `pause` minutes or the end of the budget, unless that is already done."""
     folders, settings = _folders(job), _settings(job)
     changed = {"learning_rate": rate, "results": _results(f"{rate:g}"), "pause": pause}
     settings = settings.model_copy(update=changed)
@@ -332,7 +332,7 @@ def _train_at(job: Job, log: Log, rate: float, pause: float | None) -> Curve:
 
 
 def _run(stage: str, folders: Folders, settings: NnUNetSettings) -> None:
-    """One stage in a process of its own; what it prints goes to its log, after that of earlier attempts."""
+    """Run one stage in its own process; its output is appended to the stage's log."""
     path = folders.out / f"{stage}.log"
     with open(path, "a", encoding="utf-8") as log:
         command = [sys.executable, "-P", stages.__file__, stage, str(folders.out)]

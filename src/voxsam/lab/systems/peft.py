@@ -1,7 +1,7 @@
-"""The adapters that VoxSAM's own is compared with (paper, Table 2, and beyond); importing this makes them known.
+"""The adapters that VoxSAM's own is compared with (paper, Table 2, and beyond); importing this registers them.
 
-At first, those with a bottleneck and those of low rank change nothing. B batch, D H W token grid, n windows, t tokens
-of a window, c width of a token, m width of a bottleneck, r rank.
+All but MedAdapter and MASAM change nothing when training begins. B batch, D H W token grid, n windows, t tokens of a
+window, c width of a token, m width of a bottleneck, r rank.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from voxsam.network.sizes import LEVELS, ModelConfig
 
 
 class Bottleneck(nn.Module):
-    """y + up(gelu(down(y))), `up` starting as 0."""
+    """y + up(gelu(down(y))), `up` initialised to 0."""
 
     def __init__(self, width: int, bottleneck: int) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class Bottleneck(nn.Module):
 
 
 class Houlsby(BlockHook):
-    """A bottleneck behind the mlp, and with `adapter_twice` behind attention as well, before each is added to x.
+    """A bottleneck after the MLP, and with `adapter_twice` also after attention, before each is added to x.
 
     Houlsby et al., Parameter-Efficient Transfer Learning for NLP, ICML 2019, Fig. 2.
     """
@@ -41,16 +41,16 @@ class Houlsby(BlockHook):
         self.mlp = Bottleneck(config.width, config.adapter_width)
 
     def after_attention(self, y_BDHWc: Tensor) -> Tensor:
-        """The bottleneck of what attention found, where there is one."""
+        """Apply the bottleneck to the output of attention, if there is one."""
         return y_BDHWc if self.attention is None else self.attention(y_BDHWc)
 
     def after_mlp(self, y_BDHWc: Tensor) -> Tensor:
-        """The bottleneck of what the mlp found."""
+        """Apply the bottleneck to the output of the MLP."""
         return self.mlp(y_BDHWc)
 
 
 class ProTuning(BlockHook):
-    """x + up(relu(conv(relu(down(x))))) behind the block, the convolution depth-wise and 3 x 3 on each slice.
+    """x + up(relu(conv(relu(down(x))))) after the block, the convolution depth-wise and 3 x 3 on each slice.
 
     Nie et al., Pro-tuning, arXiv:2207.14381, in the form that has the paper's number of parameters.
     """
@@ -65,13 +65,13 @@ class ProTuning(BlockHook):
         nn.init.zeros_(self.up.bias)
 
     def after_block(self, x_BDHWc: Tensor, carried: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """The block's output and the prompt for the next one."""
+        """The block's adapted output, and `carried` unchanged."""
         hidden = F.relu(convolve_tokens(self.conv, F.relu(self.down(x_BDHWc))))
         return x_BDHWc + self.up(hidden), carried
 
 
 class DepthBottleneck(nn.Module):
-    """x + up(conv(down(x))), all linear; the convolution is depth-wise, 3 tokens along depth, 0 at first."""
+    """x + up(conv(down(x))), all linear; the convolution is depth-wise, 3 tokens along depth, initialised to 0."""
 
     def __init__(self, width: int, bottleneck: int) -> None:
         super().__init__()
@@ -91,7 +91,7 @@ class DepthBottleneck(nn.Module):
 class STAdapter(BlockHook):
     """A bottleneck along depth before attention.
 
-    Pan et al., ST-Adapter, NeurIPS 2022, Sec. 3.2: there depth is time.
+    Pan et al., ST-Adapter, NeurIPS 2022, Sec. 3.2, where depth is time.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -99,27 +99,27 @@ class STAdapter(BlockHook):
         self.attention = DepthBottleneck(config.width, config.adapter_width)
 
     def before_attention(self, x_BDHWc: Tensor) -> Tensor:
-        """x and what its neighbours along depth say."""
+        """The tokens, with information from their neighbours along depth."""
         return self.attention(x_BDHWc)
 
 
 class STAdapterTwice(STAdapter):
-    """And one more before the mlp."""
+    """An ST-Adapter with a second bottleneck before the MLP."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
         self.mlp = DepthBottleneck(config.width, config.adapter_width)
 
     def before_mlp(self, x_BDHWc: Tensor) -> Tensor:
-        """x and what its neighbours along depth say."""
+        """The tokens, with information from their neighbours along depth."""
         return self.mlp(x_BDHWc)
 
 
 class MedAdapter(BlockHook):
-    """x + gelu(up(h + mix(h))) behind the block, with h = gelu(down(x)) (Shen et al., Med-Tuning, MIDL 2024, Fig. 3).
+    """x + gelu(up(h + mix(h))) after the block, with h = gelu(down(x)) (Shen et al., Med-Tuning, MIDL 2024, Fig. 3).
 
-    mix is the sum of convolutions of 3 and of 5 tokens and of h with its frequencies weighed, through a 1 x 1 x 1
-    convolution. In the last block of a stage it is joined with what the stage before handed on, 0 for the first.
+    mix sums convolutions of 3 and of 5 tokens and h with weighted frequencies, and applies a 1 x 1 x 1 convolution. In
+    the last block of a stage it is joined with the mix carried over from the stage before, 0 for the first.
     """
 
     def __init__(self, config: ModelConfig, block: int) -> None:
@@ -136,7 +136,7 @@ class MedAdapter(BlockHook):
         self.join = nn.Conv3d(2 * m, m, 1) if ends_a_stage else None
 
     def after_block(self, x_BDHWc: Tensor, carried: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """The tokens, and the mix of the last finished stage (B, m, D, H, W)."""
+        """The adapted tokens, and the mix (B, m, D, H, W) of the last finished stage."""
         hidden = F.gelu(self.down(x_BDHWc)).permute(0, 4, 1, 2, 3)
         mixed = self.mix(self.near(hidden) + self.wide(hidden) + self._filtered(hidden))
         if self.earlier is not None and self.join is not None:
@@ -146,19 +146,19 @@ class MedAdapter(BlockHook):
         return x_BDHWc + out, carried
 
     def _filtered(self, x_BmDHW: Tensor) -> Tensor:
-        """The frequencies along depth weighed, each with its bias; stretched for a grid of another depth."""
+        """Weight the frequencies along depth and add their biases, interpolated for a grid of another depth."""
         weight, bias = (_stretched(row, x_BmDHW.shape[2]) for row in (self.frequency_weight, self.frequency_bias))
         axes = (2, 3, 4)
-        with torch.autocast(x_BmDHW.device.type, enabled=False):  # there is no transform in half precision
+        with torch.autocast(x_BmDHW.device.type, enabled=False):  # there is no FFT in half precision
             spectrum = torch.fft.fftn(x_BmDHW.float(), dim=axes) * weight.float() + bias.float()
             return torch.fft.ifftn(spectrum, dim=axes).abs().to(x_BmDHW.dtype)
 
 
 def _branch(width: int, taps: int) -> nn.Sequential:
-    """Depth-wise convolutions in the slice and along depth, BatchNorm, ReLU."""
+    """Depth-wise convolutions within the slice and along depth, BatchNorm, ReLU."""
     half = taps // 2
     norm = nn.BatchNorm3d(width)
-    norm.num_batches_tracked = torch.zeros(())  # a float: model files hold no other numbers
+    norm.num_batches_tracked = torch.zeros(())  # a float: model files hold only floating-point tensors
     return nn.Sequential(
         nn.Conv3d(width, width, (1, taps, taps), padding=(0, half, half), groups=width),
         nn.Conv3d(width, width, (taps, 1, 1), padding=(half, 0, 0), groups=width),
@@ -168,7 +168,7 @@ def _branch(width: int, taps: int) -> nn.Sequential:
 
 
 def _stretched(row: Tensor, length: int) -> Tensor:
-    """(length, 1, 1)."""
+    """The row interpolated to (length, 1, 1)."""
     if len(row) != length:
         row = F.interpolate(row[None, None], size=length, mode="linear")[0, 0]
     return row[:, None, None]
@@ -178,7 +178,7 @@ FACTOR_DROPOUT = 0.1  # MA-SAM's
 
 
 def add_to_query_and_value(qkv_ntk: Tensor, query_ntc: Tensor, value_ntc: Tensor) -> Tensor:
-    """Query and value changed in place; key as it was."""
+    """Add to query and value in place; the key is unchanged."""
     c = query_ntc.shape[-1]
     qkv_ntk[..., :c] += query_ntc
     qkv_ntk[..., -c:] += value_ntc
@@ -186,7 +186,7 @@ def add_to_query_and_value(qkv_ntk: Tensor, query_ntc: Tensor, value_ntc: Tensor
 
 
 class LoRA(BlockHook):
-    """q + Bq Aq x and v + Bv Av x; B starts as 0 (Hu et al., LoRA, ICLR 2022, Sec. 4.1, with alpha = r)."""
+    """q + Bq Aq x and v + Bv Av x; B is initialised to 0 (Hu et al., LoRA, ICLR 2022, Sec. 4.1, with alpha = r)."""
 
     between = False
 
@@ -198,13 +198,13 @@ class LoRA(BlockHook):
         nn.init.zeros_(self.value_up.weight)
 
     def change_qkv(self, normed_ntc: Tensor, qkv_ntk: Tensor) -> Tensor:
-        """Query and value changed."""
+        """Change query and value."""
         query = self.query_up(self.query_down(normed_ntc))
         return add_to_query_and_value(qkv_ntk, query, self.value_up(self.value_down(normed_ntc)))
 
 
 class Factors(nn.Module):
-    """U and V of a tensor train, shared by all blocks; V starts as 0 (Jie and Deng, FacT, AAAI 2023, FacT-TT)."""
+    """U and V of a tensor train, shared by all blocks; V starts at 0 (Jie and Deng, FacT, AAAI 2023, FacT-TT)."""
 
     def __init__(self, width: int, rank: int) -> None:
         super().__init__()
@@ -230,7 +230,7 @@ class DepthConvolution(nn.Module):
 
 
 class MASAM(BlockHook):
-    """Factors for query and value, and a convolution along depth before attention and before the mlp.
+    """Factors for query and value, and a convolution along depth before attention and before the MLP.
 
     Chen et al., MA-SAM, Medical Image Analysis 2024, Sec. 3.2 and 3.3.
     """
@@ -241,25 +241,25 @@ class MASAM(BlockHook):
         self.mlp = DepthConvolution(config.width, config.adapter_width)
         self.query, self.value = (nn.Linear(rank, rank, bias=False) for _ in "qv")
         self.dropout = nn.Dropout(FACTOR_DROPOUT)
-        self._factors = (factors,)  # in a tuple: they are the encoder's, and each file holds them once
+        self._factors = (factors,)  # in a tuple, unregistered: they belong to the encoder, and a file holds them once
 
     def before_attention(self, x_BDHWc: Tensor) -> Tensor:
-        """x and what its neighbours along depth say."""
+        """The tokens, with information from their neighbours along depth."""
         return self.attention(x_BDHWc)
 
     def change_qkv(self, normed_ntc: Tensor, qkv_ntk: Tensor) -> Tensor:
-        """Query and value changed."""
+        """Change query and value."""
         factors = self._factors[0]
         inner = factors.down(normed_ntc)
         query, value = (factors.up(self.dropout(core(inner))) for core in (self.query, self.value))
         return add_to_query_and_value(qkv_ntk, query, value)
 
     def before_mlp(self, x_BDHWc: Tensor) -> Tensor:
-        """x and what its neighbours along depth say."""
+        """The tokens, with information from their neighbours along depth."""
         return self.mlp(x_BDHWc)
 
 
-RANKS = {"lora": 8, "samed": 4, "masam": 32}  # where a configuration names none
+RANKS = {"lora": 8, "samed": 4, "masam": 32}  # if a configuration does not set one
 
 
 def rank_of(config: ModelConfig) -> int:

@@ -1,4 +1,4 @@
-"""PRISM, the authors' network from your own checkout of their code, clicked as every other system."""
+"""PRISM: the authors' network, from your own checkout of their code, clicked like every other system."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from voxsam.prompts import Point
 from voxsam.volume import Volume
 from voxsam.weights.file import read_pickle
 
-SIDE, AXES = 128, "RAS"  # of the crop at 1 mm, as torchio turns a scan
-OUTPUTS = 3  # masks of each step, of which the network takes the one that it thinks best
+SIDE, AXES = 128, "RAS"  # of the crop at 1 mm, oriented as by torchio
+OUTPUTS = 3  # masks of each step, from which the best by the predicted score is taken
 STATISTICS: dict[
     str, tuple[tuple[float, float], float, float]
 ] = {  # clip, mean, s.d. in HU of the authors' four models
@@ -38,7 +38,7 @@ BUILDER = "src.models.build_sam3D"
 
 @register("prism")
 class Prism(ComparedSystem):
-    """A model that its authors trained; the row imports their code, so a plan with it wants `--trust`."""
+    """A model trained by its authors; the row imports their code, so a plan with it needs `--trust`."""
 
     name = "prism"
     about = About(
@@ -62,7 +62,7 @@ class Prism(ComparedSystem):
     }
 
     def check(self, job: Job) -> None:
-        """As for every system; and that code and model are there."""
+        """Check as for every system, and that code and model exist."""
         super().check(job)
         checkout, checkpoint = (Path(str(job.options.get(key, ""))) for key in ("checkout", "checkpoint"))
         if not (checkout / "src" / "models" / "build_sam3D.py").is_file():
@@ -76,7 +76,7 @@ class Prism(ComparedSystem):
             raise InputError(given, f"one of {', '.join(STATISTICS)}", "say which model it is")
 
     def train(self, job: Job, log: Log) -> None:
-        """The authors' model is taken as it is."""
+        """Do nothing: the authors' model is used as it is."""
 
     def load(self, job: Job) -> System:
         """The network with the checkpoint's tensors. Raises CheckpointError for a file that does not fit."""
@@ -103,7 +103,7 @@ class Prism(ComparedSystem):
         return PrismSystem(network.to(device).eval(), use, given.refine, device)
 
     def tuned_parameters(self, job: Job) -> int:
-        """None: it is not trained here."""
+        """Zero: it is not trained here."""
         return 0
 
 
@@ -129,12 +129,12 @@ class PrismSystem:
         self.parameters: int | None = sum(p.numel() for p in network.parameters())
 
     def open(self, volume: Images) -> OpenedPrism:
-        """A scan of one channel; of several the first."""
+        """Open a scan; of several channels the first."""
         return OpenedPrism(self, volume if isinstance(volume, Volume) else volume[0])
 
 
 class OpenedPrism:
-    """A scan, and the features of the crop about the last first click."""
+    """A scan, with the features of the crop around the latest first click."""
 
     def __init__(self, system: PrismSystem, scan: Volume) -> None:
         self.system, self.scan = system, scan
@@ -142,7 +142,7 @@ class OpenedPrism:
         self._known: tuple[Point, Window, Tensor, Tensor, list[Tensor]] | None = None
 
     def segment(self, points: Sequence[Point]) -> Volume:
-        """The mask after a step for each click, on from the mask before; clicks beyond the crop do not count."""
+        """The mask after one step per click, each starting from the last mask; clicks outside the crop are ignored."""
         with torch.inference_mode():
             window, image, embedding, features = self._encoded(points[0])
             at = np.rint(self.grid.world_to_index([point.world_mm for point in points]) - window.start)
@@ -177,7 +177,7 @@ class OpenedPrism:
         logits: Tensor,
         given: tuple[list[Tensor], list[Tensor]],
     ) -> Tensor:
-        """(1, 1, 128, 128, 128) logits after the newest click; the refinement network is shown all of them."""
+        """(1, 1, 128, 128, 128) logits after the newest click; the refinement network gets all clicks."""
         network = self.system.network
         newest = (given[0][-1].float(), given[1][-1])
         before = torch.nn.functional.interpolate(logits, scale_factor=0.25)

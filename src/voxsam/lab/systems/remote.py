@@ -1,4 +1,4 @@
-"""Any server that speaks the nnInteractive protocol, clicked by nnInteractive's own client."""
+"""Any server that speaks the nnInteractive protocol, clicked through nnInteractive's own client."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     import httpx
     from nnInteractive.inference.remote import nnInteractiveRemoteInferenceSession as Client
 
-AXES = "SPL"  # slice, row, column: the array that SimpleITK, 3D Slicer and napari send of a supine patient's scan
+AXES = "SPL"  # slice, row, column: the array that SimpleITK, 3D Slicer and napari send for a supine patient's scan
 
 
 @register("remote")
 class Remote(ComparedSystem):
-    """A server's model, used as a person uses it; each opened scan is a session of its own."""
+    """A server's model, used interactively; each opened scan is a session of its own."""
 
     name = "remote"
     about = About(
@@ -48,7 +48,7 @@ class Remote(ComparedSystem):
     }
 
     def check(self, job: Job) -> None:
-        """As for every system; and the address and the client."""
+        """Check as for every system, and the address and that the client is installed."""
         super().check(job)
         if find_spec("nnInteractive") is None:
             given, remedy = "a remote system without nnInteractive's client", EXTRA
@@ -59,10 +59,10 @@ class Remote(ComparedSystem):
             raise InputError(given, "http://HOST:PORT or https://HOST", "give it as the option `address`")
 
     def train(self, job: Job, log: Log) -> None:
-        """A server's model is taken as it is."""
+        """Do nothing: the server's model is used as it is."""
 
     def load(self, job: Job) -> System:
-        """The server, asked once whether it is there and takes clicks. Raises InputError if not."""
+        """The server, after asking once whether it answers and takes clicks. Raises InputError if not."""
         options = job.options
         self.about = replace(Remote.about, title=str(options.get("title", Remote.about.title)))
         system = RemoteSystem(
@@ -80,7 +80,7 @@ class Remote(ComparedSystem):
 
 @dataclass(frozen=True)
 class RemoteSystem:
-    """A server by its address; it is the evaluation's `System`."""
+    """A server at an address, as a `System` of the evaluation."""
 
     address: str
     api_key: str | None
@@ -90,18 +90,18 @@ class RemoteSystem:
     parameters: int | None = None
 
     def client(self) -> Client:
-        """A new session on the server, to be closed; errors as `translated` raises them."""
+        """A new session on the server, to be closed by the caller; to be used within `translated`."""
         from nnInteractive.inference.remote import nnInteractiveRemoteInferenceSession as Client
 
         return Client(self.address, api_key=self.api_key)
 
     def open(self, volume: Images) -> OpenedRemote:
-        """Send a scan; of several channels the first, for the protocol's models take one."""
+        """Send a scan; of several channels the first, since the protocol's models take one."""
         return OpenedRemote(self, volume if isinstance(volume, Volume) else volume[0])
 
 
 class OpenedRemote:
-    """A scan on the server. The session ends when nobody refers to this any more."""
+    """A scan on the server. The session ends when this object is garbage-collected."""
 
     def __init__(self, system: RemoteSystem, scan: Volume) -> None:
         self.address, self.grid = system.address, scan.grid
@@ -110,26 +110,26 @@ class OpenedRemote:
         with translated(self.address):
             self.client = system.client()
             weakref.finalize(self, self.client.close)
-            # VoxSAM's own server reads the affine, others the spacing alone.
+            # VoxSAM's own server reads the affine, others only the spacing.
             properties = {"spacing": sent.grid.spacing_mm.tolist(), "affine": sent.grid.affine.tolist()}
             self.client.set_image(np.ascontiguousarray(sent.array)[None], properties)
             self.client.set_target_buffer(np.zeros(sent.grid.shape, np.uint8))
 
     def segment(self, points: Sequence[Point]) -> Volume:
-        """The mask of these clicks alone: the first is predicted, then all others at once."""
+        """The mask for exactly these clicks: predicted for the first, then for all others at once."""
         with translated(self.address):
             self.client.reset_interactions()
             for number, point in enumerate(points):
                 at = [float(i) for i in np.rint(self.sent_grid.world_to_index(point.world_mm))]
                 predict = number in (0, len(points) - 1)
                 self.client.add_point_interaction(at, point.positive, run_prediction=predict)
-        buffer = np.array(self.client.target_buffer)  # a copy: the client goes on writing into its own
+        buffer = np.array(self.client.target_buffer)  # a copy: the client keeps writing into its own
         return turned_back(Volume((buffer != 0).astype(np.uint8), self.sent_grid, "SEG"), self.grid)
 
 
 @contextmanager
 def translated(address: str) -> Iterator[None]:
-    """Whatever goes wrong between the client and a server, as an InputError of one line."""
+    """Turn all errors between client and server into an InputError of one line."""
     import httpx
 
     try:
@@ -145,7 +145,7 @@ def translated(address: str) -> Iterator[None]:
         raise InputError(
             given, "a running nnInteractive server", "start it, or change `address` in the plan"
         ) from error
-    except (RuntimeError, ValueError, KeyError) as error:  # leases, and responses of a server that is none
+    except (RuntimeError, ValueError, KeyError) as error:  # leases, and responses of other kinds of server
         given = f"{address} speaks otherwise ({str(error) or type(error).__name__})"
         raise InputError(given, "a server of the nnInteractive protocol that has room", "try again later") from error
 

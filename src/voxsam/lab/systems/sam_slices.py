@@ -1,8 +1,8 @@
 """SAM slice by slice: the 2D model, clicked in every axial slice that holds tumour (paper, Table 1: "n pts/slice").
 
-The authors publish no code for these rows. What is open (window, points, which of three masks) is chosen as most papers
-of the time do, and is an option. The model is a transformers.SamModel made from SAM's own file (Meta's layout) or a
-folder in transformers' layout: its sizes follow from the shapes of the tensors; or a small one of random weights.
+The authors publish no code for these rows. What they leave open (window, points, which of three masks) is chosen as in
+most papers of the time, and is an option. The model is a transformers.SamModel made from SAM's own file (Meta's layout;
+sizes follow from the shapes of the tensors) or a folder in transformers' layout, or a small one with random weights.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ if TYPE_CHECKING:
     from transformers import SamConfig, SamModel
 
 WANTED = "a whole SAM checkpoint (Meta's sam_vit_*.pth, or a folder of transformers' SamModel)"
-DECODER_HEADS = 8  # of attention in the mask decoder: SAM's, which no shape shows
+DECODER_HEADS = 8  # attention heads of SAM's mask decoder, which tensor shapes do not reveal
 RANDOM_SIZES = {"seed": 0, "width": 32, "depth": 2, "heads": 2, "image": 128, "patch": 16, "embedding": 32}
-RANDOM_SD = 0.1  # of the weights: large enough for every click to give another mask
+RANDOM_SD = 0.1  # of the weights: large enough for every click to give a different mask
 
-_RENAMED = [  # Meta's names -> transformers'; the first pattern that fits an end of the name is taken, in this order
+_RENAMED = [  # Meta's names -> transformers'; the first pattern that matches is used
     (r"^image_encoder\.patch_embed\.proj\.", "vision_encoder.patch_embed.projection."),
     (r"^image_encoder\.blocks\.(\d+)\.norm([12])\.", r"vision_encoder.layers.\1.layer_norm\2."),
     (r"^image_encoder\.blocks\.", "vision_encoder.layers."),
@@ -62,13 +62,13 @@ _RENAMED = [  # Meta's names -> transformers'; the first pattern that fits an en
     (r"^(mask_decoder\.(?:output_hypernetworks_mlps\.\d+|iou_prediction_head)\.)layers\.1\.", r"\1layers.0."),
     (r"^(mask_decoder\.(?:output_hypernetworks_mlps\.\d+|iou_prediction_head)\.)layers\.2\.", r"\1proj_out."),
 ]
-_SHARED = "shared_image_embedding.positional_embedding"  # which the prompt encoder has under a second name
+_SHARED = "shared_image_embedding.positional_embedding"  # the prompt encoder has it under a second name
 
 
 def load_sam(path: Path) -> SamModel:
-    """SAM from a file in Meta's layout (.pth, .safetensors) or a folder in transformers', on the CPU, in eval mode.
+    """Load SAM from a file in Meta's layout (.pth, .safetensors) or a folder in transformers', on the CPU in eval mode.
 
-    Nothing in a file is executed. Raises FileError or CheckpointError.
+    No code in a file is executed. Raises FileError or CheckpointError.
     """
     if path.is_dir():
         return _from_folder(path)
@@ -80,7 +80,7 @@ def load_sam(path: Path) -> SamModel:
 
 
 def sam_from_tensors(contents: Mapping[str, Any], origin: str) -> SamModel:
-    """SAM of tensors under Meta's names. Raises CheckpointError for tensors that lack, are left over or do not fit."""
+    """SAM from tensors with Meta's names. Raises CheckpointError for missing, unexpected or misfitting tensors."""
     from transformers import SamModel
 
     tensors = {str(name): tensor.float() for name, tensor in contents.items() if isinstance(tensor, Tensor)}
@@ -100,7 +100,7 @@ def sam_from_tensors(contents: Mapping[str, Any], origin: str) -> SamModel:
 
 
 def transformers_name(name: str) -> str:
-    """The name in transformers' SamModel of a tensor in Meta's layout; names that both have stay."""
+    """The name in transformers' SamModel of a tensor in Meta's layout; common names are unchanged."""
     for pattern, new in _RENAMED:
         renamed, found = re.subn(pattern, new, name)
         if found:
@@ -109,7 +109,7 @@ def transformers_name(name: str) -> str:
 
 
 def config_of(tensors: Mapping[str, Tensor]) -> SamConfig:
-    """The sizes that tensors under Meta's names have. Raises KeyError for one that lacks."""
+    """The configuration that follows from tensors with Meta's names. Raises KeyError for a missing one."""
     from transformers import SamConfig
 
     _, grid, _, width = tensors["image_encoder.pos_embed"].shape
@@ -154,7 +154,7 @@ def config_of(tensors: Mapping[str, Tensor]) -> SamConfig:
 
 
 def random_sizes(**sizes: int) -> dict[str, int]:
-    """RANDOM_SIZES, changed by `sizes`. Raises InputError for another name, or for sizes that cannot be."""
+    """RANDOM_SIZES, overridden by `sizes`. Raises InputError for an unknown name or impossible sizes."""
     chosen = {**RANDOM_SIZES, **sizes}
     unknown = sorted(set(chosen) - set(RANDOM_SIZES))
     if unknown:
@@ -166,7 +166,7 @@ def random_sizes(**sizes: int) -> dict[str, int]:
 
 
 def random_sam(**sizes: int) -> SamModel:
-    """A small SAM of random weights, the same for one seed: it shows what happens, and its masks mean nothing.
+    """A small SAM with random weights, the same for the same seed: it runs the protocol, but its masks mean nothing.
 
     `sizes` are as in `random_sizes`.
     """
@@ -192,7 +192,7 @@ def random_sam(**sizes: int) -> SamModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(chosen["seed"])
         model = SamModel(config)
-        for parameter in model.parameters():  # transformers starts the encoder as all but zero
+        for parameter in model.parameters():  # transformers initialises the encoder to nearly zero
             torch.nn.init.normal_(parameter, std=RANDOM_SD)
     return model.eval()
 
@@ -209,7 +209,7 @@ def _from_folder(path: Path) -> SamModel:
 
 Selection = Literal["pred_iou", "first", "oracle"]
 SELECTIONS: tuple[Selection, ...] = get_args(Selection)
-UPRIGHT = "LPS"  # of a slice the columns run to the patient's left, the rows to the back: as a radiologist sees it
+UPRIGHT = "LPS"  # a slice's columns run to the patient's left, its rows to the back: radiological convention
 NOTE = (
     "it is clicked so often in every axial slice that holds tumour, so it is given where the tumour begins and ends, "
     "and gets tens of clicks for a volume where others get one"
@@ -218,7 +218,7 @@ NOTE = (
 
 @register("sam-slices")
 class SamSlices(ComparedSystem):
-    """SAM as it was published, or with random weights that only show the protocol."""
+    """SAM as published, or with random weights, which only show the protocol."""
 
     name = "sam-slices"
     about = About(
@@ -241,7 +241,7 @@ class SamSlices(ComparedSystem):
     }
 
     def check(self, job: Job) -> None:
-        """As for every system; and transformers, the weights and the words."""
+        """Check as for every system, and that transformers and the weights exist and the options are valid."""
         super().check(job)
         self._admit(job)
         if find_spec("transformers") is None:
@@ -258,10 +258,10 @@ class SamSlices(ComparedSystem):
         _window(job)
 
     def train(self, job: Job, log: Log) -> None:
-        """SAM is taken as it is."""
+        """Do nothing: SAM is used as it is."""
 
     def load(self, job: Job) -> System:
-        """SAM, ready to be clicked; its name says so if its weights are random."""
+        """SAM, ready for clicks; its name tells if its weights are random."""
         self._admit(job)
         random = job.options.get("random")
         model = load_sam(Path(str(job.options["weights"]))) if random is None else random_sam(**random)
@@ -269,11 +269,11 @@ class SamSlices(ComparedSystem):
         return SliceSystem(model.to(choose_device(job.device)), _window(job), selection, self.about.title)  # type: ignore[arg-type]
 
     def tuned_parameters(self, job: Job) -> int | None:
-        """None of them are tuned."""
+        """Zero: none are tuned."""
         return 0
 
     def _admit(self, job: Job) -> None:
-        """Random weights are in the title, and in the note under every table."""
+        """Mention random weights in the title, and in the note under every table."""
         if "random" in job.options:
             note = f"{NOTE}; its weights are random, so its numbers mean nothing"
             self.about = replace(SamSlices.about, title=f"{SamSlices.about.title}, random weights", note=note)
@@ -281,7 +281,7 @@ class SamSlices(ComparedSystem):
 
 @dataclass(frozen=True)
 class Embedded:
-    """A slice as SAM sees it: (1, C, H', W') features, its (rows, columns), and those it was resized to."""
+    """A slice's embedding (1, C, H', W'), its shape (rows, columns), and the shape it was resized to."""
 
     embedding: Tensor
     shape: tuple[int, int]
@@ -289,7 +289,7 @@ class Embedded:
 
 
 class SliceSystem:
-    """A transformers.SamModel that is clicked in slices; `window` is (low, high) of the scan's intensities."""
+    """A transformers.SamModel clicked slice by slice; `window` is (low, high) of the scan's intensities."""
 
     takes_clicks, takes_negative = True, True
 
@@ -324,9 +324,9 @@ class SliceSystem:
     def masks(
         self, picture: Embedded, points: NDArray[np.float64], labels: NDArray[np.int64]
     ) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
-        """(n, rows, columns) masks of one slice and (n,) SAM's guesses of their IoU: three of one click, else one.
+        """(n, rows, columns) masks of a slice and (n,) SAM's predicted IoU of each: three for one click, else one.
 
-        `points` (m, 2) are (column, row) in voxels; `labels` (m,) 1 for tumour, 0 for not.
+        `points` (m, 2) are (column, row) in voxels; `labels` (m,) are 1 for tumour, 0 for background.
         """
         (rows, columns), (new_rows, new_columns) = picture.shape, picture.resized
         scaled, device = points * (new_columns / columns, new_rows / rows), self.model.device
@@ -341,7 +341,7 @@ class SliceSystem:
 
 
 class OpenedSlices:
-    """A scan seen slice by slice. A slice is encoded once, however often it is clicked."""
+    """A scan, segmented slice by slice. A slice is encoded once, however often it is clicked."""
 
     def __init__(self, system: SliceSystem, scan: Volume) -> None:
         self.system, self.grid, self.upright = system, scan.grid, turned(scan, UPRIGHT)
@@ -349,11 +349,11 @@ class OpenedSlices:
         self.truth: NDArray[Any] | None = None
 
     def show_truth(self, truth: Volume) -> None:
-        """Kept for the oracle, which takes the mask that is nearest to it."""
+        """Keep the truth for the oracle, which takes the mask with the highest Dice."""
         self.truth = turned(truth, UPRIGHT).array if self.system.selection == "oracle" else None
 
     def segment(self, points: Sequence[Point]) -> Volume:
-        """The mask of the slices that have points; an oracle that was not shown the truth goes by SAM's guess."""
+        """The mask in the slices that have points; an oracle without the truth takes the best predicted IoU."""
         mask = np.zeros(self.upright.grid.shape, np.uint8)
         places = np.rint(self.upright.grid.world_to_index(np.array([p.world_mm for p in points]).reshape(-1, 3)))
         labels = np.array([p.positive for p in points], dtype=np.int64)

@@ -1,4 +1,4 @@
-"""Training: recipes, the Lightning task, and runs that go on where they stopped."""
+"""Training: recipes, the Lightning task, and runs that resume where they stopped."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from pathlib import Path
 
 from voxsam.errors import VoxSAMError
 
-Curve = tuple[tuple[float, float], ...]  # minutes, and Dice on the validation cases
+Curve = tuple[tuple[float, float], ...]  # (minutes, Dice on the validation cases)
 
 
 class Stopped(VoxSAMError):
-    """The run was asked to stop after `step` steps; `checkpoint` holds all of them."""
+    """The run was asked to stop after `step` steps; `checkpoint` has everything up to there."""
 
     def __init__(self, step: int, checkpoint: Path) -> None:
         self.step, self.checkpoint = step, checkpoint

@@ -1,8 +1,8 @@
 """What a run shows and how it stops: progress, pictures of examples, Ctrl-C and SIGTERM.
 
-A row of a picture is an example: three planes through its first click, or the middle of its tumour where none is
-clicked, the model's mask, the truth. After Ctrl-C the step under way is finished, a checkpoint is written, and the run
-can go on from there.
+Each row of a picture is an example: three planes through its first click (without clicks, the middle of its tumour)
+with the model's mask and the ground truth. After Ctrl-C the current step is finished and a checkpoint written, from
+which the run can resume.
 """
 
 from __future__ import annotations
@@ -52,13 +52,13 @@ from voxsam.report.panels import (
 )
 from voxsam.volume import Volume
 
-RECENT = 50  # batches whose time makes the rate
-LINE_EVERY_S = 30.0  # where there is no terminal
+RECENT = 50  # batches over which the rate is measured
+LINE_EVERY_S = 30.0  # without a terminal
 SHOWN = ("loss", "dice", VALIDATION)
 
 
 class LiveProgress(TQDMProgressBar):
-    """Also logs "samples/s" (of all processes) and "memory GB" (of this one) with the loss."""
+    """A progress bar that also logs "samples/s" (of all processes) and "memory GB" (of this one)."""
 
     def __init__(self, crops_per_batch: int) -> None:
         super().__init__(leave=True)
@@ -68,7 +68,7 @@ class LiveProgress(TQDMProgressBar):
         self._terminal = sys.stderr.isatty()
 
     def init_train_tqdm(self) -> Tqdm:
-        """The bar, on stderr as all progress."""
+        """The bar, on stderr like all progress."""
         return self._bar("training")
 
     def init_validation_tqdm(self) -> Tqdm:
@@ -82,7 +82,7 @@ class LiveProgress(TQDMProgressBar):
         )
 
     def on_train_epoch_start(self, trainer: lightning.Trainer, *_: Any) -> None:
-        """Lightning's single epoch is the whole run."""
+        """Label the bar "training": Lightning's single epoch is the whole run."""
         super().on_train_epoch_start(trainer, *_)
         self.train_progress_bar.set_description("training")
 
@@ -100,17 +100,17 @@ class LiveProgress(TQDMProgressBar):
         if not self._terminal and not self.is_disabled and now - self._line >= LINE_EVERY_S:
             self._line = now
             steps = f"step {trainer.global_step}"
-            steps += f" of {trainer.max_steps}" if trainer.max_steps < ENDLESS else ""  # which minutes end
+            steps += f" of {trainer.max_steps}" if trainer.max_steps < ENDLESS else ""  # else minutes end it
             sys.stderr.write(f"{steps}: {describe(self.get_metrics(trainer, pl_module))}\n")
             sys.stderr.flush()
 
     def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """The time that validating takes is not the samples'."""
+        """Restart the rate: the time of a validation is not that of samples."""
         self._ends.clear()
         super().on_validation_start(trainer, pl_module)
 
     def get_metrics(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> dict[str, Any]:
-        """What the bar shows, in words."""
+        """What the bar shows, as text."""
         logged = {**trainer.callback_metrics, **trainer.progress_bar_metrics}
         shown = {name: f"{float(logged[name]):.3f}" for name in SHOWN if name in logged}
         if "samples/s" in logged:
@@ -125,10 +125,10 @@ def describe(metrics: dict[str, Any]) -> str:
 
 
 class ValidateFirst(Callback):
-    """Validates before the first step, and logs it as step 0: how good the weights were that training began with."""
+    """Validates before the first step, logged as step 0: the score of the initial weights."""
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Called by Lightning with all data ready; a run that goes on has done it before."""
+        """Called by Lightning when all data is ready; a resumed run has already done it."""
         if trainer.global_step:
             return
         assert isinstance(pl_module, SegmentationTask)
@@ -146,9 +146,9 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopOnSignal(Callback):
-    """Raises Stopped after the step in which a signal came; a second signal is a KeyboardInterrupt at once.
+    """Raises Stopped after the step in which a signal came; a second signal raises KeyboardInterrupt at once.
 
-    Stands after the callback that averages weights: the checkpoint is to hold the step's averages.
+    Must come after the callback that averages weights, so that the checkpoint has the step's averages.
     """
 
     def __init__(self, checkpoint: Path) -> None:
@@ -156,26 +156,26 @@ class StopOnSignal(Callback):
         self._before: dict[int, Any] = {}
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Listen; only a program's main thread may."""
+        """Install the signal handlers; only the main thread may."""
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._ask) for number in SIGNALS}
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: object, **__: object
     ) -> None:
-        """After a step, in all processes after the same one: keep it."""
+        """Write a checkpoint if asked to stop, after the same step in all processes."""
         whole = trainer.fit_loop.epoch_loop.batch_progress.current.ready % trainer.accumulate_grad_batches == 0
         if whole and trainer.strategy.reduce_boolean_decision(self.asked, all=False):
             trainer.save_checkpoint(self.checkpoint)
             self._stops = True
 
     def on_train_batch_start(self, trainer: lightning.Trainer, *_: object, **__: object) -> None:
-        """Stop before the next step: by now the last one is logged, which comes after its end."""
+        """Stop before the next step: the last one is logged only after its end."""
         if self._stops:
             raise Stopped(trainer.global_step, self.checkpoint)
 
     def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
-        """Signals mean again what they meant before."""
+        """Restore the previous signal handlers."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
@@ -187,22 +187,22 @@ class StopOnSignal(Callback):
 
 
 class StopOnNaN(Callback):
-    """Raises InputError before a step whose gradients are NaN or infinite: no weight and no checkpoint takes them.
+    """Raises InputError before a step whose gradients are NaN or infinite: they never reach weights or checkpoints.
 
-    In 16-mixed, whose scaler leaves out steps with gradients that are too large, before one whose loss is no number.
+    In 16-mixed, whose scaler skips steps with overflowing gradients, the loss is checked instead.
     """
 
     def __init__(self, checkpoint: Path) -> None:
         self.checkpoint, self._losses = checkpoint, torch.zeros(())
 
     def on_before_backward(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, loss: Any) -> None:
-        """Of a step that accumulates, the losses are several."""
+        """Add up the losses of a step, of which there are several with gradient accumulation."""
         self._losses = self._losses.to(loss.device) + loss.detach()
 
     def on_before_optimizer_step(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        """Called by Lightning with gradients that are not scaled, in all processes."""
+        """Called by Lightning with unscaled gradients, in all processes."""
         size, self._losses = self._losses, torch.zeros(())
         if trainer.precision != "16-mixed":
             size = torch.nn.utils.get_total_norm(p.grad for p in pl_module.parameters() if p.grad is not None)
@@ -220,10 +220,10 @@ PANEL_INCHES, DPI = 2.6, 100
 
 
 class DrawExamples(Callback):
-    """OUT/pictures/step-000200.png, and the same picture in TensorBoard, of the samples that `examples` makes.
+    """Draws the samples that `examples` makes to OUT/pictures/step-000200.png and so on, and to TensorBoard.
 
-    Drawn while the averaged weights are in place: stands before the callback that averages. Without validation, every
-    `every` steps, of the weights as they are.
+    Drawn with the averaged weights in place: must come before the callback that averages. Without validation it draws
+    every `every` steps, with the weights as they are.
     """
 
     def __init__(self, examples: Callable[[], Sequence[Sample]], folder: Path, every: int | None) -> None:
@@ -238,7 +238,7 @@ class DrawExamples(Callback):
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: object, **__: object
     ) -> None:
-        """Draw now and then, where nothing is validated."""
+        """Draw every `every` steps if there is no validation."""
         if self.every is not None and trainer.global_step % self.every == 0:
             self._draw(trainer, pl_module)
 
@@ -263,7 +263,7 @@ class DrawExamples(Callback):
 
 
 def predict(task: SegmentationTask, sample: Sample) -> NDArray[np.uint8]:
-    """(D, H, W): the mask that the first click of a sample gets; more of them would hide what one click does."""
+    """The mask (D, H, W) for the first click of a sample alone: more would hide what one click does."""
     device = next(task.network.parameters()).device
     crop, points, labels = (torch.from_numpy(sample[key])[None].to(device) for key in ("crop", "points", "labels"))
     first = _first_click(sample)
@@ -273,12 +273,12 @@ def predict(task: SegmentationTask, sample: Sample) -> NDArray[np.uint8]:
 
 
 def _first_click(sample: Sample) -> int:
-    """The number of the first point that is no padding; 0 where all are, or where there is none."""
+    """The index of the first point that is not padding; 0 if all are padding or there are none."""
     return int((sample["labels"] >= 0).argmax()) if len(sample["labels"]) else 0
 
 
 def _middle(truth: NDArray[np.uint8]) -> NDArray[np.int_]:
-    """(3,): the voxel of the tumour nearest to its centre, or the middle of a crop that has none."""
+    """(3,) the tumour voxel nearest to the tumour's centre, or the centre of a crop without tumour."""
     voxels = np.argwhere(truth)
     if not len(voxels):
         return np.array(truth.shape) // 2
@@ -288,9 +288,9 @@ def _middle(truth: NDArray[np.uint8]) -> NDArray[np.int_]:
 def draw(
     samples: Sequence[Sample], masks: Sequence[NDArray[np.uint8]], preprocessing: Preprocessing, title: str
 ) -> Figure:
-    """A row for each sample: axial, coronal, sagittal plane through the click (circle); truth dashed, mask solid.
+    """A row for each sample: axial, coronal and sagittal plane through the click (circle); truth dashed, mask solid.
 
-    Without clicks the planes are those through the middle of the tumour.
+    Without clicks the planes go through the middle of the tumour.
     """
     rows = len(samples)
     figure = Figure(figsize=(3 * PANEL_INCHES, rows * PANEL_INCHES + 0.5), dpi=DPI, facecolor=BACKGROUND)
@@ -315,7 +315,7 @@ def draw(
 
 
 def crop_grid(preprocessing: Preprocessing, shape: Sequence[int]) -> Grid:
-    """A grid with the axes and spacing of a crop (d, h, w), anywhere in the world."""
+    """A grid with the axes and spacing of a crop (d, h, w), at an arbitrary position."""
     return (
         Grid.from_spacing((1, 1, 1), (1, 1, 1))
         .reorient(preprocessing.axes)

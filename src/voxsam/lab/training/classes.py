@@ -1,4 +1,4 @@
-"""What a trained model knows of its classes: the features under each structure of its training cases."""
+"""How a trained model tells its classes apart: the features under each structure of its training cases."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from voxsam.network.classes import Classes, features_under
 from voxsam.network.promptable import Promptable
 from voxsam.weights.checkpoint import load_model, save_model
 
-CROPS = 4  # of each structure
+CROPS = 4  # per structure
 
 
 def note_classes(data: Path | None, run: Path, stream: SampleStream, seed: int) -> None:
-    """Note in the models of a run how the classes of its store `data` are told apart, if that has any."""
+    """Record in the models of a run how to tell the classes of its store `data` apart, if it has any."""
     description = None if data is None else find_description(data)
     for name in ("model", BEST) if description is not None and description.classes else ():
         path = run / f"{name}.safetensors"
@@ -31,9 +31,9 @@ def note_classes(data: Path | None, run: Path, stream: SampleStream, seed: int) 
 
 
 def _classes(model: Promptable, names: Mapping[int, str], stream: SampleStream, seed: int) -> Classes | None:
-    """Of each structure as a click shows it: crops about its voxels, the encoder's last features under its label there.
+    """Fit the classes to the encoder's last features under each structure's label, in crops around its voxels.
 
-    A class without a structure is left out; of fewer than two there are none.
+    A class without a structure is left out; None if fewer than two remain.
     """
     found: dict[int, list[np.ndarray]] = {}
     for turn in range(CROPS):

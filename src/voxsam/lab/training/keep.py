@@ -1,7 +1,7 @@
-"""What a run's folder holds: whose run it is, whole checkpoints, a log that goes on, and models.
+"""The folder of a run: its identity, checkpoints written whole, a log that continues, and models.
 
-run.json has the recipe and the data set's fingerprint, so that a folder continues no other run. What decides only the
-length of a run, or only what its machine does, may change from one start to the next.
+run.json has the recipe and the data set's fingerprint, so that a run never resumes in another run's folder. What only
+sets the length of the run, or only concerns the machine, may change from one start to the next.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from voxsam.weights.checkpoint import assemble, save_model
 from voxsam.weights.file import read_pickle
 
 NAME = "run.json"
-KEPT = ("last.ckpt", "best.ckpt", "model.safetensors", "best.safetensors")  # what would go on, or be written over
+KEPT = ("last.ckpt", "best.ckpt", "model.safetensors", "best.safetensors")  # would be resumed from or overwritten
 MACHINE = {
     *("precision", "recompute", "workers", "devices", "nodes", "strategy", "batch", "accumulate"),
     *("checkpoint_every", "log_every", "validate_every", "pictures"),
@@ -42,16 +42,16 @@ Identity = dict[str, Any]
 
 
 def identity(recipe: Recipe, data: Path | None) -> Identity:
-    """What run.json holds: the whole recipe, and the fingerprint of the data, None without. Reads no voxel."""
-    read = data if recipe.engine is None else None  # an engine reads what the split in its code names
+    """The content of run.json: the whole recipe and the fingerprint of the data, None without. Reads no voxels."""
+    read = data if recipe.engine is None else None  # an engine reads the data that the split in its code names
     found = {"recipe": recipe.model_dump(mode="json"), "data": None if read is None else fingerprint(read)}
     return json.loads(json.dumps(found))
 
 
 def check_identity(mine: Identity, out: Path) -> None:
-    """Raises InputError, and changes nothing, if `out` holds a run of another recipe or another data set.
+    """Raise InputError, and change nothing, if `out` holds a run of another recipe or another data set.
 
-    A folder that has no run.json was begun before there was one, and is not checked.
+    A folder without run.json predates it, and is not checked.
     """
     path = out / NAME
     if not path.is_file() or not any((out / name).exists() for name in KEPT):
@@ -72,7 +72,7 @@ def write_identity(mine: Identity, out: Path) -> None:
 
 
 def _read(path: Path) -> Identity:
-    """Of a file by an older VoxSAM the keys that came later have their defaults."""
+    """Read run.json; keys missing from a file of an older VoxSAM get their defaults."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         recipe = Recipe.model_validate(found["recipe"]).model_dump(mode="json")
@@ -84,7 +84,7 @@ def _read(path: Path) -> Identity:
 
 
 def _compared(one: Identity) -> Identity:
-    """What has to be the same in every start of a run."""
+    """What has to be the same at every start of a run."""
     recipe = one["recipe"]
     crops = recipe["batch"] * recipe["accumulate"] * recipe["devices"] * recipe["nodes"]
     fields = {key: value for key, value in recipe.items() if key not in LENGTHS | MACHINE}
@@ -93,7 +93,7 @@ def _compared(one: Identity) -> Identity:
 
 
 def _difference(before: Any, now: Any, key: str = "") -> tuple[str, Any, Any] | None:
-    """The first key, dotted, whose value differs, with both values."""
+    """The first key (dotted) whose value differs, with both values."""
     if before == now:
         return None
     if not (isinstance(before, Mapping) and isinstance(now, Mapping)):
@@ -113,46 +113,46 @@ A_CHECKPOINT = "a checkpoint of `voxsam train`"
 
 
 class WholeCheckpoints(TorchCheckpointIO):
-    """Writes beside the target and renames: a run that is killed while it writes keeps the checkpoint before.
+    """Writes beside the target and renames: a run killed while writing keeps the previous checkpoint.
 
-    Lightning's own way passes through the system's folder for temporary files, which may be another disk, from where
-    a file is not moved in one go.
+    Lightning writes to the system's temporary folder first, which may be on another disk: moving a file from there is
+    not atomic.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Raises FileError if the folder or the disk does not take it."""
+        """Write a checkpoint. Raises FileError if the folder or the disk does not take it."""
         assert storage_options is None
         make_folder(Path(path).parent)
         with atomic_path(path) as temporary:
             try:
                 torch.save(checkpoint, temporary)
             except RuntimeError as error:
-                if "inline_container" not in str(error):  # the place of torch's own writer, for what it could not write
+                if "inline_container" not in str(error):  # torch's file writer names itself in its write errors
                     raise
                 raise OSError(errno.EIO, "the disk takes no more") from error
 
     def load_checkpoint(self, path: Any, *_: Any, **__: Any) -> dict[str, Any]:
-        """Executes nothing of the file, which may be anybody's. Raises CheckpointError for one of another kind."""
+        """Read a checkpoint without executing code from it. Raises CheckpointError for a file of another kind."""
         return read_pickle(Path(path), A_CHECKPOINT)
 
 
 class KeepValidation(Checkpoint):
-    """Writes a step's last.ckpt again after its validation: a run that goes on must know how good its best one was.
+    """Writes a step's last.ckpt again after its validation: a resumed run must know its best score.
 
-    Stands after the checkpoint of the best validation; `every` steps there is a last one.
+    Must come after the callback that keeps the best checkpoint; last.ckpt is written every `every` steps.
     """
 
     def __init__(self, path: Path, every: int) -> None:
         self.path, self.every = path, every
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Called by Lightning when the weights of training are in place again."""
+        """Called by Lightning when the training weights are back in place."""
         if trainer.global_step % self.every == 0:
             trainer.save_checkpoint(self.path)
 
 
 def steps_done(checkpoint: Path) -> int:
-    """How many steps a checkpoint's run had done; 0 without one. Raises CheckpointError for a file of another kind."""
+    """The number of steps a checkpoint's run had done; 0 if there is none. Raises CheckpointError for another file."""
     if not checkpoint.is_file():
         return 0
     found = read_pickle(checkpoint, A_CHECKPOINT).get("global_step")
@@ -162,9 +162,9 @@ def steps_done(checkpoint: Path) -> int:
 
 
 class ContinuedLog(CSVLogger):
-    """OUT/log/metrics.csv; a run that goes on after `first_step` steps keeps the rows of the steps before.
+    """OUT/log/metrics.csv; a run resumed after `first_step` steps keeps the rows of the earlier steps.
 
-    Every row is on disk at once, so that a killed run leaves its whole curve.
+    Every row is written to disk at once, so that a killed run leaves its whole curve.
     """
 
     def __init__(self, out: Path, first_step: int) -> None:
@@ -174,7 +174,7 @@ class ContinuedLog(CSVLogger):
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
-        """Lightning's writer, which begins by deleting the file: its rows are read before and given back to it."""
+        """Lightning's writer, which starts by deleting the file: its rows are read first and handed back to it."""
         if self._experiment is None:
             kept = _rows_before(Path(self.log_dir) / "metrics.csv", self.first_step)
             assert CSVLogger.experiment.fget is not None
@@ -191,11 +191,11 @@ def _rows_before(path: Path, step: int) -> list[dict[str, Any]]:
 
 
 class WriteModels(Callback):
-    """At the end of training: OUT/model.safetensors, and OUT/best.safetensors from the best checkpoint, if any.
+    """Writes OUT/model.safetensors at the end of training, and OUT/best.safetensors from the best checkpoint, if any.
 
-    Both hold the averaged weights, where a recipe averages. Stands after the callback that averages. `blend` is the
-    fraction of the weights that training began with: their mean keeps what the start was good at (Wortsman et al.,
-    Robust Fine-Tuning of Zero-Shot Models, CVPR 2022).
+    Both hold the averaged weights if the recipe averages. Must come after the callback that averages. `blend` is the
+    fraction of the initial weights in a weighted mean with the trained ones, which keeps what the initial model was
+    good at (Wortsman et al., Robust Fine-Tuning of Zero-Shot Models, CVPR 2022).
     """
 
     def __init__(self, out: Path, blend: float = 0.0) -> None:
@@ -203,21 +203,21 @@ class WriteModels(Callback):
         self._start: dict[str, Tensor] = {}
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
-        """Called by Lightning before a checkpoint is taken up: the tensors are those that the recipe begins with."""
+        """Called by Lightning before a checkpoint is loaded: the tensors are the recipe's initial ones."""
         if self.blend:
             self._start = {name: tensor.detach().clone() for name, tensor in pl_module.state_dict().items()}
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Called by Lightning after the averaging callback has put the averaged weights in place."""
         assert isinstance(pl_module, SegmentationTask)
-        state = trainer.strategy.lightning_module_state_dict()  # of sharded tensors: whole, and on the first process
+        state = trainer.strategy.lightning_module_state_dict()  # sharded tensors come whole, on the first process
         if trainer.is_global_zero:
             write_model(pl_module.network.card, self._blended(state), self.out / "model.safetensors")
             best = self.out / f"{BEST}.ckpt"
             if best.is_file():
                 state = read_pickle(best, A_CHECKPOINT)["state_dict"]
                 write_model(pl_module.network.card, self._blended(state), self.out / "best.safetensors")
-        trainer.strategy.barrier()  # whoever returns from training finds the files
+        trainer.strategy.barrier()  # every process finds the files when training returns
 
     def _blended(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         if not self.blend:
@@ -226,6 +226,6 @@ class WriteModels(Callback):
 
 
 def write_model(card: Card, state: Mapping[str, Tensor], path: Path) -> None:
-    """A task's tensors as a VoxSAM model. Raises CheckpointError if some are no numbers: the run has diverged."""
+    """Write a task's tensors as a VoxSAM model. Raises CheckpointError for NaN or infinity: the run has diverged."""
     tensors = {name.removeprefix(PREFIX): tensor.cpu() for name, tensor in state.items() if name.startswith(PREFIX)}
     save_model(assemble(card, tensors, f"the network for {path}"), path)

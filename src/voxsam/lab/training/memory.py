@@ -1,10 +1,10 @@
-"""How much memory a training step takes, estimated before it starts, and which options take less.
+"""An estimate of the memory that a training step takes, made before it starts, and the options that take less.
 
-What a step keeps for its backward pass grows with the voxels of its crops. So it is measured: the network takes a
-small crop forward, and one twice as long, while every tensor that autograd keeps is counted; the difference is scaled
-to the recipe's crop and batch. (A network for crops of one size takes one of these, on torch's meta device, where
-tensors have sizes and no numbers.) To it come the weights, their gradients, the optimiser's two moments, and the
-averages. docs/training.md says how far the estimate was from measured peaks.
+What a step keeps for its backward pass grows with the voxels of its crops, so it is measured: the network is run
+forward on a small crop and on one twice as long, while every tensor that autograd keeps is counted; the difference is
+scaled to the recipe's crop and batch. (A network with a fixed crop size is run on one such crop on torch's meta device,
+where tensors have sizes but no data.) Weights, gradients, the optimiser's two moments and the averages are added.
+docs/training.md compares the estimate with measured peaks.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from voxsam.lab.training.recipe import Recipe
 from voxsam.network.network import VoxSAMNetwork
 from voxsam.network.promptable import Promptable
 
-PROGRAM = 0.65e9  # bytes: Python, torch, Lightning and the weights of convolutions in another order
-WORKING = 1.5  # times what is kept: gradients on their way back, and the work space of convolutions
+PROGRAM = 0.65e9  # bytes: Python, torch, Lightning and reordered copies of convolution weights
+WORKING = 1.5  # times what is kept: with intermediate gradients and the workspace of convolutions
 ERROR = 0.25  # largest fraction by which a measured peak may differ; the last ones differed by 4 % (docs/training.md)
-MIXED = 2 / 3  # of what is kept in float32, where most operations are computed in 16 bits
-SMALL = 32  # voxels, side of the crop that is measured
+MIXED = 2 / 3  # of what float32 keeps, if most operations are computed in 16 bits
+SMALL = 32  # voxels, side of the crop used for measuring
 POINTS = 10
 CGROUP = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes of one network: its parameters, those of them that are tuned, and what is kept for the way back.
+    """Bytes of one network: all parameters, the tuned ones, and what is kept for the backward pass.
 
-    `once`: for any crops together, such as weights in bfloat16. `kept`: for each crop. `again`: for each crop, if the
-    encoder's blocks are computed again.
+    `once` is independent of the number of crops, such as weights in bfloat16; `kept` is per crop; `again` is per crop
+    if the encoder's blocks are recomputed.
     """
 
     parameters: int
@@ -50,11 +50,11 @@ class Footprint:
 
     @classmethod
     def of(cls, network: Promptable, recipe: Recipe) -> Footprint:
-        """Measured with the recipe's prompts and precision; takes some seconds for ViT-B."""
+        """Measure it with the recipe's prompts and precision; takes a few seconds for ViT-B."""
         parameters = list(network.parameters())
         sizes = sum(p.nbytes for p in parameters), sum(p.nbytes for p in parameters if p.requires_grad)
         if not network.any_crop:
-            exact = recipe.model_copy(update={"precision": "32-true"})  # no other on the meta device
+            exact = recipe.model_copy(update={"precision": "32-true"})  # the only precision on the meta device
             side = recipe.model.crop
             kept = _measure(deepcopy(network).to("meta"), exact, (side, side, side)).total
             kept *= 1 if recipe.precision == "32-true" else MIXED
@@ -64,21 +64,21 @@ class Footprint:
         scale = (recipe.model.crop / small) ** 3
         inside = [longer - block for block, longer in zip(one.inside, two.inside, strict=True)]
         kept, inputs = two.total - one.total, two.inputs - one.inputs
-        outside = kept - sum(inside)  # given back before the last block is computed again
+        outside = kept - sum(inside)  # freed before the last block is recomputed
         again = inputs + max(outside, max(inside, default=0))
         return cls(*sizes, max(0, one.total - kept), kept * scale, again * scale)
 
     def step(self, recipe: Recipe) -> float:
-        """Bytes at the peak of a step, on each device, without the program itself."""
+        """Peak bytes of a step on each device, without the program itself."""
         shards = recipe.devices * recipe.nodes if recipe.strategy.startswith("fsdp") else 1
         fixed = self.parameters * (2 if recipe.ema else 1) + 3 * self.tuned
         return fixed / shards + self.once + WORKING * recipe.batch * (self.again if recipe.recompute else self.kept)
 
 
 def check_memory(network: Promptable, recipe: Recipe, device: torch.device, strict: bool = True) -> str:
-    """One line on what the recipe will take and what there is.
+    """One line on the memory that the recipe will take and what is available.
 
-    Raises InputError, with the options that would help, if there is surely too little; not if `strict` is off.
+    Raises InputError with the options that would help if there is certainly too little, unless `strict` is off.
     """
     footprint = Footprint.of(network, recipe)
     on_cpu = device.type == "cpu"
@@ -94,7 +94,7 @@ def check_memory(network: Promptable, recipe: Recipe, device: torch.device, stri
 
 
 def cheaper(footprint: Footprint, recipe: Recipe) -> str:
-    """The options that take less memory, each with what a step would then take, less the program itself."""
+    """The options that take less memory, each with what a step would then take, without the program itself."""
     options: list[tuple[str, dict[str, object]]] = []
     if not recipe.recompute and footprint.again < footprint.kept:
         options.append(("--recompute true", {"recompute": True}))
@@ -105,7 +105,7 @@ def cheaper(footprint: Footprint, recipe: Recipe) -> str:
     if len(options) == 2:
         both = {**options[0][1], **options[1][1]}
         found.append(f"both ({_gb(footprint.step(recipe.model_copy(update=both)))})")
-    if recipe.precision == "32-true" and not recipe.recompute:  # recomputed, it saves a seventh only
+    if recipe.precision == "32-true" and not recipe.recompute:  # with recomputation it saves only a seventh
         found.append("--precision bf16-mixed (about two thirds)")
     if recipe.corrections and not recipe.automatic:
         found.append("fewer --corrections")
@@ -114,21 +114,21 @@ def cheaper(footprint: Footprint, recipe: Recipe) -> str:
 
 
 def used_bytes(device: torch.device) -> int:
-    """What this process holds: resident memory, or the most that it has had of a GPU's."""
+    """Bytes that this process uses: resident memory, or its peak on a GPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return psutil.Process().memory_info().rss
 
 
 def available_bytes(device: torch.device) -> int:
-    """What this process may still take: of the GPU, or of the machine and of the container that it runs in."""
+    """Bytes still available to this process: on the GPU, or on the machine and in its container."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return min(psutil.virtual_memory().available, *_left_in_container())
 
 
 def _left_in_container() -> list[int]:
-    """What a Linux control group leaves, if this process is in one with a limit."""
+    """Bytes that a Linux control group leaves, if this process is in one with a limit; else practically unlimited."""
     try:
         limit, current = ((CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
     except OSError:
@@ -137,7 +137,7 @@ def _left_in_container() -> list[int]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error is Python's, the GPU's or the CPU allocator's."""
+    """Whether an error is an out-of-memory error of Python, the GPU or the CPU allocator."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
@@ -146,29 +146,29 @@ class _Tally:
 
     def __init__(self, network: nn.Module) -> None:
         self.total = self.inputs = 0
-        self.inside: list[int] = []  # what each block of the encoder keeps; `inputs`: what goes into all of them
+        self.inside: list[int] = []  # bytes kept by each block of the encoder; `inputs`: those of all their inputs
         self._seen = {StorageWeakRef(p.untyped_storage()) for p in network.parameters()}
 
     def pack(self, tensor: Tensor) -> None:
-        """Keeps nothing for a backward pass, which will not come: the graph would hold the tensors in a ring."""
+        """Count a tensor and keep nothing: there is no backward pass, and the graph would be a reference cycle."""
         storage = tensor.untyped_storage()
-        seen = StorageWeakRef(storage)  # which keeps another from getting its identity, and not its memory
+        seen = StorageWeakRef(storage)  # keeps its identity from being reused, without holding its memory
         if seen not in self._seen:
             self._seen.add(seen)
             self.total += storage.nbytes()
 
     def enter(self, block: nn.Module, given: tuple[Tensor, ...]) -> None:
-        """Before a block."""
+        """Called before a block."""
         self.inputs += given[0].nbytes
         self.inside.append(-self.total)
 
     def leave(self, block: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
-        """After it."""
+        """Called after a block."""
         self.inside[-1] += self.total
 
 
 def _measure(network: Promptable, recipe: Recipe, shape: tuple[int, int, int]) -> _Tally:
-    """One crop of a shape through the network, no block computed again."""
+    """Run one crop of this shape through the network, without recomputing blocks, and tally what is kept."""
     tally = _Tally(network)
     if not isinstance(network, VoxSAMNetwork):
         _forward(network, recipe, shape, tally)
@@ -187,9 +187,9 @@ def _measure(network: Promptable, recipe: Recipe, shape: tuple[int, int, int]) -
 
 
 def _forward(network: Promptable, recipe: Recipe, shape: tuple[int, int, int], tally: _Tally) -> None:
-    """One crop as in a training step with all its corrections, up to the loss."""
+    """Run one crop as a training step with all its corrections does, up to the loss."""
     device = next(network.parameters()).device
-    seeded = torch.Generator().manual_seed(0)  # the global state of random numbers is the training's
+    seeded = torch.Generator().manual_seed(0)  # the global random state belongs to the training
     crop = torch.randn(1, recipe.model.channels, *shape, generator=seeded).to(device)
     truth, points = (crop[:, :1] > 1).float(), torch.full((1, POINTS, 3), shape[1] / 2, device=device)
     labels = torch.ones(1, POINTS, dtype=torch.long, device=device)

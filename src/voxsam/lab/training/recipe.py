@@ -1,4 +1,4 @@
-"""A training recipe: all that decides a training run, read from YAML; dotted options change single keys."""
+"""A training recipe: everything that determines a training run, read from YAML; dotted options change single keys."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from voxsam.weights.file import read_card
 from voxsam.weights.registry import find_model
 
 Fields = dict[str, Any]
-NAMED: dict[str, Iterable[str]] = {  # the options that take such a name
+NAMED: dict[str, Iterable[str]] = {  # the options that take a name, and the names
     "model": SIZES,
     "model.size": SIZES,
     "model.profile": PROFILES,
@@ -44,7 +44,7 @@ NAMED: dict[str, Iterable[str]] = {  # the options that take such a name
 
 
 def with_names(fields: Mapping[str, Any]) -> Fields:
-    """The fields of a recipe with the names of sizes and profiles replaced by what they stand for."""
+    """The fields of a recipe, with names of sizes and profiles replaced by the keys they stand for."""
     fields = dict(fields)
     model, augmentation = fields.get("model"), fields.get("augmentation")
     if isinstance(model, str):
@@ -55,14 +55,14 @@ def with_names(fields: Mapping[str, Any]) -> Fields:
         size = SIZES.get(own.get("size", ""))
         if size is not None:
             own = {**size.model_dump(), **PROFILES.get(str(profile), {}), **own}
-        fields["model"] = own if profile in (None, *PROFILES) else {**own, "profile": profile}  # refused by its name
+        fields["model"] = own if profile in (None, *PROFILES) else {**own, "profile": profile}  # the error names it
     if isinstance(augmentation, str) and augmentation in AUGMENTATIONS:
         fields["augmentation"] = AUGMENTATIONS[augmentation].model_dump()
     return fields
 
 
 def overridden(fields: Mapping[str, Any], more: Mapping[str, Any]) -> Fields:
-    """`fields` with those of `more` in their place, key by key in nested ones; a name stands for its keys."""
+    """`fields` overridden by `more`, key by key in nested mappings; a model's name counts as its `size`."""
     out = dict(fields)
     for key, value in more.items():
         before = {"size": out[key]} if key == "model" and isinstance(out.get(key), str) else out.get(key)
@@ -71,9 +71,9 @@ def overridden(fields: Mapping[str, Any], more: Mapping[str, Any]) -> Fields:
 
 
 def named_options(fields: Mapping[str, Any], options: Sequence[str]) -> tuple[Fields, list[str]]:
-    """The fields as the options with names change them ("--model tiny", "--model.size=vit_b"), and the other options.
+    """Apply the options that take names ("--model tiny", "--model.size=vit_b"); return the fields and other options.
 
-    Raises InputError for a name that is not known.
+    Raises InputError for an unknown name.
     """
     fields, left = dict(fields), []
     words = iter(options)
@@ -100,9 +100,9 @@ def named_options(fields: Mapping[str, Any], options: Sequence[str]) -> tuple[Fi
 
 
 def _with_model(fields: Fields, options: Sequence[str]) -> Fields:
-    """The fields with the model that the recipe, or its options, start from, where they name no other size.
+    """The fields with the model configuration of `start_from`, unless the recipe or its options name a size.
 
-    Raises as `voxsam.weights.file.read_card` for a start that cannot be read.
+    Raises as `voxsam.weights.file.read_card` for a start model that cannot be read.
     """
     words = [word for option in options for word in option.removeprefix("--").split("=", 1)]
     starts = [value for word, value in pairwise(words) if word == "start_from"]
@@ -118,10 +118,10 @@ def _with_model(fields: Fields, options: Sequence[str]) -> Fields:
 
 
 def _resized(model: Any, size: str) -> Fields:
-    """A model's keys for another size: of the old one only what the recipe had otherwise than that size has it."""
+    """A model's keys for another size, keeping only those of the recipe that differed from its old size."""
     keys = model if isinstance(model, dict) else {"size": model}
     old = SIZES.get(str(keys.get("size")))
-    if old is None:  # a size of the recipe's own: nobody can say which of its keys are not the size
+    if old is None:  # a custom size: which of its keys belong to the size is unknown
         return {"size": size, **{key: keys[key] for key in ("channels", "profile") if key in keys}}
     usual = old.model_dump(mode="json")
     kept = {key: value for key, value in keys.items() if key not in usual or value != usual[key]}
@@ -132,84 +132,84 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 PRESETS = Path(__file__).parent / "presets"
 CHECKPOINT_EVERY, VALIDATE_EVERY = 100, 200  # steps
-ENDLESS = 10**9  # steps of a run that its minutes end
-LENGTHS = {"steps", "epochs", "minutes"}  # a recipe has one of them
+ENDLESS = 10**9  # steps of a run that `minutes` ends
+LENGTHS = {"steps", "epochs", "minutes"}  # a recipe has exactly one of these
 
 
 class Recipe(BaseModel):
-    """Everything that decides a training run.
+    """Everything that determines a training run.
 
-    `model` is the name of a size, or a configuration; one with a known `size` needs no more than what differs from it,
-    and `profile: paper` gives it the arithmetic of the paper's text. Of a recipe with `start_from` it is that model's,
-    but for what it names. `augmentation` may be a profile's name, too.
+    `model` is the name of a size, or a configuration; one with a known `size` only needs the keys that differ from it,
+    and `profile: paper` gives it the arithmetic of the paper's text. With `start_from` the configuration defaults to
+    that model's. `augmentation` may be the name of a profile, too.
 
-    A step takes `batch * accumulate` crops on each of the processes that `devices` and `nodes` make. A run has so many
-    `steps`, or so many `epochs`: passes over the scans, in each of which every scan gives one crop; or so many
-    `minutes` of processor time (on a GPU: of the clock), all its starts together.
+    A step takes `batch * accumulate` crops on each of the `devices * nodes` processes. The length of a run is given in
+    `steps`; in `epochs`, passes over the scans with one crop of each; or in `minutes` of processor time (on a GPU:
+    wall-clock time), summed over all its starts.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
-    system: str = "voxsam"  # which network: another is one of voxsam.lab.systems, and reads of `model` its crop only
-    options: dict[str, JsonValue] = {}  # what such a network is built with: widths, say
+    system: str = "voxsam"  # the network; others are in voxsam.lab.systems, and use only the crop of `model`
+    options: dict[str, JsonValue] = {}  # of such a network, e.g. its widths
     model: ModelConfig
     preprocessing: Preprocessing
     augmentation: Augmentation = Augmentation()
-    conditioning: Conditioning | None = None  # of the finished model; training goes on without
-    start_from: str | None = None  # a model whose tensors the training starts with: a name or a .safetensors file
-    start_part: Literal["all", "sam"] = "all"  # "sam": of the start, or of SAM's own file, only what is SAM's
-    blend: Fraction = 0.0  # of the start's weights in the finished model, which then keeps what the start was good at
-    tune: Literal["all", "adapters"] = "all"  # "adapters": what the paper tunes; SAM's tensors stay as they are
+    conditioning: Conditioning | None = None  # of the finished model; not used in training
+    start_from: str | None = None  # a model to initialise the tensors from: a name or a .safetensors file
+    start_part: Literal["all", "sam"] = "all"  # "sam": only SAM's tensors, of the start model or of SAM's own file
+    blend: Fraction = 0.0  # of the initial weights in the finished model, to keep what the start model was good at
+    tune: Literal["all", "adapters"] = "all"  # "adapters": what the paper tunes; SAM's tensors are frozen
     # data
     held_out: tuple[str, ...] = ()  # cases that training never sees
-    validation: tuple[str, ...] = ()  # cases that choose the best checkpoint, and are not trained on
-    phantoms: NonNegativeInt = 0  # how many generated scans are mixed in
-    # of the crops, falling linearly to `phantom_fraction_end`; recipes of 0.1: phantom_share
+    validation: tuple[str, ...] = ()  # cases that select the best checkpoint, and are not trained on
+    phantoms: NonNegativeInt = 0  # number of generated scans mixed in
+    # of the crops, changing linearly to `phantom_fraction_end`; in recipes of version 0.1: phantom_share
     phantom_fraction: Fraction = Field(default=0.0, validation_alias=AliasChoices("phantom_fraction", "phantom_share"))
     phantom_fraction_end: Fraction = Field(
         default=0.0, validation_alias=AliasChoices("phantom_fraction_end", "phantom_share_end")
     )
     phantom_shape: tuple[PositiveInt, PositiveInt, PositiveInt] = (72, 72, 72)
-    phantom_wide: Fraction = 0.0  # of the phantoms: a body with all that lies around it, for shapes of 300 mm and more
+    phantom_wide: Fraction = 0.0  # of the phantoms: a whole body and its surroundings, for shapes of 300 mm and more
     phantom_small: Fraction = 0.0  # of the phantoms: a lesion of 1 to 60 mL
     engine: EngineSettings | None = None  # samples come from the data engine: `data` is a folder like the shared one
-    # prompts; with "none" the model is automatic: it has no prompt encoder, and what follows of clicks does not count
+    # prompts; with "none" the model is automatic: it has no prompt encoder, and the keys on clicks have no effect
     prompts: Prompts = "clicks"
     corrections: NonNegativeInt = 4  # most simulated clicks after the first ones, in one step
-    corrected: Fraction = 0.6  # of the steps, in which there are any
-    previous: Fraction = 0.5  # of the corrected steps, in which a network with click maps is given its last mask
-    unmarked: Fraction = 0.15  # of the steps, in which a model with click maps gets none
+    corrected: Fraction = 0.6  # of the steps: with corrections
+    previous: Fraction = 0.5  # of the steps: a network with click maps is given its last mask for corrections
+    unmarked: Fraction = 0.15  # of the steps: a model with click maps gets none
     # optimisation
     steps: PositiveInt | None = None
     epochs: PositiveInt | None = None  # instead of `steps`; the learning rate then changes once an epoch
     minutes: PositiveFloat | None = None  # instead of `steps`; the learning rate then follows the time
     batch: PositiveInt = 2
-    accumulate: PositiveInt = 1  # batches whose gradients make one step
+    accumulate: PositiveInt = 1  # batches whose gradients are accumulated into one step
     learning_rate: PositiveFloat = 1e-3
     warmup: NonNegativeInt = 100  # steps
     decay: Fraction = 0.3  # last fraction of the steps, in which the learning rate falls linearly
-    final_factor: Fraction = 0.0  # of the learning rate, to which it falls
+    final_factor: Fraction = 0.0  # factor of the learning rate to which it falls
     betas: tuple[Beta, Beta] = (0.9, 0.999)  # AdamW's
     weight_decay: NonNegativeFloat = 0.05
     decay_vectors: bool = False  # whether biases and norms are decayed, too
-    gradient_clip: NonNegativeFloat = 1.0  # largest norm; 0: none
-    clip: Literal["whole", "parts"] = "whole"  # of all gradients, or of encoder, prompt encoder and decoder each
-    ema: Fraction = 0.95  # decay of the averaged weights, which are the ones kept; 0: no averages
+    gradient_clip: NonNegativeFloat = 1.0  # largest norm; 0: no clipping
+    clip: Literal["whole", "parts"] = "whole"  # norm over all gradients, or each of encoder, prompt encoder and decoder
+    ema: Fraction = 0.95  # decay of the averaged weights, which are the ones kept; 0: no averaging
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     # the run
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
-    recompute: bool = False  # keep the inputs of blocks only: a third of the memory, a third more time
-    checkpoint_every: PositiveInt | None = None  # steps; else 100, or an epoch where the run has epochs
+    recompute: bool = False  # keep only the inputs of blocks: a third of the memory, a third more time
+    checkpoint_every: PositiveInt | None = None  # steps; None: 100, or an epoch if the run has epochs
     log_every: PositiveInt = 10  # steps
-    validate_every: PositiveInt | None = None  # steps; else 200, or an epoch; pictures are drawn as often
-    pictures: NonNegativeInt = 4  # how many examples a picture shows; 0: none are drawn
-    patience: PositiveInt | None = None  # validations without a better one, after which training stops
+    validate_every: PositiveInt | None = None  # steps; None: 200, or an epoch; pictures are drawn as often
+    pictures: NonNegativeInt = 4  # number of examples in a picture; 0: no pictures
+    patience: PositiveInt | None = None  # validations without improvement after which training stops
     workers: NonNegativeInt = 0  # processes that make samples; 0: the training process itself
     devices: PositiveInt = 1
     nodes: PositiveInt = 1
     strategy: str = "auto"  # of Lightning: "ddp", "fsdp", ...
-    description: dict[str, str] = {}  # what the checkpoint says of itself: data set, licence, ...
+    description: dict[str, str] = {}  # for the model's card: data set, licence, ...
 
     @model_validator(mode="before")
     @classmethod
@@ -230,16 +230,16 @@ class Recipe(BaseModel):
 
     @property
     def automatic(self) -> bool:
-        """Whether the model is trained without clicks, and will take none."""
+        """Whether the model is trained without clicks and takes none."""
         return self.prompts == "none"
 
     @property
     def crops_per_step(self) -> int:
-        """On all processes together."""
+        """The number of crops in a step, over all processes."""
         return self.batch * self.accumulate * self.devices * self.nodes
 
     def planned(self, scans: int) -> Recipe:
-        """The same run with its `steps` and all intervals as numbers, for so many scans in an epoch."""
+        """The recipe with `steps` and all intervals filled in, for epochs of this many scans."""
         epoch = max(1, math.ceil(scans / self.crops_per_step))
         steps, every = (self.steps or ENDLESS, None) if self.epochs is None else (self.epochs * epoch, epoch)
         update = {
@@ -256,17 +256,17 @@ def read_recipe(
     defaults: Mapping[str, Any] | None = None,
     presets: Sequence[Mapping[str, Any]] = (),
 ) -> Recipe:
-    """The recipe in a YAML file, its keys changed by `presets`, then by `options` such as "--augmentation.flip=0".
+    """Read a recipe from YAML; `presets` change its keys, then `options` such as "--augmentation.flip=0".
 
-    `defaults` are the keys that the file may leave out: what a prepared data set says of itself. Raises FileError or
-    InputError with the first fault in one line.
+    `defaults` are keys that the file may leave out, taken from a prepared data set. Raises FileError or InputError
+    with the first fault in one line.
     """
     fields = {**(defaults or {}), **read_keys(path)}
     for preset in presets:
         fields = overridden(fields, preset)
     options = [_underscored(option) for option in options]
     named = LENGTHS & {option.lstrip("-").partition("=")[0] for option in options}
-    if len(named) == 1:  # the one that is asked for takes the place of the others
+    if len(named) == 1:  # the one given as an option replaces the others
         fields = {key: value for key, value in fields.items() if key not in LENGTHS - named}
     fields, options = named_options(fields, options)
     fields = _with_model(fields, options)
@@ -276,7 +276,7 @@ def read_recipe(
         first = error.errors()[0]
         where = ": ".join([str(path), *([".".join(map(str, first["loc"]))] if first["loc"] else []), first["msg"]])
         raise InputError(where, "the keys of voxsam.lab.training.recipe.Recipe", "correct it") from error
-    except ArithmeticError as error:  # of sizes that divide by one another
+    except ArithmeticError as error:  # from sizes that are divided by one another
         raise InputError(f"{path}: model: {error}", "sizes above 0", "correct it") from error
     except SettingsError as error:
         what = str(error).removeprefix("error parsing CLI: ")
@@ -286,15 +286,15 @@ def read_recipe(
 
 
 def _underscored(option: str) -> str:
-    """An option as the recipe's key is written: `--validate-every=5` is `--validate_every=5`."""
+    """An option in the spelling of the recipe's key: `--validate-every=5` becomes `--validate_every=5`."""
     key, equals, value = option.partition("=")
     return f"--{key[2:].replace('-', '_')}{equals}{value}" if option.startswith("--") else option
 
 
 def read_preset(name: str) -> dict[str, Any]:
-    """The keys of a preset by its name, or in a YAML file: what a machine wants otherwise than a recipe has it.
+    """The keys of a preset, given by name or as a YAML file: what a machine changes in a recipe.
 
-    Raises FileError for neither.
+    Raises FileError if it is neither.
     """
     path = PRESETS / f"{name}.yaml" if name in preset_names() else Path(name)
     if not path.is_file():
@@ -303,29 +303,29 @@ def read_preset(name: str) -> dict[str, Any]:
 
 
 def preset_names() -> list[str]:
-    """The presets that come with VoxSAM."""
+    """The names of the presets that come with VoxSAM."""
     return sorted(path.stem for path in PRESETS.glob("*.yaml"))
 
 
 def find_named(path: Path, kind: str) -> Path:
-    """The file of a recipe's or a plan's name, such as `fine-tune`; a path to a file is itself."""
+    """The file of a recipe or plan given by name, such as `fine-tune`; other paths are returned unchanged."""
     named = folder_of(kind) / f"{path}.yaml"
     return named if path.name == str(path) and not path.suffix and not path.is_file() and named.is_file() else path
 
 
 def names_of(kind: str) -> list[str]:
-    """The recipes or plans that come with VoxSAM."""
+    """The names of the recipes or plans that come with VoxSAM."""
     return sorted(path.stem for path in folder_of(kind).glob("*.yaml"))
 
 
 def folder_of(kind: str) -> Path:
-    """Where recipes or plans lie: in the installed package, or beside the source that it runs from."""
+    """The folder of recipes or plans: in the installed package, or in the source tree it runs from."""
     installed = Path(__file__).parents[1] / kind
     return installed if installed.is_dir() else Path(__file__).parents[4] / kind
 
 
 def read_keys(path: Path, what: str = "recipe") -> dict[str, Any]:
-    """The keys of a YAML file, a recipe or a plan. Raises FileError or InputError if there are none."""
+    """Read the keys of a recipe or plan from YAML. Raises FileError or InputError if there are none."""
     path = find_named(path, f"{what}s")
     expected, remedy = f"a {what} in YAML", f"name a file, or one of {', '.join(names_of(f'{what}s'))}"
     if not path.is_file():
@@ -340,7 +340,7 @@ def read_keys(path: Path, what: str = "recipe") -> dict[str, Any]:
 
 
 class _Settings(Recipe, BaseSettings):
-    """A recipe whose keys are options of a command line, and nothing of the environment."""
+    """A recipe whose keys are command-line options; environment variables are ignored."""
 
     @classmethod
     def settings_customise_sources(
@@ -350,7 +350,7 @@ class _Settings(Recipe, BaseSettings):
 
 
 def _validated(fields: dict[str, Any], options: Sequence[str]) -> Recipe:
-    """The recipe of these fields, which the options change. Raises ValidationError or SettingsError."""
+    """The recipe of these fields, changed by the options. Raises ValidationError or SettingsError."""
     if not options:
         return Recipe.model_validate(fields)
     source = CliSettingsSource(_Settings, cli_parse_args=list(options), cli_exit_on_error=False, cli_avoid_json=True)

@@ -1,13 +1,13 @@
-"""Train a model from a recipe, with Lightning; a run that was cut off goes on where it stopped.
+"""Train a model from a recipe, with Lightning; an interrupted run resumes where it stopped.
 
-OUT/run.json says whose run it is, OUT/last.ckpt is written every `checkpoint_every` steps and when the run is asked to
+OUT/run.json identifies the run. OUT/last.ckpt is written every `checkpoint_every` steps and when the run is asked to
 stop, OUT/best.ckpt when a validation is the best so far, OUT/log/metrics.csv and TensorBoard's files all the time,
 OUT/pictures at each validation, and OUT/model.safetensors (with validation also best.safetensors) at the end.
 
-`strategy: fsdp` divides parameters, gradients and moments among the processes (PyTorch's FSDP2). Each block of the
-image encoder is gathered when it computes and given back afterwards; the rest of the network is one more unit. Single
-numbers cannot be divided and are frozen: the gains of the relative positions, which the paper freezes, too. Checkpoints
-are single whole files, as those of any other run: one of them may go on as the other.
+`strategy: fsdp` shards parameters, gradients and moments over the processes (PyTorch's FSDP2). Each block of the image
+encoder is gathered for its computation and released afterwards; the rest of the network is one more unit. Scalars
+cannot be sharded and are frozen: the gains of the relative positions, which the paper freezes, too. Checkpoints are
+single whole files, as in any other run: a run may resume from either kind.
 """
 
 from __future__ import annotations
@@ -68,11 +68,11 @@ from voxsam.phantoms import Scene
 
 FSDP = "fsdp"
 AVERAGE_EVERY = 10  # steps
-ENTRIES = ("encode", "sample", "static", "decode", "decode_stages")  # a task calls these of a network, not its forward
+ENTRIES = ("encode", "sample", "static", "decode", "decode_stages")  # a task calls these methods, not forward
 
 
 def choose_strategy(recipe: Recipe) -> str | Strategy:
-    """Lightning's strategy of that name, or FSDP2 over all processes."""
+    """The name of Lightning's strategy, or FSDP2 over all processes."""
     if recipe.strategy != FSDP:
         return recipe.strategy
     return ModelParallelStrategy(
@@ -81,7 +81,7 @@ def choose_strategy(recipe: Recipe) -> str | Strategy:
 
 
 def averaging(recipe: Recipe) -> list[Callback]:
-    """The callback that averages the weights, if the recipe wants averages."""
+    """The callback that averages the weights, if the recipe asks for it."""
     if not recipe.ema:
         return []
     if recipe.strategy == FSDP:
@@ -90,7 +90,7 @@ def averaging(recipe: Recipe) -> list[Callback]:
 
 
 class ShardedTask(SegmentationTask):
-    """A task whose network is divided among the processes when Lightning has started them."""
+    """A task whose network is sharded once Lightning has started the processes."""
 
     def configure_model(self) -> None:
         """Called by Lightning; a second call does nothing."""
@@ -110,9 +110,9 @@ class ShardedTask(SegmentationTask):
 
 
 class ShardedAverages(EMAWeightAveraging):
-    """Lightning's averages, for parameters that are divided: each process averages its own part.
+    """Lightning's weight averaging for sharded parameters: each process averages its own part.
 
-    A checkpoint holds what it holds in an undivided run: the averages as "state_dict", the weights beside them.
+    A checkpoint is the same as in an unsharded run: the averages as "state_dict", the weights beside them.
     """
 
     def __init__(self, decay: float) -> None:
@@ -120,16 +120,16 @@ class ShardedAverages(EMAWeightAveraging):
         self.decay = decay
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
-        """Nothing yet: the parameters are not divided before the strategy is set up."""
+        """Do nothing yet: the parameters are not sharded before the strategy is set up."""
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Begin with the weights as they are; a checkpoint is read after this."""
+        """Start with the current weights; a checkpoint is loaded after this."""
         self._average_model = _Averages(pl_module, self.decay)  # type: ignore[assignment]
 
     def on_save_checkpoint(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Whole tensors; all processes take part in putting them together."""
+        """Store whole tensors; all processes take part in gathering them."""
         averages = self._averages.whole()
         checkpoint["current_model_state"] = checkpoint["state_dict"]
         checkpoint["state_dict"] = averages
@@ -138,7 +138,7 @@ class ShardedAverages(EMAWeightAveraging):
     def on_load_checkpoint(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """The strategy has read the averages into the network by now: they go where they belong."""
+        """Restore averages and weights: by now the strategy has loaded the averages into the network."""
         self._averages.updates = int(checkpoint["averaging_state"]["n_averaged"])
         with torch.no_grad():
             for name, parameter in pl_module.named_parameters():
@@ -152,7 +152,7 @@ class ShardedAverages(EMAWeightAveraging):
 
 
 class _Averages:
-    """What EMAWeightAveraging asks of torch's AveragedModel, on each process's part of the parameters."""
+    """What EMAWeightAveraging uses of torch's AveragedModel, on each process's part of the parameters."""
 
     def __init__(self, task: lightning.LightningModule, decay: float) -> None:
         self.tensors = {name: parameter.detach().clone() for name, parameter in task.named_parameters()}
@@ -160,27 +160,27 @@ class _Averages:
 
     @property
     def module(self) -> _Averages:
-        """AveragedModel's copy of the model."""
+        """Stands for AveragedModel's copy of the model."""
         return self
 
     def parameters(self) -> list[Tensor]:
-        """In the order of the task's."""
+        """The averages, in the order of the task's parameters."""
         return list(self.tensors.values())
 
     def buffers(self) -> list[Tensor]:
-        """Those of a network are tables that never change."""
+        """None: the buffers of a network are tables that never change."""
         return []
 
     @torch.no_grad()
     def update_parameters(self, task: lightning.LightningModule) -> None:
-        """average = decay * average + (1 - decay) * weights; the first time, the weights."""
+        """average = decay * average + (1 - decay) * weights; at first, the weights."""
         for name, parameter in task.named_parameters():
             average = self.tensors[name]
             average.lerp_(parameter.detach(), 1 - self.decay if self.updates else 1.0)
         self.updates += 1
 
     def whole(self) -> dict[str, Tensor]:
-        """Undivided, on the CPU."""
+        """The averages as whole tensors on the CPU."""
         return {
             name: (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).cpu()
             for name, tensor in self.tensors.items()
@@ -188,14 +188,14 @@ class _Averages:
 
 
 def _divided(whole: Tensor, like: Tensor) -> Tensor:
-    """A tensor divided as `like` is."""
+    """A tensor sharded like `like`."""
     if not isinstance(like, DTensor):
         return whole
     return distribute_tensor(whole.to(like.device), like.device_mesh, like.placements)
 
 
 def make_engine_stream(recipe: Recipe, data: Path | None) -> EngineStream:
-    """The samples of a recipe whose engine makes them. Raises FileError without data, InputError for `epochs`."""
+    """The samples of a recipe with a data engine. Raises FileError without data, InputError for `epochs`."""
     assert recipe.engine is not None
     if data is None:
         raise FileError("a data engine without data", "a folder like the shared data", "give --data")
@@ -208,10 +208,10 @@ def make_engine_stream(recipe: Recipe, data: Path | None) -> EngineStream:
 
 
 def make_stream(recipe: Recipe, data: Path | None) -> SampleStream | EngineStream:
-    """The samples of a recipe: the cases of `data` without the held-out and the validation ones, and phantoms.
+    """The samples of a recipe: the cases of `data` except held-out and validation cases, and phantoms.
 
-    Its length is that of the whole run. Raises FileError for such cases that `data` does not have: a misspelt name
-    would be trained on.
+    Its length is that of the whole run. Raises FileError for held-out or validation cases that `data` does not have:
+    with a misspelt name they would be trained on.
     """
     if recipe.engine is not None:
         return make_engine_stream(recipe, data)
@@ -235,9 +235,9 @@ def make_stream(recipe: Recipe, data: Path | None) -> SampleStream | EngineStrea
 
 
 def make_validation(recipe: Recipe, data: Path | None, stream: SampleStream | EngineStream) -> list[Sample]:
-    """One sample of each validation case. Raises FileError for cases that are not there.
+    """One sample of each validation case. Raises FileError for cases that do not exist.
 
-    Of a data engine there are none: what it makes is scored lesion by lesion afterwards (docs/training.md).
+    A data engine has none: its models are scored lesion by lesion afterwards (docs/training.md).
     """
     if not recipe.validation:
         return []
@@ -251,7 +251,7 @@ def make_validation(recipe: Recipe, data: Path | None, stream: SampleStream | En
 def trained_on(
     recipe: Recipe, data: Path | None, stream: SampleStream | EngineStream
 ) -> Mapping[str, Mapping[str, str]]:
-    """What a card lists of a run: its training and validation cases by data set, and the seeds of its phantoms."""
+    """What a card lists about a run: training and validation cases by data set, and the seeds of its phantoms."""
     if isinstance(stream, EngineStream):
         return stream.sources.seen
     found: dict[str, dict[str, str]] = {}
@@ -264,21 +264,21 @@ def trained_on(
 
 
 def first_seed(recipe: Recipe) -> int:
-    """Of the phantoms that a recipe trains on."""
+    """The first seed of the phantoms that a recipe trains on."""
     return 10_000 * (1 + recipe.seed)
 
 
 def make_loader(recipe: Recipe, stream: SampleStream | EngineStream, order: TorchSampler[int]) -> DataLoader:
-    """Batches of the stream in an order, made by as many processes as the recipe wants."""
+    """Batches of the stream in the given order, made by `recipe.workers` processes."""
     busy = recipe.workers > 0
     return DataLoader(stream, recipe.batch, sampler=order, num_workers=recipe.workers, persistent_workers=busy)
 
 
 class Onwards(TorchSampler[int]):
-    """0, 1, 2, ... `length` - 1, beginning at `first()`: a run that goes on does not see its first samples again.
+    """0, 1, 2, ... `length` - 1, starting at `first()`: a resumed run does not see its first samples again.
 
-    Of `world_size()` processes the one of `rank()` takes every so manieth number: together they take each step's
-    samples as one process with as many times the batch does.
+    Of `world_size()` processes, that of `rank()` takes every `world_size()`-th number: each step takes the same samples
+    as with one process and a batch that many times as large.
     """
 
     def __init__(
@@ -291,7 +291,7 @@ class Onwards(TorchSampler[int]):
         self.length, self.first, self.rank, self.world_size = length, first, rank, world_size
 
     def __len__(self) -> int:
-        return self.length // self.world_size()  # of the whole run: Lightning counts the batches before a restart
+        return self.length // self.world_size()  # of the whole run: Lightning counts batches before a restart, too
 
     def __iter__(self) -> Iterator[int]:
         return iter(range(self.first() + self.rank(), self.length, self.world_size()))
@@ -309,13 +309,13 @@ def train(
     pause: float | None = None,
     **trainer_options: Any,
 ) -> Path:
-    """Run the recipe; returns the path of the model file. `trainer_options` are Lightning's, for Trainer.
+    """Run the recipe and return the path of the model file. `trainer_options` are passed to Lightning's Trainer.
 
-    `stream` gives the samples where they are not those of `data`; `callbacks` come before the run's own. `log` hears
-    in one line what memory a step will take; `strict` refuses to begin where there is too little. A recipe of minutes
-    may `pause` after fewer of them: it validates then, and leaves a checkpoint and no model. Raises InputError for
-    data or a start that do not fit, for a folder that holds another run, for too little memory, and for what this
-    machine cannot do; Stopped when a signal asked it to stop.
+    `stream` replaces the samples of `data`; `callbacks` come before those that average and keep weights. `log` gets one
+    line on the memory that a step will take; with `strict` the run is refused if there is too little. A recipe in
+    minutes may `pause` after fewer of them: it then validates, and leaves a checkpoint but no model. Raises InputError
+    for data or a start that do not fit, a folder that holds another run, too little memory, and what this machine
+    cannot do; Stopped after a signal to stop.
     """
     mine = identity(recipe, data)
     check_identity(mine, out)
@@ -373,7 +373,7 @@ def _trainer(recipe: Recipe, out: Path, callbacks: list[Callback], **options: An
     first_step = steps_done(last)
     settings: dict[str, Any] = {
         "max_steps": recipe.steps,
-        "max_epochs": -1,  # a finished run that gets more steps begins another of Lightning's epochs
+        "max_epochs": -1,  # a finished run that is given more steps starts another of Lightning's epochs
         "accumulate_grad_batches": recipe.accumulate,
         "precision": recipe.precision,
         "callbacks": callbacks,
@@ -389,7 +389,7 @@ def _trainer(recipe: Recipe, out: Path, callbacks: list[Callback], **options: An
         "strategy": choose_strategy(recipe),
         "plugins": [WholeCheckpoints()],
         "enable_model_summary": False,
-        "use_distributed_sampler": False,  # Onwards divides the samples itself, in order
+        "use_distributed_sampler": False,  # Onwards itself divides the samples among processes, in order
     }
     if recipe.validation:
         assert recipe.validate_every is not None
@@ -403,7 +403,7 @@ def _trainer(recipe: Recipe, out: Path, callbacks: list[Callback], **options: An
 
 
 def _callbacks(recipe: Recipe, out: Path, more: list[Callback]) -> list[Callback]:
-    """In this order: pictures show the averaged weights, and what is kept holds the averages of its step."""
+    """The callbacks, ordered so that pictures show the averaged weights and checkpoints hold their step's averages."""
     last = ModelCheckpoint(out, LAST, every_n_train_steps=recipe.checkpoint_every, enable_version_counter=False)
     callbacks: list[Callback] = [
         LiveProgress(recipe.batch * recipe.devices * recipe.nodes),

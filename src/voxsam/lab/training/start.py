@@ -1,4 +1,4 @@
-"""The network that a recipe begins with: fresh, or with the tensors of a model that was trained before."""
+"""The network that a recipe starts with: newly initialised, or with the tensors of a trained model."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from voxsam.weights.checkpoint import BUILDERS, load_model
 from voxsam.weights.import_checkpoints import from_sam, is_sam, load_sam, read_sam
 from voxsam.weights.registry import find_model, sam_file
 
-PROMPTS = "prompt_encoder"  # names begin so, of every level; absent from an automatic model
+PROMPTS = "prompt_encoder"  # prefix of these tensors at every level; absent from an automatic model
 NECKS = "image_encoder.necks."
-OPTIONAL = "prompt_encoder.marks."  # tensors of an extension: absent from a model that starts without it
+OPTIONAL = "prompt_encoder.marks."  # tensors of an extension: absent from a start model without it
 SLICES, DEPTH, FUSE = (
     "image_encoder.patch_embedding.slice_weight",
     "image_encoder.depth_positions",
@@ -30,9 +30,9 @@ MAPS = "refinement.at2.enter.weight"
 
 
 def make_network(recipe: Recipe) -> Promptable:
-    """The network that the recipe begins with.
+    """Make the network that the recipe starts with.
 
-    Raises UnsupportedError for an unknown system, its adapters alone, or clicks for one that takes none.
+    Raises InputError for sizes that do not fit together, UnsupportedError for an unknown system or unsupported keys.
     """
     if recipe.system not in BUILDERS:
         raise UnsupportedError(f"system {recipe.system}", f"one of {', '.join(BUILDERS)}", "change it in the recipe")
@@ -61,7 +61,7 @@ def make_network(recipe: Recipe) -> Promptable:
         start_sam(network, recipe.start_from)
     elif recipe.start_from is not None:
         start(network, recipe.start_from)
-    install(network)  # the forms that training uses, too: their gradients are proven
+    install(network)  # training uses the fast kernels, too: their gradients are tested
     if isinstance(network, VoxSAMNetwork):
         network.image_encoder.recompute = recipe.recompute
         return freeze(network) if recipe.tune == "adapters" else network
@@ -71,11 +71,11 @@ def make_network(recipe: Recipe) -> Promptable:
 
 
 def start(network: Promptable, model: str) -> None:
-    """Take over the tensors of a trained model; what an extension adds keeps its own beginning.
+    """Load the tensors of a trained model; tensors that an extension adds keep their initial values.
 
-    Another crop stretches the table of depth positions. Additional image channels begin as the one that the model has:
-    together they predict as it does when they show the same. An automatic network leaves the prompt encoder behind;
-    another that starts from an automatic model has a new one. Raises CheckpointError for a model of other sizes.
+    For another crop size the table of depth positions is interpolated. Additional image channels start so that the
+    prediction is the model's if all show its image. An automatic network drops the prompt encoder; one with clicks that
+    starts from an automatic model gets a new one. Raises CheckpointError for a model of other sizes.
     """
     own, before = network.state_dict(), load_model(model, "cpu")
     tensors = {
@@ -97,11 +97,11 @@ def start(network: Promptable, model: str) -> None:
 
 
 def start_sam(network: Promptable, source: str) -> None:
-    """Take over what is SAM's, from SAM's own file or from a model made of one; all that is added begins afresh.
+    """Load SAM's tensors from SAM's own file or from a model made from it; everything added is newly initialised.
 
-    So networks with other adapters begin alike, and those of slices with what a volume's were made of; a model that has
-    no 2D neck leaves that to be fresh. Raises CheckpointError for a network of other sizes, UnsupportedError for one
-    that has nothing of SAM's.
+    So networks with different adapters start alike, and those on slices with what the ones on volumes were made from.
+    The 2D neck is newly initialised if the model has none. Raises CheckpointError for a network of other sizes,
+    UnsupportedError for one without SAM's tensors.
     """
     if not isinstance(network, VoxSAMNetwork):
         raise UnsupportedError(f"start_part: sam for the system {network.card.system}", "all", "leave it out")
@@ -113,7 +113,7 @@ def start_sam(network: Promptable, source: str) -> None:
     wanted = {name: tensor.shape for name, tensor in own.items() if from_sam(name, slices)}
     before = load_model(path, "cpu")
     given = before.state_dict()
-    if before.config.tokens != network.config.tokens:  # other necks, some of whose tensors have the same names
+    if before.config.tokens != network.config.tokens:  # different necks that share some tensor names
         given = {name: tensor for name, tensor in given.items() if not name.startswith(NECKS)}
     tensors = {name: given[name] for name, shape in wanted.items() if name in given and given[name].shape == shape}
     missing = [name for name in wanted if name not in tensors and not name.startswith(NECKS)]
@@ -128,17 +128,17 @@ def start_sam(network: Promptable, source: str) -> None:
 
 
 def _seen(card: Card) -> dict[str, dict[str, str]]:
-    """What the start lists; of one that lists nothing, that there is something which nobody can look up."""
+    """What the start model's card lists; if nothing, an entry for what it was trained on, which cannot be looked up."""
     return card.trained_on or {f"what {card.name} was trained on": {}}
 
 
 def _fitted(name: str, tensor: Tensor, own: Tensor, channels: int) -> Tensor:
-    """The tensor, made to fit another number of tokens, image channels or maps of clicks where it depends on them."""
+    """The tensor, fitted to another number of tokens, image channels or click maps where it depends on them."""
     shape = own.shape
     if tensor.shape == shape:
         return tensor
     if name == MAPS and tensor.shape[2:] == shape[2:] and tensor.shape[1] < shape[1]:
-        return torch.cat([tensor, own[:, tensor.shape[1] :]], 1)  # further maps come last
+        return torch.cat([tensor, own[:, tensor.shape[1] :]], 1)  # additional maps come last
     if name == DEPTH and tensor.shape[1:] == shape[1:]:
         return F.interpolate(tensor.T[None], size=shape[0], mode="linear")[0].T
     if name == SLICES and shape[1] == channels * tensor.shape[1]:

@@ -1,4 +1,4 @@
-"""The Lightning task: one crop with clicks, or without, in, the paper's loss out; wrong places are clicked."""
+"""The Lightning task: crops, with or without clicks, in, the paper's loss out; errors are corrected by clicks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from voxsam.network.network import VoxSAMNetwork
 from voxsam.network.prompt_encoder import NEGATIVE, PADDING, POSITIVE
 from voxsam.network.promptable import Promptable
 
-DEEPEST = 0.5  # probability of the voxel deepest in the wrong region; else any voxel of it
+DEEPEST = 0.5  # probability of clicking the deepest voxel of the wrong region; else any of its voxels
 
 
 def corrections(
@@ -26,8 +26,8 @@ def corrections(
 ) -> tuple[Tensor, Tensor]:
     """(B, 1, 3) points and (B, 1) labels: a click in the largest connected region where a mask is wrong.
 
-    Positive where tumour was missed, negative where there is none; without `negatives` only the former. Padding where
-    nothing is wrong. Each crop has its own generator, so that its clicks do not depend on its batch.
+    Positive where tumour was missed, negative on false tumour; without `negatives` only the former. Padding if nothing
+    is wrong. Each crop has its own generator, so that its clicks do not depend on its batch.
     """
     masks, truths = mask_BDHW.bool().cpu().numpy(), truth_BDHW.bool().cpu().numpy()
     found = [_correct(mask, truth, rng, negatives) for mask, truth, rng in zip(masks, truths, rngs, strict=True)]
@@ -60,15 +60,15 @@ def _correct(
 
 
 VALIDATION = "validation dice"
-COARSE = 0.3  # weight of the loss of the mask decoder's logits where a head refines them
-OUTSIDE = 1e4  # voxels: a point moved by this lies in no crop
+COARSE = 0.3  # loss weight of the mask decoder's logits, if a refinement head follows
+OUTSIDE = 1e4  # voxels: a point moved by this is outside any crop
 
 
 def schedule(step: int, recipe: Recipe, elapsed: float = 0.0) -> float:
     """The factor of the learning rate at a step: linear warm-up, constant, linear decay to `final_factor`.
 
-    A run of `epochs` keeps one rate throughout an epoch, as the released code does. `recipe` is a planned one. In a run
-    of `minutes` it falls with `elapsed`, the fraction of them that is over.
+    With `epochs` the rate is constant within an epoch, as in the released code. With `minutes` it decays with
+    `elapsed`, the fraction of them that has passed. `recipe` must be a planned one.
     """
     assert recipe.steps is not None
     if recipe.epochs is not None:
@@ -81,10 +81,10 @@ def schedule(step: int, recipe: Recipe, elapsed: float = 0.0) -> float:
 
 
 class SegmentationTask(lightning.LightningModule):
-    """Loss 0.5 Dice + 0.5 cross-entropy over softmax, background left out of Dice (docs/released.md, "Training").
+    """Loss 0.5 Dice + 0.5 cross-entropy over softmax, background excluded from Dice (docs/released.md, "Training").
 
     The crop is encoded once. In a fraction of the steps the model's mask is then corrected by simulated clicks, one by
-    one; the loss is the mean over the clicks. With `prompts: none` nothing is ever clicked.
+    one, and the loss is averaged over the predictions. With `prompts: none` there are no clicks at all.
     """
 
     def __init__(self, recipe: Recipe, network: Promptable, elapsed: Callable[[], float] = lambda: 0.0) -> None:
@@ -93,7 +93,7 @@ class SegmentationTask(lightning.LightningModule):
         self.loss = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, lambda_dice=0.5, lambda_ce=0.5)
 
     def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
-        """One batch of samples (voxsam.lab.data.sampling.Sampler.draw, stacked) -> the loss."""
+        """The loss of a batch of samples (voxsam.lab.data.sampling.Sampler.draw, stacked)."""
         losses, weights, scores, truth = [], [], [], batch["label"]
         for logits, coarse in self._automatic(batch) if self.recipe.automatic else self._clicked(batch):
             losses.append(self.loss(logits.float(), truth))
@@ -109,15 +109,15 @@ class SegmentationTask(lightning.LightningModule):
         return loss
 
     def _automatic(self, batch: dict[str, Tensor]) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """The logits, of the image alone."""
+        """The logits for the image alone."""
         features = self.network.encode(batch["crop"])
         yield self.network.decode(features, batch["crop"], static=self.network.static(features, batch["crop"])), None
 
     def _clicked(self, batch: dict[str, Tensor]) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """The logits after the first clicks, and in some steps after each additional one, where the last were wrong.
+        """The logits after the first clicks, and in some steps after each further click, which corrects the last mask.
 
-        Beside them those of the mask decoder, where a head refines them; then of several corrections the last alone is
-        learnt from (Sofiiuk et al., Reviving Iterative Training with Mask Guidance, 2021).
+        With a refinement head each comes with the mask decoder's logits, and only the first and the last are trained
+        on (Sofiiuk et al., Reviving Iterative Training with Mask Guidance, 2021).
         """
         rng = np.random.default_rng([self.recipe.seed, self.global_step])  # the same in every process
         users = [np.random.default_rng([self.recipe.seed, 1, int(number)]) for number in batch["number"]]
@@ -132,7 +132,7 @@ class SegmentationTask(lightning.LightningModule):
         goes_on, previous = rng.random() < self.recipe.previous, None
         for number in range(1 + more):
             prompt_features = network.sample(features, points)
-            places = points if marked else points - OUTSIDE  # all parameters take part in every step, as DDP wants
+            places = points if marked else points - OUTSIDE  # DDP wants all parameters to take part in every step
             given = {"prompt_features": prompt_features, "labels": labels, "static": static}
             if refined is None:
                 logits = network.decode(features, batch["crop"], places, **given)
@@ -151,9 +151,9 @@ class SegmentationTask(lightning.LightningModule):
                 points, labels = torch.cat([points, new[0]], 1), torch.cat([labels, new[1]], 1)
 
     def predict(self, crops: Tensor, points: Tensor, labels: Tensor) -> Tensor:
-        """The network's logits, step by step: a sharded one gathers its tensors for one step at a time.
+        """The network's logits, computed step by step: a sharded network gathers its tensors for one step at a time.
 
-        An automatic network does not look at the clicks.
+        An automatic network ignores the clicks.
         """
         features = self.network.encode(crops)
         static = self.network.static(features, crops)
@@ -165,17 +165,17 @@ class SegmentationTask(lightning.LightningModule):
         )
 
     def validation_step(self, batch: dict[str, Tensor], _: int) -> None:
-        """Dice of the first clicks, logged as VALIDATION: the mean over the crops."""
+        """Log the Dice after the first clicks as VALIDATION, averaged over the crops."""
         dice = self.first_dice(batch)
         self.log(VALIDATION, dice, prog_bar=True, on_epoch=True, sync_dist=True, batch_size=len(batch["crop"]))
 
     def first_dice(self, batch: dict[str, Tensor]) -> Tensor:
-        """() Dice of the masks of a batch's first clicks."""
+        """Dice () of a batch's masks after its first clicks."""
         logits = self.predict(batch["crop"], batch["points"], batch["labels"])
         return _dice(_mask_of(logits), batch["label"][:, 0])
 
     def configure_optimizers(self) -> Any:
-        """AdamW; vectors (biases and norms) are decayed only if the recipe says so. The rate follows `schedule`."""
+        """AdamW with `schedule`; vectors (biases and norms) are decayed only if the recipe says so."""
         decayed = [p for p in self.network.parameters() if p.requires_grad and p.ndim >= 2]
         rest = [p for p in self.network.parameters() if p.requires_grad and p.ndim < 2]
         groups = [{"params": decayed}, {"params": rest, **({} if self.recipe.decay_vectors else {"weight_decay": 0.0})}]
@@ -186,17 +186,17 @@ class SegmentationTask(lightning.LightningModule):
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": factor, "interval": "step"}}
 
     def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: object, **__: object) -> None:
-        """Called by Lightning before each step, on gradients that are not scaled: clip their norm, whole or by part."""
+        """Called by Lightning before each step, on unscaled gradients: clip their norm, as a whole or by part."""
         if self.recipe.gradient_clip:
             for part in self.network.children() if self.recipe.clip == "parts" else [self.network]:
                 torch.nn.utils.clip_grad_norm_(part.parameters(), self.recipe.gradient_clip)
 
 
 def _mask_of(logits_B2DHW: Tensor) -> Tensor:
-    """(B, D, H, W) 1 where tumour is likelier than background: argmax over two classes, without its slow walk."""
+    """(B, D, H, W) 1 where tumour is likelier than background: faster than argmax over the two classes."""
     return (logits_B2DHW[:, 1] > logits_B2DHW[:, 0]).long()
 
 
 def _dice(mask: Tensor, truth: Tensor) -> Tensor:
-    """Dice of a whole batch, 0 for an empty truth."""
+    """Dice over a whole batch; 0 for an empty truth."""
     return 2 * (mask * truth).sum() / (mask.sum() + truth.sum()).clamp(min=1)

@@ -1,10 +1,10 @@
-"""Datastore: images by ids that clients may show and send back, and the labels that they save.
+"""Datastore: images by ids that clients can show and send back, and the labels that they save.
 
 An image is a scan in a served folder ("0/patient1/ct.nii.gz": the folder's number, the path in it), or one that a
-client sent, which stays as other uploads do. Labels lie in the state folder, served folders are never written to:
+client sent, which is kept as other uploads are. Labels go to the state folder; served folders are never written to:
 
-    STATE/labels/TAG/NAME.SUFFIX    a label as it came
-    STATE/labels/TAG/NAME.json      which image it is of, and what the client said of it
+    STATE/labels/TAG/NAME.SUFFIX    a label as it was sent
+    STATE/labels/TAG/NAME.json      the image that it is of, and what the client said about it
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ MAX_DEPTH = 8  # of folders in a served one
 LABEL_SUFFIXES = (".seg.nrrd", *SUFFIXES)
 SAFE_TAG = re.compile(r"[A-Za-z0-9_-]{1,40}")
 UNSAFE = re.compile(r"[^A-Za-z0-9.\-]+")
-BIN_TYPES = {1: np.uint8, 2: np.uint16}  # of a label.bin by the bytes of a voxel
-BIN_MEMORY = 4  # bytes of memory for a voxel of one, while it is written as a file
+BIN_TYPES = {1: np.uint8, 2: np.uint16}  # of a label.bin, by the bytes per voxel
+BIN_MEMORY = 4  # bytes of memory per voxel of one, while it is written as a file
 
 
 @dataclass(frozen=True)
 class Label:
-    """A label that was saved: its file and the end of its name, and what was said of it."""
+    """A saved label: its file and suffix, the image that it is of, and what the client said about it."""
 
     file: Path
     suffix: str
@@ -78,7 +78,7 @@ class Datastore:
                 yield from self._served(number, entry.path, depth + 1)
 
     def source(self, id: str) -> FolderSource | UploadSource:
-        """Where an image lies: of its id, or of its SeriesInstanceUID, as OHIF knows it. Raises NotThere."""
+        """The source of an image, by its id or by its SeriesInstanceUID, which OHIF uses. Raises NotThere."""
         if id in self._sent:
             return UploadSource(upload=self._sent[id])
         number, _, path = id.partition("/")
@@ -101,11 +101,11 @@ class Datastore:
         return any(image.series == uid for image in islice(read_slices(self.folders.find_scan(number, path)), 1))
 
     def add(self, id: str, upload: str) -> None:
-        """Know an upload by an id."""
+        """Register an upload under an id."""
         self._sent[id] = upload
 
     def file_of(self, id: str) -> Path | None:
-        """The file of an image if it holds all of it and viewers read it; else it is to be converted."""
+        """The file of an image, if it is a single one that viewers read; None if it has to be converted."""
         source = self.source(id)
         if isinstance(source, UploadSource):
             files = list(self.store.upload_folder(source.upload).iterdir())
@@ -131,22 +131,22 @@ class Datastore:
     # Labels
 
     def saved(self) -> Iterator[Label]:
-        """All labels."""
+        """All saved labels."""
         for facts in self.labels.glob("*/*.json"):
             known = json.loads(facts.read_text(encoding="utf-8"))
             suffix = known["suffix"]
             yield Label(facts.with_suffix(suffix), suffix, known["image"], known["info"])
 
     def label(self, image: str, tag: str) -> Label:
-        """The label of an image. Raises NotThere."""
+        """The label of an image with a tag. Raises NotThere."""
         for label in self.saved():
             if label.image == image and label.file.parent.name == tag:
                 return label
         raise NotThere("a label that is not here", "one listed in /datastore/?output=all", "save it first")
 
     def save(self, image: str, tag: str, name: str, stream: BinaryIO, info: dict[str, Any], scan: Volume) -> None:
-        """Keep a label of an image; an earlier one of that tag is replaced. Raises InputError for what is no label of
-        the image: another kind of file, other voxels.
+        """Save a label of an image, replacing an earlier one with that tag. Raises InputError for another kind of file,
+        or a label with another number of voxels than the image.
         """
         if not SAFE_TAG.fullmatch(tag):
             raise Refused(f"a tag of {len(tag)} characters", "up to 40 letters, digits, - and _", "choose another")
@@ -182,7 +182,7 @@ class Datastore:
 
 
 def _voxels(stream: BinaryIO, image: Volume) -> Volume:
-    """The label that OHIF sends: its voxels alone, first index fastest. Raises Refused for another number of them."""
+    """The label that OHIF sends as bare voxels, first index fastest. Raises Refused for another number of them."""
     count = image.array.size
     nbytes = stream.seek(0, os.SEEK_END)
     kind = BIN_TYPES.get(nbytes // count)

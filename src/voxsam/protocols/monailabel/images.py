@@ -1,6 +1,6 @@
-"""Images that clients ask masks of: opened at the first request, kept with their encoded crops for the next ones.
+"""Images that clients request masks of: opened at the first request, kept with their encoded crops for later ones.
 
-The protocol has no state: every request brings all clicks. So clients that ask for the same image share it.
+The protocol is stateless: every request brings all clicks, so clients that request the same image share it.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ Points = Annotated[list[Index], Field(max_length=MAX_PROMPTS)]
 
 
 class Params(BaseModel):
-    """What a request says beside its image: clicks as voxel indices (i, j, k), and how the mask is to be written.
+    """The parameters of a request: clicks as voxel indices (i, j, k), and how the mask is to be written.
 
-    `roi`: (i0, i1, j0, j1, k0, k1), voxels beyond which the mask must not go. Other keys are ignored.
+    `roi`: (i0, i1, j0, j1, k0, k1), the voxels that the mask must stay within. Other keys are ignored.
     """
 
     foreground: Points = []
@@ -40,7 +40,7 @@ class Params(BaseModel):
     result_compress: bool = True
 
     def prompts(self, grid: Grid) -> list[Prompt]:
-        """The prompts of a predictor; none without a click on the tumour. Raises PromptError."""
+        """The prompts for a predictor; none without a click on the tumour. Raises PromptError."""
         found: list[Prompt] = [Point.at_index(grid, index) for index in self.foreground]
         found += [Point.at_index(grid, index, positive=False) for index in self.background]
         if self.roi:
@@ -54,7 +54,7 @@ class Params(BaseModel):
 
 
 class Segmenter:
-    """What makes the masks of one image; touched on the worker's thread alone."""
+    """Makes the masks of one image; used on the worker's thread only."""
 
     def __init__(self, predictor: Predictor) -> None:
         self.predictor = predictor
@@ -82,17 +82,17 @@ class Segmenter:
 
 
 class Image(OpenSession):
-    """An open image. Its clients send no signs of life: it ends when nobody used it for `idle_s`."""
+    """An open image. Its clients send no heartbeats: it ends when it has not been used for `idle_s`."""
 
     kind = "an image of MONAI Label's clients"
 
     def make(self, model: Promptable, volume: Volume, undo_bytes: int) -> Segmenter:
-        """What segments it."""
+        """Make the image's segmenter."""
         return Segmenter(Predictor(model, progress=self.report).set_image(volume))
 
     @property
     def lease_s(self) -> float:
-        """Seconds until it ends if nobody uses it."""
+        """Seconds until the image is closed if it is not used."""
         return max(0.0, self.used + self.sessions.limits.idle_s - self.sessions.clock())
 
 
@@ -109,8 +109,8 @@ class Images:
             return self.service.sessions.find(Image, name)
 
     async def open(self, name: str, source: Source) -> Image:
-        """The image of a source under a name, read if it is not open. Where the server is full, others of these that
-        nobody waits for are closed first. Raises InputError.
+        """The image of a source under a name, read if it is not open. If the server is full, other images that nobody
+        waits for are closed first. Raises InputError.
         """
         sessions = self.service.sessions
         async with self._opening:

@@ -1,7 +1,7 @@
-"""The routes of MONAI Label's protocol: what there is (/info/), masks for clicks (/infer/), images and labels.
+"""The routes of MONAI Label's protocol: what is available (/info/), masks for clicks (/infer/), images and labels.
 
-Clicks come as JSON in the field `params`, masks go back as one part of a multipart answer. With a key, /auth/ lets
-clients log in: any name, and the key as the password.
+Clicks arrive as JSON in the field `params`, masks are returned as one part of a multipart response. With a key, /auth/
+lets clients log in: any name, and the key as the password.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ from voxsam.volume import Volume
 FILE_PATHS = ("/infer/", "/session/", "/datastore/")
 PUBLIC_PATHS = ("/auth/", "/auth/token")
 LABEL = "tumour"
-KIND = "deepgrow"  # the protocol's word for a model of clicks on any object; MITK takes negative clicks for no other
+KIND = "deepgrow"  # the protocol's word for a click model for any object; MITK offers negative clicks for no other
 STRATEGIES = {"first": "The first scan without a label", "random": "Any scan without a label"}
 EXTENSIONS = (".nii.gz", ".nii", ".nrrd", ".mha")  # of masks that a client may ask for
 PIECE_BYTES = 1 << 20
-OCTETS = "application/octet-stream"  # MITK looks for this type, and no other
+OCTETS = "application/octet-stream"  # MITK looks for this type only
 DICOM = "application/dicom"
 
 router = APIRouter(tags=["MONAI Label"])
 
 
 class Parts:
-    """What the routes need beside the server's own parts; one for each server."""
+    """What the routes need besides the server's own parts; one for each server."""
 
     def __init__(self, service: Service) -> None:
         self.datastore, self.images = Datastore(service), Images(service)
@@ -75,7 +75,7 @@ async def auth(service: TheService) -> dict[str, bool]:
 
 @router.post("/auth/token", summary="Log in: any name, the key as the password")
 async def token(service: TheService, password: Annotated[str, Form(max_length=4096)] = "") -> dict[str, str]:
-    """The key, which is what later requests show."""
+    """The key, which later requests send."""
     key = service.settings.key
     if key is None or not hmac.compare_digest(password.encode(), key.get_secret_value().encode()):
         raise KeyNeeded("a wrong password", "the server's key as the password", "enter the key")
@@ -84,13 +84,13 @@ async def token(service: TheService, password: Annotated[str, Form(max_length=40
 
 @router.get("/auth/token/valid", summary="Whether the key that was sent is the server's")
 async def token_is_valid() -> dict[str, Any]:
-    """Others do not get here."""
+    """Requests with another key do not get here."""
     return {}
 
 
 @router.get("/info/", summary="The model, and how many images there are")
 async def info(service: TheService, parts: TheParts) -> dict[str, Any]:
-    """As MONAI Label says it. There is nothing to train here, and nothing to score."""
+    """In MONAI Label's form. There is nothing to train or to score here."""
     card = service.worker.model.card
     model = {"type": KIND, "labels": [LABEL], "dimension": 3, "description": f"VoxSAM: {card.name}", "config": {}}
     return {
@@ -173,7 +173,7 @@ def _read(params: str) -> Params:
 
 
 async def _open(service: Service, parts: Parts, image: str, session_id: str, file: UploadFile | None) -> Image:
-    """The image of a request. One that comes as a file again is known by what it holds, and not read again."""
+    """The image of a request. A file that was sent before is recognised by its content, and not read again."""
     if file is not None and not session_id:
         digest = await asyncio.to_thread(hashlib.file_digest, file.file, "sha256")  # type: ignore[arg-type]  # a file
         name = f"file-{digest.hexdigest()}"
@@ -189,7 +189,7 @@ async def _open(service: Service, parts: Parts, image: str, session_id: str, fil
 
 
 async def _keep(service: Service, file: FormFile, upload: str | None = None) -> str:
-    """A file of a request among the uploads: the upload's id."""
+    """Store a file of a request as an upload, and return the upload's id."""
     await file.seek(0)
 
     async def pieces() -> AsyncIterator[bytes]:
@@ -201,7 +201,7 @@ async def _keep(service: Service, file: FormFile, upload: str | None = None) -> 
 
 
 async def _file(service: Service, mask: Volume, suffix: str, compress: bool, model: str) -> bytes:
-    """The mask as a file of a kind. Raises UnsupportedError, FileError for DICOM-SEG of what was no DICOM."""
+    """The mask as the bytes of a file. Raises UnsupportedError, or FileError for DICOM-SEG of a scan not from DICOM."""
 
     def write(path: Path) -> bytes:
         if suffix in (".nrrd", ".mha") and not compress:
@@ -216,7 +216,7 @@ async def _file(service: Service, mask: Volume, suffix: str, compress: bool, mod
 
 
 def _multipart(facts: dict[str, Any], name: str, file: bytes) -> Response:
-    """The facts, then the file. MITK takes all behind "boundary=" for the boundary: no quotes, nothing after it."""
+    """The facts, then the file. MITK takes all after "boundary=" as the boundary: no quotes, nothing after it."""
     boundary = secrets.token_hex(16)
     parts = (
         ('name="params"\r\nContent-Type: application/json', json.dumps(facts).encode()),
@@ -248,7 +248,7 @@ async def create_session(request: Request, service: TheService) -> dict[str, Any
 
 @router.get("/session/{session_id}", summary="Whether a session is there")
 async def session(service: TheService, session_id: str) -> dict[str, Any]:
-    """404 if it is not, or no longer: an hour after it was used last."""
+    """404 if there is none, or no longer: an hour after it was last used."""
     folder = service.store.upload_folder(session_id)
     folder.touch()
     return {"name": session_id, "expiry": 3600}
@@ -297,7 +297,7 @@ async def next_sample(parts: TheParts, strategy: str) -> dict[str, Any]:
 async def add_image(
     service: TheService, parts: TheParts, file: Annotated[UploadFile, File()], image: str = ""
 ) -> dict[str, str]:
-    """It stays as long as other uploads do: an hour after it was used last."""
+    """It is kept as long as other uploads are: an hour after it was last used."""
     id = image or (file.filename or "image")
     parts.datastore.add(id, await _keep(service, file))
     return {"image": id}
@@ -305,7 +305,7 @@ async def add_image(
 
 @router.api_route("/datastore/image", methods=["GET", "HEAD"], summary="An image as a file")
 async def get_image(service: TheService, parts: TheParts, image: str) -> Response:
-    """As it lies there, if it is one file that viewers read; else converted to .nii.gz."""
+    """Unchanged if it is a single file that viewers read, otherwise converted to .nii.gz."""
     file = await asyncio.to_thread(parts.datastore.file_of, image)
     if file is not None:
         return FileResponse(file, media_type=OCTETS, filename=file.name)
@@ -320,7 +320,7 @@ async def get_image(service: TheService, parts: TheParts, image: str) -> Respons
 
 @router.get("/datastore/image/info", summary="What is known of an image")
 async def image_info(parts: TheParts, image: str) -> dict[str, Any]:
-    """Nothing but that it is there. Raises NotThere."""
+    """Only that it exists. Raises NotThere."""
     await asyncio.to_thread(parts.datastore.source, image)
     return {}
 
@@ -334,7 +334,7 @@ async def save_label(
     params: Text = "{}",
     tag: str = "final",
 ) -> dict[str, str]:
-    """On its image's grid; one of the same tag is replaced."""
+    """On its image's grid; one with the same tag is replaced."""
     try:
         said = from_json(params or "{}")
     except ValueError:
@@ -352,12 +352,12 @@ async def save_label(
 
 @router.api_route("/datastore/label", methods=["GET", "HEAD"], summary="A label as a file")
 async def get_label(parts: TheParts, label: str, tag: str = "final") -> Response:
-    """As it came. Raises NotThere."""
+    """As it was sent. Raises NotThere."""
     found = await asyncio.to_thread(parts.datastore.label, label, tag)
     return FileResponse(found.file, media_type=OCTETS, filename=found.file.name)
 
 
 @router.get("/datastore/label/info", summary="What a client said of a label")
 async def label_info(parts: TheParts, label: str, tag: str = "final") -> dict[str, Any]:
-    """As it came. Raises NotThere."""
+    """As it was sent. Raises NotThere."""
     return (await asyncio.to_thread(parts.datastore.label, label, tag)).info

@@ -1,7 +1,7 @@
 """The wire protocol of nnInteractive's server, for its clients (3D Slicer, napari, Python): docs/nninteractive.md.
 
-wire       arrays as they travel
-inputs     a client's image as a Volume, its interactions as prompts
+wire       arrays as they are sent
+inputs     a client's image as a Volume, and its interactions as prompts
 segment    the one object that a client works on
 routes     all of it as HTTP
 """

@@ -1,14 +1,14 @@
-"""What a client sends, checked: its image as a Volume, its interactions as VoxSAM's prompts.
+"""Check what a client sends and convert it: its image to a Volume, its interactions to VoxSAM's prompts.
 
-An image has one channel, the spacing it names, axes that are known or assumed. Indices are those of its own array
-(X, Y, Z). Of the interactions
+An image has one channel, the spacing it declares, and axes that are given or assumed. Indices are those of its own
+array (X, Y, Z). The interactions become
 
     point              Point
     3D box             Box: the mask stays in it
-    2D box             Box without end along the axis on which it is one voxel thick; the click is in the drawn slice
+    2D box             Box, unbounded along the axis on which it is one voxel thick; the click is in the drawn slice
     negative box       a negative Point in its middle
     scribble           Scribble: clicks spread over the stroke
-    lasso              clicks spread over the inner part of the area that its contour holds
+    lasso              clicks spread over the inner part of the area that its contour encloses
 
 An initial mask becomes a MaskHint (segment.py).
 """
@@ -35,11 +35,11 @@ from voxsam.volume import Volume
 
 NAME = "the image"  # in messages
 AXES = "SPL"  # slice, row, column: how SimpleITK and 3D Slicer hand over the array of a supine patient's axial scan
-TURNED_AXES = "SAR"  # how napari-nifti 0.0.20 does, which then says negative spacings
+TURNED_AXES = "SAR"  # how napari-nifti 0.0.20 does, which then gives negative spacings
 AXES_BY_SLICE = ("SPL", "PSL", "LPS")  # by the axis that goes through the slices; the last one is napari-nifti 0.0.17's
-SAME = 0.01  # relative: in-plane spacings that differ by less are one
+SAME = 0.01  # relative: in-plane spacings that differ by less are the same
 
-FAR_MM = 1e6  # to the border of a flat area, seen out of its plane: it has none there
+FAR_MM = 1e6  # to the border of a flat area across its plane, where it has none
 
 Range = tuple[float, float]
 Three = tuple[float, float, float]
@@ -47,7 +47,7 @@ Four = tuple[float, float, float, float]
 
 
 class Itk(BaseModel):
-    """Where an image lies, as SimpleITK says it: (x, y, z), LPS, mm; `direction` is the matrix row by row."""
+    """An image's geometry as SimpleITK gives it: (x, y, z), LPS, mm; `direction` is the matrix row by row."""
 
     spacing: Three
     origin: Three
@@ -55,10 +55,10 @@ class Itk(BaseModel):
 
 
 class ImageProperties(BaseModel):
-    """What a client may say of its image; other keys are ignored.
+    """What a client may declare about its image; other keys are ignored.
 
     `spacing`: mm along the array's axes. `sitk_stuff`: what nnU-Net's reader gives, for an array with reversed axes.
-    `affine`: VoxSAM's own, 4 x 4, array index -> RAS+ mm. The later one of these counts.
+    `affine`: VoxSAM's own, 4 x 4, array index -> RAS+ mm. The last of these that is given counts.
     """
 
     spacing: Three = (1.0, 1.0, 1.0)
@@ -66,7 +66,7 @@ class ImageProperties(BaseModel):
     affine: tuple[Four, Four, Four, Four] | None = None
 
     def grid(self, shape: Sequence[int]) -> Grid:
-        """The grid of an array (X, Y, Z). Raises GeometryError for one that makes no sense."""
+        """The grid of an array (X, Y, Z). Raises GeometryError for an impossible one."""
         if self.affine is not None:
             return Grid(tuple(shape), np.array(self.affine))  # type: ignore[arg-type]
         if self.sitk_stuff is not None:
@@ -77,8 +77,8 @@ class ImageProperties(BaseModel):
 
     @property
     def _axes(self) -> str:
-        """Where the array's axes point, as far as a spacing alone can say: all are negative if they are turned; one
-        that stands out from two alike is the distance of the slices.
+        """The array's axes, as far as the spacing alone can tell: all values are negative if the axes are turned; one
+        that differs from two equal ones is the slice spacing.
         """
         spacing = np.array(self.spacing)
         if (spacing < 0).all():
@@ -102,7 +102,7 @@ def check_image_shape(shape: Sequence[int], max_voxels: int) -> None:
 
 
 def work_bytes(packed: Packed) -> int:
-    """Memory that it takes to make a volume of an image: of floats two copies more while they are checked."""
+    """The memory needed to make a volume of an image: floats take two more copies while they are checked."""
     voxels = math.prod(packed.shape)
     return packed.nbytes + (0 if packed.dtype.kind in "iub" else 9 * voxels)
 
@@ -113,7 +113,7 @@ def as_volume(image: NDArray[Any], properties: ImageProperties) -> Volume:
 
 
 def on_grid(array: NDArray[Any], grid: Grid) -> Volume:
-    """The scan of an array on a grid. Raises as `as_volume`."""
+    """The scan of an array on a grid. Raises as `as_volume` does."""
     array = as_stored(array)
     check_spacing(NAME, grid)
     check_scan(NAME, array)
@@ -124,7 +124,7 @@ def on_grid(array: NDArray[Any], grid: Grid) -> Volume:
 
 
 class Interaction(BaseModel):
-    """What all interactions say. `override_capability_checks` does nothing: no model can be forced."""
+    """The fields of every interaction. `override_capability_checks` has no effect: no model can be forced."""
 
     include_interaction: bool
     run_prediction: bool = True
@@ -147,7 +147,7 @@ class BoxInteraction(Interaction):
     bbox_coords: tuple[Range, Range, Range]
 
     def prompts(self, grid: Grid) -> list[Prompt]:
-        """The box, cut to the image. Raises PromptError for one without voxels in it."""
+        """The box, clipped to the image. Raises PromptError for a box without voxels on it."""
         ends = np.array(self.bbox_coords)
         if not np.isfinite(ends).all() or (ends[:, 0] >= ends[:, 1]).any():
             raise PromptError(f"a box {ends.tolist()}", "first < last + 1 on each axis", "draw a box with an inside")
@@ -166,12 +166,12 @@ class BoxInteraction(Interaction):
 
 
 class MaskInteraction(Interaction):
-    """What comes with a scribble or a lasso: the part of the image that its array is; None: all of it."""
+    """The metadata of a scribble or a lasso: the part of the image that its array covers; None: all of it."""
 
     interaction_bbox: tuple[tuple[int, int], tuple[int, int], tuple[int, int]] | None = None
 
     def place(self, shape: Sequence[int]) -> Slices:
-        """The part of an image of `shape`. Raises PromptError for one that is empty or not all on the image."""
+        """The part of an image of `shape`. Raises PromptError for one that is empty or extends beyond the image."""
         ends = self.interaction_bbox or tuple((0, n) for n in shape)
         if any(not 0 <= low < high <= n for (low, high), n in zip(ends, shape, strict=True)):
             raise PromptError(f"interaction_bbox {ends}", f"a part of the image {tuple(shape)}", "cut it to the image")
@@ -179,14 +179,14 @@ class MaskInteraction(Interaction):
         return i, j, k
 
     def scribble(self, mask: NDArray[np.bool_], grid: Grid) -> list[Prompt]:
-        """A stroke (the part's shape), as it was drawn. Raises PromptError if it is empty."""
+        """The prompt of a stroke (the part's shape), as it was drawn. Raises PromptError if it is empty."""
         stroke, start = trimmed(mask, "a scribble")
         value = SCRIBBLE_POSITIVE if self.include_interaction else SCRIBBLE_NEGATIVE
         labels = (stroke * value).astype(np.uint8)
         return [Scribble(Volume(labels, self._grid(grid, start, labels.shape), "SEG"))]
 
     def lasso(self, mask: NDArray[np.bool_], grid: Grid) -> list[Prompt]:
-        """A closed contour or the area in it (the part's shape). Raises PromptError if it is empty."""
+        """The clicks for a closed contour or the area in it (the part's shape). Raises PromptError if it is empty."""
         contour, start = trimmed(mask, "a lasso")
         area = np.asarray(scipy.ndimage.binary_fill_holes(np.squeeze(contour)), dtype=bool).reshape(contour.shape)
         spacing_mm = np.where(np.array(contour.shape) == 1, FAR_MM, grid.spacing_mm)
@@ -199,7 +199,7 @@ class MaskInteraction(Interaction):
 
 
 class SeedInteraction(BaseModel):
-    """What comes with an initial mask."""
+    """The metadata of an initial mask."""
 
     run_prediction: bool = False
     override_capability_checks: bool = False
@@ -214,6 +214,6 @@ def trimmed(mask: NDArray[np.bool_], what: str) -> tuple[NDArray[np.bool_], NDAr
 
 
 def check_mask_shape(packed: Packed, shape: Sequence[int], what: str) -> None:
-    """Compare what an array claims to be with the part of the image that it is for. Raises PromptError."""
+    """Raises PromptError unless an array claims the shape of the part of the image that it is for."""
     if packed.shape != tuple(shape):
         raise PromptError(f"{what} of shape {packed.shape}", f"shape {tuple(shape)}", "send it on the image's grid")

@@ -1,7 +1,7 @@
 """The routes of nnInteractive's protocol.
 
-Arrays come as bodies (wire.py) with JSON in the header X-Meta; masks go back alike, the changed box alone. A client's
-session is its lease: 410 for one that is over, 503 for a full server.
+Arrays arrive as bodies (wire.py) with JSON in the header X-Meta; masks go back the same way, only the changed box. A
+client's session is its lease: 410 for one that has ended, 503 for a full server.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from voxsam.volume import Volume
 PROTOCOL_VERSION = "2.6.0"  # of the nnInteractive package whose wire protocol this is
 PROMPTS = {"points": "positive", "bbox2d": "box", "bbox3d": "box", "lasso": "positive", "scribble": "scribble"}
 NO_LICENCE = "!!MISSING!!"  # the protocol's word for it
-SCRIBBLE_VOXELS = 2  # thickness that is asked for: a scribble becomes points, so a thin one suffices
+SCRIBBLE_VOXELS = 2  # thickness that is requested: a scribble becomes points, so a thin one suffices
 LEASE, META, OCTETS = "X-Lease-Token", "X-Meta", "application/octet-stream"
 ARRAY_PATHS = ("/set_image", "/add_scribble_interaction", "/add_lasso_interaction", "/add_initial_seg_interaction")
 ARRAY = {"requestBody": {"content": {OCTETS: {}}, "required": True}}
@@ -59,7 +59,7 @@ router = APIRouter(tags=["nnInteractive"])
 
 
 class Client(OpenSession):
-    """A lease: the client's choice, and the object that it works on."""
+    """A lease: the client's settings, and the object that it works on."""
 
     kind = "a lease of this server"
 
@@ -69,18 +69,18 @@ class Client(OpenSession):
         self.opening = False
 
     def make(self, model: Promptable, volume: Volume, undo_bytes: int) -> Segment:
-        """The object, with nothing prompted yet."""
+        """Make the object, without prompts."""
         return Segment(Predictor(model, progress=self.report).set_image(volume), undo_bytes)
 
     @property
     def image(self) -> Volume:
-        """Raises Refused if none was sent."""
+        """The client's image. Raises Refused if none was sent."""
         if self.volume is None:
             raise Refused("an interaction without an image", "an image first", "call set_image")
         return self.volume
 
     async def change(self, image: Volume, act: Callable[[Segment], Change], memory_bytes: int = 0) -> Response:
-        """Let the worker do something with the object when it is its turn, and answer with what changed.
+        """Let the worker call `act` with the object when it is its turn, and respond with what changed.
 
         Raises Refused if the image is no longer the one that the interaction was made for.
         """
@@ -95,7 +95,7 @@ class Client(OpenSession):
         return await asyncio.to_thread(_change, changed)
 
     async def use(self, act: Callable[[Segment], None] = lambda segment: None) -> None:
-        """What the client does is a use of its session, though the worker need not do anything."""
+        """Count a request as a use of the session, even if the worker has nothing to do."""
         if self.volume is not None:
             await asyncio.wrap_future(self.run(act))
 
@@ -126,7 +126,7 @@ def _change(change: Change) -> Response:
 
 
 def _read_meta(model: type[Model], header: str) -> Model:
-    """The JSON of the header X-Meta. Raises Refused for what it does not hold."""
+    """The JSON of the header X-Meta. Raises Refused if it is not what the route takes."""
     try:
         return model.model_validate_json(header)
     except ValidationError as error:
@@ -141,8 +141,8 @@ def _read_meta(model: type[Model], header: str) -> Model:
 async def get_capabilities(service: TheService) -> dict[str, Any]:
     """Supported interactions, licence, and VoxSAM's own entries: model, prompts, server.
 
-    A network of nnInteractive takes interactions as input channels; VoxSAM has none, so those entries only keep
-    clients happy that show or count them.
+    nnInteractive's networks take interactions as input channels; VoxSAM has no such channels, so those entries are only
+    there for clients that show or count them.
     """
     card = service.worker.model.card
     prompts = card.prompts
@@ -167,8 +167,8 @@ async def get_capabilities(service: TheService) -> dict[str, Any]:
 
 
 def require_prompt(card: Card, prompt: str, positive: bool = True) -> None:
-    """Raises UnsupportedError if the model does not take a prompt ("positive", "box", "scribble", "hint"), or none
-    that is negative."""
+    """Raises UnsupportedError if the model does not take a prompt ("positive", "box", "scribble", "hint"), or does not
+    take negative prompts and this is one."""
     needed = prompt if positive else "negative"
     if needed not in card.prompts:
         raise UnsupportedError(
@@ -180,7 +180,7 @@ def require_prompt(card: Card, prompt: str, positive: bool = True) -> None:
 
 @router.post("/claim", summary="Take a place")
 async def claim(service: TheService) -> dict[str, Any]:
-    """A lease token, for the header X-Lease-Token of all that follows. 503 if the server is full."""
+    """A lease token, for the header X-Lease-Token of all later requests. 503 if the server is full."""
     client, limits = service.sessions.claim(Client), service.sessions.limits
     times = {"idle_timeout_seconds": limits.idle_s, "liveness_timeout_seconds": limits.alive_s}
     return {"lease_token": client.id, **times, "max_sessions": limits.capacity}
@@ -196,7 +196,7 @@ async def upload() -> None:
 
 @router.post("/release", summary="Give a place back")
 async def release(service: TheService, token: Annotated[str, Header(alias=LEASE)] = "") -> dict[str, bool]:
-    """Succeeds also for a lease that is over."""
+    """Also succeeds for a lease that has ended."""
     if any(session.id == token and isinstance(session, Client) for session in service.sessions.open):
         await asyncio.to_thread(service.sessions.release, token)
     return {"released": True}
@@ -204,13 +204,13 @@ async def release(service: TheService, token: Annotated[str, Header(alias=LEASE)
 
 @router.post("/heartbeat", summary="A sign of life")
 async def heartbeat(client: Held) -> dict[str, float]:
-    """Seconds until the session ends unless it is used; a heartbeat is no use."""
+    """Seconds until the session ends unless it is used; a heartbeat does not count as a use."""
     return {"remaining_seconds": _remaining_s(client)}
 
 
 @router.get("/lease_status", summary="How long a lease lasts")
 async def lease_status(client: Held) -> dict[str, float]:
-    """As a heartbeat answers."""
+    """As in the response to a heartbeat."""
     return {"remaining_seconds": _remaining_s(client), "idle_timeout_seconds": client.sessions.limits.idle_s}
 
 
@@ -222,13 +222,13 @@ def _remaining_s(client: Client) -> float:
 
 
 class ImageMeta(BaseModel):
-    """What comes with an image."""
+    """The metadata of an image."""
 
     image_properties: ImageProperties = ImageProperties()
 
 
 class Buffer(BaseModel):
-    """The array that a client lets the server's masks be written into, on its own side."""
+    """The array on the client's side into which it writes the server's masks."""
 
     shape: tuple[PositiveInt, PositiveInt, PositiveInt]
     dtype: str
@@ -242,7 +242,7 @@ class Autozoom(BaseModel):
 
 @router.post("/set_image", summary="Open a scan", openapi_extra=ARRAY)
 async def set_image(request: Request, service: TheService, client: Held, meta: Meta = "{}") -> dict[str, list[int]]:
-    """An array (1, X, Y, Z), raw intensities. Another image and its object are closed. One at a time."""
+    """An array (1, X, Y, Z), raw intensities. The previous image and its object are closed. One at a time."""
     properties = _read_meta(ImageMeta, meta).image_properties
     if client.opening:
         raise TooMany("an image while another one is being read", "one at a time", "wait for the answer")
@@ -256,7 +256,7 @@ async def set_image(request: Request, service: TheService, client: Held, meta: M
 
 
 def _open(service: Service, client: Client, body: bytes, properties: ImageProperties) -> list[int]:
-    """Open what a body holds; its shape."""
+    """Open the image in a body and return its shape."""
     packed = read_header(body)
     check_image_shape(packed.shape, service.settings.max_voxels)
     part = service.sessions.memory.take(work_bytes(packed), freed=client.part.nbytes if client.part else 0)
@@ -292,7 +292,7 @@ async def set_do_autozoom(client: Held, autozoom: Autozoom) -> dict[str, Any]:
 def _is_whole(dtype: str) -> bool:
     try:
         return np.dtype(dtype).kind in "biu"
-    except (TypeError, ValueError, SyntaxError):  # the last one of numpy's little language with commas
+    except (TypeError, ValueError, SyntaxError):  # the last one from numpy's comma-separated types
         return False
 
 
@@ -314,7 +314,7 @@ async def add_point(service: TheService, client: Held, point: PointInteraction) 
 
 @router.post("/add_bbox_interaction", summary="A box", responses=CHANGE)
 async def add_box(service: TheService, client: Held, box: BoxInteraction) -> Response:
-    """3D, or 2D: then it limits the mask within its plane, on all slices."""
+    """3D or 2D; a 2D box limits the mask within its plane, on all slices."""
     require_prompt(service.worker.model.card, "box", box.include_interaction)
     return await _add(client, client.image, box.prompts(client.image.grid), box.run_prediction)
 
@@ -352,7 +352,7 @@ async def predict(client: Held, refine: Refine) -> Response:
 
 @router.post("/undo", summary="Take the last interaction back", responses=CHANGE)
 async def undo(client: Held) -> Response:
-    """One more with each call, down to the last reset or image."""
+    """Each call takes back one more, down to the last reset or image."""
     return await client.change(client.image, lambda segment: segment.undo())
 
 
@@ -388,9 +388,9 @@ def _with_mask(
     make: Callable[[NDArray[np.bool_]], T],
     memory: int = 0,
 ) -> T:
-    """What is made of the mask where a body's array is not 0; `memory` bytes are needed for each of its voxels.
+    """The result of `make` for the mask where a body's array is not 0; `memory` is what it needs in bytes per voxel.
 
-    Its shape is compared before it is unpacked.
+    The array's shape is checked before it is unpacked.
     """
     packed = read_header(body)
     check_mask_shape(packed, shape, what)

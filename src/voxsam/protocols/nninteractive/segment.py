@@ -1,7 +1,7 @@
-"""Segment: the one object that a client works on. What was prompted, what its buffer shows, and the way back.
+"""Segment: the one object that a client works on, with its prompts, what its buffer shows, and undo.
 
 The protocol has one object at a time: a client that begins the next one resets the interactions. An interaction may
-wait without a prediction; the next prediction takes all that wait. What is seen is one value, and undo swaps it.
+wait without a prediction; the next prediction takes all that wait. What is shown is one value, and undo swaps it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from voxsam.volume import Volume
 
 @dataclass(frozen=True, eq=False)
 class Seed:
-    """An initial mask, cut to its box: until the next prediction it is what the client's buffer shows."""
+    """An initial mask, cut to its box, which the client's buffer shows until the next prediction."""
 
     box: Slices
     mask: NDArray[np.bool_]
@@ -32,7 +32,7 @@ class Seed:
 
 
 def seed_of(mask: NDArray[np.bool_], grid: Grid) -> Seed | None:
-    """An initial mask (X, Y, Z) on the image's grid; None if it is empty."""
+    """The seed of an initial mask (X, Y, Z) on the image's grid; None if the mask is empty."""
     if not mask.any():
         return None
     inside, start = trimmed(mask, "an initial mask")
@@ -52,7 +52,7 @@ class Change:
 
 @dataclass(frozen=True, eq=False)
 class _Seen:
-    """The prompts that wait for a prediction, an initial mask that is shown until then, and the last prediction."""
+    """What is shown: the last prediction, prompts that wait for the next one, and an initial mask until then."""
 
     waiting: tuple[Prompt, ...] = ()
     seed: Seed | None = None
@@ -84,7 +84,7 @@ class _Seen:
 
 
 class Segment:
-    """The object on one image. Interactions that raise (InputError) leave everything as it was."""
+    """The object on an image. Interactions that raise (InputError) leave everything as it was."""
 
     def __init__(self, predictor: Predictor, undo_bytes: int = UNDO_BYTES) -> None:
         self.predictor, self.undo_bytes = predictor, undo_bytes
@@ -98,12 +98,12 @@ class Segment:
 
     @property
     def predictions_bytes(self) -> int:
-        """Memory of what is seen, of what undo gives back, and of a standardised scan, if the model sees one."""
+        """Memory of what is shown, of what undo can restore, and of a standardised scan, if the model sees one."""
         return sum(seen.nbytes for seen in (*self._past, self._seen)) + self.predictor.standardised_bytes
 
     @property
     def mask(self) -> NDArray[np.uint8]:
-        """What the client's buffer shows, all of it; a new array."""
+        """The whole of what the client's buffer shows, as a new array."""
         i, j, k = (slice(0, n) for n in self.predictor.volume.grid.shape)
         return self._seen.mask((i, j, k))
 
@@ -112,18 +112,18 @@ class Segment:
         self.predictor.forget_features()
 
     def add(self, prompts: Sequence[Prompt], predict: bool) -> Change:
-        """One interaction: prompts that wait, or with all that wait give a mask."""
+        """Add an interaction: its prompts wait or, with `predict`, give a mask together with all that wait."""
         if not predict:
             for prompt in prompts:
                 prompt.points(self.predictor.volume.grid)  # raises now what a later prediction would
         return self._enter(replace(self._seen, waiting=(*self._seen.waiting, *prompts)), predict)
 
     def seed(self, seed: Seed | None, predict: bool) -> Change:
-        """Begin anew with an initial mask (None: an empty one), which the client's buffer shows already."""
+        """Start over with an initial mask (None: an empty one), which the client's buffer already shows."""
         return self._enter(_Seen((seed.hint,), seed) if seed else _Seen(), predict)
 
     def predict(self) -> Change:
-        """A mask for all that waits, in one step with the last interaction. Nothing runs if nothing waits."""
+        """Predict a mask for all that waits, as one step with the last interaction. Nothing runs if nothing waits."""
         return self._show(self._predicted(self._seen), ran=bool(self._seen.waiting))
 
     def undo(self) -> Change:
@@ -131,12 +131,12 @@ class Segment:
         return self._show(self._past.pop(), ran=True) if self._past else Change(False)
 
     def reset(self) -> None:
-        """Forget all interactions: another object begins, and there is no way back to this one."""
+        """Discard all interactions: another object begins, and undo cannot return to this one."""
         self._seen = _Seen()
         self._past.clear()
 
     def _enter(self, seen: _Seen, predict: bool) -> Change:
-        """One more interaction, of which undo remembers what was before; as much as is affordable, one at least."""
+        """Enter an interaction, keeping the state before it for undo: as many as fit in memory, at least one."""
         before = self._seen
         ran = predict and bool(seen.waiting)
         change = self._show(self._predicted(seen) if predict else seen, ran)
@@ -146,7 +146,7 @@ class Segment:
         return change if predict else Change(False)
 
     def _predicted(self, seen: _Seen) -> _Seen:
-        """With a prediction of all that waits; negative prompts go on waiting for the first positive one."""
+        """The state after a prediction of all that waits; negative prompts keep waiting for the first positive one."""
         before = () if seen.prediction is None else seen.prediction.prompts
         if not seen.waiting or not (before or any(map(_is_positive, seen.waiting))):
             return seen

@@ -1,4 +1,4 @@
-"""Arrays as the nnInteractive protocol has them: type and shape, then blosc2 chunks. Nothing is trusted.
+"""Arrays in the nnInteractive protocol: type and shape, then blosc2 chunks. Nothing in them is trusted.
 
 Byte by byte, little-endian: "NNIA", version (1), codec (1 ZSTD, 2 LZ4), number of axes, length of the type's name, the
 name in ASCII ("int16"), one int64 per axis, uint32 number of chunks; then for each chunk two uint64, its length
@@ -29,7 +29,7 @@ SMALLEST_CHUNK = 32  # bytes of a blosc2 header
 
 @dataclass(frozen=True)
 class Packed:
-    """An array that was received and not unpacked yet: what its header claims, and its chunks."""
+    """An array that was received but not yet unpacked: what its header claims, and its chunks."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
@@ -37,12 +37,12 @@ class Packed:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that it takes unpacked, if the header tells the truth."""
+        """The bytes that it takes unpacked, if the header is right."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
 def read_header(body: bytes) -> Packed:
-    """What a body claims to hold; nothing is unpacked. Raises Refused for what is no array of the protocol."""
+    """Read what a body claims to hold, without unpacking it. Raises Refused if it is no array of the protocol."""
     try:
         magic, version, codec, axes, letters = struct.unpack_from("<4sBBBB", body)
         (name,) = struct.unpack_from(f"<{letters}s", body, 8)
@@ -60,9 +60,9 @@ def read_header(body: bytes) -> Packed:
 
 
 def unpack(packed: Packed, most_bytes: int) -> NDArray[Any]:
-    """The array. Raises TooLarge beyond `most_bytes`, Refused if the chunks are not what the header claims.
+    """Unpack the array. Raises TooLarge beyond `most_bytes`, Refused if the chunks are not what the header claims.
 
-    Every length is checked before memory is taken, and no byte of the answer is left unwritten.
+    Every length is checked before memory is allocated, and no byte of the result is left unwritten.
     """
     if packed.nbytes > most_bytes:
         raise TooLarge(
@@ -77,12 +77,12 @@ def unpack(packed: Packed, most_bytes: int) -> NDArray[Any]:
         except (RuntimeError, ValueError) as error:
             raise _damaged("blosc2 cannot unpack it") from error
         at += unpacked_bytes
-    array = flat != 0 if packed.dtype == bool else flat.view(packed.dtype)  # other bytes than 0 and 1 are no bool
+    array = flat != 0 if packed.dtype == bool else flat.view(packed.dtype)  # bytes other than 0 and 1 are no bool
     return array.reshape(packed.shape)
 
 
 def pack(array: NDArray[Any]) -> bytes:
-    """A body that clients of the protocol unpack; meant for masks, which pack best without a filter."""
+    """Pack an array into a body of the protocol; meant for masks, which compress best without a filter."""
     array = np.ascontiguousarray(array)
     name = array.dtype.name.encode("ascii")
     raw = array.reshape(-1).view(np.uint8).data
@@ -98,7 +98,7 @@ def pack(array: NDArray[Any]) -> bytes:
 
 
 def _chunks(packed: Packed) -> list[tuple[int, memoryview]]:
-    """Each chunk and its length unpacked, every length compared with what blosc2 itself says and with the header."""
+    """Each chunk with its unpacked length, every length checked against blosc2's own and the array's header."""
     payload, found, total = packed.payload, [], 0
     try:
         (count,) = struct.unpack_from("<I", payload)

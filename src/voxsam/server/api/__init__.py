@@ -28,7 +28,7 @@ class FailureFacts(BaseModel):
 
 
 class Failure(BaseModel):
-    """Every answer with a 4xx or 5xx status."""
+    """Every response with a 4xx or 5xx status."""
 
     error: FailureFacts
     detail: str
@@ -46,11 +46,11 @@ async def _session(service: TheService, id: Id) -> SavedSession:
     return await service.saved.find(id)
 
 
-TheSession = Annotated[SavedSession, Depends(_session)]  # brought back first if it is not open
+TheSession = Annotated[SavedSession, Depends(_session)]  # restored first if it is not open
 
 
 def failures(**reasons: str) -> dict[int | str, dict[str, Any]]:
-    """For OpenAPI: `failures(_404="no such session")`."""
+    """Responses for OpenAPI, as in `failures(_404="no such session")`."""
     every = {"_401": "no key, or a wrong one", "_403": "another host, site or folder", **reasons}
     return {int(status[1:]): {"model": Failure, "description": text} for status, text in sorted(every.items())}
 

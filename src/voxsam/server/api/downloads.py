@@ -35,7 +35,7 @@ router = APIRouter(prefix="/api/sessions", tags=["downloads"], responses=OF_SESS
 
 
 class Kind(StrEnum):
-    """The files that may be asked for."""
+    """The files that can be requested."""
 
     MASK = "mask.nii.gz"
     MASKS = "masks"
@@ -54,8 +54,8 @@ NAMES = {
     "sr": "seg_and_sr.zip",
     "rtstruct": "mask.rtstruct.dcm",
     "stl": "surface.stl",
-}  # of files, where not the kind
-FAST = 1  # compression of the scan: it is sent once, and to wait for a smaller file takes longer
+}  # of files, if not the kind itself
+FAST = 1  # compression of the scan: it is sent once, and making a smaller file takes longer
 MEDIA = {
     "mask.nii.gz": "application/gzip",
     "masks": "application/zip",
@@ -68,8 +68,8 @@ MEDIA = {
 }
 
 
-COARSE_BYTES = 24 << 20  # of the slices that come first, where a scan is larger
-COARSE_SLICES = 24  # that come first at least
+COARSE_BYTES = 24 << 20  # of the slices that are sent first, if a scan is larger
+COARSE_SLICES = 24  # that are sent first, at least
 
 
 @router.get(
@@ -82,7 +82,7 @@ async def voxels(
     session: TheSession,
     start: Annotated[int, Query(alias="from", ge=0, description="Slices that the client has already.")] = 0,
 ) -> StreamingResponse:
-    """Not compressed: on a local network that takes longer than to send more."""
+    """Not compressed: on a local network, compressing takes longer than sending more."""
     array = session.require_volume().array
     kind = await asyncio.to_thread(_sent_type, array)
     count = array.shape[2]
@@ -106,7 +106,7 @@ async def voxels(
 
 
 def slice_order(count: int, nbytes: int) -> tuple[int, list[int]]:
-    """How many slices of `nbytes` make a coarse scan, and all slices: those first, then ever finer ones between."""
+    """The number of slices of `nbytes` in a coarse scan, and all slices: those first, then ever finer ones between."""
     step = 1
     while count * nbytes > step * COARSE_BYTES and count >= 2 * step * COARSE_SLICES:
         step *= 2
@@ -168,7 +168,7 @@ async def download(service: TheService, session: TheSession, kind: Kind) -> File
 
 
 async def _file(service: Service, name: str, media: str, write: Callable[[Path], None]) -> FileResponse:
-    """Let a thread write the file, one at a time, and send it; then its folder is removed."""
+    """Write the file on a thread, one at a time, and send it; its folder is removed afterwards."""
     folder = ExitStack()
     try:
         async with service.sending:
@@ -181,10 +181,10 @@ async def _file(service: Service, name: str, media: str, write: Callable[[Path],
 
 
 def write_scan(volume: Volume, path: Path) -> None:
-    """The scan as .nii.gz, int16 where that holds its voxels, else float32.
+    """Write the scan as .nii.gz, int16 if that holds its voxels, else float32.
 
-    Its header has one affine (sform = qform) and nothing of the source's: viewers that prefer another form of a header
-    with two would put the voxels elsewhere.
+    Its header has one affine (sform = qform) and nothing from the source's: given two, viewers that prefer the other
+    form would put the voxels elsewhere.
     """
     array = volume.array
     plain = replace(volume, array=array.astype(_sent_type(array), copy=False), header={})
@@ -202,7 +202,7 @@ def write_download(
         what = "RTSTRUCT" if kind == "rtstruct" else "DICOM-SEG"
         raise UnsupportedError(f"{what} of a scan that is not DICOM", "a DICOM series", "download the NIfTI instead")
     if kind == "stl":
-        from voxsam.report.stl import write_stl  # scikit-image: not when the server starts
+        from voxsam.report.stl import write_stl  # imports scikit-image: not when the server starts
 
         write_stl([(found.info.name, found.region) for found in objects], scan.grid, path)
     elif kind in ("report.json", "report.html"):
@@ -221,7 +221,7 @@ def write_download(
 
 
 def _in_words(found: ReportedObject, scan: Volume) -> SegmentInfo:
-    """What is known of an object, its numbers in the description."""
+    """The info of an object, with its measurements in the description."""
     return replace(found.info, description=measure(found.region, scan.grid).in_words())
 
 

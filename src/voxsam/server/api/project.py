@@ -1,4 +1,4 @@
-"""The project: its work list, what is done, skipped, forgotten; readers compared; models that learn and are chosen."""
+"""The project: its work list; scans done, skipped or forgotten; readers compared; models learned and chosen."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ Reader = Annotated[str, Query(max_length=100, description="Whose work it is.", e
 
 
 class Strict(BaseModel):
-    """A body of these fields alone."""
+    """A body with these fields only."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -64,7 +64,7 @@ class Row(BaseModel):
 
 
 class Model(BaseModel):
-    """A model that was learned."""
+    """A learned model."""
 
     name: str
     made: str
@@ -75,7 +75,7 @@ class Model(BaseModel):
 
 
 class Learning(BaseModel):
-    """What a learning is at."""
+    """The progress of learning."""
 
     stage: Literal["idle", "beginning", "running", "paused", "cut off"]
     fraction: float
@@ -125,7 +125,7 @@ class Finished(Strict):
 
 
 class Kept(BaseModel):
-    """What was kept."""
+    """What was saved."""
 
     case: str
     clicks: int
@@ -157,7 +157,7 @@ class Forgotten(BaseModel):
 
 
 class DifferenceFacts(BaseModel):
-    """A place that one reader's mask alone has."""
+    """A place that only one reader's mask has."""
 
     reader: str
     volume_ml: float
@@ -166,7 +166,7 @@ class DifferenceFacts(BaseModel):
 
 
 class AgreementFacts(BaseModel):
-    """A scan that both have done."""
+    """A scan that both readers have done."""
 
     case: str
     dice: float

@@ -20,7 +20,7 @@ router = APIRouter()
 
 
 class Preset(BaseModel):
-    """A window of intensities (HU) under which a kind of tissue is looked at."""
+    """An intensity window (HU) for viewing a kind of tissue."""
 
     name: str
     low: float
@@ -58,7 +58,7 @@ class Listing(BaseModel):
 
 
 class Upload(BaseModel):
-    """What an upload has now."""
+    """The state of an upload."""
 
     upload: str = Field(description="Its id: the source of a session, or for further files.")
     files: int

@@ -1,4 +1,4 @@
-"""Sessions: open a scan, prompt, undo, look, leave; and the events that say how far a step is."""
+"""Sessions: open a scan, prompt, undo, look, leave; and the events that report a step's progress."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from voxsam.server.sessions import Busy
 from voxsam.server.store import NAME, Event
 
 BEAT_S = 10.0  # between two signs of life, less if leases are short
-KEPT_EVENTS = 64  # that a slow listener may be behind; older ones are left out
+KEPT_EVENTS = 64  # that a slow listener may fall behind; older ones are dropped
 
 Number = Annotated[int, InPath(ge=1, le=255, description="Of an object.")]
 
@@ -55,7 +55,7 @@ class Loading(BaseModel):
 
 
 class Lease(BaseModel):
-    """How long the session lasts by itself."""
+    """How long the session lasts without its client."""
 
     lease_s: float
 
@@ -189,7 +189,7 @@ async def leave(service: TheService, id: Id) -> Response:
 async def events(session: SavedSession) -> AsyncIterator[str]:
     """`progress` {stage, fraction} while something is done, `idle` {revision} when nothing is, `closed` {} at the end.
 
-    A comment line every few seconds shows both sides that the other one is there.
+    A comment line every few seconds shows each side that the other is there.
     """
     loop = asyncio.get_running_loop()
     news: asyncio.Queue[Busy | None] = asyncio.Queue(KEPT_EVENTS)

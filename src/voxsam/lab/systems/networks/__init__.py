@@ -1,7 +1,7 @@
-"""The networks of Table 1, and others beyond it: crops in, two logits per voxel out.
+"""The networks of Table 1, and more: crops in, two logits per voxel out.
 
-`FILES` says which file holds which system; each file's NETWORKS says how it is built. They are imported when one of
-their networks is. AutomaticNetwork is any of them as a Promptable; ClickUNet is a U-Net with click channels.
+`FILES` maps systems to files; a file's NETWORKS tells how to build them, and is imported only when one is needed.
+AutomaticNetwork wraps any of them as a Promptable; ClickUNet is a U-Net with click channels.
 
 B batch, C channels, D H W crop, N points.
 """
@@ -40,14 +40,14 @@ FILES = {
 
 
 class Options(BaseModel):
-    """What a network is built with beyond its crop and channels; each field's description is a line for people."""
+    """What a network is built with beyond its crop and channels; each field's description is its line of help."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    once: ClassVar[tuple[str, ...]] = ()  # those that count when training begins, and are not kept in its model file
+    once: ClassVar[tuple[str, ...]] = ()  # options used only when training begins, and not kept in the model file
 
     @classmethod
     def lines(cls) -> dict[str, str]:
-        """The options' names, each with a line and what it is if it is not given."""
+        """The names of the options, each with a line of help and its default."""
         return {
             name: f"{field.description} (default: {field.default})".replace("default: None", "default: none")
             for name, field in cls.model_fields.items()
@@ -55,8 +55,7 @@ class Options(BaseModel):
 
 
 class NetworkKind(NamedTuple):
-    """A network's options, and what makes it for crops of a size (D, H, W) and so many channels: (B, C, D, H, W) in,
-    (B, 2, D, H, W) logits out."""
+    """A network's options, and the function that builds it for a crop size (D, H, W) and a number of channels."""
 
     options: type[Options]
     build: Callable[[Size, int, Any], nn.Module]
@@ -66,7 +65,7 @@ OptionsKind = TypeVar("OptionsKind", bound=Options)
 
 
 def read_options(kind: type[OptionsKind], given: Mapping[str, Any], system: str) -> OptionsKind:
-    """The options of a card. Raises InputError for one that is unknown, or a value that it cannot have."""
+    """Parse the options of a card. Raises InputError for an unknown option or an invalid value."""
     try:
         return kind.model_validate(dict(given))
     except ValidationError as error:
@@ -80,9 +79,9 @@ def read_options(kind: type[OptionsKind], given: Mapping[str, Any], system: str)
 
 
 def require_crop(size: Size, multiples: Size, system: str, several: bool = False) -> None:
-    """Raises UnsupportedError unless `multiples` divide the sides; with `several`, more than once.
+    """Raise UnsupportedError unless `multiples` divide the sides; with `several`, the sides must not all equal them.
 
-    Networks want that which normalise their deepest map over its voxels: of one voxel alone, nothing would be left.
+    This is for networks that normalise their deepest map over its voxels: a single voxel would become zero.
     """
     if any(side % multiple for side, multiple in zip(size, multiples, strict=True)) or (several and size == multiples):
         given, unit = (" x ".join(map(str, sides)) for sides in (size, multiples))
@@ -91,13 +90,13 @@ def require_crop(size: Size, multiples: Size, system: str, several: bool = False
 
 
 def require_library(module: str, system: str, remedy: str) -> None:
-    """Raises UnsupportedError if the library that makes a system's network is not installed."""
+    """Raise UnsupportedError if the library of a system's network is not installed."""
     if find_spec(module) is None:
         raise UnsupportedError(f"the system {system} without the library {module}", "it installed", remedy)
 
 
 def divided(size: Size, by: Size) -> Size:
-    """The grid that is left of `size` after steps of `by`, which divide it."""
+    """The grid that remains of `size` after strides of `by`, which divide it."""
     return size[0] // by[0], size[1] // by[1], size[2] // by[2]
 
 
@@ -107,19 +106,19 @@ def cube(side: int) -> Size:
 
 
 def halved(size: Size) -> Size:
-    """The grid after a convolution of stride 2: odd sides are rounded up."""
+    """The grid after a convolution of stride 2, which rounds odd sides up."""
     return (size[0] + 1) // 2, (size[1] + 1) // 2, (size[2] + 1) // 2
 
 
 def volume(size: Size) -> int:
-    """How many voxels, or tokens."""
+    """The number of voxels, or tokens."""
     return size[0] * size[1] * size[2]
 
 
 def storable(network: nn.Module) -> nn.Module:
-    """The same network with floating-point tensors only in its state, as a model file wants; changed in place.
+    """Leave only floating-point tensors in the network's state, as a model file requires; changed in place.
 
-    Tables of indices are computed when it is built and need no storing; the counters of BatchNorm become floats.
+    Index tables are computed when it is built and need not be stored; BatchNorm's counters become floats.
     """
     for module in network.modules():
         for name, tensor in list(module.named_buffers(recurse=False)):
@@ -151,30 +150,30 @@ class Residual(nn.Module):
         self.branch = nn.Sequential(*branch)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Any shape that the branch keeps."""
+        """Map x to a tensor of the same shape, which the branch must keep."""
         return x + self.branch(x)
 
 
 def network_kind(system: str) -> NetworkKind:
-    """How the network of that system is built."""
+    """The options and builder of a system's network."""
     return import_module(f"{__name__}.{FILES[system]}").NETWORKS[system]
 
 
-WIDTHS = (8, 16, 32, 64, 128)  # of the U-Net: channels at 1, 1/2, 1/4, 1/8, 1/16 of the crop's resolution
+WIDTHS = (8, 16, 32, 64, 128)  # channels of the U-Net at 1, 1/2, 1/4, 1/8, 1/16 of the crop's resolution
 BALL = 2.0  # voxels: s.d. of the Gaussian that marks a click
 
 
 class CropNetwork(Promptable):
-    """Nothing can be computed before the clicks are known, and a click outside a crop says nothing about it."""
+    """A network that computes nothing before the clicks are known and ignores clicks outside its crop."""
 
     far_clicks = False
 
     def encode(self, crops_B1DHW: Tensor, progress: BlockProgress | None = None) -> Features:
-        """The crops themselves: all is done when decoding."""
+        """The crops themselves: all work is done in `decode`."""
         return (crops_B1DHW,)
 
     def sample(self, features: Features, points_BN3: Tensor) -> Tensor:
-        """(B, N, 0): what a click looks like is not used."""
+        """(B, N, 0): prompt features are not used."""
         return points_BN3.new_zeros((*points_BN3.shape[:2], 0))
 
     def static(self, features: Features, crops_B1DHW: Tensor) -> Tensor:
@@ -183,11 +182,11 @@ class CropNetwork(Promptable):
 
 
 class AutomaticNetwork(CropNetwork):
-    """One of voxsam.lab.systems.networks, by the `system` of its card, for crops of exactly the configuration's side.
+    """The network for the `system` of a card, for crops of exactly the configuration's side.
 
-    It is built with the card's options; `card` afterwards holds them without those that count when training begins
-    only (a file of weights). `size` (D, H, W) is for crops that are no cubes. Raises InputError for unknown options,
-    UnsupportedError for a crop that does not fit, or a library that is not installed.
+    It is built with the card's options; its own `card` drops those that are used only when training begins (a file of
+    weights). `size` (D, H, W) is for crops that are not cubes. Raises InputError for unknown options, UnsupportedError
+    for a crop that does not fit, or a library that is not installed.
     """
 
     clicks = False
@@ -201,17 +200,17 @@ class AutomaticNetwork(CropNetwork):
         self.network = storable(kind.build(size or cube(self.config.crop), self.config.channels, options))
 
     def decode(self, features: Features, crops_B1DHW: Tensor, points: Tensor | None = None, **_: Any) -> Tensor:
-        """(B, 2, D, H, W) logits: background, tumour. Clicks do not count."""
+        """(B, 2, D, H, W) logits: background, tumour. Clicks are ignored."""
         return self.network(crops_B1DHW)
 
 
 class ClickUNet(CropNetwork):
-    """MONAI's DynUNet, nnU-Net's building plan without residuals, over the crop and two channels of clicks.
+    """MONAI's DynUNet, nnU-Net's architecture without residuals, over the crop and two click channels.
 
-    What VoxSAM has to beat with the same scans, clicks, loss and minutes: the usual design of interactive segmentation
-    (Xu et al., Deep Interactive Object Selection, CVPR 2016), in which every click costs a whole pass of the network.
-    Of the card's configuration it uses `crop` and `polarity`. Raises UnsupportedError for a crop that cannot be halved
-    four times.
+    The baseline for VoxSAM with the same scans, clicks, loss and minutes: the usual design of interactive segmentation
+    (Xu et al., Deep Interactive Object Selection, CVPR 2016), in which every click takes a full pass of the network.
+    Of the card's configuration it uses `crop` and `polarity`. Raises UnsupportedError for a crop that is not a multiple
+    of 16 voxels, 32 or more.
     """
 
     system = "click-unet"
@@ -236,7 +235,7 @@ class ClickUNet(CropNetwork):
             act_name=("leakyrelu", {"inplace": True, "negative_slope": 0.01}),
         )
         for alias in ("input_block", "downsamples", "bottleneck", "upsamples"):
-            delattr(self.unet, alias)  # the same tensors again under other names, which a model file cannot hold
+            delattr(self.unet, alias)  # the same tensors under second names, which a model file cannot hold
 
     def decode(
         self,
@@ -247,7 +246,7 @@ class ClickUNet(CropNetwork):
         labels: Tensor | None = None,
         **_: Any,
     ) -> Tensor:
-        """(B, 2, D, H, W) logits: background, tumour. Only `points` and `labels` count."""
+        """(B, 2, D, H, W) logits: background, tumour. Besides the crop, only `points` and `labels` are used."""
         size = crops_B1DHW.shape[2:]
         if points is None:
             drawn = crops_B1DHW.new_zeros((len(crops_B1DHW), 2, *size))
@@ -258,7 +257,7 @@ class ClickUNet(CropNetwork):
 
 
 def draw_clicks(points_BN3: Tensor, chosen_BN: Tensor, size: torch.Size) -> Tensor:
-    """(B, D, H, W): at each voxel the highest of the Gaussians (1 in the middle) about the chosen points."""
+    """(B, D, H, W): the maximum at each voxel of Gaussians (peak 1) centred on the chosen points."""
     along = [
         torch.exp(-((torch.arange(n, device=points_BN3.device) - points_BN3[..., axis, None]) ** 2) / (2 * BALL**2))
         for axis, n in enumerate(size)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from voxsam.lab.systems.networks import CLASSES, NetworkKind, Options, Size, divided, halved, require_crop
 
 HIDDEN = 4  # width of a block's MLP, times its channels
-BLOCKED = -100.0  # added to the attention between tokens that only the cyclic shift brought together
+BLOCKED = -100.0  # added to the attention between tokens that are neighbours only by the cyclic shift
 
 
 class RelativePositions(nn.Module):
@@ -25,17 +25,17 @@ class RelativePositions(nn.Module):
         self.register_buffer("rows", relative_rows(side, original_index), persistent=False)
 
     def forward(self) -> Tensor:
-        """(heads, N, N)."""
+        """The biases (heads, N, N)."""
         rows_NN = self.rows
         assert isinstance(rows_NN, Tensor)
         return self.table[rows_NN].permute(2, 0, 1)
 
 
 def relative_rows(side: int, original_index: bool = False) -> Tensor:
-    """(N, N): the row of the table for each pair of a window's tokens; every difference of positions has its own.
+    """(N, N): the table row for each pair of tokens in a window; every difference of positions has its own row.
 
-    `original_index` multiplies the difference along depth by 3S - 1 where (2S - 1)^2 is meant, as nnFormer's code does:
-    then different differences share rows, and of 3,375 rows for S = 8 no more than 547 are used.
+    `original_index` multiplies the difference along depth by 3S - 1 instead of (2S - 1)^2, as nnFormer's code does:
+    distinct differences then share rows, and of 3,375 rows for S = 8 only 547 are used.
     """
     along = torch.arange(side)
     places_N3 = torch.cartesian_prod(along, along, along)
@@ -45,11 +45,11 @@ def relative_rows(side: int, original_index: bool = False) -> Tensor:
 
 
 class WindowBlock(nn.Module):
-    """Attention in windows, then an MLP, each on normalised tokens and added to what came in.
+    """Attention in windows, then an MLP, each on normalised tokens and with a residual connection.
 
-    With `across`, the queries are not made from the tokens: they are a second map as it is, and keys and values come
-    from a third (nnFormer's skip attention). A window never exceeds the smallest side of the grid; where it reaches it,
-    windows are not shifted. Grids that windows do not divide are padded with zeros, which take part as tokens.
+    With `across`, the queries are a second map without a projection, and keys and values come from a third (nnFormer's
+    skip attention). A window never exceeds the smallest side of the grid; if it equals that side, windows are not
+    shifted. Grids that windows do not divide are padded with zeros, which take part as tokens.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class WindowBlock(nn.Module):
         self.register_buffer("regions", regions, persistent=False)
 
     def forward(self, x: Tensor, queries: Tensor | None = None, keys: Tensor | None = None) -> Tensor:
-        """(B, D, H, W, C) each -> (B, D, H, W, C). `queries` and `keys` are given if and only if it is `across`."""
+        """(B, D, H, W, C) each -> (B, D, H, W, C). `queries` and `keys` are given if and only if `across`."""
         assert self.across == (queries is not None and keys is not None)
         given = self.qkv(self._windows(self.norm1(x if keys is None else keys)))
         asked = None if queries is None else self._windows(self.norm1(queries))
@@ -80,7 +80,7 @@ class WindowBlock(nn.Module):
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
     def _attend(self, given_nNC: Tensor, asked_nNC: Tensor | None) -> Tensor:
-        """(n, N, C) keys and values, with the queries before them or apart -> (n, N, C)."""
+        """(n, N, 3C) queries, keys and values, or (n, N, 2C) and separate queries (n, N, C) -> (n, N, C)."""
         parts = given_nNC.unflatten(-1, (2 if self.across else 3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         queries = parts[0] if asked_nNC is None else asked_nNC.unflatten(-1, (self.heads, -1)).transpose(1, 2)
         bias = self.positions()[None]
@@ -105,7 +105,7 @@ class WindowBlock(nn.Module):
         return partition(x, self.side)
 
     def _back(self, windows_nNC: Tensor, shape: torch.Size) -> Tensor:
-        """The reverse of `_windows`, to a map of `shape`."""
+        """The inverse of `_windows`, to a map of `shape`."""
         side, (d, h, w) = self.side, (n // self.side for n in self._padded())
         x = windows_nNC.view(shape[0], d, h, w, side, side, side, -1).permute(0, 1, 4, 2, 5, 3, 6, 7)
         x = x.reshape(shape[0], d * side, h * side, w * side, -1)
@@ -122,9 +122,9 @@ def partition(x_BDHWC: Tensor, side: int) -> Tensor:
 
 
 def shift_regions(size: Size, side: int, shift: int) -> Tensor:
-    """(windows, N): in which region each token of a shifted window lies; regions are parted in the scan.
+    """(windows, N): the region of each token of a shifted window; a window's regions are not adjacent in the scan.
 
-    On each axis, what the roll brought to the end from the beginning is a region of its own, in the last window.
+    On each axis, the tokens that the roll moved from the start to the end are a region of their own in the last window.
     """
     regions = torch.zeros(size)
     for axis, n in enumerate(size):
@@ -134,7 +134,7 @@ def shift_regions(size: Size, side: int, shift: int) -> Tensor:
     return partition(regions[None, ..., None], side)[..., 0]
 
 
-DROP_PATH = 0.2  # fraction of the samples for which the last block is left out in training; it rises linearly from 0
+DROP_PATH = 0.2  # fraction of training samples that skip the last block; it rises linearly from 0 over the blocks
 LEVELS = 4
 
 
@@ -166,9 +166,9 @@ class NnFormerOptions(Options):
 
 
 class NnFormer(nn.Module):
-    """The version that the paper's baselines ran: without deep supervision.
+    """nnFormer in the version of the paper's baselines: without deep supervision.
 
-    Raises UnsupportedError for a crop whose sides are no multiples of eight patches.
+    Raises UnsupportedError for a crop whose sides are not multiples of eight patches.
     """
 
     def __init__(self, size: Size, channels: int, options: NnFormerOptions) -> None:
@@ -198,7 +198,7 @@ class NnFormer(nn.Module):
 
 
 class PatchEmbedding(nn.Module):
-    """Four convolutions instead of the usual one: the crop -> tokens (B, d, h, w, C)."""
+    """Patch embedding by four convolutions instead of the usual one."""
 
     def __init__(self, channels: int, width: int, patch: Size) -> None:
         super().__init__()
@@ -218,7 +218,7 @@ class PatchEmbedding(nn.Module):
 
 
 class Stage(nn.Module):
-    """Blocks whose windows are shifted every second time; what is seen of it, and half the resolution for the next."""
+    """Blocks with every second one shifted; outputs the normalised map, and a map of half the resolution."""
 
     def __init__(self, options: NnFormerOptions, level: int, size: Size, paths: list[float]) -> None:
         super().__init__()
@@ -233,7 +233,7 @@ class Stage(nn.Module):
             self.down = nn.Conv3d(channels, 2 * channels, 3, stride=2, padding=1)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, d, h, w, C) -> the same, normalised; and (B, d/2, h/2, w/2, 2C), or the same after the last stage."""
+        """(B, d, h, w, C) -> the same shape, normalised; and (B, d/2, h/2, w/2, 2C), or (B, d, h, w, C) at the last."""
         x = self.blocks(x)
         seen = self.norm(x)
         if self.down is None or self.down_norm is None:
@@ -242,7 +242,7 @@ class Stage(nn.Module):
 
 
 class UpStage(nn.Module):
-    """Twice the resolution, which then asks the encoder's map, and blocks of which every second one is shifted."""
+    """Upsampling by 2, skip attention over the encoder's map, then blocks with shifted windows."""
 
     def __init__(self, options: NnFormerOptions, level: int, size: Size, paths: list[float]) -> None:
         super().__init__()
@@ -264,7 +264,7 @@ def _block(options: NnFormerOptions, level: int, size: Size, path: float, **kind
 
 
 def _spread(last: float, depths: tuple[int, ...]) -> list[list[float]]:
-    """Rates from 0 to `last` for the blocks of each stage."""
+    """Linear rates from 0 to `last` for the blocks of each stage."""
     rates = torch.linspace(0, last, sum(depths), device="cpu").tolist()
     return [rates[sum(depths[:i]) : sum(depths[: i + 1])] for i in range(len(depths))]
 

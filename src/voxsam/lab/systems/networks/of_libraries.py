@@ -1,9 +1,8 @@
 """Networks that libraries provide.
 
-nnU-Net's own (Isensee et al., Nature Methods 2021), also with a residual encoder (MICCAI 2024), from its authors'
-dynamic-network-architectures: their plan, how often each axis is halved and with which kernels, follows from the crop
-as in nnU-Net, or is given. From MONAI: UNETR, Swin-UNETR (with its self-supervised weights), SegResNet
-and MedNeXt.
+From dynamic-network-architectures, by nnU-Net's authors: nnU-Net's own network (Isensee et al., Nature Methods 2021),
+also with a residual encoder (MICCAI 2024). How often each axis is halved, and with which kernels, follows from the crop
+as in nnU-Net, or is given. From MONAI: UNETR, Swin-UNETR (with its self-supervised weights), SegResNet and MedNeXt.
 """
 
 from __future__ import annotations
@@ -19,14 +18,14 @@ from voxsam.lab.systems.networks import CLASSES, NetworkKind, Options, Size, cub
 from voxsam.weights.file import read_pickle
 
 LIBRARY = "dynamic_network_architectures"
-REMEDY = "pip install --no-deps dynamic-network-architectures"  # its dependencies end in torchvision
+REMEDY = "pip install --no-deps dynamic-network-architectures"  # its dependencies would pull in torchvision
 MAX_HALVINGS = 5
 LEAST_SIDE = 4  # voxels of the deepest map
 Step = tuple[PositiveInt, PositiveInt, PositiveInt]
 
 
 class PlanOptions(Options):
-    """What both networks of nnU-Net are planned with."""
+    """The options that both nnU-Net networks share."""
 
     width: PositiveInt = Field(32, description="channels at full resolution; they double at each level")
     widest: PositiveInt = Field(320, description="most channels of a level")
@@ -47,9 +46,9 @@ class NnUNetOptions(PlanOptions):
 
 
 def planned_strides(size: Size) -> list[Size]:
-    """The steps between levels for crops of one spacing on all axes: an axis is halved as long as 4 voxels are left.
+    """The strides between levels for isotropic crops: an axis is halved as long as 4 voxels remain.
 
-    At most five times, as nnU-Net's planner does it. A side that cannot be halved evenly keeps its voxels.
+    At most five times, as in nnU-Net's planner. An odd side is not halved.
     """
     sides, strides = list(size), []
     for _ in range(MAX_HALVINGS):
@@ -62,9 +61,9 @@ def planned_strides(size: Size) -> list[Size]:
 
 
 def plan(size: Size, channels: int, options: PlanOptions, system: str) -> dict[str, Any]:
-    """The arguments that both networks have in common.
+    """The constructor arguments that both networks have in common.
 
-    Raises UnsupportedError without the library, or for a crop that the plan does not divide.
+    Raises UnsupportedError without the library, or for a crop that the strides do not divide.
     """
     require_library(LIBRARY, system, REMEDY)
     strides = planned_strides(size) if options.strides is None else list(options.strides)
@@ -93,10 +92,10 @@ def plan(size: Size, channels: int, options: PlanOptions, system: str) -> dict[s
 
 
 def prepared(network: nn.Module) -> nn.Module:
-    """The same network for the common loop and a model file.
+    """Prepare a network for the common loop and for a model file; changed in place.
 
-    The heads of all levels but the finest are fixed: only deep supervision would train them. Of modules that have
-    several names one is kept, as a model file wants.
+    The heads of all levels but the finest are frozen: only deep supervision would train them. Modules with several
+    names keep only one, as a model file requires.
     """
     for head in network.decoder.seg_layers[:-1]:  # type: ignore[union-attr, index]
         head.requires_grad_(False)
@@ -119,14 +118,14 @@ def nnunet_network(size: Size, channels: int, options: NnUNetOptions) -> nn.Modu
 
 
 class ResEncOptions(PlanOptions):
-    """With six levels (a crop of 128^3) and the defaults: 102,349,770 parameters."""
+    """The defaults have 102,349,770 parameters with six levels (a crop of 128^3)."""
 
     blocks: tuple[PositiveInt, ...] = Field((1, 3, 4, 6, 6, 6), description="residual blocks of the encoder's levels")
     convolutions: PositiveInt = Field(1, description="convolutions of each level of the decoder")
 
 
 def resenc_unet(size: Size, channels: int, options: ResEncOptions) -> nn.Module:
-    """ResEnc U-Net; of `blocks` as many count as there are levels. Raises UnsupportedError as for nnU-Net's network."""
+    """ResEnc U-Net; `blocks` is cut, or its last number repeated, to fit. Raises UnsupportedError as `plan` does."""
     fields = plan(size, channels, options, "resenc-unet")
     from dynamic_network_architectures.architectures.unet import ResidualEncoderUNet
 
@@ -138,7 +137,7 @@ def resenc_unet(size: Size, channels: int, options: ResEncOptions) -> nn.Module:
     return prepared(network)
 
 
-UNETR_PATCH = 16  # side of the cube of voxels that one token sees
+UNETR_PATCH = 16  # side of a token's cube, voxels
 
 
 class UNETROptions(Options):
@@ -157,7 +156,7 @@ class UNETROptions(Options):
 
 
 def unetr(size: Size, channels: int, options: UNETROptions) -> nn.Module:
-    """UNETR. Raises UnsupportedError for a crop whose sides are no multiples of 16, or without einops."""
+    """UNETR. Raises UnsupportedError for a crop whose sides are not multiples of 16, or without einops."""
     from monai.networks.nets import UNETR
 
     require_crop(size, cube(UNETR_PATCH), "unetr")
@@ -172,7 +171,7 @@ def unetr(size: Size, channels: int, options: UNETROptions) -> nn.Module:
         num_heads=options.heads,
     )
     for block in network.vit.blocks:
-        block.norm_cross_attn.requires_grad_(False)  # type: ignore[union-attr]  # MONAI's, for what UNETR has not
+        block.norm_cross_attn.requires_grad_(False)  # type: ignore[union-attr]  # MONAI's, unused by UNETR
     return network
 
 
@@ -198,8 +197,8 @@ class SwinUNETROptions(Options):
 
 
 def swin_unetr(size: Size, channels: int, options: SwinUNETROptions) -> nn.Module:
-    """Swin-UNETR. Raises UnsupportedError for a crop whose sides are no multiples of 32, or all 32, or without einops;
-    FileError or CheckpointError for weights that are not of its transformer.
+    """Swin-UNETR. Raises UnsupportedError for a crop whose sides are not multiples of 32, or all 32, or without einops;
+    FileError or CheckpointError for weights that do not fit its transformer.
     """
     from monai.networks.nets import SwinUNETR
 
@@ -220,10 +219,10 @@ def swin_unetr(size: Size, channels: int, options: SwinUNETROptions) -> nn.Modul
 
 
 def load_self_supervised(transformer: nn.Module, path: Path) -> None:
-    """Fill the transformer with the tensors of MONAI's file; those of the tasks it was trained by are left out.
+    """Load the transformer's tensors from MONAI's file; those of its pretraining tasks are left out.
 
     The file is a dictionary with "state_dict", whose names begin with "module." and whose MLPs are called fc1 and fc2.
-    Raises FileError if it cannot be read, CheckpointError if it is of another kind or lacks a tensor of this size.
+    Raises FileError if it cannot be read, CheckpointError if it is of another kind or lacks a tensor of this shape.
     """
     state = read_pickle(path, SWIN_WEIGHTS).get("state_dict")
     if not isinstance(state, dict):
@@ -241,11 +240,11 @@ def load_self_supervised(transformer: nn.Module, path: Path) -> None:
             remedy = "leave width, depths, heads, window and the number of channels as they were trained"
             raise CheckpointError(f"{path}: {theirs} has shape {given}", expected, remedy)
         tensors[name] = tensor
-    transformer.load_state_dict(tensors, strict=False)  # what is not among the parameters is computed
+    transformer.load_state_dict(tensors, strict=False)  # buffers are computed
 
 
 class SegResNetOptions(Options):
-    """Myronenko, winner of BraTS 2018. With the defaults: 18,796,002 parameters for any crop."""
+    """Myronenko, winner of BraTS 2018. The defaults have 18,796,002 parameters for any crop."""
 
     width: PositiveInt = Field(32, multiple_of=8, description="channels at full resolution; they double at each level")
     blocks_down: tuple[PositiveInt, ...] = Field(
@@ -271,14 +270,14 @@ def segresnet(size: Size, channels: int, options: SegResNetOptions) -> nn.Module
 
 MEDNEXT_STEP = 16  # voxels of the crop for each voxel of the deepest map
 
-# MedNeXt's variants in its paper: how many times wider blocks are inside, and how many there are, from the finest level
-# to the deepest; the decoder mirrors the encoder.
+# MedNeXt's variants in its paper: the expansion ratio and the number of blocks at each level, from the finest to the
+# deepest; the decoder mirrors the encoder.
 EXPANSION = {"S": (2, 2, 2, 2, 2), "B": (2, 3, 4, 4, 4), "M": (2, 3, 4, 4, 4), "L": (3, 4, 8, 8, 8)}
 BLOCKS = {"S": (2, 2, 2, 2, 2), "B": (2, 2, 2, 2, 2), "M": (3, 4, 4, 4, 4), "L": (3, 4, 8, 8, 8)}
 
 
 class MedNeXtOptions(Options):
-    """Roy et al., MICCAI 2023. With the defaults: 5,550,914 parameters for any crop; M 17,533,506, L 61,726,754."""
+    """Roy et al., MICCAI 2023. The defaults have 5,550,914 parameters for any crop; M 17,533,506, L 61,726,754."""
 
     variant: Literal["S", "B", "M", "L"] = Field("S", description="S, B, M or L: how deep, and how far blocks expand")
     width: PositiveInt = Field(32, description="channels at full resolution; they double at each level")
@@ -286,7 +285,7 @@ class MedNeXtOptions(Options):
 
 
 def mednext(size: Size, channels: int, options: MedNeXtOptions) -> nn.Module:
-    """MedNeXt without deep supervision. Raises UnsupportedError for a crop whose sides are no multiples of 16."""
+    """MedNeXt without deep supervision. Raises UnsupportedError if the sides are not multiples of 16, or all are 16."""
     from monai.networks.nets import MedNeXt
 
     require_crop(size, cube(MEDNEXT_STEP), "mednext", several=True)

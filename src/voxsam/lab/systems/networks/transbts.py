@@ -26,7 +26,7 @@ from voxsam.lab.systems.networks import (
 )
 
 STEP = 8  # voxels of the crop for each token of the transformer, on each axis
-FIRST_DROPOUT = 0.2  # fraction of the first convolution's channels that training leaves out
+FIRST_DROPOUT = 0.2  # channel dropout after the first convolution
 
 
 class TransBTSOptions(Options):
@@ -48,9 +48,9 @@ class TransBTSOptions(Options):
 
 
 class TransBTS(nn.Module):
-    """Of the original it lacks the tensors that nothing used (`linear_encoding`, `pre_head_ln`), and its softmax.
+    """TransBTS without the original's unused tensors (`linear_encoding`, `pre_head_ln`) and its softmax.
 
-    Raises UnsupportedError for a crop whose sides are no multiples of 8, or all 8.
+    Raises UnsupportedError for a crop whose sides are not multiples of 8, or all 8.
     """
 
     def __init__(self, size: Size, channels: int, options: TransBTSOptions) -> None:
@@ -86,7 +86,7 @@ class TransBTS(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Tokens with learned positions through layers that are normalised at their beginnings, not at the end."""
+    """A pre-norm transformer on tokens with learned positions, without a final normalisation."""
 
     def __init__(self, tokens: int, options: TransBTSOptions) -> None:
         super().__init__()
@@ -110,7 +110,7 @@ class Transformer(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Attention of all tokens to all; the queries, keys and values have no bias."""
+    """Full self-attention; queries, keys and values have no bias."""
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -127,7 +127,7 @@ class SelfAttention(nn.Module):
 
 
 class UpBlock(nn.Module):
-    """Twice the resolution at half the channels, joined with the encoder's map of that resolution."""
+    """Upsampling by 2 at half the channels, merged with the encoder's map of that resolution."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

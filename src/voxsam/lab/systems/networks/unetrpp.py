@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from voxsam.lab.systems.networks import CLASSES, NetworkKind, Options, Size, divided, require_crop, volume
 
 LEVELS = 4
-SCALE = 1e-6  # of an attention's output when training begins
-DROPOUT, CHANNEL_DROPOUT = 0.15, 0.1  # of the attention, and of whole channels in front of a block's last convolution
+SCALE = 1e-6  # initial scale of an attention's output
+DROPOUT, CHANNEL_DROPOUT = 0.15, 0.1  # of the attention; of whole channels before a block's last convolution
 Four = tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt]
 
 
@@ -46,9 +46,9 @@ class UNETRPPOptions(Options):
 
 
 class UNETRPP(nn.Module):
-    """The version for CT organs, for any crop, without deep supervision.
+    """UNETR++ in the version for CT organs, for any crop, without deep supervision.
 
-    Raises UnsupportedError for a crop whose sides are no multiples of eight patches, or all eight patches.
+    Raises UnsupportedError for a crop whose sides are not multiples of eight patches, or all eight patches.
     """
 
     def __init__(self, size: Size, channels: int, options: UNETRPPOptions) -> None:
@@ -83,7 +83,7 @@ class UNETRPP(nn.Module):
 
 
 class PairedBlock(nn.Module):
-    """Paired attention over the tokens of a map, then convolutions, each added to what came in."""
+    """Paired attention over the tokens of a map, then convolutions, each with a residual connection."""
 
     def __init__(self, channels: int, tokens: int, projected: int, heads: int, original_order: bool) -> None:
         super().__init__()
@@ -106,10 +106,10 @@ class PairedBlock(nn.Module):
 
 
 class PairedAttention(nn.Module):
-    """Channels attend to channels and tokens to P projected tokens, with the same queries and keys.
+    """Channels attend to channels and tokens to P projected tokens, with shared queries and keys.
 
-    `original_order` puts the spatial output (h, N, c) into rows of C as if it were (c, h, N), as UNETR++'s code does:
-    then a token gets numbers of other tokens.
+    `original_order` reshapes the spatial output (h, N, c) into rows of C as if it were (c, h, N), as UNETR++'s code
+    does: a token then gets values of other tokens.
     """
 
     def __init__(self, channels: int, tokens: int, projected: int, heads: int, original_order: bool) -> None:

@@ -1,4 +1,4 @@
-"""3D UX-Net (Lee et al., ICLR 2023): a U-Net whose encoder has depth-wise convolutions of 7^3 in place of attention.
+"""3D UX-Net (Lee et al., ICLR 2023): a U-Net whose encoder uses depth-wise 7^3 convolutions in place of attention.
 
 B batch, C channels, D H W crop.
 """
@@ -16,7 +16,7 @@ from voxsam.lab.systems.networks import CLASSES, ChannelNorm, NetworkKind, Optio
 
 KERNEL = 7
 EXPANSION = 4  # hidden channels of a block, times its own
-SCALE = 1e-6  # of a block's output when training begins
+SCALE = 1e-6  # initial scale of a block's output
 STEP = 16  # voxels of the crop for each voxel of the deepest map
 
 
@@ -33,9 +33,9 @@ class UXNetOptions(Options):
 
 
 class UXNet(nn.Module):
-    """The encoder here, the rest of MONAI's blocks for UNETR, with instance normalisation.
+    """3D UX-Net; the encoder is implemented here, the rest is MONAI's UNETR blocks with instance normalisation.
 
-    Raises UnsupportedError for a crop whose sides are no multiples of 16, or all 16.
+    Raises UnsupportedError for a crop whose sides are not multiples of 16, or all 16.
     """
 
     def __init__(self, size: Size, channels: int, options: UXNetOptions) -> None:
@@ -70,7 +70,7 @@ class UXNet(nn.Module):
 
 
 class LargeKernelBlock(nn.Module):
-    """A depth-wise convolution of 7^3, then an MLP for each channel by itself, scaled and added to what came in."""
+    """A depth-wise 7^3 convolution, then an MLP for each channel by itself, scaled, with a residual connection."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
