@@ -1,4 +1,4 @@
-"""VoxSAM with one part of its design changed, very small; and one crop of a phantom to train it on."""
+"""Very small VoxSAM networks with one part of the design changed, and one crop of a phantom to train them on."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def ablated(name: str = "full", **more: Any) -> VoxSAMNetwork:
 
 @dataclass(frozen=True)
 class Lesson:
-    """A phantom, the crop that a session cuts about its click, the truth in it (1, 1, D, H, W), and the click in it."""
+    """A phantom, the crop that a session takes around its click, and in it the truth (1, 1, D, H, W) and the click."""
 
     stub: StubScan
     crop: Tensor
@@ -52,7 +52,7 @@ class Lesson:
 
 @cache
 def lesson() -> Lesson:
-    """The stub scan's, as a session of the stub network sees it."""
+    """The lesson of the stub scan, as a session of the stub network sees it."""
     network, stub = stub_network(), stub_scan(0)
     grid, preprocessing = stub.scan.grid, network.card.preprocessing
     model_grid = preprocessing.model_grid(grid)
@@ -64,7 +64,7 @@ def lesson() -> Lesson:
 
 
 def learn(network: VoxSAMNetwork, steps: int) -> list[float]:
-    """Train on the lesson alone, stepping as voxsam.lab.training.task does; the losses."""
+    """Train on the lesson alone, with the steps of voxsam.lab.training.task; returns the losses."""
     one, loss = lesson(), DiceCELoss(include_background=False, to_onehot_y=True, softmax=True)
     optimiser = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], lr=1e-2)
     labels, losses = torch.ones(1, 1, dtype=torch.long), []

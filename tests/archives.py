@@ -1,4 +1,4 @@
-"""DICOMweb archives for tests: a small one of Python alone, and Orthanc with its plug-in; with TLS or without."""
+"""DICOMweb archives for tests: a small one in pure Python, and Orthanc with its plug-in; with TLS or without."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Certificate(NamedTuple):
 
 
 class SmallArchive(ThreadingHTTPServer):
-    """QIDO, WADO and STOW of what it was given; with `locked` only for USER and PASSWORD."""
+    """Serves what it was given by QIDO, WADO and STOW; with `locked` only for USER and PASSWORD."""
 
     def __init__(self, locked: bool = False, certificate: Certificate | None = None) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -147,7 +147,7 @@ def small_archive(**options) -> Iterator[SmallArchive]:
 
 @contextmanager
 def orthanc(folder: Path, certificate: Certificate) -> Iterator[str]:
-    """Orthanc on a free port of this machine with TLS, USER and PASSWORD, files in `folder`; its DICOMweb address."""
+    """Run Orthanc on a free local port with TLS, USER and PASSWORD, files in `folder`; yields its DICOMweb address."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -184,7 +184,7 @@ def orthanc(folder: Path, certificate: Certificate) -> Iterator[str]:
 
 @contextmanager
 def tls_before(port: int, certificate: Certificate) -> Iterator[int]:
-    """The port of a TLS end that forwards to `port` of this machine: Debian 12's Orthanc crashes with its own TLS."""
+    """The port of a TLS proxy that forwards to the local `port`: Debian 12's Orthanc crashes with its own TLS."""
 
     async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while part := await reader.read(1 << 16):

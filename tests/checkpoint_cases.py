@@ -23,8 +23,8 @@ from voxsam.weights.checkpoint import load_model, save_model
 from voxsam.weights.file import METADATA_KEY
 
 PREPROCESSING = Preprocessing(axes="SAR", spacing_mm=(3.0, 2.0, 1.5), clip=(-57, 175), mean=65.2, sd=32.7)
-# Every number another, where the rules for sizes allow it, so that two swapped axes do not fit. The width is that of no
-# named size: the importers take it for vit_b only because the tests say so.
+# All numbers differ, where the rules for sizes allow it, so that swapped axes do not fit. No named size has this width:
+# the importers take it for vit_b only because the tests say so.
 SMALL = ModelConfig(
     size="vit_b",
     width=24,
@@ -93,7 +93,7 @@ def rewritten(path: Path, tensors: dict[str, torch.Tensor | None] | None = None,
 
 
 def refusal(source: str | Path, error: type[Exception] = CheckpointError, device: str = "cpu") -> str:
-    """What load_model says when it refuses `source`, in one line."""
+    """The one line in which load_model refuses `source`."""
     with pytest.raises(error) as caught:
         load_model(source, device)
     message = str(caught.value)

@@ -1,4 +1,4 @@
-"""What all tests share: real scans and a browser, if they are there; `--shuffle SEED` draws the order of tests."""
+"""Fixtures of all tests: real scans and a browser, if available; `--shuffle SEED` runs the tests in a random order."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def pytest_report_header(config: pytest.Config) -> str | None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests of one file stay together, for what its fixtures made; files with slow tests come first."""
+    """Keep the tests of a file together, because they share fixtures; run files with slow tests first."""
     seed = config.getoption("shuffle")
     if not seed:
         return

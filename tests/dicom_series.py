@@ -1,4 +1,4 @@
-"""A volume as a DICOM series that archives accept: patient, study, frame of reference, a file for each slice."""
+"""A volume as a DICOM series that archives accept: patient, study, frame of reference, one file per slice."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def write_dicom(volume: Volume, folder: Path, **extra) -> Dataset:
 
 
 def write_disc(real: Path, folder: Path) -> None:
-    """Two real CT series, of 3 images and of more, as a disc: a DICOMDIR, files of one name in folders of their own."""
+    """Write two real CT series, of 3 images and of more, as a disc: a DICOMDIR, and equal file names in two folders."""
     disc = FileSet()
     for part in ("ct_3slice_and_seg/ct-3slice", "sts_003_ct_rtstruct/image"):
         for file in sorted((real / part).iterdir()):

@@ -1,4 +1,4 @@
-"""Models whose answer is known in advance, and scans to click in."""
+"""Models whose prediction is known in advance, and scans to click in."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def known_card(crop: int = CROP, polarity: bool = True, **preprocessing: object)
 class KnownModel(Promptable):
     """Its probability at a voxel is 0.5 + the normalised intensity there.
 
-    A click looks like the intensity under it. Negative clicks leave their trace: they are counted, and at each voxel
-    that looks just like a negative click the probability is 0.
+    A click's prompt feature is the intensity under it. Negative clicks are counted, and at each voxel with exactly the
+    feature of a negative click the probability is 0.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class KnownModel(Promptable):
         self.prompt_features = self.labels = None
 
     def describe(self, **update: object) -> None:
-        """Change what its card says."""
+        """Change fields of its card."""
         self.card = self.card.model_copy(update=update)
 
     def encode(self, crops, progress=None):
@@ -104,7 +104,7 @@ class KnownModel(Promptable):
         return logits if conditioning is None else condition(logits, fused, points, labels, conditioning)
 
     def answer(self, features, static, prompt_features, labels, previous):
-        """Features that conditioning looks at, and a logit for each voxel."""
+        """Features for conditioning, and a logit for each voxel."""
         assert previous is None and prompt_features.shape[2] == 1
         probability = (0.5 + features[-1] + static).clamp(1e-4, 1 - 1e-4)
         if labels is not None:
@@ -114,7 +114,7 @@ class KnownModel(Promptable):
 
 
 class LikeClicks(KnownModel):
-    """A voxel is tumour if it looks like what was clicked, and is near it; it goes on from a mask.
+    """A voxel is tumour if it is like what was clicked, and near it; the model takes a previous mask.
 
     Its one feature is the mean of 4 x 4 x 4 voxels. It can be exported: see tests/web.
     """
@@ -138,7 +138,7 @@ class LikeClicks(KnownModel):
 
 
 def block_scan(grid: Grid, *boxes: tuple, values: tuple[float, ...] = ()) -> Volume:
-    """A scan that is inside in some boxes of voxels ((i0, i1), (j0, j1), (k0, k1)) and outside everywhere else."""
+    """A scan with the intensity of inside in some boxes ((i0, i1), (j0, j1), (k0, k1)) and of outside elsewhere."""
     array = np.full(grid.shape, -FAR, np.float32)
     for box, value in itertools.zip_longest(boxes, values, fillvalue=FAR):
         array[tuple(slice(*ends) for ends in box)] = value

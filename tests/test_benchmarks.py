@@ -1,4 +1,4 @@
-"""The benchmark's arithmetic (operations, ratios, rates), its tables, and one quick run of everything."""
+"""The benchmark's calculations (operations, ratios, rates), its tables, and one quick run of everything."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def cost(form: type[VoxSAMNetwork], config: ModelConfig) -> dict[str, tuple[int,
 
 
 def test_vit_b_takes_a_fraction_of_the_reference_implementations_operations_and_memory():
-    """These ratios hold on every machine, so that a change which gives them up is seen where nothing can be timed."""
+    """These ratios hold on every machine, so that a regression is seen even where nothing can be timed."""
     reference_, voxsam_ = cost(reference.ReferenceNetwork, VIT_B), cost(VoxSAMNetwork, VIT_B)
     assert reference_["click"][0] > 7 * voxsam_["click"][0]
     assert sum(n for n, _ in voxsam_.values()) < 0.95 * sum(n for n, _ in reference_.values())
@@ -248,7 +248,7 @@ def test_the_machine_is_described():
 
 
 def test_matrix_product_rates_name_their_shapes_and_ways():
-    """Packed products are measured where VoxSAM takes them."""
+    """Packed products are measured for the shapes for which VoxSAM uses them."""
     packed = ["8x4 @ 4x2, packed"] if packs(torch.device("cpu")) else []
     rates = matrix_product_rates(((8, 4, 2),))
     assert list(rates) == ["8x4 @ 4x2", *packed] and all(rate > 0 for rate in rates.values())

@@ -1,4 +1,4 @@
-"""The benchmark of cohorts: its scans, its table, what windows share, and one quick run."""
+"""The benchmark of cohorts: its scans, its table, the overlap of windows, and one quick run."""
 
 from __future__ import annotations
 

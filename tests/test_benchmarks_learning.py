@@ -1,4 +1,4 @@
-"""The simulated user: works through scans, learns, goes on where it was stopped; and its sums, worked out by hand."""
+"""The simulated user: works through scans, learns, resumes where it was stopped; and its sums, worked out by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The benchmark of opening a large scan: on a small one, in a browser where there is one."""
+"""The benchmark of opening a large scan, run on a small one, in a browser if there is one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The benchmark of how cost grows: its tables and its figure, on numbers that are known and on one quick run."""
+"""The benchmark of scaling: its tables and its figure, on known numbers and in one quick run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from benchmarks.run import CaseFailedError
 
 @pytest.fixture
 def known() -> dict:
-    """Seconds as the cube of the side, memory as the side; the reference implementation's largest crop does not fit."""
+    """Time as the cube of the side, memory as the side; the reference implementation's largest crop does not fit."""
 
     def run_case(form: str, settings: dict) -> dict:
         if form == "tiny":

@@ -1,4 +1,4 @@
-"""Training steps as they are measured: cases as they are named, and the same loss however memory is spent."""
+"""The measurement of training steps: the names of cases, and the same loss whatever the memory options."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Boxes of voxels: shared parts, hulls, and where one lies in another."""
+"""Boxes of voxels: intersections, hulls, and the place of one in another."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models of several image channels: they add only what they need, and each image keeps its place and its numbers."""
+"""Models with several image channels: they add only what they need, and each image keeps its grid and intensities."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_the_card_refuses_a_network_of_another_number_of_channels() -> None:
 
 
 def test_each_image_is_read_where_it_lies_with_its_own_numbers() -> None:
-    """T1 in 1 mm, T2 on a turned grid of other spacing: both answer a linear function of the place."""
+    """T1 at 1 mm, T2 on a rotated grid with another spacing: both are linear functions of the place."""
     preprocessing = Preprocessing(modality="MR", clip=(-1e4, 1e4), mean=5, sd=2).with_channels([T2])
     t1 = upright(30, 20, 25)
     t2 = Grid.from_spacing((40, 22, 13), (1.0, 1.5, 2.5), (-8, 2, 12)).reorient("SLP")
@@ -107,7 +107,7 @@ def test_each_image_is_read_where_it_lies_with_its_own_numbers() -> None:
 
 
 class SecondChannel(KnownModel):
-    """KnownModel that looks at the second image alone."""
+    """A KnownModel that uses the second image only."""
 
     def __init__(self) -> None:
         super().__init__()

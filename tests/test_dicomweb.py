@@ -1,4 +1,4 @@
-"""Series from DICOMweb archives and masks back into them: a small archive of Python, and Debian's Orthanc."""
+"""Series from DICOMweb archives, and masks stored into them: a small archive in Python, and Debian's Orthanc."""
 
 from __future__ import annotations
 
@@ -218,7 +218,7 @@ NEEDED = ORTHANC and OPENSSL and PLUGIN.exists()
 
 @pytest.mark.skipif(not NEEDED, reason="needs Debian's orthanc and orthanc-dicomweb, and openssl")
 def test_orthanc_takes_a_mask_and_gives_it_back_identical(series, segment, tmp_path, monkeypatch, caplog, capsys):
-    """Over TLS with a certificate of its own, once with credentials of the environment, once with those of netrc."""
+    """Over TLS with its own certificate, with credentials once from the environment and once from netrc."""
     caplog.set_level("DEBUG")
     certificate = Certificate.made(tmp_path / "tls")
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate.authority))
@@ -258,7 +258,7 @@ def test_orthanc_takes_a_mask_and_gives_it_back_identical(series, segment, tmp_p
 
 
 def back_from(place: Archive, file: Path) -> pydicom.Dataset:
-    """The object of a file that was sent, as the archive gives it."""
+    """The object of a file that was sent, as the archive returns it."""
     sent = pydicom.dcmread(file)
     folder = file.with_suffix(".back")
     folder.mkdir()

@@ -1,4 +1,4 @@
-"""The pages of docs/ run as they stand: every block of commands and of Python, in order, in one folder."""
+"""The pages of docs/ run as they are: every block of commands or Python, in order, in one folder."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def blocks_of(page: str) -> list[tuple[str, str]]:
 
 
 def run(kind: str, text: str, names: dict[str, Any]) -> None:
-    """A block of commands, or of Python with the names that are known."""
+    """Run a block of commands, or one of Python with the names known so far."""
     if kind == "python":
         exec(compile(text, "docs", "exec"), names)
     for line in text.splitlines() if kind == "sh" else ():
@@ -42,7 +42,7 @@ def run(kind: str, text: str, names: dict[str, Any]) -> None:
 
 
 def _what_the_reader_brings() -> None:
-    """A scribble, a DICOM series of the demo's scan, and models: what the page says that one has."""
+    """Make what the page assumes: a scribble, a DICOM series of the demo's scan, and models."""
     scan = read_volume("demo/scan.nii.gz")
     truth = read_volume("demo/truth.nii.gz", labels=True)
     write_volume(truth, Path("scribble.nrrd"))
@@ -94,7 +94,7 @@ def test_every_block_of_the_usage_page_runs(tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_every_block_of_the_training_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a minuscule recipe of three steps, which leaves its preprocessing and validation to the data set."""
+    """With a minuscule recipe of three steps, whose preprocessing and validation come from the data set."""
     monkeypatch.chdir(tmp_path)
     kept = recipe(phantoms=0, validate_every=2).model_dump(mode="json", exclude_none=True)
     Path("recipe.yaml").write_text(yaml.safe_dump({k: v for k, v in kept.items() if k not in DATA_SAYS}))
@@ -144,7 +144,7 @@ def test_every_block_of_the_project_page_runs(tmp_path: Path, monkeypatch: pytes
 
 @pytest.mark.slow
 def test_every_block_of_the_dicom_page_runs(shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a real series, with the masks that the page says one has."""
+    """On a real series, with the masks that the page assumes."""
     pytest.importorskip("highdicom")
     monkeypatch.chdir(tmp_path)
     Path("SERIES").symlink_to(shared_data / "dicom/sts_003_ct_rtstruct", target_is_directory=True)

@@ -1,4 +1,4 @@
-"""What comes in by entry points, and the one line that is said where an extra is not installed."""
+"""What entry points add, and the one-line message if an extra is not installed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LAB_COMMANDS = ["benchmark", "compare", "evaluate", "phantoms", "prepare", "trai
 
 
 def without(monkeypatch: pytest.MonkeyPatch, *missing: str) -> None:
-    """As if some distributions were not installed."""
+    """Act as if some distributions were not installed."""
 
     def version(name: str) -> str:
         if name in missing:

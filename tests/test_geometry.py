@@ -32,7 +32,7 @@ def permuted() -> Grid:
     return Grid((4, 5, 6), PERMUTED)
 
 
-# What it is
+# Properties
 
 
 def test_spacing_axes_and_volume_by_hand():
@@ -334,7 +334,7 @@ def test_refuses_axes_that_coincide():
 
 
 def test_there_and_back_is_the_index_itself_with_no_last_bits() -> None:
-    """Halves lie on a border of two voxels: a last bit would choose another voxel on another processor."""
+    """Halves are on the border between two voxels: a last bit would choose another voxel on another processor."""
     tilted = Grid((50, 40, 30), [[0.7, 0.1, 0, -313.7], [-0.1, 0.7, 0.3, 1000.1], [0, -0.2, 2.5, -77.3], [0, 0, 0, 1]])
     index = np.stack(np.meshgrid(*([np.arange(-3, 50, 3.5)] * 3), indexing="ij"), -1)
     back = tilted.world_to_index(tilted.index_to_world(index))
@@ -343,7 +343,7 @@ def test_there_and_back_is_the_index_itself_with_no_last_bits() -> None:
 
 
 def test_world_coordinates_are_products_added_one_by_one() -> None:
-    """The same digits everywhere, for they stand in files: written out here as a person would, in Python's floats."""
+    """The same digits on every machine, since files hold them: computed here term by term in Python floats."""
     affine = [[0.7, 0.1, 0.3, -313.7], [-0.1, 0.7, 0.3, 1000.1], [0.2, -0.2, 2.5, -77.3], [0, 0, 0, 1]]
     i, j, k = 17.3, 0.1, -29.7
     expected = [i * a + j * b + k * c + t for a, b, c, t in affine[:3]]

@@ -1,6 +1,6 @@
-"""The shape of the package: imports point one way, `import voxsam` is light, the public names are this list.
+"""The structure of the package: imports go in one direction, `import voxsam` is light, the public names are this list.
 
-Each checker is also shown a planted fault, so that it is known to be able to fail.
+Each checker is also given a planted fault, to show that it can fail.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PACKAGE = REPOSITORY / "src" / "voxsam"
 
 # From the ground up. A part is a module or a folder directly under voxsam/; it may import the parts of its own layer
 # and of those below. "__init__" is the package itself (`import voxsam`, `from voxsam import Session`).
-# Above the line is the product; the laboratory imports it and is imported by nobody: it comes in by entry points.
+# Above the line is the product; the laboratory imports it and is imported by nothing: it is found by entry points.
 LAYERS = (
     ("errors", "geometry", "extras", "atomic"),
     ("volume", "resample"),
@@ -145,7 +145,7 @@ def forbidden(part: str, name: str) -> str | None:
 
 
 def ring(package: Path) -> list[str]:
-    """Parts that import one another in a ring, in order; empty if there is none."""
+    """Parts that import one another in a cycle, in order; empty if there is none."""
     graph: dict[str, set[str]] = {}
     for file in package.rglob("*.py"):
         part = part_of(file, package)

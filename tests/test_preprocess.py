@@ -1,4 +1,4 @@
-"""Model grid, window, crop and paste: a millimetre lies at the same crop voxel, whatever the file's axis order."""
+"""Model grid, window, crop and paste: a place in mm is the same crop voxel, whatever the file's axis order."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_preprocessing_that_makes_no_sense_is_refused(wrong: dict, words: str) -
 
 
 def test_the_model_grid_of_a_kits_file_is_the_stored_order() -> None:
-    """KiTS files are stored slice first, I,P,L: the model's axes are the file's, only the spacing changes."""
+    """KiTS files are stored slice first, as I,P,L: the model's axes are the file's, and only the spacing changes."""
     stored = Grid.from_spacing((1, 1, 1), (1, 1, 1)).reorient("IPL").affine[:3, :3] @ np.diag((3.0, 0.5, 0.75))
     affine = np.eye(4)
     affine[:3, :3], affine[:3, 3] = stored, (10, 20, 30)
@@ -136,7 +136,7 @@ def test_the_same_place_is_the_same_crop_voxel_whatever_the_axis_order(axes: str
     """The key test: one scan, stored in all 48 ways, gives the same crop."""
     preprocessing = RELEASED[model]
     first = oblique()
-    # Not symmetric in any way, and not linear.
+    # Without any symmetry, and not linear.
     place = world_of(first)
     values = 60 + 80 * np.sin(place @ [0.31, 0.05, 0.11]) + 40 * np.cos(place @ [-0.1, 0.23, 0.02])
     order, flips = first.permutation_to(axes)
@@ -158,7 +158,7 @@ def test_the_same_place_is_the_same_crop_voxel_whatever_the_axis_order(axes: str
 @pytest.mark.parametrize("axes", ["RAS", "LPS", "SAR", "IPL", "PIR"])
 @pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (0.6, 0.9, 2.4), (3.0, 0.5, 1.25)])
 def test_a_crop_holds_the_scans_values_at_its_own_millimetres(axes: str, spacing) -> None:
-    """One function of world mm, sampled on scans of every spacing and order: the crop is that function again."""
+    """One function of world mm, sampled on scans of every spacing and axis order: the crop has its values again."""
     upright = oblique((40, 40, 40), (1, 1, 1)).respace(spacing)
     file = upright.reorient(axes)
     volume = Volume(ramp(file), file)
@@ -234,7 +234,7 @@ def test_a_crop_comes_back_at_its_own_millimetres(axes: str, spacing) -> None:
     inside = ((at >= 0) & (at <= last)).all(-1)
     assert inside.any()
     np.testing.assert_allclose(pasted[inside], ramp(scan)[inside], atol=1e-4)
-    # Beyond the crop the answer falls to 0 within one voxel of the crop, and the box holds little more than that.
+    # Beyond the crop the probability falls to 0 within one crop voxel, and the box is only little larger than that.
     beyond = ((at <= -1) | (at >= last + 1)).any(-1)
     np.testing.assert_allclose(np.nan_to_num(pasted[beyond]), 0, atol=1e-6)
     step = np.abs(np.linalg.inv(window.grid.affine)[:3, :3] @ scan.affine[:3, :3]).sum(1)  # crop voxels per scan voxel
@@ -247,7 +247,7 @@ def test_a_crop_comes_back_at_its_own_millimetres(axes: str, spacing) -> None:
 @pytest.mark.parametrize("spacing", [(0.5, 0.4, 0.7), (1.0, 1.0, 1.0), (2.0, 3.1, 5.0)])
 @pytest.mark.parametrize("axes", ["RAS", "SAR", "LPI"])
 def test_at_the_border_of_the_scan_the_outermost_value_holds(spacing, axes: str) -> None:
-    """A whole scan of certain tumour comes back as certain tumour, also where the model grid ends before the scan."""
+    """If all of the scan is certainly tumour, so is the result, even where the model grid ends before the scan."""
     scan = Grid.from_spacing((23, 31, 27), spacing).reorient(axes)
     preprocessing = PLAIN.model_copy(update={"spacing_mm": (3.0, 3.0, 3.0)})
     model_grid = preprocessing.model_grid(scan)

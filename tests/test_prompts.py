@@ -1,4 +1,4 @@
-"""Prompts become clicks at the right millimetres on oblique, permuted, anisotropic scans, or are refused in words."""
+"""Prompts become clicks at the right places on oblique, permuted, anisotropic scans, or are refused with a message."""
 
 from __future__ import annotations
 
@@ -226,7 +226,7 @@ OTHERS = {
 @pytest.mark.parametrize("name", OTHERS)
 @pytest.mark.parametrize("kind", [Scribble, MaskHint])
 def test_labels_on_another_grid_give_clicks_at_the_same_place(name: str, kind) -> None:
-    """A ball in millimetres, drawn on any grid, gives clicks in that ball; the first one near its middle."""
+    """A ball in millimetres, drawn on any grid, gives clicks in that ball, the first one near its centre."""
     grid = OTHERS[name]
     middle_mm = scan().index_to_world((10, 8, 6))
     distance = np.linalg.norm(grid.index_to_world(np.moveaxis(np.indices(grid.shape), 0, -1)) - middle_mm, axis=-1)
@@ -238,7 +238,7 @@ def test_labels_on_another_grid_give_clicks_at_the_same_place(name: str, kind) -
 
 
 def test_a_stroke_one_voxel_wide_on_a_finer_grid_is_found() -> None:
-    """Between the slices of the scan: reading labels at the scan's own voxels would miss it."""
+    """It is between slices of the scan: reading the labels at the scan's own voxels would miss it."""
     fine = scan().respace((0.5, 0.5, 0.5))
     strokes = labels_on(fine, v1=((22, 23), (3, 10), (7, 8)))
     points = Scribble(strokes).points(scan())
@@ -292,7 +292,7 @@ def test_labels_elsewhere_are_refused(kind) -> None:
 
 
 def test_spread_by_hand_on_a_line() -> None:
-    """A line of nine voxels: the first of the deepest, then the far end, the near end if it is another, the middle."""
+    """A line of nine voxels: the first of the deepest, then the far end, the near end if that differs, the middle."""
     region = np.zeros((11, 3, 3), bool)
     region[1:10, 1, 1] = True
     got = spread(region, np.array([2.0, 1.0, 1.0]), 4)
@@ -335,7 +335,7 @@ def test_spread_over_a_large_region_is_quick_and_inside() -> None:
 
 @pytest.mark.parametrize("index", [(-1, 3, 3), (20.25, 3, 3), (0, 0, 12), (1e12, 0, 0)])
 def test_a_click_in_millimetres_is_refused_in_the_voxels_that_a_person_would_write(index) -> None:
-    """No last bits of a product: 0 is said as 0, not as -2.7e-15."""
+    """Without the last bits of a product: 0 is printed as 0, not as -2.7e-15."""
     at = ", ".join(f"{v:.4g}" for v in index)
     tilted = Grid((20, 16, 12), [[0.7, 0.1, 0, -313.7], [-0.1, 0.7, 0, 1000.1], [0, 0, 2.5, -77.3], [0, 0, 0, 1]])
     world = tilted.index_to_world(index) if index[0] < 1e12 else None

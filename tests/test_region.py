@@ -1,4 +1,4 @@
-"""Region: a set of voxels is what an array of bools is, in a fraction of the memory."""
+"""Region: a set of voxels behaves like an array of bools, in a fraction of the memory."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ def by_scipy(volume: Volume, target: Grid, order: int = 1) -> np.ndarray:
 
 
 class Watched(np.ndarray):
-    """An array that notes how many voxels are taken out of it."""
+    """An array that records how many voxels are read from it."""
 
     taken: list[int]
 
@@ -148,7 +148,7 @@ def test_every_voxel_type_is_read_as_float32(dtype) -> None:
 
 
 def test_area_by_hand() -> None:
-    """Spacing 1 -> 2 mm: a triangle of half width 2 at 2.5 weighs voxels 1..4 by 1/8, 3/8, 3/8, 1/8."""
+    """Spacing 1 -> 2 mm: a triangle of half width 2 at 2.5 weights voxels 1..4 by 1/8, 3/8, 3/8, 1/8."""
     source = Grid.from_spacing((6, 1, 1), (1, 1, 1))
     got = resample(Volume(np.array([8, 16, 0, 8, 64, 8.0]).reshape(6, 1, 1), source), source.respace((2, 1, 1)), "area")
     # The first and last reach one voxel beyond the edge, which is read again.
@@ -164,7 +164,7 @@ def test_area_keeps_constants_and_ramps(axes: str) -> None:
     np.testing.assert_allclose(ones, 7, atol=ROUNDING)
     got = resample(Volume(ramp(source), source), target, "area")
     inner = (slice(1, -1),) * 3
-    # A triangle that is no whole number of voxels wide leans by up to a twentieth of a voxel.
+    # A triangle whose width is not a whole number of voxels is off by up to a twentieth of a voxel.
     lean = 0.05 * (0.3 * 1.0 + 0.7 * 0.8 + 1.1 * 1.5)
     np.testing.assert_allclose(got[inner], ramp(target)[inner], atol=lean)
 
@@ -246,7 +246,7 @@ def _by_simpleitk(volume: Volume, target: Grid) -> np.ndarray:
 
 
 def test_a_small_target_on_an_impossibly_large_scan() -> None:
-    """10^15 voxels, all the same one in memory: only the covered part may be copied."""
+    """10^15 voxels that share one in memory: only the covered part may be copied."""
     array = np.broadcast_to(np.int16(5), (100_000, 100_000, 100_000))
     source = Grid.from_spacing(array.shape, (0.5, 0.25, 1.0)).reorient("LPS")
     target = source.reorient("SAR").respace((1, 1, 1)).crop((40_000, 9_000, 20_000), (8, 9, 10))
@@ -257,7 +257,7 @@ def test_a_small_target_on_an_impossibly_large_scan() -> None:
 @pytest.mark.parametrize("axes", ["RAS", "SAR"])
 @pytest.mark.parametrize("dtype", [np.float32, np.int16])
 def test_a_part_of_the_same_model_grid_is_copied(axes: str, dtype) -> None:
-    """Whole voxels apart nothing is interpolated, and the caller may write into what comes back."""
+    """At whole-voxel offsets nothing is interpolated, and the caller may write into the result."""
     grid = Grid.from_spacing((9, 8, 7), (1, 2, 3))
     array = np.arange(9 * 8 * 7, dtype=dtype).reshape(grid.shape)
     got = resample(Volume(array, grid), grid.crop((2, 3, 1), (4, 3, 5)).reorient(axes))
@@ -279,7 +279,7 @@ def test_only_the_covered_voxels_are_taken() -> None:
 @pytest.mark.parametrize("method", ["linear", "area"])
 @pytest.mark.parametrize("axes", ["SAR", "PIR"])
 def test_blocks_of_places_meet_without_a_seam(axes, method, monkeypatch):
-    """Every block size gives the same numbers; the target is coarser on one axis, finer on another, and reaches out."""
+    """Every block size gives the same numbers; the target is coarser on one axis, finer on another, and larger."""
     volume = noise(oblique((23, 31, 17)))
     target = volume.grid.reorient(axes).respace((1.9, 0.7, 1.1)).pad((2, 0, 3), (1, 5, 0))
     found = {}

@@ -1,4 +1,4 @@
-"""A scan is known again in another file, orientation, type, and when only a part of it is left; another scan is not."""
+"""A scan is recognised in another file, orientation or type, and from a part of it; another scan is not."""
 
 import numpy as np
 import pytest

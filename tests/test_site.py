@@ -1,4 +1,4 @@
-"""The site of the documentation misses nothing: every page is in its contents, every public name in its reference."""
+"""The documentation's site is complete: every page is in its contents, every public name in its reference."""
 
 from __future__ import annotations
 

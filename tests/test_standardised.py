@@ -1,4 +1,4 @@
-"""Intensities standardised scan by scan: gain and offset of a scanner do not matter, in a click, in a store."""
+"""Intensities standardised per scan: a scanner's gain and offset do not matter, for clicks or in a store."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The wheel alone, outside the repository: page, recipes and plans are in it, it is small; none without the page."""
+"""The wheel on its own, outside the repository: it has page, recipes and plans, is small, and needs the page."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PAGE_TEXT = "<!doctype html><title>page</title>"
 
 
 def copied(folder: Path) -> Path:
-    """What a wheel is built of, without the page."""
+    """The sources of a wheel, without the page."""
     without = shutil.ignore_patterns("static", "__pycache__")
     shutil.copytree(REPOSITORY / "src", folder / "src", ignore=without)
     for name in ("recipes", "plans"):
@@ -35,7 +35,7 @@ def copied(folder: Path) -> Path:
 
 
 def build(source: Path, out: Path) -> subprocess.CompletedProcess[str]:
-    """By hatchling of this environment: nothing is fetched."""
+    """Build with this environment's hatchling: nothing is downloaded."""
     words = [sys.executable, "-m", "build", "--no-isolation", "--wheel", "-o", str(out), str(source)]
     return subprocess.run(words, capture_output=True, text=True, timeout=300)
 
@@ -59,7 +59,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def outside(wheel: Path) -> tuple[Path, dict[str, str]]:
-    """An empty folder beside the unpacked wheel, and the environment in which that is what Python imports."""
+    """An empty folder beside the unpacked wheel, and an environment in which Python imports from that."""
     site, folder = wheel.parents[1] / "site", wheel.parents[1] / "empty"
     folder.mkdir()
     with zipfile.ZipFile(wheel) as archive:

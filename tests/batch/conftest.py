@@ -1,4 +1,4 @@
-"""What the tests of cohorts share: a folder of scans, clicks in them, and models."""
+"""Fixtures of the cohort tests: a folder of scans, clicks in them, and models."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SEEDS = (0, 1, 2)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three scans, a table of a click in each (the second in mm), and two models."""
+    """Three scans, a table with a click in each (the second in mm), and two models."""
     folder = tmp_path_factory.mktemp("cohort")
     lines = ["scan,i,j,k,x_mm,y_mm,z_mm"]
     for seed in SEEDS:

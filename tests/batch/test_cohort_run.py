@@ -1,4 +1,4 @@
-"""A cohort from end to end: the same masks as one by one, resumed, spoiled by no failure; the command line."""
+"""A cohort from end to end: the same masks as one by one, resuming, failures that spoil nothing; the command line."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def test_a_row_with_a_number_of_a_spreadsheet_is_as_if_not_there(tmp_path: Path)
 
 
 def test_a_model_with_classes_names_what_each_mask_looks_like(folder: Path, tmp_path: Path) -> None:
-    """A class for each scan, whose mean is what is seen under that scan's mask."""
+    """There is a class for each scan, whose mean is that of the features under the scan's mask."""
     network, seen, names = stub_network(), [], [f"like s{seed}" for seed in SEEDS]
     for seed in SEEDS:
         session = Session(network, stub_scan(seed).scan)
@@ -280,7 +280,7 @@ def _words(folder: Path, table: Path, output: Path, *more: str) -> list[str]:
 
 @pytest.mark.parametrize("link", [False, True])
 def test_no_mask_replaces_a_scan(folder: Path, tmp_path: Path, link: bool, capsys: pytest.CaptureFixture[str]) -> None:
-    """The output folder is the scans' own, by its name or through a link."""
+    """The output folder is that of the scans, by its name or through a link."""
     scans, output = tmp_path / "scans", tmp_path / "link" if link else tmp_path / "scans"
     scans.mkdir()
     if link:
@@ -323,7 +323,7 @@ def test_a_list_of_scans_that_is_named_as_the_table_is_not_replaced(
 
 
 def test_a_click_on_the_scans_last_face_is_of_the_last_voxel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The mask is known: the block of voxels that touches that face. A click beside the block is remarked."""
+    """The mask is known: the block of voxels that touches that face. A click beside the block gets a remark."""
     scan = block_scan(upright(20, 18, 16), ((15, 20), (6, 11), (5, 10)))
     write_volume(scan, tmp_path / "scan.nii.gz")
     known = KnownModel()

@@ -1,4 +1,4 @@
-"""What a cohort is: folders and tables, and every way in which they can be wrong."""
+"""How a cohort is listed: folders and tables, and every way in which they can be wrong."""
 
 from __future__ import annotations
 

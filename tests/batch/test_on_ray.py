@@ -1,4 +1,4 @@
-"""Cohorts on Ray: what the driver does itself, what reaches the workers, and that the masks are the same."""
+"""Cohorts on Ray: what the driver does itself, what reaches the workers, and the same masks as without Ray."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_without_ray_the_option_says_what_to_install(monkeypatch: pytest.MonkeyP
 
 
 def test_rays_worker_gives_the_rows_of_its_share(folder: Path, tmp_path: Path) -> None:
-    """What Ray calls on another machine, called here."""
+    """The function that Ray calls on another machine is called here."""
     jobs = list_cohort(folder / "clicks.csv", tmp_path, clicks=True)
     worker = run._RayWorker(BatchOptions(str(folder / "clicks.safetensors"), "cpu"), jobs, tmp_path)
     rows = [ScanResult(**json.loads(text)) for text in worker({"id": np.array([2, 0])})["row"]]

@@ -1,4 +1,4 @@
-"""Three steps at once: order, bounds, failures, and what is left undone when the caller stops."""
+"""Reading, work and writing at the same time: order, bounds, failures, and what is left undone if the caller stops."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_a_failure_in_any_step_costs_its_own_item(step: str, ahead: int) -> None
 
 
 def test_reading_and_writing_go_on_while_one_item_is_worked_on() -> None:
-    """The work of item 1 waits for the reading of item 2 and for the writing of item 0: one by one it never ended."""
+    """The work on item 1 waits for the reading of item 2 and the writing of item 0: one by one it would never end."""
     read_2, wrote_0 = threading.Event(), threading.Event()
 
     def work(item: int, read: int) -> int:

@@ -1,4 +1,4 @@
-"""segment and batch, killed at random: no half-written file, an empty temporary folder, and the next run is whole."""
+"""segment and batch, killed at random: no half-written file, no temporary files, and the next run is complete."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line from end to end: exit statuses, words, files."""
+"""The command line from end to end: exit statuses, messages, files."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _words(files: tuple[Path, Path], *more: str) -> list[str]:
 
 
 def _refusal(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """The one line that a command with wrong input says, and nothing else anywhere."""
+    """The one line that a command prints for wrong input; it prints nothing else."""
     capsys.readouterr()
     assert main(words) == 2, words
     captured = capsys.readouterr()

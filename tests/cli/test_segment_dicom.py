@@ -1,4 +1,4 @@
-"""DICOM from end to end: a real series in, prompts of any kind, a DICOM mask out that highdicom lays on the series."""
+"""DICOM from end to end: a real series in, prompts of any kind, and a DICOM mask that highdicom puts on the series."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`voxsam serve`: what it tells, what it refuses, and that it serves."""
+"""`voxsam serve`: what it prints, what it refuses, and that it serves."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def model(tmp_path):
 
 @pytest.fixture
 def started(monkeypatch):
-    """Serving ends at once; the application, and the address that it was to listen on."""
+    """Lets serving end at once; holds the application, and the address that it was to listen on."""
     import uvicorn
 
     seen = []
@@ -49,7 +49,7 @@ def started(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def no_log(monkeypatch):
-    """A log to a stderr that ends with the test would fail in the tests after it."""
+    """No logging: a handler on a stderr that ends with this test would fail in later ones."""
     monkeypatch.setattr("voxsam.server.observe.log_to_stderr", lambda: None)
 
 

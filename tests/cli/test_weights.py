@@ -57,7 +57,7 @@ def sam_file(tmp_path) -> Path:
 
 
 def run(*arguments: object) -> str:
-    """What the command prints; its own exceptions come through, as the main program wants them."""
+    """What the command prints; its exceptions are not caught, since the main program reports them."""
     result = CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return result.stdout

@@ -1,4 +1,4 @@
-"""Scans with their tumours, turned into other axes, for the programs of others."""
+"""Scans with their tumours, reoriented to other axes, for tests with other programs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CASE = "STS_003"
 
 
 class KnownScan(NamedTuple):
-    """A scan, its tumour, the index of a place in it, and less than the Dice of a click there with voxsam-tiny."""
+    """A scan, its tumour, an index in it, and a lower bound of the Dice of a click there with voxsam-tiny."""
 
     scan: Volume
     tumour: NDArray[np.bool_]
@@ -26,7 +26,7 @@ class KnownScan(NamedTuple):
 
 
 def real_scan(shared_data: Path, axes: str) -> KnownScan:
-    """A CT laid along `axes`, such as "PRI": not a voxel moves in the patient."""
+    """A CT reoriented to `axes`, such as "PRI": no voxel moves in the patient."""
     folder = shared_data / "sarcoma_ct"
     scan = turned(read_volume(folder / "imagesTr" / f"{CASE}_0000.nii.gz"), axes)
     tumour = turned(read_volume(folder / "labelsTr" / f"{CASE}.nii.gz", labels=True), axes).array > 0
@@ -34,7 +34,7 @@ def real_scan(shared_data: Path, axes: str) -> KnownScan:
 
 
 def generated_scan(axes: str) -> KnownScan:
-    """A phantom of 120 x 96 x 120 mm laid along `axes`."""
+    """A phantom of 120 x 96 x 120 mm, reoriented to `axes`."""
     phantom = make_phantom(0, (80, 64, 40), (1.5, 1.5, 3.0), "LPS")
     return _known(turned(phantom.scan, axes), turned(phantom.label, axes).array > 0, 0.3)
 

@@ -25,7 +25,7 @@ class AnyClass(type):
 
 
 class Anything(metaclass=AnyClass):
-    """A Qt object that takes every call and is nothing."""
+    """A Qt object that accepts every call and does nothing."""
 
     def __init__(self, *args, **kwargs):
         pass
@@ -43,7 +43,7 @@ class Anything(metaclass=AnyClass):
 
 
 class AnyModule(types.ModuleType):
-    """A module whose names are all classes of nothing."""
+    """A module whose names are all such classes."""
 
     def __getattr__(self, name):
         if name.startswith("__"):

@@ -28,7 +28,7 @@ LIMIT_S = 240
 @pytest.mark.skipif(not PYTHON, reason="VOXSAM_NAPARI_PYTHON names no Python with napari-nninteractive")
 @pytest.mark.parametrize("kind, axes", [("generated", "PLS"), pytest.param("real", "LPS", marks=pytest.mark.slow)])
 def test_a_click_in_napari_is_the_sessions_own_mask_where_it_lies_in_the_patient(kind, axes, tmp_path, request):
-    """A wrong guess of the axes would move the mask. Of other axes napari-nifti 0.0.20 itself mixes up some files."""
+    """A wrong guess of the axes would move the mask. For other axes, napari-nifti 0.0.20 itself mixes up some files."""
     known = real_scan(request.getfixturevalue("shared_data"), axes) if kind == "real" else generated_scan(axes)
     scan, tumour, click, least_dice = known
     write_volume(scan, tmp_path / "ct.nii.gz")

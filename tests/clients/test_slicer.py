@@ -1,8 +1,8 @@
 """3D Slicer's plug-in SlicerNNInteractive on Slicer's own libraries, in a Python of its own.
 
 VOXSAM_SLICER_PYTHON names a Python with `slicer-core` and `nninteractive-client`, VOXSAM_SLICER_PLUGIN the plug-in's
-file SlicerNNInteractive.py (1.0.0), which is not VoxSAM's to give. Its requests, sent by the client that it uses, are
-tested always: tests/server/nninteractive.
+file SlicerNNInteractive.py (1.0.0), which VoxSAM may not distribute. Its requests, sent by the client that it uses,
+are always tested: tests/server/nninteractive.
 """
 
 from __future__ import annotations

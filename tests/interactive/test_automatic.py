@@ -1,4 +1,4 @@
-"""Automatic mode: its windows, the mask from the tumour's box alone, one reading of the scan, and flat windows."""
+"""Automatic mode: its windows, the mask from the tumour's box alone, a single pass over the scan, uniform windows."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_the_scan_is_read_into_the_model_grid_once(monkeypatch: pytest.MonkeyPat
 
 
 def test_of_windows_of_one_value_only_the_first_is_computed_and_the_answer_is_the_same() -> None:
-    """A block in one corner of air: most windows are flat."""
+    """A block in one corner, the rest air: most windows are uniform."""
     network = stub_network(automatic=True)
     array = np.full(stub_scan().scan.grid.shape, -1000, np.int16)
     array[2:9, 3:9, 2:6] = 60
@@ -89,7 +89,7 @@ def test_of_windows_of_one_value_only_the_first_is_computed_and_the_answer_is_th
 
 
 def test_windows_that_go_through_together_answer_as_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a GPU, with flat windows among them."""
+    """As on a GPU, with uniform windows among them."""
     network = stub_network(automatic=True)
     array = stub_scan().scan.array.copy()
     array[20:] = -1000

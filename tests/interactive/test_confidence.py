@@ -1,4 +1,4 @@
-"""Confidence: the signals of a prediction, what a calibration makes of them, and where it is shown."""
+"""Confidence: the signals of a prediction, the result of a calibration on them, and where it is shown."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ HALF = float(np.log(0.5))
 
 
 def calibration(width: int, bias: tuple[float, ...], warn_below: float = 0.5) -> Calibration:
-    """One that says the same of every mask."""
+    """A calibration that gives the same for every mask."""
     layer = Layer(weights=((0.0,) * width,) * 4, bias=bias)
     return Calibration(centre=(0.0,) * width, spread=(1.0,) * width, layers=(layer,), warn_below=warn_below)
 
@@ -101,7 +101,7 @@ def test_a_calibration_of_other_signals_says_nothing() -> None:
 
 
 def test_signals_are_of_what_was_clicked() -> None:
-    """A cube of 4 voxels in air beside nothing: its probabilities, size, surface, contrast, and clicks."""
+    """A cube of 4 voxels, alone in air: its probabilities, size, surface, contrast, and clicks."""
     volume = scan()
     predictor = Predictor(KnownModel()).set_image(volume)
     clicks = [Point.at_index(volume.grid, (11, 11, 11)), Point.at_index(volume.grid, (2, 2, 2), False)]

@@ -1,4 +1,4 @@
-"""Which crops clicks need, where a tumour is followed, and how pieces are joined: by hand on small model grids."""
+"""Which crops clicks need, where a tumour is followed, and how pieces are blended: by hand on small model grids."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_a_group_keeps_the_window_that_holds_it() -> None:
     current = [window(44, 54, 14)]
     chosen = choose_windows(LATTICE, at((50, 60, 20), (50, 60, 90)), SIDE, current)
     assert chosen == [current[0], window(42, 52, 82)]
-    # Both hold now: a further click in one of them moves neither.
+    # Both windows hold now: another click in one of them moves neither.
     assert choose_windows(LATTICE, at((50, 60, 20), (50, 60, 90), (50, 60, 85)), SIDE, chosen) == chosen
 
 
@@ -76,7 +76,7 @@ def test_a_window_that_no_click_needs_any_more_goes() -> None:
 
 
 def test_clicks_at_both_ends_of_a_scan_shorter_than_the_crop_share_one_window() -> None:
-    """Where the scan is no longer than a crop, one crop holds all of it and no face needs room."""
+    """Along an axis where the scan is no longer than a crop, one crop holds all of it and no margin is needed."""
     model_grid = Grid.from_spacing((SIDE, 14, 140), (1, 1, 1))
     (chosen,) = choose_windows(model_grid, at((0, 0, 70), (15, 13, 75)), SIDE, ())
     for point in ((0, 0, 70), (15, 13, 75)):

@@ -68,7 +68,7 @@ def test_a_disc_lies_in_its_slice(grid: Grid, axis: int) -> None:
 def test_five_millimetres_on_two_by_five_by_three() -> None:
     grid = GRIDS[0]
     edit = editing.brush(empty(grid), grid, (5, 6, 6), 5.0)
-    # In the slice 2 voxels of 2 mm on either side, 1 of 5 mm; one slice off, 3 mm, 4 mm are left; two slices off none.
+    # In its slice, 2 voxels of 2 mm to either side and 1 of 5 mm; one slice (3 mm) away 4 mm are left, two away none.
     inside = {(i, 6, 6) for i in range(3, 8)} | {(5, 5, 6), (5, 7, 6)}
     assert found(edit.apply(empty(grid))) == inside | {(i, 6, k) for i in range(3, 8) for k in (5, 7)}
     disc = editing.brush(empty(grid), grid, (5, 6, 6), 5.0, axis=2)
@@ -91,7 +91,7 @@ def test_a_brush_smaller_than_a_voxel_paints_the_voxel() -> None:
     }
     beside = editing.brush(empty(grid), grid, (-4, 0, 0), 0.1)
     assert not beside.changes and not beside.apply(empty(grid)).any()
-    # Beside it on one axis only, or with its second half: what lies on the grid counts.
+    # Outside on one axis only, or for half of the stroke: the part on the grid counts.
     stroke = [(3, 1, 1), (3, -40, 1), (3, -60, 1)]
     assert not editing.brush(empty(grid), grid, stroke[1:], 0.1).changes
     assert editing.brush(empty(grid), grid, stroke, 0.1).changes

@@ -1,4 +1,4 @@
-"""Predictor: a prediction depends on the prompts alone; remarks; crops that are kept as long as they are needed."""
+"""Predictor: a prediction depends on the prompts alone; remarks; crops are kept as long as they are needed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def at(volume: Volume, *index: float, positive: bool = True) -> Point:
 
 
 def test_it_remembers_no_clicks() -> None:
-    """What was asked before changes nothing, and one click may be given without a list."""
+    """Earlier predictions change nothing, and a single click may be given without a list."""
     _, predictor, volume = two_blocks()
     first = predictor.predict(at(volume, 11, 11, 11))
     assert first.mask.array.sum() == 27 and len(first.prompts) == 1
@@ -138,7 +138,7 @@ def test_what_was_odd_in_the_file_is_remarked() -> None:
 
 @pytest.mark.parametrize(("modality", "gain"), [("MR", 1), ("MR", 7), ("", 1)])
 def test_another_modality_is_standardised_where_the_model_wants_it_so(modality: str, gain: int) -> None:
-    """Its foreground gets the model's mean and s.d., whatever its gain; the scan that is clicked stays as it is."""
+    """Its foreground gets the model's mean and s.d., whatever its gain; the scan itself does not change."""
     _, _, volume = two_blocks()
     noise = np.random.default_rng(0).normal(500, 20, volume.array.shape)
     scan = Volume((gain * noise * (np.arange(40) > 9)).astype(np.int16), volume.grid, modality)
@@ -157,7 +157,7 @@ def test_another_modality_is_standardised_where_the_model_wants_it_so(modality: 
 
 
 def test_a_click_on_the_far_side_of_half_a_voxel_is_of_the_next_one_everywhere() -> None:
-    """Half up, for clicks and the corners of boxes: 0.5 and 2.5 are voxels 1 and 3 (half to even would say 0 and 2)."""
+    """Halves round up, for clicks and box corners: 0.5 and 2.5 are voxels 1 and 3 (half to even would give 0 and 2)."""
     grid = upright(40, 40, 40)
     box = Box(tuple(grid.index_to_world((0.5, 2.5, 4.5))), tuple(grid.index_to_world((6.5, 8.5, 10.5))))
     low, high = box.index_range(grid)
@@ -179,7 +179,7 @@ def rod(length: int) -> Volume:
 
 
 def test_a_tumour_followed_through_more_crops_than_fit_beside_others_is_encoded_once(monkeypatch) -> None:
-    """Ten crops where three fit: while its clicks go on, they are all kept; another object's make room for them."""
+    """Ten crops where three fit: while the object is clicked all are kept, and those of another object make room."""
     monkeypatch.setattr(crops_module, "KEPT_BYTES", 3 * 3 * 4 * CROP**3)
     volume, model = rod(90), KnownModel()
     predictor = Predictor(model).set_image(volume)
@@ -194,7 +194,7 @@ def test_a_tumour_followed_through_more_crops_than_fit_beside_others_is_encoded_
 
 @pytest.mark.parametrize("crops_that_fit", [1, 4])
 def test_where_memory_is_short_some_of_a_tumours_crops_stay(monkeypatch, crops_that_fit: int) -> None:
-    """Every click walks through the crops in the same order: the first ones are found again, and nothing is wrong."""
+    """Every click uses the crops in the same order: the first ones are still there, and the mask is right."""
     volume, model = rod(90), KnownModel()
     one_crop = 3 * 4 * CROP**3
     predictor = Predictor(model, features_bytes=crops_that_fit * one_crop).set_image(volume)

@@ -1,4 +1,4 @@
-"""The spacing that a lesion asks for: chosen by looking, reported, kept, and left alone for models of one spacing."""
+"""The spacing that suits a lesion: found by looking, reported, kept; models of a single spacing do not choose."""
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ MANY = Preprocessing(
 
 
 class Bright(Promptable):
-    """Tumour is what is brighter than the mean: what it sees of a ball depends on the spacing alone."""
+    """Tumour is what is brighter than the mean: how it sees a ball depends on the spacing alone."""
 
     def __init__(self, preprocessing: Preprocessing = MANY) -> None:
         config = TINY.model_copy(update={"crop": 48, "marks": False})
@@ -85,7 +85,7 @@ def test_a_click_beside_a_large_lesions_middle_still_sees_all_of_it():
 
 
 def spacing_of_masks(monkeypatch, **masks: tuple[float, float]) -> float:
-    """The spacing that a click ends with whose masks have a diameter (voxels) and a probability at each; else none."""
+    """Final spacing of a click whose masks at some spacings have these (diameter in voxels, probability), else none."""
     by_spacing = {float(name.removeprefix("at_").replace("_", ".")): mask for name, mask in masks.items()}
 
     def look(predictor, grid, clicks, before):
@@ -116,7 +116,7 @@ def test_a_mask_that_has_the_click_is_not_left_for_none(monkeypatch):
 
 
 def test_what_negative_clicks_take_away_asks_for_no_closer_look(monkeypatch):
-    """13 voxels of a crop of 48: too few for a first click and for positive ones, enough after a negative one."""
+    """13 voxels of a crop of 48 are too few after a first click or positive ones, but enough after a negative one."""
     scale = Scale.of(MANY, 48)
     assert scale is not None
     assert scale.next(2, 13, np.zeros((2, 3)), corrected=True) == 2
@@ -226,7 +226,7 @@ def test_a_mask_measures_as_a_ball_of_its_clicked_parts_and_their_mean_probabili
 
 
 class GoesOn(Bright):
-    """Says which masks it was given."""
+    """A network that records which masks it was given."""
 
     goes_on = True
 
@@ -273,7 +273,7 @@ def test_where_the_last_mask_did_not_look_the_next_is_told_nothing():
 
 
 def test_a_mask_that_runs_away_is_kept_to_its_first_crop():
-    """A ball at the end of a bridge to all else that is bright: a leak, as into an organ of the same density."""
+    """A ball with a bridge to everything else that is bright: a leak, as into an organ of the same density."""
     scan, _ = ball((MIDDLE, 24))
     array = scan.array.copy()
     array[:40], array[40:, 54:58, 34:38] = 90, 90  # a third of the scan, 40 mm beside the ball, and a bridge to it

@@ -1,4 +1,4 @@
-"""voxsam.segment and Volume.from_array: a mask in one call, from a path, a Volume or an array; what is refused."""
+"""voxsam.segment and Volume.from_array: a mask in one call, from a path, a Volume or an array; refusals."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_what_is_wrong_is_said_before_the_scan_is_read(folder: Path) -> None:
 
 
 def test_an_array_lies_where_its_axes_say() -> None:
-    """(z, y, x) as SimpleITK gives it: the first axis grows to Superior, the others to Posterior and Left."""
+    """(z, y, x) as from SimpleITK: the first axis points to Superior, the others to Posterior and Left."""
     volume = Volume.from_array(
         np.zeros((4, 5, 6), np.int16), spacing_mm=(2.5, 0.7, 0.8), axes="SPL", origin_mm=(1, 2, 3)
     )

@@ -1,4 +1,4 @@
-"""Session: a model whose answer is known in advance gives exactly that answer on the scan, click after click."""
+"""Session: a model whose prediction is known in advance gives exactly that on the scan, click after click."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_the_mask_is_exact_on_an_oblique_permuted_scan_and_keeps_its_header() ->
 @pytest.mark.parametrize("spacing", [(0.4, 0.7, 2.5), (3.0, 0.5, 1.5), (1.0, 1.0, 1.0)])
 @pytest.mark.parametrize("axes", ["RAS", "LPS", "PIR"])
 def test_a_plane_through_an_anisotropic_scan_is_exact(spacing, axes: str) -> None:
-    """Intensity linear in millimetres: so is the probability, and its 0.5 is a plane that no interpolation moves."""
+    """Intensity is linear in millimetres, and so is the probability: 0.5 is on a plane that no interpolation moves."""
     grid = oblique((13, 12, 11), (1, 1, 1)).respace(spacing).reorient(axes)
     place = world_of(grid)
     height = (place - place.reshape(-1, 3).mean(0)) @ [0.02, -0.025, 0.015]

@@ -1,4 +1,4 @@
-"""Session: the box that a step changed, and a mask of which only that box is drawn anew."""
+"""Session: the box that a step changed, and a mask that is redrawn only in that box."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FIRST_BLOCK = (slice(10, 13), slice(10, 13), slice(10, 13))
 
 
 def all_steps(session: Session) -> list[tuple[str, np.ndarray, np.ndarray]]:
-    """Every kind of step with the masks before and after it; checks that nothing changed outside `changed`."""
+    """Take every kind of step and check that the mask does not change outside `changed`."""
     steps = {
         "click": lambda: session.click((11, 11, 11)),
         "negative": lambda: session.click((9, 9, 9), positive=False),
@@ -100,7 +100,7 @@ def test_the_changed_box_holds_the_answer_before_and_after() -> None:
 
 
 def test_probabilities_go_on_beyond_the_mask() -> None:
-    """Below 0.5 nothing is drawn, but the probability is given: 0.1 everywhere in the crop and outside the block."""
+    """Below 0.5 nothing is in the mask, but there is a probability: 0.1 in all of the crop outside the block."""
     _, session = two_blocks()
     session.click((11, 11, 11))
     soft = session.probabilities.array
@@ -145,7 +145,7 @@ def test_a_mask_that_was_handed_out_stays_as_it_was_and_is_the_callers_own() -> 
 
 
 def test_only_the_objects_that_changed_and_those_under_them_are_drawn(monkeypatch) -> None:
-    """Object 1 lies apart from object 2: clicks on object 2 do not ask for its voxels again."""
+    """Object 1 is away from object 2: clicks on object 2 do not compute its voxels again."""
     volume = block_scan(upright(60, 40, 40), ((8, 12),) * 3, ((44, 48), (8, 12), (8, 12)))
     session = Session(KnownModel(), volume)
     session.click((10, 10, 10))
@@ -184,7 +184,7 @@ def test_overlapping_objects_are_drawn_as_from_scratch_after_each_of_many_steps(
 @pytest.mark.parametrize("turn", [0.0, 20.0], ids=["parallel", "oblique"])
 @pytest.mark.parametrize("seed", range(6))
 def test_what_is_drawn_of_the_core_is_what_the_whole_answer_gives(seed: int, turn: float) -> None:
-    """Blobs in the crop, at its faces and at the scan's border; some crops reach outside, some answers are empty."""
+    """Blobs in the crop, at its faces and at the scan's border; some crops extend beyond the scan, some are empty."""
     rng = np.random.default_rng(seed)
     scan = Grid.from_spacing((31, 27, 23), (1.0, 1.3, 0.8)).reorient("PIR")
     c, s = np.cos(np.radians(turn)), np.sin(np.radians(turn))

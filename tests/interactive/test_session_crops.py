@@ -1,4 +1,4 @@
-"""Session: a tumour longer than a crop is followed to its ends, and real networks answer as when called by hand."""
+"""Session: a tumour longer than a crop is followed to its ends; real networks give the same as when called directly."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from voxsam.volume import Volume
 
 
 def rod_scan(axes: str = "RAS", spacing=(1.0, 1.0, 1.0)) -> tuple[Volume, np.ndarray]:
-    """A rod of 58 mm with a bend, 3.6 crops long, off the middle of a scan; and which voxels it has."""
+    """A scan with a bent rod of 58 mm, 3.6 crops long, off centre; and the rod's voxels."""
     grid = Grid.from_spacing((26, 30, 70), (1, 1, 1), (5, -9, 3)).respace(spacing).reorient(axes)
     x, y, z = np.moveaxis(world_of(grid) - [5, -9, 3], -1, 0)
     shift = np.where(z > 35, (z - 35) * 0.3, 0)
@@ -77,7 +77,7 @@ def test_a_model_that_sees_no_clicks_outside_its_crop_is_not_asked_there() -> No
 
 
 def test_what_is_not_connected_is_not_added() -> None:
-    """A second object lies in a crop that the first one is followed into."""
+    """A second bright object lies in a crop that the first one is followed into."""
     rod = ((18, 22), (18, 22), (6, 40))
     apart = ((24, 26), (24, 26), (30, 33))
     volume = block_scan(upright(40, 40, 60), rod, apart)

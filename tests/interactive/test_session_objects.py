@@ -1,4 +1,4 @@
-"""Session: objects keep their voxels, hands decide over networks, and every such step can be taken back."""
+"""Session: objects keep their voxels, edits by hand override the network, and every such step can be undone."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ GRID = Grid.from_spacing((40, 36, 30), (1, 1.5, 2), (-3, 8, 20), "LPS")
 
 
 def beside() -> Session:
-    """Two blocks that touch: the network finds both wherever one is clicked, a little differently."""
+    """Two blocks that touch: wherever it is clicked, the network finds both, a little differently."""
     return Session(
         KnownModel(spacing=(2, 1.5, 1)),
         block_scan(GRID, ((10, 16), (10, 16), (10, 16)), ((16, 20), (10, 16), (10, 16))),
@@ -128,7 +128,7 @@ def test_a_prompt_that_is_removed_was_never_there() -> None:
     assert not session.remove_prompt(1, 0).array.any() and session.prompts == ()
 
 
-# Hands
+# By hand
 
 
 def test_what_was_painted_and_erased_stays_through_later_clicks() -> None:

@@ -157,7 +157,7 @@ def test_the_last_step_can_be_undone_however_large_it_is(monkeypatch) -> None:
 
 
 def test_the_way_back_to_the_empty_state_costs_nothing(monkeypatch) -> None:
-    """Evaluation undoes two clicks after each trial and relies on it."""
+    """Evaluation relies on it: it undoes two clicks after each trial."""
     monkeypatch.setattr(history_module, "UNDO_BYTES", 1)
     _, session = two_blocks()
     for _ in range(3):
@@ -282,7 +282,7 @@ def test_progress_goes_from_0_to_1_for_each_encoded_crop() -> None:
 
 
 def test_two_sessions_that_share_a_model_hear_of_their_own_crops_only() -> None:
-    """Two threads, made to take turns at every report: hooks on the model would tell each of the other's blocks."""
+    """Two threads take turns at every report: with hooks on the model, each would hear of the other's blocks."""
     network, given = stub_network(), stub_scan()
     turn = threading.Barrier(2, timeout=30)
     heard: dict[str, list[float]] = {"one": [], "two": []}

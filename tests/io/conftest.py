@@ -1,4 +1,4 @@
-"""Fixtures for the tests of files: grids, a scan whose voxels all differ, and a maker of DICOM series."""
+"""Fixtures of the file tests: grids, a scan whose voxels all differ, and writers of DICOM series."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from voxsam.geometry import Grid
 
 @pytest.fixture(params=GRIDS.values(), ids=GRIDS.keys())
 def grid(request: pytest.FixtureRequest) -> Grid:
-    """Grids of shape SHAPE, anisotropic and laid in many ways."""
+    """Anisotropic grids of shape SHAPE in many orientations."""
     return Grid(SHAPE, request.param)
 
 
 @pytest.fixture
 def scan_array() -> np.ndarray:
-    """(6, 7, 9) int16, each voxel another number: 100 i + 10 j + k - 30."""
+    """(6, 7, 9) int16, every voxel different: 100 i + 10 j + k - 30."""
     i, j, k = np.indices(SHAPE)
     return (100 * i + 10 * j + k - 30).astype(np.int16)
 

@@ -1,4 +1,4 @@
-"""Grids that no axis mix-up survives, and the geometry of the DICOM series that the tests write."""
+"""Grids on which every mix-up of axes shows, and the geometry of the DICOM series that the tests write."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ GRIDS = {
 
 
 def smooth_array() -> np.ndarray:
-    """(20, 24, 9) int16 that compresses: tiny noisy slices grow under RLE, which GDCM does not read back."""
+    """(20, 24, 9) int16, compressible: tiny noisy slices grow under RLE, and GDCM does not read those back."""
     i, j, k = np.indices((20, 24, 9))
     return (10 * (i // 3) - 7 * (j // 4) + 100 * k - 300).astype(np.int16)
 
 
 def packed_by_gdcm(pixels: np.ndarray, compressor: str, folder: Path) -> pydicom.Dataset:
-    """A slice (column, row) as GDCM writes it, compressed; `folder` is as it was."""
+    """A slice (column, row) as GDCM compresses it; leaves nothing in `folder`."""
     file = folder / "packed.dcm"
     writer = sitk.ImageFileWriter()
     writer.SetImageIO("GDCMImageIO")

@@ -1,4 +1,4 @@
-"""atomic_path: the target appears whole or stays as it was, and nothing is left beside it."""
+"""atomic_path: the target is complete or stays as it was, and nothing is left beside it."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_refuses_a_folder_that_takes_no_files(tmp_path, monkeypatch):
 
 
 def test_a_disk_that_is_read_only_is_told_in_one_line(tmp_path, monkeypatch):
-    """There even removing what is not there fails."""
+    """On such a disk, even removing a file that does not exist fails."""
 
     def read_only(*_: object, **__: object) -> None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))

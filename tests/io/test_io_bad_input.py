@@ -1,4 +1,4 @@
-"""Files that are no scan are refused in one line that says what was given, what was expected, what to do."""
+"""Files that are not a scan are refused in one line: what was given, what was expected, what to do."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def save(path: Path, array: np.ndarray) -> Path:
 
 
 def refused(path: Path, error: type[InputError], words: str) -> None:
-    """`path` is refused with these words, in one line, by its name, with all three parts."""
+    """Check that `path` is refused with these words, in one line with its name and all three parts."""
     with pytest.raises(error, match=words) as caught:
         read_volume(path)
     assert "\n" not in str(caught.value)
@@ -296,7 +296,7 @@ def test_a_folder_without_images_holds_no_labels(tmp_path):
         read_volume(tmp_path, labels=True)
 
 
-# What is no scan file at all
+# Files that are not scans at all
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes of Unix")

@@ -1,4 +1,4 @@
-"""Values that are no Hounsfield units, and what is said of them."""
+"""Values that are not Hounsfield units, and the remarks on them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Outlines and their filling: the mask comes back exactly; areas and holes worked out by hand."""
+"""Outlines and filling: the mask comes back exactly; areas and holes are worked out by hand."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def area(polygon):
 
 
 def drawn(*rows: str) -> np.ndarray:
-    """(i, j) of a picture whose lines are j and whose columns are i: '#' is inside."""
+    """(i, j) mask from a picture whose lines are j and whose columns are i: '#' is inside."""
     return np.array([[c == "#" for c in row] for row in rows]).T
 
 
@@ -39,7 +39,7 @@ def test_a_block_is_an_octagon_without_needless_points():
 def test_a_hole_is_joined_to_its_outline_and_an_island_stands_alone():
     polygons = outline(RING)
     assert len(polygons) == 2
-    # block 5 x 5 less four corners of 1/8, and 1 for the bump; less the hole 3 x 3 without four corners
+    # 5 x 5 block minus four corners of 1/8, plus 1 for the bump; minus the 3 x 3 hole without its four corners
     assert sorted(area(p) for p in polygons) == pytest.approx([0.5, 25 - 0.5 + 1 - (9 - 0.5)])
     assert np.array_equal(fill(polygons, RING.shape), RING)
 
@@ -68,14 +68,14 @@ def test_masks_that_reach_the_border_and_empty_ones():
 
 
 def test_a_centre_on_a_line_counts_on_one_side_only():
-    """A rectangle from centre to centre holds the low sides and not the high ones: 4 x 2 voxels, its own area."""
+    """A rectangle from centre to centre includes its low sides and not the high ones: 4 x 2 voxels, its own area."""
     inside = fill([np.array([[2.0, 1], [6, 1], [6, 3], [2, 3]])], (9, 5))
     assert np.argwhere(inside).min(0).tolist() == [2, 1] and np.argwhere(inside).max(0).tolist() == [5, 2]
     assert inside.sum() == 8
 
 
 def test_a_slanting_line_by_hand():
-    """The triangle (0, 0), (4, 0), (0, 4), moved by a quarter: the centres with i + j < 4.5, both from 1 on."""
+    """The triangle (0, 0), (4, 0), (0, 4), shifted by a quarter: the centres with i + j < 4.5 and both at least 1."""
     inside = fill([np.array([[0.25, 0.25], [4.25, 0.25], [0.25, 4.25]])], (6, 6))
     i, j = np.indices((6, 6))
     assert np.array_equal(inside, (i >= 1) & (j >= 1) & (i + j < 4.5))

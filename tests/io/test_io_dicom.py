@@ -1,4 +1,4 @@
-"""A DICOM series in: order, geometry and rescaling by hand on an oblique stack; stacks that are no scan are refused."""
+"""Reading DICOM series: order, geometry and rescaling by hand on an oblique stack; refusal of what is not a scan."""
 
 from __future__ import annotations
 
@@ -485,7 +485,7 @@ def test_refuses_huge_declared_dimensions_before_allocating(tmp_path, write_seri
 
 @pytest.mark.parametrize(("compressor", "start", "size_at"), [("JPEG", b"\xff\xc3", 5), ("JPEG2000", b"\xff\x51", 6)])
 def test_refuses_a_codestream_of_another_size_before_decoding_it(tmp_path, write_series, compressor, start, size_at):
-    """A few hundred bytes that declare 30000 x 30000 pixels would take gigabytes."""
+    """A few hundred bytes that declare 30000 x 30000 pixels would take gigabytes to decode."""
 
     def swell(dataset, k):
         packed = packed_by_gdcm(smooth_array()[:, :, k], compressor, tmp_path)
@@ -503,7 +503,7 @@ def test_refuses_a_codestream_of_another_size_before_decoding_it(tmp_path, write
 
 @pytest.mark.parametrize("compressor", ["JPEG", "JPEG2000"])
 def test_refuses_a_codestream_of_more_bits_than_its_header_has_room_for(tmp_path, write_series, compressor):
-    """Decoded into eight bits its values would be cut off, or taken modulo 256, without a word."""
+    """Decoded into eight bits, its values would silently be cut off or taken modulo 256."""
 
     def narrow(dataset, k):
         packed = packed_by_gdcm(smooth_array()[:, :, k], compressor, tmp_path)
@@ -516,7 +516,7 @@ def test_refuses_a_codestream_of_more_bits_than_its_header_has_room_for(tmp_path
 
 
 def test_refuses_compressed_pixels_that_are_said_to_be_none(tmp_path, write_series, scan_array):
-    """As long as plain ones, or longer, they would be read as noise."""
+    """If they are as long as uncompressed ones, or longer, they would be read as noise."""
 
     def mislabelled(dataset, k):
         size = len(dataset.PixelData)

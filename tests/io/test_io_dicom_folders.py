@@ -1,4 +1,4 @@
-"""DICOM folders as they lie on real disks: copies, links, localizers, several series, discs, private syntaxes."""
+"""DICOM folders as found on real disks: copies, links, localizers, several series, discs, private syntaxes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from voxsam.io.checks import at_most
 
 
 def said(volume):
-    """The remarks, but for the one on values: the phantom is no CT."""
+    """The remarks, except the one on values: the phantom is not a CT."""
     return tuple(remark for remark in volume.remarks if "Hounsfield" not in remark)
 
 

@@ -1,4 +1,4 @@
-"""Multi-frame series: the same volume as from one file per slice, whatever the order of the frames."""
+"""Multi-frame series: the same volume as with one file per slice, whatever the order of the frames."""
 
 from __future__ import annotations
 

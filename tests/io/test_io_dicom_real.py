@@ -1,4 +1,4 @@
-"""Real DICOM masks: those of others are read as their makers meant; ours come back on the series, voxel by voxel."""
+"""Real DICOM masks: those of other programs are read as intended; ours come back on the series, voxel by voxel."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_a_dcmqi_segmentation_equals_its_nrrd(shared_data):
 
 
 def assert_same_place(volume, expected):
-    """Every labelled voxel of one lies on a voxel of the other with the label, whatever the order of their axes."""
+    """Check that every labelled voxel of one is on a voxel of the other with that label, whatever the axis orders."""
     at = np.argwhere(expected.array != 0)
     there = np.rint(expected.grid.index_in(volume.grid, at)).astype(int)
     assert np.abs(expected.grid.index_in(volume.grid, at) - there).max() < 0.01
@@ -64,7 +64,7 @@ def test_the_lesion_of_an_oblique_series(shared_data):
     assert lesion.header["segments"][3] == "Lesion" and lesion.grid == scan.grid
     assert lesion.array.sum() == 118
     assert (prostate.array[lesion.array == 1] == 1).mean() > 0.9  # it lies in the prostate: no axis is mixed up
-    # the middle, by another way: from the frames' own positions in millimetres
+    # the centre, computed in another way: from the frames' own positions in millimetres
     header = pydicom.dcmread(folder / "seg/1-1.dcm")
     places = []
     for pixels, group in zip(header.pixel_array, header.PerFrameFunctionalGroupsSequence, strict=True):

@@ -1,4 +1,4 @@
-"""DICOM-SEG: voxels come back exactly, also through highdicom; what stands in the file; files of others; refusals."""
+"""DICOM-SEG: exact round trips, also through highdicom; the contents of the file; files of other programs; refusals."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def scan(tmp_path, write_study):
 
 
 def labels_on(scan, count=2):
-    """Labels that no exchange of axes leaves as they are, with empty slices at both ends and between."""
+    """Labels that any swap of axes would change, with empty slices at both ends and in between."""
     array = np.zeros(scan.grid.shape, np.uint8)
     array[1:4, 2:6, 2] = 1
     array[0, 0, 6] = array[5, 1:3, 7] = count
@@ -108,7 +108,7 @@ def test_a_mask_with_other_axes_is_laid_on_the_series(tmp_path, scan, axes):
         assert np.array_equal(back.array, mask.array)
 
 
-# What stands in the file
+# Contents of the file
 
 
 def test_segments_are_coded_and_name_their_algorithm(tmp_path, scan):
@@ -183,7 +183,7 @@ def test_a_volume_holds_no_private_elements_and_shows_no_patient(tmp_path, write
     assert "Anna" not in repr(scan)
 
 
-# Files of others
+# Files of other programs
 
 
 def test_overlapping_segments_must_be_chosen_from(tmp_path, scan):
@@ -374,7 +374,7 @@ def test_damage_is_said_of_damage_alone_and_what_is_missing_by_name(edit, words,
 
 @pytest.mark.parametrize("number", [0, 9, 300])
 def test_frames_of_a_segment_that_is_not_listed_are_left_out_with_a_remark(number, tmp_path, scan):
-    """300 is 44 in eight bits: it must not become another segment's number, nor vanish in silence."""
+    """300 is 44 in eight bits: it must not turn into another segment's number, nor vanish silently."""
     mask = labels_on(scan)
     dataset = written(mask, tmp_path / "m.dcm")
     dataset.PerFrameFunctionalGroupsSequence[0].SegmentIdentificationSequence[0].ReferencedSegmentNumber = number

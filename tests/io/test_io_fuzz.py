@@ -1,4 +1,4 @@
-"""Some hundred damaged files of every format (benchmarks/fuzz.py has the thousands): read or refused, nothing else."""
+"""About a hundred damaged files of each format (thousands in benchmarks/fuzz.py) are read or refused, nothing else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading in a process of its own: the same volume and the same words, and a process that dies harms nobody."""
+"""Reading in a separate process: the same volume, the same messages, and no harm if that process dies."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from voxsam.testing import stub_scan
 
 ROOM = 512 << 20
 """Bytes that a reader gets here: plenty."""
-# What a reader of the test does instead of reading; run in its process by sitecustomize.
+# What the reader does instead of reading; run in its process by sitecustomize.
 BROKEN = """
 import os, signal, time, sys
 if "voxsam.io.guarded" in " ".join(sys.orig_argv):
@@ -32,7 +32,7 @@ if "voxsam.io.guarded" in " ".join(sys.orig_argv):
 
 @pytest.fixture
 def broken(tmp_path, monkeypatch):
-    """Let reading do something else, in the reader's process."""
+    """Replace reading by something else, in the reader's process."""
 
     def break_with(act: str) -> None:
         (tmp_path / "site").mkdir()
@@ -109,7 +109,7 @@ def test_a_reader_gets_no_more_memory_than_it_may(tmp_path, broken):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="who has read how much is Linux's to say")
 def test_how_far_reading_is(tmp_path, broken):
-    """Of a reader that reads half of the file, and waits to be stopped."""
+    """The reader reads half of the file, then waits to be stopped."""
     (tmp_path / "ct.nrrd").write_bytes(bytes(8 << 20))
     broken("file = open(path, 'rb', buffering=0); file.read(4 << 20); time.sleep(100)")
     heard: list[float] = []

@@ -1,4 +1,4 @@
-"""GunzipReader gives the bytes of gzip.open, by ISA-L and by zlib, and the same errors for what is broken."""
+"""GunzipReader gives the bytes of gzip.open, with ISA-L and with zlib, and the same errors for damaged files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _library(request, monkeypatch):
 
 @pytest.fixture(scope="module")
 def data() -> bytes:
-    """Some pieces of numbers that pack to about half, and as many zeros, which pack to next to nothing."""
+    """Numbers that compress to about half, and as many zeros, which compress to almost nothing."""
     numbers = np.random.default_rng(0).integers(-100, 100, 3 * PIECE // 2 + 17, dtype=np.int16)
     return numbers.tobytes() + bytes(5 * PIECE)
 
@@ -72,14 +72,14 @@ def test_what_is_no_gzip_file_is_said(tmp_path):
 
 @pytest.mark.parametrize("member", [b"", b"x"], ids=["empty", "one byte"])
 def test_a_flood_of_members_with_hardly_a_byte_is_refused_at_once(tmp_path, member):
-    """Each took as long as a quarter of a megabyte: 4 MB of them half a minute."""
+    """Each used to take as long as a quarter of a megabyte: half a minute for 4 MB of them."""
     path = packed(tmp_path / "a.gz", *[member] * 3000)
     with pytest.raises(zlib.error, match=r"^1,0\d\d gzip members of [\d,]+ bytes"):
         GunzipReader(path).read()
 
 
 def test_many_members_of_some_kilobytes_are_one_stream(tmp_path):
-    """As bgzip writes them, which ends with an empty one."""
+    """As written by bgzip, with an empty one at the end."""
     blocks = [bytes([n % 251]) * 2000 for n in range(3000)]
     with GunzipReader(packed(tmp_path / "a.gz", *blocks, b"")) as stream:
         assert stream.read() == b"".join(blocks)

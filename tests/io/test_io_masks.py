@@ -1,4 +1,4 @@
-"""Masks out: on the scan's own grid, in its own kind of header, whole or not at all."""
+"""Writing masks: on the scan's own grid, with its kind of header, completely or not at all."""
 
 from __future__ import annotations
 

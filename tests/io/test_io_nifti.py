@@ -1,4 +1,4 @@
-"""NIfTI in: which of sform, qform and pixdim decides, number types, scaling, both versions."""
+"""Reading NIfTI: which of sform, qform and pixdim decides, number types, scaling, both versions."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def save(path: Path, array, sform=None, qform=None, version=1, **fields) -> Path
 
 
 def patched(path: Path, offset: int, numbers) -> Path:
-    """Write float32 numbers into the header of a NIfTI-1 file; nibabel would repair them on the way."""
+    """Write float32 numbers into the header of a NIfTI-1 file directly, because nibabel would repair them."""
     stored = bytearray(path.read_bytes())
     stored[offset : offset + 4 * len(numbers)] = np.array(numbers, "<f4").tobytes()
     path.write_bytes(stored)

@@ -1,4 +1,4 @@
-"""Objects that share voxels: each comes back as it was from every format that can hold them."""
+"""Objects that share voxels: each comes back unchanged from every format that can hold them."""
 
 from __future__ import annotations
 

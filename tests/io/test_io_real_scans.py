@@ -1,4 +1,4 @@
-"""The real scans: formats that hold the same patient agree, and masks lie on their scans."""
+"""Real scans: formats of the same patient agree, and masks are on their scans."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""RTSTRUCT: masks come back exactly, with holes and islands; contours of others by hand; the file; refusals."""
+"""RTSTRUCT: exact round trips, with holes and islands; other programs' contours by hand; the file; refusals."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def test_it_refers_to_every_instance_and_repeats_the_patient(tmp_path, scan):
 
 
 def test_contours_of_others_by_hand(tmp_path, scan):
-    """Two rectangles one inside the other, as separate contours: a ring; a ROI number of 0; points do not count."""
+    """Two nested rectangles as separate contours are a ring; the ROI number is 0; points do not count."""
     write_mask(scan.with_array(np.zeros((6, 7, 9), np.uint8)), tmp_path / "m.rtstruct.dcm")
 
     def rectangle(i0, i1, j0, j1, kind):

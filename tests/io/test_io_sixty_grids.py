@@ -1,4 +1,4 @@
-"""Masks on sixty grids, exact, oblique, imperfect, flipped and sheared, lie at the same place for other programs."""
+"""Masks on sixty grids (exact, oblique, imperfect, flipped, sheared) are at the same place in other programs."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_there_are_sixty():
 
 
 def mask_on(grid: Grid, **more) -> tuple[Volume, list[tuple[int, int, int]]]:
-    """A mask, and the voxels of it that are looked for: 2 to 9 at the corners of a box near those of the grid."""
+    """A mask, and those of its voxels that are looked for: 2 to 9, at the corners of a box near the grid's."""
     array = np.zeros(grid.shape, np.uint8)
     corners = list(itertools.product(*((2, n - 3) for n in grid.shape)))
     for value, corner in enumerate(corners, 2):
@@ -93,7 +93,7 @@ def test_nifti_nrrd_and_metaimage(tmp_path, axes, spacing):
 
 
 def series(folder: Path, axes: np.ndarray, spacing: tuple[float, float, float]) -> Path:
-    """A series whose files say their place with as many decimals as `axes` has."""
+    """A series whose files give their position with as many decimals as `axes` has."""
     folder.mkdir()
     lps = axes * LPS[:, None]
     if np.linalg.det(lps) < 0:
@@ -166,7 +166,7 @@ DCMQI = shutil.which("segimage2itkimage")  # of the package dcmqi, which has no 
 @pytest.mark.skipif(DCMQI is None, reason="dcmqi is not installed (pip install dcmqi): its own reader cannot be asked")
 @pytest.mark.parametrize(("axes", "spacing"), GRIDS)
 def test_dcmqi_reads_our_dicom_seg_at_the_same_place(tmp_path, axes, spacing):
-    """Its third axis is the normal of the first two: slices that lean lie beside their place there, and no farther."""
+    """Its third axis is the normal of the first two: slices that lean are shifted there, but by no more than that."""
     scan = read_volume(series(tmp_path / "ct", axes, spacing))
     mask, corners = mask_on(scan.grid, header=scan.header)
     write_mask(mask, tmp_path / "m.seg.dcm")

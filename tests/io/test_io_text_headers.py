@@ -1,4 +1,4 @@
-"""NRRD and MetaImage in: the same places and voxels as ITK reads, and headers that must not be trusted."""
+"""Reading NRRD and MetaImage: the same geometry and voxels as ITK reads, and headers that must not be trusted."""
 
 from __future__ import annotations
 
@@ -236,7 +236,7 @@ def test_voxels_in_words(tmp_path, scan_array):
         assert np.array_equal(read_volume(edited(path, old, new)).array, scan_array)
 
 
-# What a header leaves open, or says oddly
+# Headers that are incomplete or unusual
 
 
 def test_what_a_nrrd_header_leaves_open_is_remarked(tmp_path, scan_array):
@@ -273,7 +273,7 @@ def test_an_origin_that_is_none_is_refused(tmp_path, scan_array, origin):
 
 @pytest.mark.parametrize("mm", [b"1e39", b"-1e308", b"1000001"])
 def test_a_place_that_no_scanner_gives_is_refused(tmp_path, scan_array, mm):
-    """As float32, which a mask's NIfTI header holds, it would be infinite or rounded."""
+    """In the float32 of a mask's NIfTI header it would be infinite or rounded."""
     for name, head in (
         ("a.mha", META + b"Offset = 0 " + mm + b" 7\nElementDataFile = LOCAL\n"),
         ("a.nrrd", NRRD + b"space directions: (1,0,0) (0,1,0) (0,0,1)\nspace origin: (0," + mm + b",7)\n\n"),

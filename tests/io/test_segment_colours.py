@@ -1,4 +1,4 @@
-"""The default colours of objects: far apart for every kind of sight, bright on the dark page, also in the browser."""
+"""Default colours of objects: distinct for any colour vision, bright on the dark page, the same in the browser."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from voxsam.io.segments import COLOURS, in_hex
 VIEWER = Path(__file__).resolve().parents[2] / "viewer" / "src"
 LEAST_DIFFERENCE = 25.0  # CIE76; some 2 can just be seen side by side
 LEAST_CONTRAST = 4.5, 3.0  # WCAG 2.1: of text on the stage (1.4.3), of patches in the panel (1.4.11)
-# Machado, Oliveira, Fernandes 2009: what is seen of linear RGB by whom one kind of cones fails.
+# Machado, Oliveira, Fernandes 2009: linear RGB as seen without one kind of cones.
 SIGHTS = {
     "all cones": np.eye(3),
     "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
@@ -49,7 +49,7 @@ def test_no_two_colours_look_alike(sight):
 
 
 def test_the_measure_finds_what_looks_alike():
-    """A green and a dull red that few deuteranopes tell apart, and the ends of the scale."""
+    """A green and a dull red that few deuteranopes can tell apart, and the ends of the scale."""
     green_and_red = [(0, 158, 115), (170, 120, 120)]
     assert nearest(green_and_red, "deuteranopia") < 5 < LEAST_DIFFERENCE < nearest(green_and_red, "all cones")
     assert nearest([(0, 0, 0), (255, 255, 255)], "all cones") == pytest.approx(100, abs=0.1)

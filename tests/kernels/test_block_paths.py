@@ -1,4 +1,4 @@
-"""The ways through a block that a device or a caller's settings choose answer alike."""
+"""All paths through a block, chosen by device or by the caller's settings, give the same result."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def made(config=CONFIG, number: int = 0) -> FastBlock:
 @pytest.mark.parametrize("number", [0, 1])
 @pytest.mark.parametrize("grid", [(8, 8, 8), (9, 8, 5)])
 def test_autocast_on_a_cpu_without_gradients(number: int, grid: tuple[int, int, int]) -> None:
-    """A validation of `precision: bf16-mixed`: windows of 8^3, which plain products take otherwise."""
+    """As in a validation of `precision: bf16-mixed`: windows of 8^3, which otherwise go through plain products."""
     assert WIDE.window**3 >= OPEN_TOKENS
     block, x = made(WIDE, number), torch.randn(1, *grid, WIDE.width)
     with torch.no_grad():
@@ -64,7 +64,7 @@ def test_a_whole_network_under_autocast_on_a_cpu(window: int) -> None:
 def test_on_a_gpu_the_windows_go_through_together(
     number: int, few: int, calls: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two grids of 4 x 4 x 8 tokens at once, or as many windows of 8 as `few` tokens are; on a CPU as before."""
+    """Two grids of 4 x 4 x 8 tokens at once, or as many windows of 8 as make up `few` tokens; on a CPU as before."""
     block, x, counted = made(number=number), torch.randn(2, 4, 4, 8, CONFIG.width), []
     block.attention.register_forward_hook(lambda *_: counted.append(1))
     monkeypatch.setattr(module, "CHUNK_TOKENS", 24)

@@ -1,4 +1,4 @@
-"""Whatever kernel is taken, the convolution is torch's."""
+"""Whichever kernel is used, the convolution gives torch's result."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_equals_torch(channels: int, out: int, groups: int, biased: bool, grid: 
 
 
 def leave_nan_in_freed_memory() -> None:
-    """What an allocation holds that nothing was written to."""
+    """Fill memory with NaN and free it, for allocations that are then read without having been written."""
     [torch.full((1 << n,), torch.nan) for n in range(10, 22)]
 
 
@@ -43,7 +43,7 @@ def leave_nan_in_freed_memory() -> None:
 @pytest.mark.parametrize("kind", ["bf16", "autocast"])
 @pytest.mark.parametrize("convolution", [F.conv3d, F.conv_transpose3d])
 def test_gradients_of_bf16_are_numbers_on_maps_smaller_than_the_kernel(convolution, kind: str, size: int) -> None:
-    """As close to float32 as 8 bits of mantissa are; without the mode those of a depth of two are NaN, or 1e30."""
+    """As close to float32 as 8 bits of mantissa allow; without the mode, those at a depth of two are NaN or 1e30."""
     generator = torch.Generator().manual_seed(size)
     x = torch.randn(2, 32, size, 4, 2, generator=generator).bfloat16()
     weight = (torch.randn(32, 32, 3, 3, 3, generator=generator) / 30).bfloat16()

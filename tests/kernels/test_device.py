@@ -1,4 +1,4 @@
-"""Devices: the best one there is, and clear words where one is absent."""
+"""Devices: the best one available, and a clear message where one is missing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Products of linear layers: packed ones equal torch's, lower precisions err by what their bits allow."""
+"""Products of linear layers: packed ones equal torch's, lower precisions are as accurate as their bits allow."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_int8_activations_of_one_sign_or_of_one_value(x, layer):
 @needs["int8"]
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_int8_activations_are_rounded_to_the_nearest_byte(dtype):
-    """On average neither up nor down, which one product in bf16 on the way would change by half a step."""
+    """There is no bias on average; a single intermediate product in bf16 would shift it by half a step."""
     identity = nn.Linear(40, 40, bias=False)
     with torch.no_grad():
         identity.weight.copy_(torch.eye(40))
@@ -125,7 +125,7 @@ def test_what_the_machine_lacks_is_refused_and_said(monkeypatch):
 
 @pytest.mark.skipif(not packs(CPU), reason="no oneDNN")
 def test_what_the_processor_has_and_onednn_may_not_use_is_not_promised() -> None:
-    """A processor with every instruction, oneDNN kept to AVX2: bf16 would fail, bytes would be slow or saturate."""
+    """The processor has every instruction, but oneDNN is limited to AVX2: bf16 would fail, int8 be slow or saturate."""
     script = "import torch; from voxsam.kernels.linear import precisions; print(precisions(torch.device('cpu')))"
     environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)

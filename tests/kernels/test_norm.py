@@ -1,4 +1,4 @@
-"""InstanceNorm that keeps channels last is torch's: values, gradients, layout; elsewhere it is torch's own."""
+"""InstanceNorm that keeps channels last equals torch's: values, gradients, layout; elsewhere torch's own is used."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""bf16 and int8 as a user asks for them: nearly the same mask, the same parameters, and clear words otherwise."""
+"""bf16 and int8 as a user chooses them: nearly the same mask, the same parameters, clear messages otherwise."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a CUDA graph asks for, as far as a CPU can tell: what it can hold, the right streams, the weights of now."""
+"""Requirements of CUDA graphs, as far as a CPU can check them: operations, streams, and current weights."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CONFIGS = {
 
 
 class Held(TorchDispatchMode):
-    """Refuses what copies from the processor's memory to a GPU's, or waits for the GPU: no graph can hold it."""
+    """Refuses operations that copy from host to device memory or wait for the GPU: no graph can hold them."""
 
     refused = ("aten::lift_fresh", "aten::_local_scalar_dense", "aten::nonzero")
 
@@ -48,7 +48,7 @@ def test_what_cannot_be_recorded_is_seen(work) -> None:
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_every_part_of_a_click_can_be_recorded(config: ModelConfig, dtype: torch.dtype) -> None:
-    """As it is recorded: after it ran once, when tables are made that are kept."""
+    """As in a recording, it has run once before, which makes the tables that are kept."""
     network = VoxSAMNetwork(Card(name="r", config=config, preprocessing=stub_network().card.preprocessing)).eval()
     network = network.to(dtype)
     crop, points = torch.randn(1, 1, 16, 16, 16, dtype=dtype), torch.rand(1, 4, 3) * 15
@@ -70,7 +70,7 @@ def test_every_part_of_a_click_can_be_recorded(config: ModelConfig, dtype: torch
 
 
 class FakeGPU:
-    """torch.cuda as far as `record_on_gpu` uses it: which stream a thread is on, and a recording that fails."""
+    """The part of torch.cuda that `record_on_gpu` uses: each thread's current stream, and a recording that fails."""
 
     def __init__(self) -> None:
         self.on = "own"
@@ -88,7 +88,7 @@ class FakeGPU:
 
     @contextmanager
     def graph(self, graph: object, capture_error_mode: str) -> Iterator[None]:
-        """As torch.cuda.graph: ending a recording that was broken raises before it leaves its stream."""
+        """Like torch.cuda.graph: ending a failed recording raises before it leaves its stream."""
         self.on = "recording"
         yield
         raise RuntimeError("operation failed due to a previous error during capture")
@@ -120,7 +120,7 @@ def test_a_thread_is_on_its_own_stream_again_after_a_recording_that_failed(monke
 
 
 class Noted(list):
-    """An event that notes what is done with it, among other notes."""
+    """An event that adds what is done with it to a common list of notes."""
 
     def wait(self) -> None:
         self.append("wait")

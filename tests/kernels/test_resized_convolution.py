@@ -1,4 +1,4 @@
-"""The convolution of an enlarged map equals enlarging it first: values, gradients, and every kind of size."""
+"""The convolution of an enlarged map equals enlarging first: values, gradients, sizes of every kind."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_a_table_stays_where_it_is_for_a_recording_reads_it_there() -> None:
 
 
 def test_gradients_under_autocast() -> None:
-    """bf16 keeps 8 bits: both ways agree with single precision to a per cent or so."""
+    """bf16 keeps 8 bits: both ways agree with single precision to about one per cent."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, 8, 4, 5, 3, generator=generator, requires_grad=True)
     weight = torch.randn(6, 8, 3, 3, 3, generator=generator, requires_grad=True)

@@ -1,4 +1,4 @@
-"""What a GPU does before the first click, as far as a CPU can tell; and one test for a GPU."""
+"""The warm-up of a GPU before the first click, as far as a CPU can check it; and one test for a GPU."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TOLERANCE = 1e-5
 
 
 def fake_record(work: Work) -> tuple[Replay, Tensor]:
-    """As a GPU records: the answer is always in the same tensor, and a replay reads the inputs that it was given."""
+    """Like a recording on a GPU: the result is always in the same tensor, and a replay reads the inputs given to it."""
     answer = work().clone()
     return lambda: answer.copy_(work()), answer
 
@@ -157,7 +157,7 @@ def _prompt_encoders(network: VoxSAMNetwork) -> list[str]:
 def test_a_part_that_cannot_be_recorded_stays_as_it_is_and_the_others_are_replayed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The prompt encoder fails as a GPU would: then clicks need not be filled up either."""
+    """The prompt encoder fails as on a GPU: then clicks need no padding either."""
     network, prompted = stub_network(), []
     original = network.prompt_encoder.forward
 
@@ -193,7 +193,7 @@ def test_a_part_that_cannot_be_recorded_stays_as_it_is_and_the_others_are_replay
 
 
 def _always(name: str) -> object:
-    """Instead of `fastest`: every way runs, the named one is taken where there is one of that name."""
+    """In place of `fastest`: every way runs, and the one of this name is taken where there is one."""
 
     def choose(ways: dict, tolerance: float, of: str) -> str:
         answers = {way: run() for way, run in ways.items()}

@@ -1,4 +1,4 @@
-"""One model for several classes: prepared, trained, evaluated, and clicked, on bodies with two kinds of tissue."""
+"""One model for several classes: prepared, trained, evaluated and clicked, on bodies with two kinds of tissue."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_the_nearest_mean_in_units_of_the_spread_names_a_structure():
 
 @pytest.fixture(scope="module")
 def run(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A training of a few steps, which learns hardly anything; what is seen under a mask tells the tissues apart."""
+    """A training of a few steps, which learns hardly anything; the features under a mask tell the tissues apart."""
     folder = tmp_path_factory.mktemp("run")
     changes = {"phantoms": 0, "validation": open_store(store).split["validation"], "validate_every": 2, "steps": 2}
     preprocessing = open_store(store).preprocessing.model_dump(mode="json")
@@ -179,7 +179,7 @@ def test_an_evaluation_has_a_column_for_each_class(run, data, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_a_short_training_learns_to_give_what_is_clicked_and_its_name(store, tmp_path):
-    """One network, both tissues: the same click rule gives the bright ball or the dark one, and says which."""
+    """One network for both tissues: a click gives the bright ball or the dark one, and the name of its class."""
     preprocessing = open_store(store).preprocessing.model_dump(mode="json")
     changes = {"phantoms": 0, "steps": 300, "checkpoint_every": 300, "log_every": 100, "learning_rate": 2e-3}
     recipe = write(tmp_path / "recipe.yaml", preprocessing=preprocessing, **changes)

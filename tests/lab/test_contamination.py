@@ -1,4 +1,4 @@
-"""What a model was trained on is in its file, and a test on it is called none: evaluate, batch, compare."""
+"""A model's file records its training scans, and evaluate, batch and compare say if a test scan is among them."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def scored(model: Path, folder: Path) -> Evaluation:
-    """The evaluation of a painter that has the model's card."""
+    """The evaluation of a Painter with the model's card."""
     painter = Painter()
     painter.card = load_model(model, "cpu").card  # type: ignore[attr-defined]
     return evaluate(painter, find_cases(folder), SETTINGS, folder.name)
@@ -77,7 +77,7 @@ def test_a_prepared_store_lists_the_scans_that_it_was_made_of(tmp_path: Path):
 
 
 def same(folder: Path) -> None:
-    """As it is."""
+    """The scan unchanged."""
 
 
 def renamed(folder: Path) -> None:
@@ -86,7 +86,7 @@ def renamed(folder: Path) -> None:
 
 
 def resaved(folder: Path) -> None:
-    """As float32 in other axes, under another name."""
+    """The scan as float32, with other axes and another name."""
     for kind, ending in (("imagesTr", "_0000.nii.gz"), ("labelsTr", ".nii.gz")):
         path = folder / kind / f"STS_001{ending}"
         volume = read_volume(path, labels=kind == "labelsTr")
@@ -114,7 +114,7 @@ def cropped(folder: Path) -> None:
 
 
 def resampled(folder: Path) -> None:
-    """Every voxel another: by its name alone."""
+    """The scan with every voxel changed: recognised by its name alone."""
     path = folder / "imagesTr" / "STS_001_0000.nii.gz"
     volume = read_volume(path)
     write_volume(volume.with_array((volume.array // 2).astype(np.int16)), path)

@@ -1,6 +1,6 @@
-"""`voxsam prepare` and `voxsam train`, killed at random moments: nothing half written, nothing left, the same results.
+"""`voxsam prepare` and `voxsam train`, killed at random moments: nothing half written or left over, equal results.
 
-VOXSAM_KILLS is how often each is killed; docs/reliability.md has the figures of longer tries.
+VOXSAM_KILLS is how often each is killed; docs/reliability.md has the figures of longer runs.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def seconds(begun: Callable[[], bool], *words: str) -> float:
 
 
 def kill(begun: Callable[[], bool], after_s: float, *words: str) -> None:
-    """Kill a run so many seconds after it has begun to write; its children end with it."""
+    """Kill a run, with its children, this many seconds after it has begun to write."""
     process = begin(*words)
     wait_until(begun, process, time.monotonic() + PATIENCE_S)
     time.sleep(after_s)

@@ -1,6 +1,6 @@
-"""A small network with seeded values and one training step on it: what the golden numbers of test_small_golden are of.
+"""A small network with seeded values, and one training step on it: the source of test_small_golden's numbers.
 
-`python -m tests.network.small_golden` prints them anew, in float64; they change only with a reason (docs/log.md).
+`python -m tests.network.small_golden` computes and prints them in float64; they change only for a reason (docs/log.md).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SIDES = (32, 24, 40)  # no multiple of the window on two axes
 
 
 def golden_network(profile: str) -> VoxSAMNetwork:
-    """TINY at half its width in the arithmetic of a profile; each tensor a sine of its own, whatever torch draws."""
+    """TINY at half its width in the arithmetic of a profile; each tensor is a sine of its own, not drawn by torch."""
     config = TINY.in_profile(profile).model_copy(  # type: ignore[arg-type]
         update={"size": "golden", "width": 64, "depth": 4, "adapter_width": 32, "crop": 32}
     )
@@ -45,7 +45,7 @@ def golden_inputs() -> tuple[Tensor, Tensor, Tensor]:
 
 
 def measure(network: VoxSAMNetwork) -> dict[str, list[float] | dict[str, float]]:
-    """Samples of features, logits and of the gradient's norm, tensor by tensor, of one cross-entropy.
+    """Samples of features and logits, and the norm of each tensor's gradient, for one cross-entropy.
 
     In the precision of the network: float64 gives the same numbers on every processor.
     """

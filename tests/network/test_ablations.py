@@ -1,4 +1,4 @@
-"""VoxSAM with one part of its design changed: counts, what is kept for the next click, files, sessions, training."""
+"""VoxSAM with one part of the design changed: counts, what is kept for the next click, files, sessions, training."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LEARNING = ("positional", "levels 1 and 4", "all levels", "marks at levels 2 and
 
 @pytest.fixture(params=ABLATIONS)
 def network(request: pytest.FixtureRequest) -> VoxSAMNetwork:
-    """Each variant, random in every tensor, so that no click leaves the answer as it is."""
+    """Each variant, random in every tensor, so that every click changes the result."""
     made = ablated(request.param)
     for parameter in made.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
@@ -42,7 +42,7 @@ def shapes_only(**changes: object) -> VoxSAMNetwork:
         return VoxSAMNetwork(Card(name="x", config=config, preprocessing=RELEASED["kits"]))
 
 
-# What there is
+# Parts
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_what_does_not_fit_together_is_refused(fields: dict[str, object], said: 
         ModelConfig.model_validate({**TINY.model_dump(), "marks": False, **fields})
 
 
-# What it computes
+# Results
 
 
 def test_the_next_click_needs_the_prompted_levels_and_the_static_part_alone(network: VoxSAMNetwork):
@@ -121,7 +121,7 @@ def test_the_next_click_needs_the_prompted_levels_and_the_static_part_alone(netw
 
 @pytest.mark.parametrize("levels", [(1, 4), (2, 4), (1, 2, 3, 4)])
 def test_each_level_is_changed_by_its_own_looks_and_prompt_encoder(levels: tuple[int, ...]):
-    """Against the sum written out; the shares of the levels that are not prompted stay as they are."""
+    """Against the sum written out; the contributions of levels that are not prompted do not change."""
     network = ablated(prompt_levels=levels)
     crop, points = torch.randn(1, 1, 16, 16, 16), torch.tensor([[[3.0, 9.0, 12.0]]])
     width = network.config.feature_width
@@ -181,7 +181,7 @@ def test_a_file_holds_it_and_a_session_keeps_what_its_next_click_needs(network: 
 
 
 def test_a_look_of_several_levels_prompts_another_crop():
-    """The seam that the session follows a mask by: prompt features of one crop, at all prompted levels, in the next."""
+    """As when a session follows a mask: prompt features of one crop, at all prompted levels, are used in the next."""
     network, stub = ablated("levels 1 and 4"), lesson().stub
     model_grid = network.card.preprocessing.model_grid(stub.scan.grid)
     at = model_grid.world_to_index(stub.scan.grid.index_to_world([stub.click]))
@@ -218,7 +218,7 @@ def test_each_learns_the_crop_of_a_phantom_and_a_session_shows_it(name: str):
 @pytest.mark.filterwarnings("ignore:You are trying to `self.log")
 @pytest.mark.parametrize("name", ABLATIONS)
 def test_every_parameter_has_a_gradient_and_every_part_is_clipped(name: str):
-    """As DDP wants it; with clicks that are corrected, padding among them."""
+    """As DDP requires; with correcting clicks, some of them padding."""
     network = ablated(name).train()
     fields = {"name": "x", "steps": 1, "clip": "parts", "gradient_clip": 1e-3, "corrected": 1.0, "corrections": 2}
     settings = {"model": network.config, "preprocessing": network.card.preprocessing, **fields}

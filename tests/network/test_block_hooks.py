@@ -1,4 +1,4 @@
-"""The hooks of a block: each sees the whole grid at its place, on every path through a block."""
+"""The hooks of a block: on every path through it, each sees the whole grid at its place."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TOLERANCE = 1e-5
 
 
 class Noting(BlockHook):
-    """Notes the calls and adds to each place a number of its own, another for each token."""
+    """Notes the calls, and adds a number that differs by place and token."""
 
     places = ("before_attention", "after_attention", "before_mlp", "after_mlp", "after_block")
 
@@ -53,7 +53,7 @@ class Noting(BlockHook):
 
 
 class Shifted(BlockHook):
-    """Adds to query and value, not to key, what it finds in the normed token."""
+    """Adds something computed from the normed token to query and value, but not to key."""
 
     between = False
 
@@ -66,7 +66,7 @@ KIND: dict[str, type[Block]] = {}
 
 @pytest.fixture(autouse=True, params=[Block, FastBlock])
 def _kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every test has the block as it is, and the fast one, in several chunks of which the last is not full."""
+    """Every test runs on the block as it is, and on the fast one, in several chunks of which the last is not full."""
     monkeypatch.setitem(KIND, "block", request.param)
     monkeypatch.setattr(kernels, "CHUNK_TOKENS", 24)
 
@@ -87,7 +87,7 @@ def tokens() -> Tensor:
 @pytest.mark.parametrize("number", [0, 1])
 @pytest.mark.parametrize("gradients", [True, False])
 def test_each_place_is_reached_in_order_and_adds_what_it_says(config, number: int, gradients: bool) -> None:
-    """By a block without hooks, whose two halves are distinguished by an mlp that is made 0."""
+    """Against a block without hooks, whose two halves are told apart by setting its mlp to 0."""
     hook, x = Noting(), tokens()
     block, plain = make(hook, number, config), make(NoAdapter(), number, config)
     attention_alone = make(NoAdapter(), number, config)
@@ -132,7 +132,7 @@ def test_a_block_leaves_the_tokens_that_it_is_given_as_they_are() -> None:
 
 
 def test_every_design_that_acts_between_attention_and_the_end_says_so() -> None:
-    """`between` is said, not found out: what does not say it is safe, and what denies it has no such method."""
+    """`between` is declared, not detected: a design without it is safe, and one that denies it has no such method."""
     acting = ("after_attention", "before_mlp", "after_mlp")
     assert BlockHook.between
     for name, kind in ADAPTERS.items():

@@ -1,4 +1,4 @@
-"""Conditioning: the prediction agrees with every click, nearby and where it looks alike, and nowhere else."""
+"""Conditioning: the prediction changes to agree with every click nearby and where it looks alike, and nowhere else."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ POSITIVE, NEGATIVE, PADDING = 1, 0, -1
 
 
 def answer(value: float) -> torch.Tensor:
-    """Logits whose difference, tumour less background, is `value` everywhere."""
+    """Logits whose difference, tumour minus background, is `value` everywhere."""
     logits = torch.zeros(1, 2, *SHAPE)
     logits[:, 1] = value
     return logits
@@ -66,7 +66,7 @@ def test_a_later_click_keeps_the_earlier_ones() -> None:
 
 
 def test_a_negative_click_beside_a_positive_one_leaves_what_lies_farther_off() -> None:
-    """At the border of what was clicked: its voxel leaves the mask, and the rest stays."""
+    """At the border of the clicked structure: its voxel leaves the mask, and the rest stays."""
     fused = torch.ones(1, 3, *SHAPE)
     points = clicks((5, 4, 6, POSITIVE), (5, 4, 8, NEGATIVE))
     wide = Conditioning(reach=7.0, likeness=1.0, margin=5.0)
@@ -84,7 +84,7 @@ def test_padding_and_points_outside_the_crop_change_nothing() -> None:
 
 
 def test_a_coarser_fusion_grid_lies_corner_on_corner() -> None:
-    """Voxels (0, 0, 0) and the last one are on both grids: a click there is met exactly."""
+    """The first and the last voxel are on both grids: a click there is matched exactly."""
     fused = torch.ones(1, 3, 4, 4, 4)
     for corner in ((0, 0, 0), (11, 9, 13)):
         out = difference(condition(answer(-2), fused, *clicks((*corner, POSITIVE)), SETTINGS))

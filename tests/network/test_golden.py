@@ -1,6 +1,6 @@
-"""The released code's own answers: features, prompted features, logits, masks, gradients and a whole scan.
+"""The released code's own results: features, prompted features, logits, masks, gradients and a whole scan.
 
-Slow, for ViT-B is encoded; `.ci/run` runs those of features and clicks. test_small_golden.py has a small network's.
+Slow, because ViT-B is encoded; `.ci/run` runs those of features and clicks. test_small_golden.py has a small network.
 
 Tolerances: float32 sums of a few thousand terms in another order differ by about 1e-5; gradients by 1e-3 relative.
 """

@@ -1,4 +1,4 @@
-"""Marks: a click changes the tokens about it, by the weights with which they would be sampled there."""
+"""Marks: a click changes the tokens around it, by the weights with which they would be sampled there."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ GRID, CROP = (4, 3, 5), (16, 12, 20)
 
 
 def marking(network: VoxSAMNetwork | None = None) -> VoxSAMNetwork:
-    """The stub with marks, whose vectors are random."""
+    """The stub network with marks of random vectors."""
     network = stub_network() if network is None else network
     config = network.config.model_copy(update={"marks": True})
     torch.manual_seed(1)
@@ -49,7 +49,7 @@ def test_marks_by_hand() -> None:
 
 @pytest.mark.parametrize("label", [0, 1])
 def test_a_click_acts_where_it_was_made(label: int) -> None:
-    """Two points that look the same but lie elsewhere: with marks the answers differ, without they do not."""
+    """Two points that look the same at different places: with marks the results differ, without they do not."""
     torch.manual_seed(2)
     crop = torch.randn(1, 1, 16, 16, 16)
     labels = torch.tensor([[label]])

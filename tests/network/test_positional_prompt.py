@@ -1,4 +1,4 @@
-"""Positional prompts: places by hand, SAM's own two-way transformer with the same weights, what a click does."""
+"""Positional prompts: places by hand, SAM's own two-way transformer with the same weights, the effect of a click."""
 
 from __future__ import annotations
 

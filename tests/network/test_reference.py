@@ -1,4 +1,4 @@
-"""VoxSAM's network equals the reference implementation, bare and with its kernels: values, and every gradient.
+"""VoxSAM's network equals the reference implementation, with and without its kernels: values, and every gradient.
 
 The configurations are chosen to break a fold: grids that are no multiple of the window, crops with three different
 sides, one window or less per axis, patches finer and coarser than the stride, long tables of relative positions.
@@ -182,7 +182,7 @@ def test_gradients_agree_in_single_precision():
 
 
 def gradients(network: VoxSAMNetwork, shape: tuple[int, int, int]) -> dict[str, Tensor]:
-    """Of every parameter that a loss on the logits reaches; the loss weighs each voxel by a number of its own."""
+    """The gradient of every parameter that a loss on the logits reaches; the loss weights every voxel differently."""
     crops, points = crops_and_points(shape)
     weights = torch.randn(2, 2, *shape, generator=torch.Generator().manual_seed(2))
     dtype = next(network.parameters()).dtype
@@ -227,7 +227,7 @@ def test_a_grid_first_used_in_inference_mode_can_be_trained_on():
     network(crops, points).sum().backward()
 
 
-# The reference implementation itself, against answers known beforehand
+# The reference implementation itself, against results known in advance
 
 
 def test_the_mask_of_one_axis_by_hand():

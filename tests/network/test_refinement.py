@@ -1,4 +1,4 @@
-"""The refinement head: its click maps, how it starts, and that it hears clicks and a previous mask."""
+"""The refinement head: its click maps, its initial state, and the effect of clicks and a previous mask."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ def network(seed: int = 0, **fields) -> VoxSAMNetwork:
 
 
 def stirred(net: VoxSAMNetwork) -> VoxSAMNetwork:
-    """The same with weights of no kind: a fresh head adds nothing, so that nothing could be seen of it."""
+    """The same with random weights: a fresh head adds nothing, so that none of its effects could be seen."""
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.copy_(torch.randn_like(parameter) * 0.2)
@@ -42,7 +42,7 @@ def blobs() -> torch.Tensor:
 
 
 def test_what_looks_like_a_click_and_what_of_it_hangs_together_with_it():
-    """Both cubes look alike; the one that was not clicked is joined to the click through what lies between only."""
+    """Both cubes look alike; the one that was not clicked is joined to the click only by what lies between them."""
     alike, joined = similarity_maps(blobs(), torch.tensor([[[5.5, 5.5, 5.0]]]), torch.tensor([[1]]), (0.5,))[0, :2]
     between = torch.tensor(-1 / (2 * 0.5**2)).exp()
     assert alike[5, 5, 5] > 0.98 and alike[5, 5, 17] > 0.98 and alike[0, 0, 0] < 0.2

@@ -1,4 +1,4 @@
-"""Tokens of slices are SAM's own encoder, slice by slice, as transformers' SamModel with the same weights shows."""
+"""Tokens of slices come from SAM's own encoder, slice by slice: as from transformers' SamModel with equal weights."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The golden numbers of a small seeded network, which need no file but the one beside: values, loss, every gradient.
+"""Golden numbers of a small seeded network, from the file beside this one: values, loss, every gradient.
 
-They were computed in float64 by the code of the commit before kernels/ left network/: anybody's CI can check them.
+They were computed in float64 by the code of the commit before kernels/ left network/. Any CI can check them.
 In float32 values hold to 1e-4; single gradients, sums that cancel, differ by some percent from processor to processor.
 """
 

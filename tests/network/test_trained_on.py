@@ -1,4 +1,4 @@
-"""What a model's card says that it was trained on: kept in its file, and joined with what its start had seen."""
+"""A model's card lists its training scans: kept in its file, and merged with those of the model it started from."""
 
 from voxsam.testing import stub_network
 from voxsam.weights.checkpoint import load_model, save_model

@@ -1,4 +1,4 @@
-"""What fine-tuning changes: the tuned names, the paper's counts, and the hash of the frozen rest."""
+"""What fine-tuning changes: the names of tuned tensors, the paper's counts, and the hash of the frozen rest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One server for all tests of the page; skipped only where a browser or the built page is absent."""
+"""One server for all tests of the page, which are skipped only if the browser or the built page is missing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Make the moving picture of the README: a scan is dropped, clicked, masked: python -m tests.page.moving_picture
+"""Make the README's animation of a scan that is dropped and clicked: python -m tests.page.moving_picture
 
 Everything on it is generated: no patient is shown.
 """
@@ -33,7 +33,7 @@ DROP = """async ([name, data]) => {
 
 
 class Film:
-    """Pictures of the page with a pointer drawn on them, and how long each is shown."""
+    """Pictures of the page with a pointer drawn on them, and how long each of them is shown."""
 
     def __init__(self, viewer: Viewer) -> None:
         self.viewer = viewer

@@ -1,4 +1,4 @@
-"""A server with the page, and a browser to look at it with; for the tests of the page and its pictures."""
+"""A server with the page, and a browser to view it, for the tests of the page and its pictures."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 STATIC = Path(__file__).resolve().parents[2] / "src" / "voxsam" / "server" / "static"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-# WebGL2 without a graphics card; and no traffic of the browser's own.
+# WebGL2 without a graphics card, and no traffic by the browser itself.
 CHROMIUM_ARGUMENTS = [
     "--headless",
     "--no-sandbox",
@@ -52,7 +52,7 @@ serve(Settings(state=Path(state), port=int(port), project=Path(project), learn_c
 
 
 class Server:
-    """`voxsam serve` in a process of its own; `start` after `stop` is the same server once more."""
+    """`voxsam serve` in a process of its own; `start` after `stop` starts the same server again."""
 
     def __init__(self, state: Path, *folders: Path) -> None:
         with socket.socket() as free:
@@ -119,7 +119,7 @@ def chromium() -> Iterator[Any]:
 
 
 class ProjectServer(Server):
-    """The same of a project, in which `learns`, a program in Python that is given the project, is what learns."""
+    """A server with a project, in which `learns`, a Python program that is given the project, does the learning."""
 
     def __init__(self, state: Path, project: Path, learns: str = "") -> None:
         super().__init__(state)
@@ -128,7 +128,7 @@ class ProjectServer(Server):
 
 
 class Viewer:
-    """The page in a tab, with what tests do to it. It notes what must not happen: errors, and requests elsewhere."""
+    """The page in a tab, with actions for tests. It notes what must not happen: errors, and requests elsewhere."""
 
     def __init__(
         self, browser: Any, address: str, view: dict[str, int] = VIEW, touch: bool = False, **options: Any
@@ -152,7 +152,7 @@ class Viewer:
             self.faults.append(f"request: {request.url}")
 
     def go(self) -> Viewer:
-        """Load the page. Fails in the page's own words, at once, if it cannot begin."""
+        """Load the page. If it cannot start, fail at once with the page's own message."""
         answer = self.page.goto(self.address)
         assert answer is not None and answer.ok, f"{self.address} is no page (status {answer and answer.status})"
         self.page.wait_for_selector("#welcome:not([hidden]), #problem:not([hidden])")
@@ -182,7 +182,7 @@ class Viewer:
         self.opened()
 
     def drop(self, path: Path) -> None:
-        """Drop a file or a folder on the stage, as out of the system's file manager."""
+        """Drop a file or a folder on the stage, as from the system's file manager."""
         stage = self.page.locator("#stage").bounding_box()
         assert stage is not None
         place = {"x": stage["x"] + stage["width"] / 2, "y": stage["y"] + stage["height"] / 2}
@@ -253,7 +253,7 @@ class Viewer:
         return matplotlib.image.imread(io.BytesIO(png))[..., :3]
 
     def labels(self) -> NDArray[np.uint8]:
-        """What is drawn, in the order of the scan's own array: read voxel by voxel, as the read-out does."""
+        """The labels drawn, in the order of the scan's own array: read voxel by voxel, like the read-out."""
         script = """() => {
             const {viewer} = voxsam, [ni, nj, nk] = viewer.orientation.shape, out = [];
             for (let k = 0; k < nk; k++) for (let j = 0; j < nj; j++) for (let i = 0; i < ni; i++)

@@ -1,4 +1,4 @@
-"""The page in a browser: a scan is opened, clicked, corrected, saved; the work outlives a reload and the server."""
+"""The page in a browser: open a scan, click, correct, save; the work survives a reload and a restart of the server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Jobs of a reader on the page: a mask finished by hand, objects, diameters, marks, series, two tabs."""
+"""Tasks of a reader on the page: a mask finished by hand, objects, diameters, marks, series, two tabs."""
 
 from __future__ import annotations
 
@@ -290,7 +290,7 @@ def test_a_large_scan_comes_coarse_first_and_is_whole_in_the_end(viewer: Viewer,
 
 
 def _worst(errors: dict[bool, NDArray[Any]], spacing_mm: NDArray[Any]) -> tuple[bool, tuple[int, int, int]]:
-    """Whether the largest error in one piece is something that lacks, and its deepest voxel."""
+    """Whether the largest connected error is missing from the mask (or wrong in it), and its deepest voxel."""
     found = []
     for add, error in errors.items():
         parts, _ = ndimage.label(error)
@@ -303,7 +303,7 @@ def _worst(errors: dict[bool, NDArray[Any]], spacing_mm: NDArray[Any]) -> tuple[
 
 
 def _worst_outline(errors: dict[bool, NDArray[Any]]) -> tuple[bool, list[tuple[float, float, int]]]:
-    """Whether the largest error in one piece of an axial slice is something that lacks, and a line round it."""
+    """Whether the largest connected error in an axial slice is missing from the mask, and a line around it."""
     found = []
     for add, error in errors.items():
         parts, _ = ndimage.label(error, ndimage.generate_binary_structure(3, 1) & (np.arange(3) == 1))
@@ -336,7 +336,7 @@ def test_a_tumour_is_brought_to_dice_095_within_10_clicks_and_15_strokes(
         return {True: truth & ~mask, False: mask & ~truth}
 
     def improved(act: Callable[[], None], before: float) -> float:
-        """The Dice after an action, which is taken back if it made the mask worse."""
+        """The Dice after an action, which is undone if it made the mask worse."""
         viewer.answered(act)
         if (after := dice()) >= before:
             return after

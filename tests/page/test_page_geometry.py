@@ -1,4 +1,4 @@
-"""What is clicked on the screen is the voxel of the file that is drawn there; in every plane, oblique and flipped."""
+"""A click on the screen is on the voxel of the file that is drawn there, in every plane, oblique and flipped."""
 
 from __future__ import annotations
 

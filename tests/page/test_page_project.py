@@ -1,4 +1,4 @@
-"""A project in the page: scans are worked through by keys, the offer is taken and gone back from, a case forgotten."""
+"""A project in the page: scans are worked through by keys, an offer is accepted and reverted, a case is forgotten."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from voxsam.project import Project
 pytestmark = pytest.mark.slow
 
 AXE = Path(__file__).resolve().parents[2] / "viewer" / "node_modules" / "axe-core" / "axe.min.js"
-# The real thing, as if what is learned needed 3 clicks, the start 5: the network is too small to learn in a test.
+# Real learning, but learned models need 3 clicks and the start 5: the network is too small to learn in a test.
 LEARNS = """
 import sys
 from voxsam.lab.learning import learn
@@ -29,7 +29,7 @@ learn(Project(sys.argv[1]), steps=2, low_priority=False, log=lambda line: print(
 
 @pytest.fixture
 def project(tmp_path: Path) -> Project:
-    """Six scans, the last two of which have masks that were made elsewhere."""
+    """Six scans, the last two of them with masks from elsewhere."""
     write_scans(tmp_path / "scans", 6)
     found = Project.new(tmp_path / "sarcomas", tmp_path / "scans", str(start_model(tmp_path / "first.safetensors")))
     for seed in (4, 5):

@@ -1,4 +1,4 @@
-"""How a scan is read on the page: window, slices, zoom, ruler, styles, touch, recent scans, cancelling, access."""
+"""Reading a scan on the page: window, slices, zoom, ruler, styles, touch, recent scans, cancelling, accessibility."""
 
 from __future__ import annotations
 
@@ -334,7 +334,7 @@ def test_axe_finds_nothing(viewer: Viewer, server: Server, phantoms: Path, tmp_p
     check("a problem")
     page.click("#another")
     check("recent scans")
-    # The rule can fail: a button without a name is found.
+    # The check can fail: it finds a button without a name.
     page.evaluate("document.getElementById('undo').textContent = ''")
     with pytest.raises(AssertionError, match="button-name"):
         check("planted")

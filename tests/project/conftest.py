@@ -1,4 +1,4 @@
-"""A project of three small scans on anisotropic, oblique grids, and what their readers would give."""
+"""A project of three small scans on anisotropic, oblique grids, and the input that readers would give."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CASES = ("a", "b", "deep__c")
 
 @pytest.fixture(scope="session")
 def given() -> dict[str, StubScan]:
-    """What each case is."""
+    """The scan, mask and click of each case."""
     return {case: stub_scan(seed) for seed, case in enumerate(CASES)}
 
 

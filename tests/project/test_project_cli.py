@@ -1,4 +1,4 @@
-"""`voxsam project`, as it is typed: each command on one project, and what it says of wrong input."""
+"""`voxsam project`, as typed: each command on one project, and its messages for wrong input."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a project gives to other programs and takes from them, and two readers compared."""
+"""A project's export to other programs and import from them, and the comparison of two readers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from voxsam.volume import Volume
 
 @pytest.fixture
 def masks(given, tmp_path: Path) -> Path:
-    """What somebody else labelled: names in other ways, values 2 and 3, and a file of no scan."""
+    """Labels from elsewhere: differing file names, values 2 and 3, and a file that belongs to no scan."""
     folder = tmp_path / "masks"
     folder.mkdir()
     for case, name in zip(CASES, ("A_seg.nii.gz", "b.nrrd", "deep__c.mha"), strict=True):
@@ -111,7 +111,7 @@ def test_clicks_come_from_reports_and_readings(given, tmp_path):
 
 
 def test_two_readers_differ_where_they_were_made_to(tmp_path, model):
-    """Voxels of 1 x 2 x 5 mm: 0.01 mL each. One reader has a block more, the other another one and a single voxel."""
+    """Voxels of 1 x 2 x 5 mm, 0.01 mL each. One reader has an extra block, the other another one and a single voxel."""
     grid = Grid.from_spacing((30, 24, 16), (1, 2, 5), axes="LPS")
     (tmp_path / "scans").mkdir()
     scan = Volume(np.random.default_rng(0).integers(0, 100, grid.shape).astype(np.int16), grid, "CT")

@@ -1,4 +1,4 @@
-"""A project's folder: plain files, whole after any crash, shared by several; a case is forgotten without a trace."""
+"""A project's folder: plain files, intact after any crash, shared by several users; cases forgotten without a trace."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from voxsam.prompts import Point
 
 
 def work(project: Project, given, case: str, **more):
-    """Do a case with its true mask and one click."""
+    """Finish a case with its true mask and one click."""
     scan = given[case]
     click = Point.at_index(scan.scan.grid, scan.click)
     return project.done(case, scan.truth, [click], **more)
@@ -152,7 +152,7 @@ def test_a_folder_that_is_none_and_one_that_is_taken(project, tmp_path, scans):
 
 @pytest.mark.parametrize("crash", range(7))
 def test_done_is_whole_or_not_at_all_wherever_it_is_cut_off(project, given, monkeypatch, crash):
-    """Killed before the n-th rename or appended line, then opened again: the old reading, or all of the new one."""
+    """Killed before the n-th rename or appended line, then reopened: the old reading, or all of the new one."""
     work(project, given, "a", seconds=1)
     first = project.mask_path("a", "reader").read_bytes()
     calls = iter(range(100))
@@ -195,7 +195,7 @@ def test_a_line_that_was_cut_off_harms_no_other(project):
 
 @pytest.mark.parametrize("name", ["../../outside", "*", "a/b", "a\nb", "\u202ea", "x" * 201, "\udcff", ""])
 def test_no_name_leads_out_of_the_folder_or_stands_for_several(project, given, name):
-    """In what readers say, and in the files of a project that came from somebody else."""
+    """In input by readers, and in the files of a project from somebody else."""
     work(project, given, "a")
     outside = project.folder.parent / "outside.nii.gz"
     outside.write_bytes(b"of somebody")

@@ -1,4 +1,4 @@
-"""The order of the work: as listed, or the scan first that an automatic model is least sure of."""
+"""The order of the work: as listed, or first the scan that an automatic model is least sure of."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""examples/one_click.ipynb runs as it stands, and what it says it gave is what it gives."""
+"""examples/one_click.ipynb runs as it is, and its stored output is what it gives."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TOLERANCE_ML = 5.0  # the mask may change a little from one processor to the nex
 
 
 def _run(source: str, names: dict) -> object:
-    """What a notebook's cell gives: the value of its last line, if that is an expression."""
+    """The output of a notebook cell: the value of its last line, if that is an expression."""
     lines = ast.parse(source).body
     last = lines.pop() if isinstance(lines[-1], ast.Expr) else None
     exec(compile(ast.Module(lines, []), "cell", "exec"), names)

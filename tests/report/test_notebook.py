@@ -1,4 +1,4 @@
-"""What a notebook shows: planes to scale, the mask and the clicks where they are; the viewer's own voxels."""
+"""Display in a notebook: planes to scale, mask and clicks in the right places; the voxels for the viewer."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def pixels(shown) -> np.ndarray:
 
 
 def panels(shown) -> list[np.ndarray]:
-    """Axial, coronal, sagittal: the picture in three, without the line of words."""
+    """The axial, coronal and sagittal parts of the picture, without the line of text."""
     image = pixels(shown)[: int(0.925 * SIZE_INCHES[1] * DPI)]
     return np.array_split(image, 3, axis=1)
 
 
 def extent(image, colour, tolerance=30) -> np.ndarray:
-    """(height, width) of the pixels of about a colour; 0 if there is none."""
+    """(height, width) of the extent of pixels of about this colour; 0 if there are none."""
     at = np.argwhere(np.abs(image - colour).max(-1) < tolerance)
     return np.ptp(at, axis=0) if len(at) else np.zeros(2)
 

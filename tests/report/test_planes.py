@@ -1,4 +1,4 @@
-"""Planes for display: the patient's left at the viewer's right, sizes in mm, whatever the order of the array's axes."""
+"""Planes for display: the patient's left on the viewer's right, sizes in mm, whatever the array's axis order."""
 
 from __future__ import annotations
 

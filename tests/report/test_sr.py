@@ -1,4 +1,4 @@
-"""The DICOM SR of a mask's measures, read back by highdicom and compared with the mask itself."""
+"""The DICOM SR of a mask's measurements, read back by highdicom and compared with the mask itself."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def block(scan: Volume, low: tuple[int, int, int], high: tuple[int, int, int]) -
 
 
 def read(path: Path):
-    """The document, the groups of volumes and those of diameters."""
+    """The document, its volume groups and its diameter groups."""
     document = hd.sr.srread(path)
     report = document.content
     return document, report.get_volumetric_roi_measurement_groups(), report.get_image_measurement_groups()

@@ -1,4 +1,4 @@
-"""Surfaces as STL: where the object lies in the patient, closed, outward, one solid each."""
+"""Surfaces as STL: at the object's place in the patient, closed, facing outward, one solid per object."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Servers to talk to: a real uvicorn on a free port of this machine, with a model of random weights."""
+"""Servers for the tests: a real uvicorn on a free local port, with a model of random weights."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from voxsam.testing import stub_network, stub_scan
 
 @pytest.fixture(scope="session")
 def network():
-    """A small model: real answers, random weights."""
+    """A small model with random weights."""
     return stub_network()
 
 
@@ -24,7 +24,7 @@ def phantom():
 
 @pytest.fixture(scope="session")
 def scans(tmp_path_factory, phantom):
-    """A folder to serve, with the phantom in it, and one below."""
+    """A folder to serve, with the phantom in it and in a subfolder."""
     folder = tmp_path_factory.mktemp("scans")
     write_volume(phantom.scan, folder / "ct.nii.gz")
     (folder / "other").mkdir()

@@ -1,4 +1,4 @@
-"""Three hundred malformed requests and files, made from one seed: what a broken client or a bad one might send."""
+"""Three hundred malformed requests and files from one seed, as a broken or malicious client might send them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ COUNT = 300
 
 @dataclass(frozen=True)
 class Bad:
-    """A request that must be refused; with `file` that is uploaded first, and then opened. `raw`: sent as it stands."""
+    """A request that must be refused. `file`: it is uploaded first, and then opened. `raw`: sent as is."""
 
     what: str
     method: str = "GET"
@@ -34,7 +34,7 @@ Maker = Callable[[np.random.Generator, str], Bad]
 
 
 def three_hundred(seed: int, session: str) -> Iterator[Bad]:
-    """Each maker in turn, with numbers of its own. `session` is the id of one that is open."""
+    """Use each maker in turn, with random numbers of its own. `session` is the id of an open session."""
     rng = np.random.default_rng(seed)
     for number in range(COUNT):
         yield MAKERS[number % len(MAKERS)](rng, session)
@@ -44,7 +44,7 @@ def three_hundred(seed: int, session: str) -> Iterator[Bad]:
 
 
 def _garbage_head(rng, session) -> Bad:
-    """Bytes of a request with some of them changed, or none of HTTP at all."""
+    """A request with some of its bytes changed, or bytes that are not HTTP at all."""
     head = bytearray(f"GET /api/info HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {KEY}x\r\n\r\n".encode())
     for at in rng.integers(0, len(head) - 4, 6):
         head[at] = rng.choice([0, 10, 13, 58, 127, 255])
@@ -182,14 +182,14 @@ def _broken_header(rng, session) -> Bad:
 
 
 def _huge(rng, session) -> Bad:
-    """A header that declares far more than any memory holds, over next to nothing."""
+    """A header that declares far more than any memory can hold, with almost no data."""
     data = _nifti(rng)
     struct.pack_into("<3h", data, 42, *rng.choice([32767, 30000, 20000], 3))
     return Bad("huge dimensions", file=("ct.nii.gz", gzip.compress(data)))
 
 
 def _bomb(rng, session) -> Bad:
-    """Little that unpacks to much: within what a deflate stream can hold, beyond what this server reads."""
+    """A little data that unpacks to very much: possible for a deflate stream, but more than this server reads."""
     data = _nifti(rng)
     struct.pack_into("<3h", data, 42, 512, 512, 100)
     return Bad("a gzip bomb", file=("ct.nii.gz", gzip.compress(bytes(data) + bytes(512 * 512 * 100 * 2), 1)))

@@ -1,4 +1,4 @@
-"""A server in a thread, and what a client does with its answers."""
+"""A server in a thread, and how a client handles its answers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ WAIT_S = 20.0
 
 @contextmanager
 def running(settings: Settings, model, headers: dict[str, str] | None = None) -> Iterator[httpx.Client]:
-    """A client of a server that runs as long as the block; `client.service` is the server's inside."""
+    """A client of a server that runs as long as the block; `client.service` is the server's internal state."""
     app = make_app(settings, model, protocols=PROTOCOLS)
     server = make_server(app, settings, port=0)
     server.config.timeout_graceful_shutdown = 2
@@ -47,7 +47,7 @@ def running(settings: Settings, model, headers: dict[str, str] | None = None) ->
 
 @contextmanager
 def served(place: Path, *options: str) -> Iterator[tuple[subprocess.Popen, str]]:
-    """`voxsam serve` of `place`/scans with the model `place`/stub.safetensors in a process; its address."""
+    """Run `voxsam serve` with `place`/scans and the model `place`/stub.safetensors in a process; yields its address."""
     known = ["--port", "0", "--model", str(place / "stub.safetensors"), "--state", str(place / "state")]
     command = [sys.executable, "-m", "voxsam.cli", "serve", str(place / "scans"), *known, "--threads", "1", *options]
     environment = {**os.environ, "TMPDIR": str(place / "tmp")}
@@ -99,12 +99,12 @@ def labels_of(answer: dict) -> np.ndarray:
 
 
 def paste(mask: np.ndarray, answer: dict) -> None:
-    """What a client does with an answer: put the labels of the box where they belong."""
+    """Put the labels of an answer's box where they belong, as a client does."""
     mask[box_of(answer)] = labels_of(answer)
 
 
 def error_of(answer: httpx.Response) -> dict:
-    """The error of a refusal, checked for its form: one line, three parts, nothing of the inside."""
+    """The error of a refusal, checked for its form: one line, three parts, no internals."""
     error = answer.json()["error"]
     assert set(error) == {"message", "given", "expected", "remedy"}, error
     assert answer.json()["detail"] == error["message"]

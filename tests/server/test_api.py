@@ -1,4 +1,4 @@
-"""The API over real HTTP: what a client sees is what a session of its own would give, and it outlives the server."""
+"""The API over real HTTP: a client gets what a session of its own would give, and the work outlives the server."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def test_slices_come_coarse_first_each_once(count, nbytes):
     steps = np.diff(order[:first])
     assert (steps == steps[:1]).all() and (first == count or order[first - 1] + steps[0] >= count)  # spread over all
     assert count * nbytes <= COARSE_BYTES or first < count or count < 2 * COARSE_SLICES
-    # What is here is never further than a step from what is not.
+    # A slice that is missing is never further than one step from one that is there.
     for here in range(first, count, 50):
         assert np.diff(np.sort(order[:here])).max() <= steps[0]
 

@@ -1,4 +1,4 @@
-"""Eight clients at once: every answer is what the client alone would get; one that is killed leaves its place."""
+"""Eight clients at once: each gets what it would get alone; one that is killed gives its place back."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from voxsam.volume import Volume
 
 CLIENTS, CLICKS = 8, 4
 
-# A client in a process of its own: it says when it has clicked, and listens and clicks until it is killed.
+# A client in a process of its own: it reports its first click, then listens and clicks until it is killed.
 CLIENT = """
 import sys, httpx
 with httpx.Client(base_url=sys.argv[1], timeout=60) as client:
@@ -34,7 +34,7 @@ with httpx.Client(base_url=sys.argv[1], timeout=60) as client:
 
 @pytest.fixture(scope="module")
 def eight(tmp_path_factory):
-    """A folder with a scan of its own for every client, and the scans as they are read from there."""
+    """A folder with a scan for every client, and the scans as they are read from there."""
     folder, scans = tmp_path_factory.mktemp("eight"), []
     for number in range(CLIENTS):
         scan = stub_scan(number).scan
@@ -50,7 +50,7 @@ def places(number: int) -> list[tuple[int, int, int]]:
 
 
 def test_eight_clients_at_once_get_what_each_would_get_alone(eight, network, tmp_path):
-    """With so little memory that they throw each other's features out; undo in between."""
+    """With so little memory that they evict each other's features, and with undo in between."""
     folder, scans = eight
     settings = Settings(
         folders=(folder,), state=tmp_path, memory_bytes=CLIENTS * (scans[0].array.nbytes + 100_000) + 400_000
@@ -87,7 +87,7 @@ def test_eight_clients_at_once_get_what_each_would_get_alone(eight, network, tmp
 
 
 def network_features(client) -> int:
-    """The session that was used last keeps its own, however little memory there is."""
+    """The session used last keeps its features, however little memory there is."""
     return max(slot.features_bytes for slot in client.service.sessions.open)
 
 

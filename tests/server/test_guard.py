@@ -1,4 +1,4 @@
-"""Who gets in: hosts, origins, keys, sizes, paces; each refusal in words and with its status."""
+"""Who is let in: hosts, origins, keys, sizes, rates; each refusal has its message and status."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ KEY = "s3cret-key"
 
 @pytest.fixture(scope="module")
 def guarded(network, tmp_path_factory):
-    """A server with a key that lets one other site in and takes small uploads, slowly sent ones not at all."""
+    """A server with a key, which allows one other origin and small uploads, but none that are sent slowly."""
     state = tmp_path_factory.mktemp("state")
     settings = Settings(key=KEY, cors=("https://pacs.example",), upload_bytes=1000, body_s=0.5, state=state)
     with running(settings, network) as client:
@@ -124,7 +124,7 @@ def test_a_body_that_stops_coming_is_not_waited_for(guarded, path):
     assert answer.startswith("HTTP/1.1 408") and "a body that paused" in answer
 
 
-# However the application is mounted
+# Whichever way the application is mounted
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +136,7 @@ def app(network, tmp_path_factory):
 
 
 def mounted(app, how: str) -> TestClient:
-    """The application under /voxsam, in another one or by root_path."""
+    """The application at /voxsam, mounted in another one or by root_path."""
     if how == "root_path":
         return TestClient(app, root_path="/voxsam")
     outer = FastAPI()
@@ -187,7 +187,7 @@ def test_a_key_that_no_header_can_show_is_refused_at_the_start(key):
         Settings(key=key)
 
 
-# Hosts, by address and not by spelling
+# Hosts: by address, not by spelling
 
 
 @pytest.mark.parametrize(

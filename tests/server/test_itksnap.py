@@ -1,4 +1,4 @@
-"""ITK-SNAP's protocol: the requests of its deep learning extension, and where a known voxel lands."""
+"""ITK-SNAP's protocol: the requests of its deep learning extension, and where a known voxel ends up."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Three hundred malformed requests and files: each is refused with a reason; no traceback, no hang, no file outside."""
+"""Three hundred malformed requests and files are each refused with a reason: no traceback, hang, or file outside."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LONGEST_S = 60.0  # that any of them may take, on a busy machine: some are read 
 
 @pytest.fixture
 def place(tmp_path, scans):
-    """A served folder with links that lead out of it, and what lies outside."""
+    """A served folder with links that lead out of it, and the files outside."""
     outside, inside = tmp_path / "outside", tmp_path / "in"
     for folder in (outside, inside):
         folder.mkdir()
@@ -34,7 +34,7 @@ def place(tmp_path, scans):
 
 
 def send(client: httpx.Client, bad: Bad) -> tuple[int, bytes]:
-    """The status and the body of the answer; 0 if the server hung up, which only what is no HTTP may meet."""
+    """Status and body of the answer; 0 if the server hung up, which it may only for what is not HTTP."""
     if bad.raw is not None:
         return send_raw(client.base_url.port, bad.raw)
     if bad.file is not None:

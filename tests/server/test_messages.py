@@ -1,4 +1,4 @@
-"""What travels: prompts as JSON mean what they say, and take little memory."""
+"""Messages: prompts as JSON have the right meaning and take little memory."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ def placed(file: bytes, name: str, folder: Path) -> Volume:
 
 
 def infer(server: httpx.Client, image: str = ID, model: str = "stub", output: str = "", **params) -> httpx.Response:
-    """As MONAILabelClient.infer and OHIF's panel post it."""
+    """Post a request as MONAILabelClient.infer and OHIF's panel do."""
     query = {"image": image} | ({"output": output} if output else {})
     return server.post(f"/infer/{model}", params=query, files={"params": (None, json.dumps(params))})
 

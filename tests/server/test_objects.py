@@ -1,4 +1,4 @@
-"""Objects and edits over HTTP: each is a step that outlives the server, and what is downloaded holds them all."""
+"""Objects and edits over HTTP: each is a step that outlives the server, and downloads hold them all."""
 
 from __future__ import annotations
 

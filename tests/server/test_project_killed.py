@@ -1,4 +1,4 @@
-"""The server of a project and what learns for it, killed at random: nothing is lost, no broken model is offered.
+"""A project's server and its learning process, killed at random: nothing is lost, no broken model is offered.
 
 VOXSAM_KILLS=20 pytest tests/server/test_project_killed.py is the long run of docs/reliability.md.
 """
@@ -29,7 +29,7 @@ SCANS = 7
 
 
 class Reader(threading.Thread):
-    """Works through the project, learns, takes offers and goes back until the server is gone; notes each answer."""
+    """Works through the project, learns, accepts and reverts offers until the server is gone; notes each answer."""
 
     def __init__(self, address: str, seed: int, kept: dict[str, int]) -> None:
         super().__init__(daemon=True)
@@ -48,7 +48,7 @@ class Reader(threading.Thread):
                 pass
 
     def wait(self, answers: int) -> None:
-        """Until there are so many."""
+        """Wait until there are this many."""
         wait_until(lambda: self.answers >= answers, ACT_S)
 
     def act(self, client: httpx.Client) -> None:
@@ -107,7 +107,7 @@ def test_what_was_answered_is_there_after_each_kill_and_no_broken_model_is_offer
 
 
 def check(project: Project, kept: dict[str, int], maybe: set[str]) -> None:
-    """Cases and models are as they were answered."""
+    """Check that cases and models are as the answers said."""
     with project.locked():
         pass
     assert not (project.folder / ".pending").exists()

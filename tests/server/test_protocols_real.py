@@ -1,4 +1,4 @@
-"""MONAI Label's, nnInteractive's and ITK-SNAP's protocols on real scans: each mask is Python's own, voxel by voxel."""
+"""The MONAI Label, nnInteractive and ITK-SNAP protocols on real scans: each mask equals Python's, voxel by voxel."""
 
 from __future__ import annotations
 

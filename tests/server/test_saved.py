@@ -1,4 +1,4 @@
-"""Saved sessions when things go wrong around them: another scan, leaving in a step, a full disk, files still coming."""
+"""Saved sessions when something goes wrong: another scan, leaving during a step, a full disk, unfinished files."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def settings_of(place, order="ab"):
 
 
 def clicked(place, network, phantom):
-    """A session on the scan of folder a, with a click; what it answered."""
+    """Click once in a session on the scan of folder a; returns the answer."""
     with running(settings_of(place), network) as client:
         state = client.post("/api/sessions", json={"source": {"folder": "0", "path": "ct.nii.gz"}, "name": "A"}).json()
         return post(client, state["id"], "prompts", point(phantom.click))

@@ -1,4 +1,4 @@
-"""Served folders: what they hold is listed; whatever lies outside, by dots, links or absolute paths, is refused."""
+"""Served folders: their contents are listed; anything outside, by dots, links or absolute paths, is refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The server killed at random, again and again: what it answered is there, nothing is half written or left behind.
+"""The server, killed at random again and again: what it confirmed is kept, nothing is half written or left behind.
 
 VOXSAM_KILLS=200 pytest tests/server/test_server_killed.py is the long run of docs/reliability.md.
 """
@@ -28,7 +28,7 @@ KILLS = int(os.environ.get("VOXSAM_KILLS", "6"))
 
 
 class Work(threading.Thread):
-    """A client that opens, clicks, takes back, uploads and downloads until the server is gone; it notes each answer."""
+    """A client that opens, clicks, undoes, uploads and downloads until the server is gone; it notes each answer."""
 
     def __init__(self, address: str, seed: int) -> None:
         super().__init__(daemon=True)
@@ -47,7 +47,7 @@ class Work(threading.Thread):
                 pass
 
     def wait(self, answers: int) -> None:
-        """Until there are so many."""
+        """Wait until there are this many."""
         wait_until(lambda: self.answers >= answers, START_S)
 
     def act(self, client: httpx.Client) -> None:
@@ -118,7 +118,7 @@ def test_what_was_answered_is_there_after_each_kill_and_nothing_else_is(tmp_path
 
 
 def check_files(state: Path) -> None:
-    """Every work can be read, all is for the owner alone, and the next server leaves nothing that was on its way."""
+    """Check that every work can be read, that only the owner can, and that the next server removes unfinished files."""
     store = Store(state)
     try:
         for file in store.works.glob("*.jsonl"):

@@ -1,7 +1,7 @@
-"""Attacks on the memory of a real server: it keeps to --memory, and an honest client is answered all the while.
+"""Attacks on the memory of a real server: it keeps to --memory, and an honest client is served all the time.
 
-VOXSAM_MEMORY_MIB=1024 pytest tests/server/test_server_memory.py -m slow gives the figures of docs/reliability.md: what
-is sent grows with it.
+VOXSAM_MEMORY_MIB=1024 pytest tests/server/test_server_memory.py -m slow gives the figures of docs/reliability.md: the
+amount of data sent grows with it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ PATIENCE_S = 300.0  # of every client for one answer, on a busy machine
 
 
 class Peak(threading.Thread):
-    """The most that a process and its children take at once, in MiB."""
+    """The peak memory of a process and its children together, in MiB."""
 
     def __init__(self, process: int) -> None:
         super().__init__(daemon=True)
@@ -58,7 +58,7 @@ class Peak(threading.Thread):
 
 
 class Honest(threading.Thread):
-    """A client that clicks and takes back, again and again, and notes what went wrong."""
+    """A client that clicks and undoes, again and again, and notes what went wrong."""
 
     def __init__(self, address: str) -> None:
         super().__init__(daemon=True)
@@ -96,7 +96,7 @@ def place(tmp_path_factory) -> Path:
 
 
 def write_packed(path: Path, kind: type, slices: int) -> None:
-    """A packed scan of 384 x 384 voxels in a slice: the header, then one slice again and again, each a gzip member."""
+    """Write a gzipped scan with slices of 384 x 384 voxels: the header, then one slice repeated, each a gzip member."""
     header = nib.Nifti1Image(np.broadcast_to(np.zeros((), kind), (384, 384, slices)), np.eye(4), dtype=kind).header
     piece = np.full((384, 384), -100, kind)
     piece[::7] = 50
@@ -205,7 +205,7 @@ def far_clicks(client: httpx.Client) -> list[int]:
 
 
 def at_once(send: Callable[[], httpx.Response], times: int = 4) -> list[int]:
-    """The statuses; 0: the server hung up before it had all of it."""
+    """The statuses; 0: the server hung up before it had received everything."""
 
     def status(_: int) -> int:
         try:

@@ -1,4 +1,4 @@
-"""A project over HTTP: a scan goes to one reader, done is kept, the next is read beforehand, models are chosen."""
+"""A project over HTTP: each scan goes to one reader, work is kept, the next scan is preloaded, models are chosen."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from voxsam.weights.checkpoint import save_model
 
 CLICK = (20, 18, 11)
 START_S = 120.0  # of a process, on a machine that is busy
-# Stands in for what learns: it says so, holds the lock, and keeps a model.
+# Stands in for the learning process: it reports progress, holds the lock, and keeps a model.
 LEARNS = """
 import json, sys, time
 from pathlib import Path
@@ -158,7 +158,7 @@ def test_what_was_begun_comes_back_and_what_was_done_can_be_corrected(server, pr
 
 
 def test_done_twice_is_done_once(server, project):
-    """The answer was lost, or the server was killed before it closed the session."""
+    """As when the answer was lost, or the server was killed before it closed the session."""
     session = begin(server, "s0", "anna")["id"]
     post(server, session, "prompts", point(CLICK))
     leave, server.service.saved.leave = server.service.saved.leave, _fail
@@ -214,7 +214,7 @@ def test_another_scan_in_its_place_is_refused(server, project, tmp_path):
 
 
 def learned(project: Project, made: Path, name: str, cases: tuple[str, ...]) -> None:
-    """A model that is offered, of other weights than the start."""
+    """A model on offer, with other weights than the start."""
     save_model(stub_network(3, name=name), made / f"{name}.safetensors")
     contents = {scan.name: scan.content for scan in project.scans if scan.name in cases}
     counts = {"before": dict.fromkeys(cases, 5), "after": dict.fromkeys(cases, 3)}

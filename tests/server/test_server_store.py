@@ -1,4 +1,4 @@
-"""The state folder: works and uploads come back, go when they should, and are for their owner alone."""
+"""The state folder: works and uploads come back, are removed in time, and are only for their owner."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def test_a_damaged_work_is_reported_in_words(store, content):
 
 
 def test_a_work_of_an_earlier_version_is_read_and_replaced(store, phantom, network):
-    """As the first servers wrote it: all steps in one object, of which the first `done` are seen."""
+    """As written by the first servers: all steps in one object, the first `done` of which are in effect."""
     step = {"do": "prompt", "object": 1, "prompts": [{"kind": "point", "index": [20.0, 18.0, 11.0], "positive": True}]}
     script = {"steps": [step, {"do": "new_object", "object": 1, "prompts": []}, step], "done": 2, "current": 1}
     kept = {"format": 1, "id": NAME, "name": "ct.nii.gz", "model": "stub", "revision": 4}

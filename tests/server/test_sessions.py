@@ -1,4 +1,4 @@
-"""Sessions: places, leases, time-outs and the budget of memory, on a clock that the test moves."""
+"""Sessions: places, leases, time-outs and the memory budget, with a clock that the test sets."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def clock():
 
 
 class Place(OpenSession):
-    """A protocol that keeps nothing of its own."""
+    """A protocol that keeps no data of its own."""
 
     kind = "a place of this test"
 
@@ -56,7 +56,7 @@ def make_sessions(network, clock):
 
 
 def scan_in(place, scan):
-    """Open a scan, as who read it would."""
+    """Open a scan, as the reader of the file would."""
     old = place.part.nbytes if place.part else 0
     place.open(scan, place.sessions.memory.take(scan.array.nbytes, freed=old))
 
@@ -203,7 +203,7 @@ def test_features_that_were_used_least_recently_make_room(make_sessions, clock, 
 
 def test_a_session_that_is_released_while_room_is_made_harms_no_other(make_sessions, network, phantom):
     class Vanishing(Place):
-        """Its segmenter can be looked at once more, then another thread has released it."""
+        """Its segmenter can be read once more, then another thread has released it."""
 
         segmenter = property(lambda self: vars(self).pop("segmenter", None))
 

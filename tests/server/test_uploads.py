@@ -1,4 +1,4 @@
-"""Uploads of several files: a header with its voxels beside it; under names that are safe, and never from elsewhere."""
+"""Uploads of several files: a header and its file of voxels; safe names, and never files from elsewhere."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from voxsam.server.scans import PREFIX, _stored_name
 
 
 def send(server, files: dict[str, bytes]) -> str:
-    """One upload of all."""
+    """Send all files as one upload."""
     upload = ""
     for name, content in files.items():
         query = {"name": name, "upload": upload} if upload else {"name": name}

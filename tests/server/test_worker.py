@@ -1,4 +1,4 @@
-"""Worker: owners in turn, each one's own in order; what fails or is dropped reaches who asked, and nobody else."""
+"""Worker: owners take turns, each one's tasks in order; a failed or dropped task is reported to its owner only."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ VIEWER = Path(__file__).resolve().parents[2] / "viewer"
 
 @cache
 def _built(script: str) -> Path:
-    """golden/SCRIPT.ts, bundled with what it imports."""
+    """golden/SCRIPT.ts, bundled with its imports."""
     if shutil.which("node") is None or not (VIEWER / "node_modules").is_dir():
         pytest.skip("Node.js or the page's packages are absent: run `make viewer`")
     folder = Path(mkdtemp(prefix="voxsam-golden-"))
@@ -25,7 +25,7 @@ def _built(script: str) -> Path:
 
 
 def play(script: str, *arguments: str | Path) -> str:
-    """Run golden/SCRIPT.ts; what it prints. It fails the test if the script fails."""
+    """Run golden/SCRIPT.ts and return its output. The test fails if the script does."""
     command = ["node", str(_built(script)), *map(str, arguments)]
     done = subprocess.run(command, cwd=VIEWER, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""A network whose answer is known, as ONNX."""
+"""A network whose prediction is known, as ONNX."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class _Decoder(_Encoder):
 
 
 def export_known(network: LikeClicks, folder: Path) -> None:
-    """What `voxsam weights export` would write of it, if it were VoxSAM's own."""
+    """Write what `voxsam weights export` would, if it were a VoxSAM network."""
     folder.mkdir()
     crop, grid = torch.randn(1, 1, CROP, CROP, CROP), (1, 1, *(CROP // STRIDE,) * 3)
     prompts = {
@@ -53,6 +53,6 @@ def export_known(network: LikeClicks, folder: Path) -> None:
 
 
 def write_card(card: Card, folder: Path) -> None:
-    """Its card; click maps say that it goes on from a mask."""
+    """Write its card; click maps say that it takes a previous mask."""
     config = card.config.model_copy(update={"click_maps": (1.0,)})
     (folder / "card.json").write_text(card.model_copy(update={"config": config}).model_dump_json())

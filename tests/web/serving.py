@@ -1,4 +1,4 @@
-"""The folder of `make web`, and a plain server for it, as any web space is: no headers of its own, behind a path."""
+"""The folder of `make web`, and a plain server for it, like any web space: no special headers, below a path."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def build(model: Path, demo: Path, folder: Path) -> None:
 
 
 class WebSpace:
-    """Serves the folder above `folder`, so that the page lies behind a path. `paths` are those that the page asked for.
+    """Serves the parent of `folder`, so that the page is below a path. `paths` are those that the page requested.
 
-    The browser by itself looks for a newer service worker, whenever it likes.
+    The browser itself checks for a newer service worker at any time.
     """
 
     def __init__(self, folder: Path, port: int = 0) -> None:
@@ -74,14 +74,14 @@ class LocalViewer(Viewer):
     """The page with its engine in the browser."""
 
     def went(self, act: Any, counted: str) -> None:
-        """Do something, and wait until the current object's line holds these words and nothing is being done."""
+        """Do something, and wait until the current object's line has these words and nothing is running."""
         act()
         self.page.wait_for_selector(f"#objects :text('{counted}')")
         self.page.wait_for_selector("#busy", state="hidden")
         self.drawn()
 
     def isolated(self) -> LocalViewer:
-        """Wait until the service worker has the page, and has loaded it once more, so that it has threads."""
+        """Wait until the service worker controls the page and has reloaded it, so that it has threads."""
         self.page.wait_for_function("() => crossOriginIsolated && navigator.serviceWorker.controller !== null")
         self.page.wait_for_selector("#welcome:not([hidden])")
         return self

@@ -1,4 +1,4 @@
-"""Files read in the browser are what Python reads: the same voxels in the same place, and the same words for faults."""
+"""The browser reads files as Python does: the same voxels at the same place, and the same messages for faults."""
 
 from __future__ import annotations
 
@@ -518,7 +518,7 @@ SERIES = {"refused_two_series": "7"}  # asked for in a second turn
 
 @pytest.fixture(scope="module")
 def read(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder for each case: what Python wrote, and what the browser's code read of it."""
+    """A folder for each case: the files that Python wrote, and what the browser's code read from them."""
     root = tmp_path_factory.mktemp("files")
     for name, write in CASES.items():
         folder = root / name

@@ -1,4 +1,4 @@
-"""The page that needs no server, in Chromium: scans are opened, clicked, saved; what comes out is what Python gives."""
+"""The page without a server, in Chromium: scans are opened, clicked, saved, with the same results as in Python."""
 
 from __future__ import annotations
 
@@ -189,7 +189,7 @@ def test_a_visitor_without_a_scan_opens_the_demo(viewer: LocalViewer, space: Web
 
 
 def test_a_model_with_classes_says_what_was_clicked(browser, folder: Path, tmp_path: Path) -> None:
-    """One class is what Python sees under the mask, the other far from it."""
+    """One class has the features that Python sees under the mask, the other is far from them."""
     copy, given = tmp_path / "voxsam", stub_scan()
     session = Session(load_model("voxsam-tiny", "cpu"), given.scan)
     session.click(given.click)

@@ -1,7 +1,7 @@
-"""The browser's predictor against Python's, on the same scans and prompts: the same voxels, crops and words.
+"""The browser's predictor against Python's, on the same scans and prompts: the same voxels, crops and remarks.
 
 Phantoms on ten grids (oblique, flipped, sheared, anisotropic, fine, thick, small) and five kinds of prompts. A known
-network is fast and its mask ends on sharp borders; the real ones, exported, are for the slow tests.
+network is fast, and its masks have sharp borders; the slow tests use real, exported ones.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def changed(found: Any, change: Callable[[Grid], Grid]) -> tuple[Volume, Volume]
 
 
 def sheared(grid: Grid) -> Grid:
-    """As by a tilted gantry whose slices were not put straight."""
+    """As with a tilted gantry whose slices were not corrected."""
     affine = grid.affine.copy()
     affine[:3, 2] += 0.25 * np.linalg.norm(affine[:3, 2]) * affine[:3, 1] / np.linalg.norm(affine[:3, 1])
     return Grid(grid.shape, affine)
@@ -212,7 +212,7 @@ def check(name: str, ours: list[Answer], theirs: list[Answer]) -> None:
 
 
 def _check_confidence(python: Json | None, browser: Json | None, where: str) -> None:
-    """Equal but for the mask's voxels that differ and for sums that are taken in another order."""
+    """Check equality, except for the mask's voxels that differ and for sums in another order."""
     assert (browser is None) == (python is None), where
     if python is None or browser is None:
         return
@@ -234,7 +234,7 @@ def known_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def calibration() -> Calibration:
-    """One in which every signal of the known network counts, and that doubts some of its masks."""
+    """A calibration in which every signal of the known network counts, and that doubts some of its masks."""
     rng = np.random.default_rng(3)
     width = SIGNALS
     first = Layer(weights=as_rows(rng.normal(0, 0.3, (6, width))), bias=tuple(rng.normal(0, 0.2, 6).tolist()))
@@ -248,7 +248,7 @@ def as_rows(weights: NDArray[np.float64]) -> tuple[tuple[float, ...], ...]:
 
 
 def check_known(spacing_range: tuple[float, float] | None, scans: dict[str, Case], model: Path, folder: Path) -> None:
-    """All scans through both predictors; what is compared is there: masks, further crops, remarks of several kinds."""
+    """Run all scans through both predictors; check that there are masks, further crops and remarks of several kinds."""
     card = web_card(spacing_range_mm=spacing_range).model_copy(
         update={"calibration": calibration(), "classes": CLASSES}
     )
@@ -282,7 +282,7 @@ def test_a_known_network_predicts_the_same(known_model: Path, tmp_path: Path) ->
 def test_a_scan_without_a_unit_is_standardised_the_same(
     intensity: dict[str, object], known_model: Path, tmp_path: Path
 ) -> None:
-    """Of MR only contrasts count: gain and offset of a scanner change nothing, in the browser either."""
+    """In MR only contrasts count: a scanner's gain and offset change nothing, in the browser either."""
     card = web_card(**intensity)
     shutil.copytree(known_model, tmp_path / "model")
     write_card(card, tmp_path / "model")

@@ -1,4 +1,4 @@
-"""Steps of a session in the browser: voxel by voxel what Python's session makes of them."""
+"""Steps of a session in the browser: voxel by voxel the same result as in Python's session."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def packed(array: NDArray) -> str:
 
 
 def box_of(box: Slices) -> Step:
-    """A box as the page has it."""
+    """A box in the page's form."""
     return {"low": [part.start for part in box], "high": [part.stop for part in box]}
 
 
@@ -87,7 +87,7 @@ class Known(Prediction):
 
 
 class KnownPredictor(Predictor):
-    """Gives one mask after another, whatever is asked."""
+    """Gives one mask after another, whatever the prompts."""
 
     masks: Sequence[Region] = ()
     calls = 0
@@ -180,7 +180,7 @@ class Script:
         return {"kind": kind, "axis": axis}
 
     def step(self, kind: str, session: Session) -> Step:
-        """A step of a kind, of which the session may refuse some."""
+        """A step of some kind; the session may refuse it."""
         random, region = self.random, session.segmented[session.current].region
         number = int(random.choice(session.objects))
         if kind == "prompt":
@@ -272,7 +272,7 @@ def events(step: Step) -> list[Event]:
 
 
 def done(session: Session, step: Step) -> str | None:
-    """Take a step in Python; the words of a refusal."""
+    """Take a step in Python; returns the message of a refusal."""
     try:
         for event in events(step):
             take(event, session)
@@ -282,7 +282,7 @@ def done(session: Session, step: Step) -> str | None:
 
 
 def compare(session: Session, answer: Step, before: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Assert that the browser's answer is what Python's session is now; all labels."""
+    """Assert that the browser's answer equals Python's session; returns all labels."""
     labels = np.zeros(session.volume.grid.shape, np.uint8)
     box = slices_of(answer["box"])
     sent = np.frombuffer(base64.b64decode(answer["labels"]), np.uint8)
@@ -316,7 +316,7 @@ def compare(session: Session, answer: Step, before: NDArray[np.uint8]) -> NDArra
 
 
 def random_script(seed: int, count: int, shape: tuple[int, int, int]) -> Script:
-    """Steps of every kind, those that a session refuses among them."""
+    """Steps of every kind, including some that a session refuses."""
     spacing = [(0.8, 1.1, 3.0), (1.0, 1.0, 1.0), (2.5, 0.7, 0.7), (0.5, 0.5, 5.0)][seed % 4]
     script = Script(seed, shape, spacing, ["LPS", "RAS", "SAR", "PIR"][seed % 4])
     session = script.session()
@@ -331,7 +331,7 @@ def random_script(seed: int, count: int, shape: tuple[int, int, int]) -> Script:
 
 
 def assert_same(scripts: dict[str, Script], folder: Path) -> list[Step]:
-    """Play scripts in the browser's session and in Python's; the browser's answers."""
+    """Play scripts in the browser's session and in Python's; returns the browser's answers."""
     for name, script in scripts.items():
         (folder / f"{name}.json").write_text(script.as_json())
     play("session", folder)

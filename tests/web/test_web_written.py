@@ -1,4 +1,4 @@
-"""Files that the browser writes are read by Python: the same voxels in the same place, and what a report says."""
+"""Python reads the files that the browser writes: the same voxels at the same place, and the contents of a report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fixtures of the model's tests."""
+"""Fixtures of the tests of model files."""
 
 from __future__ import annotations
 

@@ -132,7 +132,7 @@ def tuned_copy(base: VoxSAMNetwork) -> VoxSAMNetwork:
 
 
 def delta_beside(folder: Path) -> tuple[VoxSAMNetwork, Path, Path]:
-    """A tuned network, its base's file, and its delta."""
+    """A tuned network, the file of its base, and its delta."""
     base = small_network()
     base_file = saved(folder, base, "base.safetensors")
     tuned = tuned_copy(base)

@@ -1,4 +1,4 @@
-"""Model files and names that are refused, each in its words."""
+"""Model files and names that are refused, each with its message."""
 
 from __future__ import annotations
 

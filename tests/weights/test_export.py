@@ -1,4 +1,4 @@
-"""`voxsam weights export`: the graphs give torch's numbers in onnxruntime, of every kind of model; what is refused."""
+"""`voxsam weights export`: in onnxruntime the graphs give torch's numbers, for every kind of model; refusals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Released checkpoints: names, axes, what is refused, and that nothing in a file is executed."""
+"""Released checkpoints: names, axes, refusals, and that nothing in a file is executed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from voxsam.weights.import_checkpoints import import_released, translate_name
 
 @pytest.fixture
 def small(monkeypatch):
-    """The importer takes the small configuration for ViT-B's."""
+    """Let the importer take the small configuration for ViT-B's."""
     monkeypatch.setattr(module, "VIT_B", SMALL)
 
 
@@ -107,7 +107,7 @@ def test_a_numpy_scalar_as_best_loss_is_read(tmp_path, small, module_name, make)
 
 
 def renamed_in_pickle(path: Path, old: bytes, new: bytes) -> None:
-    """Another module name in the pickle of a zipped checkpoint: numpy 1 and 2 write different ones."""
+    """Change a module name in the pickle of a zipped checkpoint: numpy 1 and 2 write different ones."""
     with zipfile.ZipFile(path) as archive:
         entries = {info.filename: archive.read(info) for info in archive.infolist()}
     with zipfile.ZipFile(path, "w") as archive:
@@ -141,7 +141,7 @@ def test_the_generators_whole_file_is_imported(tmp_path, shared_reference):
 
 
 def test_a_checkpoint_of_automatic_mode_has_no_prompt_encoder_and_sees_wider_crops(tmp_path, small, monkeypatch):
-    """The released crop is 256 with voxels of two in one: stride 8; here 40, for the table of five tokens in depth."""
+    """The released crop is 256 with stride 8, two voxels in one; here 40, for the table of five tokens in depth."""
     assert VIT_B.model_copy(update=module.AUTOMATIC).token_grid == VIT_B.token_grid == 32
     monkeypatch.setattr(module, "AUTOMATIC", {"crop": 40, "stride": 8})
     network = import_released(written(tmp_path, feature_dict=None), "colon")

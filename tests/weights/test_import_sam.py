@@ -1,4 +1,4 @@
-"""SAM files: both layouts give the same network, shapes say the sizes, the new part is fresh and says so."""
+"""SAM files: both layouts give the same network, sizes come from shapes, the new part is fresh and reported as such."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SIZES = {"vit_b": (768, 12), "vit_l": (1024, 24), "vit_h": (1280, 32)}  # SAM's 
 
 @pytest.fixture
 def small(monkeypatch):
-    """The importer takes the small configuration for ViT-B's."""
+    """Let the importer take the small configuration for ViT-B's."""
     monkeypatch.setattr(module, "VIT_B", SMALL)
 
 

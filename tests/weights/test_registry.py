@@ -1,4 +1,4 @@
-"""Named models: where they are, and their transfer from a local server that can break off, change, or refuse."""
+"""Named models: where they are, and their download from a local server that can break off, change, or refuse."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ BREAK = 2 * CHUNK_BYTES + 77
 
 
 class Server(ThreadingHTTPServer):
-    """What it serves and how; `asked` are the Range headers of requests, `sent` the lengths of bodies."""
+    """A server with what it serves and how; `asked` are the Range headers of requests, `sent` the lengths of bodies."""
 
     daemon_threads = True
 
@@ -102,7 +102,7 @@ def model(server, monkeypatch) -> NamedModel:
 
 
 def broken_off(server: Server, folder: Path) -> None:
-    """Begin a transfer that the server breaks off."""
+    """Begin a download that the server breaks off."""
     server.break_after = BREAK
     with pytest.raises(FileError, match=r"stopped after 2\.1 MB of 3\.1 MB .*run the same command again: it goes on"):
         fetch("m", folder)
@@ -168,7 +168,7 @@ def test_the_lock_of_a_fetch_that_was_killed_at_its_end_goes(server, tmp_path):
 
 
 def test_a_killed_fetch_goes_on_and_ends_with_the_file_alone(server, tmp_path):
-    """Killed at any moment of a transfer, what is there is a beginning of the file, and only the rest is sent."""
+    """Killed at any moment of a download, it leaves the beginning of the file, and only the rest is sent next."""
     home, rng = tmp_path / "home", random.Random(3)
     (tmp_path / "tmp").mkdir()
     environment = {**os.environ, "VOXSAM_HOME": str(home), "TMPDIR": str(tmp_path / "tmp")}

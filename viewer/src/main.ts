@@ -1,4 +1,4 @@
-// Where the page begins: with an engine on the VoxSAM server that sent it, or in the browser itself.
+// The page's entry point. Its engine runs on the VoxSAM server that sent the page, or in the browser itself.
 import { chosenEngine, IS_LOCAL } from "./engine/choice";
 import { askForKey, followAddress, readAddress, writeAddress } from "./page/address";
 import { Page } from "./page/app";

@@ -1,2 +1,2 @@
-// Stands in for decoders of Zarr stores, which NiiVue could load and this page never does: they would double its size.
+// Stands in for NiiVue's Zarr decoders, which this page never uses: they would double its size.
 export default undefined;

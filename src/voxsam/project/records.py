@@ -19,7 +19,7 @@ from voxsam.prompts import Point
 
 FORMAT = 1
 READER = "reader"  # the reader's name if none is given
-CHANCE = 0.05  # below this probability, a difference is not put down to chance
+CHANCE = 0.2  # an offer has a lower probability; a model that is only as good does no harm, a better one refused does
 LEAST = 5  # fewest cases to learn from: with four, all of them better, the probability is still 1/16
 NAME = re.compile(r"\w[\w .+-]*")
 MAX_NAME_BYTES = 200  # file systems allow 255, including what is added to a name

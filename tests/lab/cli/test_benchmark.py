@@ -1,4 +1,4 @@
-"""`voxsam benchmark`: a server and the same model without one have the same curves; areas and both NSDs are right."""
+"""`voxsam benchmark`: the same curves with and without a server; the areas and both NSDs are right."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def call(folder: Path, output: Path, **options: Any) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One labelled phantom, and the model that the server has."""
+    """One labelled phantom, and the server's model."""
     folder, given = tmp_path_factory.mktemp("benchmark") / "scans", stub_scan()
     for name in ("imagesTr", "labelsTr"):
         (folder / name).mkdir(parents=True)

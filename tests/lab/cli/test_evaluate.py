@@ -1,4 +1,4 @@
-"""`voxsam evaluate` from end to end: files, statuses, words."""
+"""`voxsam evaluate` from end to end: files, exit statuses, messages."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Overlays take a second each: where they do not matter, they are not drawn."""
+    """Do not draw overlays where they do not matter: each takes a second."""
     monkeypatch.setattr("voxsam.lab.evaluation.output.write_examples", lambda *_: [])
 
 

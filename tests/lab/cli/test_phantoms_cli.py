@@ -1,4 +1,4 @@
-"""`voxsam phantoms`, and the steps of `make train-demo` on what it writes, made small."""
+"""`voxsam phantoms`, and the steps of `make train-demo` on its output, with small numbers."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_a_full_folder_and_odd_numbers_are_refused(tmp_path: Path, capsys: pytes
 def test_the_steps_of_make_train_demo(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The very lines of the Makefile, with fewer and smaller scans and two steps of training."""
+    """The Makefile's own lines, with fewer and smaller scans and two steps of training."""
     rule = re.search(r"^train-demo: .*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     assert rule is not None
     lines = [line.split("voxsam ", 1)[1] for line in rule[1].replace("\\\n", " ").splitlines()]

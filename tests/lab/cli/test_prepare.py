@@ -1,4 +1,4 @@
-"""`voxsam prepare`: what it prints, its exit statuses, and words that it refuses."""
+"""`voxsam prepare`: output, exit statuses, and arguments that it refuses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Systems for the tests of comparisons: registered by a plan's `modules`, quick, and with answers known beforehand."""
+"""Systems for the tests of comparisons: registered by a plan's `modules`, fast, with masks known in advance."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ABOUT = About("Box", "nobody, 2026", "https://example.org", "CC0", "the tests", 
 
 
 class Box:
-    """A box of `reach` voxels about every click, or with `auto` the whole scan."""
+    """A box of `reach` voxels around every click or, with `auto`, the whole scan."""
 
     takes_negative, parameters = False, 2_500_000
 
@@ -78,7 +78,7 @@ class BoxSystem(ComparedSystem):
         scores = job.options.get("scores", [0.5] * 9)
 
         def run(rate: float, pause: float | None) -> Curve:
-            """Better the nearer the rate is to 3; a training of this plan has nine validations."""
+            """A run is the better the nearer its rate is to 3; a training of this plan has nine validations."""
             end = pause or job.budget.own_minutes
             with (job.out / "runs").open("a") as file:
                 file.write(f"{rate:g} {end:g}\n")

@@ -1,4 +1,4 @@
-"""`voxsam compare` with systems of known answers: what runs, what fails, what goes on, and every file it writes."""
+"""`voxsam compare` with systems of known masks: what runs, fails and resumes, and every file that it writes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The data sets of a plan: generated once, prepared, and which cases are tested and drawn."""
+"""The data sets of a plan: generated once, prepared; which cases are tested and drawn."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A fair comparison: equal minutes, one rule for the learning rate, folds, seeds, marks, and results that stay."""
+"""A fair comparison: equal minutes, one rule for the learning rate, folds, seeds, marked rows, kept results."""
 
 from __future__ import annotations
 
@@ -194,7 +194,7 @@ def test_results_of_another_plan_are_not_taken(tmp_path: Path) -> None:
 
 
 def test_a_rate_is_chosen_once_and_trials_are_not_repeated(tmp_path: Path) -> None:
-    """Killed in the training that was chosen; the next attempt does that one alone."""
+    """It is killed in the training with the chosen rate; the next attempt runs only that one."""
     budget, asked = Budget(minutes=30, rate_factors=(0.3, 1, 3), trial=0.2), []
 
     def run(rate: float, pause: float | None) -> Curve:
@@ -223,7 +223,7 @@ def test_a_trial_without_a_validation_is_an_error(tmp_path: Path) -> None:
     ("scores", "gain"), [(FLAT, 0.01), (RISING, 0.3), ([0.9, 0.8, 0.7, 0.6, 0.5, 0.4], 0.0), ([0.1, 0.2, 0.3], None)]
 )
 def test_the_late_gain(scores: list[float], gain: float | None) -> None:
-    """Of nine validations the last three are late, of six two, of three one: too few."""
+    """The last three of nine validations are late, two of six, one of three: too few."""
     minutes = tuple((float(n + 1), score) for n, score in enumerate(scores))
     found = Trained(minutes=1, learning_rate=1, curve=minutes).late_gain
     assert found == (None if gain is None else pytest.approx(gain))

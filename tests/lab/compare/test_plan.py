@@ -1,4 +1,4 @@
-"""Plans: read with their defaults, and every fault in one line."""
+"""Plans: read with their defaults, every fault reported in one line."""
 
 from __future__ import annotations
 

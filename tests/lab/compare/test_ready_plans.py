@@ -1,4 +1,4 @@
-"""Every plan in plans/: it can be read, its systems and options are known, its recipes are whole."""
+"""Every plan in plans/ can be read, its systems and options are known, its recipes are complete."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_every_row_can_run(path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path
 
 
 def test_a_data_set_has_keys_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """LiTS is clipped as the paper says, KiTS is cut into crops of 256, and what is not said is the store's."""
+    """LiTS is clipped as in the paper, KiTS has crops of 256, and whatever is not given comes from the store."""
     store: Any = SimpleNamespace(preprocessing=USE, split={"validation": ("a",)})
     monkeypatch.setattr(common_loop, "open_store", lambda folder: store)
     plan = read(PLANS[0].with_name("table1.yaml"))

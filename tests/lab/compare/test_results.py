@@ -24,7 +24,7 @@ def found(*rows: ScoredMask) -> Found:
 
 
 def test_wilcoxon_by_hand() -> None:
-    """Six cases, all better: of 2^6 signs two are as far out, p = 2 / 64. Four of five better by more: 2 * 2 / 32."""
+    """Six cases, all better: 2 of 2^6 sign patterns are as extreme, p = 2 / 64. Four of five, by more: 2 * 2 / 32."""
     better = {f"c{n}": 0.5 + 0.01 * n for n in range(1, 7)}
     base = dict.fromkeys(better, 0.5)
     assert p_value(better, base) == pytest.approx(2 / 64)
@@ -34,7 +34,7 @@ def test_wilcoxon_by_hand() -> None:
 
 
 def test_wilcoxon_of_cases_that_do_not_differ() -> None:
-    """Ten of fifteen cases without a difference say nothing: p is that of the five others, 2 / 2^5."""
+    """Ten of fifteen cases have no difference and do not count: p is that of the five others, 2 / 2^5."""
     base = {f"c{n}": 0.0 for n in range(15)}
     assert p_value({**base, **{f"c{n}": 0.1 * (n + 1) for n in range(5)}}, base) == pytest.approx(2 / 32)
 

@@ -16,19 +16,19 @@ SHAPE = (20, 16, 12)
 
 
 def noise(seed: int = 0, shape: tuple[int, ...] = SHAPE) -> NDArray[np.int16]:
-    """CT-like whole numbers."""
+    """CT-like integers."""
     return np.random.default_rng(seed).integers(-900, 300, shape).astype(np.int16)
 
 
 def block(shape: tuple[int, ...] = SHAPE, value: int = 1) -> NDArray[np.uint8]:
-    """A label with a box of 4 x 4 x 4 voxels from (5, 6, 4) on."""
+    """A label with a box of 4 x 4 x 4 voxels that begins at (5, 6, 4)."""
     label = np.zeros(shape, np.uint8)
     label[5:9, 6:10, 4:8] = value
     return label
 
 
 def save(array: NDArray, path: Path, affine: NDArray = AFFINE) -> Path:
-    """One NIfTI file; its folder is made."""
+    """Write one NIfTI file, and make its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     nib.save(nib.Nifti1Image(array, affine), path)
     return path

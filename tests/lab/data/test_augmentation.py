@@ -1,4 +1,4 @@
-"""The named profiles as measured on what they draw: zoom, crops, flips, turns and intensities, with their shares."""
+"""The named profiles, measured on their samples: zoom, crops, flips, rotations, intensities, and how often each."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_crops_about_the_tumour_and_beside_it(profile, background):
 
 @pytest.mark.parametrize("profile", ["released", "paper"])
 def test_crops_wander_and_stay_in_the_body(profile):
-    """The crop lies anywhere in one of 1.2 sides about its voxel, which lies in the box of the body."""
+    """The crop lies anywhere within 1.2 sides around its voxel, which is in the bounding box of the body."""
     given = scan()
     corner = np.zeros(given.scan.array.shape, np.uint8)
     corner[5, 6, 7] = 1  # near the body's corner (4, 5, 6)
@@ -93,7 +93,7 @@ def test_crops_wander_and_stay_in_the_body(profile):
         assert sample["crop"].min() > 0, "no air: the crop lies in the body"
         if sample["label"].any():
             places.append(np.argwhere(sample["label"][0])[0])
-    # The room of 24 voxels begins at the body's corner; the crop of 20 begins 0 to 4 voxels later, on each axis alone.
+    # The room of 24 voxels begins at the body's corner; the crop of 20 begins 0 to 4 voxels later on each axis.
     assert set(np.array(places)[:, 0]) == {0, 1} and np.array(places).max() <= 1
     assert 0 < len(places) < 80
 

@@ -1,4 +1,4 @@
-"""Case folders: MSD and nnU-Net names, what is missing is named, and held-out cases are never read."""
+"""Case folders: MSD and nnU-Net names; missing files are named; held-out cases are never read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From raw folders to a store: named data sets, faults, what a second run does, killed runs, several channels."""
+"""From raw folders to a store: named data sets, faults, second runs, killed runs, several channels."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ONE = Options(workers=1)
 
 
 def state(folder: Path) -> dict[str, tuple[int, int]]:
-    """Every file of a folder with its time and its inode."""
+    """Every file of a folder with its modification time and inode."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {str(p.relative_to(folder)): (p.stat().st_mtime_ns, p.stat().st_ino) for p in files}
 

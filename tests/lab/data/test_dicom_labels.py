@@ -1,4 +1,4 @@
-"""What `voxsam segment` writes as DICOM, prepare and evaluate read as labels."""
+"""DICOM written by `voxsam segment` is read as labels by prepare and evaluate."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every kind of fault, planted one by one and found by its name and words."""
+"""Every kind of fault, planted one by one, is found with its name and message."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CHOICE = LabelChoice(known=frozenset({0, 1, 2}))
 
 @pytest.fixture
 def case(tmp_path) -> Case:
-    """A sound one with two channels."""
+    """A case without faults, with two channels."""
     images = save(noise(), tmp_path / "a_0000.nii.gz"), save(noise(1), tmp_path / "a_0001.nii.gz")
     return Case("a", images, save(block(), tmp_path / "a.nii.gz"))
 
@@ -32,7 +32,7 @@ def found(case: Case, choice: LabelChoice = CHOICE) -> list[tuple[str, str]]:
 
 
 def zero_spacing(path: Path) -> None:
-    """Set pixdim[1], at byte 80 of the header, to 0, and leave the file no sform (code at byte 254) that would do."""
+    """Set pixdim[1], at byte 80 of the header, to 0, and remove the sform (code at byte 254) that would replace it."""
     data = bytearray(gzip.decompress(path.read_bytes()))
     data[80:84], data[254:256] = bytes(4), bytes(2)
     path.write_bytes(gzip.compress(bytes(data)))

@@ -1,4 +1,4 @@
-"""The fingerprint against numpy on all voxels at once, and nnU-Net's spacing rule on worked examples."""
+"""The fingerprint against numpy on all voxels, and nnU-Net's spacing rule on worked examples."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_a_large_case_counts_by_its_voxels():
     assert len(sketches[0].quantiles) == QUANTILES
     found = Intensities.merge(sketches)
     assert (found.mean, found.sd) == pytest.approx((together.mean(), together.std()), rel=1e-5)
-    # Ranks are kept within 0.05 %; at the 0.5 percentile of this normal curve 0.05 % are 0.7 units.
+    # Ranks are kept within 0.05 %, which is 0.7 units at the 0.5 percentile of this normal distribution.
     assert (found.low, found.high) == pytest.approx(tuple(np.percentile(together, (0.5, 99.5))), abs=0.8)
 
 

@@ -1,4 +1,4 @@
-"""Which values are tumour: chosen, all but the ignored, refused; and which values a label holds."""
+"""Which values are tumour: chosen, all but the ignored, or refused; and which values a label holds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every layout as downloaded: which files make a case, what is missing, what is recognised."""
+"""Every layout as downloaded: which files form a case, what is missing, what is recognised."""
 
 from __future__ import annotations
 

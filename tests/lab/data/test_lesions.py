@@ -1,4 +1,4 @@
-"""Labels on another grid: deepest points by hand, thin lesions survive, extreme anisotropy in two steps."""
+"""Labels on another grid: deepest points by hand, thin lesions that survive, extreme anisotropy in two steps."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_a_lesion_one_voxel_thin_survives_a_coarse_grid():
 
 
 def test_a_sheet_one_voxel_thick_stays_a_sheet():
-    """0.8 mm thick, 26 x 24 mm, on a grid of 3 mm: averaging leaves nothing of it, its deepest point a speck."""
+    """0.8 mm thick, 26 x 24 mm, on a grid of 3 mm: averaging would leave nothing, the deepest point only a speck."""
     grid = Grid.from_spacing((40, 36, 30), (0.8, 0.8, 0.8))
     mask = np.zeros(grid.shape, np.uint8)
     mask[4:37, 3:33, 14] = 1

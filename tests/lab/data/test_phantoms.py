@@ -74,7 +74,7 @@ def test_lesion_lies_in_the_body_and_is_soft_tissue_or_fat(phantoms):
 
 
 def test_lesion_shuns_bone(phantoms):
-    # Calcified specks and blurred borders aside: cortical bone (> 300 HU) is less than a tenth of a lesion.
+    # Apart from calcifications and blurred borders: less than a tenth of a lesion is cortical bone (> 300 HU).
     for phantom in phantoms:
         assert np.mean(phantom.scan.array[phantom.label.array > 0] > 300) < 0.1
 
@@ -195,7 +195,7 @@ def wide() -> list[Phantom]:
 
 
 def test_a_wide_view_holds_the_whole_cross_section(wide):
-    """Air on both sides of the body, which the tumour's slice shows to its full width."""
+    """There is air on both sides of the body, and the tumour's slice shows its full width."""
     framed, widths = [], []
     for phantom in wide:
         scan = phantom.scan.array[:, :, phantom.click[2]]

@@ -1,4 +1,4 @@
-"""The store: what is written comes back, slices read chunks only, crops are those of the array, faults are named."""
+"""The store: exact round trips, slices that read only their chunks, crops equal to the array's, faults by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training samples: crop, label and clicks stay together under every flip, turn and zoom, and sample n is sample n."""
+"""Training samples: crop, label and clicks match under every flip, rotation and zoom; sample n is always the same."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def tumour() -> np.ndarray:
 
 
 def case(axes: str = "LPS", spacing=(1.1, 1.6, 2.5), inside: np.ndarray | None = None) -> Labelled:
-    """A scan whose intensity says what the label is: +100 inside, -100 outside."""
+    """A scan whose intensity tells the label: +100 inside, -100 outside."""
     inside = tumour() if inside is None else inside
     grid = Grid.from_spacing(inside.shape, spacing, (4, -7, 30)).reorient(axes)
     order, flips = Grid.from_spacing(inside.shape, spacing).permutation_to(axes)
@@ -51,7 +51,7 @@ VARIED = {"zoom": (0.7, 1.3), "flip": 0.5, "turn": 0.5, "rotate": 20.0, "margin_
 
 
 def places(sample: dict) -> np.ndarray:
-    """(n, 3) the points that are not padding."""
+    """(n, 3) points that are not padding."""
     return sample["points"][sample["labels"] >= 0].astype(int)
 
 
@@ -82,7 +82,7 @@ def test_a_quarter_turn_and_a_flip_by_hand() -> None:
 
 
 def test_the_crop_without_augmentation_is_the_scan_itself() -> None:
-    """A scan whose intensity is a plane in world mm: every voxel of the crop says where it lies."""
+    """The scan's intensity is linear in world mm: every voxel of the crop tells where it is."""
     grid = Grid.from_spacing((50, 44, 36), (1.5, 1.5, 3), (0, 0, 0))
     i, j, k = np.indices(grid.shape)
     scan = Volume((i * 1.5 - 2 * j * 1.5 + 0.5 * k * 3).astype(np.float32), grid, "CT")
@@ -135,7 +135,7 @@ def test_the_points_of_the_paper_and_of_the_released_code() -> None:
 
 
 def _corner() -> np.ndarray:
-    """A tumour of a few voxels in the corner of a scan: nearly every crop beside it has none."""
+    """A tumour of a few voxels in the corner of a scan: nearly every background crop has none of it."""
     inside = np.zeros((50, 44, 36), bool)
     inside[:2, :2, :2] = True
     return inside
@@ -193,7 +193,7 @@ def test_a_lesion_thinner_than_a_voxel_of_the_crop_does_not_vanish() -> None:
 
 
 class ReadsOnlyBoxes:
-    """An array that lives elsewhere: it knows its shape, and gives boxes of itself."""
+    """An array that is not in memory: it has a shape, and returns boxes of itself."""
 
     def __init__(self, array: np.ndarray) -> None:
         self.array, self.shape, self.dtype, self.read = array, array.shape, array.dtype, 0

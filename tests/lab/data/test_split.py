@@ -1,4 +1,4 @@
-"""The split: sizes by hand, every case once, the same for the same seed in any order."""
+"""The split: sizes by hand, every case exactly once, the same for the same seed in any order of cases."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tissue of other scans round a cut one: the block stays, nothing else becomes tumour, sample n is sample n."""
+"""Tissue of other scans around a cropped one: its block stays, nothing else becomes tumour, samples repeat."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small scans for the engine's tests: soft tissue with a lung, a bone and fat in air, all of known intensities."""
+"""Small scans for the engine's tests: soft tissue with a lung, a bone and fat, in air, with known intensities."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ def body_volume(seed: int = 0) -> Volume:
 
 
 def with_balls(body: Volume, count: int = 40, diameter_mm: float = 18.0) -> Volume:
-    """The same with balls of 160 HU in its soft tissue: things with a border of their own, which regions need."""
+    """The same with balls of 160 HU in the soft tissue, since regions need structures with borders."""
     rng = np.random.default_rng(1)
     array = body.array.astype(np.float32)
     soft = np.argwhere((array > 20) & (array < 100))

@@ -1,4 +1,4 @@
-"""The fit of a calibration: on cases that are made up, where what is true is known."""
+"""Fitting a calibration, on synthetic cases for which the truth is known."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from voxsam.volume import Volume
 
 
 def made_up(count: int, seed: int) -> list[Case]:
-    """Dice and volume follow the first signals, with noise; clicks beside lesions differ in the third."""
+    """Cases whose Dice and volume follow the first signals, with noise; clicks beside lesions differ in the third."""
     rng = np.random.default_rng(seed)
     cases = []
     for number in range(count):
@@ -57,7 +57,7 @@ def test_of_several_networks_the_mean_counts() -> None:
 
 
 def test_a_lesion_is_clicked_and_corrected() -> None:
-    """A model that finds one of a lesion's two cubes is told of the other."""
+    """The model finds one of a lesion's two cubes, and is corrected with a click on the other."""
     volume = block_scan(upright(40, 40, 40), ((10, 14),) * 3, ((18, 22),) * 3)
     mask = Volume((volume.array > 0).astype(np.uint8), volume.grid, "SEG")
     cases = list(lesion_cases(KnownModel(), iter([Lesion("two", "made", volume, mask)])))

@@ -1,4 +1,4 @@
-"""The sheet of samples: where its tiles and outlines lie."""
+"""The sheet of samples: where its tiles and outlines are."""
 
 import numpy as np
 import torch

@@ -1,4 +1,4 @@
-"""A run whose samples the engine makes: it ends, goes on, and its model says what it has seen."""
+"""A run on samples of the engine: it ends, resumes, and its model says what it was trained on."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The engine's sources from a folder: only what the split lets a model see, with the digests of its voxels."""
+"""The engine's sources from a folder: only what the split lets a model see, with digests of the voxels."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ def scan(seed: int) -> Volume:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Two backgrounds of which one trains, and nodules of patients of all three parts."""
+    """Two backgrounds, one of them for training, and nodules of patients from all three parts of the split."""
     split = {"backgrounds_ct": {"train": ("one",), "validation": ("two",)}}
     known = load.cases
     monkeypatch.setattr(load, "cases", lambda source, part: split.get(source, {}).get(part, known(source, part)))

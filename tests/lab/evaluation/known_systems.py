@@ -1,4 +1,4 @@
-"""Systems whose masks are known beforehand, and cases on disk, for the tests of the protocol."""
+"""Systems whose masks are known in advance, and cases on disk, for the tests of the protocol."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SMALL = (slice(15, 18), slice(12, 15), slice(9, 11))
 
 
 class Painter:
-    """Every positive click paints a box of voxels round it, every negative one clears it, in their order."""
+    """In order, every positive click fills a box of voxels around it, and every negative one clears it."""
 
     name, takes_clicks, takes_negative, parameters = "painter", True, True, 2_000_000
 
@@ -44,7 +44,7 @@ class Painting:
 
 
 class Threshold:
-    """Works by itself: whatever is brighter than 500."""
+    """An automatic system: whatever is brighter than 500."""
 
     name, takes_clicks, takes_negative, parameters = "threshold", False, False, None
 
@@ -58,7 +58,7 @@ class Threshold:
 
 
 def write_cases(folder: Path, **labels: Sequence[tuple[slice, ...]]) -> list[Case]:
-    """A case for each keyword: noise with its lesions bright, the first lesion labelled 1, the next 2, ..."""
+    """Write a case for each keyword: noise with bright lesions, the first lesion labelled 1, the next 2, ..."""
     (folder / "imagesTr").mkdir(parents=True, exist_ok=True)
     (folder / "labelsTr").mkdir(exist_ok=True)
     (folder / "dataset.json").write_text(json.dumps({"split": {"test": list(labels)[-1:]}}))

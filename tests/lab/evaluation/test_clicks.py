@@ -1,4 +1,4 @@
-"""Simulated clicks: regions counted by hand, draws that are nested and repeat, corrections where the fault is."""
+"""Simulated clicks: regions counted by hand, nested and repeatable draws, corrections where the error is."""
 
 from __future__ import annotations
 

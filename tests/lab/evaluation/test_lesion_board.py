@@ -1,4 +1,4 @@
-"""The lesion board: lesions numbered by a file or by what hangs together, each clicked by itself, means by size."""
+"""The lesion board: lesions numbered by a file or by connected components, each clicked by itself; means by size."""
 
 from __future__ import annotations
 

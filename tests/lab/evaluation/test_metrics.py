@@ -20,7 +20,7 @@ SPACING = (1.5, 2.0, 5.0)  # R/L, A/P, S/I
 
 
 def mask_in(axes: str, box_ras: tuple[slice, slice, slice], label: int = 1) -> Volume:
-    """A mask of 20 x 16 x 12 voxels (R, A, S) with one box, stored in the order of `axes`."""
+    """A mask of 20 x 16 x 12 voxels (R, A, S) with one box, stored in the axis order `axes`."""
     array = np.zeros((20, 16, 12), np.uint8)
     array[box_ras] = label
     grid = Grid.from_spacing(array.shape, SPACING, (-10, 4, 30))

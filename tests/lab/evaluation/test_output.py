@@ -1,4 +1,4 @@
-"""The folder of an evaluation: its files, the same bytes for the same seed, nothing half-written or overwritten."""
+"""The folder of an evaluation: its files, the same bytes for the same seed, nothing half written or overwritten."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The protocol with systems whose masks are known: which rows there are, pairing, seeds, lesions, what is refused."""
+"""The protocol with systems of known masks: the rows, pairing, seeds, lesions, refusals."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_each_lesion_by_itself(tmp_path: Path):
     rows = evaluate(Painter(reach=20), cases, EvaluationSettings(clicks=(1,), trials=2, per_lesion=True), "set").rows
     assert [(row.lesion, row.trial) for row in rows] == [(1, 0), (1, 1), (2, 0), (2, 1)]
     assert [row.scores.truth_ml for row in rows] == pytest.approx([1.944, 1.944, 0.108, 0.108])
-    # The mask is the whole scan: what lies in the other lesion neither counts for nor against it.
+    # The mask is the whole scan: its part in the other lesion counts neither for nor against it.
     assert rows[0].scores.mask_ml == pytest.approx((20 * 18 * 12 - 18) * 6 / 1000)
 
 

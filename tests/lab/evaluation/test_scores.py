@@ -1,4 +1,4 @@
-"""The numbers of a mask pair, worked out by hand on anisotropic voxels; all empty cases."""
+"""The scores of a pair of masks, worked out by hand on anisotropic voxels; all cases of empty masks."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_a_shift_by_one_voxel_is_one_spacing(axis):
 
 
 def test_hd95_leaves_out_the_farthest_five_per_cent():
-    # A stray voxel whose faces are 4 and 8 mm from the box: its 28 mm2 are 1 % of the mask's surface.
+    # A stray voxel with faces 4 and 8 mm from the box: its 28 mm2 are 1 % of the mask's surface.
     stray = TRUTH | box((6, 7), (6, 7), (14, 15))
     assert score(stray, TRUTH, SPACING).hd95_mm == 0
     near, half, none = (score(stray, TRUTH, SPACING, tolerance).nsd for tolerance in (8, 5, 3.9))

@@ -1,4 +1,4 @@
-"""Systems that are clicked in every slice: what is clicked, how rows are called, what is refused."""
+"""Systems that are clicked in every slice: the clicks, the names of rows, refusals."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SETTINGS = EvaluationSettings(clicks=(1, 3), trials=2)
 
 
 class SlicePainter(Painter):
-    """A Painter that is clicked in every slice, and remembers the truth that it was shown."""
+    """A Painter that is clicked in every slice and remembers the truth that it was given."""
 
     name = "slice painter"
 
@@ -65,7 +65,7 @@ def test_fewer_clicks_are_the_first_and_only_the_key_decides():
 
 
 def test_rows_per_slice_and_their_scores(tmp_path: Path):
-    """6 slices; one click in each, whose box of one voxel is the click: 6 of 324 voxels are found, then 18."""
+    """6 slices with one click each, which fills its own voxel only: 6 of 324 voxels are found, then 18."""
     cases = write_cases(tmp_path, a=[LESION], empty=[])
     system = SlicePainter(reach=0)
     result = evaluate(system, cases, SETTINGS, "set")

@@ -1,4 +1,4 @@
-"""Means, medians and intervals over cases, and the tables made of them, from rows whose numbers are simple."""
+"""Means, medians and intervals over cases, and their tables, from rows with simple numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""VoxSAM's models as systems: the same mask as a session's, whatever was asked before; what is refused."""
+"""VoxSAM's models as systems: the same mask as in a session, whatever was predicted before; refusals."""
 
 from __future__ import annotations
 

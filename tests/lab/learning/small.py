@@ -1,4 +1,4 @@
-"""A project of small bodies with a bright ball each, and a start model that trains in a second; for the tests here."""
+"""A project of small bodies with one bright ball each, and a start model that trains in a second."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CENTRE = (20, 18, 10)
 
 
 def body(seed: int) -> tuple[Volume, Volume]:
-    """Soft tissue of 60 HU in air with noise, a ball of 160 HU and 44 mm about CENTRE; and the ball's mask."""
+    """Soft tissue of 60 HU in air, with noise and a ball of 160 HU and 44 mm around CENTRE; and the ball's mask."""
     rng = np.random.default_rng(seed)
     grid = Grid.from_spacing(SHAPE, SPACING_MM, axes="LPS")
     index = np.stack(np.meshgrid(*(np.arange(n) for n in SHAPE), indexing="ij"), -1)
@@ -30,7 +30,7 @@ def body(seed: int) -> tuple[Volume, Volume]:
 
 
 def start_model(path: Path) -> Path:
-    """A file of random weights, named first."""
+    """A model file "first" with random weights."""
     save_model(stub_network(name="first"), path)
     return path
 

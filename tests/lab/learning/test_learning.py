@@ -1,4 +1,4 @@
-"""Learning: an offer only where fewer clicks are needed; it goes on where it was cut off, waits, and forgets."""
+"""Learning: a model is offered only if it needs fewer clicks; runs resume, wait, and forget cases."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import time
 from importlib.metadata import EntryPoint
 from itertools import product
 from pathlib import Path
+from string import ascii_lowercase, digits
 
 import numpy as np
 import pytest
@@ -42,14 +43,14 @@ def project(tmp_path: Path) -> Project:
 
 @pytest.fixture
 def better(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if what is learned needed 3 clicks, the start 5: the network is too small to learn in a test."""
+    """Let learned models need 3 clicks and the start model 5: the network is too small to learn anything in a test."""
     known = lambda system, *_: (3 if system.name.startswith("learned") else 5, None, ())  # noqa: E731
     monkeypatch.setattr(module, "clicks_needed", known)
 
 
 @pytest.fixture
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of the trainings that begin, in order."""
+    """The names of the trainings that are started, in order."""
     names, real = [], module.train
 
     def train(recipe, data, out, **options):
@@ -68,7 +69,8 @@ def test_what_needs_fewer_clicks_is_offered_and_knows_what_it_was_trained_on(pro
         "offered",
         "5.0 -> 3.0 clicks to the same mask on 5 scans, fewer on 5 (p = 0.031)",
     )
-    assert lines[0] == "learned-5 learns from 5 scans: about 1 min in 4 trainings of 2 steps"
+    assert lines[0] == "learned-5 learns from 5 scans: about 20 min in 3 x 2 steps to check and 4 on all of them"
+    assert model.steps == 4
     assert summarise(project).offered == model and project.in_use == "first"
     project.use("learned-5")
     card = load_model(project.model_source(), "cpu").card
@@ -88,8 +90,8 @@ def test_what_does_not_help_is_not_offered(project, monkeypatch, trained):
 
 
 def test_what_helps_by_chance_is_not_offered(project, monkeypatch, capsys):
-    """Fewer clicks on four of five scans, as many on one: four signs of sixteen would do as well."""
-    counts = {"s0": 5}
+    """Fewer clicks on two of five scans, as many on the others: p is 1/4."""
+    counts = dict.fromkeys(("s0", "s1", "s2"), 5)
     case = iter([name for part in module._parts(list(project.done_cases())) for name in part for _ in range(2)])
 
     def needed(system, *_):
@@ -98,7 +100,7 @@ def test_what_helps_by_chance_is_not_offered(project, monkeypatch, capsys):
 
     monkeypatch.setattr(module, "clicks_needed", needed)
     model = learn(project, steps=1, low_priority=False)
-    assert str(model.gate) == "5.0 -> 3.4 clicks to the same mask on 5 scans, fewer on 4 (p = 0.062)"
+    assert str(model.gate) == "5.0 -> 4.2 clicks to the same mask on 5 scans, fewer on 2 (p = 0.25)"
     assert model.state == "refused" and summarise(project).offered is None
 
 
@@ -119,7 +121,7 @@ def test_the_probability_of_chance_counts_all_signs(saved, probability):
     names = [str(n) for n in range(len(saved))]
     after = dict(zip(names, (5 - n for n in saved), strict=True))
     gate = Gate(dice=0.85, limit=10, before=dict.fromkeys(names, 5), after=after)
-    assert gate.chance == pytest.approx(probability) and gate.is_better == (probability < 0.05)
+    assert gate.chance == pytest.approx(probability) and gate.is_better == (probability < 0.2)
     signs = np.array(list(product((1, -1), repeat=len(saved)))) if saved else np.zeros((1, 0))
     assert (signs @ np.abs(saved) >= sum(saved)).mean() == pytest.approx(probability), "by counting them one by one"
 
@@ -179,15 +181,15 @@ def test_one_at_a_time_and_enough_cases(project, tmp_path):
 
 @pytest.mark.parametrize(
     ("count", "parts"),
-    [(3, ["0", "1", "2"]), (7, ["036", "14", "25"]), (13, ["abc"]), (16, ["cdef"])],
+    [(3, ["0", "1", "2"]), (7, ["036", "14", "25"]), (13, ["789abc"]), (28, ["lmnopqr"])],
 )
 def test_which_cases_are_left_out(count, parts):
-    names = [f"{n:x}" for n in range(count)]
+    names = (digits + ascii_lowercase)[:count]
     assert ["".join(part) for part in module._parts(names)] == parts
 
 
 class Growing:
-    """A system whose n-th mask is the truth less all but n slices of it; negative clicks are known."""
+    """A system whose mask is one slice of the truth, the next with each click, and all of it from four clicks on."""
 
     name, takes_clicks, takes_negative, parameters = "growing", True, True, 0
 
@@ -296,7 +298,7 @@ learn(Project(sys.argv[1]), steps=6, low_priority=False)
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="SIGKILL")
 def test_kill_9_at_random_moments_offers_no_broken_model(project):
-    """Killed until it is through: every model that has a record loads, and the run ends."""
+    """Killed until it is done: every model that has a record loads, and the run ends."""
     rng = np.random.default_rng(0)
     for turn in range(30):
         process = subprocess.Popen([sys.executable, "-c", KILLED, str(project.folder)], stderr=subprocess.DEVNULL)

@@ -1,4 +1,4 @@
-"""Prepared data sets for tests of systems that train or open one: a few small phantoms, and cases that are easy."""
+"""Prepared data sets for tests of systems that train on or open one: a few small phantoms, and easy cases."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SHAPE, SPACING_MM = (40, 36, 24), (3.0, 3.5, 5.0)
 
 
 def small_set(folder: Path, seeds: range) -> tuple[Path, list[Case]]:
-    """The prepared folder, and the cases that it was made of, by name."""
+    """The prepared folder, and the cases that it was made from, by name."""
     raw = folder / "raw"
     write_phantoms(raw, seeds, (SHAPE, SPACING_MM))
     prepare(raw, folder / "prepared", Options(workers=1, spacing_mm=(5.0, 4.0, 4.0)))

@@ -1,4 +1,4 @@
-"""The rows of Fig. 7 and Table 3: what their recipes say, and that one is trained, written, loaded and clicked."""
+"""The rows of Fig. 7 and Table 3: their recipes, and one that is trained, written, loaded and clicked."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Region growing and the random walker on scans in which the right mask is known."""
+"""Region growing and the random walker on scans whose true mask is known."""
 
 import numpy as np
 import pytest

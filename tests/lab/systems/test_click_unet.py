@@ -1,4 +1,4 @@
-"""The U-Net with click channels: clicks are drawn where they lie, change the answer, and its files load like any."""
+"""The U-Net with click channels: clicks are drawn where they are, they change the mask, and its files load."""
 
 from __future__ import annotations
 

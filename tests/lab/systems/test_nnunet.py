@@ -1,4 +1,4 @@
-"""nnU-Net: what it is given, what is planned, the way to its predictor and back; and the real one, once, to the end."""
+"""nnU-Net: its input, its plans, the way to its predictor and back; and the real one once, end to end."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_training_and_validation_cases_are_exported_and_no_test_case(easy, tmp_p
 
 
 def test_other_formats_labels_and_channels_are_written_anew(tmp_path: Path):
-    """Four dimensions in one file, a label of several values of which one is the tumour."""
+    """One file of four dimensions, and a label of several values, one of which is the tumour."""
     from voxsam.lab.data.prepare import Options, prepare
 
     _, cases = easy_set(tmp_path / "first")
@@ -136,7 +136,7 @@ def test_without_nnunetv2_it_says_what_to_install(easy, tmp_path: Path, monkeypa
 
 @needs_nnunet
 def test_a_smaller_patch_makes_the_network_as_deep_as_it_fits(easy, tmp_path: Path):
-    """Patches are given along S, A, R; nnU-Net put R first, its coarsest axis. 16, 32, 40 halve to 4: 2, 3, 3 times."""
+    """Patches are given along S, A, R; nnU-Net puts R, its coarsest axis, first. 16, 32, 40 halve to 4 in 2, 3, 3."""
     network = {
         "n_stages": 6,
         "features_per_stage": [32, 64, 128, 256, 320, 320],
@@ -163,7 +163,7 @@ def test_a_smaller_patch_makes_the_network_as_deep_as_it_fits(easy, tmp_path: Pa
 
 
 class BrightPredictor:
-    """Finds what is above 2500 in the first channel; remembers what it was given."""
+    """Finds voxels above 2500 in the first channel, and remembers its input."""
 
     def predict_single_npy_array(self, array: np.ndarray, properties: dict) -> np.ndarray:
         self.array, self.properties = array, properties
@@ -171,7 +171,7 @@ class BrightPredictor:
 
 
 def test_a_scan_reaches_the_predictor_as_its_own_reader_gives_it(tmp_path: Path):
-    """On an oblique grid with axes PLS: what its reader gives of the file; and the mask comes back in place."""
+    """On an oblique grid with axes PLS: the array is what its reader would return, and the mask comes back in place."""
     stub = stub_scan()
     scan = stub.scan.with_array(stub.scan.array + 5000 * (stub.truth.array > 0).astype(np.int16))
     predictor = BrightPredictor()
@@ -200,7 +200,7 @@ def test_all_channels_reach_the_predictor():
 @pytest.mark.slow
 @needs_nnunet
 def test_the_real_nnunet_from_the_data_set_to_masks(easy, tmp_path: Path):
-    """Two epochs, cut off, then a third; its masks lie on the boxes, in files of three orientations."""
+    """Two epochs, an interruption, then a third; its masks are on the boxes, in files of three orientations."""
     compared, lines = compared_system("nnunet"), []
     short = {"tiny": True, "iterations": 30, "patch": [16, 16, 16]}
     job = job_of(easy, tmp_path, **short, epochs=2)
@@ -231,7 +231,7 @@ def test_the_real_nnunet_from_the_data_set_to_masks(easy, tmp_path: Path):
 
 
 def parameters_of(folders: Folders) -> int:
-    """Of the plain U-Net by its building plan: two convolutions a stage, a transposed one up, heads of two classes."""
+    """Parameters of the plain U-Net: two convolutions per stage, a transposed one upwards, heads of two classes."""
     plans = json.loads((folders.preprocessed / DATASET / "nnUNetPlans.json").read_text())
     network = plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
     widths, strides, count = network["features_per_stage"], network["strides"], 0

@@ -1,4 +1,4 @@
-"""nnU-Net's loop ended by the clock, with a stand-in for its trainer whose epochs take 6 s of processor time each."""
+"""nnU-Net's loop ended by the clock, with a stand-in trainer whose epochs take 6 s of processor time each."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from voxsam.lab.training import budget
 
 
 class Trainer:
-    """Counts its epochs, and notes what the rate of each is, as nnU-Net's schedule would have it."""
+    """Counts its epochs, and notes the learning rate of each by nnU-Net's schedule."""
 
     def __init__(self, folders: Folders, settings: NnUNetSettings, clock: list[float], epoch: int = 0) -> None:
         self.folders, self.settings, self.clock, self.current_epoch = folders, settings, clock, epoch

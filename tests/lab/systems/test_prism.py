@@ -1,4 +1,4 @@
-"""PRISM's row, with a stand-in for the authors' code: a network of their interface whose masks are known beforehand."""
+"""PRISM's row, with a stand-in for the authors' code: a network of the same interface with known masks."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from voxsam.lab.systems.prism import Prism
 from voxsam.prompts import Point
 from voxsam.volume import Volume
 
-# Masks: where the image is above its mean and within 9 voxels of the newest click, and all of the last mask; a negative
-# click takes its surroundings away. The second of three masks is said to be the best; the first is empty.
+# Masks: where the image is above its mean and within 9 voxels of the newest click, plus the whole last mask; a negative
+# click removes its surroundings. The second of three masks is rated the best; the first is empty.
 STAND_IN = """
 import torch
 from torch import nn

@@ -1,4 +1,4 @@
-"""A remote system against a real server of VoxSAM's own: its masks are those of the same model without a server."""
+"""A remote system against a real VoxSAM server: its masks are those of the same model without a server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SAM slice by slice: a stand-in whose masks are known, the real one with random weights, what is refused."""
+"""SAM slice by slice: a stand-in with known masks, the real one with random weights, refusals."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SHAPE, BLOCKS = (36, 24, 3), {0: (slice(4, 16), slice(2, 8)), 2: (slice(20, 32),
 
 
 class KnownSam:
-    """Answers with what is as bright as the first click; of three masks the second is that, the others are wrong.
+    """The second of its three masks is what is as bright as the first click; the other two are wrong.
 
     Its "embedding" is the picture itself, so that a click with its axes swapped finds something else.
     """
@@ -143,7 +143,7 @@ def prepared(tmp_path_factory) -> tuple[Path, list[Case]]:
 
 
 def test_the_real_sam_in_the_protocol(prepared):
-    """Random weights: the masks mean nothing, but depend on the clicks, and are the same again."""
+    """Random weights: the masks mean nothing, but depend on the clicks and are reproducible."""
     folder, cases = prepared
     job = Job(folder, folder, options={"random": {"seed": 3, "image": 64}}, device="cpu")
     compared = compared_system("sam-slices")

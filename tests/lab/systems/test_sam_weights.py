@@ -1,4 +1,4 @@
-"""SAM's files as transformers' SamModel: every tensor finds its place, and the encoder computes what the paper says."""
+"""SAM's files as transformers' SamModel: every tensor is in its place, and the encoder computes what the paper says."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_the_embedding_is_that_of_voxsams_own_encoder_of_slices():
 
 
 def encode(t: dict[str, Tensor], pixels: Tensor) -> Tensor:
-    """SAM's image encoder (ViTDet with relative positions, then the neck) on (B, 3, H, W), written down once more."""
+    """Another implementation of SAM's image encoder (ViTDet with relative positions, then the neck) on (B, 3, H, W)."""
 
     def norm(x: Tensor, name: str) -> Tensor:
         return functional.layer_norm(x, x.shape[-1:], t[f"{name}.weight"], t[f"{name}.bias"], 1e-6)
@@ -109,7 +109,7 @@ def encode(t: dict[str, Tensor], pixels: Tensor) -> Tensor:
 
 
 def in_windows(own: dict[str, Tensor], x: Tensor) -> Tensor:
-    """Attention in windows, one after the other; the last ones are filled up with zeros."""
+    """Attention in windows, one after another; the last ones are padded with zeros."""
     rest = -GRID % WINDOW
     x = functional.pad(x, (0, 0, 0, rest, 0, rest))
     out = torch.zeros_like(x)
@@ -120,7 +120,7 @@ def in_windows(own: dict[str, Tensor], x: Tensor) -> Tensor:
 
 
 def attend(own: dict[str, Tensor], x: Tensor) -> Tensor:
-    """Attention of every place of (B, n, n, C) to every other, with what rows and columns apart add to it."""
+    """Attention of every place of (B, n, n, C) to every other, plus terms for their offsets in rows and columns."""
     b, n, _, c = x.shape
     q, k, v = functional.linear(x, own["attn.qkv.weight"], own["attn.qkv.bias"]).chunk(3, dim=-1)
     q, k, v = (part.reshape(b, n, n, HEADS, c // HEADS) for part in (q, k, v))

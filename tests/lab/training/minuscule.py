@@ -1,4 +1,4 @@
-"""A recipe whose runs take seconds: a minuscule network on two phantoms of 18 cm; for the tests of training."""
+"""A recipe whose runs take seconds, for the tests of training: a minuscule network on two phantoms of 18 cm."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from voxsam.testing import stub_network
 
 
 def recipe(**changes: object) -> Recipe:
-    """The recipe, with some keys changed."""
+    """The recipe with some keys changed."""
     fields = {
         "name": "minuscule",
         "model": stub_network().config,
@@ -38,7 +38,7 @@ def recipe(**changes: object) -> Recipe:
 
 
 def write(path: Path, **changes: object) -> Path:
-    """The same as a file."""
+    """Write the recipe as a file."""
     path.write_text(yaml.safe_dump(recipe(**changes).model_dump(mode="json", exclude_none=True)))
     return path
 
@@ -55,7 +55,7 @@ def losses(out: Path) -> list[tuple[int, float]]:
 
 
 def losses_on_one_batch(task: SegmentationTask, steps: int) -> list[float]:
-    """The loss before each step on the first two samples; the gradients that stay are those of the last."""
+    """The loss before each step on the first two samples; the gradients of the last step stay."""
     task.log_dict = task.log = lambda *_, **__: None  # type: ignore[method-assign]
     stream = make_stream(task.recipe, None)
     batch = torch.utils.data.default_collate([stream[n] for n in range(2)])
@@ -71,7 +71,7 @@ def losses_on_one_batch(task: SegmentationTask, steps: int) -> list[float]:
 
 
 def write_cases(folder: Path, **seeds: int) -> Path:
-    """A folder of phantoms, by the names of their cases; more are added."""
+    """Write phantoms, by case names, into a folder, which may already have others."""
     for part in ("imagesTr", "labelsTr"):
         (folder / part).mkdir(parents=True, exist_ok=True)
     (folder / "dataset.json").write_text("{}")

@@ -1,4 +1,4 @@
-"""A training of so many minutes: it ends by the clock, pauses, and goes on with the time that is left."""
+"""Training with a budget of minutes: it ends by the clock, pauses, and resumes with the time that is left."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The processor time in seconds: 6 a step, and nothing else takes any."""
+    """The processor time in seconds: 6 per step, and none for anything else."""
     now, step = [100.0], SegmentationTask.training_step
 
     def timed(self: SegmentationTask, batch: dict, number: int) -> torch.Tensor:
@@ -57,7 +57,7 @@ def minutes(**changes: object) -> dict[str, object]:
 def test_it_ends_by_the_clock_and_validates_before_the_first_step_and_at_the_end(
     tmp_path: Path, clock: list[float]
 ) -> None:
-    """A minute of steps of 6 s is ten of them."""
+    """One minute is ten steps of 6 s."""
     model = train(recipe(**minutes()), None, tmp_path)
     assert model.is_file() and steps_done(tmp_path / "last.ckpt") == 10
     expected = [(0.0, 0.01), (0.4, 0.02), (0.8, 0.03), (1.0, 0.04)]
@@ -78,7 +78,7 @@ def test_a_paused_run_goes_on_with_the_minutes_that_are_left(tmp_path: Path, clo
 
 
 def test_the_learning_rate_follows_the_time() -> None:
-    """Of ten minutes the last three have a falling rate, whatever the step."""
+    """In the last three of ten minutes the rate falls, whatever the step."""
     planned = recipe(**minutes(minutes=10.0, decay=0.3)).planned(1)
     assert [schedule(step, planned, at) for step, at in ((5, 0.5), (5, 0.7), (9000, 0.85), (9, 1.0))] == pytest.approx(
         [1, 1, 0.5, 0]
@@ -115,7 +115,7 @@ def test_lengths_that_make_no_sense(changes: dict[str, object], words: str) -> N
 def test_minutes_from_the_command_line_take_the_place_of_steps(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Of the processor's real time: a twentieth of a second is a step or a few."""
+    """With real processor time: a twentieth of a second is one step, or a few."""
     path = write(tmp_path / "recipe.yaml")
     assert main(["train", str(path), "-o", str(tmp_path / "out"), "--minutes", "0.001"]) == 0
     assert steps_done(tmp_path / "out" / "last.ckpt") >= 1 and (tmp_path / "out" / "model.safetensors").is_file()

@@ -13,7 +13,7 @@ def users(*seeds: int) -> list[np.random.Generator]:
 
 
 def volumes() -> tuple[torch.Tensor, torch.Tensor]:
-    """Truth and mask of one crop: 5 x 3 x 3 voxels were missed, 2 x 2 x 2 are too many."""
+    """Truth and mask of one crop: 5 x 3 x 3 voxels are missing from the mask, 2 x 2 x 2 are wrong in it."""
     truth, mask = torch.zeros(1, 12, 10, 9), torch.zeros(1, 12, 10, 9)
     truth[0, 2:10, 2:5, 3:6] = 1
     mask[0, 2:5, 2:5, 3:6] = 1

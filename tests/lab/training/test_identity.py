@@ -1,4 +1,4 @@
-"""A folder answers for its own recipe and data: what may change, what may not, and that a refusal changes nothing."""
+"""A folder belongs to its recipe and data: what may change, what may not; a refusal changes nothing."""
 
 from __future__ import annotations
 

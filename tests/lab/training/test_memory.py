@@ -1,4 +1,4 @@
-"""Memory is estimated before it is needed: known counts, how they grow, and the words where there is too little."""
+"""Memory is estimated before it is needed: known counts, how they grow, and the message if there is too little."""
 
 from __future__ import annotations
 

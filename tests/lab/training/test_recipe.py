@@ -1,4 +1,4 @@
-"""Recipes: the shipped one is valid and whole, and what is wrong in a file is named in one line."""
+"""Recipes: the shipped one is valid and complete, and every mistake in a file is reported in one line."""
 
 from __future__ import annotations
 
@@ -278,7 +278,7 @@ def test_a_preset_changes_what_the_machine_wants_and_nothing_that_is_learnt(tmp_
 @pytest.mark.parametrize("profile", ["released", "paper"])
 @pytest.mark.parametrize("name", ["kits", "lits", "pancreas", "colon"])
 def test_automatic_mode_lies_over_the_recipes_of_the_paper_s_data_sets(name: str, profile: str) -> None:
-    """Table 2: no prompt encoder, crop 256; all else, and the machine's keys, as without."""
+    """Table 2: no prompt encoder, crop 256; everything else, and the machine's keys, as without it."""
     (path,) = [path for path in RECIPES if path.stem == f"{name}-{profile}"]
     with_clicks = read_recipe(path, presets=[read_preset("gpu24")])
     recipe = read_recipe(path, presets=[read_preset("auto"), read_preset("gpu24")])
@@ -291,7 +291,7 @@ def test_automatic_mode_lies_over_the_recipes_of_the_paper_s_data_sets(name: str
 
 
 def test_a_size_on_the_command_line_brings_its_own_numbers(tmp_path: Path) -> None:
-    """Of a recipe that spells out the size tiny nothing of it is left; what a recipe has otherwise is kept."""
+    """If a recipe spells out the size tiny, nothing of that is left; its other keys are kept."""
     tiny = write(tmp_path, model=TINY.model_dump(mode="json"))
     for options in (["--model.size", "vit_b"], ["--model.size=vit_b"], ["--model", "vit_b"]):
         assert read_recipe(tiny, options).model == VIT_B
@@ -361,7 +361,7 @@ def test_numbers_that_no_run_can_use_are_refused(tmp_path: Path, options: list[s
 
 @pytest.mark.slow
 def test_every_recipe_fits_every_machine_that_the_documentation_promises() -> None:
-    """The estimate, its error added, of each network that the recipes make, against the memory of each preset.
+    """The estimate, plus its error, for each network of the recipes, against the memory of each preset.
 
     docs/training.md: a laptop is too small for crops of 256 that are fused at their own resolution; the U-Net of a
     comparison cannot compute again.

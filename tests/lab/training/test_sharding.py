@@ -1,4 +1,4 @@
-"""FSDP on two CPU processes (gloo): the losses of one process with twice the batch, whole checkpoints, and going on."""
+"""FSDP on two CPU processes (gloo): losses as of one process with twice the batch, whole checkpoints, resuming."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ sys.exit(main(sys.argv[2:]))
 
 
 def fsdp(folder: Path, recipe_file: Path, stop_after: int) -> int:
-    """Train on two processes, and ask one of them to stop after some steps -> the exit status."""
+    """Train on two processes, and ask one of them to stop after some steps; returns the exit status."""
     script = folder / "run.py"
     script.write_text(RUN)
     words = ["train", str(recipe_file), "-o", str(folder / "two"), "--batch=1", "--devices=2", "--strategy=fsdp"]
@@ -49,7 +49,7 @@ def fsdp(folder: Path, recipe_file: Path, stop_after: int) -> int:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_two_sharded_processes_train_as_one_with_twice_the_batch(tmp_path: Path) -> None:
-    """With averages, pictures and clipping; stopped after the third step, and gone on with."""
+    """With averages, pictures and clipping; it is stopped after the third step and resumed."""
     same = {"tune": "adapters", "decay": 0, "checkpoint_every": 100, "validate_every": 6, "pictures": 1, "steps": STEPS}
     path = write(tmp_path / "recipe.yaml", **same)
     assert fsdp(tmp_path, path, CUT) == 130

@@ -1,4 +1,4 @@
-"""A run that is killed, or asked to stop, goes on as if nothing had been: the same losses to the last digit."""
+"""A run that is killed, or asked to stop, resumes as if nothing had happened: the same losses to the last digit."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ main(sys.argv[2:])
 
 @pytest.mark.slow
 def test_a_run_killed_at_a_random_step_has_the_loss_curve_of_an_uninterrupted_one(tmp_path: Path) -> None:
-    """Killed with SIGKILL, in another process, at a step drawn from seed 7; at most EVERY - 1 steps are done again."""
+    """It runs in another process and gets SIGKILL at a step drawn with seed 7; at most EVERY - 1 steps are repeated."""
     fatal = int(np.random.default_rng(7).integers(3, STEPS))
     path = write(tmp_path / "recipe.yaml", steps=STEPS, checkpoint_every=EVERY)
     words = ["train", str(path), "-o", str(tmp_path / "cut")]
@@ -65,7 +65,7 @@ def test_a_run_killed_at_a_random_step_has_the_loss_curve_of_an_uninterrupted_on
 def test_a_run_that_goes_on_knows_how_good_its_best_validation_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The second validation is the best, its step's checkpoint is the last, and the third is worse."""
+    """The second validation is the best, the last checkpoint is of its step, and the third is worse."""
     scores = iter([0.125, 0.25, 0.75, 0.5, 0.625])  # the first before any step
     monkeypatch.setattr(SegmentationTask, "first_dice", lambda self, batch: torch.tensor(next(scores)))
     monkeypatch.setattr(run, "make_validation", lambda *_: [{"number": np.array(0), "crop": np.zeros(1)}])
@@ -170,7 +170,7 @@ def test_a_checkpoint_that_cannot_be_finished_leaves_the_one_before(tmp_path: Pa
 def test_a_full_disk_under_a_checkpoint_is_told_in_one_line_and_leaves_the_one_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """torch's own writer says it in a RuntimeError that names a place in its sources."""
+    """torch's own writer reports it by a RuntimeError that names a place in its sources."""
     path, save = tmp_path / "last.ckpt", torch.save
     WholeCheckpoints().save_checkpoint({"global_step": 4}, path)
     monkeypatch.setattr(torch, "save", lambda what, _: save(what, "/dev/full"))

@@ -1,4 +1,4 @@
-"""Training: a few steps on phantoms write a model that loads, and a run that was cut off goes on where it stopped."""
+"""Training: a few steps on phantoms write a model that loads, and a run that was cut off resumes where it stopped."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_a_blended_model_lies_between_its_start_and_the_end_also_after_a_restart
 
 
 def test_a_run_goes_on_from_its_last_checkpoint(tmp_path: Path, every_step, drawn: list[int], monkeypatch) -> None:
-    """Cut off in the fourth of six steps: the second start sees the samples that come next, and ends as if not cut."""
+    """Cut off in the fourth of six steps: the second start gets the samples that come next, and ends as if not cut."""
     wanted = train(recipe(steps=6), None, tmp_path / "whole")
     assert drawn == list(range(12))
     step, drawn[:] = SegmentationTask.training_step, []
@@ -187,7 +187,7 @@ def test_a_start_of_other_sizes_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_accumulated_batches_are_one_larger_batch(tmp_path: Path, every_step) -> None:
-    """Without clipping and weight decay to first order: the same gradient, so the same weights."""
+    """Without clipping and weight decay, the same gradient and so, to first order, the same weights."""
     one = load_model(train(recipe(batch=4, steps=2), None, tmp_path / "one"), "cpu").state_dict()
     many = load_model(train(recipe(batch=2, accumulate=2, steps=2), None, tmp_path / "many"), "cpu").state_dict()
     for name, tensor in one.items():
@@ -211,7 +211,7 @@ def test_two_processes_train_as_one_with_twice_the_batch(tmp_path: Path) -> None
 
 @pytest.mark.slow
 def test_two_nodes_of_one_process_train_as_one_with_twice_the_batch(tmp_path: Path) -> None:
-    """Two machines as far as Lightning can tell: each is started by itself and finds the other by its address."""
+    """Two machines as far as Lightning can tell: each is started separately and finds the other by its address."""
     path = write(tmp_path / "recipe.yaml", steps=4)
     train(recipe(steps=4, batch=2), None, tmp_path / "one")
     with socket.socket() as free:
@@ -296,7 +296,7 @@ def test_epochs_show_every_scan_once_in_an_order_of_its_own(tmp_path: Path) -> N
 
 
 def test_a_start_of_one_channel_becomes_one_of_two_that_answers_alike(tmp_path: Path) -> None:
-    """Both channels show the same: the crop of the start. Another crop stretches the depth table."""
+    """Both channels show the same image, in the start's crop size. Another crop size stretches the depth table."""
     one = recipe()
     first = make_network(one)
     torch.nn.init.normal_(first.image_encoder.depth_positions)

@@ -1,4 +1,4 @@
-"""Training without clicks: what is sampled, that the network has nothing idle, that its file segments by itself."""
+"""Training without clicks: the samples, a network without unused parts, and a file that segments by itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One server with the small network, for all tests that need no other."""
+"""One server with the small network, for all tests that need no other server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A running server with a model that is known, and real clients of the nnInteractive protocol for it."""
+"""A running server with a known model, and real clients of the nnInteractive protocol."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from voxsam.volume import Volume
 
 
 class Running:
-    """A server; its clock may be set ahead."""
+    """A server whose clock may be set ahead."""
 
     def __init__(self, http: httpx.Client) -> None:
         self.url, self.sessions, self.ahead_s = str(http.base_url).rstrip("/"), http.service.sessions, 0.0
@@ -26,7 +26,7 @@ class Running:
 
     @contextmanager
     def client(self, image: np.ndarray | None = None, key: str | None = None, **properties) -> Iterator[RemoteSession]:
-        """A client; with an image (X, Y, Z) it is sent, and a buffer of zeros is set."""
+        """A client; an image (X, Y, Z), if given, is sent, and a buffer of zeros is set."""
         with RemoteSession(self.url, api_key=key, read_timeout=600.0) as client:
             if image is not None:
                 client.set_image(image[None], properties)

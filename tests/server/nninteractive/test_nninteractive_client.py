@@ -1,4 +1,4 @@
-"""The real client of nnInteractive against a real server: every call of it, with the masks that VoxSAM itself gives."""
+"""The real nnInteractive client against a real server: each of its calls gives the mask of VoxSAM itself."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_boxes_give_the_sessions_masks(client, own):
 
 
 def scribbles() -> tuple[np.ndarray, np.ndarray]:
-    """A stroke in one slice, and the labels of the whole image that it is."""
+    """A stroke in one slice, and the same as labels of the whole image."""
     stroke = np.zeros((1, 12, 14), np.uint8)
     stroke[0, np.arange(12), np.arange(12) + 1] = 1
     whole = np.zeros(SHAPE, np.uint8)
@@ -361,7 +361,7 @@ def test_an_initial_mask_of_another_shape_is_refused(client):
     ],
 )
 def test_however_a_viewer_lays_the_array_the_model_sees_one_patient(server, network, viewer, order, turned, spacing):
-    """The mask of one scan, x to the left, y to the back, z up, whichever of its axes comes first."""
+    """The mask of one scan (x to the left, y to the back, z up), whichever of its axes comes first."""
     scan = np.kron(np.random.default_rng(7).normal(40, 120, (11, 9, 8)), np.ones((4, 4, 3))).astype(np.int16)
     click = (17, 20, 11)
     own = Session(network, Volume(scan, Grid(scan.shape, np.diag([-3.5, -3.5, 6.0, 1.0])), "CT"), keep_clicked=False)

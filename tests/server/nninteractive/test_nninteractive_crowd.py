@@ -1,4 +1,4 @@
-"""Many real clients of nnInteractive at once, with scans of their own: every mask is the one that each gets alone."""
+"""Many real nnInteractive clients at once, each with its own scan: every mask is the one that a client gets alone."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def clicks_of(number: int) -> list[tuple[tuple[int, ...], bool]]:
 
 @pytest.mark.parametrize(("clients", "capacity"), [(8, 16), (32, 32)])
 def test_every_mask_is_the_one_that_a_client_gets_alone(network, clients, capacity):
-    """They share little memory: features are thrown out and encoded again."""
+    """They share little memory, so that features are dropped and encoded again."""
     got: dict[int, list[np.ndarray]] = {}
     failed: list[BaseException] = []
     start = threading.Barrier(clients)

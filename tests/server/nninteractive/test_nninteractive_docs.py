@@ -1,4 +1,4 @@
-"""The page docs/nninteractive.md: its Python runs as it stands, against a server at another port."""
+"""The Python of docs/nninteractive.md runs as it is, against a server on another port."""
 
 from __future__ import annotations
 

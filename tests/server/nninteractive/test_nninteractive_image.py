@@ -1,4 +1,4 @@
-"""The client's image as a Volume: where its axes point, its spacing, and what is refused."""
+"""The client's image as a Volume: the directions of its axes, its spacing, and refusals."""
 
 from __future__ import annotations
 

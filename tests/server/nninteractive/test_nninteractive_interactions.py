@@ -1,4 +1,4 @@
-"""The protocol's interactions as VoxSAM's prompts: which voxels they name, on an anisotropic grid of unequal axes."""
+"""The protocol's interactions as VoxSAM's prompts: the voxels they mean, on an anisotropic grid of unequal axes."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_a_scribble_without_a_part_lies_on_the_whole_image():
 
 
 def contour(filled: bool) -> np.ndarray:
-    """11 x 9 voxels, a frame of one voxel's width or all of it, in one slice."""
+    """11 x 9 voxels in one slice: a frame one voxel wide, or filled."""
     mask = np.ones((11, 9, 1), bool)
     if not filled:
         mask[1:-1, 1:-1] = False

@@ -1,4 +1,4 @@
-"""Leases of the protocol with its real client: places, keys, signs of life, time-outs; bodies that are no arrays."""
+"""The protocol's leases with its real client: places, keys, heartbeats, time-outs; bodies that are not arrays."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_a_scan_beyond_the_servers_memory_is_refused_like_a_full_server(network)
         client.set_image(IMAGE[None])
 
 
-# Bodies that are no arrays
+# Bodies that are not arrays
 
 
 def post(client, path: str, body: bytes, meta: str = "{}") -> httpx.Response:
@@ -181,7 +181,7 @@ def server_with_scan(network):
 
 
 def test_steps_of_many_clients_at_once_are_answered_right(network):
-    """Eight clients, each with its own point, all at once; each gets what it gets alone."""
+    """Eight clients at once, each with its own point: each gets what it would get alone."""
     points = [(4 + n, 5 + n, 18 - n) for n in range(8)]
     with running(network) as server:
         alone = [shown(server, [point]) for point in points]
@@ -200,7 +200,7 @@ def test_steps_of_many_clients_at_once_are_answered_right(network):
 
 
 def shown(server, points: list) -> list[np.ndarray]:
-    """What a client's buffer shows after each of its points, each for an object of its own."""
+    """A client's buffer after each of its points, each of which is for an object of its own."""
     masks = []
     with server.client(IMAGE) as client:
         for point in points:

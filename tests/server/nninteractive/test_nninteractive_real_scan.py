@@ -1,4 +1,4 @@
-"""The real client on a real CT with the model that VoxSAM ships: its buffer is VoxSAM's own mask, voxel by voxel."""
+"""The real client on a real CT with the packaged model: its buffer is VoxSAM's own mask, voxel by voxel."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def server(model):
 
 @pytest.fixture
 def client(server, paths):
-    """As a user of SimpleITK would: the array of (k, j, i), and its spacing."""
+    """A client as a user of SimpleITK would set it up: with the (k, j, i) array and its spacing."""
     image = sitk.ReadImage(str(paths[0]))
     with server.client(sitk.GetArrayFromImage(image), spacing=image.GetSpacing()[::-1]) as client:
         client._http.event_hooks["response"].append(check_size)

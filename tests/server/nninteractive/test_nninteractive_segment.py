@@ -1,4 +1,4 @@
-"""The object that a client works on: interactions that wait, initial masks, undo; against a session's own masks."""
+"""The object that a client works on: pending interactions, initial masks, undo; against a session's own masks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FIRST, SECOND = ((10, 13), (11, 15), (12, 14)), ((24, 28), (25, 27), (23, 29))  
 
 
 class Buffer:
-    """A client's buffer: every change is written into it, and nothing outside its box may have changed."""
+    """A client's buffer: every change is written into it, and nothing outside the changed box may differ."""
 
     def __init__(self) -> None:
         self.scan = block_scan(upright(40, 41, 42), FIRST, SECOND)

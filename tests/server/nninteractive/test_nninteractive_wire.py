@@ -1,4 +1,4 @@
-"""Arrays of the protocol: what its own client packs is read, what it reads is packed, and nothing malformed gets by."""
+"""Arrays of the protocol: exchange with its own client in both directions; nothing malformed is accepted."""
 
 from __future__ import annotations
 

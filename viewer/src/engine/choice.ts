@@ -1,11 +1,11 @@
-// Which engine the page has: the server that sent it, or, built for a web space (mode `web`), the browser itself. A build holds one of them.
+// The page's engine: the server that sent it or, in a build for a web space (mode `web`), the browser; never both.
 /// <reference types="vite/client" />
 import type { Engine } from "./engine";
 import { ServerEngine } from "./server";
 
 export const IS_LOCAL = import.meta.env.MODE === "web";
 
-/** `key` is the server's, asked for by `askForKey` if it wants another; `store` keeps the list of recent sessions. */
+/** `key` is the server's; `askForKey` is called if it wants another. `store` keeps the list of recent sessions. */
 export async function chosenEngine(
   key: string | null,
   askForKey: (wrong: boolean) => Promise<string>,

@@ -1,11 +1,11 @@
-// What the page asks for: an engine that reads scans and segments them, on a server or in the browser.
-// Indices are voxels (i, j, k) of the scan's own array; what travels is described in docs/server.md.
+// The interface of an engine, which reads scans and segments them on a server or in the browser.
+// Indices are voxels (i, j, k) of the scan's own array; docs/server.md describes the messages.
 
 import type { Project } from "./project";
 
 export type Index = [number, number, number];
 
-/** A half-open box of voxels: `high` is the first one beyond it on each axis. */
+/** A half-open box of voxels: `high` is the first index beyond it on each axis. */
 export interface Box {
   low: Index;
   high: Index;
@@ -16,13 +16,13 @@ export type Prompt =
   | { kind: "box"; low: Index; high: Index } // both corners included
   | { kind: "scribble"; voxels: Index[]; positive: boolean };
 
-/** A prompt as the engine reports it: of strokes and hints only how many voxels they have. */
+/** A prompt as the engine reports it; of strokes and hints only the number of voxels. */
 export type KnownPrompt =
   | Exclude<Prompt, { kind: "scribble" }>
   | { kind: "scribble"; count: number; positive: boolean }
   | { kind: "hint"; count: number };
 
-/** A change by hand of the current object's mask. Points are indices between voxels' centres, too. */
+/** An edit of the current object's mask by hand. Points are voxel indices and may be fractional. */
 export type Edit =
   | { kind: "brush"; stroke: Index[]; radius_mm: number; add: boolean; axis: number | null; intensities: [number, number] | null }
   | { kind: "lasso"; polygon: Index[]; axis: number; add: boolean; slices: number | null }
@@ -31,7 +31,7 @@ export type Edit =
   | { kind: "component"; index: Index; keep: boolean }
   | { kind: "interpolate"; axis: number };
 
-/** A code of what an object is. */
+/** A coded concept: what an object is. */
 export interface ObjectType {
   value: string;
   scheme: string; // SCT: SNOMED CT
@@ -43,19 +43,19 @@ export interface Diameter {
   ends: [Index, Index];
 }
 
-/** How good a mask probably is, as calibrated on validation lesions. */
+/** How good a mask probably is, calibrated on validation lesions. */
 export interface Confidence {
   dice: number; // expected
-  volume_ml: [number, number]; // holds the lesion's true volume in 80 % of cases
-  doubtful: boolean; // what was clicked may be no lesion
+  volume_ml: [number, number]; // contains the lesion's true volume in 80 % of cases
+  doubtful: boolean; // what was clicked may not be a lesion
 }
 
-/** What the user says of an object. */
+/** What the user sets for an object. */
 export interface ObjectFacts {
   name: string;
   colour: string; // #rrggbb
   visible: boolean;
-  locked: boolean; // its voxels are not taken by other objects
+  locked: boolean; // no other object takes its voxels
   type: ObjectType;
 }
 
@@ -68,11 +68,11 @@ export interface ObjectState extends ObjectFacts {
   longest: Diameter | null; // in an axial slice
   perpendicular: Diameter | null; // to it, in the same slice
   class_name: string | null; // which of the model's classes it looks like
-  confidence: Confidence | null; // of a calibrated model, while no hand has changed the mask
+  confidence: Confidence | null; // from a calibrated model, while the mask is as predicted
   messages: string[];
 }
 
-/** What is being done, and how much of it is (0 to 1; null if that is not known). */
+/** What is being done, and the fraction done (0 to 1; null if unknown). */
 export interface Busy {
   stage: string;
   fraction: number | null;
@@ -95,9 +95,9 @@ export interface State {
   busy: Busy | null;
   notes: string[];
   overlap: boolean; // whether objects may share voxels
-  keep_clicked: boolean; // of a mask only the parts that were clicked
+  keep_clicked: boolean; // whether masks keep only their clicked components
   earlier: Earlier[]; // saved sessions on the same scan
-  case?: string | null; // of the server's project, that it is on
+  case?: string | null; // the scan of the server's project that it is on
 }
 
 export interface Earlier {
@@ -110,14 +110,14 @@ export interface Earlier {
 export interface StepResult extends State {
   seconds: number;
   changed: Box;
-  labels: Uint8Array; // of `changed`, i fastest; empty if it is
+  labels: Uint8Array; // of `changed`, i fastest; empty if that is
 }
 
-/** What changes a session. */
+/** A step that changes a session. */
 export type Step =
   | { kind: "prompt"; prompts: Prompt[] }
   | { kind: "edit"; edits: Edit[] }
-  | { kind: "mask"; source: Source } // becomes the current object's
+  | { kind: "mask"; source: Source } // replaces the current object's
   | { kind: "reset" | "new object" | "undo" | "redo" }
   | { kind: "select" | "delete object"; number: number }
   | { kind: "delete prompt"; number: number; index: number }
@@ -136,9 +136,9 @@ export interface Info {
   presets: Preset[];
   folders: { id: string; name: string }[];
   demo: boolean;
-  project?: string | null; // the name of the project whose scans are worked through
-  local?: boolean; // whether the page with its engine in the browser lies beside, in local/
-  types: ObjectType[]; // to choose from; others may be given
+  project?: string | null; // the name of the server's project
+  local?: boolean; // whether local/ has the page whose engine is the browser
+  types: ObjectType[]; // to choose from; other codes may be given
 }
 
 export interface Entry {
@@ -153,42 +153,42 @@ export interface NamedFile {
   file: Blob;
 }
 
-/** Where a scan comes from: the demo, the project, a folder that the engine may read, or files of the user; of several series one. */
+/** Where a scan comes from: the demo, the project, the engine's folders or the user's files; `series` chooses one. */
 export type Source = { demo: true } | { case: string; reader: string } | (({ folder: string; path: string } | { files: NamedFile[] } | { upload: string }) & { series?: string });
 
-/** One of the series that lie together. */
+/** One of several series in the same place. */
 export interface Series {
   uid: string;
   description: string;
   modality: string;
   count: number; // of images
-  shape: (number | null)[] | null; // null: differs, or is not said
+  shape: (number | null)[] | null; // null: it varies, or is not given
   spacing_mm: (number | null)[] | null;
   localizer: boolean;
 }
 
 export type VoxelType = "int16" | "float32";
 
-/** The voxels (i, j) of one k, i fastest, little-endian. */
+/** The voxels (i, j) of slice k, i fastest, little-endian. */
 export interface Slice {
   k: number;
   bytes: Uint8Array;
 }
 
-/** A scan as it comes: the first `coarse` slices are spread over it, then come those between. */
+/** A scan as it arrives: the first `coarse` slices are spread over it, then those in between follow. */
 export interface VoxelStream {
   type: VoxelType;
   coarse: number;
   slices: AsyncGenerator<Slice>;
 }
 
-/** How something that takes long reports its progress, and how it is cancelled. */
+/** How a long operation reports its progress and is cancelled. */
 export interface Loading {
   signal: AbortSignal;
   progress(stage: string, fraction: number | null): void;
 }
 
-/** A session that was open on this machine before. */
+/** A session that was opened in this browser before. */
 export interface Recent {
   id: string;
   name: string;
@@ -198,12 +198,12 @@ export interface Recent {
 }
 
 /**
- * Of a session that is watched. `idle`: nothing is being done any more, and the session is at `revision` (null if the
- * engine does not say). `closed`: it sleeps, and the next step wakes it.
+ * News of a watched session. `idle`: nothing is running any more, and the session is at `revision` (null if the engine
+ * does not say). `closed`: it sleeps until the next step wakes it.
  */
 export type Notice = { kind: "progress"; busy: Busy } | { kind: "idle"; revision: number | null } | { kind: "closed" };
 
-/** A file to take away, and how its name ends. */
+/** The kinds of file to download, and how their names end. */
 export type FileKind = "nifti" | "masks" | "seg" | "sr" | "rtstruct" | "stl" | "report" | "json";
 export const FILES: Record<FileKind, string> = {
   nifti: "mask.nii.gz",
@@ -218,23 +218,23 @@ export const FILES: Record<FileKind, string> = {
 
 export interface Engine {
   info(): Promise<Info>;
-  /** What lies in a folder that the engine may read. */
+  /** The contents of a folder that the engine may read. */
   entries(folder: string, path: string): Promise<Entry[]>;
   open(source: Source, name: string | undefined, loading: Loading): Promise<State>;
-  /** The session as it is, brought back if it was closed. */
+  /** The current state of a session, which is reopened if it was closed. */
   state(id: string): Promise<State>;
-  /** The scan's voxels, without the first `from` slices of those that come. */
+  /** The scan's voxels, without the first `from` slices of the stream. */
   voxels(id: string, from: number, signal: AbortSignal): Promise<VoxelStream>;
-  /** All labels there are; `changed` is the box that they are in. */
+  /** All labels; `changed` is the box that holds them. */
   labels(id: string): Promise<StepResult>;
-  /** `loading` hears how far a mask that is sent has come. */
+  /** Take a step; `loading` gets the progress of sending a mask. */
   step(id: string, step: Step, loading?: Loading): Promise<StepResult>;
   file(id: string, kind: FileKind): Promise<Blob>;
-  /** What happens to a session, until it is closed or the signal aborts. Throws EngineError when it is out of reach. */
+  /** News of a session until it is closed or the signal aborts. Throws EngineError if the engine is out of reach. */
   watch(id: string, signal: AbortSignal): AsyncGenerator<Notice>;
-  /** Sessions of this browser, the latest first. */
+  /** This browser's sessions, the latest first. */
   recent(): Recent[];
-  /** Leave a session out of `recent`; where the work is kept in this browser (`keepsWork`), delete it and its scan. */
+  /** Remove a session from `recent`; where the work is kept in this browser (`keepsWork`), delete it and its scan. */
   forget(id: string): void;
   readonly keepsWork: boolean;
   /** What a server with a project offers; null in the browser. */
@@ -247,12 +247,12 @@ export interface Problem {
   given?: string | null;
   expected?: string | null;
   remedy?: string | null;
-  series?: Series[]; // to choose one of
+  series?: Series[]; // to choose from
 }
 
-/** An engine's failure. `passing`: it is out of reach or broke, and may be back; otherwise asking again is in vain. */
+/** An engine's failure. `passing`: it is out of reach or broken and may come back; otherwise retrying is pointless. */
 export class EngineError extends Error {
-  /** What was to be opened, with a series of the problem's missing. */
+  /** The source that was to be opened, for a choice of one of the problem's series. */
   source: Source | null = null;
 
   constructor(

@@ -1,11 +1,11 @@
-// The project of a server, as the page asks for it: its work list, what is done, and the models that learn from it.
+// The server's project as the page sees it: the work list, the scans done, and the models that learn from them.
 
 export type CaseState = "to do" | "in work" | "done" | "skipped";
 
 export interface Row {
   name: string;
   state: CaseState;
-  reader: string; // who works on it, or has done it last
+  reader: string; // who is working on it, or did it last
   since: string; // ISO time
   readers: string[]; // who have done it
   clicks: number | null;
@@ -18,18 +18,18 @@ export interface LearnedModel {
   state: "offered" | "refused" | "retired";
   reason: string; // why it was retired
   gate: string; // "5.1 -> 3.4 clicks to the same mask on 6 scans, fewer on 5 (p = 0.031)"
-  cases: string[]; // that it was trained on
+  cases: string[]; // the scans that it was trained on
 }
 
 export interface Learning {
   stage: "idle" | "beginning" | "running" | "paused" | "cut off";
   fraction: number;
-  minutes: number; // that all of it takes
-  said: string; // last
+  minutes: number; // for the whole run
+  said: string; // its latest message
   failed: boolean;
-  impossible: string; // why none can begin; "": one can
-  every: number; // scans, after which it begins by itself; 0: never
-  new: number; // scans that were done since
+  impossible: string; // why no run can start; "": one can
+  every: number; // scans after which a run starts by itself; 0: never
+  new: number; // scans done since the last run
 }
 
 export interface ProjectState {
@@ -37,7 +37,7 @@ export interface ProjectState {
   rows: Row[];
   order: string; // of the work, in words
   counts: Partial<Record<CaseState, number>>;
-  start: string; // the model that every learning begins with
+  start: string; // the model that every learning run starts from
   in_use: string;
   offered: string | null;
   can_go_back: boolean;
@@ -61,7 +61,7 @@ export interface Kept {
   volume_ml: number;
 }
 
-/** How requests are made; `path` is below the server's address for programs. */
+/** Sends requests; `path` is relative to the server's API. */
 export interface Requests {
   request(path: string, init?: RequestInit): Promise<Response>;
   json<T>(path: string): Promise<T>;
@@ -73,18 +73,18 @@ export class Project {
 
   state = () => this.server.json<ProjectState>("project");
 
-  /** The next scan, from now on this reader's; null: nothing is left. */
+  /** Assign the next scan to this reader; null if none is left. */
   async next(reader: string, after: string | null): Promise<string | null> {
     return (await this.server.send<{ case: string | null }>("POST", "project/next", { reader, after })).case;
   }
 
-  /** The scan that this reader has done or skipped before. */
+  /** The scan that this reader did or skipped last, or the one before `before`; null if there is none. */
   async previous(reader: string, before: string | null): Promise<string | null> {
     const query = new URLSearchParams(before === null ? { reader } : { reader, before });
     return (await this.server.json<{ case: string | null }>(`project/previous?${query}`)).case;
   }
 
-  /** Keep a session's mask and clicks; the session is closed. */
+  /** Keep a session's mask and clicks, and close the session. */
   done = (session: string, seconds: number) => this.server.send<Kept>("POST", "project/done", { session, seconds });
 
   skip = (name: string, reader: string) => this.call("POST", `${this.of(name)}/skip`, { reader });

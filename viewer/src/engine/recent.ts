@@ -1,10 +1,10 @@
-// Which sessions were open in this browser: listed here, not on the server, where others would see them.
+// The sessions opened in this browser: listed here and not on the server, where others would see them.
 import type { Recent, State } from "./engine";
 
 const MAX_RECENT = 12;
 
 export class RecentSessions {
-  /** `store` is the browser's localStorage, or none where it is switched off; `key` is the list's name there. */
+  /** `store` is the browser's localStorage, or null where it is switched off; `key` is the list's name there. */
   constructor(
     private readonly store: Pick<Storage, "getItem" | "setItem"> | null,
     private readonly key = "voxsam-recent",
@@ -20,7 +20,7 @@ export class RecentSessions {
     }
   }
 
-  /** Put a session first; the ids of those that the list has no place for any more. */
+  /** Put a session first; returns the ids of those that no longer fit in the list. */
   note({ id, name, objects }: State): string[] {
     const masks = objects.filter(({ volume_ml }) => volume_ml > 0);
     const volume_ml = masks.reduce((sum, object) => sum + object.volume_ml, 0);

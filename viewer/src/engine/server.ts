@@ -28,29 +28,29 @@ const OUT_OF_REACH: Problem = {
   remedy: "check that voxsam serve is running; the page goes on by itself once it is back",
 };
 const DOWNLOADS: Partial<Record<FileKind, string>> = { masks: "masks", sr: "sr", rtstruct: "rtstruct", stl: "stl" }; // not as the file
-const PATIENCE_MS = 500; // by then most scans are read
+const PATIENCE_MS = 500; // by then most scans have been read
 const NOT_FOUND = [404, 410];
 const SILENT: Loading = { signal: new AbortController().signal, progress: () => {} };
 
-/** The problem in an answer's body, whatever came; servers in between do not send ours. */
+/** The problem that a response's body describes, whatever it holds: proxies do not send our JSON. */
 export function problemOf(status: number, body: string): Problem {
   try {
     const { error, series } = JSON.parse(body) as { error?: Problem; series?: Series[] };
     if (typeof error?.message === "string") return series ? { ...error, series } : error;
   } catch {
-    // Not JSON: the status below says it.
+    // Not JSON: the status has to do.
   }
   return { message: `The server answered with status ${status}`, remedy: "try again; its log says more" };
 }
 
-/** Bytes out of base64 of zlib-deflated bytes. Throws TypeError for anything else. */
+/** Decode base64 of zlib-deflated bytes. Throws DOMException if it is not base64, TypeError if it is not zlib. */
 export async function inflate(base64: string): Promise<Uint8Array> {
   const deflated = Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
   const stream = new Blob([deflated]).stream().pipeThrough(new DecompressionStream("deflate"));
   return new Uint8Array(await new Response(stream).arrayBuffer());
 }
 
-/** Server-Sent Events out of a stream of text, in pieces of any size. */
+/** Server-Sent Events from text that arrives in pieces of any size. */
 export async function* readEvents(chunks: AsyncIterable<string>): AsyncGenerator<{ name: string; data: string }> {
   let rest = "";
   for await (const chunk of chunks) {
@@ -80,7 +80,7 @@ async function* piecesOf<T>(stream: ReadableStream<T>): AsyncGenerator<T> {
   }
 }
 
-/** Slices out of a stream of pieces of any size: for each its k (uint32, little-endian) and its bytes. */
+/** Slices from bytes that arrive in pieces of any size: each is its k (uint32, little-endian), then its voxels. */
 export async function* readSlices(pieces: AsyncIterable<Uint8Array>, sliceBytes: number): AsyncGenerator<Slice> {
   let block = new Uint8Array(4 + sliceBytes);
   let filled = 0;
@@ -109,7 +109,7 @@ export class ServerEngine implements Engine {
   });
   private readonly sessions: RecentSessions;
 
-  /** `base` is where the page lies; `askForKey` is called when the server wants one. */
+  /** `base` is the address of the page; `askForKey` is called when the server requires a key. */
   constructor(
     private readonly base: string,
     private key: string | null,
@@ -139,7 +139,7 @@ export class ServerEngine implements Engine {
     try {
       return this.noted(await this.post<State>("sessions", { source: given, id, ...(name && { name }) }, loading.signal));
     } catch (error) {
-      // Of several series one is chosen; what was sent is not sent again.
+      // The user will choose one of several series: what was sent is not sent again.
       if (error instanceof EngineError && error.problem.series) error.source = given;
       throw error;
     } finally {
@@ -148,7 +148,7 @@ export class ServerEngine implements Engine {
     }
   }
 
-  // How far the server is with reading, if that takes long; what goes wrong is told by the answer that is waited for.
+  // Report the server's progress if reading takes long; errors come with the response that `open` waits for.
   private async hear(id: string, { progress }: Loading, signal: AbortSignal): Promise<void> {
     await new Promise((resolve) => setTimeout(resolve, PATIENCE_MS));
     if (signal.aborted) return;
@@ -211,14 +211,14 @@ export class ServerEngine implements Engine {
     }
   }
 
-  // A source as the server knows it.
+  // The source as the server takes it, with files uploaded.
   private async given(source: Source, loading: Loading = SILENT): Promise<Exclude<Source, { files: NamedFile[] }>> {
     if (!("files" in source)) return source;
     const { files, ...others } = source;
     return { upload: await this.upload(files, loading), ...others };
   }
 
-  // A stream that breaks off is the server out of reach.
+  // A stream that breaks off means that the server is out of reach.
   private async *reachable<T>(stream: AsyncGenerator<T>, signal: AbortSignal): AsyncGenerator<T> {
     try {
       yield* stream;
@@ -228,7 +228,7 @@ export class ServerEngine implements Engine {
     }
   }
 
-  // Files one after another as one upload; its name.
+  // Send files one by one as one upload; returns its name.
   private async upload(files: NamedFile[], { signal, progress }: Loading): Promise<string> {
     const total = files.reduce((sum, { file }) => sum + file.size, 0) || 1;
     const stage = files.length > 1 ? `Sending ${files.length} files` : `Sending ${files[0]?.name}`;
@@ -303,7 +303,7 @@ export class ServerEngine implements Engine {
   }
 }
 
-// `status` is 0 when no answer came.
+// `status` is 0 if there was no response.
 class RequestError extends EngineError {
   constructor(
     readonly status: number,

@@ -1,8 +1,8 @@
-// The keys: one table that the page obeys and that the help shows.
+// The keys: one table, which the page obeys and the help shows.
 
-/** What a key does. `canvas`: only while the planes have the focus, where other keys would disturb buttons. */
+/** What a key does. `canvas`: only while the planes have the focus, for keys that buttons use too. */
 export interface Command {
-  keys: string[]; // as in KeyboardEvent.key; "Ctrl+" and "Shift+" before it where they matter
+  keys: string[]; // as in KeyboardEvent.key, after "Ctrl+" and "Shift+" where they matter
   shown: string;
   text: string;
   group: "Look" | "Mark" | "Correct" | "Page";
@@ -19,7 +19,7 @@ export function nameOf({ key, ctrlKey, metaKey, shiftKey }: KeyboardEvent): stri
 
 const TYPING = "input:not([type=range]):not([type=radio]):not([type=checkbox]), select, textarea, dialog[open]";
 
-/** Obey the table. Keys that are typed into a field, or that belong to a dialog, are left to it. */
+/** Obey the table, except for keys typed into a field or a dialog. */
 export function obey(commands: Command[], canvas: HTMLElement): void {
   const table = new Map(commands.flatMap((command) => command.keys.map((key) => [key, command] as const)));
   document.addEventListener("keydown", (event) => {
@@ -32,7 +32,7 @@ export function obey(commands: Command[], canvas: HTMLElement): void {
   });
 }
 
-/** The help: a table of keys for each group. */
+/** Fill the help with a table of keys for each group. */
 export function describe(commands: Command[], place: HTMLElement): void {
   for (const group of ["Mark", "Correct", "Look", "Page"] as const) {
     const section = document.createElement("section");
@@ -55,7 +55,7 @@ export function describe(commands: Command[], place: HTMLElement): void {
   }
 }
 
-/** The keys that are held down, while the page has the focus. */
+/** The keys held down while the page has the focus. */
 export function heldKeys(): ReadonlySet<string> {
   const held = new Set<string>();
   document.addEventListener("keydown", (event) => {

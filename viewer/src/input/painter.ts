@@ -1,4 +1,4 @@
-// The tools that change a mask by hand: what drags and keys become, a stroke of the brush or an outline of the lasso.
+// The tools that edit a mask by hand: drags and keys become strokes of the brush or outlines of the lasso.
 import type { Edit, Index } from "../engine/engine";
 import { normalAxis, type Orientation, type Plane } from "../stage/geometry";
 import type { Tool } from "./prompts";
@@ -9,7 +9,7 @@ export type Drawn = Extract<Edit, { kind: "brush" | "lasso" }>;
 
 const [MIN_RADIUS, MAX_RADIUS] = [0.5, 50]; // mm
 const RADIUS_STEP = 1.2;
-const DECIMALS = 100; // that are kept of an index
+const DECIMALS = 100; // steps per voxel: indices keep two decimals
 
 export function paints(tool: Tool): tool is PaintTool {
   return (PAINT_TOOLS as readonly Tool[]).includes(tool);
@@ -17,16 +17,16 @@ export function paints(tool: Tool): tool is PaintTool {
 
 export class Painter {
   radius_mm = 5;
-  /** The brush is a ball that reaches into the slices beside, or a disc in one slice. */
+  /** Whether the brush is a ball that reaches into neighbouring slices, or a disc in one slice. */
   ball = false;
   /** Only voxels of these intensities are painted or erased, both ends included. */
   intensities: [number, number] | null = null;
-  /** How many slices the lasso cuts through, the one that it is drawn in in the middle. */
+  /** How many slices the lasso cuts through, centred on the one that it is drawn in. */
   slices = 1;
   draft: Drawn | null = null;
   private byKeys = false;
 
-  /** A stroke begins at an index, also between voxels, of a plane. */
+  /** Begin a stroke at an index, which may be fractional, of a plane. */
   begin(tool: PaintTool, orientation: Orientation, plane: Plane, at: Index, add: boolean, byKeys = false): void {
     const axis = normalAxis(orientation, plane);
     const { radius_mm, ball, intensities, slices } = this;
@@ -44,19 +44,19 @@ export class Painter {
     if (points && points.at(-1)!.some((v, axis) => v !== next[axis])) points.push(next);
   }
 
-  /** The cursor was moved by keys: a stroke that they began follows it. */
+  /** The keyboard moved the cursor: a stroke that it began follows. */
   follow(cursor: Index): void {
     if (this.byKeys) this.move(cursor);
   }
 
-  /** The stroke is done; an outline without an inside is dropped. */
+  /** Finish the stroke; an outline that encloses nothing is dropped. */
   end(): Drawn | null {
     const { draft } = this;
     this.draft = null;
     return draft && (draft.kind === "brush" || draft.polygon.length > 2) ? draft : null;
   }
 
-  /** A larger (1) or smaller (-1) brush. */
+  /** Make the brush larger (1) or smaller (-1). */
   resize(way: 1 | -1): void {
     this.setRadius(Math.round(this.radius_mm * RADIUS_STEP ** way * 10) / 10);
   }

@@ -1,4 +1,4 @@
-// The mouse, pen or fingers on the planes: clicks mark, drags look, draw, measure or change the window, two fingers zoom.
+// Mouse, pen or fingers on the planes: clicks mark, drags look, draw, measure or change the window, two fingers zoom.
 import type { Edit, Index, Prompt } from "../engine/engine";
 import { step, type Plane } from "../stage/geometry";
 import type { Line, Ruler } from "../stage/ruler";
@@ -12,19 +12,19 @@ import { Wheel, zoomOf } from "./wheel";
 
 const STILL = { mouse: 4, pen: 6, touch: 12 } as Record<string, number>; // pixels that a click may move
 
-/** What the pointer works on, and whom it reports to. */
+/** What the pointer works on and reports to. */
 export interface Desk {
   viewer: Viewer;
   prompter: Prompter;
   painter: Painter;
   ruler: Ruler;
-  held: ReadonlySet<string>; // keys that are down
+  held: ReadonlySet<string>; // keys held down
   give(mark: Prompt | Edit): void;
-  /** The pointer is over a plane's index, or over none. */
+  /** The pointer is over an index of a plane, or over none. */
   hover(over: Hover | null): void;
   measured(line: Line): void;
   window(window: Window): void;
-  /** Drafts, the cursor or the plane in use are different. */
+  /** Drafts, the cursor or the current plane have changed. */
   changed(plane?: Plane): void;
 }
 
@@ -40,14 +40,14 @@ interface Press {
   last: Place;
   pane: Pane;
   movement: Movement;
-  marks: boolean; // if it does not move, and the tool clicks
+  marks: boolean; // if the tool clicks and the pointer stays still
   opposite: boolean;
   still: number;
   moved: boolean;
   window: Window; // at the start
 }
 
-/** Make the canvas of the planes react. */
+/** Bind the pointer to the canvas of the planes. */
 export function bindPointer(canvas: HTMLCanvasElement, desk: Desk): void {
   const pointer = new Pointer(canvas, desk);
   canvas.addEventListener("contextmenu", (event) => event.preventDefault());
@@ -180,13 +180,13 @@ class Pointer {
     else if (movement === "measure") ruler.move(tiles.locate(pane, now)!);
     else if (!index) return;
     else if (movement === "draw") prompter.move(index);
-    else viewer.moveTo(index); // a drag with the tool that clicks looks round
+    else viewer.moveTo(index); // a drag with the click tool looks around
     changed();
   }
 
   private finish({ moved }: Press): void {
     const { prompter, changed, give } = this.desk;
-    if (!moved && prompter.tool === "box") prompter.cancel(); // a click is no box
+    if (!moved && prompter.tool === "box") prompter.cancel(); // a click is not a box
     const prompt = prompter.end();
     changed();
     if (prompt) give(prompt);
@@ -215,7 +215,7 @@ class Pointer {
     this.desk.viewer.draw(pane === "render");
   }
 
-  // What a press has begun is not what was meant.
+  // Drop what the press began: it was not what the user meant.
   private giveUp(): void {
     const { prompter, painter, ruler, changed } = this.desk;
     if (this.press?.movement === "paint") painter.draft = null;

@@ -1,4 +1,4 @@
-// The tools: what presses, drags and keys become; a click at once, a box or a scribble by way of a draft.
+// The tools for prompts: presses, drags and keys become clicks at once, and boxes or scribbles by way of a draft.
 import type { Index, Prompt } from "../engine/engine";
 import { line, normalAxis, same, type Orientation, type Plane } from "../stage/geometry";
 import type { Draft } from "../stage/overlay";
@@ -8,7 +8,7 @@ export type Tool = (typeof TOOLS)[number];
 
 export class Prompter {
   tool: Tool = "point";
-  /** Whether clicks and strokes add to the tumour; the right button or Shift is the opposite. */
+  /** Whether clicks and strokes add to the tumour; the right button or Shift does the opposite. */
   positive = true;
   draft: Draft | null = null;
   private dragged: Plane | null = null;
@@ -25,7 +25,7 @@ export class Prompter {
     return true;
   }
 
-  /** The polarity of a press: "remove" only for models that know it. */
+  /** Whether a press is positive: it is negative only for models that take negative clicks. */
   sign(opposite: boolean): boolean {
     return this.positive !== opposite || !this.can("negative");
   }
@@ -34,7 +34,7 @@ export class Prompter {
     return { kind: "point", index, positive: this.sign(opposite) };
   }
 
-  /** A drag begins at a voxel of a plane. */
+  /** Begin a drag at a voxel of a plane. */
   begin(index: Index, plane: Plane, opposite = false): void {
     this.dragged = plane;
     if (this.tool === "scribble") this.draft = { kind: "scribble", voxels: [index], positive: this.sign(opposite) };
@@ -43,11 +43,11 @@ export class Prompter {
     const normal = normalAxis(this.orientation(), plane);
     const keep = (corner: "from" | "to") =>
       index.map((v, axis) => (before && axis === normal ? before[corner][axis] : v)) as Index;
-    // A box that was drawn in another plane keeps its sides along this plane's normal.
+    // A box that was drawn in another plane keeps its extent along this plane's normal.
     this.draft = { kind: "box", from: keep("from"), to: keep("to"), placed: before !== null };
   }
 
-  /** The drag goes on to a voxel of the same plane. */
+  /** Continue the drag to a voxel of the same plane. */
   move(index: Index): void {
     if (this.draft?.kind === "scribble") {
       const last = this.draft.voxels.at(-1) as Index;
@@ -58,7 +58,7 @@ export class Prompter {
     }
   }
 
-  /** The drag ends: a stroke is ready to be sent, a box waits for `accept`. */
+  /** End the drag: a stroke is ready to be sent, a box waits for `accept`. */
   end(): Prompt | null {
     if (this.draft?.kind === "scribble") return this.accept();
     if (this.draft && this.dragged && !this.draft.placed) this.deepen(this.draft, this.dragged);
@@ -66,7 +66,7 @@ export class Prompter {
     return null;
   }
 
-  /** Enter at the cursor: a click; or the two ends of a box; or the ends of a stroke that the cursor draws. */
+  /** Enter was pressed at the cursor: a click, a corner of a box, or an end of a stroke that the cursor draws. */
   enter(index: Index, opposite = false): Prompt | null {
     if (this.tool === "point") return this.point(index, opposite);
     if (this.tool !== "box" && this.tool !== "scribble") return null;
@@ -84,13 +84,13 @@ export class Prompter {
     return null;
   }
 
-  /** The cursor was moved by keys: an unfinished draft follows it. */
+  /** The keyboard moved the cursor: an unfinished draft follows. */
   follow(index: Index): void {
     if (this.draft?.kind === "box" && !this.draft.placed) this.draft.to = index;
     else if (this.draft?.kind === "scribble") this.move(index);
   }
 
-  /** The draft as a prompt; it is no longer a draft. */
+  /** Turn the draft into a prompt; there is no draft any more. */
   accept(): Prompt | null {
     const draft = this.draft;
     this.cancel();
@@ -106,7 +106,7 @@ export class Prompter {
     this.dragged = null;
   }
 
-  // A rectangle becomes a box as deep, in millimetres, as it is wide on the mean, with the plane in its middle.
+  // Make a rectangle a box, centred on the plane and as deep in mm as the mean of the rectangle's sides.
   private deepen(draft: Draft & { kind: "box" }, plane: Plane): void {
     const { spacing, shape, ...orientation } = this.orientation();
     const normal = normalAxis({ shape, ...orientation }, plane);

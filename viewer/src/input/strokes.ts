@@ -1,4 +1,4 @@
-// The strokes that were drawn on this page: the engine reports only how long they were.
+// The strokes drawn on this page: the engine reports only how many voxels they have.
 import type { KnownPrompt, Prompt } from "../engine/engine";
 
 type Stroke = Prompt & { kind: "scribble" };
@@ -13,7 +13,7 @@ export class Strokes {
     this.drawn.set(object, [...before, prompt]);
   }
 
-  /** The prompts of an object that can be drawn, each stroke with its voxels as far as they are known here. */
+  /** The prompts of an object that can be drawn; of its strokes, those whose voxels are known here. */
   complete(object: number, prompts: KnownPrompt[]): Prompt[] {
     const known = [...(this.drawn.get(object) ?? [])];
     return prompts.flatMap((prompt): Prompt[] => {

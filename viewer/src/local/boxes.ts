@@ -1,4 +1,4 @@
-// Boxes of voxels: what two share, what holds several, and where one lies in an array of another. Starts may be negative.
+// Boxes of voxels: intersections, hulls, and where the rows of one lie in the array of another. Starts may be negative.
 import type { Box, Index } from "../engine/engine";
 import { isEmpty, sizeOf } from "../stage/geometry";
 
@@ -35,7 +35,7 @@ export function grown(box: Box, margin: number): Box {
   return { low: perAxis((axis) => box.low[axis] - margin), high: perAxis((axis) => box.high[axis] + margin) };
 }
 
-/** The boxes, two of them made one wherever that takes no more voxels than both. */
+/** The boxes, any two of them merged if their hull has no more voxels than both together. */
 export function joined(boxes: Box[]): Box[] {
   const waiting = [...boxes];
   const done: Box[] = [];
@@ -48,7 +48,7 @@ export function joined(boxes: Box[]): Box[] {
   return done;
 }
 
-/** For each row (along i) that a box shares with two boxes that hold it: where it begins in an array of either, and its length. */
+/** Visit each row (along i) of a box inside both `a` and `b`: where it starts in the array of each, and its length. */
 export function eachRow(common: Box, a: Box, b: Box, visit: (inA: number, inB: number, length: number) => void): void {
   if (isEmpty(common)) return;
   const [sizeA, sizeB] = [sizeOf(a), sizeOf(b)];
@@ -62,14 +62,14 @@ export function eachRow(common: Box, a: Box, b: Box, visit: (inA: number, inB: n
   }
 }
 
-/** How many voxels of a mask of 0 and 1 are 1. */
+/** The number of voxels in a mask of 0 and 1. */
 export function sumOf(inside: Uint8Array): number {
   let sum = 0;
   for (let n = 0; n < inside.length; n++) sum += inside[n]!;
   return sum;
 }
 
-/** The smallest box that holds every voxel that is not zero, of an array of `size`, i fastest; NOWHERE if there is none. */
+/** The bounding box of the nonzero voxels of an array of `size`, i fastest; NOWHERE if there are none. */
 export function boundingBox(inside: Uint8Array, [ni, nj, nk]: Index): Box {
   const low: Index = [ni, nj, nk];
   const high: Index = [0, 0, 0];

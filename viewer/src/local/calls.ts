@@ -1,13 +1,13 @@
-// Calls between the page and its worker: one asks, the other answers; progress, cancelling, and errors in words.
+// Calls between the page and its worker: one asks, the other answers; with progress, cancelling, and errors in words.
 import { EngineError, type Loading, type Problem } from "../engine/engine";
 
-/** What both ends of a MessageChannel, a worker and a worker's own scope have. */
+/** What both ends of a MessageChannel, a worker and a worker's own scope have in common. */
 export interface Port {
   postMessage(message: unknown, transfer?: Transferable[]): void;
   addEventListener(type: "message", listener: (event: MessageEvent) => void): void;
 }
 
-/** What may be asked for, by its name. `Loading` is how each reports its progress and hears that it is cancelled. */
+/** The functions that may be called, by name. By `Loading` each reports its progress and learns of its cancellation. */
 export type Handlers = Record<string, (loading: Loading, ...given: any[]) => Promise<unknown>>;
 type Given<F> = F extends (loading: Loading, ...given: infer G) => unknown ? G : never;
 type Answer<F> = F extends (...all: never[]) => Promise<infer A> ? A : never;
@@ -15,7 +15,7 @@ type Answer<F> = F extends (...all: never[]) => Promise<infer A> ? A : never;
 type Asked = { call: number; name: string; given: unknown[] } | { cancel: number };
 type Told = { call: number; answer: unknown } | { call: number; problem: Problem; passing: boolean } | { call: number; stage: string; fraction: number | null };
 
-/** An answer whose memory is handed over, not copied. */
+/** An answer whose memory is transferred, not copied. */
 export class Handed<T> {
   constructor(
     readonly answer: T,
@@ -23,10 +23,10 @@ export class Handed<T> {
   ) {}
 }
 
-/** Answer what is asked through a port, from now on: what is asked before the handlers are ready waits for them. */
+/** Answer calls through a port from now on; calls made before the handlers are ready wait for them. */
 export function answerCalls(port: Port, handlers: Handlers | Promise<Handlers>): void {
   const running = new Map<number, AbortController>();
-  Promise.resolve(handlers).catch(() => {}); // who asks hears of it
+  Promise.resolve(handlers).catch(() => {}); // each caller gets the error
   port.addEventListener("message", async ({ data }: MessageEvent<Asked>) => {
     if ("cancel" in data) return running.get(data.cancel)?.abort();
     if (!("call" in data)) return;
@@ -47,7 +47,7 @@ export function answerCalls(port: Port, handlers: Handlers | Promise<Handlers>):
   });
 }
 
-// WebAssembly throws numbers when it has no memory.
+// WebAssembly throws numbers when it runs out of memory.
 function wordsOf(error: unknown): string {
   if (error instanceof RangeError || typeof error === "number") return "this needs more memory than the tab has: close other tabs, or use voxsam serve";
   return error instanceof Error ? error.message : String(error);
@@ -59,7 +59,7 @@ interface Waiting {
   loading: Loading | undefined;
 }
 
-/** Asks through a port what `answerCalls` answers at its other end. */
+/** Calls through a port what `answerCalls` answers at its other end. */
 export class Caller<H extends Handlers> {
   private readonly waiting = new Map<number, Waiting>();
   private last = 0;
@@ -98,7 +98,7 @@ export class Caller<H extends Handlers> {
     });
   }
 
-  /** Nobody answers any more, neither what was asked nor what will be. */
+  /** Fail all calls, those made and those to come: nobody answers any more. */
   fail(problem: Problem): void {
     this.failed = problem;
     for (const { reject } of this.waiting.values()) reject(new EngineError(problem, false));

@@ -1,4 +1,4 @@
-// What the model's card.json says, as far as the browser's engine needs it.
+// The parts of a model's card.json that the browser's engine needs.
 
 export interface Intensity {
   modality: string;
@@ -6,15 +6,15 @@ export interface Intensity {
   mean: number;
   sd: number;
   per_scan: boolean; // each scan is standardised first (MR has no unit)
-  standardise_others?: boolean; // one of another modality is standardised first, to this mean and s.d.
+  standardise_others?: boolean; // a scan of another modality is standardised first, to this mean and s.d.
 }
 
 export interface Preprocessing extends Intensity {
-  axes: string; // the directions into which (d, h, w) grow, e.g. "SAR"
+  axes: string; // the directions in which (d, h, w) grow, e.g. "SAR"
   spacing_mm: [number, number, number];
-  spacing_range_mm: [number, number] | null; // in which a lesion's size chooses
+  spacing_range_mm: [number, number] | null; // within which the lesion's size decides
   interpolation: "linear" | "area";
-  additional: Intensity[]; // images beside the first
+  additional: Intensity[]; // images after the first
 }
 
 export interface Conditioning {
@@ -23,12 +23,12 @@ export interface Conditioning {
   margin: number; // logits
 }
 
-/** What makes of a prediction's signals how far it is to be trusted. */
+/** A small network that turns the signals of a prediction into its confidence. */
 export interface Calibration {
   centre: number[];
   spread: number[];
   layers: { weights: number[][]; bias: number[] }[];
-  warn_below: number; // likeness of a lesion
+  warn_below: number; // probability of a lesion
 }
 
 /** The kinds of structure that a model was trained on, told apart by the features under a mask. */

@@ -1,4 +1,4 @@
-// The components of a mask: voxels that are joined through faces.
+// The connected components of a mask: voxels joined through faces.
 import type { Index } from "../engine/engine";
 
 /** For each voxel of an array of `size`, i fastest, the number of its component, from 1; 0 where `inside` is 0. */
@@ -10,7 +10,7 @@ export function label(inside: Uint8Array, size: Index): { labels: Int32Array; co
   return { labels, count };
 }
 
-/** 1 for the voxels of the components that hold one of some places in the array. */
+/** 1 in the components that hold any of `places`, which are offsets in the array. */
 export function componentsAt(inside: Uint8Array, size: Index, places: number[]): Uint8Array {
   const found = new Uint8Array(inside.length);
   const flood = flooding(inside, size, found);
@@ -18,7 +18,7 @@ export function componentsAt(inside: Uint8Array, size: Index, places: number[]):
   return found;
 }
 
-/** Gives a number to a voxel and to all that are joined to it and have none yet. */
+/** A function that numbers a voxel and all those joined to it that have no number yet. */
 function flooding(inside: Uint8Array, [ni, nj, nk]: Index, numbers: Uint8Array | Int32Array): (seed: number, number: number) => void {
   const plane = ni * nj;
   let stack = new Int32Array(1024);
@@ -36,7 +36,7 @@ function flooding(inside: Uint8Array, [ni, nj, nk]: Index, numbers: Uint8Array |
         longer.set(stack);
         stack = longer;
       }
-      // Written out: a function for the six would be called for every voxel.
+      // Written out, since a function for the six would be called for every voxel.
       if (i > 0 && inside[at - 1] && !numbers[at - 1]) numbers[(stack[depth++] = at - 1)] = number;
       if (i < ni - 1 && inside[at + 1] && !numbers[at + 1]) numbers[(stack[depth++] = at + 1)] = number;
       if (j > 0 && inside[at - ni] && !numbers[at - ni]) numbers[(stack[depth++] = at - ni)] = number;

@@ -1,16 +1,16 @@
-// Clicks as observations: the prediction is changed to agree with every click, near it and where it looks alike.
-// The logit of being tumour is taken as a Gaussian process whose mean is the network's prediction; what is added is the
-// change of the posterior mean (Rasmussen and Williams, Gaussian Processes for Machine Learning, eq. 2.25). A click beside
-// one of the other kind reaches half as far as that one lies away, and speaks of its own surroundings alone.
+// Clicks as observations: the prediction is changed to agree with every click, near it and where features are alike.
+// The logit of being tumour is modelled as a Gaussian process whose mean is the network's prediction; what is added is
+// the change of the posterior mean (Rasmussen and Williams, Gaussian Processes for Machine Learning, eq. 2.25). A click
+// near one of the other polarity reaches only half the way to it, and so speaks of its own surroundings alone.
 import type { Index } from "../engine/engine";
 import { AXES, perAxis } from "./boxes";
 import type { Conditioning } from "./card";
 import { roundedToEven } from "./numbers";
 
-const NUGGET = 0.05; // variance of an observation, relative to the process's: clicks side by side need not agree exactly
-const HALF_WAY = 0.5; // to the nearest click of the other kind: how far a click reaches at most
+const NUGGET = 0.05; // variance of an observation, relative to the process's: nearby clicks need not agree exactly
+const HALF_WAY = 0.5; // to the nearest click of the other polarity: how far a click reaches at most
 const NARROWEST = 2; // crop voxels that it reaches at least
-const FARTHEST = 80; // squared, in s.d.: e^-40 is nothing beside a logit
+const FARTHEST = 80; // squared, in s.d.: e^-40 is negligible in a logit
 
 /** A map of `count` channels, each with its first axis fastest. */
 export interface FeatureMap {
@@ -19,7 +19,7 @@ export interface FeatureMap {
   size: Index;
 }
 
-/** Read the channels of a map at a place between its voxels, trilinear; what lies beside the map counts as 0. */
+/** Interpolate the channels of a map at a place, trilinearly; outside the map they count as 0. */
 export function sampled({ data, count, size }: FeatureMap, at: Index): Float32Array {
   const out = new Float32Array(count);
   const below = perAxis((axis) => Math.floor(at[axis]));
@@ -33,7 +33,7 @@ export function sampled({ data, count, size }: FeatureMap, at: Index): Float32Ar
   return out;
 }
 
-/** A click in a crop: its place there, the features under it, and how far it reaches, voxels. */
+/** A click in a crop: its place there, the features under it, and its reach in voxels. */
 interface Observed {
   place: Index;
   looks: Float32Array;
@@ -41,8 +41,8 @@ interface Observed {
 }
 
 /**
- * The difference of the logits, tumour less background, of a crop of `size` that agrees with the clicks: places in the
- * crop's voxels, those outside it left out. The fused features lie on the crop corner voxel on corner voxel.
+ * The difference of the logits (tumour minus background) of a crop of `size`, changed to agree with the clicks. These
+ * are in voxels of the crop; those outside are left out. Fused features and crop are aligned at their corner voxels.
  */
 export function condition(difference: Float32Array, size: Index, fused: FeatureMap, clicks: { at: Index; positive: boolean }[], use: Conditioning): Float32Array {
   const kept = clicks.filter(({ at }) => AXES.every((axis) => at[axis] >= -0.5 && at[axis] <= size[axis] - 0.5));
@@ -67,7 +67,7 @@ export function condition(difference: Float32Array, size: Index, fused: FeatureM
   return added(difference, size, Float32Array.from(change), grid);
 }
 
-/** Add one click's part to the change at every place of the features' grid: `likeness` without an array for each place. */
+/** Add one click's part to the change at each voxel of the features' grid: `likeness` without an array per voxel. */
 function spread(change: Float64Array, weight: number, { place, looks, reach }: Observed, { data, count, size: grid }: FeatureMap, size: Index, use: Conditioning): void {
   const [x, y, z] = AXES.map((axis) => Float64Array.from({ length: grid[axis] }, (_, n) => (((n * (size[axis] - 1)) / (grid[axis] - 1) - place[axis]) / reach) ** 2)) as [Float64Array, Float64Array, Float64Array];
   const alike = use.likeness ** 2;
@@ -87,7 +87,7 @@ function spread(change: Float64Array, weight: number, { place, looks, reach }: O
   }
 }
 
-/** 1 for the same place and features, falling to 0. */
+/** The covariance with a click: 1 for the same place and features, falling to 0. */
 function likeness(place: Index, looks: Float32Array, click: Observed, use: Conditioning): number {
   const apart = AXES.reduce<number>((sum, axis) => sum + (place[axis] - click.place[axis]) ** 2, 0) / click.reach ** 2;
   if (apart > FARTHEST) return 0;
@@ -96,7 +96,7 @@ function likeness(place: Index, looks: Float32Array, click: Observed, use: Condi
   return Math.exp(-(apart + unlike / use.likeness ** 2) / 2);
 }
 
-/** Mean 0 and s.d. 1 in each channel, divided by the root of their number: distances are root mean squares. */
+/** Mean 0 and s.d. 1 in each channel, divided by the root of their number, so that distances are root mean squares. */
 function standardised({ data, count, size }: FeatureMap): FeatureMap {
   const n = data.length / count;
   const out = new Float32Array(data.length);
@@ -112,7 +112,7 @@ function standardised({ data, count, size }: FeatureMap): FeatureMap {
   return { data: out, count, size };
 }
 
-/** The solution of a few linear equations, by elimination with the largest pivot. */
+/** Solve a few linear equations by elimination with partial pivoting. */
 function solved(matrix: number[][], right: number[]): number[] {
   const rows = matrix.map((row, n) => [...row, right[n]!]);
   const n = rows.length;
@@ -132,7 +132,7 @@ function solved(matrix: number[][], right: number[]): number[] {
   return out;
 }
 
-/** A change on a coarse grid, interpolated corner on corner, added to every voxel. */
+/** The values plus a change on a coarse grid, interpolated with corner voxels aligned. */
 function added(values: Float32Array, size: Index, change: Float32Array, grid: Index): Float32Array {
   const places = AXES.map((axis) =>
     Array.from({ length: size[axis] }, (_, n) => {

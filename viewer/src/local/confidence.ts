@@ -1,4 +1,4 @@
-// Confidence: a calibrated number beside a mask, from what the prediction and the crop look like; as voxsam.interactive.confidence.
+// Confidence: how good a mask probably is, from the prediction and the crop, as in voxsam.interactive.confidence.
 import type { Confidence, Index } from "../engine/engine";
 import { AXES, eachRow, perAxis, sumOf } from "./boxes";
 import type { Calibration, Classes } from "./card";
@@ -7,21 +7,21 @@ import type { FeatureMap } from "./conditioning";
 import { rounded, roundedToEven } from "./numbers";
 import { THRESHOLD, type Piece } from "./pieces";
 
-const [SHELL, FAR] = [2, 4]; // voxels round the mask that are its surroundings, and round these what lies farther off
+const [SHELL, FAR] = [2, 4]; // widths in voxels of a shell around the mask and of one around that
 const [VAGUE_LOW, VAGUE_HIGH] = [0.1, 0.9]; // probabilities between these are vague
 const FEW = 1e-3;
 const MAX_RATIO = 20; // between a volume and the ends of its interval
 
-/** A click as the signals take it: its place in RAS+ mm. */
+/** A click as `signals` takes it, in RAS+ mm. */
 export interface SeenClick {
   world: Index;
   positive: boolean;
 }
 
-/** Of a mask of `volume_ml`, made from `pieces`, the first of which is the normalised `crop`; null of a calibration fitted on other signals. */
+/** The confidence in a mask made from `pieces`, the first of which is `crop`; null if calibrated on other signals. */
 export function confidence(calibration: Calibration, pieces: Piece[], clicks: SeenClick[], crop: Float32Array, volume_ml: number): Confidence | null {
   const found = signals(pieces[0]!, clicks, crop);
-  if (calibration.centre.length !== found.length) return null; // by another version
+  if (calibration.centre.length !== found.length) return null; // calibrated by another version
   const { dice, lesion, ratios } = judged(calibration, found);
   const [low, high] = ratios.map((ratio) => rounded(ratio * volume_ml, 4)) as [number, number];
   return { dice: rounded(dice, 3), volume_ml: [low, high], doubtful: lesion < calibration.warn_below };
@@ -34,7 +34,7 @@ export function className({ names, means, spread }: Classes, { window, probabili
   return names[apart.indexOf(Math.min(...apart))]!;
 }
 
-/** What tells a good mask from a bad one: how sure it is, its size and shape, what lies round it. */
+/** What tells a good mask from a bad one: how sure it is, its size, shape and surroundings. */
 export function signals({ window, probability }: Piece, clicks: SeenClick[], crop: Float32Array): number[] {
   const { size } = window;
   const [ni, nj, nk] = size;
@@ -87,7 +87,7 @@ export function signals({ window, probability }: Piece, clicks: SeenClick[], cro
   ];
 }
 
-// The calibration's small network of tanh layers.
+// Run the calibration, a small network of tanh layers.
 function judged({ centre, spread, layers }: Calibration, found: number[]) {
   const last = layers.length - 1;
   const said = layers.reduce(
@@ -136,7 +136,7 @@ function marked(length: number, places: number[]): Uint8Array<ArrayBuffer> {
   return found;
 }
 
-// A mask, a shell round it and a wider one round that; an empty shell is the one within.
+// A mask, a shell around it, and a wider one around that; an empty shell repeats the last.
 function zonesOf(core: Uint8Array, size: Index): Uint8Array[] {
   const zones = [core];
   let within = core;
@@ -150,7 +150,7 @@ function zonesOf(core: Uint8Array, size: Index): Uint8Array[] {
   return zones;
 }
 
-// How far a mask spreads, as the logarithm of its radius of gyration over a ball's, and how full its box is.
+// Log of a mask's radius of gyration over that of an equal ball, and the fraction of its box that it fills.
 function shapeOf(core: Uint8Array, size: Index): [number, number] {
   const voxels = sumOf(core);
   const [sum, square, low, high] = [[0, 0, 0], [0, 0, 0], [...size], [0, 0, 0]] as [number[], number[], number[], number[]];
@@ -172,12 +172,12 @@ function shapeOf(core: Uint8Array, size: Index): [number, number] {
   return [Math.log(Math.sqrt(variance) / (Math.sqrt(3 / 5) * Math.cbrt((3 * voxels) / (4 * Math.PI)))), voxels / box];
 }
 
-// How many voxels of a mask have a face neighbour in the crop that is none.
+// The number of mask voxels with a face neighbour in the crop that is not in the mask.
 function surfaceOf(mask: Uint8Array, size: Index): number {
   return sumOf(faceNeighbours(mask, size, (own, inside, all) => own && inside < all));
 }
 
-/** 1 where `keep` says so of a voxel, how many of its face neighbours in the array belong to the mask, and how many there are. */
+/** 1 where `keep` is true of a voxel, its number of face neighbours in the mask, and of all those in the array. */
 function faceNeighbours(mask: Uint8Array, [ni, nj, nk]: Index, keep: (own: boolean, inside: number, all: number) => boolean): Uint8Array<ArrayBuffer> {
   const out = new Uint8Array(mask.length);
   const plane = ni * nj;
@@ -206,7 +206,7 @@ function facesReached(mask: Uint8Array, size: Index): number {
   return faces.filter(Boolean).length;
 }
 
-// The mean of each channel under the mask, tokens weighted by how much of them it covers; of the whole crop without a mask.
+// The mean of each channel under the mask, tokens weighted by the fraction covered; of the whole crop without a mask.
 function under({ data, count, size: grid }: FeatureMap, mask: Uint8Array, size: Index): number[] {
   const side = perAxis((axis) => Math.floor(size[axis] / grid[axis]));
   const covered = { low: [0, 0, 0] as Index, high: perAxis((axis) => grid[axis] * side[axis]) };

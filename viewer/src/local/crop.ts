@@ -9,8 +9,8 @@ import { otherModality } from "./remarks";
 import { resample } from "./resample";
 import type { Volume } from "./volume";
 
-const SAMPLED = 2_000_000; // voxels of a scan that are measured, at most
-const TAILS = [0.01, 0.99] as const; // of the foreground: what lies beyond is left out
+const SAMPLED = 2_000_000; // at most this many voxels of a scan are sampled
+const TAILS = [0.01, 0.99] as const; // quantiles of the foreground: values beyond are left out
 
 /** A scan as a model sees it: value = data * slope + intercept. */
 export interface Image extends Pick<Volume, "data" | "slope" | "intercept"> {
@@ -21,12 +21,12 @@ function reversed([d, h, w]: readonly [number, number, number]): Index {
   return [w, h, d];
 }
 
-/** The scan's grid at the model's axes, in reverse (see grid.ts), and spacing, or at another one. */
+/** The scan's grid at the model's axes, in reverse (see grid.ts), and at its spacing or another one. */
 export function modelGrid(scan: Grid, { axes, spacing_mm }: Preprocessing, spacing?: number): Grid {
   return scan.reorient([...axes].reverse().join("")).respace(spacing === undefined ? reversed(spacing_mm) : [spacing, spacing, spacing]);
 }
 
-/** The scan, standardised where the model wants it so: less the mean of its foreground, divided by its s.d. */
+/** The scan, standardised if the model requires it: minus the mean of its foreground, divided by its s.d. */
 export function imageOf(scan: Volume, wanted: Intensity): Image {
   const image = { data: scan.data, slope: scan.slope, intercept: scan.intercept, grid: new Grid(scan.shape, scan.affine) };
   if (wanted.per_scan) return standardised(scan, image);
@@ -86,7 +86,7 @@ function pasteBox(window: Window, scan: Grid): Box {
   return { low, high: perAxis((axis) => Math.max(low[axis], high[axis])) };
 }
 
-/** A crop's probabilities in its box of the scan: 0 beyond the crop, the outermost value at the border of the scan. */
+/** A crop's probabilities on its box of the scan: 0 beyond the crop, the outermost value at the border of the scan. */
 export function paste(crop: Float32Array, window: Window, scan: Grid): { box: Box; values: Float32Array } {
   const box = pasteBox(window, scan);
   if (isEmpty(box)) return { box, values: new Float32Array() };

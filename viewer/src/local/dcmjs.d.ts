@@ -1,4 +1,4 @@
-// What VoxSAM calls of dcmjs, which comes without types.
+// The part of dcmjs that VoxSAM uses; dcmjs comes without types.
 declare module "dcmjs" {
   /** Elements by their tag in hexadecimal, as in DICOM JSON; binary values are ArrayBuffers. */
   export type Elements = Record<string, { vr: string; Value: unknown[] }>;

@@ -1,11 +1,11 @@
 // The exact Euclidean distance transform: how far each voxel is from the nearest one outside.
 import type { Index } from "../engine/engine";
 
-const TIE = 1e-6; // of an index: parabolas that cross there are compared by their values, which have no rounding error
+const TIE = 1e-6; // of an index: parabolas that cross so near are compared by their values, free of rounding errors
 
 /**
  * For each voxel of `inside` (i fastest; not 0 is inside) the distance from its centre to that of the nearest voxel
- * outside, in the unit of `spacing`; 0 outside, Infinity where there is nothing outside.
+ * outside, in the unit of `spacing`; 0 outside, Infinity if nothing is outside.
  *
  * One axis after the other, each by the lower envelope of parabolas (Felzenszwalb and Huttenlocher 2012).
  */
@@ -15,7 +15,7 @@ export function distances(inside: Uint8Array, shape: Index, spacing: readonly nu
   const longest = Math.max(...shape);
   const line = new Float64Array(longest);
   const tops = new Int32Array(longest); // of the parabolas in the envelope
-  const borders = new Float64Array(longest + 1); // where each begins to be the lowest
+  const borders = new Float64Array(longest + 1); // where each becomes the lowest
   for (const axis of [0, 1, 2]) {
     const n = shape[axis]!;
     const stride = strides[axis]!;

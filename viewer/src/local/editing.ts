@@ -1,6 +1,6 @@
-// Edits of an object by hand: brush and eraser, lasso, holes, smoothing, components, slices between drawn ones.
-// Voxel by voxel those of voxsam.interactive.editing. Points are voxel indices, not rounded; lengths are mm in the
-// patient, measured through the affine, so that a ball is a ball on anisotropic, oblique and sheared grids alike.
+// Edits of an object by hand: brush and eraser, lasso, holes, smoothing, components, interpolation between slices.
+// The same, voxel by voxel, as in voxsam.interactive.editing. Points are voxel indices, not rounded; lengths are mm in
+// the patient, measured through the affine, so that a ball is a ball on anisotropic, oblique and sheared grids alike.
 import type { Box, Edit, Index } from "../engine/engine";
 import { isEmpty, sizeOf, toWorld } from "../stage/geometry";
 import { AXES, countOf, eachRow, intersection, perAxis } from "./boxes";
@@ -13,8 +13,8 @@ import { componentsOf, EMPTY, holds, minus, type Region, regionOf, union, within
 import type { Volume } from "./volume";
 
 const ROUNDING = 1e-9; // of a distance: a centre exactly on the brush's edge counts
-const SMOOTHING_REACH = 3; // standard deviations of the Gaussian beyond which it is nothing
-const MAX_BRUSH_VOXELS = 2 ** 26; // that a step's brushes look at: some ten seconds
+const SMOOTHING_REACH = 3; // standard deviations at which the Gaussian is cut off
+const MAX_BRUSH_VOXELS = 2 ** 26; // that the strokes of one step may test: about ten seconds
 const MAX_BRUSH_BOX = 2 ** 28; // voxels of the box that holds one stroke
 
 type Kind<K extends Edit["kind"]> = Extract<Edit, { kind: K }>;
@@ -22,7 +22,7 @@ type Kind<K extends Edit["kind"]> = Extract<Edit, { kind: K }>;
 /** The scan that is drawn on. */
 export type Drawable = Pick<Volume, "data" | "shape" | "affine" | "slope" | "intercept">;
 
-/** The object after edits that belong together. Throws EngineError for what cannot be drawn. */
+/** The object after the edits of one step. Throws EngineError for what cannot be drawn. */
 export function edited(region: Region, edits: Edit[], scan: Drawable): Region {
   checkWork(edits, scan);
   return edits.reduce((before, edit) => drawn(before, edit, scan), region);
@@ -45,9 +45,9 @@ function drawn(region: Region, edit: Edit, scan: Drawable): Region {
   }
 }
 
-// Brush and lasso: the voxels that are drawn
+// Brush and lasso: the voxels drawn
 
-/** The voxels whose centre lies within the radius of the stroke, and those of its points; with an axis in one slice. */
+/** The voxels whose centre is within the radius of the stroke, and those of its points; with an axis, in one slice. */
 export function brush({ stroke, radius_mm, axis, intensities }: Kind<"brush">, scan: Drawable): Region {
   if (!(Number.isFinite(radius_mm) && radius_mm > 0)) {
     throw refusal(`a brush with a radius of ${radius_mm} mm`, "more than 0 mm", "choose a larger one");
@@ -81,7 +81,7 @@ export function brush({ stroke, radius_mm, axis, intensities }: Kind<"brush">, s
   return regionOf(painted, size, box.low);
 }
 
-// Each voxel of a box whose centre lies within a distance of the straight line between two indices.
+// Visit each voxel of a box whose centre is within `radius_mm` of the straight line between two indices.
 function eachNear(box: Box, affine: number[][], start: Index, end: Index, radius_mm: number, visit: (voxel: Index) => void): void {
   const from = toWorld(affine, start);
   const to = toWorld(affine, end);
@@ -100,7 +100,7 @@ function eachNear(box: Box, affine: number[][], start: Index, end: Index, radius
   }
 }
 
-/** The voxels whose centre lies inside the outline (even-odd rule), in its slice and those beside it. */
+/** The voxels whose centre lies inside the outline (even-odd rule), in `slices` slices about the one it lies in. */
 export function lasso({ polygon, axis, slices }: Kind<"lasso">, { shape }: Drawable): Region {
   if (polygon.length < 3) throw refusal(`a lasso of ${polygon.length} points`, "three or more", "draw round the region");
   const points = inSlice(finite(polygon), axis);
@@ -132,9 +132,9 @@ export function lasso({ polygon, axis, slices }: Kind<"lasso">, { shape }: Drawa
   return regionOf(inside, size, box.low);
 }
 
-// Edits of the object that is there
+// Edits of the existing object
 
-/** With the background that it encloses: in 3D, or with an axis in each slice perpendicular to it. */
+/** The object and the background that it encloses: in 3D or, with an axis, in each slice perpendicular to it. */
 function fillHoles(region: Region, axis: number | null): Region {
   const size = sizeOf(region.box);
   const axes = AXES.filter((a) => a !== axis);
@@ -143,7 +143,7 @@ function fillHoles(region: Region, axis: number | null): Region {
   const waiting: number[] = [];
   const reach = (voxel: number) => {
     if (region.inside[voxel] || !filled[voxel]) return;
-    filled[voxel] = 0; // background that is joined to the border of the box
+    filled[voxel] = 0; // background connected to the border of the box
     waiting.push(voxel);
   };
   eachVoxel(size, (voxel, at) => {
@@ -159,7 +159,7 @@ function fillHoles(region: Region, axis: number | null): Region {
   return regionOf(filled, size, region.box.low);
 }
 
-/** Rounded off by a Gaussian; it keeps its number of voxels. */
+/** The object smoothed by a Gaussian, with as many voxels as before. */
 export function smooth(region: Region, sd_mm: number, { shape, affine }: Drawable): Region {
   if (!(Number.isFinite(sd_mm) && sd_mm > 0)) throw refusal(`smoothing by ${sd_mm} mm`, "more than 0 mm", "choose a larger value");
   if (isEmpty(region.box)) return EMPTY;
@@ -175,7 +175,7 @@ export function smooth(region: Region, sd_mm: number, { shape, affine }: Drawabl
   const count = part.reduce((sum, one) => sum + one, 0);
   const threshold = blurred.slice().sort()[blurred.length - count]!;
   const after = Uint8Array.from(blurred, (value) => Number(value > threshold));
-  // Of the voxels that are at the threshold, those that belonged to the object come first, k fastest.
+  // Of the voxels exactly at the threshold, those that belonged to the object come first, k fastest.
   let missing = count - after.reduce((sum, one) => sum + one, 0);
   for (const belonged of [1, 0]) {
     for (let i = 0; i < size[0]; i++) {
@@ -192,7 +192,7 @@ export function smooth(region: Region, sd_mm: number, { shape, affine }: Drawabl
   return regionOf(after, size, box.low);
 }
 
-// A Gaussian along one axis, in place; beyond its ends a line goes on as it ends.
+// A Gaussian along one axis, in place; beyond the ends of a line its last values are repeated.
 function blur(values: Float32Array, size: Index, axis: 0 | 1 | 2, sd: number): void {
   const radius = Math.floor(SMOOTHING_REACH * sd + 0.5);
   const weights = Array.from({ length: radius + 1 }, (_, n) => Math.exp((-0.5 / (sd * sd)) * (n * n)));
@@ -212,7 +212,7 @@ function blur(values: Float32Array, size: Index, axis: 0 | 1 | 2, sd: number): v
   }
 }
 
-/** The component (voxels joined through faces) at a voxel. Throws EngineError if that one does not belong to the object. */
+/** The component (voxels joined through faces) at a voxel. Throws EngineError if the voxel is not in the object. */
 export function component(region: Region, index: Index, { shape }: Drawable): Region {
   const voxel = voxelOf(index, shape);
   if (contains(shape, index) && holds(region, voxel)) return componentsOf(region, [voxel]);
@@ -220,9 +220,9 @@ export function component(region: Region, index: Index, { shape }: Drawable): Re
 }
 
 /**
- * With the empty slices filled, perpendicular to an axis, between those in which it was drawn: shape-based
- * interpolation (Raya and Udupa 1990) of the signed distances to the outlines, in mm, whose centroids are first brought
- * together where both outlines are in one piece.
+ * The object with the empty slices between drawn ones, perpendicular to an axis, filled: shape-based interpolation
+ * (Raya and Udupa 1990) of the signed distances to the outlines, in mm. Where both outlines are in one piece, their
+ * centroids are aligned first.
  */
 export function interpolate(region: Region, axis: number, { shape, affine }: Drawable): Region {
   const size = sizeOf(region.box);
@@ -267,7 +267,7 @@ class Plane {
     return [x / count, y / count];
   }
 
-  /** With so many pixels more on each side. */
+  /** The slice with `margin` more pixels on each side. */
   padded(margin: number): Plane {
     const out = new Plane(this.width + 2 * margin, this.height + 2 * margin, this.spacing_mm);
     for (let row = 0; row < this.height; row++) {
@@ -284,11 +284,11 @@ class Plane {
   }
 }
 
-// Slices evenly between two.
+// `count` slices interpolated evenly between two.
 function between(first: Plane, last: Plane, count: number): Uint8Array[] {
   const centroids = first.inOnePiece && last.inOnePiece ? [first.centroid, last.centroid] : null;
   const way = centroids ? [centroids[1]![0] - centroids[0]![0], centroids[1]![1] - centroids[0]![1]] as const : [0, 0] as const;
-  const margin = Math.ceil(Math.max(...way.map(Math.abs))) + 1; // the outlines close beside the box, wherever they are moved
+  const margin = Math.ceil(Math.max(...way.map(Math.abs))) + 1; // outlines end within it, wherever they are moved
   const { width, height } = first.padded(margin);
   const ends = [first, last].map((plane) => plane.padded(margin).signedDistance()) as [Float64Array, Float64Array];
   return Array.from({ length: count }, (_, n) => {
@@ -304,7 +304,7 @@ function between(first: Plane, last: Plane, count: number): Uint8Array[] {
   });
 }
 
-// Moved by fractions of pixels, linearly interpolated; beyond its sides it goes on as it ends.
+// The values moved by fractions of pixels, linearly interpolated; beyond the sides the outermost ones are repeated.
 function moved(values: Float64Array, width: number, height: number, [x, y]: [number, number]): Float64Array {
   if (!x && !y) return values;
   const columns = Array.from({ length: width }, (_, n) => fromWhere(n, x, width));
@@ -321,7 +321,7 @@ function moved(values: Float64Array, width: number, height: number, [x, y]: [num
   return out;
 }
 
-// Of which two pixels a moved one is made, and their weights.
+// The two pixels that a moved one is interpolated from, and their weights.
 function fromWhere(at: number, shift: number, length: number): [number, number, number, number] {
   const place = Math.min(Math.max(at - shift, 0), length - 1);
   const low = Math.floor(place);
@@ -336,7 +336,7 @@ function finite(points: Index[]): Index[] {
   throw refusal(`${points.length} points`, "one or more finite voxel indices (i, j, k)", "check what is sent");
 }
 
-// The points, all in the one slice perpendicular to an axis in which they lie.
+// The points, moved onto the one slice, perpendicular to an axis, that they lie in.
 function inSlice(points: Index[], axis: number | null): Index[] {
   if (axis === null) return points;
   const slices = points.map((point) => Math.floor(point[axis]! + 0.5));
@@ -351,14 +351,14 @@ function reachOf(radius_mm: number, axis: number | null, { shape, affine }: Draw
   return perAxis((a) => (a === axis ? 0 : reach[a]));
 }
 
-// The box of the voxels that points lie in and of those whose centre is at most `reach` indices away.
+// The box of the voxels that points lie in, and of those whose centre is at most `reach` indices away.
 function around(points: Index[], reach: Index, shape: Index): Box {
   const low = perAxis((axis) => Math.floor(Math.min(...points.map((point) => point[axis])) - reach[axis] + 0.5));
   const high = perAxis((axis) => Math.ceil(Math.max(...points.map((point) => point[axis])) + reach[axis] - 0.5));
   return boxIn(shape, low, high);
 }
 
-// The box from voxel `low` to voxel `high`, both included, as far as it lies on the scan.
+// The box from voxel `low` to voxel `high`, both included, clipped to the scan.
 function boxIn(shape: Index, low: Index, high: Index): Box {
   return intersection({ low: [0, 0, 0], high: shape }, { low, high: perAxis((axis) => high[axis] + 1) });
 }
@@ -379,7 +379,7 @@ function checkWork(edits: Edit[], scan: Drawable): void {
   }
 }
 
-// How many voxels a brush looks at.
+// How many voxels a stroke of the brush tests.
 function brushed({ stroke, radius_mm, axis }: Kind<"brush">, scan: Drawable): number {
   const reach = reachOf(radius_mm, axis, scan);
   const looked = (from: Index, to: Index) => perAxis((a) => Math.min(Math.abs(to[a] - from[a]) + 2 * reach[a] + 1, scan.shape[a])).reduce((product, n) => product * n, 1);

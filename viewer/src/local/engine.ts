@@ -1,4 +1,4 @@
-// The engine in the browser itself: the page's side of the worker that reads, segments and keeps the work. Nothing is sent.
+// The engine in the browser: the page's side of the worker that reads, segments and keeps the work. Nothing is sent.
 import { EngineError, type Engine, type Entry, type FileKind, type Loading, type Notice, type Slice, type Source, type State, type Step, type StepResult, type VoxelStream } from "../engine/engine";
 import { RecentSessions } from "../engine/recent";
 import { Caller, type Port } from "./calls";
@@ -6,7 +6,7 @@ import type { Host } from "./host";
 
 const RECENT = "voxsam-recent-local";
 
-/** What the worker says by itself. */
+/** What the worker reports without being asked. */
 export interface Told {
   session: string;
   notice: Notice;
@@ -28,7 +28,7 @@ export class LocalEngine implements Engine {
     });
   }
 
-  /** With a worker of its own. */
+  /** An engine with a worker of its own. */
   static start(store: Pick<Storage, "getItem" | "setItem"> | null): LocalEngine {
     const worker = new Worker(new URL("./worker.ts", import.meta.url), { type: "module" });
     const engine = new LocalEngine(worker, store);
@@ -39,7 +39,7 @@ export class LocalEngine implements Engine {
   }
 
   info = () => this.caller.ask("info", []);
-  entries = async (): Promise<Entry[]> => []; // no folders but those that the user chooses
+  entries = async (): Promise<Entry[]> => []; // only the user chooses folders
 
   recent = () => this.sessions.list();
 
@@ -56,7 +56,7 @@ export class LocalEngine implements Engine {
       void globalThis.navigator?.storage?.persist?.().catch(() => {}); // so that a full disk does not cost the work
       return opened;
     } catch (error) {
-      if (error instanceof EngineError && error.problem.series) error.source = source; // of several one is chosen
+      if (error instanceof EngineError && error.problem.series) error.source = source; // for a choice of one of them
       throw error;
     }
   }
@@ -107,7 +107,7 @@ export class LocalEngine implements Engine {
     }
   }
 
-  // Those that the list has no place for any more are deleted: nobody would find them again.
+  // Sessions that no longer fit in the list are deleted: nobody would find them again.
   private noted<T extends State>(state: T): T {
     for (const id of this.sessions.note(state)) void this.caller.ask("forget", [id]).catch(() => {});
     return state;

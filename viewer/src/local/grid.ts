@@ -1,6 +1,6 @@
-// Where the voxels of an array lie: Grid (a shape, and indices to RAS+ mm) and Window (a box of a model grid).
+// Where the voxels of an array lie: Grid (a shape and an affine) and Window (a box of a model grid).
 // In the browser every array has its first axis fastest. A model's axes (d, h, w) are therefore named in reverse: the
-// model grid of a model that wants "SAR" lies along "RAS", its index is (w, h, d), and its arrays are the model's own.
+// model grid of a model for "SAR" lies along "RAS", its index is (w, h, d), and its arrays are laid out as the model's.
 import type { Box, Index } from "../engine/engine";
 import { toWorld } from "../stage/geometry";
 import { AXES, perAxis } from "./boxes";
@@ -29,21 +29,21 @@ export class Grid {
   get spacing(): Index {
     return perAxis((axis) => {
       const [x, y, z] = [this.entry(0, axis), this.entry(1, axis), this.entry(2, axis)];
-      return Math.sqrt(x * x + y * y + z * z); // by no power, which has other last bits than NumPy
+      return Math.sqrt(x * x + y * y + z * z); // not by `**`, whose last bits differ from NumPy's
     });
   }
 
-  /** The array's axis that lies nearest to Superior. */
+  /** The array's axis that is nearest to superior-inferior. */
   get axialAxis(): 0 | 1 | 2 {
     return [...this.axes].findIndex((letter) => PAIRS[2]!.includes(letter)) as 0 | 1 | 2;
   }
 
-  /** Millilitres of a voxel. */
+  /** The volume of a voxel in mL. */
   get voxelVolume(): number {
     return Math.abs(determinant(AXES.map((axis) => AXES.map((row) => this.entry(row, axis))))) / 1000;
   }
 
-  /** How many indices a ball of a radius in mm reaches along each axis: as far as the rows of the inverse are long. */
+  /** How many indices a ball reaches along each axis: its radius times the length of a row of the inverse affine. */
   reachOf(radius_mm: number): Index {
     return perAxis((axis) => radius_mm * Math.hypot(...this.toIndices[axis]!.slice(0, 3)));
   }
@@ -64,7 +64,7 @@ export class Grid {
     return AXES.map((row) => [0, 1, 2, 3].map((column) => rounded(entry(row, column), MAP_DECIMALS)));
   }
 
-  /** The grid whose first voxel is this one's index `start`; it may reach outside. */
+  /** The grid whose first voxel is at this one's index `start`; it may extend beyond it. */
   crop(start: Index, shape: Index): Grid {
     return new Grid(shape, withOrigin(this.affine, this.toWorld(start)));
   }
@@ -78,7 +78,7 @@ export class Grid {
     return new Grid(shape, withOrigin(steps, this.toWorld(perAxis((axis) => ratio[axis] / 2 - 0.5))));
   }
 
-  /** The same voxels, permuted and flipped so that the indices grow into the directions of `axes`, e.g. "RAS". */
+  /** The same voxels, permuted and flipped so that the indices grow in the directions of `axes`, e.g. "RAS". */
   reorient(axes: string): Grid {
     const have = this.axes;
     const from = [...axes].map((letter) => [...have].findIndex((own) => PAIRS.some((pair) => pair.includes(letter) && pair.includes(own))));
@@ -90,8 +90,8 @@ export class Grid {
   }
 
   /**
-   * Three letters of R/L, A/P, S/I: the direction into which each index grows. Of an oblique grid it is the nearest one
-   * of the rotation in it, taken axis after axis, as nibabel does (the page turns its pictures by another rule).
+   * Three letters of R/L, A/P, S/I: the direction in which each index grows. For an oblique grid it is the nearest one
+   * to its rotation, axis after axis, as in nibabel (the page turns its pictures by another rule).
    */
   get axes(): string {
     const turn = rotationOf(this.affine, this.spacing);
@@ -152,7 +152,7 @@ export class Window {
     this.key = `${start.join()};${size.join()};${modelGrid.key}`;
   }
 
-  /** The window whose voxel size / 2 is nearest to an index of the model grid. */
+  /** The window whose middle voxel (`size` / 2) is the one nearest to an index of the model grid. */
   static around(modelGrid: Grid, centre: Index, size: Index): Window {
     return new Window(modelGrid, perAxis((axis) => Math.floor(centre[axis] + 0.5) - Math.floor(size[axis] / 2)), size);
   }

@@ -1,4 +1,4 @@
-// What a session's objects are, and the way back and forth between steps, as voxsam.interactive.history has them.
+// History: the objects of a session, undo and redo, and all objects as one label map, as in voxsam.interactive.history.
 import type { Box, Index } from "../engine/engine";
 import { isEmpty } from "../stage/geometry";
 import { eachRow, countOf, hull, intersection, NOWHERE } from "./boxes";
@@ -7,35 +7,35 @@ import { componentsOf, differs, EMPTY, minus, type Region, union, voxelsOf } fro
 import { missedRemark } from "./remarks";
 
 const UNDO_STEPS = 100;
-const UNDO_BYTES = 64 * 2 ** 20; // of what only past steps hold; the last step always stays
+const UNDO_BYTES = 64 * 2 ** 20; // of what only past steps hold; the last one always stays
 
 /**
- * One object: its voxels, and what they come from. A voxel of `added` is in the mask, one of `erased` is not.
+ * One object: its voxels, and where they come from. A voxel of `added` is in the mask, one of `erased` is not.
  *
- * What was painted, erased or loaded stays through later clicks. A positive click on an erased voxel gives the whole
- * erased component that holds it back to the network, a negative one on an added voxel the added component.
+ * What was painted, erased or loaded survives later clicks, with one exception: a positive click on an erased voxel
+ * returns its whole erased component to the network, and a negative click on an added voxel its added component.
  */
 export interface Segmented {
   readonly prediction: Prediction | null;
   readonly notes: readonly string[]; // of the file it was loaded from
-  readonly region: Region; // its voxels, after all below
-  readonly predicted: Region; // what the network gave, or the clicked components of it
+  readonly region: Region; // its voxels, after everything below
+  readonly predicted: Region; // by the network: all of it, or only the clicked components
   readonly added: Region; // by hand, or from a file
   readonly erased: Region; // by hand
   readonly locked: boolean; // no other object takes its voxels
-  readonly keptByOthers: number; // voxels that it would have, and that belong to locked objects
+  readonly keptByOthers: number; // voxels that it would have, but that belong to locked objects
 }
 
 export const NOTHING: Segmented = {
   prediction: null, notes: [], region: EMPTY, predicted: EMPTY, added: EMPTY, erased: EMPTY, locked: true, keptByOthers: 0,
 };
 
-/** Whether a hand or a file decides on some of an object's voxels. */
+/** Whether some of an object's voxels were set by hand or from a file. */
 export function isEdited({ added, erased }: Segmented): boolean {
   return !isEmpty(added.box) || !isEmpty(erased.box);
 }
 
-/** What a person should know of an object's mask, one line each. */
+/** What a person should know about an object's mask, one line each. */
 export function remarksOf(object: Segmented, shape: Index, voxel_ml: number): string[] {
   const { prediction, notes, region, keptByOthers } = object;
   const kept = `${(keptByOthers * voxel_ml).toFixed(2)} mL belong to other objects, which keep them; unlock them, or allow overlap`;
@@ -46,7 +46,7 @@ export function remarksOf(object: Segmented, shape: Index, voxel_ml: number): st
   ];
 }
 
-/** With another prediction; `clicks` are the voxels that are newly clicked in it. */
+/** The object with another prediction; `clicks` are the voxels newly clicked for it. */
 export function prompted(object: Segmented, found: Prediction | null, keepClicked: boolean, clicks: readonly { voxel: Index; positive: boolean }[] = []): Segmented {
   let { added, erased } = object;
   for (const { voxel, positive } of clicks) {
@@ -57,7 +57,7 @@ export function prompted(object: Segmented, found: Prediction | null, keepClicke
   return { ...object, prediction: found, notes, predicted: found?.region(keepClicked) ?? EMPTY, added, erased };
 }
 
-/** With these voxels, whatever the network says of those that differ from what was. */
+/** The object with exactly these voxels: those that differ from before now override the network. */
 export function editedTo(object: Segmented, region: Region): Segmented {
   const more = minus(region, object.region);
   const less = minus(object.region, region);
@@ -65,10 +65,10 @@ export function editedTo(object: Segmented, region: Region): Segmented {
 }
 
 /**
- * Everything that undo gives back: the objects by number, which is current, and how masks are made.
+ * Everything that undo restores: the objects by number, which of them is current, and how masks are made.
  *
- * With `overlap` objects may share voxels; else a locked one keeps its own, and an unlocked one gives them to the
- * object that a later step draws there. `keepClicked`: of a prediction only the components that were clicked.
+ * With `overlap`, objects may share voxels; otherwise a locked one keeps its own, and an unlocked one loses them to the
+ * object that a later step draws there. `keepClicked`: only the clicked components of a prediction count.
  */
 export interface Snapshot {
   readonly objects: ReadonlyMap<number, Segmented>;
@@ -77,7 +77,7 @@ export interface Snapshot {
   readonly keepClicked: boolean;
 }
 
-/** With an object (a new number: a new object) drawn anew, and current. */
+/** The snapshot with one object redrawn (added, if its number is new) and current. */
 export function withObject(seen: Snapshot, changed: Segmented, number = seen.current): Snapshot {
   const objects = new Map(seen.objects);
   const wanted = minus(union(changed.predicted, changed.added), changed.erased);
@@ -91,7 +91,7 @@ export function withObject(seen: Snapshot, changed: Segmented, number = seen.cur
   return { ...seen, objects, current: number };
 }
 
-/** Without an object; if it was the last one, with an empty object 1. */
+/** The snapshot without an object; if that was the last one, with an empty object 1. */
 export function withoutObject(seen: Snapshot, number: number): Snapshot {
   const objects = new Map([...seen.objects].filter(([other]) => other !== number));
   if (!objects.size) objects.set(1, NOTHING);
@@ -100,7 +100,7 @@ export function withoutObject(seen: Snapshot, number: number): Snapshot {
   return { ...seen, objects, current };
 }
 
-/** All labels in a box, i fastest: 0, and each object's number; of several that share a voxel the highest. */
+/** The labels in a box, i fastest: each object's number, the highest where several share a voxel, and 0 elsewhere. */
 export function labelsIn({ objects }: Snapshot, box: Box): Uint8Array {
   const labels = new Uint8Array(countOf(box));
   for (const [number, { region }] of [...objects].sort(([a], [b]) => a - b)) {
@@ -116,7 +116,7 @@ export function extentOf({ objects }: Snapshot): Box {
   return hull([...objects.values()].map(({ region }) => region.box));
 }
 
-/** What is seen, what was seen before, and what was taken back; `changed` is where the last step drew. */
+/** The snapshot seen, those before it, and those undone; `changed` is the box in which the last step changed labels. */
 export class History {
   changed: Box = NOWHERE;
   seen: Snapshot;
@@ -138,7 +138,7 @@ export class History {
     return this.future.length > 0;
   }
 
-  /** Make a new step; what was taken back is forgotten. */
+  /** Make a new step; undone steps are forgotten. */
   enter(snapshot: Snapshot): void {
     this.past = affordable([...this.past, this.seen].slice(-UNDO_STEPS), snapshot, this.undoBytes);
     this.future = [];
@@ -153,7 +153,7 @@ export class History {
     this.go(this.future, this.past);
   }
 
-  /** Make an object current; no step. */
+  /** Make an object current; this is not a step. */
   select(number: number): void {
     this.seen = { ...this.seen, current: number };
     this.changed = NOWHERE;
@@ -187,8 +187,8 @@ function sizesOf({ objects }: Snapshot): Map<object, number> {
   return sizes;
 }
 
-// The latest past snapshots, one at least, as far as `maxBytes` suffice for what the one that is seen lacks. Those that
-// add nothing to those after them cost nothing and stay with them.
+// The latest past snapshots, at least one, whose parts that `seen` does not share fit into `maxBytes`. Those that add
+// nothing to the ones after them cost nothing and stay with them.
 function affordable(past: Snapshot[], seen: Snapshot, maxBytes: number): Snapshot[] {
   const counted = new Set(sizesOf(seen).keys());
   let total = 0;

@@ -1,4 +1,4 @@
-// The engine's far end, in a worker: sessions that are opened, stepped through, saved at every step, brought back.
+// The engine's far end, in a worker: it opens sessions, takes their steps, saves each of them, and restores sessions.
 import { type Box, EngineError, type FileKind, type Info, type Loading, type NamedFile, type Notice, type Slice, type Source, type State, type Step, type StepResult, type VoxelType } from "../engine/engine";
 import { isEmpty } from "../stage/geometry";
 import { NOWHERE } from "./boxes";
@@ -12,24 +12,24 @@ import type { readLabels, readScan } from "./read";
 import type { Volume } from "./volume";
 import type { ReportFacts, writeFile, WrittenObject } from "./write";
 
-const CHUNK_BYTES = 16 * 2 ** 20; // of slices that go to the page together
+const CHUNK_BYTES = 16 * 2 ** 20; // of slices that are sent to the page together
 const NOT_SAVED = "the work could not be kept in this browser: it would not outlive this tab";
 
-/** What clicks, reads and writes for the host. */
+/** What the host segments, reads, writes and keeps with. */
 export interface Tools {
   info: Info;
-  /** A network for a scan; `progress` hears what it is doing. */
+  /** A segmenter for a scan; `progress` is called with what it is doing. */
   segmenter(scan: Volume, progress: Loading["progress"]): Promise<Segmenter>;
-  demo(): Promise<NamedFile[]>; // a scan for who has none
+  demo(): Promise<NamedFile[]>; // a scan for users without one
   read: typeof readScan;
   readLabels: typeof readLabels;
   write: typeof writeFile;
   store: Store | null;
-  /** One tab at a time works on a session. */
+  /** Let only one tab at a time work on a session. */
   locks: Pick<LockManager, "request"> | null;
 }
 
-/** One session that is open: the scan, and what was made of it. */
+/** An open session: the scan, and what was made of it. */
 interface Open {
   work: Work;
   scan: Volume;
@@ -37,11 +37,11 @@ interface Open {
   revision: number;
   seconds: number; // of all steps
   notes: string[];
-  isKept: boolean; // it can be brought back, but for what is unsaved
+  isKept: boolean; // it can be restored, except for what is unsaved
   unsaved: KeptStep[];
 }
 
-/** The voxels of a scan as they go to the page: in int16 where that holds them, else in float32. */
+/** How the voxels of a scan are sent to the page: as int16 if that holds them, otherwise as float32. */
 export interface VoxelFacts {
   type: VoxelType;
   coarse: number; // slices that come first, spread over the scan
@@ -51,7 +51,7 @@ export class Host {
   private open: Open | null = null;
   private queue: Promise<unknown> = Promise.resolve();
 
-  /** `tell` hears what happens to a session, for the page and for other tabs. */
+  /** `tell` is called with what happens to a session, for the page and for other tabs. */
   constructor(
     private readonly tools: Tools,
     private readonly tell: (id: string, notice: Notice) => void,
@@ -76,7 +76,7 @@ export class Host {
     }),
   };
 
-  // One thing after the other, in all tabs.
+  // One action at a time, across all tabs.
   private inTurn<T>(id: string, act: () => Promise<T>): Promise<T> {
     const { locks } = this.tools;
     const done = this.queue.then(() => (locks ? (locks.request(`voxsam-${id}`, act) as Promise<T>) : act()));
@@ -102,7 +102,7 @@ export class Host {
 
   private async read(files: Work["files"], series: string, { progress, signal }: Loading): Promise<Volume> {
     progress("Reading the scan", null);
-    if (this.open?.isKept && !this.open.unsaved.length) this.open = null; // its memory is needed, and it comes back when it is asked for
+    if (this.open?.isKept && !this.open.unsaved.length) this.open = null; // its memory is needed; it is restored on demand
     const scan = await this.tools.read(files, series, (fraction) => progress("Reading the scan", fraction));
     signal.throwIfAborted();
     return scan;
@@ -115,7 +115,7 @@ export class Host {
     return new Session(scan, segmenter, { keepClicked: this.tools.info.model.prompts["negative"] === true });
   }
 
-  /** The session, brought back if another one was open, with what other tabs have done. */
+  /** The session, restored if another one was open, with the steps that other tabs have taken. */
   private async current(id: string, loading: Loading): Promise<Open> {
     const open = this.open?.work.id === id ? this.open : await this.bringBack(id, loading);
     if (!open.unsaved.length) await this.replay(open, (await this.tools.store?.stepsAfter(id, open.revision)) ?? []);
@@ -170,7 +170,7 @@ export class Host {
     return { kind: "masks", masks: objectsOn(mask, scan).map((region) => ({ name: "", region })), remarks: mask.remarks };
   }
 
-  // No room is no reason to lose a step: it is noted, and tried again with the next one.
+  // A full store must not lose a step: that is noted, and saving is tried again with the next step.
   private async save(open: Open): Promise<void> {
     const { store } = this.tools;
     open.notes = open.notes.filter((note) => note !== NOT_SAVED);
@@ -182,7 +182,7 @@ export class Host {
       open.unsaved = [];
     } catch (error) {
       if (error instanceof DOMException && error.name === "ConstraintError") {
-        this.open = null; // as the other tab has it, when it is asked for again
+        this.open = null; // to be restored as the other tab has it
         const message = "another tab took a step in this session at the same time";
         throw new EngineError({ message, remedy: "do it again" }, false);
       }
@@ -235,12 +235,12 @@ function isInt16({ data, slope, intercept }: Volume): boolean {
   return Math.min(...ends) >= -32768 && Math.max(...ends) <= 32767;
 }
 
-// The page keeps its own copy: while a click is computed it scrolls on.
+// The page gets all slices first: it scrolls through its own copy while a click is computed.
 function voxelFacts(scan: Volume): VoxelFacts {
   return { type: isInt16(scan) ? "int16" : "float32", coarse: scan.shape[2] };
 }
 
-// Some slices from one on, in their order.
+// Some slices, in order, from slice `from` on.
 function slicesOf(scan: Volume, from: number): Handed<Slice[]> {
   const { data, shape, slope, intercept } = scan;
   const area = shape[0] * shape[1];

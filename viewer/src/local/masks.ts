@@ -1,4 +1,4 @@
-// Masks of a file as objects of a scan, wherever the file's own voxels lie.
+// Masks from a file as objects of a scan, whatever the grid of the file.
 import type { Index } from "../engine/engine";
 import { sizeOf, toWorld } from "../stage/geometry";
 import { AXES, countOf, perAxis } from "./boxes";
@@ -13,7 +13,7 @@ const MAX_LABELS = 255;
 
 type Placed = Pick<Volume, "shape" | "affine">;
 
-/** The voxels on the scan of each label that is not 0, in ascending order. Throws EngineError if there are none. */
+/** The scan's voxels of each label other than 0, labels ascending. Throws EngineError for none, or too many. */
 export function objectsOn(mask: Volume, scan: Placed): Region[] {
   const labelAt = reader(mask, scan);
   const boxes = new Map<number, { low: Index; high: Index }>();
@@ -37,7 +37,7 @@ export function objectsOn(mask: Volume, scan: Placed): Region[] {
   });
 }
 
-// The label at a voxel of the scan: that of the nearest voxel of the mask, whose border goes on outside it.
+// The label at a voxel of the scan: that of the nearest voxel of the mask, whose border is extended outwards.
 function reader(mask: Volume, scan: Placed): (voxel: Index) => number {
   const [ni, nj] = mask.shape;
   const value = ([i, j, k]: Index) => mask.data[i + ni * (j + nj * k)]! * mask.slope + mask.intercept;

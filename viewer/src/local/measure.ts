@@ -1,4 +1,4 @@
-// What is measured of an object: its volume, and the axial diameters of RECIST 1.1, as voxsam.report.metrics does.
+// Measurements of an object: its volume, and the axial diameters of RECIST 1.1, as in voxsam.report.metrics.
 import type { Diameter, Index } from "../engine/engine";
 import { sizeOf } from "../stage/geometry";
 import { AXES, perAxis } from "./boxes";
@@ -7,9 +7,9 @@ import { Grid } from "./grid";
 import { type Region, voxelsOf } from "./region";
 import type { Volume } from "./volume";
 
-const SAME_MM = 1e-9; // lengths that differ by less are equal: of them the first line counts
+const SAME_MM = 1e-9; // lengths that differ by less are equal: the first such line counts
 
-/** Numbers of an object; ends of lines are indices of the scan, not rounded. Without voxels it has no diameters. */
+/** An object's measurements; ends of lines are indices of the scan, not rounded. Without voxels it has no diameters. */
 export interface Measurement {
   volume_ml: number;
   longest: Diameter | null; // in an axial slice
@@ -35,7 +35,7 @@ export function measure(region: Region, { affine, shape }: Pick<Volume, "affine"
   };
 }
 
-// The corners of the convex hull of each axial slice's voxels, from their outer faces, in their order round it.
+// The corners of the convex hull of each axial slice's voxels, from their outer faces, in order around it.
 function* outlines({ box, inside }: Region, axis: 0 | 1 | 2): Generator<Index[]> {
   const size = sizeOf(box);
   const [u, v] = AXES.filter((a) => a !== axis) as [0 | 1 | 2, 0 | 1 | 2];
@@ -74,7 +74,7 @@ function turn([ax, ay]: [number, number], [bx, by]: [number, number], [cx, cy]: 
   return (bx - ax) * (cy - ay) - (by - ay) * (cx - ax);
 }
 
-// Between two corners; of lines of one length that whose ends have the lowest indices.
+// The longest line between two corners; of equally long ones, the one whose ends have the lowest indices.
 function longestLine(outline: Index[], grid: Grid): Diameter {
   const corners = [...outline].sort((a, b) => a[0] - b[0] || a[1] - b[1] || a[2] - b[2]);
   const places = corners.map((corner) => grid.toWorld(corner));
@@ -89,7 +89,7 @@ function longestLine(outline: Index[], grid: Grid): Diameter {
   return best;
 }
 
-// The outline is convex: the longest line across begins at one of its corners.
+// Since the outline is convex, the longest perpendicular line begins at one of its corners.
 function perpendicularLine({ mm, ends }: Diameter, outline: Index[], axis: 0 | 1 | 2, grid: Grid): Diameter {
   const [first, second] = ends.map((end) => grid.toWorld(end)) as [Index, Index];
   const along = perAxis((row) => (second[row] - first[row]) / mm);
@@ -111,7 +111,7 @@ function perpendicularLine({ mm, ends }: Diameter, outline: Index[], axis: 0 | 1
   return { mm: widest.mm, ends: [end(low), end(high)] };
 }
 
-// The lowest and highest y of a convex polygon where x is `at`, which is that of one of its corners.
+// The lowest and highest y of a convex polygon at x = `at`, the x of one of its corners.
 function chord(polygon: [number, number][], at: number): [number, number] {
   let [low, high] = [Infinity, -Infinity];
   polygon.forEach(([x0, y0], n) => {

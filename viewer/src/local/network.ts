@@ -1,5 +1,5 @@
 // The network: the two graphs of `voxsam weights export`, run by onnxruntime-web in WASM on one or several threads.
-// Places are indices of the crop as this engine counts them (see grid.ts); the graphs want them in reverse.
+// Places are indices of the crop as this engine counts them (see grid.ts); the graphs take them in reverse.
 import * as ort from "onnxruntime-web/wasm";
 import type { Index } from "../engine/engine";
 import type { Card } from "./card";
@@ -15,14 +15,14 @@ export interface Encoded {
   bytes: number;
 }
 
-/** A click in a crop, or beside it: its place, and what the voxels under it look like, there or in another crop. */
+/** A click in a crop or outside it: its place, and its prompt features, sampled in this crop or in another. */
 export interface PlacedClick {
   at: Index;
   features: Float32Array;
   positive: boolean;
 }
 
-/** Where onnxruntime's own files are, or its WebAssembly itself; left out, beside its code. Each thread loads `mjs` once more. */
+/** Where onnxruntime's files are (by default beside its code), or its WebAssembly itself. Each thread loads `mjs`. */
 export type WasmFiles = { mjs?: string; wasm: string | Uint8Array<ArrayBuffer> };
 
 export class Network {
@@ -32,12 +32,12 @@ export class Network {
     private readonly decoder: ort.InferenceSession,
   ) {}
 
-  /** Whether it sees by the features under a click, wherever that lies, what to find in a crop. */
+  /** Whether a click, wherever it lies, tells by its prompt features what to find in a crop. */
   get seesFarClicks(): boolean {
     return this.card.config.prompt_kind === "sampler";
   }
 
-  /** The graphs, ready to run. Throws EngineError for a model that cannot be clicked here. */
+  /** Load the graphs, ready to run. Throws EngineError for a model that cannot be used with clicks here. */
   static async load(card: Card, encoder: Uint8Array, decoder: Uint8Array, threads: number, files?: WasmFiles): Promise<Network> {
     if (card.automatic) {
       throw refusal(`the model ${card.name}, which was trained for automatic segmentation`, "a model that takes clicks", "export another one");
@@ -56,20 +56,20 @@ export class Network {
     return new Network(card, await ort.InferenceSession.create(encoder, options), await ort.InferenceSession.create(decoder, options));
   }
 
-  /** What no click changes of a normalised crop. */
+  /** Encode a normalised crop: all that does not depend on clicks. */
   async encode(crop: Float32Array): Promise<Encoded> {
     const side = this.card.config.crop;
     const tensors = { ...(await this.encoder.run({ crop: new ort.Tensor("float32", crop, [1, 1, side, side, side]) })) };
     return { tensors, crop, bytes: Object.values(tensors).reduce((sum, tensor) => sum + tensor.size * 4, crop.byteLength) };
   }
 
-  /** The deepest features of a crop; null for a model whose clicks do not change them: they are no output of its encoder. */
+  /** The deepest features of a crop; null if the encoder does not output them, since no click changes them. */
   deepest({ tensors }: Encoded): FeatureMap | null {
     const map = tensors[`level_${DEEPEST}`];
     return map ? featureMap(map) : null;
   }
 
-  /** What the voxels under a place look like; 0 outside the crop. */
+  /** The prompt features at a place; 0 outside the crop. */
   sample({ tensors }: Encoded, at: Index): Float32Array {
     const { prompt_kind, prompt_levels, crop } = this.card.config;
     if (prompt_kind !== "sampler") return new Float32Array();
@@ -80,7 +80,7 @@ export class Network {
     return Float32Array.from(parts.flatMap((part) => [...part]));
   }
 
-  /** The logits of a crop, tumour less background, for some clicks. `previous`: those of a mask to go on from, if any. */
+  /** The logits of a crop, tumour minus background, for some clicks. `previous`: those of a mask to start from. */
   async decode(encoded: Encoded, clicks: PlacedClick[], previous: Float32Array | null): Promise<Float32Array> {
     const side = this.card.config.crop;
     const n = clicks.length;
@@ -101,7 +101,7 @@ export class Network {
     return conditioning ? condition(difference, [side, side, side], featureMap(found["fused"]!), clicks, conditioning) : difference;
   }
 
-  /** Whether it looks at the mask so far. */
+  /** Whether the network takes the previous mask too. */
   get goesOn(): boolean {
     return this.card.config.click_maps.length > 0;
   }

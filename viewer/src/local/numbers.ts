@@ -1,8 +1,8 @@
-// Numbers as Python's engine rounds and writes them.
+// Numbers rounded and written as the Python engine does.
 
-export const INDEX_DECIMALS = 9; // of an index: without its last bits, which differ from one machine to another
+export const INDEX_DECIMALS = 9; // of an index: without its last bits, which differ between machines
 
-/** To the nearest whole number; of two that are as near, the even one. */
+/** The nearest whole number; the even one of two that are equally near. */
 export function roundedToEven(value: number): number {
   const low = Math.floor(value);
   const rest = value - low;
@@ -14,12 +14,12 @@ export function rounded(value: number, decimals: number): number {
   return roundedToEven(value * scale) / scale + 0; // + 0: no -0
 }
 
-/** With so many significant digits, and no more than are needed. */
+/** The number with at most `digits` significant digits, and no trailing zeros. */
 export function written(value: number, digits = 6): string {
   return String(Number(value.toPrecision(digits)) + 0);
 }
 
-/** What one of sorted numbers is, or lies between two of them, at a fraction (0 to 1) of the way. */
+/** The quantile of sorted numbers at a fraction (0 to 1), linearly interpolated. */
 export function quantile(sorted: ArrayLike<number>, fraction: number): number {
   const at = fraction * (sorted.length - 1);
   const below = Math.floor(at);

@@ -1,4 +1,4 @@
-// Pieces: windows with the probabilities that the model gave in them. Which windows clicks need, and how pieces are one.
+// Pieces: windows with the probabilities predicted in them; which windows clicks need, and how pieces are blended.
 import type { Box, Index } from "../engine/engine";
 import { isEmpty, sizeOf } from "../stage/geometry";
 import { AXES, boundingBox, countOf, eachRow, grown, hull, intersection, joined, NOWHERE, perAxis, sumOf } from "./boxes";
@@ -15,13 +15,13 @@ export const THRESHOLD = 0.5; // of the probability: inside the tumour
 const WELL_INSIDE = 8; // a click this fraction (1/8) of the side or more from the crop's faces keeps the crop where it is
 const TOUCH = 2; // a mask within this many voxels of a face of its crop is said to reach it
 
-// Where
+// Windows
 
-/** The windows for clicks, indices of the model grid: the current ones if they hold, else one for each group that fits in one. */
+/** The windows for clicks on the model grid: the current ones if they hold all, else one per group that fits in one. */
 export function chooseWindows(modelGrid: Grid, points: Index[], side: number, current: Window[]): Window[] {
   const holding = (point: Index) => current.find((window) => isWellInside(window, point));
   if (current.length && points.every(holding)) return current.filter((window) => points.some((point) => isWellInside(window, point)));
-  // Where the scan is no longer than a crop, one crop holds all of it.
+  // Along an axis where the scan is no longer than a crop, one crop holds all of it.
   const extent = perAxis((axis) => (modelGrid.shape[axis] <= side ? side : side - 2 * Math.floor(side / WELL_INSIDE)));
   const chosen = new Map<string, Window>();
   for (const group of groups(points, extent)) {
@@ -49,7 +49,7 @@ function groups(points: Index[], extent: Index): Index[][] {
   return found;
 }
 
-// Whether a click is far from those faces of a window behind which the scan goes on.
+// Whether a click is far from those faces of a window beyond which the scan continues.
 function isWellInside({ modelGrid, start, size }: Window, point: Index): boolean {
   return AXES.every((axis) => {
     const margin = Math.floor(size[axis] / WELL_INSIDE);
@@ -59,7 +59,7 @@ function isWellInside({ modelGrid, start, size }: Window, point: Index): boolean
   });
 }
 
-/** Where a tumour goes on: for each face of a window that its mask reaches, the window centred on all places reached. */
+/** Where a tumour continues: for each face of a window that its mask reaches, the window centred there. */
 export function nextWindows(window: Window, probability: Float32Array): Window[] {
   const { modelGrid, start, size } = window;
   const found: Window[] = [];
@@ -87,7 +87,7 @@ export function isNew(window: Window, pieces: Piece[]): boolean {
   return pieces.every((piece) => AXES.some((axis) => Math.abs(window.start[axis] - piece.window.start[axis]) >= step));
 }
 
-/** 1 where the probability is above THRESHOLD, of a box of an array of `size`. */
+/** 1 where the probability is above THRESHOLD, in a box of an array of `size`. */
 function aboveThreshold(probability: Float32Array, size: Index, box: Box = { low: [0, 0, 0], high: size }): Uint8Array {
   const inside = new Uint8Array(countOf(box));
   eachRow(box, { low: [0, 0, 0], high: size }, box, (from, to, length) => {
@@ -96,11 +96,11 @@ function aboveThreshold(probability: Float32Array, size: Index, box: Box = { low
   return inside;
 }
 
-// From pieces to one
+// Blending
 
 /**
- * The pieces' probabilities in a window of their model grid; 0 where there is no piece. Where pieces overlap it is their
- * mean, weighted towards the middles of their crops. Not to be written to.
+ * The pieces' probabilities in a window of their model grid; 0 where there is no piece. Where pieces overlap: their
+ * mean, weighted towards the centres of their crops. Not to be written to.
  */
 export function blend(pieces: Piece[], window: Window): Float32Array {
   const overlapping = pieces.map((piece) => ({ ...piece, shared: intersection(piece.window.box, window.box) })).filter(({ shared }) => !isEmpty(shared));
@@ -129,7 +129,7 @@ export function blend(pieces: Piece[], window: Window): Float32Array {
   return out;
 }
 
-/** A crop's probabilities without the parts of its mask (joined through faces) that touch no voxel of the mask `before`. */
+/** A crop's probabilities, 0 in components of its mask (joined through faces) that hold no voxel of `before`. */
 export function connected({ window, probability }: Piece, before: Float32Array): Float32Array {
   const inside = aboveThreshold(probability, window.size);
   const shared: number[] = [];
@@ -141,8 +141,8 @@ export function connected({ window, probability }: Piece, before: Float32Array):
 }
 
 /**
- * Few pieces of the blend that together are all that is above THRESHOLD in the scan; where they overlap, the highest
- * counts. Each holds the neighbours of its voxels, so that interpolated linearly it is nowhere above the blend.
+ * A few pieces that together hold all of the blend above THRESHOLD in the scan; where they overlap, the highest counts.
+ * Each holds the neighbours of its voxels, so that linear interpolation nowhere exceeds the blend.
  */
 export function tumourParts(pieces: Piece[]): Piece[] {
   if (!pieces.length) return [];
@@ -152,7 +152,7 @@ export function tumourParts(pieces: Piece[]): Piece[] {
   return windows.map((window) => ({ window, probability: blend(pieces, window) }));
 }
 
-/** How many voxels of the model grid the mask has. */
+/** Number of model grid voxels in the mask. */
 export function voxelsAbove(pieces: Piece[]): number {
   let sum = 0;
   for (const { probability } of tumourParts(pieces)) for (const value of probability) if (value > THRESHOLD) sum++;
@@ -170,9 +170,9 @@ function tumourBox(pieces: Piece[], window: Window): Box {
 }
 
 /**
- * How large and how sure the parts of the mask are that have clicks (RAS+ mm) in them; 0 and 0 if there is none. `across`:
- * the diameter, in voxels of the model grid, of a ball of their volume; a part that fills its crop counts as larger than
- * it is seen: a face that it reaches adds a half. `sure`: their mean probability.
+ * Size and mean probability (`sure`) of the mask's components that hold clicks (RAS+ mm); 0 and 0 if there are none.
+ * `across`: the diameter, in voxels of the model grid, of a ball of their volume. A component that fills its crop
+ * counts as larger than what is seen of it: each face that it reaches adds a half.
  */
 export function clickedExtent(pieces: Piece[], clicks: Index[]): { across: number; sure: number } {
   let volume = 0;

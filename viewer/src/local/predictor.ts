@@ -1,7 +1,7 @@
-// A scan and prompts in, an object on the scan's own voxels out; it remembers crops, and no clicks.
-// The prompts choose crops of the scan, each crop is encoded once, what the clicks look like is sampled where they lie,
-// every crop is decoded with all of them, a tumour that reaches the border of its crop is followed into further ones, and
-// the probabilities are put back on the scan: the story of src/voxsam/interactive/predictor.py, with the same numbers.
+// Predictor: a scan and prompts in, an object on the scan's own voxels out; it remembers encoded crops, but no clicks.
+// The prompts choose crops of the scan, each crop is encoded once, each click's prompt features are sampled where it
+// lies, every crop is decoded with all clicks, a tumour that reaches the border of its crop is followed into further
+// crops, and the result is resampled to the scan: as in src/voxsam/interactive/predictor.py, with the same numbers.
 import type { Box, Confidence, Index } from "../engine/engine";
 import { isEmpty, sizeOf } from "../stage/geometry";
 import { AXES, countOf, eachRow, hull, intersection, perAxis } from "./boxes";
@@ -17,11 +17,11 @@ import { airRemarks, BOX_IGNORED, cropRemarks, missedRemark, RUNAWAY, scanRemark
 import { MAX_CHANGES, Scale } from "./scale";
 import type { Volume } from "./volume";
 
-const MAX_CROPS = 12; // that one tumour is followed into
-const SURE = 1e-5; // a probability this near to 0 or 1 is taken as this near: its logit is finite
+const MAX_CROPS = 12; // of one tumour, those it is followed into included
+const SURE = 1e-5; // probabilities are kept this far from 0 and 1, so that logits are finite
 const KEPT_BYTES = 256 * 2 ** 20; // of encoded crops
 
-/** One object as the model sees it, and what it was made from. It never changes. */
+/** One object as the model sees it, and what it was made from. Immutable. */
 export class Prediction {
   private found: Region | null = null;
   private said: string[] | null = null;
@@ -29,18 +29,18 @@ export class Prediction {
   constructor(
     readonly grid: Grid, // of the scan
     readonly prompts: SessionPrompt[] = [],
-    readonly clicks: Click[] = [], // that the prompts became
-    readonly windows: Window[] = [], // that the clicks chose
-    readonly pieces: Piece[] = [], // of these windows, and of those followed into
-    readonly box: Box | null = null, // of the scan, beyond which the mask must not go
-    readonly notes: string[] = [], // remarks but those on clicks
+    readonly clicks: Click[] = [], // of the prompts
+    readonly windows: Window[] = [], // chosen for the clicks
+    readonly pieces: Piece[] = [], // in these windows, and in those followed into
+    readonly box: Box | null = null, // of the scan, outside which the mask is 0; null: no limit
+    readonly notes: string[] = [], // remarks other than those on missed clicks
     readonly confidence: Confidence | null = null, // of a calibrated model
     readonly className: string | null = null, // which of the model's classes it looks like
   ) {}
 
   /**
-   * The voxels above 0.5; with `keepClicked` of the components (joined through faces) that hold a positive click, all of
-   * them if none does.
+   * The voxels above 0.5; with `keepClicked` only the components (joined through faces) that hold a positive click, or
+   * all if none does.
    */
   region(keepClicked: boolean): Region {
     this.found ??= this.pasted();
@@ -49,24 +49,24 @@ export class Prediction {
     return clicked === EMPTY ? this.found : clicked;
   }
 
-  /** What a person should know of the mask, one line each. */
+  /** What a person should know about the mask, one line each. */
   get remarks(): string[] {
     this.said ??= [...this.notes, ...missedRemark(this.clicks, this.grid.shape, this.region(false))];
     return this.said;
   }
 
-  /** Its crops without what was seen in them: where to begin when a prompt is taken away. */
+  /** The prediction without its pieces: its crops stay when a prompt is removed, its mask does not. */
   withoutPieces(): Prediction {
     return new Prediction(this.grid, this.prompts, this.clicks, this.windows, [], this.box, this.notes);
   }
 
-  /** As `Predictor.restored` takes it. */
+  /** The prediction as `Predictor.restored` takes it. */
   kept(): KeptPrediction {
     const { clicks, windows, pieces, box, notes, confidence, className } = this;
     return { clicks, windows: windows.map(keptWindow), pieces: pieces.map(({ window, probability }) => ({ ...keptWindow(window), probability })), box, notes, confidence, className };
   }
 
-  /** Memory of the probabilities and the mask. */
+  /** Bytes that the probabilities and the mask take. */
   get bytes(): number {
     return this.pieces.reduce((sum, piece) => sum + piece.probability.byteLength, this.found?.inside.byteLength ?? 0);
   }
@@ -86,7 +86,7 @@ export class Prediction {
   }
 }
 
-/** A prediction as plain values, without its prompts: so it can be kept, and need not be computed again. */
+/** A prediction as plain values, without its prompts, to be kept so that it need not be computed again. */
 export type KeptPrediction = Pick<Prediction, "clicks" | "box" | "notes" | "confidence" | "className"> & {
   windows: KeptWindow[];
   pieces: (KeptWindow & { probability: Float32Array })[];
@@ -107,9 +107,9 @@ function windowOf({ grid, start, size }: KeptWindow): Window {
 }
 
 export interface PredictorOptions {
-  follow?: boolean; // a mask that reaches the border of its crop; true if left out
+  follow?: boolean; // a mask that reaches the border of its crop; true by default
   keptBytes?: number; // of encoded crops
-  /** Hears what is being done; what it throws ends the prediction. */
+  /** Called with what is being done; an error that it throws ends the prediction. */
   progress?(stage: string, fraction: number | null): void;
 }
 
@@ -150,21 +150,21 @@ export class Predictor {
     return new Prediction(this.grid);
   }
 
-  /** A prediction of this scan that was kept, made from these prompts. */
+  /** Restore a kept prediction of this scan that was made from these prompts. */
   restored(prompts: SessionPrompt[], { clicks, windows, pieces, box, notes, confidence, className }: KeptPrediction): Prediction {
     const own = pieces.map(({ probability, ...window }): Piece => ({ window: windowOf(window), probability }));
     return new Prediction(this.grid, prompts, clicks, windows.map(windowOf), own, box, notes, confidence ?? null, className ?? null); // kept by an older version: none
   }
 
-  /** Free the encoded crops, to save memory. */
+  /** Free the memory of the encoded crops. */
   forgetFeatures(): void {
     this.encoded.clear();
   }
 
   /**
-   * The object that these prompts, and no others, point at. `previous` is the prediction before the last prompts: crops
-   * that still hold all clicks stay where they were, and a model that takes a mask gets its probabilities. Throws
-   * EngineError for prompts that cannot be used.
+   * Segment the object that these prompts, and no others, point at. `previous` is the prediction before the last
+   * prompts: crops that still hold all clicks stay where they were, and a model that takes a mask gets its
+   * probabilities. Throws EngineError for prompts that cannot be used.
    */
   async predict(prompts: SessionPrompt[], previous: Prediction | null = null): Promise<Prediction> {
     const before = previous ?? this.empty;
@@ -184,7 +184,7 @@ export class Predictor {
     return new Prediction(this.grid, [...prompts], clicks, windows, pieces, box, notes, sure, kind);
   }
 
-  /** How good it probably is, and the class that it looks like: null where the model is not calibrated, or knows no classes. */
+  /** The confidence (null if the model is not calibrated), and the class it looks like (null if there are none). */
   private async judged(pieces: Piece[], clicks: Click[]): Promise<[Confidence | null, string | null]> {
     const { calibration, classes } = this.network.card;
     if (!calibration && !classes) return [null, null];
@@ -203,7 +203,7 @@ export class Predictor {
     return (this.options.follow ?? true) && this.network.seesFarClicks;
   }
 
-  // What the prompts become; those that `before` had already are not made again.
+  // The clicks that the prompts become; those of prompts already in `before` are reused.
   private clicksOf(prompts: SessionPrompt[], before: Prediction): Click[] {
     if (!prompts.length) throw refusal("no prompt", "a click, box, scribble or mask hint", "give at least one");
     const isKnown = before.prompts.every((prompt, n) => prompt === prompts[n]);
@@ -223,7 +223,7 @@ export class Predictor {
     }
   }
 
-  /** The windows that clicks choose, the pieces there and where the mask went on, and how it ends. */
+  /** The windows chosen for the clicks, the pieces there and where the mask was followed, and how it ends. */
   private async segment(clicks: Click[], before: Prediction): Promise<Segmented> {
     const { preprocessing } = this.network.card;
     const scale = Scale.of(this.network.card);
@@ -235,7 +235,7 @@ export class Predictor {
     const missed = before.pieces.length > 0 && !voxelsAbove(before.pieces);
     const known = missed ? undefined : before.windows[0]?.modelGrid.spacing;
     const isCorrected = known !== undefined && positive.length < clicks.length;
-    // It looks with several spacings: where the mask is surest, and fits.
+    // Look at several spacings, and keep the one where the mask is surest and fits.
     const looks = new Map<number, Looked & { across: number; sure: number }>();
     const look = async (spacing: number) => {
       const looked = await this.look(modelGrid(this.grid, preprocessing, spacing), clicks, before);
@@ -248,13 +248,13 @@ export class Predictor {
       const { across } = looks.get(spacing)!;
       const wanted = scale.next(spacing, across, places, isCorrected);
       if (!looks.has(wanted)) await look(wanted);
-      if (chosen.includes(wanted) || (across && !looks.get(wanted)!.across)) break; // a mask that has the click is not left for none
+      if (chosen.includes(wanted) || (across && !looks.get(wanted)!.across)) break; // keep a mask that holds the click
       chosen.push((spacing = wanted));
     }
     return this.followed(looks.get(spacing)!);
   }
 
-  /** The windows of a model grid that clicks choose, the pieces there, and how a window is decoded. */
+  /** The windows of a model grid chosen for the clicks, the pieces there, and a function that decodes a window. */
   private async look(grid: Grid, clicks: Click[], before: Prediction): Promise<Looked> {
     const at = clicks.map((click) => grid.toIndex(this.grid.toWorld(click.index)));
     const side = this.network.card.config.crop;
@@ -266,7 +266,7 @@ export class Predictor {
     }
     const features: Float32Array[] = [];
     for (const place of at) {
-      // Sampled in the window that holds it best.
+      // Sampled in the window that it is most central in.
       const apart = (window: Window) => Math.max(...AXES.map((axis) => Math.abs(place[axis] - (window.start[axis] + window.size[axis] / 2 - 0.5))));
       const home = windows.reduce((best, window) => (apart(window) < apart(best) ? window : best));
       features.push(this.network.sample(await this.encode(home), within(place, home)));
@@ -280,7 +280,7 @@ export class Predictor {
     return { windows, pieces, decode };
   }
 
-  /** The pieces with those where the mask went on, and how it ends; of a mask that runs away the first alone. */
+  /** The windows, the pieces with those followed into, and how the mask ends; the first alone if it ran away. */
   private async followed({ windows, pieces: first, decode }: Looked): Promise<Segmented> {
     const most = this.network.card.preprocessing.spacing_range_mm ? RUNAWAY * voxelsAbove(first) : Infinity;
     const pieces = [...first];
@@ -297,12 +297,12 @@ export class Predictor {
     }
   }
 
-  /** A window's crop, encoded now unless it was before. */
+  /** The window's encoded crop, encoded now unless it is kept. */
   private async encode(window: Window): Promise<Encoded> {
     this.used.add(window.key);
     let encoded = this.encoded.get(window.key);
     if (!encoded) {
-      this.options.progress?.("encoding", null); // onnxruntime does not say how far it is
+      this.options.progress?.("encoding", null); // onnxruntime does not report progress
       encoded = await this.network.encode(readCrop(this.image, window, this.network.card.preprocessing));
       this.makeRoom(encoded.bytes);
     }
@@ -311,8 +311,8 @@ export class Predictor {
     return encoded;
   }
 
-  // Crops of other objects go first, the oldest before; then the latest of this one: a click walks through all of them in
-  // the same order, and if the oldest went, none would be there when its turn comes.
+  // Drop crops of other objects, the oldest first, then the latest of this object: a click uses all of them in the same
+  // order, and if the oldest went, none would be there when its turn comes.
   private makeRoom(bytes: number): void {
     const limit = this.options.keptBytes ?? KEPT_BYTES;
     const isFull = () => [...this.encoded.values()].reduce((sum, encoded) => sum + encoded.bytes, bytes) > limit;
@@ -338,7 +338,7 @@ function within(place: Index, { start }: Window): Index {
   return perAxis((axis) => place[axis] - start[axis]);
 }
 
-/** The logits of the pieces in a window of their grid; 0 where there is none, null if none is of the window's. */
+/** The logits of the pieces in a window of their grid, 0 elsewhere; null if there are none. */
 function previousLogits(window: Window, before: Piece[]): Float32Array | null {
   const shared = (piece: Piece) => intersection(piece.window.box, window.box);
   const pieces = before.filter((piece) => piece.window.modelGrid.key === window.modelGrid.key && !isEmpty(shared(piece)));
@@ -356,7 +356,7 @@ function previousLogits(window: Window, before: Piece[]): Float32Array | null {
   return logits;
 }
 
-/** The hull of the boxes among the prompts; null without boxes, or if a positive click lies beyond it. */
+/** The hull of the boxes among the prompts; null without boxes, or if a positive click lies outside it. */
 function commonBox(prompts: SessionPrompt[], clicks: Click[], shape: Index): Box | null {
   const boxes = prompts.flatMap((prompt) => (prompt.kind === "box" ? [boxOf(prompt, shape)] : []));
   if (!boxes.length) return null;

@@ -1,4 +1,4 @@
-// Windows that CT is looked at in, as the server offers them; HU.
+// Display windows for CT in HU, the same as the server's.
 import type { Preset } from "../engine/engine";
 
 export const PRESETS: Preset[] = [

@@ -1,4 +1,4 @@
-// Prompts become clicks: a box one in its middle, a stroke or a mask some that are spread over it.
+// Prompts become clicks: a box one at its centre, a stroke or a mask several, spread over it.
 import type { Box, Index, KnownPrompt, Prompt } from "../engine/engine";
 import { sizeOf } from "../stage/geometry";
 import { AXES, perAxis } from "./boxes";
@@ -7,8 +7,8 @@ import { rounded } from "./numbers";
 import { refusal } from "./refusal";
 import { type Region, regionOf, voxelsOf } from "./region";
 
-export const MAX_CLICKS = 10; // that a stroke or a mask becomes; the released model was trained with 10 in the tumour
-const MAX_CANDIDATES = 20_000; // voxels that are looked at when clicks are spread over a region
+export const MAX_CLICKS = 10; // of a stroke or a mask; the released model was trained with 10 in the tumour
+const MAX_CANDIDATES = 20_000; // voxels considered when clicks are spread over a region
 const MAX_STROKE_BOX = 2 ** 23; // voxels of the box that holds a stroke
 
 /** A click on a voxel of the scan (i, j, k); fractions are allowed. */
@@ -20,7 +20,7 @@ export interface Click {
 /** A prompt of the page, or the mask that an object has already. */
 export type SessionPrompt = Prompt | { kind: "hint"; region: Region };
 
-/** What a scan must say for prompts to lie on it. */
+/** What prompts need to know about the scan. */
 export interface OnScan {
   shape: Index;
   spacing_mm: Index;
@@ -42,7 +42,7 @@ export function clicksOf(prompt: SessionPrompt, scan: OnScan): Click[] {
   }
 }
 
-/** A prompt as the page is told of it. */
+/** A prompt as it is reported to the page. */
 export function knownPrompt(prompt: SessionPrompt, shape: Index): KnownPrompt {
   switch (prompt.kind) {
     case "point":
@@ -77,7 +77,7 @@ export function contains(shape: Index, index: Index): boolean {
   return AXES.every((axis) => index[axis] >= -0.5 && index[axis] <= shape[axis] - 0.5);
 }
 
-/** An index as it is written: to a thousandth of a voxel. */
+/** An index as it is reported, to a thousandth of a voxel. */
 export function thousandths(index: Index): Index {
   return perAxis((axis) => rounded(index[axis], 3));
 }
@@ -119,9 +119,9 @@ function lastOf(shape: Index): string {
 }
 
 /**
- * Up to `MAX_CLICKS` voxels of a region: the one deepest inside first, then each farthest from those before; of equal
- * ones the first, k fastest. With `inner` only the inner half (by depth) of the region is used, so that specks, and an
- * outline drawn a little too wide, do not matter.
+ * Up to `MAX_CLICKS` voxels of a region: the one deepest inside first, then each time the one farthest from those
+ * chosen; of equals the first, k fastest. With `inner` only the inner half (by depth) of the region is used, so that
+ * specks, and an outline drawn a little too wide, do not matter.
  */
 export function spread(region: Region, spacing_mm: Index, inner: boolean): Index[] {
   const size = sizeOf(region.box);
@@ -158,7 +158,7 @@ export function spread(region: Region, spacing_mm: Index, inner: boolean): Index
   return chosen.map((voxel) => perAxis((axis) => voxel[axis] + region.box.low[axis]));
 }
 
-// Of each voxel of the region's box, the millimetres to the nearest voxel outside the region; beyond the box all is outside.
+// For each voxel of the region's box, mm to the nearest voxel outside the region; all beyond the box is outside.
 function depths({ box, inside }: Region, spacing_mm: Index): Float64Array {
   const size = sizeOf(box);
   const wide = perAxis((axis) => size[axis] + 2);

@@ -1,5 +1,5 @@
-// Scans out of the user's files, in a worker: NIfTI, NRRD, MetaImage, and DICOM as files, a folder or a zip. What the server reads
-// through voxsam.io is read alike: the same voxels, the same place, the same words for what is wrong.
+// Reads scans from the user's files, in a worker: NIfTI, NRRD, MetaImage, and DICOM as files, a folder or a zip.
+// The same as through voxsam.io on the server: the same voxels, the same geometry, the same error messages.
 import type { NamedFile } from "../engine/engine";
 import type { Volume } from "./volume";
 import { asScan, oneLine, truncated, unpacked } from "./files/checks";
@@ -8,7 +8,7 @@ import { readText } from "./files/text";
 import { refusal } from "./refusal";
 
 const HEADERS = /\.(nii|nii\.gz|nrrd|nhdr|mha|mhd|hdr|hdr\.gz)$/i;
-const VOXELS = /\.(img|img\.gz)$/i; // of a pair, where its header is not there
+const VOXELS = /\.(img|img\.gz)$/i; // of a pair whose header is missing
 const TEXT = /\.(nrrd|nhdr|mha|mhd)$/i;
 const MAX_UNZIPPED_BYTES = 2 * 2 ** 30; // what a tab can hold
 const KINDS = ".nii, .nii.gz, .nrrd, .mha, .nhdr, .mhd, .hdr, or a folder or .zip of DICOM";
@@ -17,8 +17,8 @@ const KINDS = ".nii, .nii.gz, .nrrd, .mha, .nhdr, .mhd, .hdr, or a folder or .zi
 export type Progress = (fraction: number) => void;
 
 /**
- * The scan in files: a single-file format (with the file of its voxels, if that lies beside), or a DICOM series, of which
- * `series` chooses one by number or UID. Throws EngineError in words; `problem.series` lists several that could be meant.
+ * Read a scan: a single-file format (with the file of its voxels, if that is separate), or a DICOM series; `series`
+ * chooses one of several by number or UID. Throws EngineError, whose `problem.series` lists those that could be meant.
  */
 export async function readScan(files: NamedFile[], series = "", progress: Progress = () => {}): Promise<Volume> {
   try {
@@ -29,7 +29,7 @@ export async function readScan(files: NamedFile[], series = "", progress: Progre
   }
 }
 
-/** Labels out of one file of a single-file format, as integers; DICOM-SEG and RTSTRUCT are the server's. */
+/** Read integer labels from one file of a single-file format; only the server reads DICOM-SEG and RTSTRUCT. */
 export async function readLabels(files: NamedFile[]): Promise<Volume> {
   const found = await readSingle(files);
   if (!found) throw refusal(`${files[0]?.name ?? "nothing"} holds no mask that a browser reads`, ".nii, .nii.gz, .nrrd or .mha", "convert it, or use voxsam serve");
@@ -50,7 +50,7 @@ async function read(files: NamedFile[], series: string, progress: Progress): Pro
 
 const baseOf = (path: string) => path.split("/").at(-1)!;
 
-/** A single-file format; null if the files are something else. Throws for several scans. */
+/** Read a single-file format; null if the files are something else. Throws for several scans. */
 async function readSingle(files: NamedFile[]): Promise<Volume | null> {
   let headers = files.filter(({ name }) => HEADERS.test(name));
   if (!headers.length && files.length === 1) headers = VOXELS.test(files[0]!.name) || (await beginsAsOne(files[0]!)) ? files : [];
@@ -71,7 +71,7 @@ async function readSingle(files: NamedFile[]): Promise<Volume | null> {
   return readNifti(name, await unpacked(name, bytes), pair);
 }
 
-/** Whether a file without a suffix that says so begins as NIfTI or NRRD. */
+/** Whether a file without a telling suffix begins like NRRD, NIfTI or gzip. */
 async function beginsAsOne({ name, file }: NamedFile): Promise<boolean> {
   if (/\.(dcm|ima|zip)$/i.test(name)) return false;
   const head = new Uint8Array(await file.slice(0, 352).arrayBuffer());
@@ -94,7 +94,7 @@ async function readSeries(files: NamedFile[], series: string, progress: Progress
   return volumeOf(slices, oneLine(folder), remarks, (fraction) => progress(0.5 + fraction / 2));
 }
 
-/** The files of a zip that could be DICOM. */
+/** The files of a zip. Throws EngineError for one that is damaged or too large. */
 async function unzipped({ name, file }: NamedFile): Promise<NamedFile[]> {
   const { unzipSync } = await import("fflate");
   let total = 0;

@@ -1,4 +1,4 @@
-// A set of voxels of a scan, as the smallest box that holds them and a byte for each voxel of that box. It never changes.
+// A set of voxels of a scan: the smallest box that holds them, and a byte for each voxel of that box. Immutable.
 import type { Box, Index } from "../engine/engine";
 import { isEmpty, sizeOf } from "../stage/geometry";
 import { boundingBox, countOf, eachRow, hull, intersection, NOWHERE, perAxis, sumOf } from "./boxes";
@@ -11,7 +11,7 @@ export interface Region {
 
 export const EMPTY: Region = { box: NOWHERE, inside: new Uint8Array() };
 
-/** The voxels of an array of `size` that are not zero; its first voxel is voxel `low` of the scan. */
+/** The nonzero voxels of an array of `size`, whose first voxel is voxel `low` of the scan. */
 export function regionOf(inside: Uint8Array, size: Index, low: Index = [0, 0, 0]): Region {
   const found = boundingBox(inside, size);
   if (isEmpty(found)) return EMPTY;
@@ -22,14 +22,14 @@ export function regionOf(inside: Uint8Array, size: Index, low: Index = [0, 0, 0]
   return { box: { low: perAxis((axis) => found.low[axis] + low[axis]), high: perAxis((axis) => found.high[axis] + low[axis]) }, inside: kept };
 }
 
-/** Which voxels of any box belong to it; a new array. */
+/** The region as a mask on any box; a new array. */
 export function within(region: Region, box: Box): Uint8Array {
   const out = new Uint8Array(countOf(box));
   eachRow(intersection(region.box, box), region.box, box, (from, to, length) => out.set(region.inside.subarray(from, from + length), to));
   return out;
 }
 
-/** The voxels of a box for which `keep` is true, of what the two say of them. */
+/** The voxels of a box for which `keep` of their values (0 or 1) in the two regions is not 0. */
 function combined(a: Region, b: Region, box: Box, keep: (inA: number, inB: number) => number): Region {
   const inside = within(a, box);
   const other = within(b, box);
@@ -37,7 +37,7 @@ function combined(a: Region, b: Region, box: Box, keep: (inA: number, inB: numbe
   return regionOf(inside, sizeOf(box), box.low);
 }
 
-/** The voxels of both. */
+/** The voxels that either has. */
 export function union(a: Region, b: Region): Region {
   if (isEmpty(a.box) || isEmpty(b.box)) return isEmpty(a.box) ? b : a;
   return combined(a, b, hull([a.box, b.box]), (inA, inB) => inA | inB);
@@ -48,17 +48,17 @@ export function common(a: Region, b: Region): Region {
   return combined(a, b, intersection(a.box, b.box), (inA, inB) => inA & inB);
 }
 
-/** Whether some of them share voxels. */
+/** Whether any two of the regions share voxels. */
 export function overlapping(regions: Region[]): boolean {
   return regions.some((a, n) => regions.slice(n + 1).some((b) => !isEmpty(common(a, b).box)));
 }
 
-/** The voxels of the first that the second has not. */
+/** The voxels of `a` that are not in `b`. */
 export function minus(a: Region, b: Region): Region {
   return isEmpty(intersection(a.box, b.box)) ? a : combined(a, b, a.box, (inA, inB) => inA & ~inB);
 }
 
-/** The smallest box that holds every voxel that belongs to one of the two alone. */
+/** The bounding box of the voxels that only one of the two has. */
 export function differs(a: Region, b: Region): Box {
   return combined(a, b, hull([a.box, b.box]), (inA, inB) => inA ^ inB).box;
 }
@@ -74,7 +74,7 @@ export function holds(region: Region, voxel: Index): boolean {
   return region.inside[offset(region, voxel)] === 1;
 }
 
-/** Its voxels that are joined through faces to one of some voxels; EMPTY if it has none of them. */
+/** The components (joined through faces) that hold any of the voxels; EMPTY if none does. */
 export function componentsOf(region: Region, voxels: Index[]): Region {
   const held = voxels.filter((voxel) => holds(region, voxel));
   if (held.length === 0) return EMPTY;

@@ -1,4 +1,4 @@
-// What a person should know of a mask, one line each, in the words of Python's engine.
+// What a person should know about a mask, one line each, in the words of the Python engine.
 import type { Index } from "../engine/engine";
 import { eachRow, intersection, perAxis } from "./boxes";
 import type { Intensity } from "./card";
@@ -7,15 +7,15 @@ import { thousandths, voxelOf, type Click } from "./prompts";
 import { holds, type Region } from "./region";
 import type { Volume } from "./volume";
 
-const AIR_HU = -950; // below lung: of the click's voxel and all its neighbours
-const CT_MINIMUM_HU = -500; // air is -1000 HU; nothing but CT has whole numbers that far below zero
+const AIR_HU = -950; // below lung: at most this in the click's voxel and all its neighbours
+const CT_MINIMUM_HU = -500; // air is -1000 HU; only CT has whole numbers that far below zero
 export const UNLIKE = "what was clicked does not look like a lesion to this model: look at the mask with care";
-export const RUNAWAY = 4; // times its size where a spacing was chosen for it: a mask that grows beyond this is no lesion any more
+export const RUNAWAY = 4; // times its size at the spacing chosen for it: a mask that grows beyond it is no longer a lesion
 
-/** How a mask ends: inside its crops, at their border, or left at the first ones. */
+/** How a mask ends: inside its crops, at their border, or grown too large to be followed. */
 export type End = "inside" | "open" | "ran away";
 
-/** What the file said of the scan, and a remark for another modality than the model was trained on. */
+/** The scan's remarks, and one if its modality is not the one that the model was trained on. */
 export function scanRemarks(scan: Volume, { modality, standardise_others }: Intensity): string[] {
   const other = otherModality(scan, modality);
   if (!other) return [...new Set(scan.remarks)];
@@ -23,14 +23,14 @@ export function scanRemarks(scan: Volume, { modality, standardise_others }: Inte
   return [...new Set([...scan.remarks, `${other}${what}; look at the mask with care`])];
 }
 
-/** Why the scan is not, or may not be, of the modality that a model knows; "" if it is. */
+/** Why the scan is not, or may not be, of the modality that a model was trained on; "" if it is. */
 export function otherModality(scan: Volume, known: string): string {
   if (scan.modality && known && scan.modality !== known) return `the scan is ${scan.modality}, the model was trained on ${known}`;
   const doubt = known === "CT" && !scan.modality && notHounsfield(scan);
   return doubt ? `the model was trained on CT, and the scan may be none: ${doubt}` : "";
 }
 
-/** Why the values cannot be Hounsfield units, as half a sentence, or "" if they can. Some ten thousand voxels are looked at. */
+/** Why the values cannot be Hounsfield units, as half a sentence, or "" if they can. Looks at a sample of voxels. */
 function notHounsfield({ data, shape, slope, intercept }: Volume): string {
   const step = perAxis((axis) => Math.max(1, Math.floor(shape[axis] / 27)));
   const some: number[] = [];
@@ -53,7 +53,7 @@ function notHounsfield({ data, shape, slope, intercept }: Volume): string {
   return low > -50 ? `its lowest value is ${written(low)}, where air has -1000 and fat -100: these are no Hounsfield units` : "";
 }
 
-/** A remark for each positive click with nothing but air round it (CT), or in the empty margin of another scan. */
+/** A remark for each positive click with nothing but air around it (CT), or in the empty margin of an MR scan. */
 export function airRemarks(scan: Volume, clicks: Click[]): string[] {
   const whole = { low: [0, 0, 0] as Index, high: scan.shape };
   return clicks.filter((click) => click.positive).flatMap((click) => {
@@ -75,7 +75,7 @@ export function airRemarks(scan: Volume, clicks: Click[]): string[] {
   });
 }
 
-/** On the crops that were chosen for the clicks, and those used in the end. */
+/** Remarks on the numbers of crops, chosen for the clicks and used in the end, and on how the mask ends. */
 export function cropRemarks(chosen: number, used: number, end: End, follows: boolean): string[] {
   const found: string[] = [];
   if (chosen > 1) found.push(`the clicks lie farther apart than one crop: ${chosen} crops were used`);
@@ -97,7 +97,7 @@ export function cropRemarks(chosen: number, used: number, end: End, follows: boo
 
 export const BOX_IGNORED = "a click in the tumour lies outside the box: the box does not limit the mask";
 
-/** On the positive clicks whose voxel a mask does not hold, if there is one. */
+/** A remark on the positive clicks that a mask does not hold, if there are any. */
 export function missedRemark(clicks: Click[], shape: Index, mask: Region): string[] {
   const places = clicks.filter((click) => click.positive).map((click) => thousandths(click.index));
   const missed = places.filter((place) => !holds(mask, voxelOf(place, shape)));

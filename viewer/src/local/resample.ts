@@ -1,4 +1,4 @@
-// Interpolation between grids: the one place that reads a voxel where there is none.
+// Interpolation between grids: the one place that reads values between voxels.
 import type { Index } from "../engine/engine";
 import { AXES, perAxis } from "./boxes";
 import { Grid, type Affine } from "./grid";
@@ -10,7 +10,7 @@ const INDEX_DECIMALS = 9;
 
 export type Method = "linear" | "area" | "nearest";
 
-/** For each place on an axis the first voxel that it reads, and the weights of it and of those that follow. */
+/** For each place on an axis, the voxels that it reads and their weights. */
 interface Taps {
   index: Int32Array; // places x count: voxels of the axis
   weight: Float64Array;
@@ -19,8 +19,8 @@ interface Taps {
 
 /**
  * The values at the voxels of `target`; outside, those of the nearest edge voxel. "linear" reads the two nearest voxels
- * of each axis; "area" averages over the target's spacing where that is the coarser one; "nearest" reads one.
- * Grids whose axes are parallel, also permuted or flipped, are interpolated axis by axis, and only what the target
+ * along each axis; "area" averages over the target's spacing where that is the coarser one; "nearest" reads one voxel.
+ * Grids whose axes are parallel, even if permuted or flipped, are interpolated axis by axis, and only what the target
  * covers is read. For oblique grids "area" is "linear".
  */
 export function resample(data: VoxelArray, source: Grid, target: Grid, method: Method = "linear"): Float32Array {
@@ -29,7 +29,7 @@ export function resample(data: VoxelArray, source: Grid, target: Grid, method: M
   return partner ? alongAxes(data, source.shape, matrix, partner, target.shape, method) : oblique(data, source.shape, matrix, target.shape, method);
 }
 
-/** For each axis of the target the axis of the source that runs along it; null if the grids are oblique. */
+/** For each axis of the target, the source's axis parallel to it; null if the grids are oblique to each other. */
 function parallelAxes(matrix: Affine): Index | null {
   const size = (row: number, axis: number) => Math.abs(matrix[row]![axis]!);
   const partner = perAxis((axis) => AXES.reduce<number>((best, row) => (size(row, axis) > size(best, axis) ? row : best), 0));
@@ -51,7 +51,7 @@ function alongAxes(data: VoxelArray, shape: Index, matrix: Affine, partner: Inde
   const places = perAxis((axis) => size[partner.indexOf(axis) as 0]!); // of each axis of the source
   const low = perAxis((axis) => taps[axis]!.index.reduce((least, n) => Math.min(least, n), Infinity));
   let part = perAxis((axis) => taps[axis]!.index.reduce((most, n) => Math.max(most, n), 0) + 1 - low[axis]);
-  // Axes that shrink come first: that keeps the arrays between small.
+  // Axes that shrink come first: that keeps the intermediate arrays small.
   const order = [...AXES].sort((a, b) => places[a] / part[a] - places[b] / part[b]);
   let values: VoxelArray = data;
   let layout = { offset: (low[2] * shape[1] + low[1]) * shape[0] + low[0], steps: [1, shape[0], shape[0] * shape[1]] as Index };
@@ -81,7 +81,7 @@ function tapsOf(places: Float64Array, length: number, step: number, method: Meth
   return { index, weight, count };
 }
 
-/** One axis of a part of an array: what its places read. `low`: the voxel of the axis with which the part begins. */
+/** Interpolate a part of an array along one axis. `low`: the voxel of that axis at which the part begins. */
 function alongOne(data: VoxelArray, { offset, steps }: { offset: number; steps: Index }, part: Index, axis: 0 | 1 | 2, { index, weight, count }: Taps, low: number): Float32Array {
   const places = index.length / count;
   const size = perAxis((other) => (other === axis ? places : part[other]));
@@ -110,7 +110,7 @@ function alongOne(data: VoxelArray, { offset, steps }: { offset: number; steps: 
   return out;
 }
 
-/** An array whose axis a becomes the axis n for which partner[n] is a. */
+/** The array transposed: axis a becomes the axis n for which partner[n] is a. */
 function turned(values: Float32Array, size: Index, partner: Index): Float32Array {
   if (AXES.every((axis) => partner[axis] === axis)) return values;
   const steps: Index = [1, size[0], size[0] * size[1]];
@@ -135,7 +135,7 @@ function oblique(data: VoxelArray, shape: Index, matrix: Affine, [ni, nj, nk]: I
           y[0]! * i + y[1]! * j + y[2]! * k + y[3]!,
           z[0]! * i + z[1]! * j + z[2]! * k + z[3]!,
         ];
-        let first = 0; // of the eight voxels about it
+        let first = 0; // of the eight voxels around it
         const fraction: Index = [0, 0, 0];
         for (const axis of AXES) {
           const place = Math.min(Math.max(at[axis], 0), shape[axis] - 1);

@@ -1,4 +1,4 @@
-// A session: one scan, one model, any number of objects; every step of the page, as voxsam.interactive.session takes it.
+// A session: one scan, one model, any number of objects, and every step of the page, as in voxsam.interactive.session.
 import type { Edit, Index, ObjectFacts, ObjectState, State, Step } from "../engine/engine";
 import { isEmpty } from "../stage/geometry";
 import { type Drawable, edited } from "./editing";
@@ -12,30 +12,30 @@ import { differs, type Region } from "./region";
 import { TYPES } from "./types";
 
 const MAX_OBJECTS = 255; // labels in a byte
-const LONGEST_NAME = 64; // characters that DICOM takes
+const LONGEST_NAME = 64; // characters that DICOM allows
 export const COLOURS = ["#ff5a5f", "#69fff0", "#ffff1e", "#b44bff", "#3c96b4", "#e1960f"];
 
 /** Segments the scan. */
 export type Segmenter = Pick<Predictor, "predict" | "restored">;
 
-/** Masks of a file, on the scan, each of which becomes an object. */
+/** Masks from a file, on the scan, each of which becomes an object. */
 export interface LoadedMasks {
   kind: "masks";
   masks: { name: string; region: Region }[];
   remarks: string[];
 }
 
-/** What changes a session: a step of the page, its mask's file read. */
+/** What changes a session: a step of the page, or the masks read for one. */
 export type SessionStep = Exclude<Step, { kind: "mask" }> | LoadedMasks;
 
 type Description = Pick<ObjectFacts, "name" | "colour" | "visible" | "type">;
 
-/** Which of the objects' facts are the session's own. */
+/** The part of the page's state that is the session's own. */
 export type SessionState = Pick<State, "objects" | "current" | "overlap" | "keep_clicked" | "can_undo" | "can_redo">;
 
 export class Session {
   private readonly history: History;
-  private readonly described = new Map<number, Description>(); // also of objects that undo may bring back
+  private readonly described = new Map<number, Description>(); // including objects that undo may bring back
   private readonly measured = new WeakMap<Region, Measurement>();
 
   constructor(
@@ -48,9 +48,9 @@ export class Session {
   }
 
   /**
-   * Take a step; whether anything was done. Throws EngineError for what cannot be used; the session is then as it was
-   * before. `changed` is the box of the voxels that were given to an object or taken from one. `kept` is what the network
-   * gave when the step was taken before (`found`): it is not asked again.
+   * Take a step; returns whether anything was done. Throws EngineError for input that cannot be used, and leaves the
+   * session as it was. Afterwards `changed` is the box of the voxels that an object gained or lost. `kept` is what the
+   * network gave when the step was first taken (`found`): it does not run again.
    */
   async take(step: SessionStep, kept: KeptPrediction | null = null): Promise<boolean> {
     const before = this.seen;
@@ -71,7 +71,7 @@ export class Session {
     return this.seen !== before || step.kind === "describe";
   }
 
-  /** What the network gave for the step that was taken last, if that was one for it. */
+  /** What the network gave for the step taken last; null if it did not run for that step. */
   found({ kind }: SessionStep): KeptPrediction | null {
     const { prediction } = this.object(this.seen.current);
     return kind === "prompt" || kind === "delete prompt" ? (prediction?.kept() ?? null) : null;
@@ -141,7 +141,7 @@ export class Session {
     throw refusal(`object ${number}`, `one of [${[...this.seen.objects.keys()].join(", ")}]`, "begin it with new_object()");
   }
 
-  // To an object that was painted or loaded, and has no prompts yet, its mask goes along as a hint.
+  // The mask of an object that was painted or loaded, and has no prompts yet, is given as a hint.
   private async prompt(prompts: SessionPrompt[], kept: KeptPrediction | null): Promise<void> {
     if (!prompts.length) throw refusal("no prompt", "a click, box, scribble or mask hint", "give at least one");
     const { seen } = this;
@@ -178,7 +178,7 @@ export class Session {
     if (!isEmpty(differs(after.objects.get(seen.current)!.region, object.region))) this.history.enter(after);
   }
 
-  // The first becomes the current object, whatever it was, and every further one an object of its own.
+  // The first mask replaces the current object, and every further one becomes an object of its own.
   private load({ masks, remarks }: LoadedMasks): void {
     if (!masks.length || masks.some(({ region }) => isEmpty(region.box))) {
       throw refusal("a mask without voxels on the scan", "a mask of this scan", "check the file");
@@ -196,7 +196,7 @@ export class Session {
     });
   }
 
-  // How masks are made stays.
+  // The rules of how masks are made stay.
   private reset(): void {
     const { begin, seen } = this.history;
     if (seen.objects !== begin.objects) this.history.enter({ ...begin, overlap: seen.overlap, keepClicked: seen.keepClicked });
@@ -208,7 +208,7 @@ export class Session {
     this.history.enter(withObject(this.seen, NOTHING, number!));
   }
 
-  // The numbers of so many new objects.
+  // The numbers of `count` new objects.
   private free(count: number): number[] {
     const first = Math.max(...this.seen.objects.keys()) + 1;
     if (first + count - 1 > MAX_OBJECTS) {
@@ -218,7 +218,7 @@ export class Session {
     return Array.from({ length: count }, (_, n) => first + n);
   }
 
-  // Name, colour, type and whether it is seen are no steps of undo; the lock is one.
+  // A change of name, colour, type or visibility is not a step of undo; that of the lock is one.
   private describe(number: number, { locked, ...facts }: Partial<ObjectFacts>): void {
     const object = this.object(number);
     if (facts.name !== undefined && !isName(facts.name)) {
@@ -230,7 +230,7 @@ export class Session {
     this.history.enter({ ...this.seen, objects: new Map(this.seen.objects).set(number, { ...object, locked }) });
   }
 
-  // Each is a step of its own.
+  // Each rule is a step of its own.
   private rules({ overlap, keep_clicked }: Partial<Pick<State, "overlap" | "keep_clicked">>): void {
     const drawn = this.seen;
     this.history.changed = { low: [0, 0, 0], high: [0, 0, 0] };

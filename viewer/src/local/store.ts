@@ -1,4 +1,4 @@
-// What a browser keeps of the work: for each session the scan's files and every step, in IndexedDB. Nothing is sent.
+// What the browser keeps of the work: each session's scan files and every step, in IndexedDB. Nothing is sent.
 import { type DBSchema, type IDBPDatabase, openDB } from "idb";
 import type { NamedFile } from "../engine/engine";
 import type { KeptPrediction } from "./predictor";
@@ -11,12 +11,12 @@ export interface Work {
   id: string;
   name: string;
   files: NamedFile[];
-  series: string; // of several
+  series: string; // the one chosen of several
   model: string;
   created: number; // ms since 1970
 }
 
-/** A step, with the number that the session's revision was then. */
+/** A step, with the session's revision after it. */
 export interface KeptStep {
   id: string; // of the work
   revision: number;
@@ -33,7 +33,7 @@ interface Kept extends DBSchema {
 export class Store {
   private constructor(private readonly database: IDBPDatabase<Kept>) {}
 
-  /** Null where the browser keeps nothing, as in some private windows. */
+  /** The store; null where the browser keeps nothing, as in some private windows. */
   static async open(): Promise<Store | null> {
     try {
       const upgrade = (database: IDBPDatabase<Kept>) => {
@@ -47,7 +47,7 @@ export class Store {
     }
   }
 
-  /** Throws DOMException if there is no room. */
+  /** Keep a new session, without steps. Throws DOMException if there is no room. */
   async begin(work: Work): Promise<void> {
     await this.database.put("works", work);
   }
@@ -56,7 +56,7 @@ export class Store {
     return this.database.get("works", id);
   }
 
-  /** The steps after a revision, in their order. */
+  /** The steps after a revision, in order. */
   stepsAfter(id: string, revision: number): Promise<KeptStep[]> {
     return this.database.getAll("steps", IDBKeyRange.bound([id, revision], [id, Infinity], true));
   }

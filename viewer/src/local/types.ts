@@ -1,4 +1,4 @@
-// What an object may be: the types that the page offers, each with its category; the codes of DICOM PS3.16 CID 7159, 7151 and 7166.
+// The types of objects that the page offers, each with its category; codes of DICOM PS3.16 CID 7159, 7151 and 7166.
 import type { ObjectType } from "../engine/engine";
 
 const ABNORMAL: ObjectType = { value: "49755003", scheme: "SCT", meaning: "Morphologically Abnormal Structure" };
@@ -10,7 +10,7 @@ export const TYPES: ObjectType[] = [
   ["367643001", "Cyst"], ["6574001", "Necrosis"], ["79654002", "Edema"], ["50960005", "Hemorrhage"], ["52988006", "Lesion"], ["91772007", "Organ"],
 ].map(([value, meaning]) => ({ value: value!, scheme: "SCT", meaning: meaning! }));
 
-/** That of a type; of one that is not offered, an abnormal structure. */
+/** The category of a type; an abnormal structure for types that are not offered. */
 export function categoryOf({ value, scheme }: ObjectType): ObjectType {
   return scheme === "SCT" && ANATOMY.includes(value) ? ANATOMICAL : ABNORMAL;
 }

@@ -1,16 +1,16 @@
-// A scan as it was read, in its file's own order of voxels.
+// A scan as it was read, with its voxels in the file's own order.
 import type { Elements } from "dcmjs";
 import type { Index } from "../engine/engine";
 
 export type VoxelArray = Int8Array | Uint8Array | Int16Array | Uint16Array | Int32Array | Uint32Array | Float32Array | Float64Array;
 
-/** What a DICOM file of masks repeats of the scan's own files: read.ts keeps it, write.ts needs it, nobody else looks. */
+/** What DICOM masks and reports repeat of the scan's own files: files/series.ts keeps it for them. */
 export interface DicomSeries {
   common: Elements; // of the first header, without its pixels and private elements
   frames: { sopClass: string; sopInstance: string; frame: number; position: number[] }[]; // along k; frame 0: the file's only one
 }
 
-/** What a NIfTI header says of where its voxels lie: a mask repeats it as it stands. */
+/** What a NIfTI header says about where its voxels lie: a mask repeats it unchanged. */
 export interface NiftiPlace {
   version: 1 | 2;
   shape: Index;

@@ -1,8 +1,8 @@
-// WebAssembly out of the page's own folder, where it lies gzipped: web spaces differ in what they compress by themselves.
+// WebAssembly from the page's own folder, where it lies gzipped: web spaces differ in what they compress by themselves.
 import { unpacked } from "./files/checks";
 import { refusal } from "./refusal";
 
-/** The module's bytes; `address` is its asset's, without the .gz that a build for a web space adds. */
+/** The module's bytes; `address` is that of its asset, without the .gz that a build for a web space adds. */
 export async function wasmBytes(address: string): Promise<Uint8Array<ArrayBuffer>> {
   const place = import.meta.env.MODE === "web" ? `${address}.gz` : address;
   const answer = await fetch(place).catch(() => null);

@@ -1,4 +1,4 @@
-// The worker of the engine in the browser: the model, the reader and the writer, and what is kept, behind the page's calls.
+// The worker of the engine in the browser: model, reader, writer and store, behind the page's calls.
 import mjs from "onnxruntime-web/ort-wasm-simd-threaded.mjs?url";
 import runtime from "onnxruntime-web/ort-wasm-simd-threaded.wasm?url";
 import { version } from "../../package.json";
@@ -15,7 +15,7 @@ import { TYPES } from "./types";
 import { wasmBytes } from "./wasm";
 import { writeFile } from "./write";
 
-const MAX_THREADS = 4; // more make a click no faster
+const MAX_THREADS = 4; // more do not make a click faster
 const PAGE = new URL("../", self.location.href); // above the folder of the page's scripts
 const DEMO = "demo.nii.gz";
 
@@ -51,7 +51,7 @@ async function start(): Promise<Host["handlers"]> {
   const network = Promise.all([bytesOf("encoder.onnx"), bytesOf("decoder.onnx"), wasmBytes(runtime)]).then(([encoder, decoder, wasm]) =>
     Network.load(card, encoder, decoder, threads, { mjs: new URL(mjs, self.location.href).href, wasm }),
   );
-  network.catch(() => {}); // who opens a scan hears of it
+  network.catch(() => {}); // opening a scan reports it
   const news = new BroadcastChannel("voxsam-local"); // to other tabs, which may have the same session
   const post = (session: string, notice: Notice) => self.postMessage({ session, notice });
   news.addEventListener("message", ({ data }) => post(data.session, data.notice));
@@ -63,7 +63,7 @@ async function start(): Promise<Host["handlers"]> {
     readLabels,
     write: writeFile,
     store: await Store.open(),
-    locks: navigator.locks ?? null, // none without a secure context
+    locks: navigator.locks ?? null, // missing without a secure context
   };
   const tell = (session: string, notice: Notice) => {
     post(session, notice);
@@ -72,4 +72,4 @@ async function start(): Promise<Host["handlers"]> {
   return new Host(tools, tell).handlers;
 }
 
-answerCalls(self as unknown as Port, start()); // the page's types know no worker's scope
+answerCalls(self as unknown as Port, start()); // the page's types do not know a worker's scope

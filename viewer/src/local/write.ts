@@ -1,4 +1,4 @@
-// Files to take away, in a worker: the mask as NIfTI, one NIfTI an object, DICOM-SEG, surfaces, the report.
+// Writes files to download, in a worker: the mask as NIfTI, one NIfTI per object, DICOM-SEG, surfaces, the report.
 import type { Confidence, Diameter, FileKind, Index, KnownPrompt, ObjectFacts } from "../engine/engine";
 import { isEmpty, sizeOf, toWorld } from "../stage/geometry";
 import { surfaceOf } from "../stage/surface";
@@ -8,7 +8,7 @@ import { overlapping, type Region } from "./region";
 import type { Volume } from "./volume";
 import { refusal } from "./refusal";
 
-const UNSAFE = /[<>:"/|?*. ]/g; // of a name of an object, in that of its file
+const UNSAFE = /[<>:"/|?*. ]/g; // in an object's name, replaced in that of its file
 
 export interface WrittenObject {
   number: number;
@@ -22,7 +22,7 @@ export interface WrittenObject {
   edited?: boolean; // by hand
   confidence?: Confidence | null; // of a calibrated model
   class_name?: string | null; // of a model with classes
-  inWords?: string; // its measures; made here
+  inWords?: string; // its measurements; set here
 }
 
 /** What made the objects. */
@@ -32,7 +32,7 @@ export interface ReportFacts {
   seconds: number; // that all steps took
 }
 
-/** One of the files. Throws EngineError for what a format cannot hold. */
+/** Write one of the files. Throws EngineError for what its format cannot hold. */
 export async function writeFile(kind: FileKind, scan: Volume, objects: WrittenObject[], facts: ReportFacts): Promise<Blob> {
   const some = objects.filter(({ region }) => !isEmpty(region.box));
   const drawn = some.length ? some : objects.slice(0, 1);
@@ -98,7 +98,7 @@ function inWords({ volume_ml, longest, perpendicular }: WrittenObject): string {
   return perpendicular ? `${words}, perpendicular ${perpendicular.mm.toFixed(1)} mm` : words;
 }
 
-/** One named solid an object, in LPS+ mm, as the name says in the words that 3D Slicer reads. */
+/** One named solid per object, in LPS+ mm, which the name says in a form that 3D Slicer reads. */
 function stlOf(scan: Volume, objects: WrittenObject[]): string {
   if (!objects.length) throw refusal("an empty mask", "an object with voxels", "click the tumour first");
   return objects.map(({ facts, region }) => {

@@ -17,22 +17,22 @@ export interface Actions {
 
   tool(tool: Tool): void;
   sign(positive: boolean): void;
-  /** Enter at the cursor; `opposite`: with Shift. */
+  /** Enter was pressed at the cursor; `opposite`: with Shift. */
   enter(opposite: boolean): void;
   accept(): void;
   cancel(): void;
   removeLine(): void;
-  /** The brush or the lasso is set differently. */
+  /** The settings of the brush or lasso have changed. */
   resized(): void;
-  /** Whether marks and strokes wait until they are run. */
+  /** Whether marks and strokes wait for `run`. */
   collect(wanted: boolean): void;
   run(): void;
   drop(): void;
   edit(edit: Edit): void;
   smooth(): void;
-  /** Fill the empty slices between drawn ones of the plane in use. */
+  /** Fill the empty slices between those drawn in the current plane. */
   interpolate(): void;
-  /** Keep, or remove, the part at the cursor. */
+  /** Keep only the component at the cursor, or remove it. */
   part(keep: boolean): void;
   loadMask(file: File): void;
   rules(rules: Partial<Pick<State, "overlap" | "keep_clicked">>): void;
@@ -46,9 +46,9 @@ export interface Actions {
   undo(): void;
   redo(): void;
   reset(): void;
-  /** The cursor was moved by keys. */
+  /** The keyboard moved the cursor. */
   cursorMoved(): void;
-  /** Draw drafts and the cursor anew; the keys now move in `plane`. */
+  /** Redraw drafts and the cursor; the keys now move in `plane`. */
   changed(plane?: Plane): void;
   save(kind: FileKind): void;
   screenshot(): void;

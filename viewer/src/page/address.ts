@@ -1,9 +1,9 @@
-// What the page's address holds: the session, so that a reload comes back to it; and once the key, which is taken out.
+// The page's address: it holds the session, so that a reload returns to it, and at first the key, which is taken out.
 import { element } from "./dom";
 
 const STORE = "voxsam-key";
 
-/** The session or the demo named in the address (#session=…, #demo), and the key, from there or kept for this tab. */
+/** The session or demo named in the address (#session=…, #demo), and the key, from there or as kept for this tab. */
 export function readAddress(): { session: string | null; demo: boolean; key: string | null } {
   const fields = new URLSearchParams(location.hash.slice(1));
   const key = fields.get("key");
@@ -14,7 +14,7 @@ export function readAddress(): { session: string | null; demo: boolean; key: str
   return { session: fields.get("session"), demo: fields.has("demo"), key: key ?? sessionStorage.getItem(STORE) };
 }
 
-/** Name the session in the address. One after another they can be gone back to; then the page loads anew. */
+/** Put the session into the address. The browser's Back returns to earlier ones, which reloads the page. */
 export function writeAddress(session: string | null): void {
   const address = location.pathname + location.search + (session ? `#${new URLSearchParams({ session })}` : "");
   const before = new URLSearchParams(location.hash.slice(1)).get("session");
@@ -22,7 +22,7 @@ export function writeAddress(session: string | null): void {
   else history.replaceState(null, "", address);
 }
 
-/** Another session in the address, by the browser's Back or by hand, is gone to. */
+/** Reload the page when the browser's Back, or the user, changes the session in the address. */
 export function followAddress(): void {
   window.addEventListener("hashchange", () => location.reload());
 }

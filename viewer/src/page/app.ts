@@ -1,4 +1,4 @@
-// The page as a whole: its parts are made here and know each other only through it.
+// The page as a whole: it makes its parts, which know each other only through it.
 import {
   EngineError,
   FILES,
@@ -40,7 +40,7 @@ import { markAnswered, markAsked } from "./timing";
 import { View } from "./view";
 import { Work, type Listener } from "./work";
 
-const AIR_HU = -500; // below it only a CT goes
+const AIR_HU = -500; // only CT goes below it
 const EDITS: (Prompt | Edit)["kind"][] = ["brush", "lasso", "fill", "smooth", "component", "interpolate"];
 const SUFFIX = /(\.nii(\.gz)?|\.nrrd|\.mha|\.zip)$/i;
 
@@ -60,15 +60,15 @@ export class Page implements Actions, Listener {
   readonly work: Work;
   readonly opener: Opener;
   info: Info | null = null;
-  project: ProjectWork | null = null; // of a server that has one
+  project: ProjectWork | null = null; // if the server has one
   plane: Plane = "axial";
   private readonly sliders = new Sliders(element("sliders"), this.viewer.tiles, (index, plane) => {
     this.viewer.moveTo(index);
     this.changed(plane);
   });
   private readonly strokes = new Strokes();
-  private readonly sent: (Prompt | Edit)[] = []; // and not answered
-  private readonly collected: (Prompt | Edit)[] = []; // and not sent
+  private readonly sent: (Prompt | Edit)[] = []; // and not answered yet
+  private readonly collected: (Prompt | Edit)[] = []; // and not sent yet
   private collecting = false;
   private over: Hover | null = null;
 
@@ -130,7 +130,7 @@ export class Page implements Actions, Listener {
     describe(commands, element("help-keys"));
   }
 
-  /** What is shown while no scan is: the work list of a project, or the ways to open a scan. */
+  /** What is shown while no scan is open: the project's work list, or the ways to open a scan. */
   private get frontElement(): HTMLElement {
     return element(this.project ? "project" : "welcome");
   }
@@ -151,7 +151,7 @@ export class Page implements Actions, Listener {
     element("scan").replaceChildren();
   }
 
-  // What the user does
+  // Actions of the user
 
   tool(tool: Prompter["tool"]): void {
     if (!this.prompter.choose(tool)) say(`The model ${this.info?.model.name} does not take this tool.`);
@@ -207,7 +207,7 @@ export class Page implements Actions, Listener {
 
   resized = () => this.changed();
 
-  /** Run a mark or a stroke, or keep it until all that are collected are run. */
+  /** Run a mark or a stroke, or add it to those that wait to be run. */
   give(mark: Prompt | Edit): void {
     if (!this.state) return;
     if (!this.collecting) return this.send([mark]);
@@ -230,7 +230,7 @@ export class Page implements Actions, Listener {
     this.changed();
   }
 
-  // In their order; neighbours of one kind, edits or prompts, are one step.
+  // In order; consecutive edits are one step, and so are consecutive prompts.
   private send(marks: (Prompt | Edit)[]): void {
     markAsked();
     this.sent.push(...marks);
@@ -269,7 +269,7 @@ export class Page implements Actions, Listener {
   redo = () => void this.work.step({ kind: "redo" });
   reset = () => void this.work.step({ kind: "reset" });
 
-  /** What was collected last is dropped before a step is taken back. */
+  /** Drop the mark collected last; if there is none, undo a step. */
   undo = () => {
     if (this.collected.pop()) this.changed();
     else void this.work.step({ kind: "undo" });
@@ -306,7 +306,7 @@ export class Page implements Actions, Listener {
     picture.toBlob((file) => file && this.hand(file, "view.png"));
   };
 
-  // A file for the user, named after the scan.
+  // Give the user a file named after the scan.
   private hand(file: Blob, name: string): void {
     const stem = this.state!.name.replace(SUFFIX, "").replaceAll(/[^\w-]+/g, "_") || "scan";
     save(file, `${stem}_${name}`);
@@ -334,7 +334,7 @@ export class Page implements Actions, Listener {
     this.redraw();
   }
 
-  /** The cursor was moved by keys: what they draw follows it. */
+  /** The keyboard moved the cursor: what it draws follows. */
   cursorMoved(): void {
     this.prompter.follow(this.viewer.cursor);
     this.painter.follow(this.viewer.cursor);
@@ -346,7 +346,7 @@ export class Page implements Actions, Listener {
     if (layout !== "all" && layout !== "render") this.plane = layout;
   }
 
-  // What has happened to the work
+  // Events of the work
 
   async scan(voxels: Voxels, state: State): Promise<void> {
     const { affine, spacing_mm } = state;

@@ -8,9 +8,9 @@ import { say } from "./messages";
 import { describeVoxel } from "./readout";
 
 const TOOL_KEYS = "lcbsaegr"; // in the order of the tools
-const FAR = 10; // voxels that Shift and an arrow key go
-const SAY_AFTER_MS = 400; // without another step
-const TURN = 10; // degrees of the 3D view
+const FAR = 10; // voxels that an arrow key moves with Shift
+const SAY_AFTER_MS = 400; // without another move
+const TURN = 10; // degrees that a key turns the 3D view
 
 const ARROWS: [string, Direction][] = [
   ["ArrowLeft", "left"],

@@ -1,4 +1,4 @@
-// Elements of the page, and files for the user.
+// Helpers to find and make elements of the page, and to save files.
 export function element<T extends HTMLElement = HTMLElement>(id: string): T {
   const found = document.getElementById(id);
   if (!found) throw new Error(`the page has no #${id}`);
@@ -13,12 +13,12 @@ export function button(text: string, act: () => void): HTMLButtonElement {
   return made;
 }
 
-/** A new element with a text. */
+/** A new element with text. */
 export function fill(kind: string, text: string): HTMLElement {
   return Object.assign(document.createElement(kind), { textContent: text });
 }
 
-/** Hand a file to the user. */
+/** Save a file as a download. */
 export function save(blob: Blob, name: string): void {
   const link = document.createElement("a");
   link.href = URL.createObjectURL(blob);

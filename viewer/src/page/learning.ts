@@ -1,4 +1,4 @@
-// What a project has learned: the button, how far a learning is, the offer, the models, clicks per scan over time; two readers compared.
+// What a project has learned: the learning run, the offered model, all models, clicks per scan; two readers compared.
 import type { Agreement, Learning, LearnedModel, Project, ProjectState } from "../engine/project";
 import { button, element, fill } from "./dom";
 import { say, showProblem } from "./messages";
@@ -6,7 +6,7 @@ import { millilitres, plural, sentence, when } from "./words";
 
 const SVG = "http://www.w3.org/2000/svg";
 const [WIDTH, HEIGHT, EDGE] = [300, 90, 18]; // of the curve, in its own units
-const MAX_PLACES = 3; // of a scan, where two readers differ
+const MAX_PLACES = 3; // listed for a scan, of those where two readers differ
 
 export class LearningCard {
   private drawn = "";
@@ -110,7 +110,7 @@ export class LearningCard {
   }
 }
 
-/** What a learning is at, and before one how long it will take. */
+/** The state of a learning run, or before one how long it will take. */
 export function inWords({ stage, fraction, minutes, said, failed, impossible, every, new: fresh }: Learning): string {
   const about = `${Math.max(1, Math.round(minutes))} min`;
   if (stage === "beginning") return `Learning begins; it takes at most ${about}.`;
@@ -131,7 +131,7 @@ function summary({ curve: points, minutes_saved }: ProjectState): string {
   return minutes_saved === null ? clicks : `${clicks} Minutes saved: ${Math.round(minutes_saved)}.`;
 }
 
-/** Clicks of each scan in the order of their end, as a line. */
+/** Clicks per scan as a line, in the order in which the scans were finished. */
 function curve(points: ProjectState["curve"]): SVGElement {
   const most = Math.max(1, ...points.map(([, clicks]) => clicks));
   const x = (n: number) => EDGE + ((WIDTH - EDGE - 8) * n) / Math.max(1, points.length - 1);

@@ -1,4 +1,4 @@
-// What the page says: results and errors, what is being done, how the connection is; also read aloud.
+// The page's messages: results, errors, progress and the connection; results also for screen readers.
 import { EngineError, type Busy, type Problem, type State, type Step, type StepResult } from "../engine/engine";
 import { element } from "./dom";
 import { measures } from "./objects";
@@ -13,7 +13,7 @@ const CONNECTIONS: Record<Connection, string> = {
   asleep: "Asleep after a long rest; your next step goes on",
 };
 
-/** Say something that is also read aloud; it replaces what was said before. */
+/** Let screen readers read a text aloud; it replaces the previous one. */
 export function say(text: string): void {
   element("live").textContent = text;
 }
@@ -21,7 +21,7 @@ export function say(text: string): void {
 /** Show what went wrong until it is closed or something else goes wrong. */
 export function showProblem(error: unknown): void {
   const { message, given, expected, remedy } = problemOf(error);
-  element("problem-message").textContent = sentence(given || message); // the message is all three in one line
+  element("problem-message").textContent = sentence(given || message); // the message joins all three in one line
   const details = element("problem-details");
   details.replaceChildren();
   for (const [name, text] of [["Expected", given && expected], ["What to do", remedy]] as const) {
@@ -46,7 +46,7 @@ export function showScan(state: State): void {
   element("scan").replaceChildren(name, ` · ${[state.modality, size].filter(Boolean).join(" · ")}`);
 }
 
-/** Say what the current object is now, and what the network took, if it was asked. */
+/** Report the current object and, if the network ran, how long it took. */
 export function showResult(result: StepResult, { kind }: Step): void {
   const object = result.objects.find(({ number }) => number === result.current);
   if (!object) return;
@@ -56,7 +56,7 @@ export function showResult(result: StepResult, { kind }: Step): void {
   say(`${object.name}: ${found}, in ${time}. ${object.messages.join(". ")}`);
 }
 
-/** Show what is being done, how much of it is done where that is known, and a way to cancel it if there is one. */
+/** Show what is being done, the fraction done if it is known, and a button if it can be cancelled. */
 export function showBusy(busy: Busy | null, cancel?: () => void): void {
   element("busy").hidden = !busy;
   const stop = element<HTMLButtonElement>("busy-cancel");
@@ -71,7 +71,7 @@ export function showBusy(busy: Busy | null, cancel?: () => void): void {
   else bar.removeAttribute("value");
 }
 
-/** Show how much of a scan is here while the rest is coming; null: all of it. */
+/** Show what fraction of a scan has arrived while the rest is loading; null: all of it. */
 export function showArriving(fraction: number | null): void {
   element("arriving").hidden = fraction === null;
   element("arriving").textContent = fraction === null ? "" : `coarse; ${Math.round(fraction * 100)} % of the slices are here`;

@@ -1,4 +1,4 @@
-// The list of objects: chosen, hidden, locked, deleted; the chosen one's name, colour, type and marks.
+// The list of objects: choose, hide, lock or delete them; name, colour, type and marks of the chosen one.
 import type { KnownPrompt, ObjectFacts, ObjectState, ObjectType, State } from "../engine/engine";
 import type { Actions } from "./actions";
 import { button, element } from "./dom";
@@ -12,7 +12,7 @@ const ICONS = {
 };
 const OTHER = "other";
 
-/** An object's measures in one line; empty without a mask. */
+/** An object's measurements in one line; empty without a mask. */
 export function measures({ longest, perpendicular, longest_diameter_mm }: ObjectState): string {
   if (!longest_diameter_mm) return "";
   const both = longest && perpendicular ? `${longest.mm.toFixed(0)} × ${millimetres(perpendicular.mm)}` : millimetres(longest_diameter_mm);
@@ -32,7 +32,7 @@ export class Objects {
   private readonly list = element("objects");
   private types: ObjectType[] = [];
   private isOpen = false; // the chosen object's details
-  private otherType = false; // a code of the user's own is being written
+  private otherType = false; // the user is entering a code
 
   constructor(private readonly actions: Actions) {}
 
@@ -148,7 +148,7 @@ function detailOf(object: ObjectState): string {
   return [measures(object), marks, object.edited && "edited"].filter(Boolean).join(" · ");
 }
 
-// What has the focus is found again in a list that is made anew.
+// The key by which the focused element is found again after the list was rebuilt.
 function keyed<T extends HTMLElement>(made: T, key: string): T {
   made.dataset.of = key;
   return made;

@@ -1,4 +1,4 @@
-// Ways to open a scan: files and folders of the user, folders of the engine, recent sessions, the demo scan.
+// Ways to open a scan: the user's files and folders, the engine's folders, recent sessions, the demo scan.
 import type { Engine, Entry, Info, NamedFile, Recent, Series, Source } from "../engine/engine";
 import { button, element } from "./dom";
 import { showProblem } from "./messages";
@@ -6,14 +6,14 @@ import { bytes, millilitres, when } from "./words";
 
 const HIDDEN = /^\.|^(Thumbs\.db|DICOMDIR)$/i;
 
-/** What to send of the files: neither hidden nor empty ones. The engine knows formats, not the page. */
+/** The files to send: all but hidden and empty ones. The engine knows the formats, not the page. */
 export function uploadList(files: NamedFile[]): NamedFile[] {
   return files.filter(({ name, file }) => !HIDDEN.test(name) && file.size > 0);
 }
 
-/** All files of what was dropped, folders included. */
+/** All dropped files, with those in folders. */
 export async function dropped(transfer: DataTransfer): Promise<{ title: string; files: NamedFile[] }> {
-  // Both must be taken at once: later the browser has forgotten what was dropped.
+  // Entries and files must be taken at once: after the event the browser forgets what was dropped.
   const items = [...transfer.items].map((item) => item.webkitGetAsEntry?.() ?? item.getAsFile());
   const found = await Promise.all(
     items.map((item) => (item instanceof File ? [{ name: item.name, file: item }] : item ? walk(item) : [])),
@@ -29,14 +29,14 @@ async function walk(entry: FileSystemEntry): Promise<NamedFile[]> {
   const reader = (entry as FileSystemDirectoryEntry).createReader();
   const found: NamedFile[] = [];
   for (;;) {
-    // A reader gives at most some hundred entries at a time, and none at the end.
+    // A reader returns at most about a hundred entries at a time, and none at the end.
     const some = await new Promise<FileSystemEntry[]>((resolve, reject) => reader.readEntries(resolve, reject));
     if (!some.length) return found;
     found.push(...(await Promise.all(some.map(walk))).flat());
   }
 }
 
-/** What opens a scan, or comes back to one, and reports problems itself. */
+/** Opens a scan, or resumes a session, and reports problems itself. */
 export interface Doors {
   open(source: Source, title?: string): Promise<void>;
   resume(session: string): Promise<void>;
@@ -48,7 +48,7 @@ export class Opener {
     private readonly doors: Doors,
   ) {}
 
-  /** Make the page's drop zone, buttons and lists of folders work. */
+  /** Bind the page's drop zone, its buttons and the list of folders. */
   bind(info: Info): void {
     const stage = element("stage");
     document.addEventListener("dragover", (event) => {
@@ -86,7 +86,7 @@ export class Opener {
     element("folders-block").hidden = !info.folders.length;
   }
 
-  /** List the sessions that were open in this browser, with the work on them. */
+  /** List the sessions opened in this browser, with the work in each. */
   recent(): void {
     const sessions = this.engine.recent();
     element("recent-block").hidden = !sessions.length;
@@ -125,7 +125,7 @@ export class Opener {
     else showProblem(new Error("nothing to open was dropped: drop a scan, or a folder of a DICOM series"));
   }
 
-  /** Show what is in a folder of the engine. */
+  /** Show the contents of one of the engine's folders. */
   async browse(folder: string, title: string, path: string): Promise<void> {
     let entries: Entry[];
     try {
@@ -154,7 +154,7 @@ export class Opener {
   }
 }
 
-/** A series in a few words: kind, number of images, voxels, spacing. */
+/** A series in a few words: modality, number of images, shape, spacing. */
 export function describeSeries({ modality, count, shape, spacing_mm, localizer }: Series): string {
   const size = shape?.map((n) => n ?? "?").join(" × ");
   const spacing = spacing_mm?.some((mm) => mm !== null) && `${spacing_mm.map((mm) => mm?.toFixed(1) ?? "?").join(" × ")} mm`;

@@ -1,4 +1,4 @@
-// The panel beside the scan: tools, objects with their measures, undo, view, downloads.
+// The panel beside the scan: tools, objects with their measurements, undo, view, downloads.
 import { FILES, type FileKind, type Info, type Preset, type State } from "../engine/engine";
 import { paints, type Painter } from "../input/painter";
 import { TOOLS, type Prompter, type Tool } from "../input/prompts";
@@ -111,7 +111,7 @@ export class Panel {
     });
   }
 
-  /** What the model cannot do is switched off, with the reason as the tip. */
+  /** Switch off what the model cannot do, with the reason as a tooltip. */
   model({ model, presets, types }: Info): void {
     this.objects.offer(types ?? []);
     this.presets = presets;
@@ -129,7 +129,7 @@ export class Panel {
     off("signs", "remove", model.prompts.negative, "clicks that remove");
   }
 
-  /** The tool in use; `lines`: how many were measured; `collected`: how many marks wait to be run. */
+  /** Show the current tool. `lines`: how many were measured; `collected`: how many marks wait to be run. */
   tool(prompter: Prompter, painter: Painter, lines: number, collected: number): void {
     check("tools", prompter.tool);
     check("signs", prompter.positive ? "add" : "remove");
@@ -168,7 +168,7 @@ export class Panel {
     check("layouts", layout);
   }
 
-  /** The presets are Hounsfield units: another scan's window is found from its intensities. */
+  /** The presets are in HU: for other scans than CT the window is derived from the intensities. */
   modality(isCT: boolean): void {
     this.isCT = isCT;
   }

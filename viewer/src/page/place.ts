@@ -1,10 +1,10 @@
-// Where the engine is, in words: what happens to scans, what this browser lacks; and, in the browser, the copy that works offline.
+// Says where scans go and what this browser lacks; with the engine in the browser, keeps the page for offline use.
 import { element } from "./dom";
 
 const HERE = "Scans stay in this browser: nothing is sent anywhere.";
-// A module with one instruction of 128 bits: v128.const, dropped.
+// A module with one 128-bit instruction: v128.const, dropped.
 const SIMD = Uint8Array.of(0, 97, 115, 109, 1, 0, 0, 0, 1, 4, 1, 96, 0, 0, 3, 2, 1, 0, 10, 23, 1, 21, 0, 253, 12, ...Array<number>(16).fill(0), 26, 11);
-const RELOADED = "voxsam-reloaded"; // once, for threads
+const RELOADED = "voxsam-reloaded"; // set by the one reload that enables threads
 
 export function showPlace(isLocal: boolean): void {
   if (!isLocal) return;
@@ -15,16 +15,16 @@ export function showPlace(isLocal: boolean): void {
   void keepOffline();
 }
 
-/** What this browser cannot do that the engine in it needs, in one line; "" for nothing. */
+/** What this browser lacks to run the engine, in one line; "" if nothing. */
 function limits(): string {
   if (!WebAssembly.validate(SIMD)) return "This browser's WebAssembly has no SIMD: it is too old to segment here. Take a newer one, or a VoxSAM server.";
   if (typeof DecompressionStream === "undefined") return "This browser cannot unpack compressed files: it is too old. Take a newer one, or a VoxSAM server.";
   return "";
 }
 
-/** Let the service worker keep the page; it says when a newer version waits. */
+/** Let the service worker keep the page for offline use, and offer a newer version when one is waiting. */
 async function keepOffline(): Promise<void> {
-  if (!("serviceWorker" in navigator)) return; // plain http from another machine
+  if (!("serviceWorker" in navigator)) return; // as over plain http from another machine
   const { serviceWorker } = navigator;
   const registration = await serviceWorker.register("./service-worker.js").catch(() => undefined);
   if (!registration) return; // switched off, as in private windows: the page works, but not offline
@@ -34,10 +34,10 @@ async function keepOffline(): Promise<void> {
   offer();
   registration.addEventListener("updatefound", () => registration.installing?.addEventListener("statechange", offer));
   await serviceWorker.ready;
-  // What the worker sends is isolated, so that threads may share memory; what came before it was not.
+  // A page from the service worker is cross-origin isolated, so that threads may share memory; the first one was not.
   if (crossOriginIsolated || sessionStorage.getItem(RELOADED)) return;
   if (!serviceWorker.controller) await new Promise((done) => serviceWorker.addEventListener("controllerchange", done, { once: true }));
-  if (!isIdle()) return; // the next visit has them
+  if (!isIdle()) return; // the next visit will have them
   sessionStorage.setItem(RELOADED, "1");
   location.reload();
 }

@@ -1,4 +1,4 @@
-// Working through a project: which scan is open, its end, the next one and the one before, by buttons and keys; and how often the list is asked for.
+// Working through a project by buttons and keys: finish, skip, open the next or previous scan; polls its state.
 import type { Source, State } from "../engine/engine";
 import type { Project, ProjectState } from "../engine/project";
 import type { Command } from "../input/keys";
@@ -8,16 +8,16 @@ import { ActiveTime } from "./timing";
 import { millilitres, plural } from "./words";
 import { WorkList } from "./worklist";
 
-const POLL_MS = { list: 3000, scan: 15_000 }; // how often the project is looked at
+const POLL_MS = { list: 3000, scan: 15_000 }; // how often the project's state is fetched
 const READER = "voxsam-reader"; // who works in this browser
 
-/** What the page does for it. */
+/** What it needs of the page. */
 export interface Desk {
   readonly state: State | null;
   open(source: Source, name: string): Promise<void>;
   /** Run what was collected, and wait for every answer. */
   settle(): Promise<void>;
-  /** Close the scan; its session is over for good. */
+  /** Close the scan and its session for good. */
   close(): void;
   front(shown: boolean): void;
 }
@@ -26,7 +26,7 @@ export class ProjectWork {
   readonly list: WorkList;
   private readonly time = new ActiveTime();
   private acting = false;
-  private last: string | null = null; // the scan that was asked for last, also where it could not be opened
+  private last: string | null = null; // the scan requested last, even if it could not be opened
   private shown: ProjectState | null = null;
 
   constructor(
@@ -58,7 +58,7 @@ export class ProjectWork {
     { keys: ["Shift+w"], shown: "Shift W", text: "show the work list", group: "Page", run: () => this.desk.front(true) },
   ];
 
-  /** Look at the project now, and from now on again and again. */
+  /** Show the project's state, now and at regular intervals. */
   async start(): Promise<void> {
     this.show(await this.project.state());
     const again = () => setTimeout(look, element("project").hidden ? POLL_MS.scan : POLL_MS.list);
@@ -80,7 +80,7 @@ export class ProjectWork {
     if (state?.case) this.time.begin(state.id);
   }
 
-  /** The list is shown now: as it is now. */
+  /** Bring the list up to date when it is shown. */
   refresh = () => void this.project.state().then((state) => this.show(state), showProblem);
 
   private show(state: ProjectState): void {
@@ -137,7 +137,7 @@ export class ProjectWork {
     return this.desk.open({ case: name, reader }, name);
   }
 
-  // One thing at a time, by somebody with a name.
+  // One action at a time, and only for a reader with a name.
   private async act(work: (reader: string) => Promise<void>): Promise<void> {
     const input = element<HTMLInputElement>("reader");
     const reader = input.value.trim();

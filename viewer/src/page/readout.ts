@@ -1,4 +1,4 @@
-// The cursor in words: which voxel, where in the patient, how dense, in which object.
+// The cursor in words: voxel, position in the patient, intensity and object.
 import type { State } from "../engine/engine";
 import { toWorld } from "../stage/geometry";
 import type { Viewer } from "../stage/viewer";
@@ -13,7 +13,7 @@ export function describePlace(world: readonly number[]): string {
 export function describeVoxel(viewer: Viewer, state: State): string {
   const { cursor } = viewer;
   const value = viewer.intensity(cursor);
-  const unit = state.modality === "CT" ? " HU" : ""; // of a NIfTI nobody knows
+  const unit = state.modality === "CT" ? " HU" : ""; // a NIfTI does not say
   const label = viewer.labelAt(cursor);
   const object = state.objects.find(({ number }) => number === label);
   const parts = [

@@ -1,4 +1,4 @@
-// How long a click takes from the press to the mask on the screen: a measure that the browser's tools and tests read.
+// How long a click takes, from the press to the mask on the screen, for browser tools and tests to read.
 
 const [ASKED, CLICK] = ["voxsam:asked", "voxsam:click"];
 
@@ -7,7 +7,7 @@ export function markAsked(): void {
   performance.mark(ASKED);
 }
 
-/** The answer was taken over; it is on the screen after the next frame. */
+/** The answer has been applied; it is on the screen after the next frame. */
 export function markAnswered(): void {
   if (!performance.getEntriesByName(ASKED).length) return;
   requestAnimationFrame(() => {
@@ -16,10 +16,10 @@ export function markAnswered(): void {
   });
 }
 
-const REST_MS = 30_000; // of a pause so much counts: a longer one is no work on the scan
+const REST_MS = 30_000; // the most of a pause that counts: a longer one is not work on the scan
 const SIGNS = ["pointerdown", "pointermove", "wheel", "keydown"];
 
-/** How long somebody has worked on a scan, pauses left out; a reload goes on counting. */
+/** How long somebody has worked on a scan, without pauses; counting continues after a reload. */
 export class ActiveTime {
   private session = "";
   private spent = 0;

@@ -1,4 +1,4 @@
-// How the scan is looked at: window, mask, layout, body; set by the panel, by keys and by drags.
+// How the scan is displayed: window, mask, layout, body; set by the panel, by keys and by drags.
 import type { Layout } from "../stage/tiles";
 import type { Viewer } from "../stage/viewer";
 import type { Window } from "../stage/windowing";
@@ -12,7 +12,7 @@ export class View {
   diameters = true;
   private shown = FIRST_OPACITY; // before the mask was hidden
 
-  /** `changed` is called when something here is different; `relaid` when panes are somewhere else. */
+  /** `changed` is called when a setting changes, `relaid` when the layout does. */
   constructor(
     private readonly viewer: Viewer,
     private readonly changed: () => void,
@@ -70,7 +70,7 @@ export class View {
     this.changed();
   }
 
-  /** Show all of the scan, and the 3D view as at first. */
+  /** Show the whole scan in the planes. */
   fit(): void {
     this.viewer.tiles.camera.reset();
     this.viewer.draw();

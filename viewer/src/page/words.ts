@@ -1,7 +1,7 @@
-// Numbers and sentences as people read them.
+// Numbers, times and sentences in words.
 import type { Confidence } from "../engine/engine";
 
-/** With a capital, unless it begins with the name of a file. */
+/** The text with a capital letter, unless it begins with a file name. */
 export function sentence(text: string): string {
   if (/^\S*[./\\]\S/.test(text)) return text;
   return text.charAt(0).toUpperCase() + text.slice(1);
@@ -11,7 +11,7 @@ export function millilitres(volume: number): string {
   return `${volume >= 100 ? volume.toFixed(0) : volume >= 10 ? volume.toFixed(1) : volume.toFixed(2)} mL`;
 }
 
-/** What a calibrated model expects of its mask. */
+/** What a calibrated model expects its mask to be. */
 export function expected({ dice, volume_ml: [low, high] }: Confidence): string {
   return `Expected Dice ${dice.toFixed(2)}, volume ${millilitres(low)} to ${millilitres(high)} (80 %)`;
 }
@@ -30,7 +30,7 @@ export function bytes(count: number): string {
   return `${(count / 1000 ** power).toFixed(power ? 1 : 0)} ${units[power]}`;
 }
 
-/** When something was, in the words of somebody who asks at `now`; both in ms since 1970. */
+/** The date and time of `time`, or "today" and the time, as seen at `now`; both in ms since 1970. */
 export function when(time: number, now: number): string {
   const date = new Date(time);
   const clock = date.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" });

@@ -1,18 +1,18 @@
-// The work on one scan: opened, prompted, undone; brought back after a reload, a lost connection or a new engine.
+// The work on one scan: open, prompt, undo; resume after a reload, a lost connection or a restart of the engine.
 import { EngineError, type Box, type Busy, type Engine, type Loading, type Prompt, type Slice, type Source, type State, type Step, type StepResult } from "../engine/engine";
 import { isEmpty } from "../stage/geometry";
 import { Voxels } from "../stage/voxels";
 
-/** `asleep`: the engine closed a session that nobody used for long; the next step wakes it. */
+/** `asleep`: the engine closed a session that was not used for long; the next step wakes it. */
 export type Connection = "none" | "connected" | "lost" | "asleep";
 
-/** What the page does when something has happened. */
+/** What the page does on each event. */
 export interface Listener {
-  /** A scan is open; of its voxels the coarse slices are here. */
+  /** A scan is open; its coarse slices have arrived. */
   scan(voxels: Voxels, state: State): Promise<void>;
-  /** More of the voxels are here. */
+  /** More voxels have arrived. */
   arrived(voxels: Voxels): void;
-  /** The state is another; null: no scan is open, or another one takes its place. */
+  /** The state has changed; null: no scan is open, or another one is replacing it. */
   showState(state: State | null): void;
   labels(box: Box, values: Uint8Array): void;
   clear(): void;
@@ -22,8 +22,8 @@ export interface Listener {
   failed(error: unknown): void;
 }
 
-const SLOW: Step["kind"][] = ["prompt", "delete prompt", "undo", "redo", "rules"]; // that the model may be asked for
-const PAUSES_S = [0.5, 1, 2, 4, 5]; // between attempts to reach the engine again; the last one goes on
+const SLOW: Step["kind"][] = ["prompt", "delete prompt", "undo", "redo", "rules"]; // the model may have to run
+const PAUSES_S = [0.5, 1, 2, 4, 5]; // between attempts to reach the engine again; the last one repeats
 
 export class Work {
   state: State | null = null;
@@ -39,7 +39,7 @@ export class Work {
     private readonly page: Listener,
   ) {}
 
-  /** Open a scan. What was open before stays in the engine and can be come back to. Does nothing if one is opening. */
+  /** Open a scan. The previous session stays in the engine and can be resumed. Does nothing while one is opening. */
   open(source: Source, name?: string): Promise<void> {
     return this.load(async (loading) => {
       loading.progress("Opening the scan", null); // at once: an engine that is still starting says nothing yet
@@ -47,7 +47,7 @@ export class Work {
     });
   }
 
-  /** Come back to a session. Throws EngineError if there is none. */
+  /** Resume a session. Throws EngineError if it does not exist. */
   resume(id: string): Promise<void> {
     return this.load(async (loading) => {
       loading.progress("Bringing your work back", null);
@@ -59,7 +59,7 @@ export class Work {
   prompt = (...prompts: Prompt[]) => this.step({ kind: "prompt", prompts });
   select = (number: number) => this.step({ kind: "select", number });
 
-  /** One step after another: each result changes the labels that the one before has left. */
+  /** Take a step, after those before it: each result changes the labels that the last one left. */
   step(step: Step, loading?: Loading): Promise<void> {
     const next = this.queue.then(() => this.take(step, loading)).catch((error: unknown) => {
       if (!loading?.signal.aborted) this.page.failed(error);
@@ -68,10 +68,10 @@ export class Work {
     return next;
   }
 
-  /** When every step that was asked for is answered. */
+  /** Resolves when every requested step has been answered. */
   settled = () => this.queue.then(() => {});
 
-  /** Load a mask into the current object: a step that takes long, and may be cancelled while it is sent. */
+  /** Load a mask into the current object: a slow step, which can be cancelled while the mask is sent. */
   loadMask = (source: Source) => this.load((loading) => this.step({ kind: "mask", source }, loading));
 
   /** Stop watching; the session stays in the engine. */
@@ -83,7 +83,7 @@ export class Work {
     this.page.showState(null);
   }
 
-  // What was open stays open until the new scan is here; cancelling leaves it as it is.
+  // The open scan stays until the new one has arrived; cancelling leaves it as it is.
   private async load(act: (loading: Loading) => Promise<void>): Promise<void> {
     if (this.loading) return;
     const control = new AbortController();
@@ -124,7 +124,7 @@ export class Work {
     if (!voxels.isComplete) void this.fill(state.id, voxels, slices, filling.signal);
   }
 
-  // The slices between come while the user works; a stream that breaks off is gone on with.
+  // The remaining slices arrive while the user works; a stream that breaks off is resumed.
   private async fill(id: string, voxels: Voxels, slices: AsyncGenerator<Slice>, signal: AbortSignal): Promise<void> {
     for (let failures = 0; ; failures++) {
       try {
@@ -173,7 +173,7 @@ export class Work {
     }
   }
 
-  /** All labels anew. */
+  /** Fetch and draw all labels again. */
   private async reload(): Promise<void> {
     const result = await this.engine.labels(this.state!.id);
     this.page.clear();
@@ -191,7 +191,7 @@ export class Work {
     this.page.showState(state);
   }
 
-  // While a scan is loading that is what is being done.
+  // While a scan is loading, its progress is shown instead.
   private busy(busy: Busy | null): void {
     if (!this.loading) this.page.busy(busy);
   }
@@ -202,7 +202,7 @@ export class Work {
     this.page.connection(connection);
   }
 
-  // To watch keeps the session alive and says when the engine goes; then it is asked for until it is back.
+  // Watching keeps the session alive and tells when the engine is gone; it is then retried until it is back.
   private async watch(id: string, signal: AbortSignal): Promise<void> {
     for (let failures = 0; !signal.aborted; failures++) {
       try {
@@ -223,14 +223,14 @@ export class Work {
     }
   }
 
-  // Nothing is being done any more: if it was done for somebody else, it is shown here too.
+  // The engine has finished: a step that somebody else took is shown here too.
   private rest(id: string, revision: number | null): void {
     if (this.unanswered) return;
     this.busy(null);
     const catchUp = async () => {
       if (revision !== null && this.state?.id === id && revision > this.state.revision) await this.reload();
     };
-    this.queue = this.queue.then(catchUp).catch(() => {}); // an engine out of reach is noticed by watching it
+    this.queue = this.queue.then(catchUp).catch(() => {}); // watching notices an engine out of reach
   }
 
   // The scan is still on the page; the labels may be older or newer than the engine's.

@@ -1,4 +1,4 @@
-// The front of a project: its scans, what each is at, and what may be done with it.
+// A project's work list: its scans, the state of each, and what can be done with it.
 import type { CaseState, Project, ProjectState, Row } from "../engine/project";
 import { button, element, fill } from "./dom";
 import { LearningCard } from "./learning";
@@ -8,7 +8,7 @@ import { millilitres, plural, when } from "./words";
 type Shown = "all" | CaseState;
 const FILTERS: Shown[] = ["all", "to do", "in work", "done", "skipped"];
 
-/** What the list asks for. */
+/** What the list asks of the page. */
 export interface Asked {
   open(name: string): void;
   next(): void;
@@ -18,12 +18,12 @@ export interface Asked {
 
 export class WorkList {
   private readonly learning: LearningCard;
-  private readonly pictures = new Map<string, string>(); // addresses, by scan and what is on it
+  private readonly pictures = new Map<string, string>(); // addresses, by scan and its state
   private readonly coming = new IntersectionObserver((entries) => {
     for (const { isIntersecting, target } of entries) if (isIntersecting) void this.draw(target as HTMLImageElement);
   });
   private filter: Shown = "all";
-  private drawn = ""; // what the list was made of
+  private drawn = ""; // the data that the list was made from
 
   constructor(
     private readonly project: Project,
@@ -48,7 +48,7 @@ export class WorkList {
   private state: ProjectState | null = null;
   private open: string | null = null;
 
-  /** `open` is the scan that is shown now. */
+  /** `open` is the scan that is open now. */
   show(state: ProjectState, open: string | null): void {
     [this.state, this.open] = [state, open];
     element("project-title").textContent = state.name;
@@ -62,7 +62,7 @@ export class WorkList {
     this.learning.show(state);
     const rows = state.rows.filter((row) => this.filter === "all" || row.state === this.filter);
     const made = JSON.stringify([rows, open, state.models.map(({ name }) => name)]);
-    if (made === this.drawn) return; // what has the focus keeps it
+    if (made === this.drawn) return; // so that the focus stays where it is
     this.drawn = made;
     this.coming.disconnect();
     element("cases").replaceChildren(...rows.map((row) => this.row(row)));
@@ -98,7 +98,7 @@ export class WorkList {
       this.pictures.set(key, address);
       picture.src = address;
     } catch {
-      // Without a picture the scan can be worked on as well.
+      // The scan can be worked on without its picture.
     }
   }
 
@@ -138,7 +138,7 @@ export function described({ state, reader, since, readers, clicks, volume_ml }: 
   return parts.join(" · ");
 }
 
-/** Ask whether to do what cannot be taken back. */
+/** Ask for confirmation of what cannot be undone. */
 function confirm(title: string, lines: string[], yes: string): Promise<boolean> {
   const dialog = element<HTMLDialogElement>("confirm");
   element("confirm-title").textContent = title;

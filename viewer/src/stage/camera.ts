@@ -1,4 +1,4 @@
-// From where the scan is looked at: how many mm a pixel of the planes is, what is in their middle, how the 3D view is turned.
+// The view of the scan: the scale and centre of the planes, the rotation and zoom of the 3D view.
 import type { Plane } from "./geometry";
 
 const MAX_ZOOM = 20;
@@ -17,11 +17,11 @@ export interface Size {
 }
 
 /**
- * Positions are mm along the scan's own axes in RAS order, from the outer corner of its first voxel. All planes have one
- * scale, so that a length is as long in each; a plane fills its pane, whatever the scan's proportions are.
+ * Positions are mm along the scan's own axes in RAS order, from the outer corner of its first voxel. All planes share
+ * one scale, so that lengths can be compared; a plane fills its pane, whatever the scan's proportions are.
  */
 export class Camera {
-  zoom = 1; // 1: all of the scan is shown
+  zoom = 1; // 1: the whole scan is shown
   middle: number[] = [0, 0, 0];
   azimuth = 110;
   elevation = 10;
@@ -31,7 +31,7 @@ export class Camera {
     this.reset();
   }
 
-  /** Look at a scan of this size, all of it. */
+  /** Show the whole of a scan of this size. */
   open(extent_mm: readonly number[]): void {
     this.extent_mm = extent_mm;
     this.reset();
@@ -42,7 +42,7 @@ export class Camera {
     this.middle = this.extent_mm.map((mm) => mm / 2);
   }
 
-  /** Millimetres that a pixel is wide and high, in panes of one size. */
+  /** Width and height of a pixel in mm, in panes of this size. */
   mmPerPixel(planes: readonly Plane[], { width, height }: Size): number {
     const needed = planes.map((plane) => {
       const [across, up] = SIDES[plane];
@@ -51,7 +51,7 @@ export class Camera {
     return Math.max(...needed) / this.zoom;
   }
 
-  /** Enlarge; the position `at` stays where it is on the screen. At 1 the whole scan is shown. */
+  /** Zoom; the position `at` stays where it is on the screen. At zoom 1 the whole scan is shown. */
   enlarge(factor: number, at: readonly number[]): void {
     const zoom = Math.min(Math.max(this.zoom * factor, 1), MAX_ZOOM);
     if (zoom === 1) return this.reset();
@@ -59,12 +59,12 @@ export class Camera {
     this.zoom = zoom;
   }
 
-  /** Move what is shown by the way between two positions. */
+  /** Pan the planes so that what is at `from` moves to `to`. */
   drag(from: readonly number[], to: readonly number[]): void {
     this.show(this.middle.map((mm, axis) => mm + from[axis]! - to[axis]!));
   }
 
-  /** Bring a position to the middle on the axes where it is not seen; `seen` is half of what is shown along each. */
+  /** Centre a position on the axes where it is out of view; `seen` is half of what is shown along each. */
   keepInView(at: readonly number[], seen: readonly number[]): void {
     this.show(this.middle.map((mm, axis) => (Math.abs(at[axis]! - mm) > seen[axis]! ? at[axis]! : mm)));
   }
@@ -75,12 +75,12 @@ export class Camera {
     this.elevation = Math.min(Math.max(this.elevation + elevation, -90), 90);
   }
 
-  /** Enlarge the 3D view. */
+  /** Zoom the 3D view. */
   come(factor: number): void {
     this.approach = Math.min(Math.max(this.approach * factor, MIN_APPROACH), MAX_APPROACH);
   }
 
-  // The middle stays on the scan.
+  // The centre stays on the scan.
   private show(middle: number[]): void {
     this.middle = middle.map((mm, axis) => Math.min(Math.max(mm, 0), this.extent_mm[axis]!));
   }

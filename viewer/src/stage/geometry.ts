@@ -1,23 +1,23 @@
-// Voxel indices: the scan's own (i, j, k) to and from RAS order (to the right, anterior, superior).
+// Voxel indices: the scan's own (i, j, k) to and from RAS order (growing to the right, anterior, superior).
 import type { Box, Index } from "../engine/engine";
 
 /**
- * How the scan's array lies. `axes[p]` is the array axis, from 1, that runs along RAS axis p; negative if it runs
- * against it.
+ * How the scan's array is oriented. `axes[p]` is the array axis, counted from 1, that runs along RAS axis p; negative
+ * if it runs against it.
  */
 export interface Orientation {
   shape: Index;
   axes: Index;
 }
 
-/** The planes, named by the RAS axis they are perpendicular to. */
+/** The planes, and the RAS axis that each is perpendicular to. */
 export const PLANES = ["axial", "coronal", "sagittal"] as const;
 export type Plane = (typeof PLANES)[number];
 export const NORMAL: Record<Plane, 0 | 1 | 2> = { axial: 2, coronal: 1, sagittal: 0 };
 
 const ORDERS: Index[] = [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]];
 
-/** How an array of a shape lies: along RAS axes as near as one array axis for each can be. `affine`: indices to RAS+ mm. */
+/** The orientation of an array: one array axis per RAS axis, as parallel as possible. `affine`: indices to RAS+ mm. */
 export function orientationOf(affine: number[][], shape: Index): Orientation {
   const cosine = (p: number, axis: number) => affine[p]![axis]! / Math.hypot(...[0, 1, 2].map((row) => affine[row]![axis]!));
   const fit = (order: Index) => order.reduce((sum, axis, p) => sum + Math.abs(cosine(p, axis)), 0);
@@ -91,7 +91,7 @@ export function line(from: Index, to: Index): Index[] {
 
 export type Direction = "left" | "right" | "up" | "down" | "forward" | "back";
 
-// On the screen the patient looks at you: their right is on your left, and in profile they face left.
+// On the screen the patient faces you: their right is on your left, and in profile they face left.
 const STEPS: Record<Plane, Record<Direction, Index>> = {
   axial: { right: [-1, 0, 0], left: [1, 0, 0], up: [0, 1, 0], down: [0, -1, 0], forward: [0, 0, 1], back: [0, 0, -1] },
   coronal: { right: [-1, 0, 0], left: [1, 0, 0], up: [0, 0, 1], down: [0, 0, -1], forward: [0, 1, 0], back: [0, -1, 0] },

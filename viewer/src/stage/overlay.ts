@@ -1,4 +1,4 @@
-// The planes: the scan's slices, and over them prompts, strokes, drafts, lines in mm, the cursor, the keyboard's plane.
+// The planes: the scan's slices, and over them prompts, strokes, drafts, measured lines, cursor and keyboard's plane.
 import type { Edit, Index, Prompt } from "../engine/engine";
 import { normalAxis, type Plane, PLANES } from "./geometry";
 import { lengthMm, type Line } from "./ruler";
@@ -11,7 +11,7 @@ const FOCUS = "#ffd166";
 const RADIUS = 7;
 const CURSOR_GAP = 12;
 const RULER = "#ffffff";
-const NARROW = 300; // pixels of a plane in which its name and slice do not stand beside each other
+const NARROW = 300; // pixels: in a narrower plane the slice number goes below the name
 const SLIDER = 22; // pixels at a plane's right side that its slider takes
 // The patient's sides at the left, right, top and bottom of each plane.
 const LETTERS: Record<Plane, [string, string, string, string]> = {
@@ -20,7 +20,7 @@ const LETTERS: Record<Plane, [string, string, string, string]> = {
   sagittal: ["A", "P", "S", "I"],
 };
 
-/** What is being drawn and has not been sent. */
+/** A prompt that is being drawn and has not been sent. */
 export type Draft =
   | { kind: "box"; from: Index; to: Index; placed: boolean }
   | { kind: "scribble"; voxels: Index[]; positive: boolean };
@@ -38,9 +38,9 @@ export interface BrushTip {
 export interface Scene {
   objects: { number: number; colour: string; visible: boolean; prompts: Prompt[] }[];
   current: number;
-  sent: (Prompt | Edit)[]; // that wait to be run, or for their answer
+  sent: (Prompt | Edit)[]; // those that wait to be run, or for their answer
   draft: Draft | null;
-  drawn: Drawn | null; // by hand, and not finished
+  drawn: Drawn | null; // an edit that is not finished
   tip: BrushTip | null;
   lines: Line[]; // of the ruler
   diameters: { line: Line; colour: string }[];
@@ -111,7 +111,7 @@ export class Overlay {
     this.drawFrame(plane, rect, active, active && scene.focused);
   }
 
-  // Lines with a gap, so that what is under the cursor can be seen.
+  // Lines with a gap, so that what is under the cursor stays visible.
   private drawCursor(rect: Rect, at: Place): void {
     const { pen } = this;
     const [x, y] = [Math.round(at.x) + 0.5, Math.round(at.y) + 0.5];
@@ -196,7 +196,7 @@ export class Overlay {
     if (within(low, high, axis, depth)) this.drawBox(low, high, place, FOCUS, [6, 4]);
   }
 
-  // What the stroke covers of this slice: a disc, or where it cuts the ball.
+  // The part of this slice that the stroke covers: discs, or sections through balls.
   private drawBrush({ stroke, radius_mm, axis: own, add }: Drawn & { kind: "brush" }, axis: number, depth: number, place: Projector, colour: string): void {
     if (own !== null && (own !== axis || Math.round(stroke[0]![axis]!) !== depth)) return;
     const { pen, viewer } = this;
@@ -212,7 +212,7 @@ export class Overlay {
     const points = stroke.map((point) => ({ ...place(point), width: 2 * reach(point) })).filter(({ width }) => width > 0);
     const even = points.every(({ width }) => width === points[0]!.width);
     if (even && points.length) {
-      pen.lineWidth = points[0]!.width; // one path, so that it does not darken where it meets itself
+      pen.lineWidth = points[0]!.width; // one path, so that it does not darken where it crosses itself
       pen.beginPath();
       pen.moveTo(points[0]!.x, points[0]!.y);
       for (const { x, y } of points) pen.lineTo(x, y);

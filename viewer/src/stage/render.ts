@@ -1,4 +1,4 @@
-// The 3D view: NiiVue, with the body from a reduced copy of the scan, or the objects' shaded surfaces alone.
+// The 3D view by NiiVue: the objects' shaded surfaces, with the body (a reduced copy of the scan) or alone.
 import { Niivue, NVImage, NVMesh, SLICE_TYPE } from "@niivue/niivue";
 import type { Index } from "../engine/engine";
 import type { Camera } from "./camera";
@@ -12,7 +12,7 @@ const THROUGH = 0.6; // opacity of a surface that lies inside the body
 const TYPES = { int16: 4, float32: 16 } as const; // as NIfTI numbers them
 
 export class Render extends Niivue {
-  /** Whether the body is shown, or the objects' surfaces alone, if there are any. */
+  /** Whether the body is shown; if not, the objects' surfaces alone, if there are any. */
   body = true;
   private image: NVImage | null = null;
 
@@ -34,12 +34,12 @@ export class Render extends Niivue {
   /** Begin to draw on a canvas. */
   async attach(canvas: HTMLCanvasElement): Promise<void> {
     await this.attachToCanvas(canvas);
-    // NiiVue computes gradients of each scan and window for shaded renderings, which this page does not use: a plain
-    // copy in place of their filters makes opening a scan several times faster.
+    // NiiVue computes gradients of each scan and window for shaded volumes, which this page does not use: plain copies
+    // in place of its filters make opening a scan several times faster.
     this.blurShader = this.sobelFirstOrderShader = this.passThroughShader ?? null;
   }
 
-  /** Show another scan, or the one that is shown with more of its slices. */
+  /** Show another scan, or the current one with more of its slices. */
   async open(voxels: Voxels, affine: number[][], spacing_mm: Index, { low, high }: Window): Promise<void> {
     const buffer = reduced(voxels, affine, spacing_mm);
     const image = await NVImage.loadFromUrl({ url: "scan.nii", buffer, name: "scan.nii", colormap: "gray" });
@@ -60,7 +60,7 @@ export class Render extends Niivue {
     this.updateGLVolume();
   }
 
-  /** An object's surface; points of `surface` are voxels of the scan's own array. */
+  /** Add an object's surface, whose points are voxel indices of the scan's own array. */
   addSurface(name: string, { points, triangles }: Surface, affine: number[][], colour: string): NVMesh {
     const world = new Float32Array(points.length);
     for (let n = 0; n < points.length; n += 3) world.set(toWorld(affine, [points[n]!, points[n + 1]!, points[n + 2]!]), n);
@@ -86,9 +86,9 @@ export class Render extends Niivue {
     return this.body || !this.meshes.length;
   }
 
-  // What NiiVue would choose itself:
+  // In place of NiiVue's own choices
 
-  /** Without the body the view turns about the surfaces, and they fill it. */
+  /** Without the body, the view turns about the surfaces, and they fill it. */
   override setPivot3D(): void {
     super.setPivot3D();
     if (this.showsBody) return;
@@ -105,7 +105,7 @@ export class Render extends Niivue {
   }
 }
 
-/** Every so many voxels of the scan, as a NIfTI file: what a 3D view of a few hundred pixels can show. */
+/** A subsampled copy of the scan as a NIfTI file: all that a 3D view of a few hundred pixels can show. */
 function reduced(voxels: Voxels, affine: number[][], spacing_mm: Index): ArrayBuffer {
   const { shape, data, type } = voxels;
   const finest = Math.max(...shape.map((n, axis) => n * spacing_mm[axis]!)) / MAX_SIDE;

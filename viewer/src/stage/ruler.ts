@@ -1,4 +1,4 @@
-// Lines that were measured on the planes; they are the page's alone and are not saved.
+// Lines measured on the planes; only the page knows them, and they are not saved.
 import type { Index } from "../engine/engine";
 import { normalAxis, toWorld, type Orientation, type Plane } from "./geometry";
 
@@ -8,7 +8,7 @@ export interface Line {
   axis: number; // of the array, perpendicular to the plane that it was drawn in
 }
 
-/** The length in mm of a line between two indices; `affine` as in the file, so that it holds on oblique grids. */
+/** The length in mm of a line between two indices; `affine` as in the file: oblique grids are measured right, too. */
 export function lengthMm(affine: number[][], { from, to }: Pick<Line, "from" | "to">): number {
   const [a, b] = [toWorld(affine, from), toWorld(affine, to)];
   return Math.hypot(b[0] - a[0], b[1] - a[1], b[2] - a[2]);
@@ -21,7 +21,7 @@ export class Ruler {
 
   private byKeys = false;
 
-  /** A line begins; one that is drawn by keys follows the cursor. */
+  /** Begin a line; one drawn by keys follows the cursor. */
   begin(orientation: Orientation, plane: Plane, at: Index, byKeys = false): void {
     this.draft = { from: at, to: at, axis: normalAxis(orientation, plane) };
     this.byKeys = byKeys;
@@ -35,7 +35,7 @@ export class Ruler {
     if (this.draft) this.draft.to = at;
   }
 
-  /** The draft is done; one without a length is dropped. */
+  /** Finish the draft; a line without length is dropped. */
   end(): Line | null {
     const line = this.draft;
     this.draft = null;

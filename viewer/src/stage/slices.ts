@@ -1,4 +1,4 @@
-// The planes' pictures: a slice of the scan in its window, the objects' filling and outlines, each kept until it changes.
+// The planes' pictures: a slice of the scan in its window, the objects' fill and outlines, each kept until it changes.
 import type { Index } from "../engine/engine";
 import { SIDES } from "./camera";
 import { NORMAL, rasShape, toRas, type Orientation, type Plane } from "./geometry";
@@ -18,7 +18,7 @@ export interface ObjectStyle {
 /** How masks are drawn on the planes. */
 export interface MaskStyle {
   opacity: number;
-  outline: boolean; // without a filling
+  outline: boolean; // without a fill
 }
 
 const UNKNOWN: ObjectStyle = { colour: "#ffffff", visible: true }; // until the engine says how it looks
@@ -37,7 +37,7 @@ export interface Cut {
   start: number;
 }
 
-/** The cut of a plane through the voxel `ras`; `shown` says which slice k stands for another. */
+/** The cut of a plane through the voxel `ras`; `shown` says which slice stands in for slice k. */
 export function cutOf(orientation: Orientation, plane: Plane, ras: Index, shown: (k: number) => number): Cut {
   const [ni, nj] = orientation.shape;
   const stride = [1, ni, ni * nj];
@@ -47,14 +47,14 @@ export function cutOf(orientation: Orientation, plane: Plane, ras: Index, shown:
     const index = orientation.axes[axis] > 0 ? at : shape[axis] - 1 - at;
     return (native === 2 ? shown(index) : index) * stride[native]!;
   };
-  // On the screen both run backwards: the patient's right and back are on the left, the feet below.
+  // On the screen both run backwards: right (in profile, anterior) is on the left, superior (axial: anterior) on top.
   const line = (axis: 0 | 1 | 2) => Int32Array.from({ length: shape[axis] }, (_, n) => offset(axis, shape[axis] - 1 - n));
   const [across, up] = SIDES[plane];
   const normal = NORMAL[plane];
   return { width: shape[across], height: shape[up], across: line(across), up: line(up), start: offset(normal, ras[normal]) };
 }
 
-/** The edges between pixels of different labels: for each label lines (x0, y0, x1, y1) between pixels' corners. */
+/** The edges between pixels of different labels: for each label, lines (x0, y0, x1, y1) between pixel corners. */
 export function rimsOf(labels: Uint8Array, width: number, height: number): Map<number, number[]> {
   const rims = new Map<number, number[]>();
   const at = (x: number, y: number) => (x >= 0 && y >= 0 && x < width && y < height ? labels[y * width + x]! : 0);
@@ -89,7 +89,7 @@ export class Slices {
 
   constructor(private readonly tiles: Tiles) {}
 
-  /** Labels, or how objects look, are different. */
+  /** Labels, or the looks of objects, have changed. */
   change(styles?: Map<number, ObjectStyle>): void {
     if (styles) this.styles = styles;
     this.version++;

@@ -1,4 +1,4 @@
-// A slider at the right side of each plane goes through its slices, for the mouse, the finger and the keyboard.
+// A slider at the right side of each plane, to go through its slices by mouse, finger or keyboard.
 import type { Index } from "../engine/engine";
 import { fromRas, NORMAL, normalAxis, PLANES, rasShape, toRas, type Plane } from "./geometry";
 import type { Tiles } from "./tiles";
@@ -6,7 +6,7 @@ import type { Tiles } from "./tiles";
 export class Sliders {
   private readonly parts: { plane: Plane; box: HTMLElement; range: HTMLInputElement }[];
 
-  /** `go` is called with the cursor's new place and the plane. */
+  /** `go` is called with the cursor's new index and the plane. */
   constructor(
     place: HTMLElement,
     private readonly tiles: Tiles,

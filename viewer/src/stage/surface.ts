@@ -8,7 +8,7 @@ export interface Surface {
   triangles: Uint32Array;
 }
 
-const ROUNDS = 15; // of smoothing, each there and back
+const ROUNDS = 15; // of smoothing, each towards the mean and back
 const WEIGHTS = [0.5, -0.53] as const; // of the mean of the neighbours
 const REACH = 0.5; // voxels that smoothing may move a vertex, on each axis
 
@@ -56,7 +56,7 @@ export function surfaceOf(labels: Uint8Array, shape: Index, label: number, { low
         points.push(...vertex);
         now[at] = points.length / 3;
         const here = inside(x, y, z);
-        // The four cells round each edge that leaves the corner and goes through the surface.
+        // Join the four cells around each edge that leaves the corner and crosses the surface.
         if (here !== inside(x + 1, y, z)) quad(now[at]!, now[at - width]!, before[at - width]!, before[at]!, here);
         if (here !== inside(x, y + 1, z)) quad(now[at]!, before[at]!, before[at - 1]!, now[at - 1]!, here);
         if (here !== inside(x, y, z + 1)) quad(now[at]!, now[at - 1]!, now[at - width - 1]!, now[at - width]!, here);
@@ -71,7 +71,7 @@ export function surfaceOf(labels: Uint8Array, shape: Index, label: number, { low
 const CORNERS = [0, 1, 2, 3, 4, 5, 6, 7].map((n) => [n & 1, (n >> 1) & 1, n >> 2] as const);
 const EDGES = CORNERS.flatMap((_, n) => [1, 2, 4].filter((bit) => !(n & bit)).map((bit) => [n, n | bit] as const));
 
-// The mean of the middles of the edges that go through the surface; null if none does.
+// The mean of the midpoints of the edges that cross the surface; null if none does.
 function cellVertex(inside: (x: number, y: number, z: number) => boolean, x: number, y: number, z: number): Index | null {
   let mask = 0;
   for (let n = 0; n < 8; n++) if (inside(x + (n & 1), y + ((n >> 1) & 1), z + (n >> 2))) mask |= 1 << n;
@@ -86,8 +86,8 @@ function cellVertex(inside: (x: number, y: number, z: number) => boolean, x: num
   return [x + sum[0] / count, y + sum[1] / count, z + sum[2] / count];
 }
 
-// Vertices go towards the mean of their neighbours and, so that the surface does not shrink, away from it again (Taubin
-// 1995), but not far from where they began.
+// Move vertices towards the mean of their neighbours and, so that the surface does not shrink, away from it again
+// (Taubin 1995), but never far from where they began.
 function smooth({ points, triangles }: Surface): void {
   const first = points.slice();
   for (let round = 0; round < ROUNDS; round++) {

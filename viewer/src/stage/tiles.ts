@@ -1,4 +1,4 @@
-// Where the planes and the 3D view lie on the canvas: from places on the screen to voxels and back.
+// Where the planes and the 3D view lie on the canvas; maps places on the screen to voxels and back.
 import { Camera, SIDES, type Size } from "./camera";
 import { fromRas, PLANES, rasShape, toRas, type Orientation, type Plane } from "./geometry";
 import type { Index } from "../engine/engine";
@@ -21,7 +21,7 @@ const QUARTERS: [Pane, number, number][] = [
   ["sagittal", 0, 1],
   ["render", 1, 1],
 ];
-const GAP = 0.004; // between panes, of the canvas
+const GAP = 0.004; // between panes, fraction of the canvas
 
 /** The panes of a layout, in fractions of the canvas. */
 function panesOf(layout: Layout): { pane: Pane; rect: Rect }[] {
@@ -32,7 +32,7 @@ function panesOf(layout: Layout): { pane: Pane; rect: Rect }[] {
   });
 }
 
-/** The panes as they are drawn: the patient is seen from the feet and from the front, and in profile faces left. */
+/** The panes as they are drawn: the patient is seen from the feet and from the front, and faces left in profile. */
 export class Tiles {
   orientation: Orientation = { shape: [1, 1, 1], axes: [1, 2, 3] };
   spacing_mm: Index = [1, 1, 1]; // along the array's axes
@@ -65,7 +65,7 @@ export class Tiles {
     return { x: found.x * width, y: found.y * height, width: found.width * width, height: found.height * height };
   }
 
-  /** Millimetres that a pixel of the planes is wide and high. */
+  /** Width and height of a pixel of the planes in mm. */
   get mmPerPixel(): number {
     const planes = PLANES.filter((plane) => this.rect(plane));
     return planes.length ? this.camera.mmPerPixel(planes, this.rect(planes[0]!)!) : 1;
@@ -94,7 +94,7 @@ export class Tiles {
     return index.every((v, axis) => v >= 0 && v < this.orientation.shape[axis]!) ? { pane, index } : null;
   }
 
-  /** The index, also between voxels' centres and beside the scan, under a place of a plane; null if that is not shown. */
+  /** The index, not rounded and perhaps outside the scan, under a place of a plane; null if the plane is not shown. */
   locate(plane: Plane, place: Place): Index | null {
     const at = this.position(plane, place);
     if (!at) return null;
@@ -114,7 +114,7 @@ export class Tiles {
     return at;
   }
 
-  /** A map from indices, also between voxels' centres, to places on a plane; null if the plane is not shown. */
+  /** A map from indices, which may be fractional, to places on a plane; null if the plane is not shown. */
   projector(plane: Plane): ((index: readonly number[]) => Place) | null {
     const rect = this.rect(plane);
     if (!rect) return null;
@@ -135,7 +135,7 @@ export class Tiles {
     return toRas(this.orientation, index as Index).map((v, p) => (v + 0.5) * spacing[p]!);
   }
 
-  /** Move what is shown if the cursor is not on it. */
+  /** Pan the planes if the cursor is out of view. */
   keepInView(): void {
     const seen = [0, 1, 2].map((axis) => {
       const halves = PLANES.flatMap((plane) => {

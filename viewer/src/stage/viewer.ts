@@ -1,4 +1,4 @@
-// The scan on the screen: its voxels and labels, the cursor; drawn anew when something has changed.
+// The scan on the screen: its voxels, labels and cursor, redrawn when something has changed.
 import type { NVMesh } from "@niivue/niivue";
 import type { Box, Index } from "../engine/engine";
 import { clamp, orientationOf, type Orientation, type Plane } from "./geometry";
@@ -10,9 +10,9 @@ import { Tiles, type Layout, type Rect } from "./tiles";
 import type { Voxels } from "./voxels";
 import type { Window } from "./windowing";
 
-// Without a change for so long the 3D view, which costs most, is drawn again; later where graphics are slow.
+// The 3D view, which costs most, is redrawn after this long without a change; later where graphics are slow.
 const [IDLE_MS, MAX_IDLE_MS] = [150, 1500];
-const ARRIVAL_MS = 500; // between two pictures of a scan whose slices are still coming
+const ARRIVAL_MS = 500; // between two redraws of a scan whose slices are still arriving
 
 export interface Scan {
   voxels: Voxels;
@@ -31,14 +31,14 @@ export class Viewer {
   private shown: Window = { low: 0, high: 1 };
   private own: Window = { low: 0, high: 1 };
   private readonly surfaces = new Map<number, NVMesh>();
-  private readonly stale = new Set<number>(); // labels whose surface is another now
-  private renderStale = false; // the window is another than in the 3D view
+  private readonly stale = new Set<number>(); // labels whose surface is out of date
+  private renderStale = false; // the 3D view has not taken over the window yet
   private nextArrival = 0;
   private waiting = 0;
   private idle = 0;
-  private renderMs = 0; // that the 3D view took last
+  private renderMs = 0; // how long the 3D view took last
 
-  /** `canvas` is that of the planes, `gl` that of the 3D view, which lies in its own element. */
+  /** `canvas` is for the planes, `gl` for the 3D view, in an element of its own. */
   constructor(
     private readonly canvas: HTMLCanvasElement,
     private readonly gl: HTMLCanvasElement,
@@ -65,7 +65,7 @@ export class Viewer {
     this.draw(true);
   }
 
-  /** Begin to draw. Throws Error where the browser cannot. */
+  /** Begin to draw. Throws Error if the browser has no WebGL2. */
   async attach(): Promise<void> {
     if (!document.createElement("canvas").getContext("webgl2")) {
       throw new Error("this browser has no WebGL2, which shows the scan: switch on hardware acceleration, or use another");
@@ -79,7 +79,7 @@ export class Viewer {
     return this.scan !== null;
   }
 
-  /** Show another scan, with no labels yet, in the window that is chosen from its lowest intensity (null: its own). */
+  /** Show another scan, without labels, in the window that `choose` gives for its lowest intensity (null: its own). */
   async open(scan: Scan, choose: (lowest: number) => Window | null): Promise<void> {
     this.close();
     const { voxels, affine, spacing_mm } = scan;
@@ -94,7 +94,7 @@ export class Viewer {
     this.draw();
   }
 
-  /** More of the scan's slices are here. */
+  /** More of the scan's slices have arrived. */
   arrived(): void {
     const { scan } = this;
     if (!scan) return;
@@ -127,7 +127,7 @@ export class Viewer {
     this.draw();
   }
 
-  /** Without the darkest and the brightest voxels. */
+  /** The scan's own window, without the darkest and the brightest voxels. */
   get ownWindow(): Window {
     return this.own;
   }
@@ -137,7 +137,7 @@ export class Viewer {
     this.draw();
   }
 
-  /** How the objects look, by their numbers. */
+  /** How the objects look, by number. */
   set objects(styles: Map<number, ObjectStyle>) {
     for (const [label, { colour, visible }] of styles) {
       const before = this.slices.styleOf(label);
@@ -169,7 +169,7 @@ export class Viewer {
     this.draw();
   }
 
-  /** Take over the labels of one box (i fastest). */
+  /** Replace the labels in a box (i fastest). */
   paste(box: Box, values: Uint8Array): void {
     for (const label of paste(this.labels, this.orientation.shape, box, values)) this.stale.add(label);
     this.slices.change();
@@ -187,7 +187,7 @@ export class Viewer {
     this.draw();
   }
 
-  /** Draw before the next frame; the 3D view when nothing has changed for a moment, or at once. */
+  /** Draw before the next frame; the 3D view once nothing has changed for a moment, or with the rest if `rendered`. */
   draw(rendered = false): void {
     clearTimeout(this.idle);
     if (rendered || this.layout === "render") return this.request(true);
@@ -196,7 +196,7 @@ export class Viewer {
     this.idle = window.setTimeout(() => this.request(true), pause);
   }
 
-  /** Draw everything at once; the picture of the 3D view, and its place, hold until the browser has shown it. */
+  /** Draw everything now. The 3D view's picture lasts until the browser has shown it; returns where it lies. */
   drawNow(): Rect | null {
     cancelAnimationFrame(this.waiting);
     this.now(true);
@@ -214,15 +214,15 @@ export class Viewer {
     const begun = performance.now();
     this.refreshRender();
     this.render.show(this.tiles.camera);
-    this.render.gl.finish(); // so that the time is that of the graphics card
+    this.render.gl.finish(); // so that the time includes the graphics card's work
     this.renderMs = performance.now() - begun;
   }
 
-  // The 3D view's canvas lies in its pane.
+  // Put the 3D view's canvas into its pane; returns whether that is shown.
   private placeRender(): boolean {
     const rect = this.tiles.rect("render");
     const { style } = this.gl.parentElement!;
-    style.visibility = rect && this.scan ? "visible" : "hidden"; // not "display": NiiVue wants a size
+    style.visibility = rect && this.scan ? "visible" : "hidden"; // not "display": NiiVue needs a size
     if (rect) Object.assign(style, { left: `${rect.x}px`, top: `${rect.y}px`, width: `${rect.width}px`, height: `${rect.height}px` });
     return rect !== null;
   }

@@ -1,16 +1,16 @@
-// The scan's voxels as they come, coarse first: a slice that is not here yet is shown as the nearest one that is.
+// The scan's voxels as they arrive, coarse first: the nearest slice stands in for one that has not arrived yet.
 import type { Index, Slice, VoxelType } from "../engine/engine";
 import type { Window } from "./windowing";
 
-const SAMPLES = 200_000; // voxels from which the range of intensities is found
-const [DARKEST, BRIGHTEST] = [0.02, 0.98]; // of them, in the scan's own window
+const SAMPLES = 200_000; // voxels from which the range of intensities is estimated
+const [DARKEST, BRIGHTEST] = [0.02, 0.98]; // fractions of them between which the scan's own window lies
 
 export class Voxels {
   readonly data: Int16Array | Float32Array; // i fastest
   private readonly bytes: Uint8Array;
-  private readonly nearest: Int32Array; // for each slice the one that is shown; -1: none yet
+  private readonly nearest: Int32Array; // for each slice, the one that is shown; -1: none yet
   private readonly sliceBytes: number;
-  /** Slices that are here. */
+  /** Slices that have arrived. */
   count = 0;
 
   constructor(
@@ -28,7 +28,7 @@ export class Voxels {
     return this.count === this.shape[2];
   }
 
-  /** Take a slice over. Throws RangeError if it is not one of this scan. */
+  /** Store a slice. Throws RangeError if it is not one of this scan. */
   put({ k, bytes }: Slice): void {
     if (!(k >= 0 && k < this.shape[2]) || bytes.length !== this.sliceBytes) {
       throw new RangeError(`slice ${k} of ${bytes.length} bytes came for a scan of ${this.shape.join(" × ")} voxels`);
@@ -50,7 +50,7 @@ export class Voxels {
     return this.data[i + ni * (j + nj * this.shown(k))]!;
   }
 
-  /** The lowest intensity, and the window that leaves out the darkest and brightest voxels; of the slices that are here. */
+  /** Of the slices so far, the lowest intensity and the window without the darkest and brightest voxels. */
   range(): { lowest: number; window: Window } {
     const { data, nearest } = this;
     const area = this.shape[0] * this.shape[1];

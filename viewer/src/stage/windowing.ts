@@ -1,4 +1,4 @@
-// The intensities that are shown, from black to white, and how a drag changes them.
+// The window: the intensities shown from black to white, and how a drag changes them.
 export interface Window {
   low: number;
   high: number;

@@ -43,6 +43,8 @@ from voxsam.weights.file import read_card
 from voxsam.weights.registry import find_model
 
 CROSSED, PARTS = 12, 3  # up to 12 cases each is left out once, in three parts; with more, the newest quarter is
+CHECKED = 6  # cases that the newest quarter has at least: with fewer, help can hardly be told from chance
+LONGER = 2  # times the steps of a check, for the training on all cases, whose model is used
 TRAINING = 0.8  # of the time; the rest is for counting clicks
 MEASURED = 6  # steps of the run that times a step; the first does not count
 FEWEST_STEPS, MOST_STEPS = 10, 1500
@@ -61,7 +63,7 @@ class Plan(Record):
     data: str
     name: str  # of the model
     left_out: tuple[tuple[str, ...], ...]
-    steps: int  # of each training
+    steps: int  # of each check
     step_s: float
 
 
@@ -108,7 +110,7 @@ def learn(
     """Learn from all finished cases, and offer the model if it needs fewer clicks than the one in use.
 
     The difference must be larger than chance would give (`Gate.chance`). `minutes` limits the whole; `data`, a folder
-    like the shared data, adds the data engine's own scans as replay. The `steps` of each training follow from the
+    like the shared data, adds the data engine's own scans as replay. The `steps` of each check follow from the
     measured time of a step unless given. Raises InputError for fewer than five cases, if another process is already
     learning, and for a start model that cannot learn.
     """
@@ -149,7 +151,7 @@ class _Learning:
         plan = self._plan()
         self.log(
             f"{plan.name} learns from {len(plan.cases)} scans: about {self._about(plan):.0f} min in"
-            f" {len(plan.left_out) + 1} trainings of {plan.steps} steps"
+            f" {len(plan.left_out)} x {plan.steps} steps to check and {LONGER * plan.steps} on all of them"
         )
         try:
             gates = [self._checked(plan, number) for number in range(len(plan.left_out))]
@@ -169,7 +171,7 @@ class _Learning:
                 start=self.project.settings.start,
                 cases={case: reading.content for case, reading in self.readings.items()} if weights else {},
                 seen=len(self.readings),
-                steps=plan.steps,
+                steps=LONGER * plan.steps,
                 minutes=round((time.monotonic() - begin) / 60, 2),
                 gate=gate,
                 state="offered" if gate.is_better else "refused",
@@ -191,7 +193,7 @@ class _Learning:
         """The expected minutes, including the counting of clicks; if no step was timed, the limit."""
         if not plan.step_s:
             return plan.minutes
-        training = (len(plan.left_out) + 1) * plan.steps * plan.step_s / TRAINING / 60
+        training = (len(plan.left_out) + LONGER) * plan.steps * plan.step_s / TRAINING / 60
         return max(1.0, min(plan.minutes, training))
 
     def _plan(self) -> Plan:
@@ -218,11 +220,11 @@ class _Learning:
         return plan
 
     def _measured(self, plan: Plan) -> dict[str, Any]:
-        """The steps of each training, and the time of a step, measured over a few of them."""
+        """The steps of each check, and the time of a step, measured over a few of them."""
         steps = self._train(plan, "measured", list(self.readings.values())[:LEAST])
         shutil.rmtree(self.work / "measured", ignore_errors=True)
         step_s = (steps.starts[-1] - steps.starts[1]) / (len(steps.starts) - 2)
-        share = self.minutes * 60 * TRAINING / (len(plan.left_out) + 1)
+        share = self.minutes * 60 * TRAINING / (len(plan.left_out) + LONGER)
         return {"steps": int(min(max(share / step_s, FEWEST_STEPS), MOST_STEPS)), "step_s": step_s}
 
     def _name(self, cases: int) -> str:
@@ -274,15 +276,15 @@ class _Learning:
         return weights
 
     def _train(self, plan: Plan, name: str, readings: Sequence[Reading]) -> Considerate:
-        use = self.preprocessing
-        recipe: Recipe = recipe_for(self.card, self.source, plan.name, plan.steps, use, self.data is not None)
+        use, steps = self.preprocessing, plan.steps * (LONGER if name == "all" else 1)
+        recipe: Recipe = recipe_for(self.card, self.source, plan.name, steps, use, self.data is not None)
         stream = load_stream(self.project, readings, recipe, self.data)
-        budget_s = LATE * plan.steps * plan.step_s or float("inf")
-        stages = [*(f"part-{number}" for number in range(len(plan.left_out))), "all"]
+        budget_s = LATE * steps * plan.step_s or float("inf")
+        stages = [*(f"part-{number}" for number in range(len(plan.left_out))), *["all"] * LONGER]
         known = {"stage": name, "said": self.said, "minutes": round(self._about(plan))}
 
         def report(done: int, steps: int) -> None:
-            fraction = (stages.index(name) + done / steps) / len(stages) if name in stages else 0.0
+            fraction = (stages.index(name) + stages.count(name) * done / steps) / len(stages) if name in stages else 0.0
             with atomic_path(self.work / "progress.json") as temporary:
                 facts = {"when": now(), **known, "step": done, "steps": steps, "fraction": round(fraction, 4)}
                 temporary.write_text(json.dumps(facts), encoding="utf-8")
@@ -295,5 +297,5 @@ class _Learning:
 def _parts(cases: Sequence[str]) -> tuple[tuple[str, ...], ...]:
     """The parts of the cases that are left out in turn; `cases` are in the order in which they were finished."""
     if len(cases) > CROSSED:
-        return (tuple(cases[-(len(cases) // 4) :]),)
+        return (tuple(cases[-max(CHECKED, len(cases) // 4) :]),)
     return tuple(tuple(cases[n::PARTS]) for n in range(PARTS))

@@ -30,7 +30,7 @@ from voxsam.volume import Volume
 CASES = 0.6  # of the samples; the rest is replay
 ANY_SCALE = 0.5  # fraction at any scale, as in a first look, for a model that chooses its spacing by looks
 UNIT, MIDDLE = 60.0, 40.0
-LEARNING_RATE, BATCH = 3e-4, 2
+LEARNING_RATE, BATCH = 1e-3, 2
 CHECKPOINT_EVERY = 20  # steps: the most that a killed training loses
 
 

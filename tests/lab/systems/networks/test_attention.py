@@ -1,4 +1,4 @@
-"""The attentions that are written here, against what is worked out by hand; and the faults that are mended."""
+"""VoxSAM's own implementations of attention, against results by hand; and the faults of the originals, corrected."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Networks without clicks in model files: options, crops, files, what they see, and what is trained of them."""
+"""Networks without clicks in model files: outputs, gradients, options, crops, memory, training, and refusals."""
 
 from __future__ import annotations
 

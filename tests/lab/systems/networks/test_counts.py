@@ -1,4 +1,4 @@
-"""The parameter counts of the published networks, exactly, for one image and two classes."""
+"""The exact parameter counts of the published networks, for one image and two classes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Each network learns one crop of a phantom by heart: it can represent a tumour, and its gradients lead there."""
+"""Each network overfits one crop of a phantom: it can represent a tumour, and its gradients lead there."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from voxsam.weights.checkpoint import load_model, save_model
 
 
 def write_weights(path: Path, **changes: object) -> Path:
-    """A file as MONAI's, for the small network: its transformer's tensors, all random, and those of the tasks."""
+    """Write a file like MONAI's for the small network: random tensors of its transformer, and those of the tasks."""
     torch.manual_seed(5)
     names = dict(network("swin-unetr").network.swinViT.named_parameters())
     state = {

@@ -1,4 +1,4 @@
-"""Small variants of the networks: options that train in seconds on one core; and cards, phantoms for them."""
+"""Small variants of the networks, with options that train in seconds on one core; cards and phantoms for them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ TINY: dict[str, dict] = {
 
 
 def card(system: str, crop: int | None = None, **options: object) -> Card:
-    """A card of that system, automatic, with the small options changed by `options`."""
+    """An automatic card of that system, with the small options overridden by `options`."""
     config = stub_network().config.model_copy(update={"crop": crop or SIDES.get(system, CROP)})
     options = {**TINY[system], **options}
     return Card(name=system, system=system, options=options, config=config, preprocessing=USE, automatic=True)
@@ -47,7 +47,7 @@ def network(system: str, crop: int | None = None, size: Size | None = None, **op
 
 
 def phantom_crop(size: Size, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """(1, 1, D, H, W) normalised crop on a tumour of a phantom, side by side where it is no cube; and its mask."""
+    """(1, 1, D, H, W) normalised crop on a tumour of a phantom, tiled where it is not a cube; and its mask."""
     phantom = make_phantom(seed, (40, 34, 30), (4, 5, 6), "PLS")
     case = Labelled.make(phantom.scan, phantom.label)
     fine = USE.model_copy(update={"spacing_mm": (2.0, 2.5, 3.0)})

@@ -1,4 +1,4 @@
-"""The adapters of Table 2: where each begins, what it sees, that it learns, and that its files load."""
+"""The adapters of Table 2: initial behaviour, receptive fields, learning, and loading of files."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def network(design: str, tokens: str, fill: bool = False) -> VoxSAMNetwork:
 
 
 def crop(seed: int = 0, batch: int = 1) -> Tensor:
-    """Twelve slices of tokens are not asked for: 5 x 3 x 4 tokens, no multiple of any window."""
+    """A crop of 5 x 3 x 4 tokens, not a multiple of any window."""
     return torch.randn(batch, 1, 20, 12, 16, generator=torch.Generator().manual_seed(seed))
 
 

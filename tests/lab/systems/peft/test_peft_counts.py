@@ -1,4 +1,4 @@
-"""The paper's numbers of tuned parameters (Table 2), exactly, on ViT-B without a single weight made."""
+"""The paper's exact numbers of tuned parameters (Table 2), on a ViT-B without allocated weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The rows of Table 2: what their recipes say, that each learns a phantom, and what they start from."""
+"""The rows of Table 2: their recipes, that each learns a phantom, and what they start from."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_what_a_row_is(name: str, data: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ROWS)
 def test_a_row_overfits_one_phantom(name: str) -> None:
-    """Of random weights, too, for the decoder learns from whatever an encoder gives; the adapter has its part."""
+    """Even from random weights, since the decoder learns from any encoder's output; the adapter takes part."""
     fixed = system(name).fixed
     changes = {"model": {**SMALL, **fixed["model"], "crop": 16}, "prompts": "none", "tune": fixed["tune"]}
     torch.manual_seed(0)
@@ -138,7 +138,7 @@ def started(source: Path, adapter: str, tokens: str, **changes: object) -> VoxSA
 @pytest.mark.parametrize("adapter", ["st", "masam", "none"])
 @pytest.mark.parametrize("tokens", ["volume", "slices"])
 def test_sams_part_of_a_model_starts_every_row(adapter: str, tokens: str, tmp_path: Path) -> None:
-    """The packaged model, say: its own adapters, 3D necks and decoder are left behind."""
+    """For example the packaged model: its own adapters, 3D necks and decoder are not used."""
     before = make_network(recipe(model=SMALL))
     with torch.no_grad():
         for parameter in before.parameters():
@@ -152,7 +152,7 @@ def test_sams_part_of_a_model_starts_every_row(adapter: str, tokens: str, tmp_pa
 
 @pytest.mark.parametrize("kind", ["meta", "hugging face"])
 def test_sams_own_file_starts_every_row(kind: str, tmp_path: Path) -> None:
-    """With its 2D neck, which has a place where tokens are of slices."""
+    """Including its 2D neck, which is used where tokens are of slices."""
     source = started_from_noise()
     state = {name: tensor for name, tensor in source.state_dict().items() if from_sam(name, slices=True)}
     theirs = {as_sam(name): shaped(name, tensor) for name, tensor in state.items()}

@@ -1,14 +1,14 @@
-// What makes a file's voxels unusable, and what kind of image they are: as voxsam.io.checks says it, in the same words.
+// Checks of a file's voxels, and of the kind of image they are, as in voxsam.io.checks and with the same messages.
 import type { Index } from "../../engine/engine";
 import type { Volume, VoxelArray } from "../volume";
 import { refusal } from "../refusal";
 
-const MAX_VOXELS = 300e6; // 512 x 512 x 1144: the page and the engine have a copy each, float32 at the most
+const MAX_VOXELS = 300e6; // 512 x 512 x 1144: the page and the engine have a copy each, at most float32
 const SPACINGS_MM = [1e-4, 200] as const;
 const FARTHEST_MM = 1e6; // of a first voxel from the origin
 const MAX_PADDING = 0.5; // of a scan's voxels that may be NaN
 const [LABEL_LIMIT, HIGHEST_LABEL, LABEL_PLATEAU] = [16, 255, 0.6];
-const CT_MINIMUM_HU = -500; // nothing but CT has whole numbers that far below zero
+const CT_MINIMUM_HU = -500; // only CT has whole numbers that far below zero
 
 export function truncated(name: string, detail: string) {
   return refusal(`${name} is truncated or damaged (${detail})`, "a complete file", "copy or export it again");
@@ -18,7 +18,7 @@ export function colour(name: string) {
   return refusal(`${name} has several channels (RGB or vector)`, "one number per voxel", "save one channel by itself");
 }
 
-/** The three axes of a shape, trailing axes of length one left out. */
+/** The three lengths of a shape, without trailing axes of length one. Throws for more or fewer, or too many voxels. */
 export function checkShape(name: string, shape: readonly number[]): Index {
   if (!shape.length || shape.some((n) => !(n >= 1))) {
     throw refusal(`${name} has shape ${by(shape)}`, "at least one voxel along each axis", "export the scan again");
@@ -35,8 +35,8 @@ export function checkShape(name: string, shape: readonly number[]): Index {
 }
 
 /**
- * Columns are the steps between voxels in mm. Throws for axes that are not three, or voxels that no scanner makes: a
- * header in another unit, or damaged.
+ * Check an affine, whose columns are the steps between voxels in mm. Throws if axes coincide, or for a spacing or a
+ * position that no scanner makes: the header is damaged or in another unit.
  */
 export function checkAffine(name: string, affine: number[][]): void {
   const columns = [0, 1, 2].map((axis) => [0, 1, 2].map((row) => affine[row]![axis]!));
@@ -62,7 +62,7 @@ export function dot(a: readonly number[], b: readonly number[]): number {
   return a.reduce((sum, value, n) => sum + value * b[n]!, 0);
 }
 
-/** Of a matrix of three columns. */
+/** The determinant of a matrix, given as three columns. */
 export function determinant([a, b, c]: readonly (readonly number[])[]): number {
   return dot(a!, cross(b!, c!));
 }
@@ -74,7 +74,7 @@ export function fromLps(steps: readonly (readonly number[])[], origin: readonly 
   return [...rows, [0, 0, 0, 1]];
 }
 
-/** Stored numbers as values: integers where slope and intercept leave 16-bit integers, otherwise float32 as NumPy counts. */
+/** Stored numbers as values: integers if slope and intercept lead to 16-bit integers, otherwise float32 as in NumPy. */
 export function scaled(stored: VoxelArray, slope: number, intercept: number): VoxelArray {
   const isWhole = !(stored instanceof Float32Array || stored instanceof Float64Array);
   if (isWhole && slope === 1 && intercept === 0) return stored;
@@ -99,7 +99,7 @@ function rangeOf(data: VoxelArray): [low: number, high: number] {
   return [low, high];
 }
 
-/** The volume as a scan: what is not finite filled, its modality, remarks. Throws for what is no scan. */
+/** The volume as a scan: non-finite voxels filled, modality and remarks set. Throws if it is not a scan. */
 export function asScan(volume: Volume): Volume {
   const { name } = volume;
   checkAffine(name, volume.affine);
@@ -137,7 +137,7 @@ function withoutNan(name: string, data: VoxelArray): { data: VoxelArray; remark:
   return { data: filled, remark };
 }
 
-/** Why the values of a CT cannot be Hounsfield units, as half a sentence, or "". Some ten thousand voxels are looked at. */
+/** Why the values of a CT cannot be Hounsfield units, as half a sentence, or "". Looks at a sample of voxels. */
 function notHounsfield(data: VoxelArray, shape: Index): string {
   const [ni, nj, nk] = shape;
   const [di, dj, dk] = shape.map((n) => Math.max(1, Math.floor(n / 27))) as Index;
@@ -156,7 +156,7 @@ function notHounsfield(data: VoxelArray, shape: Index): string {
   return low > -50 ? `its lowest value is ${format(low)}, where air has -1000 and fat -100: these are no Hounsfield units` : "";
 }
 
-/** Whether neighbours along i, of which one is not 0, are mostly equal; of every eighth slice. */
+/** Whether neighbours along i that are not both 0 are mostly equal, in every eighth slice. */
 function isPlateaus(data: VoxelArray, [ni, nj, nk]: Index, high: number): boolean {
   if (high > HIGHEST_LABEL) return false;
   let [either, equal] = [0, 0];
@@ -177,7 +177,7 @@ function isWhole(data: VoxelArray): boolean {
   return !(data instanceof Float32Array || data instanceof Float64Array) || data.every((value: number) => Number.isInteger(value));
 }
 
-/** A number with a few digits, as Python's format "g" writes it. */
+/** A number with at most `digits` digits, as Python's format "g" writes it. */
 export function format(value: number, digits = 6): string {
   if (value === 0 || !Number.isFinite(value)) return String(value);
   const exponent = Math.floor(Math.log10(Math.abs(Number(value.toPrecision(digits)))));
@@ -189,12 +189,12 @@ export function by(shape: readonly number[]): string {
   return shape.join(" x ");
 }
 
-/** The text in one line: headers hold anything. */
+/** The text in one line, without control characters: headers may hold anything. */
 export function oneLine(text: string): string {
   return text.split(/\s+/).join(" ").replace(/\p{C}/gu, "\ufffd");
 }
 
-/** The bytes of a file, unpacked if they begin as gzip. Throws in words for a stream that is damaged or cut off. */
+/** The bytes of a file, unpacked if they are gzipped. Throws EngineError for a stream that is damaged or cut off. */
 export async function unpacked(name: string, bytes: Uint8Array<ArrayBuffer>): Promise<Uint8Array<ArrayBuffer>> {
   return bytes[0] === 0x1f && bytes[1] === 0x8b ? inflated(name, bytes, "gzip") : bytes;
 }
@@ -210,7 +210,7 @@ export async function inflated(name: string, bytes: Uint8Array<ArrayBuffer>, kin
 
 export type NumberKind = "i1" | "u1" | "i2" | "u2" | "i4" | "u4" | "i8" | "u8" | "f4" | "f8";
 
-/** Numbers of a kind out of bytes of either order, copied; 64-bit integers as float64. */
+/** Numbers of a kind, copied from bytes in either order; 64-bit integers as float64. */
 export function numbersOf(kind: NumberKind, bytes: Uint8Array, littleEndian: boolean, count: number): VoxelArray {
   const size = Number(kind[1]);
   const copy = bytes.slice(0, count * size);

@@ -1,4 +1,4 @@
-// Compressed DICOM pixels: RLE, JPEG, JPEG-LS, JPEG 2000 and its high-throughput kind, through dcmjs-codecs' WebAssembly, loaded for them alone.
+// Compressed DICOM pixels: RLE, JPEG, JPEG-LS, JPEG 2000 and HTJ2K, by dcmjs-codecs' WebAssembly, loaded only for them.
 import { Context, NativeCodecs } from "dcmjs-codecs";
 import address from "dcmjs-codecs/build/dcmjs-native-codecs.wasm?url";
 import { wasmBytes } from "../wasm";
@@ -15,7 +15,7 @@ const DECODERS: Record<string, Decoder> = {
   "1.2.840.10008.1.2.4.201": "decodeHtJpeg2000", "1.2.840.10008.1.2.4.202": "decodeHtJpeg2000", "1.2.840.10008.1.2.4.203": "decodeHtJpeg2000",
 };
 
-/** The pixels of a compressed frame as bytes, little-endian, in the bits that its header allocates. Throws in words. */
+/** The pixels of a compressed frame as little-endian bytes, with the bits its header allocates. Throws EngineError. */
 export async function unpackedFrame(slice: Slice, frame: Uint8Array): Promise<Uint8Array> {
   const decode = DECODERS[slice.syntax];
   if (!decode) throw undecodable(slice);
@@ -38,7 +38,7 @@ export async function unpackedFrame(slice: Slice, frame: Uint8Array): Promise<Ui
 
 let ready: Promise<void> | null = null;
 
-/** The codecs, once. Their own loader builds its code from text, which the page's security policy forbids: it is replaced. */
+/** Load the codecs, once. Their own loader evaluates text as code, which the page's security policy forbids. */
 function loaded(): Promise<void> {
   const codecs = NativeCodecs as unknown as { _getWebAssemblyBytes(): Promise<ArrayBuffer> };
   codecs._getWebAssemblyBytes = async () => (await wasmBytes(address)).buffer;

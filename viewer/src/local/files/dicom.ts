@@ -1,4 +1,4 @@
-// DICOM images found among files and their headers read, through dcmjs; of several series one is chosen. As voxsam.io.dicom does.
+// Finds DICOM images among files, reads their headers through dcmjs, chooses one series; as in voxsam.io.dicom.
 import { data as dicom, log, type Elements } from "dcmjs";
 import type { NamedFile, Series } from "../../engine/engine";
 import { truncated } from "./checks";
@@ -6,13 +6,13 @@ import { refusal } from "../refusal";
 
 const MAX_FILES = 20_000;
 const HEAD_BYTES = 132;
-const [LISTED, FEW] = [24, 2]; // stacks in a message; images of a stack that a scan with more may push aside
-const PARALLEL = 0.05; // difference of the cosines of two images
+const [LISTED, FEW] = [24, 2]; // stacks listed in a message; images of a stack that is left out beside a larger one
+const PARALLEL = 0.05; // largest difference between the direction cosines of two images
 const SCOUTS = ["LOCALIZER", "SCOUT", "TOPOGRAM", "SURVIEW"];
 const NOT_IMAGES = ["SEG", "RTSTRUCT", "RTDOSE", "RTPLAN", "RTRECORD", "RTIMAGE", "PLAN", "PR", "KO", "SR", "REG", "FID", "DOC"];
 const IMPLICIT_LITTLE_ENDIAN = "1.2.840.10008.1.2";
 const EXPLICIT_LITTLE_ENDIAN = "1.2.840.10008.1.2.1";
-const UNREADABLE = ["1.2.840.113619.5.2"]; // a private one of GE: its pixels have the other byte order
+const UNREADABLE = ["1.2.840.113619.5.2"]; // a private one of GE, with pixels in the other byte order
 
 export const TAGS = {
   SOPClassUID: "00080016", SOPInstanceUID: "00080018", Modality: "00080060", ImageType: "00080008", TransferSyntaxUID: "00020010",
@@ -26,9 +26,9 @@ export const TAGS = {
 } as const;
 export type Keyword = keyof typeof TAGS;
 
-log.getLogger("validation.dcmjs").setLevel("silent"); // odd values in elements that the image does not hang on
+log.getLogger("validation.dcmjs").setLevel("silent"); // odd values in elements that the image does not depend on
 
-/** One DICOM image: its file, what the user calls it, its header without the pixels. `frame` counts from 1 in a multi-frame file. */
+/** One DICOM image: its file, a name for messages, its header without pixels; `frame` from 1 in a multi-frame file. */
 export interface Slice {
   file: Blob;
   name: string;
@@ -45,13 +45,13 @@ export function text(header: Elements, keyword: Keyword): string {
   return values(header, keyword).map(String).join("\\").trim();
 }
 
-/** The first number of an element; `missing` without it. */
+/** The first number of an element; `missing` if it has none. */
 export function number(header: Elements, keyword: Keyword, missing: number): number {
   const [value] = values(header, keyword);
   return value === undefined || value === null || value === "" ? missing : Number(value);
 }
 
-/** So many numbers of an element. Throws if it is absent or malformed. */
+/** The `count` numbers of an element. Throws if it is absent or malformed. */
 export function numbers(slice: Slice, keyword: Keyword, count: number): number[] {
   const found = values(slice.header, keyword).map((value) => (value === null || value === "" ? NaN : Number(value)));
   if (found.length !== count || !found.every(Number.isFinite)) {
@@ -63,7 +63,7 @@ export function numbers(slice: Slice, keyword: Keyword, count: number): number[]
 export const frameCount = (header: Elements) => number(header, "NumberOfFrames", 1);
 export const sizeOfSlice = ({ header }: Slice): [columns: number, rows: number] => [number(header, "Columns", 0), number(header, "Rows", 0)];
 
-/** Whether a file's first bytes are those of DICOM; also of old files, which lack its mark. */
+/** Whether a file's first bytes look like DICOM, including old files without its mark. */
 function mayBeDicom(head: Uint8Array): boolean {
   return isMarked(head) || ((head[0] === 2 || head[0] === 8) && head[1] === 0 && head.length >= 8);
 }
@@ -72,7 +72,7 @@ function isMarked(head: Uint8Array): boolean {
   return String.fromCharCode(...head.subarray(128, HEAD_BYTES)) === "DICM";
 }
 
-/** The images among files; others are left out. `progress` hears the fraction that was looked at. */
+/** The images among files; other files are skipped. `progress` is called with the fraction examined. */
 export async function imagesIn(files: NamedFile[], progress: (fraction: number) => void): Promise<Slice[]> {
   if (files.length > MAX_FILES) throw refusal(`${files.length.toLocaleString("en")} files`, "one series", "choose the folder of the series");
   const found: Slice[] = [];
@@ -86,7 +86,7 @@ export async function imagesIn(files: NamedFile[], progress: (fraction: number) 
   return found;
 }
 
-/** A whole file's elements; one without preamble gets what it lacks before it is read. */
+/** A file's elements; what a file without preamble lacks is added before it is read. */
 export async function elementsOf(name: string, file: Blob, options: { untilTag?: string } = {}): Promise<{ meta: Elements; dict: Elements }> {
   const bytes = new Uint8Array(await file.arrayBuffer());
   try {
@@ -134,7 +134,7 @@ async function readHeader(name: string, file: Blob, marked: boolean): Promise<Sl
 
 // Which stack
 
-/** The images of the one stack to read, without doubles, and what is to be said of the others. */
+/** The images of the one stack to read, without duplicates, and remarks on what is left out. */
 export async function chosen(images: Slice[], name: string, wanted: string): Promise<{ slices: Slice[]; remarks: string[] }> {
   const isPlaced = ({ header }: Slice) => values(header, "ImagePositionPatient").length > 0 || frameCount(header) > 1;
   const placed = images.filter(isPlaced);
@@ -169,7 +169,7 @@ function grouped<T, K>(items: Iterable<T>, key: (item: T) => K): Map<K, T[]> {
   return groups;
 }
 
-/** The images by series, those of one series apart where some are localizers or lie across the others. */
+/** The images by series; a series is split if some of its images are localizers or lie across the others. */
 function stacksOf(images: Slice[]): Slice[][] {
   const found: Slice[][] = [];
   for (const members of grouped(images, seriesOf).values()) {
@@ -180,7 +180,7 @@ function stacksOf(images: Slice[]): Slice[][] {
       else parts.push([image]);
     }
     const largest = parts.reduce((a, b) => (b.length > a.length ? b : a));
-    // a slice or two of another size are a fault of the series, not a series
+    // a slice or two of another size are a fault of the series, not a series of their own
     const apart = parts.every((part) => part.length > FEW || isScout(part[0]!) || !isParallel(part[0]!, largest[0]!));
     found.push(...(apart && !isAside(largest) ? parts : [members]));
   }
@@ -192,7 +192,7 @@ function isLike(image: Slice, other: Slice): boolean {
   return a[0] === b[0] && a[1] === b[1] && isScout(image) === isScout(other) && isParallel(image, other);
 }
 
-/** Whether two images have about the same orientation; one that says none is like any other. */
+/** Whether two images have about the same orientation; an image without one matches any other. */
 function isParallel(image: Slice, other: Slice): boolean {
   const [a, b] = [image, other].map(({ header }) => values(header, "ImageOrientationPatient").map(Number)) as [number[], number[]];
   if (a.length !== 6 || b.length !== 6) return true;
@@ -204,13 +204,13 @@ function isScout({ header }: Slice): boolean {
   return SCOUTS.some((word) => words.includes(word));
 }
 
-/** Whether a stack is a localizer, or too few images to be the scan. */
+/** Whether a stack is a localizer, or has too few images to be the scan. */
 function isAside(stack: Slice[]): boolean {
   if (frameCount(stack[0]!.header) > FEW && !isScout(stack[0]!)) return false;
   return stack.length <= FEW || stack.every(isScout);
 }
 
-/** What each stack is called: its series number, with .1, .2 where several have it. */
+/** What each stack is called: its series number, with .1, .2 if several share it. */
 function labelsOf(stacks: Slice[][]): string[] {
   const all = stacks.map(([first]) => text(first!.header, "SeriesNumber") || "0");
   return all.map((label, n) => (all.indexOf(label) === all.lastIndexOf(label) ? label : `${label}.${all.slice(0, n + 1).filter((one) => one === label).length}`));
@@ -227,7 +227,7 @@ function described(stack: Slice[], label: string): string {
   return `${text(header, "Modality") || "?"} series ${label}${title ? ` '${title}'` : ""}: ${stack.length} image${stack.length > 1 ? "s" : ""}`;
 }
 
-/** What a person chooses a stack by. `uid` is what to ask for: the series' own, or its label if others have that. */
+/** What a person chooses a stack by. `uid` is what to ask for: the series' own, or the label if stacks share that. */
 function factsOf(stack: Slice[], label: string, stacks: Slice[][]): Series {
   const [{ header }] = stack as [Slice];
   const uid = seriesOf(stack[0]!);
@@ -239,7 +239,7 @@ function factsOf(stack: Slice[], label: string, stacks: Slice[][]): Series {
     const length = Math.max(...places.map((place) => Math.hypot(...place.map((mm, n) => mm - places[0]![n]!))));
     spacing_mm = [columns, rows, stack.length > 1 ? length / (stack.length - 1) : null].map((mm) => mm && Math.round(mm * 1e4) / 1e4);
   } catch {
-    // a multi-frame file says it elsewhere
+    // a multi-frame file has them elsewhere
   }
   return {
     uid: stacks.filter(([first]) => seriesOf(first!) === uid).length > 1 ? label : uid,
@@ -252,7 +252,7 @@ function factsOf(stack: Slice[], label: string, stacks: Slice[][]): Series {
   };
 }
 
-/** The images, each instance once. Throws for two of one name that differ. */
+/** The images, each instance once. Throws if two with the same SOPInstanceUID differ. */
 async function withoutDoubles(images: Slice[]): Promise<{ slices: Slice[]; doubles: number }> {
   const named = (image: Slice, n: number) => text(image.header, "SOPInstanceUID") || `no UID ${n}`;
   const slices: Slice[] = [];

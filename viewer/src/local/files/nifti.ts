@@ -1,6 +1,6 @@
-// NIfTI-1 and NIfTI-2 (.nii, .nii.gz, .hdr with .img), in and out. Where the voxels lie is decided as in voxsam.io.nifti: the sform if
-// its code is above 0, else the qform, else pixdim with axes to R, A, S; what contradicts the one that wins is remarked on.
-// The header is read here: what libraries of this format give as its affine follows other rules.
+// Reads and writes NIfTI-1 and NIfTI-2 (.nii, .nii.gz, .hdr with .img). Where the voxels lie is decided as in
+// voxsam.io.nifti: by the sform if its code is above 0, else the qform, else pixdim with axes to R, A, S; what
+// contradicts it becomes a remark. The header is parsed here: the affine that NIfTI libraries give has other rules.
 import type { Index } from "../../engine/engine";
 import type { NiftiPlace, Volume } from "../volume";
 import { by, checkShape, colour, cross, determinant, format, numbersOf, scaled, truncated, type NumberKind } from "./checks";
@@ -9,14 +9,14 @@ import { refusal } from "../refusal";
 const KINDS: Record<number, NumberKind> = { 2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8" };
 const [COLOURS, COMPLEX] = [[128, 2304, 511], [32, 1792, 2048]];
 const UNIT_MM: Record<number, number> = { 1: 1000, 3: 1e-3 }; // metre, micrometre; all others count as mm
-const HEADER_BYTES = 348; // of NIfTI-1; its voxels begin behind it and four bytes more
+const HEADER_BYTES = 348; // of NIfTI-1; its voxels begin four bytes after it
 const HEADER_2_BYTES = 540;
-const [SAME_SIZE, SAME_PLACE_MM] = [0.01, 1]; // what is worth a remark
+const [SAME_SIZE, SAME_PLACE_MM] = [0.01, 1]; // larger differences are worth a remark
 const QFORM_TOLERANCE = 0.1; // of a voxel
 const LONGEST_NIFTI1_AXIS = 32767;
-const SLACK = [3 * 2 ** -23, 3 * 2 ** -52]; // a quaternion is longer than 1 by rounding
+const SLACK = [3 * 2 ** -23, 3 * 2 ** -52]; // how much longer than 1 a quaternion may be by rounding
 
-/** The fields that VoxSAM looks at. */
+/** The fields that VoxSAM reads. */
 interface Header {
   version: 1 | 2;
   isPair: boolean;
@@ -29,7 +29,7 @@ interface Header {
   place: NiftiPlace;
 }
 
-/** Whether bytes begin as a NIfTI header. */
+/** Whether bytes begin with a NIfTI header. */
 export function isNifti(bytes: Uint8Array): boolean {
   return versionOf(bytes) !== null;
 }
@@ -41,7 +41,7 @@ function versionOf(bytes: Uint8Array): { version: 1 | 2; isPair: boolean } | nul
   return null;
 }
 
-/** The scan in a header's bytes, and those of `voxels` for one half of a pair (null: it is not there). */
+/** Read a scan from the bytes of a file or, for the header of a pair, from those of `voxels` (null: it is missing). */
 export function readNifti(name: string, bytes: Uint8Array, voxels: Uint8Array | null): Volume {
   const header = readHeader(name, bytes);
   const shape = checkShape(name, shapeOf(name, header.dim));
@@ -109,7 +109,7 @@ function readHeader(name: string, bytes: Uint8Array): Header {
   };
 }
 
-/** The lengths of the axes; an axis after the third that is 0 long is not there. */
+/** The lengths of the axes; after the third, a length of 0 counts as 1. */
 function shapeOf(name: string, [count, ...lengths]: number[]): number[] {
   if (!(count! >= 1 && count! <= 7)) throw refusal(`${name} has a broken NIfTI header (dim[0] is ${count})`, "a valid header", "export it again");
   return lengths.slice(0, count).map((length, axis) => (axis > 2 ? Math.max(1, length) : length));
@@ -124,7 +124,7 @@ function scalingOf(name: string, { slope, intercept }: Header, remarks: string[]
 
 const unitOf = (place: NiftiPlace) => UNIT_MM[place.units & 7] ?? 1;
 
-/** 4 x 4, index to RAS+ mm, by the form that wins, and what contradicts it. */
+/** The affine (4 x 4, index to RAS+ mm) by the form that wins, and remarks on what contradicts it. */
 function placeOf(name: string, place: NiftiPlace): { affine: number[][]; remarks: string[] } {
   const [, ...pixdim] = place.pixdim;
   const positive = pixdim.every((mm) => Number.isFinite(mm) && mm > 0);
@@ -159,7 +159,7 @@ function affineOf(place: NiftiPlace): number[][] | null {
 
 const inMm = (rows: number[][], place: NiftiPlace) => [...rows.map((row) => row.map((value) => value * unitOf(place))), [0, 0, 0, 1]];
 
-/** Null for a quaternion that is no rotation. */
+/** The affine by the qform; null if its quaternion is not a rotation. */
 function quaternionAffine(place: NiftiPlace): number[][] | null {
   const [b, c, d] = place.quaternion as [number, number, number];
   const rest = 1 - b * b - c * c - d * d;
@@ -170,7 +170,7 @@ function quaternionAffine(place: NiftiPlace): number[][] | null {
     [2 * (b * c + a * d), a * a + c * c - b * b - d * d, 2 * (c * d - a * b)],
     [2 * (b * d - a * c), 2 * (c * d + a * b), a * a + d * d - b * b - c * c],
   ];
-  const sign = [1, 1, place.pixdim[0] === -1 ? -1 : 1]; // an unset one counts as 1
+  const sign = [1, 1, place.pixdim[0] === -1 ? -1 : 1]; // any other value counts as 1
   return inMm(turn.map((row, n) => [...row.map((value, axis) => value * sign[axis]! * place.pixdim[axis + 1]!), place.offset[n]!]), place);
 }
 
@@ -197,12 +197,12 @@ function cornersApart(a: number[][], b: number[][], last: number[]): number {
   return farthest;
 }
 
-// Out
+// Writing
 
 /**
- * A file of uint8 labels (i fastest) on a scan's grid, not packed. A NIfTI scan's version, forms, codes and units are
- * repeated, so that it lies over the scan in programs with any other policy; of other scans the sform is the affine, and
- * so is the qform where the axes are as good as perpendicular.
+ * A file of uint8 labels (i fastest) on a scan's grid, not compressed. A NIfTI scan's version, forms, codes and units
+ * are repeated, so that the mask matches the scan whatever rules a program follows; for other scans the sform is the
+ * affine, and so is the qform if the axes are practically perpendicular.
  */
 export function niftiOf(labels: Uint8Array, scan: Pick<Volume, "shape" | "affine" | "nifti">): Uint8Array<ArrayBuffer> {
   const place = scan.nifti ?? placeFor(scan.shape, scan.affine);
@@ -262,7 +262,7 @@ function nearestRotation(columns: number[][]): number[][] {
   let now = columns;
   for (let n = 0; n < 40; n++) {
     const volume = determinant(now);
-    // the inverse's transpose has the cross products of the columns
+    // the columns of the inverse's transpose are cross products of these
     const inverse = [0, 1, 2].map((axis) => cross(now[(axis + 1) % 3]!, now[(axis + 2) % 3]!).map((value) => value / volume));
     const next = now.map((column, axis) => column.map((value, row) => (value + inverse[axis]![row]!) / 2));
     const change = Math.max(...next.flatMap((column, axis) => column.map((value, row) => Math.abs(value - now[axis]![row]!))));
@@ -272,7 +272,7 @@ function nearestRotation(columns: number[][]): number[][] {
   return now;
 }
 
-/** b, c, d of the unit quaternion (its a not negative) of a rotation (3 columns): the largest component first, then the rest. */
+/** b, c, d of the unit quaternion (a not negative) of a rotation (3 columns), computed from its largest component. */
 function quaternionOf([x, y, z]: number[][]): number[] {
   const r = (row: number, column: number) => [x, y, z][column]![row]!;
   const squares = [1 + r(0, 0) + r(1, 1) + r(2, 2), 1 + r(0, 0) - r(1, 1) - r(2, 2), 1 - r(0, 0) + r(1, 1) - r(2, 2), 1 - r(0, 0) - r(1, 1) + r(2, 2)];

@@ -1,4 +1,4 @@
-// The report: what was done and what came out of it, as JSON for programs and as one page for people; the fields of voxsam.report.report.
+// The report: what was done, and the results, as JSON and as a page for people; fields as in voxsam.report.report.
 import type { Elements } from "dcmjs";
 import type { Diameter, KnownPrompt } from "../../engine/engine";
 import { orientationOf } from "../../stage/geometry";
@@ -23,7 +23,7 @@ footer { margin-top: 24px; font-size: 14px; opacity: 0.75 }`;
 
 const round = (value: number, digits: number) => Math.round(value * 10 ** digits) / 10 ** digits;
 
-/** The facts, of JSON's types only. */
+/** The report's facts, in JSON's types only. */
 export function reportOf(scan: Volume, objects: WrittenObject[], facts: ReportFacts) {
   const axes = orientationOf(scan.affine, scan.shape).axes;
   const letters = [0, 1, 2].map((axis) => {
@@ -88,7 +88,7 @@ function textOf(common: Elements, tag: string): string {
   return String(alphabetic ?? value ?? "");
 }
 
-/** The report as one page that loads nothing. */
+/** The report as one self-contained page. */
 export function pageOf(report: Report): string {
   const rows = rowsOf(report).map(([name, value]) => `<tr><th>${escaped(name)}</th><td>${escaped(value)}</td></tr>`);
   const messages = report.messages.map((message) => `<li>${escaped(message)}</li>`);

@@ -1,5 +1,5 @@
-// DICOM-SEG out, through dcmjs: a binary segment for each object, which may share voxels, on the series that the scan was read from.
-// It says what voxsam.io.dicom.seg says: patient and study as the series has them, every instance referred to, VoxSAM as the algorithm.
+// Writes DICOM-SEG through dcmjs: a binary segment per object, which may share voxels, on the scan's own series.
+// As in voxsam.io.dicom.seg: patient and study as in the series, every instance referenced, VoxSAM as the algorithm.
 import { data as dicom, type Elements } from "dcmjs";
 import { isEmpty, sizeOf } from "../../stage/geometry";
 import { overlapping, type Region } from "../region";
@@ -15,7 +15,7 @@ const MANUFACTURER = "VoxSAM contributors";
 const DESCRIPTION = "VoxSAM segmentation, not reviewed, research use only";
 const SERIES_NUMBER = 9100; // far above those of scanners
 const MAX_TEXT = 64; // characters of a name (VR LO)
-// Patient and study, repeated as the series has them; empty is what it leaves out of the first nine (type 2).
+// Patient and study, repeated from the series; of the first nine (type 2) those that it lacks are written empty.
 const PATIENT_AND_STUDY = ["00100010", "00100020", "00100030", "00100040", "00080020", "00080030", "00080090", "00200010", "00080050"];
 const ALSO_REPEATED = [
   ...["00080201", "00081030", "00100021", "00101010", "00101020", "00101030", "00120062", "00120063", "00120064", "00280303"],
@@ -26,7 +26,7 @@ const LOSSY = { LossyImageCompression: "00282110", LossyImageCompressionRatio: "
 
 type Dataset = Record<string, unknown>;
 
-/** The file. Throws in words for a scan that is no DICOM, or that cannot be referred to. */
+/** The file. Throws EngineError for a scan that is not DICOM, or that cannot be referenced. */
 export function segmentationOf(scan: Volume, objects: WrittenObject[], facts: { model: string; version: string }): ArrayBuffer {
   const { dicom: series } = scan;
   if (!series) throw refusal("DICOM-SEG of a scan that is not DICOM", "a DICOM series", "download the NIfTI instead");
@@ -152,7 +152,7 @@ function orientationOf({ affine }: Volume): string[] {
   });
 }
 
-/** A number in the 16 characters that a decimal string has (PS3.5 6.2). */
+/** A number in at most 16 characters, as a decimal string allows (PS3.5 6.2). */
 export function decimal(value: number): string {
   const whole = String(value);
   if (whole.length <= 16) return whole;
@@ -168,7 +168,7 @@ interface Plane {
   bits: Uint8Array; // 0 or 1, row by row
 }
 
-/** The slices that an object has voxels in, by objects; if none has any, one empty slice. */
+/** The slices in which each object has voxels, object by object; one empty slice if there are none. */
 function planesOf({ shape: [ni, nj] }: Volume, objects: WrittenObject[]): Plane[] {
   const planes = objects.flatMap(({ region }, n) => slicesOf(region, n + 1, ni, nj));
   return planes.length ? planes : [{ number: 1, k: 0, bits: new Uint8Array(ni * nj) }];
@@ -188,7 +188,7 @@ function slicesOf({ box, inside }: Region, number: number, ni: number, nj: numbe
   return planes;
 }
 
-/** Bits one after another across frames, the first in the lowest bit; an even count of bytes (PS3.5 8.1.1, 8.2). */
+/** Bits packed across frames, the first in the lowest bit, in an even number of bytes (PS3.5 8.1.1, 8.2). */
 function packed(planes: Uint8Array[]): Uint8Array {
   const size = planes[0]!.length;
   const bytes = Math.ceil((planes.length * size) / 8);

@@ -1,5 +1,5 @@
-// A DICOM series as a volume: slices in the order of their positions, never of names or numbers; the grid they lie on, or why there is
-// none; their pixels. The rules and tolerances are those of voxsam.io.dicom.series (DICOM PS3.3 C.7.6.2.1.1).
+// A DICOM series as a volume: slices in the order of their positions, never of names or numbers; their grid, or why
+// there is none; their pixels. Rules and tolerances as in voxsam.io.dicom.series (DICOM PS3.3 C.7.6.2.1.1).
 import type { Elements } from "dcmjs";
 import type { Index } from "../../engine/engine";
 import type { DicomSeries, Volume, VoxelArray } from "../volume";
@@ -9,10 +9,10 @@ import { refusal } from "../refusal";
 
 const SAME_POSITION_MM = 1e-3;
 const POSITION_TOLERANCE_MM = 0.11; // positions with one decimal, and as much again in the ends that the step comes from ...
-const ROUNDING = 0.3; // ... but never more than this part of the slice spacing
+const ROUNDING = 0.3; // ... but never more than this fraction of the slice spacing
 const POSITION_TOLERANCE = 0.05; // of the slice spacing
 const DIRECTION_TOLERANCE = 1e-3; // between the unit vectors of two slices
-const ANGLE_TOLERANCE = 4e-3; // cosines written with three decimals
+const ANGLE_TOLERANCE = 4e-3; // for cosines written with three decimals
 const [TILT_REMARK_DEGREES, MAX_TILT_DEGREES] = [0.5, 60];
 const BIG_ENDIAN = "1.2.840.10008.1.2.2";
 const UNPACKED = ["1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1.99", BIG_ENDIAN];
@@ -20,9 +20,9 @@ const GROUPS: [Keyword, Keyword][] = [
   ["ImagePositionPatient", "PlanePositionSequence"], ["ImageOrientationPatient", "PlaneOrientationSequence"], ["PixelSpacing", "PixelMeasuresSequence"],
   ["RescaleSlope", "PixelValueTransformationSequence"], ["RescaleIntercept", "PixelValueTransformationSequence"],
 ];
-const KEPT_GROUPS = ["0008", "0010", "0012", "0018", "0020", "0028", "0032", "0040", "5200"]; // of a header, for what is written beside it
+const KEPT_GROUPS = ["0008", "0010", "0012", "0018", "0020", "0028", "0032", "0040", "5200"]; // of a header, for files written later
 
-/** The volume of a stack's images. `progress` hears the fraction that is decoded. */
+/** The volume of a stack's images. `progress` is called with the fraction decoded. */
 export async function volumeOf(files: Slice[], name: string, remarks: string[], progress: (fraction: number) => void): Promise<Volume> {
   for (const { header, name: file } of files) {
     if (number(header, "SamplesPerPixel", 1) > 1) throw colour(file);
@@ -101,7 +101,7 @@ function directionsOf(orientations: number[][], name: string): [number[], number
   if (Math.max(Math.abs(Math.sqrt(ii) - 1), Math.abs(Math.sqrt(jj) - 1), Math.abs(ij)) > ANGLE_TOLERANCE) {
     throw refusal(`ImageOrientationPatient of ${name} is not two perpendicular unit vectors`, "a valid orientation", "export the original series");
   }
-  // Of all turns of the plane the one nearest to both: times the inverse root of their 2 x 2 products.
+  // The nearest perpendicular unit vectors: the two times the inverse square root of their 2 x 2 Gram matrix.
   const root = Math.sqrt(ii * jj - ij * ij);
   const trace = Math.sqrt(ii + jj + 2 * root);
   const [a, b, c] = [(jj + root) / (root * trace), -ij / (root * trace), (ii + root) / (root * trace)];
@@ -158,7 +158,7 @@ function uneven(gaps: number[], heights: number[], name: string) {
   return refusal(given, "one slice spacing", "resample it to even slices first and give the NIfTI");
 }
 
-/** What a DICOM object of masks repeats of the series. */
+/** What a DICOM mask repeats of the series. */
 function seriesOf(slices: Slice[]): DicomSeries {
   const { header } = slices[0]!;
   const common = Object.fromEntries(Object.entries(header).filter(([tag]) => KEPT_GROUPS.includes(tag.slice(0, 4))));
@@ -173,7 +173,7 @@ function seriesOf(slices: Slice[]): DicomSeries {
 
 // Pixels
 
-/** Values, i fastest: integers of 16 bits where all fit, as stored if nothing is rescaled, otherwise float32. */
+/** Values, i fastest: as stored if nothing is rescaled, otherwise 16-bit integers if all fit, else float32. */
 async function decoded(slices: Slice[], shape: Index, progress: (fraction: number) => void): Promise<VoxelArray> {
   const kinds = new Set(slices.map(({ header }) => [kindOf(header), ...scalingOf(header)].join()));
   const asStored = kinds.size === 1 && scalingOf(slices[0]!.header).join() === "1,0";
@@ -191,7 +191,7 @@ async function decoded(slices: Slice[], shape: Index, progress: (fraction: numbe
   return out!;
 }
 
-/** Rescaled pixels put into `out` at `start`; all of it becomes float32 with the first value that is no 16-bit integer. */
+/** Put rescaled pixels into `out` at `start`; it becomes float32 with the first value that is not a 16-bit integer. */
 function withScaled(out: VoxelArray, pixels: VoxelArray, start: number, slope: number, intercept: number): VoxelArray {
   for (let n = 0; n < pixels.length; n++) {
     const value = pixels[n]! * slope + intercept;
@@ -232,7 +232,7 @@ async function storedNumbers(slice: Slice, dict: Elements, count: number): Promi
   return isPacked ? numbersOf(kindOf(header), pixels, true, count) : usedBits(slice, numbersOf(kindOf(header), pixels, syntax !== BIG_ENDIAN, count), bits);
 }
 
-/** One frame's compressed bytes; without an offset table each of several frames has one fragment. */
+/** One frame's compressed bytes; without an offset table, each of several frames must be one fragment. */
 function packedFrame(fragments: ArrayBuffer[], frame: number, slice: Slice): Uint8Array {
   const count = frameCount(slice.header);
   if (count > 1 && fragments.length !== count) throw truncated(slice.name, `its ${count} frames cannot be told apart`);
@@ -247,7 +247,7 @@ function packedFrame(fragments: ArrayBuffer[], frame: number, slice: Slice): Uin
   return whole;
 }
 
-/** Bits above and below those that are used do not count (PS3.5 8.1.1). */
+/** The pixels, reduced in place to the bits stored; those above and below do not count (PS3.5 8.1.1). */
 function usedBits({ header, name }: Slice, pixels: VoxelArray, bits: number): VoxelArray {
   const used = number(header, "BitsStored", bits);
   const high = number(header, "HighBit", used - 1);

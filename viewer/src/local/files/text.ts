@@ -1,5 +1,5 @@
-// NRRD (.nrrd, .nhdr) and MetaImage (.mha, .mhd): text headers and the voxels behind or beside them. Understood as voxsam.io.itk does,
-// whose rules are ITK's: a world that is not said is LPS; axes with colours or vectors are refused.
+// Reads NRRD (.nrrd, .nhdr) and MetaImage (.mha, .mhd): text headers with the voxels after or beside them. As in
+// voxsam.io.itk, the rules are ITK's: a space that is not named is LPS; axes of colours or vectors are refused.
 import type { NamedFile } from "../../engine/engine";
 import type { Volume, VoxelArray } from "../volume";
 import { checkAffine, checkShape, colour, fromLps, inflated, numbersOf, truncated, type NumberKind } from "./checks";
@@ -34,7 +34,7 @@ const RANGE_KINDS = ["list", "vector", "point", "normal", "covariant-vector", "s
 
 type Encoding = "raw" | "gzip" | "text" | "hex";
 
-/** How the voxels of a header are stored: in these files one after another, from byte `start` (-1: up to the end). */
+/** How the voxels are stored: in these files one after another, from byte `start` (-1: at the end of the file). */
 interface Stored {
   files: Uint8Array<ArrayBuffer>[];
   start: number;
@@ -44,14 +44,14 @@ interface Stored {
   encoding: Encoding;
 }
 
-/** The `key: value` lines of a header, keys in lower case, which is `size` bytes long. */
+/** The `key: value` lines of a header that is `size` bytes long, keys in lower case. */
 class Header {
   constructor(
     readonly name: string,
     readonly bytes: Uint8Array<ArrayBuffer>,
     readonly fields: Map<string, string>,
     readonly size: number,
-    private readonly below: string[], // lines behind it
+    private readonly below: string[], // lines after it
     private readonly beside: NamedFile[],
   ) {}
 
@@ -104,7 +104,7 @@ class Header {
   }
 }
 
-/** Fields of header lines; the first of several with one key counts, lines without a separator do not. */
+/** The fields of header lines; the first of several with the same key counts, lines without a separator do not. */
 function fieldsOf(lines: string[], separator: RegExp): Map<string, string> {
   const fields = new Map<string, string>();
   for (const line of lines) {
@@ -120,7 +120,7 @@ const numbersIn = (text: string) => text.split(/[\s,()]+/).filter(Boolean).map(N
 const latin1 = (bytes: Uint8Array) => new TextDecoder("latin1").decode(bytes);
 const linesOf = (text: string) => text.split(/\r\n|\r|\n/);
 
-/** The scan that a header describes; `beside`: files that it may name. */
+/** Read the scan that a header describes; `beside`: files that it may name. */
 export async function readText(name: string, bytes: Uint8Array<ArrayBuffer>, beside: NamedFile[]): Promise<Volume> {
   return /\.mh[ad]$/i.test(name) ? readMetaImage(name, bytes, beside) : readNrrd(name, bytes, beside);
 }
@@ -159,7 +159,7 @@ function hexBytes(name: string, text: string): Uint8Array {
   return Uint8Array.from({ length: digits.length / 2 }, (_, n) => parseInt(digits.slice(2 * n, 2 * n + 2), 16));
 }
 
-/** Numbers in words as the bytes of their kind. */
+/** Numbers written as text, as the bytes of their kind. */
 function writtenNumbers(name: string, text: string, kind: NumberKind, littleEndian: boolean, count: number): Uint8Array {
   const words = wordsOf(text.replaceAll(",", " ")).slice(0, count);
   const numbers = words.map(Number);
@@ -180,7 +180,7 @@ function writtenNumbers(name: string, text: string, kind: NumberKind, littleEndi
 // MetaImage
 
 async function readMetaImage(name: string, bytes: Uint8Array<ArrayBuffer>, beside: NamedFile[]): Promise<Volume> {
-  const text = latin1(bytes.subarray(0, MAX_HEADER_BYTES)); // a letter is a byte
+  const text = latin1(bytes.subarray(0, MAX_HEADER_BYTES)); // one byte per character
   const last = /^[ \t]*ElementDataFile[ \t]*[=:][^\n]*(\n|$)/im.exec(text);
   const end = last ? last.index + last[0].length : 0;
   const fields = fieldsOf(linesOf(text.slice(0, end)), /[=:]/);
@@ -216,7 +216,7 @@ function metaImagePlace(header: Header, axes: number): { affine: number[][]; rem
   return { affine: fromLps(steps, origin.map((mm) => mm * factor)), remarks };
 }
 
-/** Millimetres of a unit, with a remark. */
+/** Millimetres in a unit; adds a remark. */
 function converted(name: string, unit: string, remarks: string[]): number {
   const word = unit.trim().replace(/^"|"$/g, "").slice(0, 20);
   const factor = UNITS_MM[word.toLowerCase()];
@@ -259,7 +259,7 @@ async function readNrrd(name: string, bytes: Uint8Array<ArrayBuffer>, beside: Na
   return volumeOf(header, { ...stored, shape: spatial.map((axis) => sizes[axis]!) }, affine, remarks);
 }
 
-/** The step along each axis, null for one without place; null if the header gives no directions at all. */
+/** The step along each axis, null for a non-spatial one; null if the header gives no directions at all. */
 function directionsOf(header: Header, axes: number): (number[] | null)[] | null {
   const given = header.get("space directions");
   if (given === undefined) return null;
@@ -274,7 +274,7 @@ function numbersOfVector(word: string): number[] | null {
   return numbers.every(Number.isNaN) ? null : numbers;
 }
 
-/** The axes of space (and time). Throws if another one has more than one entry. */
+/** The axes of space (and time). Throws if any other axis has more than one entry. */
 function spatialAxes(header: Header, sizes: number[], directions: (number[] | null)[] | null): number[] {
   const listed = wordsOf((header.get("kinds") ?? "").toLowerCase());
   const kinds = listed.length === sizes.length ? listed : sizes.map(() => "");
@@ -314,7 +314,7 @@ function nrrdPlace(header: Header, axes: number[], directions: (number[] | null)
   return { affine: fromLps(steps.map(placed), placed(origin)), remarks };
 }
 
-/** Where the first voxel lies; 0, with a remark, where the header does not say it: no such field, or NaN. */
+/** Where the first voxel lies; 0, with a remark, if the header does not say so (no such field, or NaN). */
 function spaceOrigin(header: Header, remarks: string[]): number[] {
   const text = header.get("space origin") ?? "nan nan nan";
   const given = numbersIn(text).slice(0, 3);
@@ -327,7 +327,7 @@ function spaceOrigin(header: Header, remarks: string[]): number[] {
   return [0, 0, 0];
 }
 
-/** Spacing and origin of a header that has them for each axis by itself; 1 and 0 where it has none. */
+/** Spacing and origin along one axis of a header without directions; 1 and 0 if it gives none. */
 function perAxis(header: Header, axis: number): { spacing: number; origin: number } {
   const [given, low] = ["spacings", "axis mins"].map((key) => numbersIn(header.get(key) ?? "")[axis]);
   const spacing = given === undefined || Number.isNaN(given) ? 1 : given;
