@@ -14,8 +14,9 @@ from voxsam.cli.weights import app
 from voxsam.errors import CheckpointError, FileError, InputError
 from voxsam.network.sizes import ModelConfig
 from voxsam.preprocess import RELEASED
+from voxsam.testing import stub_network
 from voxsam.weights import import_checkpoints
-from voxsam.weights.checkpoint import load_model
+from voxsam.weights.checkpoint import load_model, save_model
 from voxsam.weights.registry import MODELS, NamedModel
 
 SMALL = ModelConfig(
@@ -151,3 +152,13 @@ def test_a_missing_source_is_told_in_one_line(tmp_path):
 def test_an_unknown_kind_is_a_usage_error(tmp_path):
     result = CliRunner().invoke(app, ["import", "x", "--kind", "other", "--profile", "kits", "-o", "m.safetensors"])
     assert result.exit_code == 2
+
+
+def test_models_are_averaged_into_a_new_file(tmp_path):
+    save_model(stub_network(name="first"), tmp_path / "a.safetensors")
+    save_model(stub_network(name="second"), tmp_path / "b.safetensors")
+    said = run("average", tmp_path / "a.safetensors", tmp_path / "b.safetensors", "-o", tmp_path / "m.safetensors")
+    assert said.endswith("m.safetensors: second, the mean of 2, 0 MB\n")
+    assert load_model(tmp_path / "m.safetensors", "cpu").card.name == "second"
+    with pytest.raises(InputError, match="expected a name that ends in .safetensors"):
+        run("average", tmp_path / "a.safetensors", "-o", tmp_path / "m.pth")

@@ -16,9 +16,12 @@ from safetensors.torch import save_file
 
 import voxsam.weights
 from voxsam.errors import CheckpointError
+from voxsam.network.calibration import OUTPUTS, Calibration, Layer
 from voxsam.network.network import VoxSAMNetwork
-from voxsam.weights.checkpoint import assemble, load_model, save_model
-from voxsam.weights.file import METADATA_KEY, read_card
+from voxsam.network.tuning import frozen_sha256
+from voxsam.testing import stub_network
+from voxsam.weights.checkpoint import assemble, average, load_model, save_model
+from voxsam.weights.file import METADATA_KEY, read_card, read_model
 
 pytestmark = pytest.mark.usefixtures("models_home")
 
@@ -86,6 +89,36 @@ def test_half_precision_tensors_are_taken_as_float32(tmp_path):
     loaded = load_model(rewritten(saved(tmp_path, network), halves), "cpu")
     for name, tensor in loaded.state_dict().items():
         assert torch.equal(tensor, halves[name].float())
+
+
+def test_the_mean_of_models_has_seen_what_all_have_and_no_calibration(tmp_path):
+    layer = Layer(weights=((1.0,),) * OUTPUTS, bias=(0.0,) * OUTPUTS)
+    judge = Calibration(centre=(0.0,), spread=(1.0,), layers=(layer,), warn_below=0.5)
+    for name, value in (("a", 1.0), ("b", 2.0)):
+        network = stub_network()
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.fill_(value)
+        update = {"trained_on": {"livers": {name: "content"}}, "calibration": judge, "name": name}
+        network.card = network.card.model_copy(update=update)
+        save_model(network, tmp_path / f"{name}.safetensors")
+    both = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
+    average(both, tmp_path / "mean.safetensors", half=True)
+    card, tensors = read_model(tmp_path / "mean.safetensors")
+    assert card.name == "b" and set(card.trained_on["livers"]) == {"a", "b"} and card.calibration is None
+    for name, parameter in stub_network().named_parameters():
+        assert tensors[name].dtype == torch.float16 and (tensors[name] == 1.5).all() and parameter.numel()
+    assert card.frozen_sha256 == frozen_sha256(tensors)
+    average(both[:1], tmp_path / "one.safetensors")
+    assert read_card(tmp_path / "one.safetensors").calibration == judge
+
+
+def test_models_of_different_sizes_have_no_mean(tmp_path):
+    save_model(stub_network(), tmp_path / "a.safetensors")
+    save_model(stub_network(automatic=True), tmp_path / "b.safetensors")
+    with pytest.raises(CheckpointError, match=r"a.safetensors, whose tensor .* expected models of one architecture"):
+        average([tmp_path / "a.safetensors", tmp_path / "b.safetensors"], tmp_path / "mean.safetensors")
+    assert not (tmp_path / "mean.safetensors").exists()
 
 
 def test_a_new_file_is_as_readable_as_any_other(tmp_path):

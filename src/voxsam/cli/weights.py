@@ -1,4 +1,4 @@
-"""`voxsam weights`: list the named models, fetch one, import a foreign checkpoint, export one for other programs."""
+"""`voxsam weights`: list the named models, fetch one, import a foreign checkpoint, average several, export one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 
 from voxsam.errors import InputError
 
-app = typer.Typer(help="Model files: list the named ones, fetch one, import a foreign one, export one.")
+app = typer.Typer(help="Model files: list the named ones, fetch, import or export one, average several.")
 
 
 class Kind(StrEnum):
@@ -94,8 +94,7 @@ def import_(
     if profile is None:
         wanted = "--profile kits, lits, pancreas or colon"
         raise InputError("no --profile was given", wanted, "name the data set: the file does not say its intensities")
-    if output.suffix != ".safetensors":
-        raise InputError(f"the output {output}", "a name that ends in .safetensors", "change the name")
+    _check_name(output)
     if crop is not None and kind is Kind.sam:
         given = f"--crop {crop} with --kind sam"
         raise InputError(given, "--kind released", "leave it out: a recipe's `model.crop` says it when SAM is trained")
@@ -111,6 +110,24 @@ def import_(
     save_model(network, output)
     note = f" ({UNTRAINED})" if kind is Kind.sam else ""
     typer.echo(f"{output}: {network.card.name}, {output.stat().st_size / 1e6:.0f} MB{note}")
+
+
+@app.command()
+def average(
+    models: Annotated[
+        list[str], typer.Argument(metavar="MODEL...", help="Names of `voxsam weights list`, or .safetensors files.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="MODEL.safetensors", help="The file to write.")],
+    half: Annotated[bool, typer.Option("--half", help="Store the weights in half precision.")] = False,
+) -> None:
+    """Average the weights of runs of one recipe. The card is that of the last; a calibration has to be fitted anew."""
+    _check_name(output)
+    from voxsam.atomic import check_writable
+    from voxsam.weights.checkpoint import average as average_models
+
+    check_writable(output)
+    card = average_models(models, output, half=half)
+    typer.echo(f"{output}: {card.name}, the mean of {len(models)}, {output.stat().st_size / 1e6:.0f} MB")
 
 
 @app.command()
@@ -132,6 +149,11 @@ def export(
         export_onnx(model, output, bar)
     sizes = ", ".join(f"{file.name} {file.stat().st_size / 1e6:.1f} MB" for file in sorted(output.iterdir()))
     typer.echo(f"{output}: {sizes}")
+
+
+def _check_name(output: Path) -> None:
+    if output.suffix != ".safetensors":
+        raise InputError(f"the output {output}", "a name that ends in .safetensors", "change the name")
 
 
 def _size(size_bytes: int | None) -> str:

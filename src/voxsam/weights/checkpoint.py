@@ -7,7 +7,7 @@ the same frozen tensors will do, so every model made from one SAM file can be th
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,38 @@ def save_model(network: Promptable, path: Path, *, delta_base: Path | None = Non
     card = network.card.model_copy(update=update)
     with new_file(Path(path)) as temporary:
         save_file(tensors, temporary, {METADATA_KEY: card.model_dump_json()})
+
+
+def average(sources: Sequence[str | Path], out: Path, *, half: bool = False) -> Card:
+    """Write the mean of the weights of models that share an architecture; with `half`, in half precision.
+
+    The card is that of the last model and lists the training cases of all; as its calibration was fitted to other
+    weights, it is left out unless there is one model only. Returns the card. Raises CheckpointError for models whose
+    tensors differ in name or shape.
+    """
+    networks = [read_network(source) for source in sources]
+    states = [network.state_dict() for network in networks]
+    for source, state in zip(sources, states, strict=True):
+        for name in dict.fromkeys((*states[-1], *state)):
+            shapes = [tuple(one[name].shape) if name in one else "none" for one in (state, states[-1])]
+            if shapes[0] != shapes[1]:
+                given = f"{source}, whose tensor {name} has shape {shapes[0]}; {sources[-1]}'s has {shapes[1]}"
+                raise CheckpointError(given, "models of one architecture", "average runs of one recipe")
+    card = networks[-1].card
+    for network in networks[:-1]:
+        card = card.having_seen(network.card.trained_on)
+    stored = torch.float16 if half else torch.float32
+    tensors = {
+        name: torch.stack([state[name].float() for state in states]).mean(0).to(stored)
+        if tensor.is_floating_point()
+        else tensor
+        for name, tensor in states[-1].items()
+    }
+    update: dict[str, Any] = {"frozen_sha256": frozen_sha256(tensors), "delta_of": None, "base_name": None}
+    card = card.model_copy(update=update if len(sources) == 1 else {**update, "calibration": None})
+    with new_file(Path(out)) as temporary:
+        save_file(tensors, temporary, {METADATA_KEY: card.model_dump_json()})
+    return card
 
 
 def load_model(source: str | Path, device: str = "auto", precision: Precision = "float32") -> Promptable:
