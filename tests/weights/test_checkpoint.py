@@ -109,6 +109,9 @@ def test_the_mean_of_models_has_seen_what_all_have_and_no_calibration(tmp_path):
     for name, parameter in stub_network().named_parameters():
         assert tensors[name].dtype == torch.float16 and (tensors[name] == 1.5).all() and parameter.numel()
     assert card.frozen_sha256 == frozen_sha256(tensors)
+    save_model(stub_network(name="unknown"), tmp_path / "c.safetensors")
+    card = average([tmp_path / "c.safetensors", *both], tmp_path / "mean.safetensors")
+    assert set(card.trained_on) == {"livers", "what unknown was trained on"}, "what lists nothing is not forgotten"
     average(both[:1], tmp_path / "one.safetensors")
     assert read_card(tmp_path / "one.safetensors").calibration == judge
 

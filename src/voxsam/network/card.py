@@ -48,6 +48,11 @@ class Card(BaseModel):
     delta_of: str | None = None  # a delta: the frozen_sha256 of its base
     base_name: str | None = None  # a delta: the name of its base, for people
 
+    @property
+    def seen(self) -> dict[str, dict[str, str]]:
+        """`trained_on`; if it is empty, an entry for what the model was trained on, which cannot be looked up."""
+        return self.trained_on or {f"what {self.name} was trained on": {}}
+
     def having_seen(self, more: Mapping[str, Mapping[str, str]]) -> Card:
         """The card of a network that was also trained on these cases."""
         seen = {name: {**self.trained_on.get(name, {}), **more.get(name, {})} for name in {**self.trained_on, **more}}

@@ -54,9 +54,9 @@ def save_model(network: Promptable, path: Path, *, delta_base: Path | None = Non
 def average(sources: Sequence[str | Path], out: Path, *, half: bool = False) -> Card:
     """Write the mean of the weights of models that share an architecture; with `half`, in half precision.
 
-    The card is that of the last model and lists the training cases of all; as its calibration was fitted to other
-    weights, it is left out unless there is one model only. Returns the card. Raises CheckpointError for models whose
-    tensors differ in name or shape.
+    The card is that of the last model and lists the training cases of all; of several models, calibration and scores
+    are left out, as they are those of other weights. Returns the card. Raises CheckpointError for models whose tensors
+    differ in name or shape, UnsupportedError for several models with classes: they are fitted to one model.
     """
     networks = [read_network(source) for source in sources]
     states = [network.state_dict() for network in networks]
@@ -67,8 +67,12 @@ def average(sources: Sequence[str | Path], out: Path, *, half: bool = False) -> 
                 given = f"{source}, whose tensor {name} has shape {shapes[0]}; {sources[-1]}'s has {shapes[1]}"
                 raise CheckpointError(given, "models of one architecture", "average runs of one recipe")
     card = networks[-1].card
-    for network in networks[:-1]:
-        card = card.having_seen(network.card.trained_on)
+    if len(networks) > 1:
+        if any(network.card.classes for network in networks):
+            raise UnsupportedError("the mean of models with classes", "models without", "choose one of them")
+        card = card.model_copy(update={"calibration": None, "scores": {}})
+        for network in networks:
+            card = card.having_seen(network.card.seen)
     stored = torch.float16 if half else torch.float32
     tensors = {
         name: torch.stack([state[name].float() for state in states]).mean(0).to(stored)
@@ -77,7 +81,7 @@ def average(sources: Sequence[str | Path], out: Path, *, half: bool = False) -> 
         for name, tensor in states[-1].items()
     }
     update: dict[str, Any] = {"frozen_sha256": frozen_sha256(tensors), "delta_of": None, "base_name": None}
-    card = card.model_copy(update=update if len(sources) == 1 else {**update, "calibration": None})
+    card = card.model_copy(update=update)
     with new_file(Path(out)) as temporary:
         save_file(tensors, temporary, {METADATA_KEY: card.model_dump_json()})
     return card

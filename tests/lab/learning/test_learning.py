@@ -82,7 +82,7 @@ def test_what_needs_fewer_clicks_is_offered_and_knows_what_it_was_trained_on(pro
 def test_what_does_not_help_is_not_offered(project, monkeypatch, trained):
     monkeypatch.setattr(module, "clicks_needed", lambda *_: (5, None, ()))
     model = learn(project, steps=1, low_priority=False)
-    assert model.state == "refused" and trained == ["part-0", "part-1", "part-2"]
+    assert model.state == "refused" and trained == ["part-0", "part-1", "part-2"] and model.steps == 1
     assert summarise(project).offered is None
     with pytest.raises(InputError, match="the model learned-5, which was no better and is not kept"):
         project.use("learned-5")

@@ -171,7 +171,7 @@ class _Learning:
                 start=self.project.settings.start,
                 cases={case: reading.content for case, reading in self.readings.items()} if weights else {},
                 seen=len(self.readings),
-                steps=LONGER * plan.steps,
+                steps=LONGER * plan.steps if weights else plan.steps,
                 minutes=round((time.monotonic() - begin) / 60, 2),
                 gate=gate,
                 state="offered" if gate.is_better else "refused",

@@ -93,7 +93,7 @@ def start(network: Promptable, model: str) -> None:
             "change `model` or `start_from` in the recipe",
         )
     network.load_state_dict(tensors, strict=False)
-    network.card = network.card.having_seen(_seen(before.card))
+    network.card = network.card.having_seen(before.card.seen)
 
 
 def start_sam(network: Promptable, source: str) -> None:
@@ -124,12 +124,7 @@ def start_sam(network: Promptable, source: str) -> None:
             "change `model` or `start_from` in the recipe",
         )
     network.load_state_dict(tensors, strict=False)
-    network.card = network.card.having_seen(_seen(before.card))
-
-
-def _seen(card: Card) -> dict[str, dict[str, str]]:
-    """What the start model's card lists; if nothing, an entry for what it was trained on, which cannot be looked up."""
-    return card.trained_on or {f"what {card.name} was trained on": {}}
+    network.card = network.card.having_seen(before.card.seen)
 
 
 def _fitted(name: str, tensor: Tensor, own: Tensor, channels: int) -> Tensor:
