@@ -183,6 +183,17 @@ class ComparedSystem(ABC):
         return None
 
 
+class Untrained(ComparedSystem):
+    """A system that is compared as it is."""
+
+    def train(self, job: Job, log: Log) -> None:
+        """Do nothing."""
+
+    def tuned_parameters(self, job: Job) -> int | None:
+        """Zero: none are trained."""
+        return 0
+
+
 COMPARED: dict[str, Callable[[], ComparedSystem]] = {}
 
 

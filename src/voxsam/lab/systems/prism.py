@@ -16,9 +16,9 @@ from torch import Tensor
 from voxsam.errors import CheckpointError, InputError
 from voxsam.geometry import Grid
 from voxsam.kernels import choose_device
-from voxsam.lab.evaluation.systems import Images, System
-from voxsam.lab.systems.compared import About, ComparedSystem, Job, Log, register
-from voxsam.preprocess import Preprocessing, Window, paste, read_crop
+from voxsam.lab.evaluation.systems import Images, System, pasted_mask
+from voxsam.lab.systems.compared import About, Job, Untrained, register
+from voxsam.preprocess import Preprocessing, Window, read_crop
 from voxsam.prompts import Point
 from voxsam.volume import Volume
 from voxsam.weights.file import read_pickle
@@ -37,7 +37,7 @@ BUILDER = "src.models.build_sam3D"
 
 
 @register("prism")
-class Prism(ComparedSystem):
+class Prism(Untrained):
     """A model trained by its authors; the row imports their code, so a plan with it needs `--trust`."""
 
     name = "prism"
@@ -75,9 +75,6 @@ class Prism(ComparedSystem):
             given = f"the option statistics of prism: {job.options.get('statistics')}"
             raise InputError(given, f"one of {', '.join(STATISTICS)}", "say which model it is")
 
-    def train(self, job: Job, log: Log) -> None:
-        """Do nothing: the authors' model is used as it is."""
-
     def load(self, job: Job) -> System:
         """The network with the checkpoint's tensors. Raises CheckpointError for a file that does not fit."""
         options, device = job.options, choose_device(job.device)
@@ -101,10 +98,6 @@ class Prism(ComparedSystem):
         clip, mean, sd = STATISTICS[options["statistics"]]
         use = Preprocessing(modality="CT", axes=AXES, spacing_mm=(1, 1, 1), clip=clip, mean=mean, sd=sd)
         return PrismSystem(network.to(device).eval(), use, given.refine, device)
-
-    def tuned_parameters(self, job: Job) -> int:
-        """Zero: it is not trained here."""
-        return 0
 
 
 def _builder(checkout: Path) -> Any:
@@ -155,10 +148,7 @@ class OpenedPrism:
                     given[1].append(torch.tensor([[int(point.positive)]], device=image.device))
                     logits = self._step(image, embedding, features, logits, given)
             probability = torch.sigmoid(logits)[0, 0].float().cpu().numpy()
-        box, values = paste(probability, window, self.scan.grid)
-        out = np.zeros(self.scan.grid.shape, np.uint8)
-        out[box] = values > 0.5
-        return Volume(out, self.scan.grid, "SEG", self.scan.header)
+        return pasted_mask(probability, window, self.scan)
 
     def _encoded(self, first: Point) -> tuple[Window, Tensor, Tensor, list[Tensor]]:
         if self._known is None or self._known[0] != first:

@@ -23,7 +23,7 @@ from voxsam.errors import CheckpointError, InputError, UnsupportedError
 from voxsam.kernels import choose_device
 from voxsam.lab.data.store import open_store
 from voxsam.lab.evaluation.systems import Images, System, turned, turned_back
-from voxsam.lab.systems.compared import EXTRA, About, ComparedSystem, Job, Log, register
+from voxsam.lab.systems.compared import EXTRA, About, Job, Untrained, register
 from voxsam.prompts import Point
 from voxsam.report.metrics import dice
 from voxsam.volume import Volume
@@ -217,7 +217,7 @@ NOTE = (
 
 
 @register("sam-slices")
-class SamSlices(ComparedSystem):
+class SamSlices(Untrained):
     """SAM as published, or with random weights, which only show the protocol."""
 
     name = "sam-slices"
@@ -257,9 +257,6 @@ class SamSlices(ComparedSystem):
         random_sizes(**job.options.get("random", {}))
         _window(job)
 
-    def train(self, job: Job, log: Log) -> None:
-        """Do nothing: SAM is used as it is."""
-
     def load(self, job: Job) -> System:
         """SAM, ready for clicks; its name tells if its weights are random."""
         self._admit(job)
@@ -267,10 +264,6 @@ class SamSlices(ComparedSystem):
         model = load_sam(Path(str(job.options["weights"]))) if random is None else random_sam(**random)
         selection = job.options.get("selection", "pred_iou")
         return SliceSystem(model.to(choose_device(job.device)), _window(job), selection, self.about.title)  # type: ignore[arg-type]
-
-    def tuned_parameters(self, job: Job) -> int | None:
-        """Zero: none are tuned."""
-        return 0
 
     def _admit(self, job: Job) -> None:
         """Mention random weights in the title, and in the note under every table."""
