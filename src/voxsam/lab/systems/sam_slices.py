@@ -71,7 +71,13 @@ def load_sam(path: Path) -> SamModel:
     No code in a file is executed. Raises FileError or CheckpointError.
     """
     if path.is_dir():
-        return _from_folder(path)
+        from transformers import SamModel
+
+        try:
+            return SamModel.from_pretrained(path, local_files_only=True).eval()
+        except (OSError, ValueError, RuntimeError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise CheckpointError(f"{path} could not be read ({reason})", WANTED, "give such a folder") from error
     if is_safetensors(first_bytes(path, 16, WANTED)):
         contents: Mapping[str, Any] = open_safetensors(path)[1]
     else:
@@ -195,16 +201,6 @@ def random_sam(**sizes: int) -> SamModel:
         for parameter in model.parameters():  # transformers initialises the encoder to nearly zero
             torch.nn.init.normal_(parameter, std=RANDOM_SD)
     return model.eval()
-
-
-def _from_folder(path: Path) -> SamModel:
-    from transformers import SamModel
-
-    try:
-        return SamModel.from_pretrained(path, local_files_only=True).eval()
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise CheckpointError(f"{path} could not be read ({reason})", WANTED, "give such a folder") from error
 
 
 Selection = Literal["pred_iou", "first", "oracle"]
@@ -360,14 +356,11 @@ class OpenedSlices:
         if number not in self.embedded:
             self.embedded[number] = self.system.embed(picture)
         masks, guesses = self.system.masks(self.embedded[number], points, labels)
-        return masks[self._chosen(masks, guesses, number)]
-
-    def _chosen(self, masks: NDArray[np.bool_], guesses: NDArray[np.float32], number: int) -> int:
         if self.system.selection == "first":
-            return 0
+            return masks[0]
         if self.truth is not None:
-            return int(np.argmax([dice(mask, self.truth[:, :, number].T) for mask in masks]))
-        return int(guesses.argmax())
+            guesses = np.array([dice(mask, self.truth[:, :, number].T) for mask in masks])
+        return masks[guesses.argmax()]
 
 
 def _window(job: Job) -> tuple[float, float]:
