@@ -15,8 +15,8 @@ from tests.lab.evaluation.known_systems import LESION, SMALL, Painter, write_cas
 from tests.lab.training.minuscule import write
 from voxsam.cli import main
 from voxsam.io import read_volume, write_mask, write_volume
-from voxsam.lab.compare.captions import notes
 from voxsam.lab.compare.order import Outcome, Training
+from voxsam.lab.compare.output import notes
 from voxsam.lab.compare.plan import Plan
 from voxsam.lab.compare.tables import Found, RowResult, best_of, markdown
 from voxsam.lab.data.cases import find_cases

@@ -14,8 +14,8 @@ from pydantic import ValidationError
 from tests.lab.evaluation.known_systems import LESION, SMALL, write_cases
 from voxsam.cli import main
 from voxsam.errors import InputError
-from voxsam.lab.compare.captions import notes
 from voxsam.lab.compare.order import Outcome, Training
+from voxsam.lab.compare.output import notes
 from voxsam.lab.compare.plan import Plan, read_plan
 from voxsam.lab.compare.results import CaseScore, Result, plan_digest, read_results, save_results
 from voxsam.lab.compare.tables import best_of, collect, markdown

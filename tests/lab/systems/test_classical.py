@@ -5,7 +5,7 @@ import pytest
 
 from voxsam.errors import UnsupportedError
 from voxsam.geometry import Grid
-from voxsam.lab.evaluation.systems import CLASSICAL
+from voxsam.lab.systems.classical import CLASSICAL
 from voxsam.prompts import Point
 from voxsam.volume import Volume
 

@@ -95,7 +95,8 @@ def _served(address: str, api_key: str | None, title: str | None, negative: bool
 
 def _loaded(model: str, device: str) -> System:
     import voxsam.lab.systems  # noqa: F401, so that their model files can be loaded, too
-    from voxsam.lab.evaluation.systems import CLASSICAL, SessionSystem
+    from voxsam.lab.evaluation.systems import SessionSystem
+    from voxsam.lab.systems.classical import CLASSICAL
     from voxsam.weights import load_model
 
     return CLASSICAL[model]() if model in CLASSICAL else SessionSystem(load_model(model, device))

@@ -68,7 +68,7 @@ def command(
         require_markers(write, chosen.name)
     if output is None:
         folder = results or find_named(plan, "plans").parent / "results" / chosen.name
-        typer.echo(write_output(chosen, [], folder, write, read_results(chosen, folder)))
+        typer.echo(write_output(chosen, read_results(chosen, folder), [], folder, write))
         return
     make_folder(output)
     with alone_in(output), ProgressBar() as progress:
@@ -79,7 +79,7 @@ def command(
         found = [result_of(chosen, task) for task in tasks]
         if results is not None:
             save_results(found, results)
-        text = write_output(chosen, tasks, output, write, found)
+        text = write_output(chosen, found, tasks, output, write)
     typer.echo(text)
     failed = [task for task in tasks if task.outcome is None]
     if failed and not tables:

@@ -166,7 +166,8 @@ def _finish(evaluations: list[Evaluation], output: Path, card: tuple[Path, str] 
 
 def _system(model: tuple[str, str, str], auto: bool, follow: bool) -> System:
     import voxsam.lab.systems  # noqa: F401, so that their model files can be evaluated, too
-    from voxsam.lab.evaluation.systems import CLASSICAL, AutomaticSystem, SessionSystem
+    from voxsam.lab.evaluation.systems import AutomaticSystem, SessionSystem
+    from voxsam.lab.systems.classical import CLASSICAL
     from voxsam.weights import load_model
 
     if model[0] in CLASSICAL:

@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from voxsam.atomic import atomic_path
 from voxsam.errors import InputError
-from voxsam.lab.compare.plan import DataSpec, Phantoms, Plan, RowSpec, settings
+from voxsam.lab.compare.plan import DataSpec, Phantoms, Plan, RowSpec, Strict, settings
 from voxsam.lab.data.cases import Case
 from voxsam.lab.data.layouts import choose_cases, find_labelled, write_phantoms
 from voxsam.lab.data.parallel import ReportProgress
@@ -44,7 +44,16 @@ def prepare_data(spec: DataSpec, fold: int | None, folder: Path, progress: Repor
 
     Raises what `prepare` raises, and InputError for a data set without test cases.
     """
-    raw = Path(spec.folder) if spec.folder is not None else _phantoms(spec.phantoms or Phantoms(), folder, progress)
+    if spec.folder is not None:
+        raw = Path(spec.folder)
+    else:
+        phantoms = spec.phantoms or Phantoms()
+        shape, spacing = ("x".join(map(str, numbers)) for numbers in (phantoms.shape, phantoms.spacing_mm))
+        raw = folder / f"phantoms-{phantoms.count}-{phantoms.seed}-{shape}-{spacing}-{phantoms.brighter_hu}"
+        if not (raw / "dataset.json").is_file():  # written last
+            shutil.rmtree(raw, ignore_errors=True)
+            seeds, grid = range(phantoms.seed, phantoms.seed + phantoms.count), (phantoms.shape, phantoms.spacing_mm)
+            write_phantoms(raw, seeds, grid, CLOSE, progress, phantoms.brighter_hu)
     options = Options(spec.layout, spec.labels, spec.spacing_mm, spec.split_seed)
     if fold is not None:
         options = replace(options, fold=spec.folds[fold], patient=spec.patient)
@@ -68,24 +77,8 @@ def example_names(store: PreparedData, count: int) -> list[str]:
     return [ordered[round(place)] for place in places]
 
 
-def _phantoms(spec: Phantoms, folder: Path, progress: ReportProgress) -> Path:
-    """Generate phantoms on this grid from these seeds unless they exist; return their folder."""
-    shape, spacing = ("x".join(map(str, numbers)) for numbers in (spec.shape, spec.spacing_mm))
-    raw = folder / f"phantoms-{spec.count}-{spec.seed}-{shape}-{spacing}-{spec.brighter_hu}"
-    if not (raw / "dataset.json").is_file():  # written last
-        shutil.rmtree(raw, ignore_errors=True)
-        seeds = range(spec.seed, spec.seed + spec.count)
-        write_phantoms(raw, seeds, (spec.shape, spec.spacing_mm), CLOSE, progress, spec.brighter_hu)
-    return raw
-
-
-DIGITS = 10  # of a digest in folder names
-
-
-class Record(BaseModel):
-    """A record written whole or not at all."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class Record(Strict):
+    """A record in a file, written whole or not at all."""
 
     def save(self, path: Path) -> None:
         """Write it as JSON."""
@@ -196,12 +189,6 @@ def make_order(
     )
 
 
-def job_folder(out: Path, order: WorkOrder, trained: RowSpec, data: DataSpec) -> Path:
-    """The folder of a job; rows that share a training share the folder."""
-    part = "" if order.fold is None else f"-fold{order.fold}"
-    return out / "jobs" / data.name / f"{trained.row}{part}-{order.seed}-{order.training_digest}"
-
-
 def import_modules(names: Sequence[str]) -> None:
     """Import the modules of a plan, from the current folder or Python's path."""
     if names and "" not in sys.path and str(Path.cwd()) not in sys.path:
@@ -227,6 +214,6 @@ def _files(*given: Any) -> Iterator[str]:
 
 
 def digest_of(what: Any) -> str:
-    """A short digest of a value that JSON, or failing that `str`, can represent."""
+    """The digest, in ten digits, of a value that JSON, or failing that `str`, can represent."""
     text = json.dumps(what, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:DIGITS]
+    return hashlib.sha256(text.encode()).hexdigest()[:10]

@@ -1,4 +1,4 @@
-"""The output of a comparison: tables, figures, and a block between markers in a document."""
+"""The output of a comparison: tables with their notes, figures, and a block between markers in a document."""
 
 from __future__ import annotations
 
@@ -14,15 +14,27 @@ from matplotlib.figure import Figure
 from voxsam.atomic import atomic_path, make_folder
 from voxsam.boxes import bounding_box
 from voxsam.io import read_volume
-from voxsam.lab.compare.captions import notes
 from voxsam.lab.compare.order import cases_to_test
 from voxsam.lab.compare.plan import DataSpec, Plan
-from voxsam.lab.compare.results import Result, result_of
+from voxsam.lab.compare.results import Result
 from voxsam.lab.compare.runner import Task, Timing
-from voxsam.lab.compare.tables import NAMES, RowResult, collect, latex, markdown, methods, table_csv
+from voxsam.lab.compare.tables import (
+    APART,
+    LATE_GAIN,
+    NAMES,
+    OVERLAP_MARK,
+    OWN_MINUTES_MARK,
+    UNCONVERGED_MARK,
+    RowResult,
+    collect,
+    latex,
+    markdown,
+    methods,
+    table_csv,
+)
 from voxsam.lab.evaluation.clicks import deepest_voxel
 from voxsam.lab.evaluation.protocol import read_case, read_evaluation
-from voxsam.lab.evaluation.tables import write_between_markers
+from voxsam.lab.evaluation.tables import NOTHING, write_between_markers
 from voxsam.report.metrics import dice
 from voxsam.report.panels import BACKGROUND, INK, Plane, Scene, draw_plane
 from voxsam.volume import Volume
@@ -33,6 +45,180 @@ SHOWN = 1.8  # width of the panels, times the tumour's longest side
 LEAST_MM = 90.0
 SERIES = ("#0072b2", "#56b4e9", "#009e73", "#e69f00", "#cc79a7")  # distinct for the colour-blind
 DARK, GREY = "#1f2933", "#52606d"
+
+
+def write_output(
+    plan: Plan,
+    results: Sequence[Result],
+    tasks: Sequence[Task],
+    out: Path,
+    document: Path | None = None,
+) -> str:
+    """Write all tables and figures of the results so far; return the Markdown.
+
+    `tasks` are the jobs whose masks are drawn; kept results have none. In `document` the block between `<!-- NAME -->`
+    and `<!-- /NAME -->`, where NAME is the plan's, is replaced, and the figures are copied to the folder images/ beside
+    it. Raises FileError if something cannot be written.
+    """
+    rows = collect(plan, results)
+    footnotes = notes(plan, rows)
+    run: Timing | None = Timing.read(out / "timing.json")
+    if run is not None:
+        room = f"with room for {run.jobs} jobs of {run.threads} threads"
+        footnotes.append(f"The whole plan: {run.seconds / 60:.1f} minutes, {room}.")
+    text = markdown(plan, rows, footnotes)
+    contents = {
+        "table.md": f"# {plan.title}\n\n{text}\n",
+        "table.tex": latex(plan, rows, footnotes),
+        "table.csv": table_csv(plan, rows),
+    }
+    for name, content in contents.items():
+        with atomic_path(out / name) as temporary:
+            temporary.write_text(content, encoding="utf-8")
+    make_folder(out / "figures")
+    figures = write_figures(plan, tasks, rows, out / "figures")
+    if document is not None:
+        write_between_markers(document, plan.name, f"{text}\n\n{_linked(plan, figures, document)}")
+    return text
+
+
+def _linked(plan: Plan, figures: Sequence[Path], document: Path) -> str:
+    """Copy the figures to images/ beside a document, and return the Markdown that shows them."""
+    images = document.parent / "images"
+    make_folder(images)
+    lines = []
+    for figure in figures:
+        name = f"{plan.name}-{figure.name}"
+        with atomic_path(images / name) as temporary:
+            temporary.write_bytes(figure.read_bytes())
+        os.chmod(images / name, 0o644)
+        lines.append(f"![{plan.title}: {figure.stem}](images/{name})")
+    return "\n\n".join(lines)
+
+
+def notes(plan: Plan, rows: Sequence[RowResult]) -> list[str]:
+    """All notes for the reader, one line each, in the order in which a reviewer would ask."""
+    reference = next(row.title for row in rows if row.row == plan.reference)
+    return [
+        *_protocol(plan, rows),
+        *_starts(rows),
+        *_budget(plan, rows),
+        *_seeds(plan, rows),
+        *_leakage(plan, rows),
+        "Dice and NSD in per cent, mean over cases with its 95 % bootstrap interval; p: two-sided paired Wilcoxon test "
+        f"of Dice against {reference} with as many clicks (without clicks: its fewest), not corrected for many tests. "
+        f"Bold: the best mean, if the same test against the best of the other rows has p < {APART:g}.",
+        *_rest(plan, rows),
+    ]
+
+
+def _protocol(plan: Plan, rows: Sequence[RowResult]) -> list[str]:
+    lines = []
+    for data in plan.data:
+        found = [row.found[data.name] for row in rows if data.name in row.found]
+        if found:
+            cases = max(len(one.evaluation.cases) for one in found)
+            trials, folds = found[0].evaluation.settings.trials, len(data.folds)
+            part = f", each in one of {folds} folds that the plan names" if folds else ""
+            lines.append(
+                f"{data.shown}: {cases} test cases{part}, {trials} trials of random clicks where a system takes clicks."
+            )
+    return lines
+
+
+def _starts(rows: Sequence[RowResult]) -> list[str]:
+    """What the training of each row starts from, as far as known."""
+    titles: dict[str, list[str]] = {}
+    for row in rows:
+        for start in dict.fromkeys(outcome.start for outcome in row.outcomes if outcome.start):
+            titles.setdefault(start, []).append(row.title)
+    return [f"Training begins with {start}: {', '.join(own)}." for start, own in titles.items()]
+
+
+def _budget(plan: Plan, rows: Sequence[RowResult]) -> list[str]:
+    """The minutes of each training, and which rows had converged within them."""
+    budget = plan.budget
+    if budget is None:
+        return []
+    rule = ""
+    if len(budget.rate_factors) > 1:
+        *most, last = (f"{factor:g}" for factor in budget.rate_factors)
+        rule = (
+            f" The learning rate of each is chosen by one rule: {', '.join(most)} and {last} times its usual one run"
+            f" for {100 * budget.trial:g} % of the minutes each, and the one with the best Dice on the validation cases"
+            " goes on to the end; all trials count."
+        )
+    lines = [
+        f"Each training may take {budget.minutes:g} minutes of processor time (on a GPU: of the clock), with its"
+        f" validations, without reading and preparing data.{rule}"
+    ]
+    for row in rows:
+        minutes = plan.trained(plan.row(row.row)).minutes
+        if minutes is not None:
+            lines.append(
+                f"{OWN_MINUTES_MARK} {row.title}: {minutes:g} minutes instead; it stands beside the comparison and is"
+                " never bold."
+            )
+    known = [row for row in rows if any(outcome.training.trained for outcome in row.outcomes)]
+    gains = ", ".join(f"{row.title} {NOTHING if row.late_gain is None else f'{row.late_gain:.3f}'}" for row in known)
+    if known:
+        lines.append(
+            f"{UNCONVERGED_MARK} has not converged, and is never bold: in the last third of the training the best Dice"
+            f" on the validation cases still rose by more than {LATE_GAIN:g} (mean over folds and seeds), or there were"
+            f" too few validations to tell. It rose by: {gains}."
+        )
+    return lines
+
+
+def _seeds(plan: Plan, rows: Sequence[RowResult]) -> list[str]:
+    groups: dict[tuple[int, ...], list[str]] = {}
+    for row in rows:
+        groups.setdefault(plan.seeds_of(plan.row(row.row)), []).append(row.title)
+    if len(groups) == 1:
+        return [f"Seeds: {', '.join(map(str, next(iter(groups))))}."]
+    each = "; ".join(f"{', '.join(map(str, seeds))}: {', '.join(own)}" for seeds, own in groups.items())
+    return [f"Seeds {each}. A case's score is the mean over them; their spread is in table.csv."]
+
+
+def _leakage(plan: Plan, rows: Sequence[RowResult]) -> list[str]:
+    lines = []
+    for data in plan.data:
+        if data.folds:
+            lines.append(
+                f"Leakage: in each fold of {data.shown} nobody of the test part is in the training or validation part,"
+                f" by the patient in a case's name ({data.patient})."
+            )
+        own = {row.title: row.found[data.name] for row in rows if data.name in row.found}
+        clean = [title for title, found in own.items() if found.checked and not found.overlap]
+        if clean:
+            lines.append(
+                f"The voxels and names of the test cases of {data.shown} were looked for among all that the model lists"
+                f" of its training, and were not found: {', '.join(clean)}."
+            )
+        for title, found in own.items():
+            if found.overlap:
+                cases = "; ".join(f"{case}: {how}" for case, how in found.overlap.items())
+                count = f"{len(found.overlap)} of {len(found.evaluation.cases)} test cases of {data.shown}"
+                lines.append(
+                    f"{OVERLAP_MARK} {title} was trained on {count}: its numbers are no test, and never bold ({cases})."
+                )
+    return lines
+
+
+def _rest(plan: Plan, rows: Sequence[RowResult]) -> list[str]:
+    lines = []
+    machines = sorted({outcome.machine for row in rows for outcome in row.outcomes})
+    if machines:
+        lines.append(f"Machine: {'; '.join(machines)} for each job.")
+    own = [outcome for row in rows if plan.row(row.row).trained_as is None for outcome in row.outcomes]
+    used = sum(outcome.training.trained.minutes for outcome in own if outcome.training.trained is not None)
+    if used:
+        lines.append(f"All trainings together: {used / 60:.1f} hours of processor time.")
+    lines += list(dict.fromkeys(f"{row.title}: {row.note}" for row in rows if row.note and row.found))
+    for row in rows:
+        lines += [f"{row.title} failed on {name}: {reason}" for name, reason in row.failed.items()]
+        lines += [f"{row.title} on {name}: {count} not run yet" for name, count in row.waiting.items()]
+    return lines
 
 
 def write_figures(plan: Plan, tasks: Sequence[Task], rows: Sequence[RowResult], folder: Path) -> list[Path]:
@@ -122,56 +308,3 @@ def _bars(plan: Plan, rows: Sequence[RowResult], data: DataSpec) -> Figure:
     title = f"{plan.title}, {data.shown}: mean over test cases, 95 % interval"
     figure.suptitle(title, x=0.01, ha="left", fontsize=10, color=GREY)
     return figure
-
-
-def write_output(
-    plan: Plan,
-    tasks: Sequence[Task],
-    out: Path,
-    document: Path | None = None,
-    results: Sequence[Result] | None = None,
-) -> str:
-    """Write all tables and figures of the results so far; return the Markdown.
-
-    `results` replaces those of the tasks with kept ones, for which there are no masks to draw. In `document` the block
-    between `<!-- NAME -->` and `<!-- /NAME -->`, where NAME is the plan's, is replaced, and the figures are copied to
-    the folder images/ beside it. Raises FileError if something cannot be written.
-    """
-    rows = collect(plan, [result_of(plan, task) for task in tasks] if results is None else results)
-    footnotes = [*notes(plan, rows), *took(out)]
-    text = markdown(plan, rows, footnotes)
-    contents = {
-        "table.md": f"# {plan.title}\n\n{text}\n",
-        "table.tex": latex(plan, rows, footnotes),
-        "table.csv": table_csv(plan, rows),
-    }
-    for name, content in contents.items():
-        with atomic_path(out / name) as temporary:
-            temporary.write_text(content, encoding="utf-8")
-    make_folder(out / "figures")
-    figures = write_figures(plan, tasks, rows, out / "figures")
-    if document is not None:
-        write_between_markers(document, plan.name, f"{text}\n\n{_linked(plan, figures, document)}")
-    return text
-
-
-def took(out: Path) -> list[str]:
-    """A note on how long the whole comparison has run."""
-    run: Timing | None = Timing.read(out / "timing.json")
-    if run is None:
-        return []
-    return [f"The whole plan: {run.seconds / 60:.1f} minutes, with room for {run.jobs} jobs of {run.threads} threads."]
-
-
-def _linked(plan: Plan, figures: Sequence[Path], document: Path) -> str:
-    """Copy the figures to images/ beside a document, and return the Markdown that shows them."""
-    images = document.parent / "images"
-    make_folder(images)
-    lines = []
-    for figure in figures:
-        name = f"{plan.name}-{figure.name}"
-        with atomic_path(images / name) as temporary:
-            temporary.write_bytes(figure.read_bytes())
-        os.chmod(images / name, 0o644)
-        lines.append(f"![{plan.title}: {figure.stem}](images/{name})")
-    return "\n\n".join(lines)

@@ -30,11 +30,13 @@ _SETTINGS = TypeAdapter(EvaluationSettings)
 Key = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]  # part of a folder's name
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
+    """A record that cannot be changed and has no unknown keys."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Phantoms(_Strict):
+class Phantoms(Strict):
     """Generated scans, used if no folder is given for a data set."""
 
     count: PositiveInt = 12
@@ -44,7 +46,7 @@ class Phantoms(_Strict):
     brighter_hu: NonNegativeInt = 0  # added to every tumour, so that it is learned in minutes
 
 
-class DataSpec(_Strict):
+class DataSpec(Strict):
     """One data set, and how it is prepared (voxsam.lab.data.prepare.Options)."""
 
     name: Key
@@ -81,7 +83,7 @@ class DataSpec(_Strict):
         return tuple(range(len(self.folds))) or (None,)
 
 
-class RowSpec(_Strict):
+class RowSpec(Strict):
     """One row of the tables. `recipe` and `evaluation` override keys of the plan for this row alone."""
 
     system: str
@@ -102,7 +104,7 @@ class RowSpec(_Strict):
         return {"row": fields.get("system", ""), **fields} if isinstance(fields, dict) else fields
 
 
-class Plan(_Strict):
+class Plan(Strict):
     """A comparison. Every system gets the same data, recipe keys, budget and evaluation.
 
     `job_cores` and `job_gb` are the needs of one job: as many run at once as the machine has room for (with GPUs, one
@@ -206,9 +208,7 @@ def settings(*fields: Mapping[str, Any]) -> EvaluationSettings:
 def read_plan(path: Path, folders: Mapping[str, str] | None = None, data_needed: bool = True) -> Plan:
     """Read a plan from YAML; `folders` overrides the folders of its data sets, by name.
 
-    Without `data_needed` a data set may have none.
-
-    Raises FileError or InputError with the first fault in one line.
+    Without `data_needed` a data set may have none. Raises FileError or InputError with the first fault in one line.
     """
     fields = read_keys(path, "plan")
     try:
@@ -220,19 +220,13 @@ def read_plan(path: Path, folders: Mapping[str, str] | None = None, data_needed:
         raise InputError(
             f"{path}: {where}: {what}", "the keys of voxsam.lab.compare.plan.Plan", "correct it"
         ) from error
-    return _with_folders(plan, folders or {}, data_needed)
-
-
-def _with_folders(plan: Plan, folders: Mapping[str, str], needed: bool) -> Plan:
-    names = [data.name for data in plan.data]
+    names, folders = [data.name for data in plan.data], folders or {}
     unknown = [name for name in folders if name not in names]
     if unknown:
         raise InputError(f"--data {unknown[0]}=...", f"one of the plan's {', '.join(names)}", "change the name")
-    data = tuple(
-        one.model_copy(update={"folder": folders[one.name]}) if one.name in folders else one for one in plan.data
-    )
+    data = tuple(one.model_copy(update={"folder": folders.get(one.name, one.folder)}) for one in plan.data)
     for one in data:
-        if needed and one.folder is None and one.phantoms is None:
+        if data_needed and one.folder is None and one.phantoms is None:
             remedy = f"add --data {one.name}=FOLDER"
             raise InputError(f"no folder for the data set {one.name}", "the folder that it was unpacked to", remedy)
     return plan.model_copy(update={"data": data})

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from voxsam.atomic import make_folder
 from voxsam.errors import FileError
 from voxsam.lab.compare.order import Outcome, Record, digest_of
-from voxsam.lab.compare.plan import DataSpec, Plan, RowSpec, settings
+from voxsam.lab.compare.plan import DataSpec, Plan, RowSpec, Strict, settings
 from voxsam.lab.compare.runner import Task
 from voxsam.lab.evaluation.protocol import Evaluation, ScoredMask, read_evaluation
 from voxsam.lab.evaluation.scores import Scores
@@ -29,10 +29,8 @@ from voxsam.lab.evaluation.tables import by_case, rows_of
 from voxsam.lab.training.recipe import overridden
 
 
-class CaseScore(BaseModel):
+class CaseScore(Strict):
     """A case with one number of clicks: means over its trials."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     case: str
     kind: str

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
@@ -31,7 +31,6 @@ from voxsam.lab.compare.order import (
     WorkOrder,
     example_names,
     import_modules,
-    job_folder,
     make_order,
     prepare_data,
 )
@@ -91,16 +90,6 @@ class Processes:
             end_group(process)
 
 
-@contextmanager
-def ended_together() -> Iterator[Processes]:
-    """Processes that are ended on leaving the block."""
-    processes = Processes()
-    try:
-        yield processes
-    finally:
-        processes.close()
-
-
 def ask_to_stop(process: subprocess.Popen) -> None:
     """Ask a process to stop, and wait up to GRACE_S for it."""
     if process.poll() is None:
@@ -140,9 +129,8 @@ def end_with_parent() -> None:
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
     """Hold a lock on a folder. Raises InputError if another process holds it."""
-    lock = FileLock(folder / ".lock")
     try:
-        lock.acquire(timeout=0)
+        lock = FileLock(folder / ".lock").acquire(timeout=0)
     except Timeout as error:
         given = f"{folder}, in which another `voxsam compare` is running"
         raise InputError(given, "a folder of its own", "wait for it, or choose another with -o") from error
@@ -250,7 +238,9 @@ def _tasks_of(plan: Plan, out: Path, data: DataSpec, fold: int | None, store: Pr
             if seed not in plan.seeds_of(row):
                 continue
             order = make_order(plan, row, data, fold, seed, store, examples)
-            task = Task(row, data, order, job_folder(out, order, plan.trained(row), data))
+            part = "" if fold is None else f"-fold{fold}"  # rows that share a training share the folder
+            name = f"{plan.trained(row).row}{part}-{seed}-{order.training_digest}"
+            task = Task(row, data, order, out / "jobs" / data.name / name)
             with _naming(plan, row):
                 order.compared().check(order.job(task.folder))
             yield task
@@ -313,7 +303,7 @@ def _run_all(plan: Plan, tasks: Sequence[Task], waiting: Sequence[Task], room: R
         finally:
             devices.put(device)
 
-    with ended_together() as processes, ThreadPoolExecutor(room.jobs) as pool:
+    with closing(Processes()) as processes, ThreadPoolExecutor(room.jobs) as pool:
         futures = [pool.submit(follow, chain) for chain in chains.values()]
         try:
             for future in futures:

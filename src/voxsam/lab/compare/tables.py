@@ -96,9 +96,9 @@ def _row(plan: Plan, spec: RowSpec, results: Sequence[Result]) -> RowResult:
     found, failed, waiting = {}, {}, {}
     for data in plan.data:
         own = [one for one in results if one.data == data.name]
-        done = [(one, one.outcome) for one in own if one.outcome is not None]
+        done = [one for one in own if one.outcome is not None]
         if done:
-            found[data.name] = _found(plan, [one for one, _ in done], [outcome for _, outcome in done])
+            found[data.name] = _found(plan, done)
         lost = [one for one in own if one.outcome is None]
         reasons = {one.seed: one.failure for one in lost if one.failure}
         pending = sum(not one.failure for one in lost)
@@ -113,28 +113,22 @@ def _row(plan: Plan, spec: RowSpec, results: Sequence[Result]) -> RowResult:
     return RowResult(spec.row, spec.title or title, note, found, failed, waiting)
 
 
-def _found(plan: Plan, results: Sequence[Result], outcomes: Sequence[Outcome]) -> Found:
+def _found(plan: Plan, results: Sequence[Result]) -> Found:
+    """Join the folds of each seed, which have distinct cases; then the seeds, whose rows become additional trials."""
     by_seed: dict[int, list[Evaluation]] = {}
     for one in results:
         by_seed.setdefault(one.seed, []).append(one.evaluation(plan))
-    seeds = [_joined(folds) for folds in by_seed.values()]
-    return Found(_together(seeds), tuple(outcomes), tuple(seeds), all(one.checked for one in results))
-
-
-def _joined(folds: Sequence[Evaluation]) -> Evaluation:
-    """Join the folds of one seed, which have distinct cases."""
-    overlap = {case: how for one in folds for case, how in one.overlap.items()}
-    return replace(folds[0], rows=tuple(row for one in folds for row in one.rows), overlap=overlap)
-
-
-def _together(evaluations: Sequence[Evaluation]) -> Evaluation:
-    """Join several seeds, whose rows become additional trials."""
+    seeds = []
+    for folds in by_seed.values():
+        overlap = {case: how for one in folds for case, how in one.overlap.items()}
+        seeds.append(replace(folds[0], rows=tuple(row for one in folds for row in one.rows), overlap=overlap))
     rows = tuple(
-        replace(row, trial=row.trial + number * evaluation.settings.trials)
-        for number, evaluation in enumerate(evaluations)
-        for row in evaluation.rows
+        replace(row, trial=row.trial + number * one.settings.trials)
+        for number, one in enumerate(seeds)
+        for row in one.rows
     )
-    return replace(evaluations[0], rows=rows)
+    outcomes = tuple(one.outcome for one in results if one.outcome is not None)
+    return Found(replace(seeds[0], rows=rows), outcomes, tuple(seeds), all(one.checked for one in results))
 
 
 def p_value(own: dict[str, float], reference: dict[str, float]) -> float | None:
@@ -192,13 +186,20 @@ def methods(plan: Plan, rows: Sequence[RowResult]) -> list[Method]:
     for row in rows:
         entries: dict[str, dict[str, Entry]] = {}
         for data, own in row.found.items():
+            other = None if row is reference else reference.found.get(data)
             for line in own.lines:
-                p = {} if row is reference else _tests(line, reference.found.get(data))
+                p = {} if other is None else _tests(line, counterpart(line, other))
                 entries.setdefault(line.label, {})[data] = Entry(own, line, p)
-        found += [Method(_title(_marked(plan, row), label), row, own) for label, own in entries.items()]
+        title = _marked(plan, row)
+        for label, of_label in entries.items():
+            found.append(Method(title if label == "automatic" else f"{title} ({label})", row, of_label))
         if not entries:
             found.append(Method(row.title, row, {}))
     return found
+
+
+def _tests(line: Line, other: Line) -> dict[str, float | None]:
+    return {name: p_value(line.by_case(name), other.by_case(name)) for name in NUMBERS}
 
 
 OVERLAP_MARK = "†"  # on a row that was trained on test cases
@@ -219,17 +220,6 @@ def _marked(plan: Plan, row: RowResult) -> str:
 def _apart(plan: Plan, row: RowResult) -> bool:
     """Whether a row has its own minutes, and so takes no part in the comparison."""
     return plan.trained(plan.row(row.row)).minutes is not None
-
-
-def _title(title: str, label: str) -> str:
-    return title if label == "automatic" else f"{title} ({label})"
-
-
-def _tests(line: Line, reference: Found | None) -> dict[str, float | None]:
-    if reference is None:
-        return {}
-    other = counterpart(line, reference)
-    return {name: p_value(line.by_case(name), other.by_case(name)) for name in NUMBERS}
 
 
 def main_rows(plan: Plan, rows: Sequence[RowResult]) -> list[dict[str, str]]:

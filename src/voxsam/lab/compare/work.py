@@ -12,8 +12,6 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +22,7 @@ from voxsam.errors import InputError
 from voxsam.io import write_mask
 from voxsam.lab.compare.order import Failure, Outcome, Training, WorkOrder, cases_to_test
 from voxsam.lab.compare.runner import end_with_parent
-from voxsam.lab.evaluation.protocol import Evaluation, ScoredMask, Watch, evaluate, save_evaluation
+from voxsam.lab.evaluation.protocol import ScoredMask, Watch, evaluate, save_evaluation
 from voxsam.lab.systems.compared import ComparedSystem, Job
 from voxsam.lab.training import Stopped
 from voxsam.volume import Volume
@@ -41,15 +39,19 @@ def work(folder: Path, digest: str) -> None:
     if not trained.takes_clicks:
         settings = replace(settings, corrective=0, per_lesion=False)  # only for clicks
     log(f"evaluating {len(cases)} cases")
-    evaluation = evaluate(trained, cases, settings, order.dataset, _progress, _keep_masks(order, results))
+    watch = _keep_masks(order, results)
+    evaluation = evaluate(trained, cases, settings, order.dataset, lambda stage, fraction: log(stage), watch)
     save_evaluation(evaluation, results / "evaluation.json")
+    first: dict[str, float] = {}  # seconds to the first mask of each case
+    for row in evaluation.rows:
+        first.setdefault(row.case, row.seconds)
     outcome = Outcome(
         training=training,
         peak_gb=max(training.peak_gb, peak_gb()),
         tuned=system.tuned_parameters(job),
         tuned_encoder=system.tuned_encoder_parameters(job),
         total=evaluation.parameters,
-        scan_seconds=_scan_seconds(evaluation),
+        scan_seconds=float(np.mean(list(first.values()))),
         machine=machine(),
         title=system.about.title,
         note=system.about.note,
@@ -123,41 +125,23 @@ def _keep_masks(order: WorkOrder, results: Path) -> Watch:
     return keep
 
 
-def _scan_seconds(evaluation: Evaluation) -> float:
-    first: dict[str, float] = {}
-    for row in evaluation.rows:
-        first.setdefault(row.case, row.seconds)
-    return float(np.mean(list(first.values())))
-
-
-def _progress(stage: str, fraction: float | None) -> None:
-    log(stage)
-
-
-@contextmanager
-def _recorded(results: Path) -> Iterator[None]:
-    """Record in one line why a job failed; the log has the details."""
+def main(arguments: list[str]) -> None:
+    """Run the job of the command line. A failure is recorded in one line; the log has the details."""
+    folder, digest = Path(arguments[0]), arguments[1]
+    failure = folder / digest / "failure.json"
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # so that the time of the attempt is kept
+    end_with_parent()
     try:
-        yield
+        work(folder, digest)
     except Stopped as stop:
         raise SystemExit(str(stop)) from None  # on request; the next run resumes
     except InputError as error:
-        Failure(reason=str(error)).save(results / "failure.json")
+        Failure(reason=str(error)).save(failure)
         raise SystemExit(f"voxsam: {error}") from error
     except Exception as error:
         traceback.print_exc()
-        what = " ".join(f"{type(error).__name__}: {error}".split())
-        Failure(reason=what).save(results / "failure.json")
+        Failure(reason=" ".join(f"{type(error).__name__}: {error}".split())).save(failure)
         raise SystemExit(1) from error
-
-
-def main(arguments: list[str]) -> None:
-    """Run the job of the command line."""
-    folder, digest = Path(arguments[0]), arguments[1]
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # so that the time of the attempt is kept
-    end_with_parent()
-    with _recorded(folder / digest):
-        work(folder, digest)
 
 
 if __name__ == "__main__":

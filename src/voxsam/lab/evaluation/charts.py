@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from voxsam.atomic import atomic_path
 from voxsam.lab.evaluation.protocol import Evaluation
-from voxsam.lab.evaluation.tables import Estimate, Line, grouped, summarise
+from voxsam.lab.evaluation.tables import Line, grouped, summarise
 
 COLOURS = {  # distinct for the colour-blind
     "random": "#0072b2",
@@ -70,9 +70,16 @@ def _dice_against_clicks(evaluation: Evaluation, lines: Sequence[Line]) -> Figur
     for number, kind in enumerate(kinds):
         own = [line for line in lines if line.kind == kind]
         if number == 0:
-            _draw_case_lines(axes, evaluation, own)
+            columns = [line.by_case("dice") for line in own]
+            for case in evaluation.cases:
+                dice = [column[case] for column in columns]
+                axes.plot([line.clicks for line in own], dice, color=CASE_LINE, linewidth=0.9, alpha=0.7)
         clicks = [line.clicks * (1 + DODGE * number) for line in own]
-        _draw_means(axes, clicks, [line.numbers["dice"] for line in own], COLOURS[kind], f"{kind} clicks")
+        means = [line.numbers["dice"] for line in own]
+        value, low, high = np.array([[mean.value, mean.low, mean.high] for mean in means]).T
+        reach, colour = np.nan_to_num([value - low, high - value]), COLOURS[kind]
+        bars = {"capsize": 3, "elinewidth": 1.3, "marker": "o", "markersize": 5, "linewidth": 2.2}
+        axes.errorbar(clicks, value, yerr=reach, color=colour, label=f"{kind} clicks", zorder=3, **bars)
     counts = sorted({line.clicks for line in lines})
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(FixedLocator(counts))
@@ -87,22 +94,6 @@ def _dice_against_clicks(evaluation: Evaluation, lines: Sequence[Line]) -> Figur
         f"bold: mean over cases, 95 % interval; thin: each case, {kinds[0]} clicks",
     )
     return figure
-
-
-def _draw_means(axes: Axes, clicks: Sequence[float], dice: Sequence[Estimate], colour: str, label: str) -> None:
-    """Draw the means as a line, with an error bar for each interval."""
-    values = np.array([[d.value, d.low, d.high] for d in dice]).T
-    reach = np.nan_to_num([values[0] - values[1], values[2] - values[0]])
-    bars = {"capsize": 3, "elinewidth": 1.3, "marker": "o", "markersize": 5, "linewidth": 2.2}
-    axes.errorbar(clicks, values[0], yerr=reach, color=colour, label=label, zorder=3, **bars)
-
-
-def _draw_case_lines(axes: Axes, evaluation: Evaluation, lines: Sequence[Line]) -> None:
-    columns = [line.by_case("dice") for line in lines]
-    for case in evaluation.cases:
-        axes.plot(
-            [line.clicks for line in lines], [c[case] for c in columns], color=CASE_LINE, linewidth=0.9, alpha=0.7
-        )
 
 
 def _case_boxes(evaluation: Evaluation, line: Line) -> Figure:
@@ -144,8 +135,11 @@ def _bland_altman(evaluation: Evaluation, line: Line) -> Figure:
     figure, axes = _figure(6.4, 4.4)
     middle, difference = (mask + truth) / 2, mask - truth
     axes.plot(middle, difference, "o", color=COLOURS[line.kind], markersize=6, alpha=0.8, markeredgewidth=0)
-    if len(middle) <= MAX_NAMED_DOTS:
-        _name_dots(axes, evaluation.cases, middle, difference)
+    if len(middle) <= MAX_NAMED_DOTS:  # alternately above and below, from left to right: neighbours do not overlap
+        style = {"ha": "center", "fontsize": 7.5, "color": FAINT, "parse_math": False, "path_effects": HALO}
+        for turn, number in enumerate(np.argsort(middle, kind="stable")):
+            at, offset = (float(middle[number]), float(difference[number])), (0, -13 if turn % 2 else 6)
+            axes.annotate(evaluation.cases[number], at, offset, textcoords="offset points", **style)
     _draw_agreement(axes, difference)
     axes.margins(y=0.15)
     axes.set_xlim(0, 1.12 * float(middle.max()) or 1.0)
@@ -156,14 +150,6 @@ def _bland_altman(evaluation: Evaluation, line: Line) -> Figure:
         axes, f"{evaluation.system}: volume, {line.title}", "Bland-Altman, a dot for each case (its trials averaged)"
     )
     return figure
-
-
-def _name_dots(axes: Axes, names: Sequence[str], x: NDArray[np.float64], y: NDArray[np.float64]) -> None:
-    """Write the names alternately above and below their dots, from left to right, so that neighbours do not overlap."""
-    for turn, number in enumerate(np.argsort(x, kind="stable")):
-        at, offset = (float(x[number]), float(y[number])), (0, -13 if turn % 2 else 6)
-        style = {"ha": "center", "fontsize": 7.5, "color": FAINT, "parse_math": False, "path_effects": HALO}
-        axes.annotate(str(names[number]), at, offset, textcoords="offset points", **style)
 
 
 def _draw_agreement(axes: Axes, difference: NDArray[np.float64]) -> None:

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from html import escape
 from pathlib import Path
@@ -124,6 +124,8 @@ def write_run_report(evaluation: Evaluation, figures: Sequence[Path], path: str 
     """
     charts = [figure for figure in figures if not figure.name.startswith("overlay_")]
     overlays = [figure for figure in figures if figure.name.startswith("overlay_")]
+    examples = [figure.stem.removeprefix("overlay_") for figure in overlays]
+    listed = " and ".join([", ".join(examples[:-1]), examples[-1]]) if len(examples) > 1 else "".join(examples)
     sections = [
         f"<p>{escape(describe(evaluation))}</p>",
         "<h2>Results</h2>",
@@ -132,7 +134,7 @@ def write_run_report(evaluation: Evaluation, figures: Sequence[Path], path: str 
         _table(additional_rows(evaluation)),
         *([_table(rows)] if (rows := area_rows(evaluation)) else []),
         f'<div class="charts">{"".join(map(_figure, charts))}</div>',
-        f"<h2>{_heading(overlays)}</h2>",
+        f"<h2>{f'{listed} case'.strip().capitalize()}</h2>",
         *map(_figure, overlays),
         "<h2>Each case</h2>",
         _table(case_rows(evaluation)),
@@ -146,20 +148,12 @@ def write_run_report(evaluation: Evaluation, figures: Sequence[Path], path: str 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:
     columns = list(dict.fromkeys(name for row in rows for name in row))
     head = "".join(f"<th>{re.sub(' (?=[%↓↑])', '&nbsp;', escape(name))}</th>" for name in columns)
-    body = "".join(_row([str(row.get(name, NOTHING)) for name in columns]) for row in rows)
+    body = ""
+    for row in rows:
+        cells = [str(row.get(name, NOTHING)) for name in columns]
+        kind = ' class="mean"' if cells[0] == "mean" else ""
+        body += f"<tr{kind}>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>\n"
     return f'<div class="wide"><table>\n<tr>{head}</tr>\n{body}</table></div>'
-
-
-def _row(cells: Sequence[str]) -> str:
-    kind = ' class="mean"' if cells[0] == "mean" else ""
-    return f"<tr{kind}>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>\n"
-
-
-def _heading(overlays: Sequence[Path]) -> str:
-    """A heading that names the best, median and worst case, as far as there are overlays of them."""
-    names = [path.stem.removeprefix("overlay_") for path in overlays]
-    listed = " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else "".join(names)
-    return f"{listed} case".strip().capitalize()
 
 
 def _figure(path: Path) -> str:
@@ -233,10 +227,10 @@ def write_scores(evaluation: Evaluation, path: Path) -> None:
 
     Infinity is written `inf`, a missing number `nan`. Times are left out, so that the same seed gives the same file.
     """
-    lines = [
-        {**{key: getattr(row, key) for key in KEYS}, **asdict(row.scores), "points": _points(row)}
-        for row in evaluation.rows
-    ]
+    lines = []
+    for row in evaluation.rows:
+        points = ";".join(f"{i} {j} {k} {'+' if positive else '-'}" for (i, j, k), positive in row.points)
+        lines.append({**{key: getattr(row, key) for key in KEYS}, **asdict(row.scores), "points": points})
     pd.DataFrame(lines).to_csv(path, **CSV)
 
 
@@ -244,16 +238,26 @@ def write_cases(evaluation: Evaluation, path: Path) -> None:
     """Write one line for each case, kind and number of clicks: means over trials and lesions (for HD95 the median)."""
     lines = []
     for line in summarise(evaluation):
-        columns = {name: line.by_case(name) for name in CASE_NUMBERS}
-        for case, own in grouped(line.rows).items():
-            counts = {"case": case, "kind": line.kind, "clicks": line.clicks, "masks": len(own)}
-            lines.append({**counts, **{name: column[case] for name, column in columns.items()}})
+        masks = {case: len(own) for case, own in grouped(line.rows).items()}
+        for case, numbers in _by_case(line):
+            lines.append({"case": case, "kind": line.kind, "clicks": line.clicks, "masks": masks[case], **numbers})
     pd.DataFrame(lines).to_csv(path, **CSV)
+
+
+def _by_case(line: Line) -> Iterator[tuple[str, dict[str, float]]]:
+    """Each case with its CASE_NUMBERS."""
+    columns = {name: line.by_case(name) for name in CASE_NUMBERS}
+    for case in columns["dice"]:
+        yield case, {name: column[case] for name, column in columns.items()}
 
 
 def summary(evaluation: Evaluation) -> dict[str, Any]:
     """Everything but the rows, in JSON types only; an infinite or missing number is null."""
     lines = summarise(evaluation)
+    cases: dict[str, list[dict[str, Any]]] = {case: [] for case in evaluation.cases}
+    for line in lines:
+        for case, numbers in _by_case(line):
+            cases[case].append({"kind": line.kind, "clicks": line.clicks, **_rounded(numbers)})
     return {
         "kind": KIND,
         "voxsam": __version__,
@@ -262,11 +266,10 @@ def summary(evaluation: Evaluation) -> dict[str, Any]:
         "dataset": evaluation.dataset,
         "settings": asdict(evaluation.settings),
         "lines": [_line(line) for line in lines],
-        "cases": _cases(evaluation, lines),
+        "cases": cases,
         "skipped": evaluation.skipped,
         "areas": {
-            kind: {name: {key: _number(value) for key, value in asdict(one).items()} for name, one in own.items()}
-            for kind, own in areas(evaluation).items()
+            kind: {name: _rounded(asdict(one)) for name, one in own.items()} for kind, own in areas(evaluation).items()
         },
         "overlap": evaluation.overlap,
         "facts": evaluation.facts,
@@ -276,30 +279,13 @@ def summary(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def _line(line: Line) -> dict[str, Any]:
-    numbers = {
-        name: {key: _number(value) for key, value in asdict(estimate).items()}
-        for name, estimate in line.numbers.items()
-    }
+    numbers = {name: _rounded(asdict(estimate)) for name, estimate in line.numbers.items()}
     counts = {"kind": line.kind, "clicks": line.clicks, "cases": line.cases, "masks": line.masks}
     return {**counts, "empty_masks": line.empty_masks, **numbers, "seconds_per_mask": round(line.seconds, 4)}
 
 
-def _cases(evaluation: Evaluation, lines: list[Line]) -> dict[str, list[dict[str, Any]]]:
-    found: dict[str, list[dict[str, Any]]] = {case: [] for case in evaluation.cases}
-    for line in lines:
-        columns = {name: line.by_case(name) for name in CASE_NUMBERS}
-        for case in columns["dice"]:
-            means = {name: _number(column[case]) for name, column in columns.items()}
-            found[case].append({"kind": line.kind, "clicks": line.clicks, **means})
-    return found
-
-
-def _number(value: float) -> float | None:
-    return round(float(value), 6) if math.isfinite(value) else None
-
-
-def _points(row: ScoredMask) -> str:
-    return ";".join(f"{i} {j} {k} {'+' if positive else '-'}" for (i, j, k), positive in row.points)
+def _rounded(numbers: Mapping[str, float]) -> dict[str, float | None]:
+    return {name: round(float(value), 6) if math.isfinite(value) else None for name, value in numbers.items()}
 
 
 def _is_evaluation(folder: Path) -> bool:

@@ -211,18 +211,18 @@ def evaluate_scan(
     `lesions` numbers the lesions of the tumour; None: they are its connected components.
     """
     opened = open_images(system, images, tumour)
-    run = _Run(name, images[0], opened, settings, system.takes_negative, watch)
+    whole = _Target(name, images[0], opened, settings, system.takes_negative, watch, tumour, tumour)
     if not system.takes_clicks:
-        yield run.row(AUTOMATIC, 0, 0, tumour, tumour, ())[0]
-    elif isinstance(run.opened, OpenedPerSlice):
+        yield whole.row(AUTOMATIC, 0, ())[0]
+    elif isinstance(opened, OpenedPerSlice):
         _require_plain(settings, system.name)
-        yield from run.slices(tumour)
+        yield from whole.slices()
     elif settings.per_lesion:
         numbered = components(tumour)[0] if lesions is None else lesions
         for lesion in np.unique(numbered[numbered > 0]).tolist():
-            yield from run.trials(numbered == lesion, tumour, lesion)
+            yield from replace(whole, target=numbered == lesion, lesion=lesion).trials()
     else:
-        yield from run.trials(tumour, tumour, 0)
+        yield from whole.trials()
 
 
 def open_images(system: System, images: Sequence[Volume], tumour: Mask) -> Opened:
@@ -237,8 +237,8 @@ def open_images(system: System, images: Sequence[Volume], tumour: Mask) -> Opene
 
 
 @dataclass(frozen=True)
-class _Run:
-    """One opened scan and how it is clicked."""
+class _Target:
+    """What is clicked in one opened scan, and how."""
 
     name: str
     scan: Volume
@@ -246,55 +246,51 @@ class _Run:
     settings: EvaluationSettings
     negative: bool
     watch: Watch | None
+    tumour: Mask
+    target: Mask  # the whole tumour, or a lesion of it
+    lesion: int = 0  # its number; 0: the whole tumour
 
     @property
     def spacing_mm(self) -> NDArray[np.float64]:
         return self.scan.grid.spacing_mm
 
-    def trials(self, target: Mask, tumour: Mask, lesion: int) -> Iterator[ScoredMask]:
-        """All trials on `target`, a lesion of the tumour or the whole tumour."""
+    def trials(self) -> Iterator[ScoredMask]:
+        """All trials of a system that is clicked in the volume."""
         settings = self.settings
-        maker = ClickMaker(target, self.spacing_mm, settings.region, settings.noise)
+        maker = ClickMaker(self.target, self.spacing_mm, settings.region, settings.noise)
         for trial in range(settings.trials):
-            key = (settings.seed, self.name, lesion, trial)
-            clicks = maker.draw(settings.clicks[-1], *key)
+            clicks = maker.draw(settings.clicks[-1], settings.seed, self.name, self.lesion, trial)
             for count in settings.clicks:
-                yield self.row(RANDOM, lesion, trial, target, tumour, tuple(clicks[:count]))[0]
+                yield self.row(RANDOM, trial, tuple(clicks[:count]))[0]
             if settings.corrective:
-                yield from self.corrected(lesion, trial, target, tumour, clicks[0])
+                yield from self.corrected(trial, clicks[0])
 
-    def slices(self, tumour: Mask) -> Iterator[ScoredMask]:
-        """All trials of a system that takes clicks in every slice of the tumour."""
-        settings = self.settings
+    def slices(self) -> Iterator[ScoredMask]:
+        """All trials of a system that takes clicks in every slice of the target."""
+        settings, grid = self.settings, self.scan.grid
         for trial in range(settings.trials):
-            drawn = clicks_in_slices(tumour, self.scan.grid, settings.clicks[-1], settings.seed, self.name, 0, trial)
+            key = (settings.seed, self.name, self.lesion, trial)
+            drawn = clicks_in_slices(self.target, grid, settings.clicks[-1], *key)
             for count in settings.clicks:
                 clicks = tuple(click for in_slice in drawn for click in in_slice[:count])
-                yield self.row(PER_SLICE, 0, trial, tumour, tumour, clicks, count)[0]
+                yield self.row(PER_SLICE, trial, clicks, count)[0]
 
-    def corrected(self, lesion: int, trial: int, target: Mask, tumour: Mask, first: Click) -> Iterator[ScoredMask]:
+    def corrected(self, trial: int, first: Click) -> Iterator[ScoredMask]:
         """Rows of 1, 2, ... clicks, each placed on the largest error; once none is left the scores are repeated."""
         points = (first,)
-        row, wrong = self.row(CORRECTIVE, lesion, trial, target, tumour, points)
+        row, wrong = self.row(CORRECTIVE, trial, points)
         yield row
         for count in range(2, self.settings.corrective + 1):
-            additional = correction(wrong, target, self.spacing_mm, points, self.negative)
+            additional = correction(wrong, self.target, self.spacing_mm, points, self.negative)
             if additional is None:
                 yield replace(row, clicks=count, seconds=0.0)
                 continue
             points = (*points, additional)
-            row, wrong = self.row(CORRECTIVE, lesion, trial, target, tumour, points)
+            row, wrong = self.row(CORRECTIVE, trial, points)
             yield row
 
     def row(
-        self,
-        kind: str,
-        lesion: int,
-        trial: int,
-        target: Mask,
-        tumour: Mask,
-        clicks: tuple[Click, ...],
-        count: int | None = None,
+        self, kind: str, trial: int, clicks: tuple[Click, ...], count: int | None = None
     ) -> tuple[ScoredMask, Mask]:
         """The row of one mask, and the mask that was scored: without what it has in lesions other than the target.
 
@@ -306,10 +302,10 @@ class _Run:
         if not found.grid.close_to(self.scan.grid):
             raise GeometryError(f"{self.name}: a mask on {found.grid}", f"the scan's {self.scan.grid}", "resample it")
         mask = found.array != 0
-        if lesion:
-            mask &= target | ~tumour
-        scores = score(mask, target, self.spacing_mm, self.settings.tolerance_mm, self.settings.voxel_nsd)
-        row = ScoredMask(self.name, lesion, kind, trial, count or len(clicks), scores, clicks, seconds)
+        if self.lesion:
+            mask &= self.target | ~self.tumour
+        scores = score(mask, self.target, self.spacing_mm, self.settings.tolerance_mm, self.settings.voxel_nsd)
+        row = ScoredMask(self.name, self.lesion, kind, trial, count or len(clicks), scores, clicks, seconds)
         if self.watch is not None:
             self.watch(row, found.with_array(mask.astype(np.uint8), "SEG"))
         return row, mask

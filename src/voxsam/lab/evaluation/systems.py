@@ -1,14 +1,10 @@
-"""The systems under evaluation: anything that opens a scan and returns a mask for clicks; here VoxSAM's own models.
-
-Also two baselines without training, which get the same clicks: region growing and a 3D random walker. Both see only a
-cube around the first click, at a fixed spacing: unbounded, either would fill the body.
-"""
+"""The systems under evaluation: anything that opens a scan and returns a mask for clicks; here VoxSAM's own models."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -21,7 +17,6 @@ from voxsam.network.promptable import Promptable
 from voxsam.network.tuning import counts
 from voxsam.preprocess import Window, paste
 from voxsam.prompts import Point
-from voxsam.resample import resample
 from voxsam.volume import Volume
 
 Images = Volume | Sequence[Volume]  # a scan, or its channels
@@ -30,9 +25,16 @@ Images = Volume | Sequence[Volume]  # a scan, or its channels
 class Opened(Protocol):
     """A scan opened with a system."""
 
-    def segment(self, points: Sequence[Point]) -> Volume:
+    def segment(self, points: Sequence[Point], /) -> Volume:
         """The mask on the scan's grid for exactly these clicks: each call passes all clicks so far."""
         ...
+
+
+@dataclass(frozen=True)
+class OpenedScan:
+    """A scan opened with a system that keeps nothing between calls of its function `segment`."""
+
+    segment: Callable[[Sequence[Point]], Volume]
 
 
 @runtime_checkable
@@ -149,20 +151,14 @@ class AutomaticSystem:
         self.card = model.card
 
     def open(self, volume: Images) -> Opened:
-        """The scan, kept until `segment`."""
-        return _OpenedAutomatic(self.model, taken_by(self.model, volume))
+        """The scan, kept until it is segmented."""
+        return OpenedScan(partial(self._segment, taken_by(self.model, volume)))
 
-
-class _OpenedAutomatic:
-    def __init__(self, model: Promptable, volume: Images) -> None:
-        self.model, self.volume = model, volume
-
-    def segment(self, points: Sequence[Point]) -> Volume:
-        """The mask of the whole scan; `points` must be empty."""
+    def _segment(self, volume: Images, points: Sequence[Point]) -> Volume:
         from voxsam.interactive.automatic import segment_automatically  # here: MONAI takes seconds to import
 
         assert not points
-        return segment_automatically(self.model, self.volume).mask
+        return segment_automatically(self.model, volume).mask
 
 
 def turned(volume: Volume, axes: str) -> Volume:
@@ -172,88 +168,14 @@ def turned(volume: Volume, axes: str) -> Volume:
     return replace(volume, array=volume.array.transpose(permutation)[steps], grid=volume.grid.reorient(axes))
 
 
+def pasted_mask(crop: NDArray[np.float32], window: Window, scan: Volume) -> Volume:
+    """The mask on a scan's grid where a crop's probabilities (D, H, W), resampled to it, are above 0.5."""
+    box, values = paste(crop, window, scan.grid)
+    mask = np.zeros(scan.grid.shape, np.uint8)
+    mask[box] = values > 0.5
+    return Volume(mask, scan.grid, "SEG", scan.header)
+
+
 def turned_back(mask: Volume, grid: Grid) -> Volume:
     """Bring a mask back to `grid` from a grid that `turned` made of it."""
     return Volume(turned(mask, grid.axes).array, grid, "SEG")
-
-
-SIDE, SPACING_MM = 72, 2.0  # of the cube: 144 mm
-
-
-class Classical(ABC):
-    """A baseline of the lesion board: segments from clicks, without having learned from other scans."""
-
-    takes_clicks = True
-    parameters: int | None = 0
-    name: str
-    takes_negative: bool
-
-    def open(self, volume: Images) -> OpenedClassical:
-        """Open a scan. Raises UnsupportedError for several channels."""
-        if not isinstance(volume, Volume):
-            raise UnsupportedError(f"{len(volume)} channels for {self.name}", "one", "give the first alone")
-        return OpenedClassical(self, volume)
-
-    @abstractmethod
-    def grow(self, cube: NDArray[np.float32], at: NDArray[np.intp], positive: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """The mask (D, H, W) in a cube for clicks (N, 3) inside it, at least one of them positive."""
-
-
-class OpenedClassical:
-    """A scan opened with a classical system."""
-
-    def __init__(self, system: Classical, volume: Volume) -> None:
-        self.system, self.volume = system, volume
-
-    def segment(self, points: Sequence[Point]) -> Volume:
-        """The mask on the scan's grid; clicks outside the cube around the first one are left out."""
-        grid = self.volume.grid.reorient("SAR").respace((SPACING_MM,) * 3)
-        places = grid.world_to_index([point.world_mm for point in points])
-        window = Window.around(grid, places[0], (SIDE,) * 3)
-        at = np.rint(places - window.start).astype(np.intp)
-        inside = ((at >= 0) & (at < SIDE)).all(1)
-        positive = np.array([point.positive for point in points])
-        cube = resample(self.volume, window.grid, "area")
-        mask = self.system.grow(cube, at[inside], positive[inside])
-        box, values = paste(mask.astype(np.float32), window, self.volume.grid)
-        out = np.zeros(self.volume.grid.shape, np.uint8)
-        out[box] = values > 0.5
-        return Volume(out, self.volume.grid, "SEG", self.volume.header)
-
-
-class RegionGrowing(Classical):
-    """ITK's confidence-connected region growing: what is connected to the clicks and within 2.5 s.d. of the region."""
-
-    name, takes_negative = "region-growing", False
-    multiplier, iterations, radius = 2.5, 4, 1
-
-    def grow(self, cube: NDArray[np.float32], at: NDArray[np.intp], positive: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """The region grown from the positive clicks, its holes filled."""
-        import SimpleITK as sitk
-
-        smooth = sitk.CurvatureFlow(sitk.GetImageFromArray(cube), timeStep=0.06, numberOfIterations=5)
-        seeds = [(int(w), int(h), int(d)) for d, h, w in at[positive]]
-        grown = sitk.ConfidenceConnected(smooth, seeds, self.iterations, self.multiplier, self.radius, 1)
-        return sitk.GetArrayFromImage(sitk.BinaryFillhole(grown)) > 0
-
-
-class RandomWalker(Classical):
-    """Grady, Random Walks for Image Segmentation (2006): positive clicks against negative ones and the cube's faces."""
-
-    name, takes_negative = "random-walker", True
-    beta = 130.0
-
-    def grow(self, cube: NDArray[np.float32], at: NDArray[np.intp], positive: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """The voxels from which a random walker more probably reaches a positive click first."""
-        from skimage.segmentation import random_walker
-
-        seeds = np.zeros(cube.shape, np.uint8)
-        for axis in range(3):
-            np.moveaxis(seeds, axis, 0)[[0, -1]] = 2
-        for place, kind in zip(at, positive, strict=True):
-            seeds[tuple(slice(max(0, p - 1), p + 2) for p in place)] = 1 if kind else 2
-        image = cube.clip(*np.percentile(cube, (1, 99)))
-        return random_walker(image, seeds, beta=self.beta, mode="cg_j", tol=1e-3, prob_tol=0.05) == 1
-
-
-CLASSICAL: dict[str, Callable[[], Classical]] = {system.name: system for system in (RegionGrowing, RandomWalker)}

@@ -153,18 +153,13 @@ def markdown_table(rows: Sequence[Mapping[str, object]], right: bool = False) ->
     `right` right-aligns every column but the first, for numbers that are already text.
     """
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    cells = [[_cell(row.get(column)) for column in columns] for row in rows]
+    filled = [[NOTHING if row.get(column) is None else row[column] for column in columns] for row in rows]
+    cells = [[three_digits(value) if isinstance(value, float) else str(value) for value in row] for row in filled]
     numeric = [
         (right and n > 0) or any(isinstance(row.get(c), int | float) for row in rows) for n, c in enumerate(columns)
     ]
     lines = [columns, ["---:" if right else "---" for right in numeric], *cells]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def _cell(value: object) -> str:
-    if value is None:
-        return NOTHING
-    return three_digits(value) if isinstance(value, float) else str(value)
 
 
 def three_digits(value: float) -> str:
@@ -195,7 +190,6 @@ def require_markers(path: Path, marker: str) -> re.Match[str]:
     return found
 
 
-INFINITE = "∞"
 PER_SLICE_NOTE = (
     "The clicks are made in every axial slice that holds tumour, so the system is given where along the patient the "
     "tumour begins and ends; all other slices stay empty."
@@ -221,7 +215,20 @@ def paper_rows(evaluations: Sequence[Evaluation]) -> list[Cells]:
 
 def additional_rows(evaluation: Evaluation) -> list[Cells]:
     """The scores that the paper does not show: HD95, volume error, lesions, empty masks, time."""
-    return [_additional(line) for line in summarise(evaluation)]
+    table: list[Cells] = []
+    for line in summarise(evaluation):
+        numbers, cells = line.numbers, {"clicks": line.title}
+        if not math.isnan(numbers["nsd_voxels"].value):
+            cells["NSD by voxels % ↑"] = shown(numbers["nsd_voxels"], percent=True)
+        cells["HD95 mm ↓ (median)"] = shown(numbers["hd95_mm"], decimals=1)
+        cells["volume error %"] = shown(numbers["volume_error"], percent=True, decimals=1)
+        cells["abs. volume error % ↓"] = shown(numbers["volume_error_abs"], percent=True, decimals=1)
+        cells["lesions found % ↑"] = shown(numbers["found"], percent=True, decimals=1)
+        cells["false lesions ↓"] = shown(numbers["false_lesions"], decimals=2)
+        cells["empty masks"] = f"{line.empty_masks} of {line.masks}"
+        cells["s per mask"] = f"{line.seconds:.2f}"
+        table.append(cells)
+    return table
 
 
 def case_rows(evaluation: Evaluation) -> list[Cells]:
@@ -243,9 +250,8 @@ def case_rows(evaluation: Evaluation) -> list[Cells]:
         for case in evaluation.cases
     ]
     for row in table if evaluation.overlap else []:
-        row["trained on it"] = (
-            evaluation.overlap.get(row["case"], "no").partition(":")[0].replace("trained on it", "yes")
-        )
+        how = evaluation.overlap.get(row["case"], "no").partition(":")[0]
+        row["trained on it"] = how.replace("trained on it", "yes")
     means = {name: plain(float(_mean(np.array(list(column.values())))), name) for name, column in columns.items()}
     return [*table, {"case": "mean", **means}]
 
@@ -390,23 +396,7 @@ def area_rows(evaluation: Evaluation) -> list[Cells]:
     ]
 
 
-def _additional(line: Line) -> Cells:
-    numbers = line.numbers
-    by_voxels = numbers["nsd_voxels"]
-    return {
-        "clicks": line.title,
-        **({} if math.isnan(by_voxels.value) else {"NSD by voxels % ↑": shown(by_voxels, percent=True)}),
-        "HD95 mm ↓ (median)": shown(numbers["hd95_mm"], decimals=1),
-        "volume error %": shown(numbers["volume_error"], percent=True, decimals=1),
-        "abs. volume error % ↓": shown(numbers["volume_error_abs"], percent=True, decimals=1),
-        "lesions found % ↑": shown(numbers["found"], percent=True, decimals=1),
-        "false lesions ↓": shown(numbers["false_lesions"], decimals=2),
-        "empty masks": f"{line.empty_masks} of {line.masks}",
-        "s per mask": f"{line.seconds:.2f}",
-    }
-
-
 def _text(value: float, decimals: int) -> str:
     if math.isnan(value):
         return NOTHING
-    return INFINITE if math.isinf(value) else f"{value:.{decimals}f}"
+    return "∞" if math.isinf(value) else f"{value:.{decimals}f}"

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, model_validator
 
@@ -183,13 +183,25 @@ class ComparedSystem(ABC):
         return None
 
 
+class Untrained(ComparedSystem):
+    """A system that is compared as it is."""
+
+    def train(self, job: Job, log: Log) -> None:
+        """Do nothing."""
+
+    def tuned_parameters(self, job: Job) -> int | None:
+        """Zero: none are trained."""
+        return 0
+
+
 COMPARED: dict[str, Callable[[], ComparedSystem]] = {}
+Maker = TypeVar("Maker", bound=Callable[[], ComparedSystem])
 
 
-def register(name: str) -> Callable[[Callable[[], ComparedSystem]], Callable[[], ComparedSystem]]:
+def register(name: str) -> Callable[[Maker], Maker]:
     """Register a system under a name: a decorator for a class, or for a function that returns an instance."""
 
-    def keep(maker: Callable[[], ComparedSystem]) -> Callable[[], ComparedSystem]:
+    def keep(maker: Maker) -> Maker:
         assert name not in COMPARED
         COMPARED[name] = maker
         return maker

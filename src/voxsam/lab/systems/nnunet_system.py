@@ -28,7 +28,7 @@ from voxsam.lab.data.layouts import choose_cases, find_labelled
 from voxsam.lab.data.parallel import available_cores
 from voxsam.lab.data.store import PreparedData, open_store
 from voxsam.lab.evaluation.protocol import read_case
-from voxsam.lab.evaluation.systems import Images, System, turned, turned_back
+from voxsam.lab.evaluation.systems import Images, Opened, OpenedScan, System, turned, turned_back
 from voxsam.lab.systems import nnunet_stages as stages
 from voxsam.lab.systems.compared import EXTRA, About, ComparedSystem, Job, Log, Trained, register, train_within
 from voxsam.lab.systems.nnunet_stages import DATASET, Folders, NnUNetSettings
@@ -63,22 +63,17 @@ def export(store: PreparedData, folder: Path) -> None:
         write_mask(label, folder / "labelsTr" / f"{case.name}.nii.gz")
     # nnU-Net needs validation cases, but only monitors them: it keeps the last checkpoint in any case.
     _write(folder / "splits_final.json", [{"train": list(train), "val": list(validation or train)}])
+    # By these names it normalises: "CT" by the data set's statistics, other channels by the scan's own.
+    kinds = zip(store.description.preprocessing, store.description.channels, strict=True)
+    names = ["CT" if kind.modality == "CT" else name for kind, name in kinds]
     description = {
-        "channel_names": _channel_names(store),
+        "channel_names": {str(number): name for number, name in enumerate(names)},
         "labels": {"background": 0, "tumour": 1},
         "numTraining": len(train) + len(validation),
         "file_ending": ".nii.gz",
         "overwrite_image_reader_writer": READER,
     }
     _write(folder / "dataset.json", description)
-
-
-def _channel_names(store: PreparedData) -> dict[str, str]:
-    """The channel names by which nnU-Net normalises: "CT" by the data set's statistics, others by the scan's own."""
-    kinds, names = store.description.preprocessing, store.description.channels
-    return {
-        str(n): "CT" if kind.modality == "CT" else name for n, (kind, name) in enumerate(zip(kinds, names, strict=True))
-    }
 
 
 def _linked(source: Path, image: Volume, target: Path) -> bool:
@@ -126,7 +121,7 @@ OPTIONS: Mapping[str, str] = {
 }
 
 
-def settings_of(job: Job, device: str = "cpu") -> NnUNetSettings:
+def settings_of(job: Job) -> NnUNetSettings:
     """The settings of a job: its options over those of `tiny`, and the length that its budget or recipe gives.
 
     Raises InputError for an invalid option.
@@ -140,8 +135,9 @@ def settings_of(job: Job, device: str = "cpu") -> NnUNetSettings:
     elif steps is not None and "epochs" not in {**fields, **options}:
         fields["iterations"] = min(int(options.get("iterations", 250)), steps)
         fields["epochs"] = math.ceil(steps / fields["iterations"])
+    fields |= {**options, "seed": job.seed, "device": str(choose_device(job.device))}
     try:
-        return NnUNetSettings(**{**fields, **options, "seed": job.seed, "device": device})
+        return NnUNetSettings(**fields)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
@@ -170,41 +166,18 @@ class NnUNetSystem:
     def __init__(self, predictor: Any, name: str, parameters: int | None) -> None:
         self.predictor, self.name, self.parameters = predictor, name, parameters
 
-    def open(self, volume: Images) -> OpenedNnUNet:
-        """The scan with all its channels, kept until `segment`."""
-        return OpenedNnUNet(self.predictor, (volume,) if isinstance(volume, Volume) else tuple(volume))
+    def open(self, volume: Images) -> Opened:
+        """The scan with all its channels, kept until it is segmented."""
+        return OpenedScan(partial(self._segment, (volume,) if isinstance(volume, Volume) else tuple(volume)))
 
-
-class OpenedNnUNet:
-    """A scan with the predictor that segments it."""
-
-    def __init__(self, predictor: Any, images: Sequence[Volume]) -> None:
-        self.predictor, self.images = predictor, images
-
-    def segment(self, points: Sequence[Point]) -> Volume:
-        """The mask of the whole scan; `points` must be empty."""
+    def _segment(self, images: Sequence[Volume], points: Sequence[Point]) -> Volume:
         assert not points
-        channels = [turned(image, AXES) for image in self.images]
+        channels = [turned(image, AXES) for image in images]
         array = np.stack([np.asarray(channel.array, dtype=np.float32) for channel in channels])
         grid = channels[0].grid
         with redirect_stdout(io.StringIO()):  # nnU-Net prints its progress
             labels = self.predictor.predict_single_npy_array(array, {"spacing": grid.spacing_mm.tolist()})
-        return turned_back(Volume((np.asarray(labels) == 1).astype(np.uint8), grid, "SEG"), self.images[0].grid)
-
-
-def load_predictor(model: Path, device: torch.device, mirroring: bool) -> Any:
-    """nnU-Net's predictor with the final weights of fold 0 in a trained model's folder."""
-    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-
-    with redirect_stdout(io.StringIO()):
-        predictor = nnUNetPredictor(
-            use_mirroring=mirroring,
-            perform_everything_on_device=device.type == "cuda",
-            device=device,
-            allow_tqdm=False,
-        )
-        predictor.initialize_from_trained_model_folder(str(model), (0,), "checkpoint_final.pth")
-    return predictor
+        return turned_back(Volume((np.asarray(labels) == 1).astype(np.uint8), grid, "SEG"), images[0].grid)
 
 
 PACKAGES = {  # nnU-Net's modules and packages; installed without dependencies, which would pull in torchvision
@@ -252,16 +225,27 @@ class NnUNet(ComparedSystem):
 
         Raises VoxSAMError with the last line of the log if a stage fails.
         """
-        folders, settings = _folders(job), _settings(job)
+        folders, settings = _folders(job), settings_of(job)
         make_folder(folders.out)
-        _save_settings(folders, settings)
         log("nnU-Net: the data set in its layout")
         export(open_store(job.data), folders.raw / DATASET)
         if folders.plans is None:
             log(f"nnU-Net: planning and preprocessing, log in {folders.out / 'prepare.log'}")
             _run("prepare", folders, settings)
         if job.budget is not None:
-            return train_within(job.budget, settings.learning_rate, job.out, partial(_train_at, job, log))
+
+            def run(rate: float, pause: float | None) -> Curve:
+                changed = {"learning_rate": rate, "results": f"results-{rate:g}", "pause": pause}
+                own = settings.model_copy(update=changed)
+                curve, end = folders.curve(own), pause or own.minutes
+                assert end is not None
+                if not curve or curve[-1][0] < end or (pause is None and not folders.checkpoint(own).is_file()):
+                    log(f"nnU-Net: learning rate {rate:g} to minute {end:g}, log in {folders.out / 'train.log'}")
+                    make_folder(folders.out / own.results)
+                    _run("train", folders, own)
+                return folders.curve(own)
+
+            return train_within(job.budget, settings.learning_rate, job.out, run)
         if not folders.checkpoint(settings).is_file():
             amount = f"{settings.epochs} epochs of {settings.iterations} iterations"
             log(f"nnU-Net: training, {amount}, log in {folders.out / 'train.log'}")
@@ -270,16 +254,27 @@ class NnUNet(ComparedSystem):
 
     def load(self, job: Job) -> System:
         """nnU-Net's predictor with the final weights."""
-        settings, folders = _settings(job), _folders(job)
+        from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+        folders, settings = _folders(job), settings_of(job)
         if job.budget is not None:
-            found = next(folders.out.glob(f"{_results('*')}/*/*/fold_0/checkpoint_final.pth"))
+            found = next(folders.out.glob("results-*/*/*/fold_0/checkpoint_final.pth"))
             settings = settings.model_copy(update={"results": found.relative_to(folders.out).parts[0]})
-        predictor = load_predictor(folders.model(settings), choose_device(job.device), settings.mirroring)
+        device = torch.device(settings.device)
+        with redirect_stdout(io.StringIO()):
+            predictor = nnUNetPredictor(
+                use_mirroring=settings.mirroring,
+                perform_everything_on_device=device.type == "cuda",
+                device=device,
+                allow_tqdm=False,
+            )
+            model = str(folders.model(settings))
+            predictor.initialize_from_trained_model_folder(model, (0,), "checkpoint_final.pth")
         return NnUNetSystem(predictor, self.about.title, self.tuned_parameters(job))
 
     def tuned_parameters(self, job: Job) -> int | None:
         """All parameters of the network, including the deep supervision heads; None before nnU-Net has planned it."""
-        folders, settings = _folders(job), _settings(job)
+        folders, settings = _folders(job), settings_of(job)
         if folders.plans is None:
             return None
         from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
@@ -303,36 +298,10 @@ def _folders(job: Job) -> Folders:
     return Folders(job.out / "nnunet")
 
 
-def _settings(job: Job) -> NnUNetSettings:
-    return settings_of(job, str(choose_device(job.device)))
-
-
-def _save_settings(folders: Folders, settings: NnUNetSettings) -> None:
+def _run(stage: str, folders: Folders, settings: NnUNetSettings) -> None:
+    """Run one stage in its own process, which reads its settings from a file; its output is appended to its log."""
     with atomic_path(folders.settings) as temporary:
         temporary.write_text(settings.model_dump_json(indent=1), encoding="utf-8")
-
-
-def _results(rate: str) -> str:
-    return f"results-{rate}"
-
-
-def _train_at(job: Job, log: Log, rate: float, pause: float | None) -> Curve:
-    """Train at a learning rate up to `pause` minutes or the end of the budget, unless that is already done."""
-    folders, settings = _folders(job), _settings(job)
-    changed = {"learning_rate": rate, "results": _results(f"{rate:g}"), "pause": pause}
-    settings = settings.model_copy(update=changed)
-    curve, end = folders.curve(settings), pause or settings.minutes
-    assert end is not None
-    if not curve or curve[-1][0] < end or (pause is None and not folders.checkpoint(settings).is_file()):
-        log(f"nnU-Net: learning rate {rate:g} to minute {end:g}, log in {folders.out / 'train.log'}")
-        make_folder(folders.out / settings.results)
-        _save_settings(folders, settings)
-        _run("train", folders, settings)
-    return folders.curve(settings)
-
-
-def _run(stage: str, folders: Folders, settings: NnUNetSettings) -> None:
-    """Run one stage in its own process; its output is appended to the stage's log."""
     path = folders.out / f"{stage}.log"
     with open(path, "a", encoding="utf-8") as log:
         command = [sys.executable, "-P", stages.__file__, stage, str(folders.out)]

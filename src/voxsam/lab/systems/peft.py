@@ -89,7 +89,7 @@ class DepthBottleneck(nn.Module):
 
 
 class STAdapter(BlockHook):
-    """A bottleneck along depth before attention.
+    """A bottleneck along depth before attention, and with `adapter_twice` also before the MLP.
 
     Pan et al., ST-Adapter, NeurIPS 2022, Sec. 3.2, where depth is time.
     """
@@ -97,22 +97,15 @@ class STAdapter(BlockHook):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.attention = DepthBottleneck(config.width, config.adapter_width)
+        self.mlp = DepthBottleneck(config.width, config.adapter_width) if config.adapter_twice else None
 
     def before_attention(self, x_BDHWc: Tensor) -> Tensor:
         """The tokens, with information from their neighbours along depth."""
         return self.attention(x_BDHWc)
 
-
-class STAdapterTwice(STAdapter):
-    """An ST-Adapter with a second bottleneck before the MLP."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__(config)
-        self.mlp = DepthBottleneck(config.width, config.adapter_width)
-
     def before_mlp(self, x_BDHWc: Tensor) -> Tensor:
-        """The tokens, with information from their neighbours along depth."""
-        return self.mlp(x_BDHWc)
+        """The same, if there is a second bottleneck."""
+        return x_BDHWc if self.mlp is None else self.mlp(x_BDHWc)
 
 
 class MedAdapter(BlockHook):
@@ -279,7 +272,7 @@ def _masam(config: ModelConfig, block: int, shared: nn.Module | None) -> BlockHo
 ADAPTERS.update(
     houlsby=AdapterKind(lambda config, block, shared: Houlsby(config)),
     protuning=AdapterKind(lambda config, block, shared: ProTuning(config)),
-    st=AdapterKind(lambda config, block, shared: (STAdapterTwice if config.adapter_twice else STAdapter)(config)),
+    st=AdapterKind(lambda config, block, shared: STAdapter(config)),
     med=AdapterKind(lambda config, block, shared: MedAdapter(config, block)),
     lora=AdapterKind(_low_rank, norms=False),
     samed=AdapterKind(_low_rank, norms=False),

@@ -16,9 +16,9 @@ from torch import Tensor
 from voxsam.errors import CheckpointError, InputError
 from voxsam.geometry import Grid
 from voxsam.kernels import choose_device
-from voxsam.lab.evaluation.systems import Images, System
-from voxsam.lab.systems.compared import About, ComparedSystem, Job, Log, register
-from voxsam.preprocess import Preprocessing, Window, paste, read_crop
+from voxsam.lab.evaluation.systems import Images, System, pasted_mask
+from voxsam.lab.systems.compared import About, Job, Untrained, register
+from voxsam.preprocess import Preprocessing, Window, read_crop
 from voxsam.prompts import Point
 from voxsam.volume import Volume
 from voxsam.weights.file import read_pickle
@@ -37,7 +37,7 @@ BUILDER = "src.models.build_sam3D"
 
 
 @register("prism")
-class Prism(ComparedSystem):
+class Prism(Untrained):
     """A model trained by its authors; the row imports their code, so a plan with it needs `--trust`."""
 
     name = "prism"
@@ -75,9 +75,6 @@ class Prism(ComparedSystem):
             given = f"the option statistics of prism: {job.options.get('statistics')}"
             raise InputError(given, f"one of {', '.join(STATISTICS)}", "say which model it is")
 
-    def train(self, job: Job, log: Log) -> None:
-        """Do nothing: the authors' model is used as it is."""
-
     def load(self, job: Job) -> System:
         """The network with the checkpoint's tensors. Raises CheckpointError for a file that does not fit."""
         options, device = job.options, choose_device(job.device)
@@ -101,10 +98,6 @@ class Prism(ComparedSystem):
         clip, mean, sd = STATISTICS[options["statistics"]]
         use = Preprocessing(modality="CT", axes=AXES, spacing_mm=(1, 1, 1), clip=clip, mean=mean, sd=sd)
         return PrismSystem(network.to(device).eval(), use, given.refine, device)
-
-    def tuned_parameters(self, job: Job) -> int:
-        """Zero: it is not trained here."""
-        return 0
 
 
 def _builder(checkout: Path) -> Any:
@@ -139,51 +132,42 @@ class OpenedPrism:
     def __init__(self, system: PrismSystem, scan: Volume) -> None:
         self.system, self.scan = system, scan
         self.grid: Grid = system.use.model_grid(scan.grid)
-        self._known: tuple[Point, Window, Tensor, Tensor, list[Tensor]] | None = None
+        self.first: Point | None = None
 
     def segment(self, points: Sequence[Point]) -> Volume:
         """The mask after one step per click, each starting from the last mask; clicks outside the crop are ignored."""
         with torch.inference_mode():
-            window, image, embedding, features = self._encoded(points[0])
-            at = np.rint(self.grid.world_to_index([point.world_mm for point in points]) - window.start)
+            if points[0] != self.first:
+                self._encode(points[0])
+            at = np.rint(self.grid.world_to_index([point.world_mm for point in points]) - self.window.start)
             inside = np.asarray(((at >= 0) & (at < SIDE)).all(1))
-            logits = torch.zeros_like(image)
+            logits, device = torch.zeros_like(self.image), self.image.device
             given: tuple[list[Tensor], list[Tensor]] = ([], [])
             for place, point, fits in zip(at, points, inside, strict=True):
                 if fits:
-                    given[0].append(torch.as_tensor(place, dtype=torch.long, device=image.device).reshape(1, 1, 3))
-                    given[1].append(torch.tensor([[int(point.positive)]], device=image.device))
-                    logits = self._step(image, embedding, features, logits, given)
+                    given[0].append(torch.as_tensor(place, dtype=torch.long, device=device).reshape(1, 1, 3))
+                    given[1].append(torch.tensor([[int(point.positive)]], device=device))
+                    logits = self._step(logits, given)
             probability = torch.sigmoid(logits)[0, 0].float().cpu().numpy()
-        box, values = paste(probability, window, self.scan.grid)
-        out = np.zeros(self.scan.grid.shape, np.uint8)
-        out[box] = values > 0.5
-        return Volume(out, self.scan.grid, "SEG", self.scan.header)
+        return pasted_mask(probability, self.window, self.scan)
 
-    def _encoded(self, first: Point) -> tuple[Window, Tensor, Tensor, list[Tensor]]:
-        if self._known is None or self._known[0] != first:
-            window = Window.around(self.grid, self.grid.world_to_index([first.world_mm])[0], (SIDE,) * 3)
-            crop = read_crop(self.scan, window, self.system.use)
-            image = torch.from_numpy(crop)[None, None].to(self.system.device)
-            embedding, features = self.system.network.image_encoder(image)
-            self._known = (first, window, image, embedding, list(features))
-        return self._known[1:]
+    def _encode(self, first: Point) -> None:
+        self.window = Window.around(self.grid, self.grid.world_to_index([first.world_mm])[0], (SIDE,) * 3)
+        crop = read_crop(self.scan, self.window, self.system.use)
+        self.image = torch.from_numpy(crop)[None, None].to(self.system.device)
+        self.embedding, features = self.system.network.image_encoder(self.image)
+        self.features, self.first = list(features), first
 
-    def _step(
-        self,
-        image: Tensor,
-        embedding: Tensor,
-        features: list[Tensor],
-        logits: Tensor,
-        given: tuple[list[Tensor], list[Tensor]],
-    ) -> Tensor:
+    def _step(self, logits: Tensor, given: tuple[list[Tensor], list[Tensor]]) -> Tensor:
         """(1, 1, 128, 128, 128) logits after the newest click; the refinement network gets all clicks."""
-        network = self.system.network
+        network, embedding = self.system.network, self.embedding
         newest = (given[0][-1].float(), given[1][-1])
         before = torch.nn.functional.interpolate(logits, scale_factor=0.25)
         tokens, mixed = network.prompt_encoder(points=newest, boxes=None, masks=before, image_embeddings=embedding)
-        masks, scores = network.mask_decoder(prompt_embeddings=tokens, image_embeddings=mixed, feature_list=features)
+        masks, scores = network.mask_decoder(
+            prompt_embeddings=tokens, image_embeddings=mixed, feature_list=self.features
+        )
         best = masks[:, scores[0].argmax()][:, None]
         if self.system.refine:
-            best, _ = network.mask_decoder.refine(image, best, given, best)
+            best, _ = network.mask_decoder.refine(self.image, best, given, best)
         return best

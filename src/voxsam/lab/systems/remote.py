@@ -13,7 +13,7 @@ import numpy as np
 
 from voxsam.errors import InputError, UnsupportedError
 from voxsam.lab.evaluation.systems import Images, System, turned, turned_back
-from voxsam.lab.systems.compared import EXTRA, About, ComparedSystem, Job, Log, register
+from voxsam.lab.systems.compared import EXTRA, About, Job, Untrained, register
 from voxsam.prompts import Point
 from voxsam.volume import Volume
 
@@ -25,7 +25,7 @@ AXES = "SPL"  # slice, row, column: the array that SimpleITK, 3D Slicer and napa
 
 
 @register("remote")
-class Remote(ComparedSystem):
+class Remote(Untrained):
     """A server's model, used interactively; each opened scan is a session of its own."""
 
     name = "remote"
@@ -58,9 +58,6 @@ class Remote(ComparedSystem):
             given = f"the address {address!r} of a remote system"
             raise InputError(given, "http://HOST:PORT or https://HOST", "give it as the option `address`")
 
-    def train(self, job: Job, log: Log) -> None:
-        """Do nothing: the server's model is used as it is."""
-
     def load(self, job: Job) -> System:
         """The server, after asking once whether it answers and takes clicks. Raises InputError if not."""
         options = job.options
@@ -76,6 +73,9 @@ class Remote(ComparedSystem):
         if not takes_points:
             raise UnsupportedError(f"{system.address}: its model takes no clicks", "one that does", "serve another")
         return system
+
+    def tuned_parameters(self, job: Job) -> None:
+        """None: nobody here knows the model."""
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from voxsam.errors import CheckpointError, InputError, UnsupportedError
 from voxsam.kernels import choose_device
 from voxsam.lab.data.store import open_store
 from voxsam.lab.evaluation.systems import Images, System, turned, turned_back
-from voxsam.lab.systems.compared import EXTRA, About, ComparedSystem, Job, Log, register
+from voxsam.lab.systems.compared import EXTRA, About, Job, Untrained, register
 from voxsam.prompts import Point
 from voxsam.report.metrics import dice
 from voxsam.volume import Volume
@@ -71,7 +71,13 @@ def load_sam(path: Path) -> SamModel:
     No code in a file is executed. Raises FileError or CheckpointError.
     """
     if path.is_dir():
-        return _from_folder(path)
+        from transformers import SamModel
+
+        try:
+            return SamModel.from_pretrained(path, local_files_only=True).eval()
+        except (OSError, ValueError, RuntimeError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise CheckpointError(f"{path} could not be read ({reason})", WANTED, "give such a folder") from error
     if is_safetensors(first_bytes(path, 16, WANTED)):
         contents: Mapping[str, Any] = open_safetensors(path)[1]
     else:
@@ -197,16 +203,6 @@ def random_sam(**sizes: int) -> SamModel:
     return model.eval()
 
 
-def _from_folder(path: Path) -> SamModel:
-    from transformers import SamModel
-
-    try:
-        return SamModel.from_pretrained(path, local_files_only=True).eval()
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise CheckpointError(f"{path} could not be read ({reason})", WANTED, "give such a folder") from error
-
-
 Selection = Literal["pred_iou", "first", "oracle"]
 SELECTIONS: tuple[Selection, ...] = get_args(Selection)
 UPRIGHT = "LPS"  # a slice's columns run to the patient's left, its rows to the back: radiological convention
@@ -217,7 +213,7 @@ NOTE = (
 
 
 @register("sam-slices")
-class SamSlices(ComparedSystem):
+class SamSlices(Untrained):
     """SAM as published, or with random weights, which only show the protocol."""
 
     name = "sam-slices"
@@ -257,9 +253,6 @@ class SamSlices(ComparedSystem):
         random_sizes(**job.options.get("random", {}))
         _window(job)
 
-    def train(self, job: Job, log: Log) -> None:
-        """Do nothing: SAM is used as it is."""
-
     def load(self, job: Job) -> System:
         """SAM, ready for clicks; its name tells if its weights are random."""
         self._admit(job)
@@ -267,10 +260,6 @@ class SamSlices(ComparedSystem):
         model = load_sam(Path(str(job.options["weights"]))) if random is None else random_sam(**random)
         selection = job.options.get("selection", "pred_iou")
         return SliceSystem(model.to(choose_device(job.device)), _window(job), selection, self.about.title)  # type: ignore[arg-type]
-
-    def tuned_parameters(self, job: Job) -> int | None:
-        """Zero: none are tuned."""
-        return 0
 
     def _admit(self, job: Job) -> None:
         """Mention random weights in the title, and in the note under every table."""
@@ -367,14 +356,11 @@ class OpenedSlices:
         if number not in self.embedded:
             self.embedded[number] = self.system.embed(picture)
         masks, guesses = self.system.masks(self.embedded[number], points, labels)
-        return masks[self._chosen(masks, guesses, number)]
-
-    def _chosen(self, masks: NDArray[np.bool_], guesses: NDArray[np.float32], number: int) -> int:
         if self.system.selection == "first":
-            return 0
+            return masks[0]
         if self.truth is not None:
-            return int(np.argmax([dice(mask, self.truth[:, :, number].T) for mask in masks]))
-        return int(guesses.argmax())
+            guesses = np.array([dice(mask, self.truth[:, :, number].T) for mask in masks])
+        return masks[guesses.argmax()]
 
 
 def _window(job: Job) -> tuple[float, float]:

@@ -11,11 +11,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
 from torch import Tensor, nn
 
 from voxsam.errors import InputError, UnsupportedError
@@ -24,6 +24,8 @@ from voxsam.network.prompt_encoder import NEGATIVE, POSITIVE
 from voxsam.network.promptable import BlockProgress, Features, Promptable
 
 Size = tuple[int, int, int]  # D, H, W
+Three = tuple[PositiveInt, PositiveInt, PositiveInt]  # D, H, W, as an option
+Four = tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt]  # one for each level, as an option
 CLASSES = 2  # background, tumour
 FILES = {
     "nnunet-network": "of_libraries",
@@ -53,29 +55,26 @@ class Options(BaseModel):
             for name, field in cls.model_fields.items()
         }
 
+    @classmethod
+    def read(cls, given: Mapping[str, Any], system: str) -> Self:
+        """Parse the options of a card. Raises InputError for an unknown option or an invalid value."""
+        try:
+            return cls.model_validate(dict(given))
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = ".".join(map(str, first["loc"])) or "combination"
+            if first["type"] == "extra_forbidden":
+                known = ", ".join(cls.model_fields) or "none"
+                raise InputError(f"the option {name} of {system}", f"one of: {known}", "change `options`") from error
+            message = first["msg"].removeprefix("Value error, ")
+            raise InputError(f"the option {name} of {system}: {first['input']}", message, "change `options`") from error
+
 
 class NetworkKind(NamedTuple):
     """A network's options, and the function that builds it for a crop size (D, H, W) and a number of channels."""
 
     options: type[Options]
     build: Callable[[Size, int, Any], nn.Module]
-
-
-OptionsKind = TypeVar("OptionsKind", bound=Options)
-
-
-def read_options(kind: type[OptionsKind], given: Mapping[str, Any], system: str) -> OptionsKind:
-    """Parse the options of a card. Raises InputError for an unknown option or an invalid value."""
-    try:
-        return kind.model_validate(dict(given))
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(map(str, first["loc"])) or "combination"
-        if first["type"] == "extra_forbidden":
-            known = ", ".join(kind.model_fields) or "none"
-            raise InputError(f"the option {name} of {system}", f"one of: {known}", "change `options`") from error
-        message = first["msg"].removeprefix("Value error, ")
-        raise InputError(f"the option {name} of {system}: {first['input']}", message, "change `options`") from error
 
 
 def require_crop(size: Size, multiples: Size, system: str, several: bool = False) -> None:
@@ -100,19 +99,9 @@ def divided(size: Size, by: Size) -> Size:
     return size[0] // by[0], size[1] // by[1], size[2] // by[2]
 
 
-def cube(side: int) -> Size:
-    """The size of a cube."""
-    return side, side, side
-
-
 def halved(size: Size) -> Size:
     """The grid after a convolution of stride 2, which rounds odd sides up."""
     return (size[0] + 1) // 2, (size[1] + 1) // 2, (size[2] + 1) // 2
-
-
-def volume(size: Size) -> int:
-    """The number of voxels, or tokens."""
-    return size[0] * size[1] * size[2]
 
 
 def storable(network: nn.Module) -> nn.Module:
@@ -194,10 +183,10 @@ class AutomaticNetwork(CropNetwork):
 
     def __init__(self, card: Card, size: Size | None = None) -> None:
         kind = network_kind(card.system)
-        options = read_options(kind.options, card.options, card.system)
+        options = kind.options.read(card.options, card.system)
         kept = {name: value for name, value in card.options.items() if name not in options.once}
         super().__init__(card.model_copy(update={"options": kept}))
-        self.network = storable(kind.build(size or cube(self.config.crop), self.config.channels, options))
+        self.network = storable(kind.build(size or (self.config.crop,) * 3, self.config.channels, options))
 
     def decode(self, features: Features, crops_B1DHW: Tensor, points: Tensor | None = None, **_: Any) -> Tensor:
         """(B, 2, D, H, W) logits: background, tumour. Clicks are ignored."""

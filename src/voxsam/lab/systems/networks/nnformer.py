@@ -10,7 +10,7 @@ from monai.networks.layers import DropPath
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from voxsam.lab.systems.networks import CLASSES, NetworkKind, Options, Size, divided, halved, require_crop
+from voxsam.lab.systems.networks import CLASSES, Four, NetworkKind, Options, Size, Three, divided, halved, require_crop
 
 HIDDEN = 4  # width of a block's MLP, times its channels
 BLOCKED = -100.0  # added to the attention between tokens that are neighbours only by the cyclic shift
@@ -142,18 +142,10 @@ class NnFormerOptions(Options):
     """The defaults are those of the original for tumours: 149,486,426 parameters for a crop of 64 x 160 x 160."""
 
     width: PositiveInt = Field(192, multiple_of=2, description="channels of the first stage; they double at each stage")
-    depths: tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt] = Field(
-        (2, 2, 2, 2), description="blocks in each of the four stages"
-    )
-    heads: tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt] = Field(
-        (6, 12, 24, 48), description="heads of the attention in each stage"
-    )
-    patch: tuple[PositiveInt, PositiveInt, PositiveInt] = Field(
-        (2, 4, 4), description="voxels of the crop for each token (D, H, W), even numbers"
-    )
-    windows: tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt] = Field(
-        (8, 8, 6, 4), description="side of the attention windows in each stage, tokens"
-    )
+    depths: Four = Field((2, 2, 2, 2), description="blocks in each of the four stages")
+    heads: Four = Field((6, 12, 24, 48), description="heads of the attention in each stage")
+    patch: Three = Field((2, 4, 4), description="voxels of the crop for each token (D, H, W), even numbers")
+    windows: Four = Field((8, 8, 6, 4), description="side of the attention windows in each stage, tokens")
     original_index: bool = Field(False, description="keep the original's fault in the index of relative positions")
 
     @model_validator(mode="after")

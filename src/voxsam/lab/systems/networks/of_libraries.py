@@ -14,14 +14,13 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from voxsam.errors import CheckpointError, UnsupportedError
-from voxsam.lab.systems.networks import CLASSES, NetworkKind, Options, Size, cube, require_crop, require_library
+from voxsam.lab.systems.networks import CLASSES, Four, NetworkKind, Options, Size, Three, require_crop, require_library
 from voxsam.weights.file import read_pickle
 
 LIBRARY = "dynamic_network_architectures"
 REMEDY = "pip install --no-deps dynamic-network-architectures"  # its dependencies would pull in torchvision
 MAX_HALVINGS = 5
 LEAST_SIDE = 4  # voxels of the deepest map
-Step = tuple[PositiveInt, PositiveInt, PositiveInt]
 
 
 class PlanOptions(Options):
@@ -29,8 +28,10 @@ class PlanOptions(Options):
 
     width: PositiveInt = Field(32, description="channels at full resolution; they double at each level")
     widest: PositiveInt = Field(320, description="most channels of a level")
-    strides: tuple[Step, ...] | None = Field(None, description="steps between levels, each (D, H, W); else by the crop")
-    kernels: tuple[Step, ...] | None = Field(None, description="kernel of each level, each (D, H, W); else 3 x 3 x 3")
+    strides: tuple[Three, ...] | None = Field(
+        None, description="steps between levels, each (D, H, W); else by the crop"
+    )
+    kernels: tuple[Three, ...] | None = Field(None, description="kernel of each level, each (D, H, W); else 3 x 3 x 3")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -159,7 +160,7 @@ def unetr(size: Size, channels: int, options: UNETROptions) -> nn.Module:
     """UNETR. Raises UnsupportedError for a crop whose sides are not multiples of 16, or without einops."""
     from monai.networks.nets import UNETR
 
-    require_crop(size, cube(UNETR_PATCH), "unetr")
+    require_crop(size, (UNETR_PATCH,) * 3, "unetr")
     require_library("einops", "unetr", "pip install einops")
     network = UNETR(
         in_channels=channels,
@@ -185,12 +186,8 @@ class SwinUNETROptions(Options):
     once: ClassVar[tuple[str, ...]] = ("weights",)
 
     width: PositiveInt = Field(48, multiple_of=12, description="channels of the first stage; they double at each stage")
-    depths: tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt] = Field(
-        (2, 2, 2, 2), description="blocks in each of the four stages"
-    )
-    heads: tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt] = Field(
-        (3, 6, 12, 24), description="heads of the attention in each stage"
-    )
+    depths: Four = Field((2, 2, 2, 2), description="blocks in each of the four stages")
+    heads: Four = Field((3, 6, 12, 24), description="heads of the attention in each stage")
     window: PositiveInt = Field(7, description="side of the attention windows, tokens")
     recompute: bool = Field(False, description="keep the inputs of blocks only: less memory, more time")
     weights: str | None = Field(None, description="file of self-supervised weights to begin with: model_swinvit.pt")
@@ -202,7 +199,7 @@ def swin_unetr(size: Size, channels: int, options: SwinUNETROptions) -> nn.Modul
     """
     from monai.networks.nets import SwinUNETR
 
-    require_crop(size, cube(SWIN_STEP), "swin-unetr", several=True)
+    require_crop(size, (SWIN_STEP,) * 3, "swin-unetr", several=True)
     require_library("einops", "swin-unetr", "pip install einops")
     network = SwinUNETR(
         in_channels=channels,
@@ -258,7 +255,7 @@ def segresnet(size: Size, channels: int, options: SegResNetOptions) -> nn.Module
     from monai.networks.nets import SegResNet
 
     step = 2 ** (len(options.blocks_down) - 1)
-    require_crop(size, cube(step), "segresnet")
+    require_crop(size, (step,) * 3, "segresnet")
     return SegResNet(
         in_channels=channels,
         out_channels=CLASSES,
@@ -288,7 +285,7 @@ def mednext(size: Size, channels: int, options: MedNeXtOptions) -> nn.Module:
     """MedNeXt without deep supervision. Raises UnsupportedError if the sides are not multiples of 16, or all are 16."""
     from monai.networks.nets import MedNeXt
 
-    require_crop(size, cube(MEDNEXT_STEP), "mednext", several=True)
+    require_crop(size, (MEDNEXT_STEP,) * 3, "mednext", several=True)
     ratios, blocks = EXPANSION[options.variant], BLOCKS[options.variant]
     return MedNeXt(
         in_channels=channels,

@@ -5,6 +5,7 @@ B batch, C channels, D H W crop, N tokens (D/8 * H/8 * W/8), E width of the tran
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 from typing import Self
 
@@ -13,17 +14,7 @@ import torch.nn.functional as F
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from voxsam.lab.systems.networks import (
-    CLASSES,
-    NetworkKind,
-    Options,
-    Residual,
-    Size,
-    cube,
-    divided,
-    require_crop,
-    volume,
-)
+from voxsam.lab.systems.networks import CLASSES, NetworkKind, Options, Residual, Size, divided, require_crop
 
 STEP = 8  # voxels of the crop for each token of the transformer, on each axis
 FIRST_DROPOUT = 0.2  # channel dropout after the first convolution
@@ -55,7 +46,7 @@ class TransBTS(nn.Module):
 
     def __init__(self, size: Size, channels: int, options: TransBTSOptions) -> None:
         super().__init__()
-        require_crop(size, cube(STEP), "transbts", several=True)
+        require_crop(size, (STEP,) * 3, "transbts", several=True)
         widths = [options.width * factor for factor in (1, 2, 4, 8)]
         blocks = (1, 2, 2, options.deep_blocks)
         self.stem = nn.Sequential(nn.Conv3d(channels, widths[0], 3, padding=1), nn.Dropout3d(FIRST_DROPOUT))
@@ -66,7 +57,7 @@ class TransBTS(nn.Module):
         self.embed = nn.Sequential(
             nn.BatchNorm3d(widths[3]), nn.ReLU(inplace=True), nn.Conv3d(widths[3], options.embedding, 3, padding=1)
         )
-        self.transformer = Transformer(volume(divided(size, cube(STEP))), options)
+        self.transformer = Transformer(math.prod(divided(size, (STEP,) * 3)), options)
         self.join = nn.Sequential(_convolutions(options.embedding, widths[3]), Residual(_convolutions(widths[3])))
         self.ups = nn.ModuleList(UpBlock(coarse) for coarse in (widths[3], widths[2], widths[1]))
         self.head = nn.Conv3d(widths[0], CLASSES, 1)
@@ -92,21 +83,18 @@ class Transformer(nn.Module):
         super().__init__()
         self.positions = nn.Parameter(torch.zeros(1, tokens, options.embedding))
         self.dropout = nn.Dropout(options.dropout)
-        self.layers = nn.Sequential(*(self._layer(options) for _ in range(options.layers)))
+        width, drop, layers = options.embedding, options.dropout, []
+        for _ in range(options.layers):
+            attention = SelfAttention(width, options.heads, drop)
+            mlp = [nn.Linear(width, options.mlp), nn.GELU(), nn.Dropout(drop), nn.Linear(options.mlp, width)]
+            dropouts = nn.Dropout(drop), nn.Dropout(drop)  # two, as in the original
+            attended = Residual(nn.LayerNorm(width), attention, *dropouts)
+            layers.append(nn.Sequential(attended, Residual(nn.LayerNorm(width), *mlp, nn.Dropout(drop))))
+        self.layers = nn.Sequential(*layers)
 
     def forward(self, x_BNE: Tensor) -> Tensor:
         """(B, N, E) -> (B, N, E)."""
         return self.layers(self.dropout(x_BNE + self.positions))
-
-    @staticmethod
-    def _layer(options: TransBTSOptions) -> nn.Module:
-        width, drop = options.embedding, options.dropout
-        attention = SelfAttention(width, options.heads, drop)
-        mlp = [nn.Linear(width, options.mlp), nn.GELU(), nn.Dropout(drop), nn.Linear(options.mlp, width)]
-        return nn.Sequential(
-            Residual(nn.LayerNorm(width), attention, nn.Dropout(drop), nn.Dropout(drop)),  # two, as in the original
-            Residual(nn.LayerNorm(width), *mlp, nn.Dropout(drop)),
-        )
 
 
 class SelfAttention(nn.Module):
@@ -149,10 +137,11 @@ def _pre_activated(channels: int) -> Residual:
 
 def _convolutions(given: int, made: int | None = None) -> nn.Sequential:
     made = made or given
-    norms = [nn.BatchNorm3d(made), nn.ReLU(inplace=True)], [nn.BatchNorm3d(made), nn.ReLU(inplace=True)]
-    return nn.Sequential(
-        nn.Conv3d(given, made, 3, padding=1), *norms[0], nn.Conv3d(made, made, 3, padding=1), *norms[1]
-    )
+
+    def half(channels: int) -> list[nn.Module]:
+        return [nn.Conv3d(channels, made, 3, padding=1), nn.BatchNorm3d(made), nn.ReLU(inplace=True)]
+
+    return nn.Sequential(*half(given), *half(made))
 
 
 NETWORKS = {"transbts": NetworkKind(TransBTSOptions, TransBTS)}

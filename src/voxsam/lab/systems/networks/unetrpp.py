@@ -5,6 +5,7 @@ B batch, C channels, D H W crop, N tokens of a level, h heads, c channels of a h
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 from typing import Self
 
@@ -14,12 +15,11 @@ from monai.networks.blocks.dynunet_block import UnetResBlock
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from voxsam.lab.systems.networks import CLASSES, NetworkKind, Options, Size, divided, require_crop, volume
+from voxsam.lab.systems.networks import CLASSES, Four, NetworkKind, Options, Size, Three, divided, require_crop
 
 LEVELS = 4
 SCALE = 1e-6  # initial scale of an attention's output
 DROPOUT, CHANNEL_DROPOUT = 0.15, 0.1  # of the attention; of whole channels before a block's last convolution
-Four = tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt]
 
 
 class UNETRPPOptions(Options):
@@ -31,9 +31,7 @@ class UNETRPPOptions(Options):
     projected_up: PositiveInt = Field(64, description="the same in the decoder")
     heads: PositiveInt = Field(4, description="heads of the attention")
     width: PositiveInt = Field(16, description="channels at full resolution")
-    patch: tuple[PositiveInt, PositiveInt, PositiveInt] = Field(
-        (2, 4, 4), description="voxels of the crop for each token of the first level (D, H, W)"
-    )
+    patch: Three = Field((2, 4, 4), description="voxels of the crop for each token of the first level (D, H, W)")
     original_order: bool = Field(False, description="keep the original's fault in the order of the spatial attention")
 
     @model_validator(mode="after")
@@ -56,7 +54,7 @@ class UNETRPP(nn.Module):
         d, h, w = options.patch
         require_crop(size, (8 * d, 8 * h, 8 * w), "unetrpp", several=True)
         widths, patch = options.widths, options.patch
-        tokens = [volume(divided(size, (d * 2**i, h * 2**i, w * 2**i))) for i in range(LEVELS)]
+        tokens = [math.prod(divided(size, (d * 2**i, h * 2**i, w * 2**i))) for i in range(LEVELS)]
         self.downs = nn.ModuleList([_down(channels, widths[0], patch, groups=channels)])
         self.downs.extend(_down(widths[i], widths[i + 1], (2, 2, 2), groups=widths[i]) for i in range(LEVELS - 1))
         self.stages = nn.ModuleList(

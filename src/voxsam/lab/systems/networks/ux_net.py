@@ -12,7 +12,7 @@ from monai.networks.blocks import UnetOutBlock, UnetrBasicBlock, UnetrUpBlock
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
-from voxsam.lab.systems.networks import CLASSES, ChannelNorm, NetworkKind, Options, Size, cube, require_crop
+from voxsam.lab.systems.networks import CLASSES, ChannelNorm, Four, NetworkKind, Options, Size, require_crop
 
 KERNEL = 7
 EXPANSION = 4  # hidden channels of a block, times its own
@@ -23,12 +23,8 @@ STEP = 16  # voxels of the crop for each voxel of the deepest map
 class UXNetOptions(Options):
     """The defaults are the original's: 53,005,922 parameters for any crop."""
 
-    widths: tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt] = Field(
-        (48, 96, 192, 384), description="channels of the encoder's four stages"
-    )
-    depths: tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt] = Field(
-        (2, 2, 2, 2), description="blocks in each stage"
-    )
+    widths: Four = Field((48, 96, 192, 384), description="channels of the encoder's four stages")
+    depths: Four = Field((2, 2, 2, 2), description="blocks in each stage")
     hidden: PositiveInt = Field(768, description="channels of the deepest map")
 
 
@@ -40,7 +36,7 @@ class UXNet(nn.Module):
 
     def __init__(self, size: Size, channels: int, options: UXNetOptions) -> None:
         super().__init__()
-        require_crop(size, cube(STEP), "ux-net", several=True)
+        require_crop(size, (STEP,) * 3, "ux-net", several=True)
         widths = options.widths
         stem = nn.Conv3d(channels, widths[0], KERNEL, stride=2, padding=KERNEL // 2)
         self.downs = nn.ModuleList([nn.Sequential(stem, ChannelNorm(widths[0]))])
