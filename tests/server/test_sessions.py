@@ -12,11 +12,12 @@ import pytest
 from voxsam.interactive.session import Session
 from voxsam.prompts import Scribble
 from voxsam.server.errors import Dropped, Full, NotThere, TooMany
-from voxsam.server.sessions import MAX_LISTENERS, Busy, Limits, Memory, OpenSession, Sessions
+from voxsam.server.sessions import MAX_LISTENERS, Busy, Memory, OpenSession, Sessions
+from voxsam.server.settings import Settings
 from voxsam.server.worker import Worker
 from voxsam.volume import Volume
 
-LIMITS = Limits(capacity=2, memory_bytes=1 << 30, idle_s=100.0, alive_s=10.0)
+LIMITS = Settings(capacity=2, memory_bytes=1 << 30, idle_s=100.0, alive_s=10.0)
 
 
 class Clock:
@@ -184,7 +185,8 @@ def test_features_that_were_used_least_recently_make_room(make_sessions, clock, 
         before = click(place, phantom.click).array
     features, answers = old.features_bytes, old.part.nbytes - phantom.scan.array.nbytes
     assert answers > 0 and features > 0 and new.features_bytes == features and sessions.forgotten == 0
-    tight = make_sessions(Limits(2, 2 * (phantom.scan.array.nbytes + answers) + features + features // 2, 100, 10))
+    nbytes = 2 * (phantom.scan.array.nbytes + answers) + features + features // 2
+    tight = make_sessions(Settings(capacity=2, memory_bytes=nbytes, idle_s=100, alive_s=10))
     old, new = tight.claim(Place), tight.claim(Place)
     for place in (old, new):
         scan_in(place, phantom.scan)
@@ -207,7 +209,7 @@ def test_a_session_that_is_released_while_room_is_made_harms_no_other(make_sessi
 
         segmenter = property(lambda self: vars(self).pop("segmenter", None))
 
-    sessions = make_sessions(Limits(capacity=2, memory_bytes=phantom.scan.array.nbytes * 2))
+    sessions = make_sessions(Settings(capacity=2, memory_bytes=phantom.scan.array.nbytes * 2))
     old, new = sessions.claim(Place), sessions.claim(Place)
     for place in (old, new):
         scan_in(place, phantom.scan)
@@ -220,7 +222,7 @@ def test_a_session_that_is_released_while_room_is_made_harms_no_other(make_sessi
 
 
 def test_a_scan_that_does_not_fit_beside_the_others_is_refused(make_sessions, phantom):
-    sessions = make_sessions(Limits(2, phantom.scan.array.nbytes * 3 // 2))
+    sessions = make_sessions(Settings(capacity=2, memory_bytes=phantom.scan.array.nbytes * 3 // 2))
     first, second = sessions.claim(Place), sessions.claim(Place)
     scan_in(first, phantom.scan)
     with pytest.raises(Full, match="close a session"):
@@ -274,7 +276,7 @@ def test_memory_is_taken_whole_or_not_at_all_and_comes_back():
 
 
 def test_a_step_takes_memory_until_it_is_done(make_sessions, phantom):
-    sessions = make_sessions(Limits(2, phantom.scan.array.nbytes + 1000))
+    sessions = make_sessions(Settings(capacity=2, memory_bytes=phantom.scan.array.nbytes + 1000))
     place = sessions.claim(Place)
     scan_in(place, phantom.scan)
     with pytest.raises(Full):
@@ -286,7 +288,7 @@ def test_a_step_takes_memory_until_it_is_done(make_sessions, phantom):
 
 
 def test_a_session_that_grows_beyond_its_part_of_a_full_memory_is_refused(make_sessions, phantom):
-    sessions = make_sessions(Limits(1, phantom.scan.array.nbytes + 400_000))
+    sessions = make_sessions(Settings(capacity=1, memory_bytes=phantom.scan.array.nbytes + 400_000))
     place = sessions.claim(Place)
     scan_in(place, phantom.scan)
     click(place, phantom.click)

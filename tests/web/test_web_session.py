@@ -27,7 +27,7 @@ from voxsam.region import EMPTY, Region
 from voxsam.report.metrics import measure
 from voxsam.server.api.server import PRESETS
 from voxsam.server.edits import KeptMask, ObjectType
-from voxsam.server.messages import Measured, View
+from voxsam.server.messages import View
 from voxsam.server.saved import play as take
 from voxsam.server.store import Event
 from voxsam.testing import stub_network
@@ -296,7 +296,7 @@ def compare(session: Session, answer: Step, before: NDArray[np.uint8]) -> NDArra
     for name in ("current", "overlap", "keep_clicked", "can_undo", "can_redo"):
         assert answer[name] == getattr(view, name), name
     clicks = dict(answer["clicks"])
-    for sent, state in zip(answer["objects"], view.object_states(Measured(), grid), strict=True):
+    for sent, state in zip(answer["objects"], view.object_states({}, grid), strict=True):
         expected = state.model_dump()
         for name in ("number", "name", "colour", "visible", "locked", "type", "edited", "messages", "prompts"):
             assert sent[name] == expected[name], name

@@ -70,25 +70,18 @@ def find_scans(folder: Path, leave_out: Path) -> Iterator[Path]:
     if folder.resolve() == leave_out.resolve():
         return
     entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    files = [path for path in entries if path.is_file()]
-    if _is_series(files):
-        yield folder
-        return
+    others = (*SCAN_SUFFIXES, ".csv", ".json", ".txt")
+    if unknown := [path for path in entries if path.is_file() and not path.name.lower().endswith(others)]:
+        from voxsam.io.dicom import has_dicom
+
+        if has_dicom(unknown):
+            yield folder
+            return
     for path in entries:
         if path.is_dir():
             yield from find_scans(path, leave_out)
         elif path.name.lower().endswith(SCAN_SUFFIXES):
             yield path
-
-
-def _is_series(files: Sequence[Path]) -> bool:
-    """Whether the first files of a folder, leaving out known other kinds, are DICOM."""
-    others = [path for path in files if not path.name.lower().endswith((*SCAN_SUFFIXES, ".csv", ".json", ".txt"))]
-    if not others:
-        return False
-    from voxsam.io.dicom import has_dicom
-
-    return has_dicom(others)
 
 
 def read_table(path: Path, clicks: bool) -> list[ScanTask]:

@@ -11,11 +11,10 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TextIO, get_args
 
 import torch
@@ -54,9 +53,7 @@ class Ledger:
         self._file: TextIO = open(self.path, "a", newline="", encoding="utf-8")
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._file.close()
 
     def add(self, row: ScanResult) -> None:
@@ -79,22 +76,21 @@ def read_table(output: Path) -> dict[str, ScanResult]:
             reader = csv.DictReader(file)
             if not set(COLUMNS) - NEWER <= set(reader.fieldnames or COLUMNS):
                 raise FileError(f"{output / TABLE} with other columns", "the table of a cohort", "move it away")
-            return {row.name: row for row in _rows(reader)}
+            return {row.name: row for cells in reader if (row := _row(cells))}
     except FileNotFoundError:
         return {}
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise FileError(f"{output / TABLE} ({error})", "the table of a cohort", "move it away") from error
 
 
-def _rows(reader: csv.DictReader[str]) -> Iterator[ScanResult]:
-    for cells in reader:
-        if not cells["key"]:  # the last column: the line is incomplete
-            continue
-        try:
-            numbers = {name: float(cells[name]) if cells[name] else None for name in NUMBERS}
-        except ValueError:  # saved by a spreadsheet, with its own number format
-            continue
-        yield replace(ScanResult("", "", "done"), **{**{name: cells.get(name, "") for name in COLUMNS}, **numbers})
+def _row(cells: dict[str, str]) -> ScanResult | None:
+    if not cells["key"]:  # the last column: the line is incomplete
+        return None
+    try:
+        numbers = {name: float(cells[name]) if cells[name] else None for name in NUMBERS}
+    except ValueError:  # saved by a spreadsheet, with its own number format
+        return None
+    return ScanResult(**{**{name: cells.get(name, "") for name in COLUMNS}, **numbers})  # type: ignore[arg-type]
 
 
 def key_of(job: ScanTask, settings: BatchOptions, model: str) -> str:
@@ -174,7 +170,12 @@ def run_cohort(
         remove_leftovers(folder)
     before = read_table(output)
     others = [row for name, row in before.items() if name not in keys]
-    rows = {} if again else _kept(jobs, before, keys, output, settings)
+    rows = {
+        job.name: row  # of a mask that exists and would be made from the same inputs again
+        for job in jobs
+        if not again and (row := before.get(job.name)) and (row.status, row.key) == ("done", keys[job.name])
+        if mask_path(output, job, settings).is_file()
+    }
     left = [job for job in jobs if job.name not in rows]
     with Ledger(output, [*others, *rows.values()]) as ledger:
         for count, row in enumerate(made(left, output), start=1):
@@ -183,23 +184,6 @@ def run_cohort(
             rows[row.name] = row
             progress(f"{len(rows)} of {len(jobs)}: {row.name}", count / len(left))
     return Outcome(tuple(rows[job.name] for job in jobs), len(left))
-
-
-def _kept(
-    jobs: Sequence[ScanTask],
-    before: Mapping[str, ScanResult],
-    keys: Mapping[str, str],
-    output: Path,
-    settings: BatchOptions,
-) -> dict[str, ScanResult]:
-    """The rows of masks that exist and would be made from the same inputs again."""
-    return {
-        job.name: before[job.name]
-        for job in jobs
-        if job.name in before
-        and (before[job.name].status, before[job.name].key) == ("done", keys[job.name])
-        and mask_path(output, job, settings).is_file()
-    }
 
 
 def _only_to_check(settings: BatchOptions) -> BatchOptions:
@@ -232,9 +216,9 @@ def ray_runner(settings: BatchOptions) -> Runner:
     except ImportError as error:
         given, remedy = "--ray", "pip install 'voxsam[ray]', or leave it out"
         raise UnsupportedError(given, "the package ray, which is not installed", remedy) from error
-    named = settings.model in MODELS  # a name means the same everywhere, a path has to be made absolute
-    everywhere = settings if named else replace(settings, model=str(find_model(settings.model).absolute()))
-    return lambda jobs, output: _rows_by_ray(jobs, output, everywhere)
+    if settings.model not in MODELS:  # a name means the same everywhere, a path has to be made absolute
+        settings = replace(settings, model=str(find_model(settings.model).absolute()))
+    return lambda jobs, output: _rows_by_ray(jobs, output, settings)
 
 
 def _rows_by_ray(jobs: Sequence[ScanTask], output: Path, settings: BatchOptions) -> Iterator[ScanResult]:

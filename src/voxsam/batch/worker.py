@@ -6,7 +6,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -60,45 +61,31 @@ def overlapped(
     def read_next(count: int = 1) -> None:
         reading.extend((item, readers.submit(read, item)) for item in islice(queue, count))
 
+    def passed_on(item: Item, future: Future[Read]) -> Future[Written]:
+        """Work on an item that was read and submit its writing; the next read starts as soon as this one is done."""
+        try:
+            try:
+                found = future.result()
+            finally:
+                read_next()
+            return writers.submit(write, item, work(item, found))
+        except Exception as error:
+            failed: Future[Any] = Future()
+            failed.set_exception(error)
+            return failed
+
     try:
         read_next(ahead)
         while reading:
             item, future = reading.popleft()
-            writing.append((item, _passed_on(item, future, read_next, work, write, writers)))
+            writing.append((item, passed_on(item, future)))
             del future  # it holds what was read
-            while writing and (len(writing) > ahead or writing[0][1].done()):
-                yield _finished(writing.popleft())
-        while writing:
-            yield _finished(writing.popleft())
+            while writing and (len(writing) > ahead or not reading or writing[0][1].done()):
+                item, written = writing.popleft()
+                yield item, _tried(written.result)
     finally:
         readers.shutdown(cancel_futures=True)
         writers.shutdown(cancel_futures=True)
-
-
-def _passed_on(
-    item: Item,
-    reading: Future[Read],
-    read_next: Callable[[], None],
-    work: Callable[[Item, Read], Worked],
-    write: Callable[[Item, Worked], Written],
-    writers: ThreadPoolExecutor,
-) -> Future[Written]:
-    """Work on an item that was read and submit its writing; the next read starts as soon as this one is done."""
-    try:
-        try:
-            read = reading.result()
-        finally:
-            read_next()
-        return writers.submit(write, item, work(item, read))
-    except Exception as error:
-        failed: Future[Any] = Future()
-        failed.set_exception(error)
-        return failed
-
-
-def _finished(pair: tuple[Item, Future[Written]]) -> tuple[Item, Written | Exception]:
-    item, future = pair
-    return item, _tried(future.result)
 
 
 def _tried(step: Callable[[], Written]) -> Written | Exception:
@@ -108,9 +95,8 @@ def _tried(step: Callable[[], Written]) -> Written | Exception:
         return error
 
 
-FILES_MATTER = (
-    0.5  # if reading and writing take more than this fraction of the network's time, they get a core of their own
-)
+# If reading and writing take more than this fraction of the network's time, they get a core of their own.
+FILES_MATTER = 0.5
 
 
 @dataclass(frozen=True)
@@ -149,19 +135,7 @@ class ScanResult:
     key: str = ""  # of what the mask was made from; see run.key_of
 
 
-@dataclass(frozen=True, eq=False)
-class _Opened:
-    segment: Callable[[], Prediction]  # the network's part
-    remarks: tuple[str, ...]  # on scan and model together
-    seconds: float
-
-
-@dataclass(frozen=True, eq=False)
-class _Segmented:
-    found: Prediction
-    remarks: tuple[str, ...]
-    reading_s: float
-    seconds: float
+Opened = tuple[Callable[[], Prediction], ScanResult]  # the network's part, and the row so far
 
 
 class Worker:
@@ -181,15 +155,14 @@ class Worker:
 
     def run(self, jobs: Sequence[ScanTask], output: Path) -> Iterator[ScanResult]:
         """Yield a row for each scan, in order, as soon as its mask is written below `output` or it has failed."""
-        read, segment, ahead = self._open, self._segment, self.settings.ahead
-        before = torch.get_num_threads()
+        ahead, before = self.settings.ahead, torch.get_num_threads()
         threads = self.settings.threads or before
         try:
             torch.set_num_threads(threads)
             if jobs and not self._ready:  # once, and only if there are scans: it takes seconds
                 warm_up(self.model)
                 self._ready = True
-            for job, row in overlapped(jobs, read, segment, lambda j, s: self._finish(j, s, output), ahead):
+            for job, row in overlapped(jobs, self._open, self._segment, partial(self._finish, output), ahead):
                 row = row if isinstance(row, ScanResult) else _failed(job, row)
                 if ahead and next(self.model.parameters()).device.type == "cpu":
                     torch.set_num_threads(threads_beside(row, threads))
@@ -197,40 +170,38 @@ class Worker:
         finally:
             torch.set_num_threads(before)
 
-    def _open(self, job: ScanTask) -> _Opened:
+    def _open(self, job: ScanTask) -> Opened:
         start = time.perf_counter()
         images = read_images(job.images, self.model.config.channels)
         check_mask_output(images[0], Path(f"{job.name}{self.settings.suffix}"))
         points = [click.on(images[0].grid) for click in job.clicks]
         segment = opened(self.model, images, points, follow=self.settings.follow, overlap=self.settings.overlap)
         seen = self._seen.find(job.name, images[0])
-        remarks = (f"the model was {seen}",) if seen else ()
-        return _Opened(segment, remarks, time.perf_counter() - start)
+        messages, seconds = f"the model was {seen}" if seen else "", round(time.perf_counter() - start, 3)
+        return segment, ScanResult(job.name, str(job.images[0]), "done", messages=messages, reading_s=seconds)
 
-    def _segment(self, job: ScanTask, scan: _Opened) -> _Segmented:
+    def _segment(self, job: ScanTask, opened: Opened) -> tuple[Prediction, ScanResult]:
+        segment, row = opened
         start = time.perf_counter()
-        found = scan.segment()
-        return _Segmented(found, scan.remarks, scan.seconds, time.perf_counter() - start)
+        found = segment()
+        return found, replace(row, segmenting_s=round(time.perf_counter() - start, 3))
 
-    def _finish(self, job: ScanTask, segmented: _Segmented, output: Path) -> ScanResult:
+    def _finish(self, output: Path, job: ScanTask, segmented: tuple[Prediction, ScanResult]) -> ScanResult:
+        found, row = segmented
         start = time.perf_counter()
-        mask = segmented.found.mask
+        mask = found.mask
         target = mask_path(output, job, self.settings)
         make_folder(target.parent)
         write_mask(mask, target, model=self.model.card.name)
         tumour = crop_to_objects(mask)
         diameter = longest_axial_diameter(tumour)
-        return ScanResult(
-            job.name,
-            str(job.images[0]),
-            "done",
-            round(tumour.volume_ml, 4),
-            round(diameter.length_mm, 2) if diameter else 0.0,
-            segmented.found.class_name or "",
-            round(segmented.reading_s, 3),
-            round(segmented.seconds, 3),
-            round(time.perf_counter() - start, 3),
-            "; ".join([*mask.remarks, *segmented.remarks]),
+        return replace(
+            row,
+            volume_ml=round(tumour.volume_ml, 4),
+            diameter_mm=round(diameter.length_mm, 2) if diameter else 0.0,
+            class_name=found.class_name or "",
+            writing_s=round(time.perf_counter() - start, 3),
+            messages="; ".join(filter(None, [*mask.remarks, row.messages])),
         )
 
 

@@ -53,7 +53,8 @@ def export(
                 scan = project.read(case)
                 mask = read_volume(project.mask_path(case, reading.reader), labels=True, scan=scan)
                 if layout == "dicom-seg":
-                    write_mask(_labels(mask, scan), folder / f"{case}.seg.dcm", source=scan, model=reading.model)
+                    labels = Volume(mask.array.astype(np.uint8), scan.grid, "SEG", scan.header)
+                    write_mask(labels, folder / f"{case}.seg.dcm", source=scan, model=reading.model)
                 else:
                     _write_pair(project, case, scan, mask, folder, "_0000" if layout == "nnunet" else "")
             except InputError as error:
@@ -67,10 +68,6 @@ def export(
             described = _described(layout, written, "/".join(sorted(modalities)), project.folder.name)
             (folder / "dataset.json").write_text(json.dumps(described, indent=1), encoding="utf-8")
     return len(written), left_out
-
-
-def _labels(mask: Volume, scan: Volume) -> Volume:
-    return Volume(mask.array.astype(np.uint8), scan.grid, "SEG", scan.header)
 
 
 def _write_pair(project: Project, case: str, scan: Volume, mask: Volume, folder: Path, ending: str) -> None:
@@ -112,12 +109,11 @@ def import_masks(
     folder = source / "labelsTr" if (source / "labelsTr").is_dir() else source
     if not folder.is_dir():
         raise FileError(f"{source} is no folder", "a folder of masks", "check the path")
-    files = {path: _case_of(path) for path in sorted(folder.glob("[!.]*")) if path.name.endswith(MASK_SUFFIXES)}
+    files = [path for path in sorted(folder.glob("[!.]*")) if path.name.endswith(MASK_SUFFIXES)]
     names = {scan.name.lower(): scan.name for scan in project.scans}
-    found = {path: names[case.lower()] for path, case in files.items() if case.lower() in names}
+    found = {path: names[case] for path in files if (case := _case_of(path).lower()) in names}
     if not found:
-        some = next(iter(files), None)
-        given = f"{folder}: no mask with the name of a scan" + (f" ({some.name}, say)" if some else "")
+        given = f"{folder}: no mask with the name of a scan" + (f" ({files[0].name}, say)" if files else "")
         raise FileError(
             given, f"CASE{SUFFIX}, such as {next(iter(names.values()), 'CASE')}{SUFFIX}", "rename the files"
         )

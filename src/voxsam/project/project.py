@@ -236,7 +236,16 @@ class Project(ProjectFolder):
         """
         with self.locked():
             self.scan(case)
-            retired = tuple(model.name for model in self.models() if self._without(model, case))
+            retired = []
+            for model in self.models():
+                changed = model.without(case)
+                if changed.state != model.state:  # it was trained on the case
+                    retired.append(model.name)
+                    self.weights_path(model.name).unlink(missing_ok=True)
+                    if model.name in self.settings.used:
+                        self._save_settings(used=tuple(name for name in self.settings.used if name != model.name))
+                if changed != model:  # last: until then, another call does all of it again
+                    self._save_model(changed)
             shutil.rmtree(self.learning, ignore_errors=True)  # an unfinished training has seen the case too
             for kind in ("masks/*/{}.nii.gz", "clicks/*/{}.json", "thumbnails/{}.png"):
                 for path in self.folder.glob(kind.format(case)):
@@ -247,7 +256,7 @@ class Project(ProjectFolder):
                     append_line(temporary, line)
             self._log("forget", retired=retired)
             self._save_scans([scan for scan in self.scans if scan.name != case])
-        return retired
+        return tuple(retired)
 
     # Models
 
@@ -320,14 +329,3 @@ class Project(ProjectFolder):
         if reader:
             check_name("reader", reader)
         self._change(case, state=state, reader=reader, since=now())
-
-    def _without(self, model: LearnedModel, case: str) -> bool:
-        """Remove a case from a model's record and retire the model if it was trained on it; whether it was retired."""
-        retired, changed = case in model.cases and model.state != "retired", model.without(case)
-        if retired:
-            self.weights_path(model.name).unlink(missing_ok=True)
-            if model.name in self.settings.used:
-                self._save_settings(used=tuple(name for name in self.settings.used if name != model.name))
-        if changed != model:
-            self._save_model(changed)
-        return retired

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import Field
 
 from voxsam.project.project import Project
 from voxsam.project.records import LearnedModel, Reading, State
@@ -20,9 +21,9 @@ class ScanRow:
 
     name: str
     state: State
-    reader: str
-    since: str  # when the state began
-    readers: tuple[str, ...]  # who have done it, latest last
+    reader: Annotated[str, Field(description="Who works on it, or has done it last.")]
+    since: Annotated[str, Field(description="When the state began.")]
+    readers: Annotated[tuple[str, ...], Field(description="Who have done it, latest last.")]
     clicks: int | None
     volume_ml: float | None
 

@@ -73,7 +73,7 @@ def make_app(
     `app.state.service` holds its parts, which are closed when the application shuts down; if it is mounted in another
     one, call `app.state.service.close()`. Raises InputError for a model, folder or state folder that cannot be used.
     """
-    service = Service.start(settings or Settings(), model)
+    service = Service(settings or Settings(), model)
     app = FastAPI(
         title="VoxSAM",
         version=voxsam.__version__,

@@ -136,53 +136,44 @@ def failure(error: InputError, private: tuple[str, ...] = ()) -> JSONResponse:
 
 def add_handlers(app: FastAPI) -> None:
     """Let every failure of the application be answered by this module."""
-    app.add_exception_handler(InputError, _input)
-    app.add_exception_handler(OSError, _system)
-    app.add_exception_handler(RequestValidationError, _validation)
-    app.add_exception_handler(HTTPException, _http)
-    app.add_exception_handler(Exception, _internal)
 
+    @app.exception_handler(InputError)
+    async def refused(request: Request, error: InputError) -> JSONResponse:
+        return failure(error, request.app.state.service.private)
 
-async def _input(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, InputError)
-    return failure(error, request.app.state.service.private)
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        given = first_problem(error.errors())
+        return _answer(422, given, "a request as /openapi.json describes it", "correct the request")
 
+    @app.exception_handler(HTTPException)
+    async def not_found(request: Request, error: HTTPException) -> JSONResponse:
+        if isinstance(error.__cause__, InputError):  # raised while FastAPI read the body
+            return failure(error.__cause__)
+        reason = HTTPStatus(error.status_code).phrase.lower()
+        return _answer(
+            error.status_code, reason, "a path and method of /openapi.json", "correct the address", error.headers
+        )
 
-async def _system(request: Request, error: Exception) -> JSONResponse:
-    if isinstance(error, OSError) and error.errno in FULL_DISK:
-        return failure(no_room())
-    return await _internal(request, error)
-
-
-async def _validation(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, RequestValidationError)
-    given = first_problem(error.errors())
-    return _answer(422, given, "a request as /openapi.json describes it", "correct the request")
+    @app.exception_handler(OSError)
+    @app.exception_handler(Exception)
+    async def internal(request: Request, error: Exception) -> JSONResponse:
+        """The response to a bug. The log gets the place, not the message, which may contain a patient's name."""
+        if isinstance(error, OSError) and error.errno in FULL_DISK:
+            return failure(no_room())
+        frames = traceback.extract_tb(error.__traceback__)
+        at = f"{frames[-1].name}:{frames[-1].lineno}" if frames else ""
+        LOG.error("internal error", extra={"facts": {"error": type(error).__name__, "at": at}})
+        if type(error).__name__ in OUT_OF_MEMORY:
+            given, remedy = "a request beyond the free memory", "close sessions, or use --device cpu"
+            return _answer(503, given, "a smaller scan", remedy)
+        return _answer(500, "an internal error", "an answer", "try again, and report it with the server's log")
 
 
 def first_problem(errors: object) -> str:
     """The first of pydantic's errors in one line: where, and what is wrong there."""
     first = errors[0]  # type: ignore[index]
     return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
-
-
-async def _http(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, HTTPException)
-    if isinstance(error.__cause__, InputError):  # raised while FastAPI read the body
-        return failure(error.__cause__)
-    reason = HTTPStatus(error.status_code).phrase.lower()
-    expected = "a path and method of /openapi.json"
-    return _answer(error.status_code, reason, expected, "correct the address", error.headers)
-
-
-async def _internal(request: Request, error: Exception) -> JSONResponse:
-    """The response to a bug. The log gets the place, but not the message, which may contain a patient's name."""
-    frames = traceback.extract_tb(error.__traceback__)
-    at = f"{frames[-1].name}:{frames[-1].lineno}" if frames else ""
-    LOG.error("internal error", extra={"facts": {"error": type(error).__name__, "at": at}})
-    if type(error).__name__ in OUT_OF_MEMORY:
-        return _answer(503, "a request beyond the free memory", "a smaller scan", "close sessions, or use --device cpu")
-    return _answer(500, "an internal error", "an answer", "try again, and report it with the server's log")
 
 
 def _answer(

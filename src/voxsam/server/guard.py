@@ -51,21 +51,29 @@ class Guard:
         self.app, self.settings, self.memory = app, settings, memory
         self.public, self.arrays, self.files = public, arrays, files
         self.key = None if settings.key is None else settings.key.get_secret_value().encode()
-        self.names = known_names(settings)
+        own = ("localhost",) if settings.is_local else ("localhost", socket.gethostname(), socket.getfqdn())
+        names = (*own, settings.host, *settings.hosts)  # by which a server without a key may be addressed
+        self.names = frozenset(name.lower().rstrip(".") for name in names)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
-        elif scope["type"] == "http":
-            await self._answer(scope, receive, send)
-        else:  # there are no websockets here
+            return
+        if scope["type"] != "http":  # there are no websockets here
             await send({"type": "websocket.close", "code": 1008})
-
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+            return
         headers, path = Headers(scope=scope), route_path(scope)
         limit, factor, base = self._cost(path)
-        body = Body(receive, headers, limit, self.settings.body_s)
-        send = _limited(send, body)
+        body, answered = Body(receive, headers, limit, self.settings.body_s), False
+
+        async def give(message: Message) -> None:
+            nonlocal answered
+            if message["type"] == "http.response.start":
+                answered = True
+                if not body.is_over:  # the rest is not read
+                    message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
+            await send(message)
+
         try:
             self.check_host(headers)
             self.check_origin(headers)
@@ -74,11 +82,11 @@ class Guard:
             body.check()
             with self.memory.take(base) as part:
                 body.charge = lambda count: part.resize(base + factor * max(0, count - SMALL_BYTES))
-                await self.app(scope, body, send)
+                await self.app(scope, body, give)
         except Refused as error:
-            if body.answered:
+            if answered:
                 raise
-            await failure(error)(scope, receive, send)
+            await failure(error)(scope, receive, give)
 
     def _cost(self, path: str) -> tuple[int, int, int]:
         """For a body: the most bytes it may have, the memory per byte, and a fixed amount of memory."""
@@ -95,7 +103,10 @@ class Guard:
         """
         if self.key is not None and not self.settings.is_local:
             return
-        name = _host_name(f"//{headers.get('host', '')}")
+        try:
+            name = (urlsplit(f"//{headers.get('host', '')}").hostname or "").rstrip(".")
+        except ValueError:
+            name = ""
         if name in self.names:
             return
         try:
@@ -134,12 +145,6 @@ def route_path(scope: Scope) -> str:
     return path.removeprefix(root) if root and path.startswith(f"{root}/") else path
 
 
-def known_names(settings: Settings) -> frozenset[str]:
-    """The host names, in lower case, by which a server without a key may be addressed."""
-    own = {"localhost", socket.gethostname(), socket.getfqdn()} if not settings.is_local else {"localhost"}
-    return frozenset(name.lower().rstrip(".") for name in (*own, settings.host, *settings.hosts))
-
-
 class Body:
     """A request's body as it arrives. Raises Refused (too large, too slow, cut off, no memory) in whoever reads it."""
 
@@ -149,7 +154,6 @@ class Body:
         self.count, self.is_over = 0, self.declared == "0" and "transfer-encoding" not in headers
         self.charge: Callable[[int], Any] = lambda count: None
         self.begin_s: float | None = None
-        self.answered = False
 
     def check(self) -> None:
         """Raises TooLarge if the request's declared length is too large."""
@@ -181,26 +185,6 @@ class Body:
         return TooLarge(
             "a body that is too large", f"at most {self.limit:,} bytes", "send less, or raise --upload-limit"
         )
-
-
-def _limited(send: Send, body: Body) -> Send:
-    """Close the connection with a response that is sent before the end of the body: the rest is not read."""
-
-    async def give(message: Message) -> None:
-        if message["type"] == "http.response.start":
-            body.answered = True
-            if not body.is_over:
-                message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
-        await send(message)
-
-    return give
-
-
-def _host_name(address: str) -> str:
-    try:
-        return (urlsplit(address).hostname or "").rstrip(".")
-    except ValueError:
-        return ""
 
 
 # Connections

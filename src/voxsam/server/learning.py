@@ -10,8 +10,9 @@ import shutil
 import subprocess
 import sys
 import threading
-from dataclasses import dataclass
 from typing import Literal
+
+from pydantic import BaseModel, Field
 
 from voxsam.errors import InputError
 from voxsam.extras import require_extra
@@ -22,17 +23,14 @@ COMMAND = (sys.executable, "-m", "voxsam.cli", "project", "learn")
 ERROR = "voxsam: "  # starts the line with the command's error
 STOP_S = 20.0  # that finishing a step may take
 
-Stage = Literal["idle", "beginning", "running", "paused", "cut off"]
 
-
-@dataclass(frozen=True)
-class Progress:
+class Progress(BaseModel):
     """The progress of learning; `said` is its last message: what it does, what it found, or why it ended."""
 
-    stage: Stage
+    stage: Literal["idle", "beginning", "running", "paused", "cut off"]
     fraction: float = 0.0
-    minutes: float = 0.0  # that the whole of it takes
-    said: str = ""
+    minutes: float = Field(description="That all of it takes, or may take where that is not measured yet.")
+    said: str = Field(default="", description="What it has said last.")
     failed: bool = False
 
 
@@ -55,11 +53,6 @@ class Learner:
         count = len(self.project.done_cases())
         if count < LEAST:
             return f"{LEAST - count} more scan{'s' * (LEAST - count != 1)} must be done first"
-        return self.missing
-
-    @property
-    def missing(self) -> str:
-        """What learning needs that is not installed; "" if nothing."""
         try:
             if self._is_own:
                 require_extra("lab", "learning")
@@ -95,17 +88,19 @@ class Learner:
     def progress(self) -> Progress:
         """The progress now."""
         found = self.project.learning_now()
-        if found is not None:
-            stage: Stage = "running" if found else "beginning"
-            if found and self.project.is_busy():
-                stage = "paused"
+        if found:
             known = {name: found[name] for name in ("fraction", "minutes", "said") if name in found}
-            return Progress(stage, **{"minutes": self.minutes, **known})
-        if self._runs:
-            return Progress("beginning", minutes=self.minutes)
-        failed = self._process is not None and self._process.returncode != 0
+            stage = "paused" if self.project.is_busy() else "running"
+            return Progress(stage=stage, **{"minutes": self.minutes, **known})
+        if found is not None or self._runs:
+            return Progress(stage="beginning", minutes=self.minutes)
         stage = "cut off" if self.was_cut_off else "idle"
-        return Progress(stage, minutes=self.minutes, said=self._reason_of_end if failed else "", failed=failed)
+        if self._process is None or self._process.returncode == 0:
+            return Progress(stage=stage, minutes=self.minutes)
+        lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines() if self.log.is_file() else []
+        errors = [line.removeprefix(ERROR) for line in lines if line.startswith(ERROR)]
+        said = errors[-1] if errors else "its process was ended; press the button to go on"
+        return Progress(stage=stage, minutes=self.minutes, said=said, failed=True)
 
     def stop(self) -> None:
         """Stop learning, whoever started it, and delete what it has done."""
@@ -133,10 +128,3 @@ class Learner:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-
-    @property
-    def _reason_of_end(self) -> str:
-        """The error that the command printed."""
-        lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines() if self.log.is_file() else []
-        said = [line.removeprefix(ERROR) for line in lines if line.startswith(ERROR)]
-        return said[-1] if said else "its process was ended; press the button to go on"

@@ -6,7 +6,7 @@ import base64
 import zlib
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field, PlainSerializer, PlainValidator, TypeAdap
 
 from voxsam.errors import PromptError
 from voxsam.geometry import Grid
-from voxsam.interactive.history import SegmentedObject
+from voxsam.interactive.history import Snapshot
 from voxsam.interactive.session import Session
 from voxsam.io.segments import SegmentInfo, in_hex
 from voxsam.preprocess import Slices
@@ -261,21 +261,6 @@ class StepState(SessionState):
     labels: str = Field(description="base64 of zlib of uint8, i fastest: all labels in `changed`.")
 
 
-@dataclass
-class Measured:
-    """The measurements of each object, kept until its voxels change."""
-
-    known: dict[int, tuple[Region, Measurement]] = field(default_factory=dict)
-
-    def of(self, number: int, region: Region, grid: Grid) -> Measurement:
-        """The measurement of an object; may take a while, so not to be called on an event loop."""
-        before, found = self.known.get(number, (None, None))
-        if found is None or before is not region:
-            found = measure(region, grid)
-            self.known[number] = (region, found)
-        return found
-
-
 @dataclass(frozen=True)
 class View:
     """What a response needs of a session, taken on the worker's thread; the rest of it needs no turn there.
@@ -283,11 +268,8 @@ class View:
     `labels` are those of `box`.
     """
 
-    objects: dict[int, SegmentedObject]
+    step: Snapshot
     infos: dict[int, SegmentInfo]
-    current: int
-    overlap: bool
-    keep_clicked: bool
     can_undo: bool
     can_redo: bool
     box: Slices
@@ -297,8 +279,7 @@ class View:
     def of(cls, session: Session, box: Slices) -> View:
         """The view of a session, with the labels of `box`."""
         infos = {number: session.info(number) for number in session.objects}
-        made = (session.overlap, session.keep_clicked, session.can_undo, session.can_redo)
-        return cls(dict(session.segmented), infos, session.current, *made, box, session.labels_in(box))
+        return cls(session.step, infos, session.can_undo, session.can_redo, box, session.labels_in(box))
 
     def changes(self) -> dict[str, Any]:
         """The box and its labels, for a StepState."""
@@ -308,16 +289,22 @@ class View:
         packed = base64.b64encode(b"".join([*pieces, packer.flush()])).decode()
         return {"changed": ChangedBox(low=low, high=high), "labels": packed}
 
-    def object_states(self, measured: Measured, grid: Grid) -> list[ObjectState]:
-        """The state of every object; measures those that changed."""
-        measured.known = {number: found for number, found in measured.known.items() if number in self.objects}
-        return [
-            self._object_state(number, measured.of(number, self.objects[number].region, grid), grid)
-            for number in self.objects
-        ]
+    def object_states(self, measured: dict[int, tuple[Region, Measurement]], grid: Grid) -> list[ObjectState]:
+        """The state of every object; measures those whose voxels changed, and notes that in `measured`.
+
+        May take a while, so not to be called on an event loop.
+        """
+        before = dict(measured)
+        measured.clear()
+        for number, found in self.step.objects.items():
+            region, size = before.get(number, (None, None))
+            if size is None or region is not found.region:
+                size = measure(found.region, grid)
+            measured[number] = (found.region, size)
+        return [self._object_state(number, size, grid) for number, (_, size) in measured.items()]
 
     def _object_state(self, number: int, size: Measurement, grid: Grid) -> ObjectState:
-        found, info = self.objects[number], self.infos[number]
+        found, info = self.step.objects[number], self.infos[number]
         return ObjectState(
             number=number,
             prompts=[_as_given(prompt, grid) for prompt in found.prediction.prompts],

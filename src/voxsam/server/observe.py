@@ -24,6 +24,7 @@ from voxsam.server.errors import LOG
 from voxsam.server.sessions import Sessions
 
 BUCKETS_S = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
+METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH")
 UNKNOWN = "unmatched"
 
 
@@ -102,16 +103,13 @@ class Observe:
         finally:
             seconds = time.perf_counter() - start
             route = getattr(scope.get("route"), "path", UNKNOWN)
-            self._count(scope["method"], route, status, seconds, came, went)
+            method = scope["method"] if scope["method"] in METHODS else "other"
+            self.metrics.requests.labels(method, route, str(status)).inc()
+            self.metrics.seconds.labels(route).observe(seconds)
+            self.metrics.bytes.labels("in").inc(came)
+            self.metrics.bytes.labels("out").inc(went)
             facts = {"request": number, "method": scope["method"], "route": route, "status": status}
             LOG.info("request", extra={"facts": {**facts, "seconds": round(seconds, 4), "in": came, "out": went}})
-
-    def _count(self, method: str, route: str, status: int, seconds: float, came: int, went: int) -> None:
-        known = method if method in ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH") else "other"
-        self.metrics.requests.labels(known, route, str(status)).inc()
-        self.metrics.seconds.labels(route).observe(seconds)
-        self.metrics.bytes.labels("in").inc(came)
-        self.metrics.bytes.labels("out").inc(went)
 
 
 class JsonLines(logging.Formatter):

@@ -74,22 +74,18 @@ class Desk:
         return session
 
     async def _open(self, source: CaseSource, id: str | None) -> SavedSession:
-        reading = await asyncio.to_thread(lambda: self.project.readings(source.case).get(source.reader))
-        session = await self._kept(source.case, source.reader, reading)
-        if session is None:
-            session = await self.saved.open(source, source.case, id)
-            if reading is not None:
-                masks = await asyncio.to_thread(self._masks, source.case, source.reader)
-                await session.step(Event(do="mask", masks=masks), lambda *_: None)
-        return session
-
-    async def _kept(self, case: str, reader: str, reading: Reading | None) -> SavedSession | None:
-        """The reader's session on a scan, if it has steps that were not saved as done."""
+        """The reader's session on a scan, if it has steps that were not saved as done; else a new one."""
+        case, reader = source.case, source.reader
+        reading = await asyncio.to_thread(lambda: self.project.readings(case).get(reader))
         for work in self._works(case, reader):
             if reading is None or self._is_newer(work.id, reading):
                 return await self.saved.find(work.id)
             await self.saved.leave(work.id)  # a crash kept it from being closed
-        return None
+        session = await self.saved.open(source, case, id)
+        if reading is not None:
+            masks = await asyncio.to_thread(self._masks, case, reader)
+            await session.step(Event(do="mask", masks=masks), lambda *_: None)
+        return session
 
     def _works(self, case: str, reader: str | None = None) -> list[Work]:
         """The saved sessions on a scan, of one reader or of all, most recently used first."""
@@ -107,7 +103,8 @@ class Desk:
 
     async def done(self, id: str, seconds: float | None) -> Reading:
         """Save a session's mask and clicks as done, close the session, and start learning if it is due."""
-        source = self.saved.store.source(id)
+        work = self.saved.store.work(id)
+        source = None if work is None else work.source
         if not isinstance(source, CaseSource):
             raise NotThere("a session that is on no scan of the project", "one that is", "open the scan again")
         case, reader = source.case, source.reader
@@ -119,21 +116,12 @@ class Desk:
         volume = session.require_volume()
         mask, clicks = await asyncio.wrap_future(session.run(_taken))
 
-        def keep() -> Reading:
-            known = [click.point for click in before.clicks] if before is not None else []
-            model, spent = self._names.get(session.model), [seconds, before and before.seconds]
-            return self.project.done(
-                case,
-                mask,
-                [*known, *clicks],  # a scan that is opened again has its mask back, but not its clicks
-                reader=reader,
-                seconds=sum(filter(None, spent)) or None,
-                model=model,
-                scan=volume,
-            )
-
+        if before is not None:  # a scan that is opened again has its mask back, but not its clicks
+            clicks = [*(click.point for click in before.clicks), *clicks]
+        spent = sum(filter(None, [seconds, before and before.seconds])) or None
+        facts = {"reader": reader, "seconds": spent, "model": self._names.get(session.model), "scan": volume}
         with session.held():
-            reading = await asyncio.to_thread(keep)
+            reading = await asyncio.to_thread(self.project.done, case, mask, clicks, **facts)
         await self.saved.leave(id)
         await asyncio.to_thread(self._learn_if_due)
         return reading
@@ -149,14 +137,11 @@ class Desk:
         works = self._works(case)
         retired = await asyncio.to_thread(self.project.forget, case)
         for work in works:
-            await self._leave(work)
+            with suppress(NotThere):  # its reader was faster
+                await self.saved.leave(work.id)
         self.saved.reader.drop_ahead()
         await self.follow()
         return retired
-
-    async def _leave(self, work: Work) -> None:
-        with suppress(NotThere):  # its reader was faster
-            await self.saved.leave(work.id)
 
     def _read_ahead(self, reader: str, case: str) -> None:
         """Read what this reader will probably open next, during the work on this case."""
@@ -169,15 +154,15 @@ class Desk:
             async with self.saved.reading:
                 await asyncio.to_thread(self.saved.reader.read_ahead, wanted)
 
+        def ended(task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
+            if not task.cancelled() and (error := task.exception()):
+                LOG.error("not read ahead", extra={"facts": {"error": type(error).__name__}})
+
         self._next.pop(reader, None)
         task = asyncio.create_task(read())
         self._tasks.add(task)
-        task.add_done_callback(self._ended)
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()):
-            LOG.error("not read ahead", extra={"facts": {"error": type(error).__name__}})
+        task.add_done_callback(ended)
 
     # Models
 

@@ -19,6 +19,8 @@ from voxsam.interactive.session import Session
 from voxsam.io.guarded import Reading
 from voxsam.network.promptable import Promptable
 from voxsam.preprocess import Slices
+from voxsam.region import Region
+from voxsam.report.metrics import Measurement
 from voxsam.server.edits import Description, KeptMask, check_work
 from voxsam.server.errors import LOG, NotThere, OtherScan, Taken, TooMany, closed
 from voxsam.server.messages import (
@@ -27,7 +29,6 @@ from voxsam.server.messages import (
     CaseSource,
     Earlier,
     FolderSource,
-    Measured,
     SessionState,
     Source,
     StepState,
@@ -58,7 +59,7 @@ class SavedSession(OpenSession):
     def __init__(self, sessions: Sessions, name: str) -> None:
         super().__init__(sessions, name)
         self.ready: asyncio.Task[None] | None = None  # until the scan is read and the steps are replayed
-        self.measured = Measured()
+        self.measured: dict[int, tuple[Region, Measurement]] = {}  # objects, until their voxels change
         self.seconds = 0.0  # of all steps
         self.model = ""  # its name
         self.notes: list[str] = []
@@ -165,9 +166,9 @@ class SavedSession(OpenSession):
             "dicom": "dicom" in volume.header,
             "revision": work.revision,
             "objects": view.object_states(self.measured, volume.grid),
-            "current": view.current,
-            "overlap": view.overlap,
-            "keep_clicked": view.keep_clicked,
+            "current": view.step.current,
+            "overlap": view.step.overlap,
+            "keep_clicked": view.step.keep_clicked,
             "can_undo": view.can_undo,
             "can_redo": view.can_redo,
             "busy": None if busy is None else BusyState(stage=busy.stage, fraction=busy.fraction),
@@ -179,13 +180,7 @@ class SavedSession(OpenSession):
 
 def play(event: Event, session: Session) -> bool:
     """Carry out an event; returns whether anything was done. Raises InputError, leaving the session as it was."""
-    before = session.step
-    _act(event, session)
-    return session.step is not before or event.do in ("select", "describe")
-
-
-def _act(event: Event, session: Session) -> None:
-    scan, number = session.volume, event.number
+    before, scan, number = session.step, session.volume, event.number
     if event.do == "prompt":
         session.prompt(*(prompt.on(scan.grid) for prompt in event.prompts))
     elif event.do == "remove_prompt":
@@ -212,6 +207,7 @@ def _act(event: Event, session: Session) -> None:
         session.select(event.object)
     else:
         {"undo": session.undo, "redo": session.redo, "reset": session.reset}[event.do]()
+    return session.step is not before or event.do in ("select", "describe")
 
 
 def replay(event: Event, session: Session) -> None:
@@ -239,7 +235,7 @@ class SavedSessions:
     async def open(self, source: AnySource, name: str | None, id: str | None = None) -> SavedSession:
         """Open a session on a scan. Raises InputError, freeing its place again; Taken for an `id` that is in use."""
         name = name or await asyncio.to_thread(self.reader.name, source)
-        if id is not None and (self.store.knows(id) or any(session.id == id for session in self.sessions.open)):
+        if id is not None and (self.store.work(id) or any(session.id == id for session in self.sessions.open)):
             raise Taken("an id that is in use", "an id of your own, long and random", "choose another, or leave it out")
         session = self.sessions.claim(SavedSession, id)
         session.journal = self.store.create(Work(id=session.id, name=name, model=self.model, source=source))

@@ -103,21 +103,17 @@ class Reader:
 
     def read_ahead(self, cases: Collection[str]) -> None:
         """Preload these scans of the project, and drop all others, as long as half of the memory is free."""
-        for case in self._ahead.keys() - set(cases):
-            self._drop(case)
+        self.drop_ahead(cases)
         for case in cases:
             if case not in self._ahead and self.memory.free > self.memory.limit // 2:
                 with suppress(InputError):  # reported when the scan is opened
                     self._ahead[case] = self._case(case, None)
 
-    def drop_ahead(self) -> None:
-        """Free the memory of the preloaded scans."""
-        for case in tuple(self._ahead):
-            self._drop(case)
-
-    def _drop(self, case: str) -> None:
-        if kept := self._ahead.pop(case, None):
-            kept[1].close()
+    def drop_ahead(self, but: Collection[str] = ()) -> None:
+        """Free the memory of the preloaded scans, but for these."""
+        for case in set(self._ahead) - set(but):
+            if kept := self._ahead.pop(case, None):
+                kept[1].close()
 
     def _case(self, case: str, reading: guarded.Reading | None) -> tuple[Volume, Part]:
         """A scan of the project, and the memory that it takes. Raises OtherScan if it is not the one that was added."""
@@ -267,23 +263,8 @@ class Uploads:
         if tally.files >= MAX_FILES:
             raise TooLarge(f"an upload of {tally.files} files", f"at most {MAX_FILES}", "send one series, or a zip")
         tally.files += 1
-        target, own = folder / _stored_name(name, folder), Tally()
+        target, nbytes, waiting = folder / _stored_name(name, folder), 0, bytearray()
         coming = target.with_name(f".{target.name}")
-        try:
-            await self._write(body, coming, tally, own)
-            coming.rename(target)
-        except BaseException:
-            coming.unlink(missing_ok=True)
-            tally.files, tally.bytes = tally.files - 1, tally.bytes - own.bytes
-            if is_new:
-                shutil.rmtree(folder, ignore_errors=True)
-                self._tallies.pop(key, None)
-            raise
-        return tally
-
-    async def _write(self, body: AsyncIterator[bytes], file: Path, tally: Tally, own: Tally) -> None:
-        """Write the body, counting it in the upload's tally and in its own."""
-        waiting = bytearray()
 
         def flush() -> None:
             if shutil.disk_usage(self.store.uploads).free < SPARE_BYTES + len(waiting):
@@ -292,17 +273,27 @@ class Uploads:
             stream.write(bytes(waiting))
             waiting.clear()
 
-        with open(file, "xb", buffering=0, opener=private) as stream:
-            async for piece in body:
-                own.bytes += len(piece)
-                tally.bytes += len(piece)
-                if tally.bytes > self.limit:
-                    given, expected = "an upload that is too large", f"at most {self.limit:,} bytes"
-                    raise TooLarge(given, expected, "send less, or start the server with more --upload-limit")
-                waiting += piece
-                if len(waiting) >= PIECE_BYTES:
-                    await asyncio.to_thread(flush)
-            await asyncio.to_thread(flush)
+        try:
+            with open(coming, "xb", buffering=0, opener=private) as stream:
+                async for piece in body:
+                    nbytes += len(piece)
+                    tally.bytes += len(piece)
+                    if tally.bytes > self.limit:
+                        given, expected = "an upload that is too large", f"at most {self.limit:,} bytes"
+                        raise TooLarge(given, expected, "send less, or start the server with more --upload-limit")
+                    waiting += piece
+                    if len(waiting) >= PIECE_BYTES:
+                        await asyncio.to_thread(flush)
+                await asyncio.to_thread(flush)
+            coming.rename(target)
+        except BaseException:
+            coming.unlink(missing_ok=True)
+            tally.files, tally.bytes = tally.files - 1, tally.bytes - nbytes
+            if is_new:
+                shutil.rmtree(folder, ignore_errors=True)
+                self._tallies.pop(key, None)
+            raise
+        return tally
 
 
 def _stored_name(name: str, folder: Path) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from dataclasses import dataclass, field
 
 from voxsam.kernels.warm_up import warm_up
 from voxsam.network.promptable import Promptable
@@ -17,7 +16,7 @@ from voxsam.server.observe import Metrics
 from voxsam.server.project import Desk
 from voxsam.server.saved import SavedSessions
 from voxsam.server.scans import Reader, Uploads
-from voxsam.server.sessions import Limits, Sessions
+from voxsam.server.sessions import Sessions
 from voxsam.server.settings import Settings
 from voxsam.server.store import Store
 from voxsam.server.worker import Worker
@@ -27,44 +26,34 @@ SWEEP_S = 1.0  # how often leases are checked; more often if they are short
 TIDY_S = 600.0  # how often the store is tidied
 
 
-@dataclass(frozen=True)
 class Service:
-    """What runs: `worker` and `sessions` serve every protocol, `saved` the page and programs, `desk` a project."""
+    """What runs: `worker` and `sessions` serve every protocol, `saved` the page and programs, `desk` a project.
 
-    settings: Settings
-    worker: Worker
-    sessions: Sessions
-    folders: Folders
-    store: Store
-    uploads: Uploads
-    saved: SavedSessions
-    metrics: Metrics
-    desk: Desk | None = None
-    sending: asyncio.Semaphore = field(default_factory=asyncio.Semaphore)  # held while a file is made: it takes memory
-    _ended: threading.Event = field(default_factory=threading.Event)
+    Loads the model, unless one is given. Raises InputError for anything that cannot be used.
+    """
 
-    @classmethod
-    def start(cls, settings: Settings, model: Promptable | None = None) -> Service:
-        """Load the model (unless one is given) and start. Raises InputError for anything that cannot be used."""
+    def __init__(self, settings: Settings, model: Promptable | None = None) -> None:
+        self.settings = settings
         Folders(settings.folders)  # errors in them are reported before the model is loaded
         project = None if settings.project is None else Project(settings.project)
         name = settings.model if project is None else project.in_use
         model = model or load_model(name if project is None else project.model_source(name), settings.device)
-        store = Store(settings.state)
-        folders = Folders(settings.folders, store.scratch, settings.upload_bytes)
+        self.store = Store(settings.state)
+        self.folders = Folders(settings.folders, self.store.scratch, settings.upload_bytes)
+        self.uploads = Uploads(self.store, settings.upload_bytes)
         warm_up(model)
-        worker = Worker(model)
-        limits = Limits(settings.capacity, settings.memory_bytes, settings.idle_s, settings.alive_s)
-        sessions = Sessions(worker, limits)
-        reader = Reader(settings, folders, store, sessions.memory, project)
-        saved, uploads = SavedSessions(sessions, reader, store), Uploads(store, settings.upload_bytes)
-        desk = None
+        self.worker = Worker(model)
+        self.sessions = Sessions(self.worker, settings)
+        self.metrics = Metrics(self.sessions)
+        reader = Reader(settings, self.folders, self.store, self.sessions.memory, project)
+        self.saved = SavedSessions(self.sessions, reader, self.store)
+        self.desk = None
         if project is not None:
             learner = Learner(project, settings.learn_minutes, settings.learn_command)
-            desk = Desk(project, saved, learner, model, name, settings.device)
-        service = cls(settings, worker, sessions, folders, store, uploads, saved, Metrics(sessions), desk)
-        threading.Thread(target=service._sweep, name="voxsam-sweep", daemon=True).start()
-        return service
+            self.desk = Desk(project, self.saved, learner, model, name, settings.device)
+        self.sending = asyncio.Semaphore()  # held while a file is made: it takes memory
+        self._ended = threading.Event()
+        threading.Thread(target=self._sweep, name="voxsam-sweep", daemon=True).start()
 
     @property
     def private(self) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 
 from voxsam.network.promptable import Promptable
 from voxsam.server.errors import Full, NotThere, Refused, TooMany, closed
+from voxsam.server.settings import Settings
 from voxsam.server.worker import Worker
 from voxsam.volume import Volume
 
@@ -53,11 +54,9 @@ class Memory:
             self.spare()
         with self._lock:
             if by > 0 and self.taken + by - freed > self.limit:
-                raise Full(
-                    f"{by >> 20} MiB beside {self.taken >> 20} MiB that are taken",
-                    f"at most {self.limit >> 20} MiB together",
-                    "close a session, or start the server with more --memory",
-                )
+                given = f"{by >> 20} MiB beside {self.taken >> 20} MiB that are taken"
+                remedy = "close a session, or start the server with more --memory"
+                raise Full(given, f"at most {self.limit >> 20} MiB together", remedy)
             self.taken += by
 
 
@@ -85,21 +84,6 @@ class Part:
 
     def __exit__(self, *error: object) -> None:
         self.close()
-
-
-@dataclass(frozen=True)
-class Limits:
-    """How many sessions may be open, the memory for all, and how long one lasts without its client (seconds)."""
-
-    capacity: int = 16
-    memory_bytes: int = 4 << 30
-    idle_s: float = 1800.0
-    alive_s: float = 60.0
-
-    @property
-    def undo_bytes(self) -> int:
-        """The limit on each session's past steps: all sessions together take at most a quarter of the memory."""
-        return min(MAX_UNDO_BYTES, self.memory_bytes // (4 * self.capacity))
 
 
 @dataclass(frozen=True)
@@ -174,7 +158,7 @@ class OpenSession:
             self.sessions.worker.drop(self.id)
             self._forget()
             self.volume, self.part = volume, part
-            self.segmenter = self.make(self.sessions.worker.model, volume, self.sessions.limits.undo_bytes)
+            self.segmenter = self.make(self.sessions.worker.model, volume, self.sessions.undo_bytes)
             self.seen = self.used = self.sessions.clock()
             with suppress(Refused):  # by a server that is shutting down
                 self.sessions.worker.submit("", lambda: self.sessions.make_room(self))
@@ -215,7 +199,7 @@ class OpenSession:
         """Raises Full if the memory is full and this session's masks and steps take more than their share."""
         part, volume = self.part, self.volume
         grown = 0 if part is None or volume is None else part.nbytes - volume.array.nbytes
-        if grown > 2 * self.sessions.limits.undo_bytes and not self.sessions.memory.free:
+        if grown > 2 * self.sessions.undo_bytes and not self.sessions.memory.free:
             given, expected = f"a session with {grown >> 20} MiB of masks and steps", "room in the server's memory"
             raise Full(given, expected, "reset it, close a session, or start the server with more --memory")
 
@@ -278,15 +262,20 @@ class OpenSession:
 
 
 class Sessions:
-    """All open sessions. Its methods may be called on any thread."""
+    """All open sessions, within `capacity`, `memory_bytes`, `idle_s` and `alive_s`. For calls on any thread."""
 
-    def __init__(self, worker: Worker, limits: Limits, clock: Clock = time.monotonic) -> None:
+    def __init__(self, worker: Worker, limits: Settings, clock: Clock = time.monotonic) -> None:
         self.worker, self.limits, self.clock = worker, limits, clock
         self.memory = Memory(limits.memory_bytes)
         self.on_work: Callable[[], None] = lambda: None  # called on the worker's thread before each step
         self.expired = self.forgotten = 0  # sessions that timed out; those whose features were dropped
         self._open: dict[str, OpenSession] = {}
         self._lock = threading.RLock()
+
+    @property
+    def undo_bytes(self) -> int:
+        """The limit on each session's past steps: all sessions together take at most a quarter of the memory."""
+        return min(MAX_UNDO_BYTES, self.limits.memory_bytes // (4 * self.limits.capacity))
 
     @property
     def open(self) -> tuple[OpenSession, ...]:

@@ -118,7 +118,10 @@ def compact(events: Iterable[Event]) -> list[Event]:
         elif last.do == "redo":
             past += [future.pop()] if future else []
         elif last.do == "describe":
-            described[last.number] = _merged(described.get(last.number), last)
+            before = described.get(last.number, last).description or Description()
+            changes = last.description or Description()
+            both = before.model_dump(exclude_none=True) | changes.model_dump(exclude_none=True)
+            described[last.number] = last.model_copy(update={"description": Description.model_validate(both)})
         elif last.do != "select":
             if last.do == "new_object":
                 described.pop(last.current, None)
@@ -130,15 +133,6 @@ def compact(events: Iterable[Event]) -> list[Event]:
     kept = past[resets[-1] :] if resets else past
     end = Event(do="select", object=last.current, current=last.current, revision=last.revision)
     return [*kept, *reversed(future), *described.values(), *[Event(do="undo")] * len(future), end]
-
-
-def _merged(before: Event | None, event: Event) -> Event:
-    """Merge two descriptions of an object; the later one takes precedence."""
-    if before is None or before.description is None or event.description is None:
-        return event
-    changes = event.description.model_dump(exclude_none=True)
-    both = Description.model_validate({**before.description.model_dump(exclude_none=True), **changes})
-    return event.model_copy(update={"description": both})
 
 
 class Journal:
@@ -241,14 +235,9 @@ class Store:
             os.utime(file)
         return self.create(work), compact(events)
 
-    def knows(self, name: str) -> bool:
-        """Whether there is a work of this name."""
-        return name in self._known
-
-    def source(self, name: str) -> AnySource | None:
-        """The source of a work's scan; None if there is no work of this name."""
-        work = self._known.get(name)
-        return None if work is None else work.source
+    def work(self, name: str) -> Work | None:
+        """The work of this name, if there is one."""
+        return self._known.get(name)
 
     def saved(self, name: str) -> datetime:
         """When a work was last saved."""

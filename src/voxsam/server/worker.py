@@ -10,7 +10,6 @@ import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from voxsam.network.promptable import Promptable
@@ -21,19 +20,7 @@ MAX_WAITING = 64  # requests of one owner
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, eq=False)
-class _Task:
-    work: Callable[[], Any]
-    done: Future[Any] = field(default_factory=Future)
-
-    def do(self) -> None:
-        """Do the work and pass its result or error to the future, so that the thread continues after an error."""
-        try:
-            result = self.work()
-        except BaseException as error:
-            self.done.set_exception(error)
-        else:
-            self.done.set_result(result)
+Task = tuple[Callable[[], Any], Future[Any]]  # what to do, and where its result or error goes
 
 
 class Worker:
@@ -41,7 +28,7 @@ class Worker:
 
     def __init__(self, model: Promptable) -> None:
         self.model = model
-        self._waiting: OrderedDict[str, deque[_Task]] = OrderedDict()
+        self._waiting: OrderedDict[str, deque[Task]] = OrderedDict()
         self._news = threading.Condition()
         self._open = True
         self._thread = threading.Thread(target=self._run, name="voxsam-worker", daemon=True)
@@ -59,7 +46,7 @@ class Worker:
         A future may be cancelled as long as it waits. Raises TooMany if the owner has too many waiting, Dropped if the
         worker is closed.
         """
-        task = _Task(work)
+        future: Future[T] = Future()
         with self._news:
             if not self._open:
                 raise closed()
@@ -68,17 +55,17 @@ class Worker:
                 raise TooMany(
                     f"{len(queue)} requests that wait already", f"at most {MAX_WAITING}", "wait for the answers"
                 )
-            queue.append(task)
+            queue.append((work, future))
             self._news.notify()
-        return task.done
+        return future
 
     def drop(self, owner: str) -> None:
         """Drop an owner's waiting tasks (their futures raise Dropped); a running one runs to its end."""
         with self._news:
             tasks = self._waiting.pop(owner, ())
-        for task in tasks:
-            if task.done.set_running_or_notify_cancel():
-                task.done.set_exception(closed())
+        for _, future in tasks:
+            if future.set_running_or_notify_cancel():
+                future.set_exception(closed())
 
     def close(self) -> None:
         """Drop all waiting tasks and wait for the running one to end."""
@@ -92,11 +79,15 @@ class Worker:
 
     def _run(self) -> None:
         while (task := self._next()) is not None:
-            if task.done.set_running_or_notify_cancel():
-                task.do()
-            del task  # so that the waiting thread holds no arrays of the last task
+            work, future = task
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(work())
+                except BaseException as error:  # the thread continues
+                    future.set_exception(error)
+            del task, work, future  # so that the waiting thread holds no arrays of the last task
 
-    def _next(self) -> _Task | None:
+    def _next(self) -> Task | None:
         """The first task of the owner whose turn it is, who then goes to the end of the queue; None if closed."""
         with self._news:
             while not self._waiting:

@@ -8,10 +8,9 @@ import struct
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from enum import StrEnum
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from fastapi import APIRouter, Query
@@ -20,10 +19,9 @@ from starlette.background import BackgroundTask
 
 from voxsam.atomic import atomic_path
 from voxsam.errors import UnsupportedError
-from voxsam.interactive.session import Session, reported
+from voxsam.interactive.session import reported
 from voxsam.io import nifti
 from voxsam.io.objects import write_objects
-from voxsam.io.segments import SegmentInfo
 from voxsam.report.metrics import measure
 from voxsam.report.report import ReportedObject, report_dict
 from voxsam.report.sr import write_sr
@@ -34,40 +32,20 @@ from voxsam.volume import Volume
 router = APIRouter(prefix="/api/sessions", tags=["downloads"], responses=OF_SESSIONS)
 
 
-class Kind(StrEnum):
-    """The files that can be requested."""
-
-    MASK = "mask.nii.gz"
-    MASKS = "masks"
-    DICOM_SEG = "mask.seg.dcm"
-    MEASURED_SEG = "sr"
-    RTSTRUCT = "rtstruct"
-    STL = "stl"
-    FACTS = "report.json"
-    REPORT = "report.html"
-
-
+Kind = Literal["mask.nii.gz", "masks", "mask.seg.dcm", "sr", "rtstruct", "stl", "report.json", "report.html"]
+FILES: dict[Kind, tuple[str, str]] = {  # each one's name and media type
+    "mask.nii.gz": ("mask.nii.gz", "application/gzip"),
+    "masks": ("masks.zip", "application/zip"),
+    "mask.seg.dcm": ("mask.seg.dcm", "application/dicom"),
+    "sr": ("seg_and_sr.zip", "application/zip"),
+    "rtstruct": ("mask.rtstruct.dcm", "application/dicom"),
+    "stl": ("surface.stl", "model/stl"),
+    "report.json": ("report.json", "application/json"),
+    "report.html": ("report.html", "text/html; charset=utf-8"),
+}
 UNSAFE = re.compile(r"[^A-Za-z0-9_\-]+")
 SCAN_SUFFIX = re.compile(r"(\.nii\.gz|\.nii|\.nrrd|\.mha|\.zip)$", re.IGNORECASE)
-NAMES = {
-    "masks": "masks.zip",
-    "sr": "seg_and_sr.zip",
-    "rtstruct": "mask.rtstruct.dcm",
-    "stl": "surface.stl",
-}  # of files, if not the kind itself
 FAST = 1  # compression of the scan: it is sent once, and making a smaller file takes longer
-MEDIA = {
-    "mask.nii.gz": "application/gzip",
-    "masks": "application/zip",
-    "mask.seg.dcm": "application/dicom",
-    "sr": "application/zip",
-    "rtstruct": "application/dicom",
-    "stl": "model/stl",
-    "report.json": "application/json",
-    "report.html": "text/html; charset=utf-8",
-}
-
-
 COARSE_BYTES = 24 << 20  # of the slices that are sent first, if a scan is larger
 COARSE_SLICES = 24  # that are sent first, at least
 
@@ -130,41 +108,30 @@ async def scan(service: TheService, session: TheSession) -> FileResponse:
     return await _file(service, "scan.nii.gz", "application/gzip", lambda path: write_scan(volume, path))
 
 
-@dataclass(frozen=True)
-class _Taken:
-    """What a download is made of, taken from a session on the worker's thread."""
-
-    mask: Volume
-    objects: tuple[ReportedObject, ...]
-    remarks: tuple[str, ...]
-
-    @classmethod
-    def of(cls, session: Session) -> _Taken:
-        mask = session.mask
-        return cls(mask, tuple(reported(session)), mask.remarks)
-
-
 @router.get("/{id}/download/{kind}", summary="Masks, surfaces or the report as a file", response_class=FileResponse)
 async def download(service: TheService, session: TheSession, kind: Kind) -> FileResponse:
     volume, name, model = session.require_volume(), session.journal.work.name, service.saved.model
     stem = UNSAFE.sub("_", SCAN_SUFFIX.sub("", name)).strip("_") or "scan"
-    taken = await asyncio.wrap_future(session.run(_Taken.of))
+    mask, objects = await asyncio.wrap_future(session.run(lambda found: (found.mask, reported(found))))
 
     def write(path: Path) -> None:
-        clicks = [click for found in taken.objects for click in found.clicks]
+        if kind not in ("report.json", "report.html"):
+            _write_objects(kind, path, volume, objects, model)
+            return
         facts = report_dict(
             scan=volume,
             scan_name=name,
-            mask=taken.mask,
+            mask=mask,
             model=model,
-            clicks=clicks,
+            clicks=[click for found in objects for click in found.clicks],
             seconds={"all steps": session.seconds},
-            messages=taken.remarks,
-            objects=taken.objects,
+            messages=mask.remarks,
+            objects=objects,
         )
-        write_download(kind, path, volume, taken.mask, facts, taken.objects)
+        _write_report(path, volume, mask, facts)
 
-    return await _file(service, f"{stem}_{NAMES.get(kind, kind)}", MEDIA[kind], write)
+    ending, media = FILES[kind]
+    return await _file(service, f"{stem}_{ending}", media, write)
 
 
 async def _file(service: Service, name: str, media: str, write: Callable[[Path], None]) -> FileResponse:
@@ -192,11 +159,9 @@ def write_scan(volume: Volume, path: Path) -> None:
         nifti.write(plain, temporary, FAST)
 
 
-def write_download(
-    kind: str, path: Path, scan: Volume, mask: Volume, facts: dict[str, Any], objects: Sequence[ReportedObject]
-) -> None:
-    """Write one of MEDIA to `path`. `facts` are those of report_dict. Raises UnsupportedError for a DICOM object of a
-    scan that was not DICOM, ImageError for a label map of objects that share voxels.
+def _write_objects(kind: Kind, path: Path, scan: Volume, objects: Sequence[ReportedObject], model: str) -> None:
+    """Write masks or surfaces. Raises UnsupportedError for a DICOM object of a scan that was not DICOM, ImageError for
+    a label map of objects that share voxels.
     """
     if kind in ("mask.seg.dcm", "sr", "rtstruct") and "dicom" not in scan.header:
         what = "RTSTRUCT" if kind == "rtstruct" else "DICOM-SEG"
@@ -205,31 +170,25 @@ def write_download(
         from voxsam.report.stl import write_stl  # imports scikit-image: not when the server starts
 
         write_stl([(found.info.name, found.region) for found in objects], scan.grid, path)
-    elif kind in ("report.json", "report.html"):
-        _write_report(kind, path, scan, mask, facts)
-    else:
-        drawn = {found.number: (_in_words(found, scan), found.region) for found in objects}
-        if kind != "sr":
-            write_objects(drawn, scan, path, model=facts["model"])
-            return
-        seg, sr = path.with_name("mask.seg.dcm"), path.with_name("measurements.sr.dcm")
-        write_objects(drawn, scan, seg, model=facts["model"])
-        write_sr(sr, seg, scan)
-        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as together:
-            for file in (seg, sr):
-                together.write(file, file.name)
+        return
+    words = {found.number: measure(found.region, scan.grid).in_words() for found in objects}
+    drawn = {found.number: (replace(found.info, description=words[found.number]), found.region) for found in objects}
+    if kind != "sr":
+        write_objects(drawn, scan, path, model=model)
+        return
+    seg, sr = path.with_name("mask.seg.dcm"), path.with_name("measurements.sr.dcm")
+    write_objects(drawn, scan, seg, model=model)
+    write_sr(sr, seg, scan)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as together:
+        for file in (seg, sr):
+            together.write(file, file.name)
 
 
-def _in_words(found: ReportedObject, scan: Volume) -> SegmentInfo:
-    """The info of an object, with its measurements in the description."""
-    return replace(found.info, description=measure(found.region, scan.grid).in_words())
-
-
-def _write_report(kind: str, path: Path, scan: Volume, mask: Volume, facts: dict[str, Any]) -> None:
+def _write_report(path: Path, scan: Volume, mask: Volume, facts: dict[str, Any]) -> None:
     from voxsam.report.figures import overview_figure  # matplotlib: a second to import
     from voxsam.report.report import facts_for_people, write_report_html, write_report_json
 
-    if kind == "report.json":
+    if path.suffix == ".json":
         write_report_json(path, facts)
         return
     picture = path.with_name("overview.png")

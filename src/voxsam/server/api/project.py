@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import asdict
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Query, Response
 from fastapi import Path as InPath
 from fastapi.responses import FileResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from voxsam.project import agreement
-from voxsam.project.records import LearnedModel, check_name
-from voxsam.project.summary import summarise
+from voxsam.project.records import check_name
+from voxsam.project.summary import ScanRow, summarise
 from voxsam.server.api import TheService, failures
+from voxsam.server.edits import Strict
 from voxsam.server.errors import NotThere, no_project
+from voxsam.server.learning import Progress
 from voxsam.server.project import Desk
 from voxsam.server.store import NAME
 
@@ -45,24 +46,6 @@ Case = Annotated[str, InPath(max_length=LONGEST, description="The name of a scan
 Reader = Annotated[str, Query(max_length=100, description="Whose work it is.", examples=["anna"])]
 
 
-class Strict(BaseModel):
-    """A body with these fields only."""
-
-    model_config = ConfigDict(extra="forbid")
-
-
-class Row(BaseModel):
-    """A scan of the work list."""
-
-    name: str
-    state: Literal["to do", "in work", "skipped", "done"]
-    reader: str = Field(description="Who works on it, or has done it last.")
-    since: str
-    readers: list[str] = Field(description="Who have done it.")
-    clicks: int | None
-    volume_ml: float | None
-
-
 class Model(BaseModel):
     """A learned model."""
 
@@ -74,14 +57,9 @@ class Model(BaseModel):
     cases: list[str] = Field(description="That it was trained on.")
 
 
-class Learning(BaseModel):
-    """The progress of learning."""
+class Learning(Progress):
+    """The progress of learning, and when there will be another."""
 
-    stage: Literal["idle", "beginning", "running", "paused", "cut off"]
-    fraction: float
-    minutes: float = Field(description="That all of it takes, or may take where that is not measured yet.")
-    said: str = Field(description="What it has said last.")
-    failed: bool
     impossible: str = Field(description="Why none can begin now; empty: one can.")
     every: int = Field(description="After how many more scans that are done it begins by itself; 0: never.")
     new: int = Field(description="Scans that were done since it learned last.")
@@ -91,7 +69,7 @@ class ProjectState(BaseModel):
     """A project as it is now."""
 
     name: str
-    rows: list[Row]
+    rows: list[ScanRow]
     order: str = Field(examples=["as listed", "the scan that MODEL is least sure of first"])
     counts: dict[str, int]
     start: str = Field(description="The model that every learning begins with.")
@@ -156,24 +134,6 @@ class Forgotten(BaseModel):
     retired: list[str]
 
 
-class DifferenceFacts(BaseModel):
-    """A place that only one reader's mask has."""
-
-    reader: str
-    volume_ml: float
-    index: tuple[int, int, int]
-    world_mm: tuple[float, float, float]
-
-
-class AgreementFacts(BaseModel):
-    """A scan that both readers have done."""
-
-    case: str
-    dice: float
-    volumes_ml: tuple[float, float]
-    differences: list[DifferenceFacts]
-
-
 @router.get("", summary="The work list, the models, and what a learning is at")
 async def state(desk: TheDesk) -> ProjectState:
     return await asyncio.to_thread(_state, desk)
@@ -235,9 +195,8 @@ async def forget(desk: TheDesk, case: Case) -> Forgotten:
 
 
 @router.get("/agreement", summary="Two readers of the same scans: Dice, and where they differ")
-async def compare(desk: TheDesk, first: Reader, second: Reader) -> list[AgreementFacts]:
-    found = await asyncio.to_thread(agreement.compare, desk.project, first, second)
-    return [AgreementFacts.model_validate(asdict(one)) for one in found]
+async def compare(desk: TheDesk, first: Reader, second: Reader) -> list[agreement.Agreement]:
+    return await asyncio.to_thread(agreement.compare, desk.project, first, second)
 
 
 @router.post("/learning", summary="Learn from what is done, or go on with what was cut off")
@@ -266,24 +225,22 @@ async def back(desk: TheDesk) -> ProjectState:
 
 def _state(desk: Desk) -> ProjectState:
     found, settings = summarise(desk.project), desk.project.settings
-    progress = desk.learner.progress()
-    facts = {**asdict(progress), "said": progress.said.replace(str(desk.project.folder), desk.project.folder.name)}
+    progress = desk.learner.progress().model_dump()
+    progress["said"] = progress["said"].replace(str(desk.project.folder), desk.project.folder.name)
     return ProjectState(
         name=desk.project.folder.name,
-        rows=[Row.model_validate(asdict(row)) for row in found.rows],
+        rows=list(found.rows),
         order=found.order,
         counts={str(state): count for state, count in found.counts.items()},
         start=settings.start,
         in_use=found.in_use,
         offered=None if found.offered is None else found.offered.name,
         can_go_back=bool(settings.used),
-        models=[_model(model) for model in desk.project.models()],
+        models=[
+            Model(name=m.name, made=m.made, state=m.state, reason=m.reason, gate=str(m.gate), cases=list(m.cases))
+            for m in desk.project.models()
+        ],
         curve=list(found.curve),
         minutes_saved=found.minutes_saved,
-        learning=Learning(**facts, impossible=desk.learner.reason, every=settings.learn_every, new=found.new),
+        learning=Learning(**progress, impossible=desk.learner.reason, every=settings.learn_every, new=found.new),
     )
-
-
-def _model(model: LearnedModel) -> Model:
-    facts: dict[str, Any] = model.model_dump(include={"name", "made", "state", "reason"})
-    return Model(**facts, gate=str(model.gate), cases=list(model.cases))

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Depends, Query, Response
 from fastapi import Path as InPath
 from fastapi.responses import StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from voxsam.server.api import OF_SESSIONS, Id, TheService, TheSession
-from voxsam.server.edits import Description, Edits, Switches
+from voxsam.server.edits import Description, Edits, Strict, Switches
 from voxsam.server.errors import no_project
 from voxsam.server.messages import AnySource, CaseSource, Prompts, SessionState, Source, StepState
 from voxsam.server.saved import SavedSession
@@ -29,10 +29,8 @@ Number = Annotated[int, InPath(ge=1, le=255, description="Of an object.")]
 router = APIRouter(prefix="/api/sessions", tags=["sessions"], responses=OF_SESSIONS)
 
 
-class Opening(BaseModel):
+class Opening(Strict):
     """Which scan to open."""
-
-    model_config = ConfigDict(extra="forbid")
 
     source: AnySource = Field(examples=[{"demo": True}, {"folder": "0", "path": "patient1/ct.nii.gz"}])
     name: str | None = Field(
@@ -46,12 +44,17 @@ class Opening(BaseModel):
     )
 
 
-class Loading(BaseModel):
+class Loading(Strict):
     """Which mask to load."""
 
-    model_config = ConfigDict(extra="forbid")
-
     source: Source = Field(examples=[{"folder": "0", "path": "patient1/mask.nii.gz"}])
+
+
+async def _step(service: TheService, session: TheSession) -> Callable[[Event], Awaitable[StepState]]:
+    return lambda event: session.step(event, service.metrics.step)
+
+
+TheStep = Annotated[Callable[[Event], Awaitable[StepState]], Depends(_step)]  # carries out an event in the session
 
 
 class Lease(BaseModel):
@@ -84,7 +87,6 @@ async def state(session: TheSession) -> SessionState:
 
 @router.get("/{id}/labels", summary="All labels")
 async def labels(
-    service: TheService,
     session: TheSession,
     box: Annotated[
         Literal["none", "full"], Query(description="full: of the whole scan; none: of the box outside which all are 0.")
@@ -94,73 +96,71 @@ async def labels(
 
 
 @router.post("/{id}/prompts", summary="Add prompts to the current object: one step")
-async def prompt(service: TheService, session: TheSession, body: Prompts) -> StepState:
-    return await session.step(Event(do="prompt", prompts=tuple(body.prompts)), service.metrics.step)
+async def prompt(step: TheStep, body: Prompts) -> StepState:
+    return await step(Event(do="prompt", prompts=tuple(body.prompts)))
 
 
 @router.post("/{id}/edits", summary="Edit the current object by hand: one step")
-async def edit(service: TheService, session: TheSession, body: Edits) -> StepState:
-    return await session.step(Event(do="edit", edits=tuple(body.edits)), service.metrics.step)
+async def edit(step: TheStep, body: Edits) -> StepState:
+    return await step(Event(do="edit", edits=tuple(body.edits)))
 
 
 @router.post("/{id}/mask", summary="Load a mask as the current object, of several labels one object each: one step")
-async def load_mask(service: TheService, session: TheSession, body: Loading) -> StepState:
+async def load_mask(service: TheService, session: TheSession, step: TheStep, body: Loading) -> StepState:
     masks = await service.saved.masks(body.source, session)
-    return await session.step(Event(do="mask", masks=masks), service.metrics.step)
+    return await step(Event(do="mask", masks=masks))
 
 
 @router.post("/{id}/undo", summary="Take back the last step, if there is one")
-async def undo(service: TheService, session: TheSession) -> StepState:
-    return await session.step(Event(do="undo"), service.metrics.step)
+async def undo(step: TheStep) -> StepState:
+    return await step(Event(do="undo"))
 
 
 @router.post("/{id}/redo", summary="Do again what was taken back, if there is anything")
-async def redo(service: TheService, session: TheSession) -> StepState:
-    return await session.step(Event(do="redo"), service.metrics.step)
+async def redo(step: TheStep) -> StepState:
+    return await step(Event(do="redo"))
 
 
 @router.post("/{id}/reset", summary="Begin anew with one empty object: one step")
-async def reset(service: TheService, session: TheSession) -> StepState:
-    return await session.step(Event(do="reset"), service.metrics.step)
+async def reset(step: TheStep) -> StepState:
+    return await step(Event(do="reset"))
 
 
 @router.post("/{id}/objects", summary="Begin another object: one step")
-async def new_object(service: TheService, session: TheSession) -> StepState:
-    return await session.step(Event(do="new_object"), service.metrics.step)
+async def new_object(step: TheStep) -> StepState:
+    return await step(Event(do="new_object"))
 
 
 @router.post("/{id}/objects/{number}/select", summary="Make an object current")
-async def select(service: TheService, session: TheSession, number: Number) -> StepState:
-    return await session.step(Event(do="select", object=number), service.metrics.step)
+async def select(step: TheStep, number: Number) -> StepState:
+    return await step(Event(do="select", object=number))
 
 
 @router.patch("/{id}/objects/{number}", summary="Name, colour, show, lock or code an object; to lock is a step")
-async def describe(service: TheService, session: TheSession, number: Number, body: Description) -> StepState:
+async def describe(step: TheStep, number: Number, body: Description) -> StepState:
     event = Event(do="describe", number=number, description=body.model_copy(update={"locked": None}))
-    answer = await session.step(event, service.metrics.step)
+    answer = await step(event)
     if body.locked is not None:
-        answer = await session.step(Event(do="lock", number=number, on=body.locked), service.metrics.step)
+        answer = await step(Event(do="lock", number=number, on=body.locked))
     return answer
 
 
 @router.delete("/{id}/objects/{number}", summary="Delete an object: one step")
-async def delete(service: TheService, session: TheSession, number: Number) -> StepState:
-    return await session.step(Event(do="delete", number=number), service.metrics.step)
+async def delete(step: TheStep, number: Number) -> StepState:
+    return await step(Event(do="delete", number=number))
 
 
 @router.delete("/{id}/objects/{number}/prompts/{index}", summary="Take a prompt away, the first is 0: one step")
-async def remove_prompt(
-    service: TheService, session: TheSession, number: Number, index: Annotated[int, InPath(ge=0)]
-) -> StepState:
-    return await session.step(Event(do="remove_prompt", number=number, index=index), service.metrics.step)
+async def remove_prompt(step: TheStep, number: Number, index: Annotated[int, InPath(ge=0)]) -> StepState:
+    return await step(Event(do="remove_prompt", number=number, index=index))
 
 
 @router.patch("/{id}", summary="Whether objects may overlap, and only clicked components are kept: a step each")
-async def switch(service: TheService, session: TheSession, body: Switches) -> StepState:
+async def switch(session: TheSession, step: TheStep, body: Switches) -> StepState:
     answer = await session.labels(full=False)
     for name in ("overlap", "keep_clicked"):
         if (on := getattr(body, name)) is not None:
-            answer = await session.step(Event(do=name, on=on), service.metrics.step)
+            answer = await step(Event(do=name, on=on))
     return answer
 
 
