@@ -202,7 +202,7 @@ def write_download(
         what = "RTSTRUCT" if kind == "rtstruct" else "DICOM-SEG"
         raise UnsupportedError(f"{what} of a scan that is not DICOM", "a DICOM series", "download the NIfTI instead")
     if kind == "stl":
-        from voxsam.report.stl import write_stl  # imports scikit-image: not when the server starts
+        from voxsam.report.view3d import write_stl  # imports scikit-image: not when the server starts
 
         write_stl([(found.info.name, found.region) for found in objects], scan.grid, path)
     elif kind in ("report.json", "report.html"):
