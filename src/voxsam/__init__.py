@@ -59,7 +59,12 @@ _HOME = {
 def __getattr__(name: str) -> Any:
     """Import a public name on first use (PEP 562), so that `import voxsam` alone loads neither torch nor nibabel."""
     if name == "__version__":
-        value: Any = _version()
+        from importlib import metadata
+
+        try:
+            value: Any = metadata.version("voxsam")
+        except metadata.PackageNotFoundError:  # run from a source tree that is not installed
+            value = "0+unknown"
     elif name in _HOME:
         value = getattr(import_module(f"voxsam.{_HOME[name]}"), name)
     else:
@@ -70,12 +75,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
-
-
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("voxsam")
-    except PackageNotFoundError:  # run from a source tree that is not installed
-        return "0+unknown"

@@ -38,7 +38,13 @@ def atomic_folder(target: str | os.PathLike[str]) -> Iterator[Path]:
     path = Path(os.path.realpath(target))
     made, old = (path.with_name(f".{secrets.token_hex(4)}-{path.name}") for _ in range(2))
     try:
-        _check_replaceable(path)
+        # what would fail only when everything else is done
+        if path.is_symlink():
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+        if path.is_mount():
+            raise OSError(errno.EBUSY, "it is the root of a disk")
+        if path.exists() and not os.access(path, os.W_OK):
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
         made.mkdir(parents=True)
         yield made
         for file in made.rglob("*"):
@@ -50,22 +56,11 @@ def atomic_folder(target: str | os.PathLike[str]) -> Iterator[Path]:
     except OSError as error:
         if old.exists() and not path.exists():
             old.rename(path)
-        reason, remedy = error.strerror or str(error), "check its permissions and free space"
-        raise FileError(f"{path} could not be written ({reason})", "a folder that takes files", remedy) from error
+        raise _unwritten(path, error) from error
     finally:
         shutil.rmtree(made, ignore_errors=True)
         if path.exists():
             shutil.rmtree(old, ignore_errors=True)
-
-
-def _check_replaceable(path: Path) -> None:
-    """Raises the OSError with which replacing a folder, links followed, would fail after everything else is done."""
-    if path.is_symlink():
-        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
-    if path.is_mount():
-        raise OSError(errno.EBUSY, "it is the root of a disk")
-    if path.exists() and not os.access(path, os.W_OK):
-        raise OSError(errno.EACCES, os.strerror(errno.EACCES))
 
 
 def check_writable(target: str | os.PathLike[str]) -> None:
@@ -92,9 +87,8 @@ def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise FileError(
-            f"{folder} ({error.strerror})", "a folder that can be made", "choose another with -o"
-        ) from error
+        given = f"{folder} ({error.strerror})"
+        raise FileError(given, "a folder that can be made", "choose another with -o") from error
 
 
 def refuse_inputs(outputs: Iterable[Path], inputs: Iterable[Path], remedy: str) -> None:
@@ -129,15 +123,15 @@ def _beside(target: str | os.PathLike[str]) -> Iterator[tuple[Path, Path]]:
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         yield path, temporary
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise FileError(
-            f"{path} could not be written ({reason})",
-            "a folder that takes files",
-            "check its permissions and free space",
-        ) from error
+        raise _unwritten(path, error) from error
     finally:
         with suppress(OSError):  # where the disk is, or has become, read-only
             temporary.unlink()
+
+
+def _unwritten(path: Path, error: OSError) -> FileError:
+    given = f"{path} could not be written ({error.strerror or error})"
+    return FileError(given, "a folder that takes files", "check its permissions and free space")
 
 
 def _flush_to_disk(path: Path) -> None:

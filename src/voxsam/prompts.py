@@ -115,15 +115,7 @@ class MaskHint:
 
         Raises PromptError if no part of the mask lies on the scan, or if the volume is a scan rather than a mask.
         """
-        self._require_labels()
-        inside, grid = _part_on_scan(self.volume, scan, "mask hint") != 0, self.volume.grid
-        if not inside.any():
-            raise PromptError("an empty mask hint", "a mask with voxels of the tumour in it", "leave the hint out")
-        return [Point(_triple(world)) for world in grid.index_to_world(spread(inside, grid.spacing_mm))]
-
-    def _require_labels(self) -> None:
-        array = self.volume.array
-        values = array[array != 0]
+        values = self.volume.array[self.volume.array != 0]
         count = len(np.unique(values[:: 1 + len(values) // MAX_LOOKED_AT]))
         if count > MAX_HINT_LABELS:
             given, expected = (
@@ -131,6 +123,10 @@ class MaskHint:
                 "0 outside the tumour, a label or a few inside",
             )
             raise PromptError(given, expected, "give the label file, not a scan")
+        inside, grid = _part_on_scan(self.volume, scan, "mask hint") != 0, self.volume.grid
+        if not inside.any():
+            raise PromptError("an empty mask hint", "a mask with voxels of the tumour in it", "leave the hint out")
+        return [Point(_triple(world)) for world in grid.index_to_world(spread(inside, grid.spacing_mm))]
 
 
 Prompt = Point | Box | Scribble | MaskHint

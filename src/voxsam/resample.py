@@ -104,19 +104,15 @@ def _along_one(part: NDArray, axis: int, index: NDArray[np.intp], weight: NDArra
         low, high = int(index[block].min()), int(index[block].max()) + 1
         matrix = np.zeros((len(index[block]), high - low), dtype=np.float32)
         np.add.at(matrix, (np.arange(len(matrix))[:, None], index[block] - low), weight[block])
-        _multiply(matrix, part[_along(axis, slice(low, high))], axis, out[_along(axis, block)])
+        read = np.ascontiguousarray(part[_along(axis, slice(low, high))], dtype=np.float32)
+        made = out[_along(axis, block)]
+        if axis == 2:  # plane by plane, as suits BLAS
+            np.matmul(read, matrix.T, out=made)
+        else:
+            np.matmul(matrix, np.moveaxis(read, axis, 1), out=np.moveaxis(made, axis, 1))
     return out
 
 
 def _along(axis: int, box: slice) -> tuple[slice, ...]:
     """Slices of an array: `box` on one axis, everything on the others."""
     return tuple(box if a == axis else slice(None) for a in range(3))
-
-
-def _multiply(matrix: NDArray[np.float32], part: NDArray, axis: int, out: NDArray[np.float32]) -> None:
-    """Apply the matrix along one axis of `part`, plane by plane as suits BLAS, and write the result to `out`."""
-    part = np.ascontiguousarray(part, dtype=np.float32)
-    if axis == 2:
-        np.matmul(part, matrix.T, out=out)
-    else:
-        np.matmul(matrix, np.moveaxis(part, axis, 1), out=np.moveaxis(out, axis, 1))

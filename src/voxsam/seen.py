@@ -60,10 +60,13 @@ class Seen:
                 first, _, sketch = text.partition(":")
                 if first:
                     self._digests.setdefault(first, shown)
-                sketches.append(_read_sketch(sketch))
+                hashes = np.frombuffer(base64.b64decode(sketch), np.uint8).reshape(-1, 6)  # big-endian, of 48 bits
+                sketches.append(np.pad(hashes, ((0, 0), (2, 0))).view(">u8").ravel().astype(np.uint64))
                 owners += [shown] * len(sketches[-1])
         self._sketches, self._owners = np.concatenate(sketches), np.array(owners)
-        self._table = _table(self._sketches)
+        # by the low bits of a hash, whether any of them has these: it rules out most others at once
+        self._table = np.zeros(1 << TABLE_BITS, np.bool_)
+        self._table[self._sketches & np.uint64(len(self._table) - 1)] = True
 
     def find(self, name: str, scan: Volume) -> str:
         """Say in words how the network was trained on a scan; "" if, as far as can be told, it was not.
@@ -146,18 +149,6 @@ def _slabs(array: NDArray, thickness: int) -> Iterator[NDArray]:
 
 def _least(hashes: Hashes) -> Hashes:
     return np.unique(hashes)[:HASHES]
-
-
-def _read_sketch(text: str) -> Hashes:
-    data = np.frombuffer(base64.b64decode(text), np.uint8).reshape(-1, 6)
-    return np.pad(data, ((0, 0), (2, 0))).view(">u8").ravel().astype(np.uint64)
-
-
-def _table(hashes: Hashes) -> NDArray[np.bool_]:
-    """Lookup table of the low bits of these hashes: it rules out most others at once."""
-    table = np.zeros(1 << TABLE_BITS, np.bool_)
-    table[hashes & np.uint64(len(table) - 1)] = True
-    return table
 
 
 def _patient(name: str) -> str:

@@ -8,7 +8,7 @@ import pytest
 from voxsam.errors import ImageError
 from voxsam.geometry import Grid
 from voxsam.region import EMPTY, Region
-from voxsam.report.stl import write_stl
+from voxsam.report.view3d import write_stl
 
 
 def triangles_of(solid: str) -> np.ndarray:

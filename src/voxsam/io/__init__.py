@@ -1,7 +1,7 @@
 """File input and output: read_volume reads any supported scan as a Volume, write_mask writes a mask on its grid.
 
 The format modules (nifti, itk, dicom) are imported when the first file of their kind is read or written, so that
-`import voxsam` stays light. They share the modules checks, raw and gunzip.
+`import voxsam` stays light. They share the modules checks and gunzip.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ SCAN_SUFFIXES = (*SUFFIXES, ".nhdr", ".mhd", ".hdr")  # read; the last three are
 PAIR_SUFFIXES = (".img", ".img.gz", ".hdr.gz")  # read, but not listed alongside their headers
 MASK_SUFFIXES = (*SUFFIXES, ".seg.dcm", ".rtstruct.dcm", ".dcm")  # a plain .dcm is also a DICOM-SEG
 INTEGERS = ("uint8", "int8", "int16", "uint16", "int32", "uint32")  # what every format here can hold
+ALLOWED = f"{', '.join(SCAN_SUFFIXES)}, or a folder or .zip of DICOM"
 NEAR = 0.5  # of a voxel: a label's grid this close to the scan's counts as the scan's
 
 T = TypeVar("T")
@@ -117,7 +118,7 @@ def _named(path: Path, read: Callable[[], T]) -> T:
     """The result of `read` on an existing file; system, memory and geometry errors are raised with the file's name."""
     try:
         if not path.exists():
-            raise FileError(f"{path} does not exist", f"a scan ({_allowed()})", "check the path")
+            raise FileError(f"{path} does not exist", f"a scan ({ALLOWED})", "check the path")
         if not path.is_dir() and not path.is_file():
             raise FileError(f"{path.name} is no file (a pipe or device)", "a file or folder", "check the path")
         if path.is_file() and path.stat().st_size == 0:
@@ -197,10 +198,8 @@ def write_mask(
     """
     path = Path(path)
     if mask.array.dtype != np.uint8:
-        given = f"a mask of {mask.array.dtype} voxels"
-        raise ImageError(
-            given, "uint8 (0 background, 1..n objects)", "convert it, or use write_volume for probabilities"
-        )
+        given, remedy = f"a mask of {mask.array.dtype} voxels", "convert it, or use write_volume for probabilities"
+        raise ImageError(given, "uint8 (0 background, 1..n objects)", remedy)
     if path.suffix.lower() != ".dcm":
         _write(mask, path, MASK_SUFFIXES)
         return
@@ -237,10 +236,14 @@ def _write(volume: Volume, path: Path, suffixes: Sequence[str] = SUFFIXES) -> No
         raise FileError(
             f"the output {path} has an unknown suffix", f"one of {', '.join(suffixes)}", "rename the output"
         )
-    if suffix not in NIFTI_SUFFIXES:
+    if suffix in NIFTI_SUFFIXES:
+        from voxsam.io import nifti as kind
+    else:
+        from voxsam.io import itk as kind
+
         volume = _as_itk_places_it(volume)
     with atomic_path(path) as temporary:
-        _writer(suffix).write(volume, temporary)
+        kind.write(volume, temporary)
 
 
 def _as_itk_places_it(volume: Volume) -> Volume:
@@ -256,21 +259,17 @@ def _as_itk_places_it(volume: Volume) -> Volume:
 
 def _read(path: Path, labels: bool, grid: Grid | None, segment: int | None, series: str) -> Volume:
     """The file as its format module reads it."""
-    if path.is_dir() or path.suffix.lower() == ".zip":
-        return _dicom_series(path, series)
-    if kind := _kind(path):
+    several = path.is_dir() or path.suffix.lower() == ".zip"
+    if not several and (kind := _kind(path)):
         return kind.read(path)
     from voxsam.io import dicom
+    from voxsam.io.dicom import series as dicom_series
 
+    if several:
+        return dicom_series.read(path, series)
     if path.suffix.lower() not in (".dcm", ".ima") and not dicom.is_dicom(path, old=True):
-        raise FileError(f"{path.name} is of an unsupported kind", _allowed(), "convert it to .nii.gz")
-    return dicom.read_mask(path, grid, segment) if labels else _dicom_series(path, series)
-
-
-def _dicom_series(path: Path, series: str) -> Volume:
-    from voxsam.io.dicom.series import read
-
-    return read(path, series)
+        raise FileError(f"{path.name} is of an unsupported kind", ALLOWED, "convert it to .nii.gz")
+    return dicom.read_mask(path, grid, segment) if labels else dicom_series.read(path, series)
 
 
 def _kind(path: Path) -> ModuleType | None:
@@ -289,21 +288,7 @@ def _kind(path: Path) -> ModuleType | None:
     return None
 
 
-def _writer(suffix: str) -> ModuleType:
-    if suffix in NIFTI_SUFFIXES:
-        from voxsam.io import nifti
-
-        return nifti
-    from voxsam.io import raw
-
-    return raw
-
-
 def _suffix(path: Path) -> str:
     """The suffix of a single-file format, in lower case, or ""."""
     name = path.name.lower()
     return next((s for s in (*SCAN_SUFFIXES, *PAIR_SUFFIXES) if name.endswith(s)), "")
-
-
-def _allowed() -> str:
-    return f"{', '.join(SCAN_SUFFIXES)}, or a folder or .zip of DICOM"

@@ -35,12 +35,9 @@ def check_shape(name: str, shape: Sequence[int]) -> tuple[int, int, int]:
         raise ImageError(f"{name} has shape {_by(axes)}", "at least one voxel along each axis", "export the scan again")
     while len(axes) > 3 and axes[-1] == 1:
         axes = axes[:-1]
-    if len(axes) < 3:
-        raise ImageError(f"{name} is a {len(axes)}D image ({_by(axes)})", "a 3D scan", "give the whole stack of slices")
-    if len(axes) > 3:
-        raise ImageError(
-            f"{name} is a {len(axes)}D image ({_by(axes)})", "a 3D scan", "save one of its volumes by itself"
-        )
+    if len(axes) != 3:
+        remedy = "give the whole stack of slices" if len(axes) < 3 else "save one of its volumes by itself"
+        raise ImageError(f"{name} is a {len(axes)}D image ({_by(axes)})", "a 3D scan", remedy)
     return axes  # type: ignore[return-value]
 
 
@@ -85,15 +82,11 @@ def check_size(name: str, shape: Sequence[int], voxel_bytes: int, file_bytes: in
     """
     voxels, most = math.prod(shape), _limits.get()[0]
     if voxels > most:
-        raise ImageError(
-            f"{name} declares {_by(shape)} voxels",
-            f"at most {most:,} voxels",
-            "repair its header or crop the scan",
-        )
+        given, expected = f"{name} declares {_by(shape)} voxels", f"at most {most:,} voxels"
+        raise ImageError(given, expected, "repair its header or crop the scan")
     if voxels * voxel_bytes > file_bytes * (MAX_DEFLATE_RATIO if compressed else 1):
-        raise truncated(
-            name, f"its header declares {_by(shape)} voxels of {voxel_bytes} bytes, it has {max(0, file_bytes)} bytes"
-        )
+        declared = f"{_by(shape)} voxels of {voxel_bytes} bytes"
+        raise truncated(name, f"its header declares {declared}, it has {max(0, file_bytes)} bytes")
 
 
 def check_spacing(name: str, grid: Grid) -> None:
@@ -181,15 +174,16 @@ def check_scan(name: str, array: NDArray[Any]) -> None:
         count = array.size - int(np.count_nonzero(np.isfinite(array)))
         raise ImageError(f"{name} has {count} NaN or infinite voxels", "finite numbers", "replace them (by air, say)")
     if low == high:
-        raise ImageError(
-            f"all voxels of {name} are {low:g}", "an image with contrast", "check that it is the right file"
-        )
-    if low >= 0 and _whole(array) and (high < LABEL_LIMIT or _is_plateaus(array, high)):
-        raise ImageError(
-            f"{name} has no voxels but the whole numbers {low:g} to {high:g}: this looks like a label map",
-            "a scan (CT or MR intensities)",
-            "give the scan that the labels belong to",
-        )
+        given, remedy = f"all voxels of {name} are {low:g}", "check that it is the right file"
+        raise ImageError(given, "an image with contrast", remedy)
+    if low < 0 or not _whole(array) or high > HIGHEST_LABEL:
+        return
+    first, second = array[:-1, :, ::8], array[1:, :, ::8]  # neighbours along i, in every eighth slice
+    either = (first != 0) | (second != 0)
+    equal = np.count_nonzero(either & (first == second))
+    if high < LABEL_LIMIT or equal > LABEL_PLATEAU * max(1, np.count_nonzero(either)):
+        given = f"{name} has no voxels but the whole numbers {low:g} to {high:g}: this looks like a label map"
+        raise ImageError(given, "a scan (CT or MR intensities)", "give the scan that the labels belong to")
 
 
 def as_labels(name: str, array: NDArray[Any]) -> NDArray[Any]:
@@ -233,18 +227,8 @@ def truncated(name: str, detail: str) -> FileError:
 
 def colour(name: str) -> ImageError:
     """The error for a file with several values per voxel."""
-    return ImageError(
-        f"{name} has several channels (RGB or vector)", "one number per voxel", "save one channel by itself"
-    )
-
-
-def _is_plateaus(array: NDArray[Any], high: float) -> bool:
-    """Whether neighbours along i that are not both 0 are mostly equal, in every eighth slice."""
-    if high > HIGHEST_LABEL:
-        return False
-    first, second = array[:-1, :, ::8], array[1:, :, ::8]
-    either = (first != 0) | (second != 0)
-    return bool(np.count_nonzero(either & (first == second)) > LABEL_PLATEAU * max(1, np.count_nonzero(either)))
+    given = f"{name} has several channels (RGB or vector)"
+    return ImageError(given, "one number per voxel", "save one channel by itself")
 
 
 def _whole(array: NDArray[Any]) -> bool:

@@ -127,7 +127,9 @@ def _ask(path: Path, what: dict[str, Any], how: How) -> Any:
     if not isinstance(reply, tuple):
         return reply
     kind, given, expected, remedy, facts = reply
-    error = _error_type(kind)(given.replace(path.name, name), expected, remedy)
+    found = MemoryNeeded if kind == "MemoryNeeded" else getattr(voxsam.errors, kind, FileError)
+    error_type = found if isinstance(found, type) and issubclass(found, InputError) else FileError
+    error = error_type(given.replace(path.name, name), expected, remedy)
     vars(error).update(facts)
     raise error
 
@@ -205,11 +207,6 @@ def _failed(name: str, status: int, time_s: float | None) -> FileError:
         how = signal.Signals(-status).name if status < 0 else f"status {status}"
         given = f"{name} made its reader fail ({how})"
     return FileError(given, "a file that is read at once", "convert it to .nii.gz on your machine, or export it again")
-
-
-def _error_type(kind: str) -> type[InputError]:
-    found = MemoryNeeded if kind == "MemoryNeeded" else getattr(voxsam.errors, kind, FileError)
-    return found if isinstance(found, type) and issubclass(found, InputError) else FileError
 
 
 # In the process

@@ -94,10 +94,14 @@ def _read(path: Path, check: Callable[[str, Sequence[int]], tuple[int, ...]]) ->
             stored = _read_stored(stream, start, shape, kind, name)
     if not is_pair and start <= HEADER_BYTES:
         remarks.append(f"{name} does not say where its voxels begin; read from behind its header")
-    kept = {"nifti": _geometry_of(header)}
+    kept = type(header)()  # the geometry fields alone, in native byte order
+    for field in GEOMETRY_FIELDS:
+        kept[field] = header[field]
+    kept["pixdim"][:4] = header["pixdim"][:4]
+    kept["dim"][:4] = [3, *(max(1, int(n)) for n in header["dim"][1:4])]
     stored = stored.reshape((a, b, c, -1), order="F")
     return tuple(
-        Volume(as_stored(stored[..., n], *scaling), grid, header=kept, remarks=tuple(remarks))
+        Volume(as_stored(stored[..., n], *scaling), grid, header={"nifti": kept}, remarks=tuple(remarks))
         for n in range(stored.shape[3])
     )
 
@@ -170,7 +174,7 @@ def _read_header(stream: IO[bytes], name: str) -> nib.Nifti1Header:
     offset: Any = header["vox_offset"]
     first = 0 if bytes(header["magic"])[:3] in PAIR or offset in (0, HEADER_BYTES) else header.single_vox_offset
     if not first <= offset <= LARGEST_OFFSET:
-        raise FileError(f"{name} has a broken NIfTI header (vox_offset)", "a valid header", "export it again")
+        raise _broken_header(name, "vox_offset")
     return header
 
 
@@ -178,7 +182,7 @@ def _shape(header: nib.Nifti1Header, name: str) -> tuple[int, ...]:
     """The lengths of the axes; after the third, a length of 0 or less counts as 1."""
     count, *lengths = (int(n) for n in header["dim"])
     if not 1 <= count <= 7:
-        raise FileError(f"{name} has a broken NIfTI header (dim[0] is {count})", "a valid header", "export it again")
+        raise _broken_header(name, f"dim[0] is {count}")
     return (*lengths[:3][:count], *(max(1, n) if n <= 0 else n for n in lengths[3:count]))
 
 
@@ -190,7 +194,7 @@ def _scaling(header: nib.Nifti1Header, name: str, remarks: list[str]) -> tuple[f
     if slope == 0 or not np.isfinite(slope):
         return 1.0, 0.0
     if not np.isfinite(intercept):
-        raise FileError(f"{name} has a broken NIfTI header (scl_inter)", "a valid header", "export it again")
+        raise _broken_header(name, "scl_inter")
     return slope, intercept
 
 
@@ -214,8 +218,8 @@ def _read_stored(stream: IO[bytes], start: int, shape: tuple[int, ...], kind: np
     return array.reshape(shape, order="F")
 
 
-def _broken_header(name: str, error: Exception) -> FileError:
-    return FileError(f"{name} has a broken NIfTI header ({error})", "a valid header", "export it again")
+def _broken_header(name: str, what: object) -> FileError:
+    return FileError(f"{name} has a broken NIfTI header ({what})", "a valid header", "export it again")
 
 
 def _place(header: nib.Nifti1Header, name: str) -> tuple[NDArray[np.float64], list[str]]:
@@ -234,18 +238,14 @@ def _place(header: nib.Nifti1Header, name: str) -> tuple[NDArray[np.float64], li
         remarks.append(f"{name} gives lengths in {word}; converted to mm")
     sizes = np.linalg.norm(affine[:3, :3], axis=0)
     if by_sform and not np.allclose(sizes, spacing * factor, rtol=SAME_SIZE, atol=0):
-        said = (
-            f"{name} contradicts itself: its sform says voxels of {_by(sizes)} mm, its pixdim {_by(spacing * factor)}"
-        )
-        change = ""
+        said = f"its sform says voxels of {_by(sizes)} mm, its pixdim {_by(spacing * factor)}; read by the sform"
         if positive and sizes.min() > 0:
             ratio = float(np.prod(spacing * factor / sizes))
-            change = f"; by pixdim, as ITK and FSL read it, volumes are {ratio:.3g} times as large"
-        remarks.append(f"{said}; read by the sform{change}")
-    codes = int(header["sform_code"]), int(header["qform_code"])
-    if by_sform and codes[0] == codes[1] and positive:
+            said += f"; by pixdim, as ITK and FSL read it, volumes are {ratio:.3g} times as large"
+        remarks.append(f"{name} contradicts itself: {said}")
+    if by_sform and header["sform_code"] == header["qform_code"] and positive:
         remarks += _other_place(header, name, affine)
-    if max(codes) <= 0:
+    if not by_sform and int(header["qform_code"]) <= 0:
         remarks.append(
             f"{name} does not say how the patient lies (neither sform nor qform); read with its axes to R, A, S: "
             "left and right may be exchanged"
@@ -287,16 +287,6 @@ def _affine_mm(header: nib.Nifti1Header, name: str) -> NDArray[np.float64]:
 
 def _by(numbers: NDArray[np.float64]) -> str:
     return " x ".join(f"{number:.4g}" for number in numbers)
-
-
-def _geometry_of(header: nib.Nifti1Header) -> nib.Nifti1Header:
-    """A header of the same version with only the geometry fields, in native byte order."""
-    bare = type(header)()
-    for field in GEOMETRY_FIELDS:
-        bare[field] = header[field]
-    bare["pixdim"][:4] = header["pixdim"][:4]
-    bare["dim"][:4] = [3, *(max(1, int(n)) for n in header["dim"][1:4])]
-    return bare
 
 
 def _header_for(volume: Volume) -> nib.Nifti1Header:

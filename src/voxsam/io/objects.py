@@ -44,7 +44,11 @@ def read_objects(path: str | os.PathLike[str], scan: Volume) -> list[MaskObject]
     try:
         volumes = [read_volume(path, labels=True, scan=scan)]
     except OverlapError as error:
-        volumes = [_one_segment(path, scan, number) for number in error.numbers]
+        volumes = []
+        for number in error.numbers:
+            volume = read_volume(path, labels=True, scan=scan, segment=number)  # 0/1; its name is that of label 1
+            name = volume.header["segments"].get(number, "")
+            volumes.append(replace(volume, header={"segments": {1: name}}))
     found = []
     for volume in volumes:
         names, array = volume.header.get("segments", {}), volume.array
@@ -55,12 +59,6 @@ def read_objects(path: str | os.PathLike[str], scan: Volume) -> list[MaskObject]
     if not found:
         raise ImageError(f"{path.name} has no voxels on the scan", "a mask of this scan", "check the file")
     return found
-
-
-def _one_segment(path: Path, scan: Volume, number: int) -> Volume:
-    """One segment of a DICOM file as 0/1; label 1 has the segment's name."""
-    volume = read_volume(path, labels=True, scan=scan, segment=number)
-    return replace(volume, header={"segments": {1: volume.header["segments"].get(number, "")}})
 
 
 def write_objects(
@@ -74,7 +72,16 @@ def write_objects(
     path, header = Path(path), scan.header
     drawn = {number: both for number, both in objects.items() if both[1]} or dict(list(objects.items())[:1])
     if path.suffix.lower() == ".zip":
-        _write_zip(drawn, scan, path)
+        with (
+            atomic_path(path) as temporary,
+            tempfile.TemporaryDirectory(dir=path.parent) as folder,
+            zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive,
+        ):
+            for number, (info, region) in drawn.items():
+                file = Path(folder) / f"{number}.nii.gz"
+                write_mask(Volume(_labels({1: region}, scan), scan.grid, "SEG", header), file)
+                archive.write(file, f"{number}_{info.name.translate(UNSAFE)}.nii.gz")
+                file.unlink()
     elif path.suffix.lower() == ".dcm":
         series = dicom.series_of(scan, path)
         mask = Volume(_labels({n: r for n, (_, r) in enumerate(drawn.values(), 1)}, scan), scan.grid, "SEG", header)
@@ -94,16 +101,3 @@ def _labels(regions: Mapping[int, Region], scan: Volume) -> NDArray[np.uint8]:
     for number, region in regions.items():
         out[region.box][region.inside] = number
     return out
-
-
-def _write_zip(objects: Mapping[int, tuple[SegmentInfo, Region]], scan: Volume, path: Path) -> None:
-    with (
-        atomic_path(path) as temporary,
-        tempfile.TemporaryDirectory(dir=path.parent) as folder,
-        zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive,
-    ):
-        for number, (info, region) in objects.items():
-            file = Path(folder) / f"{number}.nii.gz"
-            write_mask(Volume(_labels({1: region}, scan), scan.grid, "SEG", scan.header), file)
-            archive.write(file, f"{number}_{info.name.translate(UNSAFE)}.nii.gz")
-            file.unlink()

@@ -5,19 +5,17 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from voxsam.atomic import atomic_path
 from voxsam.errors import UnsupportedError
-from voxsam.geometry import Grid
 from voxsam.io.nifti import write
 from voxsam.report.metrics import Diameter, dice, longest_axial_diameter, perpendicular_diameter, volume_ml
 from voxsam.report.panels import (
@@ -30,9 +28,6 @@ from voxsam.report.panels import (
     ShownClick,
     Window,
     draw_plane,
-    middle,
-    side_mm,
-    three_planes,
 )
 from voxsam.report.view3d import draw_scene
 from voxsam.volume import Volume
@@ -59,40 +54,25 @@ def overview_figure(
     """
     scene = Scene.of(scan, mask, clicks, "auto", truth)
     figure = Figure(figsize=SIZE_INCHES, dpi=DPI, facecolor=BACKGROUND)
-    FigureCanvasAgg(figure)
-    through = middle(scene) if centre is None else centre
-    planes = three_planes(scan.grid, through, side_mm(scene))
+    diameters: dict[int, list[Diameter]] = {}  # of each label, the longest axial one and its perpendicular
+    for label in scene.labels:
+        if longest := longest_axial_diameter(scene.objects, label):
+            diameters[label] = [longest, perpendicular_diameter(scene.objects, longest, label)]
+    planes = scene.planes(centre)
     boxes = ((0.012, 0.062, 0.478, 0.85), (0.498, 0.492, 0.236, 0.42), (0.498, 0.062, 0.236, 0.42))
-    diameters = {label: _diameters(scene.objects, label) for label in scene.labels}
     for plane, box in zip(planes, boxes, strict=True):
         axes = figure.add_axes(box)
         draw_plane(axes, scene, plane, [p for p in planes if p is not plane])
-        if plane.name == "axial":
-            _draw_diameters(axes, scene, plane, diameters)
-    draw_scene(
-        figure.add_axes((0.742, 0.252, 0.246, 0.66)),
-        scan,
-        scene.objects,
-        [to_rgb(scene.colour(n)) for n in scene.labels],
-    )
+        for diameter in chain.from_iterable(diameters.values()) if plane.name == "axial" else ():
+            places, depths = plane.place_mm(scene.objects.grid, diameter.ends)
+            if np.abs(depths).max() < 0.5 * plane.grid.spacing_mm[2]:  # the slice on which it was measured
+                axes.plot(*places.T, color=INK, linewidth=1.0, linestyle=(0, (4, 3)))
+    colours = [to_rgb(scene.colour(label)) for label in scene.labels]
+    draw_scene(figure.add_axes((0.742, 0.252, 0.246, 0.66)), scan, scene.objects, colours)
     _write_facts(figure, scene, diameters)
     _write_header(figure, scene, title)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", facecolor=BACKGROUND)
-
-
-def _diameters(objects: Volume, label: int) -> list[Diameter]:
-    """The longest axial diameter of a label and its perpendicular; none if it has no voxels."""
-    longest = longest_axial_diameter(objects, label)
-    return [] if longest is None else [longest, perpendicular_diameter(objects, longest, label)]
-
-
-def _draw_diameters(axes: Axes, scene: Scene, plane: Plane, diameters: dict[int, list[Diameter]]) -> None:
-    """Draw the RECIST diameters, if this is the slice on which they were measured."""
-    for diameter in (line for lines in diameters.values() for line in lines):
-        places, depths = plane.place_mm(scene.objects.grid, diameter.ends)
-        if np.abs(depths).max() < 0.5 * plane.grid.spacing_mm[2]:
-            axes.plot(*places.T, color=INK, linewidth=1.0, linestyle=(0, (4, 3)))
 
 
 # Text
@@ -114,15 +94,8 @@ def _write_facts(figure: Figure, scene: Scene, diameters: dict[int, list[Diamete
         axes.plot([0.025], [level], "s", color=colour, markersize=11)
         axes.text(0.075, level, volume, color=INK, fontsize=19, fontweight="bold", va="center")
         axes.text(0.985, level + 0.045, length, color=INK, fontsize=14, va="center", ha="right")
-        axes.text(
-            0.985,
-            level - 0.085,
-            "longest axial × perpendicular",
-            color=FAINT,
-            fontsize=8.5,
-            va="center",
-            ha="right",
-        )
+        words = "longest axial × perpendicular"
+        axes.text(0.985, level - 0.085, words, color=FAINT, fontsize=8.5, va="center", ha="right")
     notes = []
     if len(scene.labels) > len(lines):
         notes.append(f"and {len(scene.labels) - len(lines)} more objects")
@@ -135,21 +108,19 @@ def _write_header(figure: Figure, scene: Scene, title: str) -> None:
     figure.text(0.012, 0.957, title, color=INK, fontsize=18, fontweight="bold", va="center", parse_math=False)
     positive = sum(is_positive for _, is_positive in scene.clicks)
     negative = len(scene.clicks) - positive
-    clicks = (
-        f"{positive} positive, {negative} negative clicks" if negative else f"{positive} click{'s' * (positive != 1)}"
-    )
+    clicks = f"{positive} click{'s' * (positive != 1)}"
+    if negative:
+        clicks = f"{positive} positive, {negative} negative clicks"
     figure.text(0.988, 0.957, clicks, color=FAINT, fontsize=13, va="center", ha="right")
     low, high = scene.limits
     unit = " HU" if scene.scan.modality == "CT" else ""
-    left = f"level {(low + high) / 2:.4g}{unit}, width {high - low:.4g}{unit}   ·   {_size(scene.scan.grid)}"
+    grid = scene.scan.grid
+    voxels, spacing = " × ".join(map(str, grid.shape)), " × ".join(f"{s:.3g}" for s in grid.spacing_mm)
+    left = f"level {(low + high) / 2:.4g}{unit}, width {high - low:.4g}{unit}"
+    left += f"   ·   {voxels} voxels of {spacing} mm, axes {grid.axes}"
     figure.text(0.012, 0.03, left, color=FAINT, fontsize=10, va="center")
     text = "radiological convention: the patient's left is at the right   ·   research use only"
     figure.text(0.988, 0.03, text, color=FAINT, fontsize=10, va="center", ha="right")
-
-
-def _size(grid: Grid) -> str:
-    voxels, spacing = " × ".join(map(str, grid.shape)), " × ".join(f"{s:.3g}" for s in grid.spacing_mm)
-    return f"{voxels} voxels of {spacing} mm, axes {grid.axes}"
 
 
 CELL_INCHES, CELL_DPI = (12.0, 4.3), 80  # 960 x 344 pixels: the width of a notebook's cell
@@ -189,19 +160,24 @@ def picture(
     """
     scene = Scene.of(scan, mask, clicks, window)
     figure = Figure(figsize=CELL_INCHES, dpi=CELL_DPI, facecolor=BACKGROUND)
-    FigureCanvasAgg(figure)
-    planes = three_planes(scan.grid, middle(scene) if centre is None else centre, side_mm(scene))
+    planes = scene.planes(centre)
     shown_mm = max(length for plane in planes for length in plane.size_mm)  # one scale for all three
     for number, plane in enumerate(planes):
         axes = figure.add_axes((0.005 + number * 0.332, 0.075, 0.326, 0.91))
         draw_plane(axes, scene, plane, [other for other in planes if other is not plane], shown_mm)
-    words = _words(scene)
+    count = len(scene.labels)
+    words = f"{scene.objects.volume_ml:.1f} mL" if count else "an empty mask"
+    words += f" in {count} objects" * (count > 1) + f", {len(clicks)} click{'s' * (len(clicks) != 1)}"
     figure.text(0.008, 0.034, words, color=INK, fontsize=11, va="center")
     note = "patient's left at the right · research use only"
     figure.text(0.992, 0.034, note, color=FAINT, fontsize=9, ha="right", va="center")
+    return Picture(_png(figure), words)
+
+
+def _png(figure: Figure) -> bytes:
     stream = io.BytesIO()
     figure.savefig(stream, format="png", facecolor=BACKGROUND)
-    return Picture(stream.getvalue(), words)
+    return stream.getvalue()
 
 
 THUMBNAIL_INCHES, THUMBNAIL_DPI = (1.6, 1.6), 100
@@ -211,9 +187,8 @@ def thumbnail(scan: Volume, mask: Volume | None = None) -> bytes:
     """A PNG of 160 x 160 pixels: the axial plane through the outlined mask, or through the middle of the scan."""
     empty = scan.with_array(np.zeros(scan.grid.shape, np.uint8), "SEG") if mask is None else mask
     scene = Scene.of(scan, empty, ())
-    plane = Plane.through("axial", scan.grid, middle(scene))
+    plane = Plane.through("axial", scan.grid, scene.middle())
     figure = Figure(figsize=THUMBNAIL_INCHES, dpi=THUMBNAIL_DPI, facecolor=BACKGROUND)
-    FigureCanvasAgg(figure)
     axes = figure.add_axes((0, 0, 1, 1))
     width, height = plane.size_mm
     low, high = scene.limits
@@ -224,9 +199,7 @@ def thumbnail(scan: Volume, mask: Volume | None = None) -> bytes:
         if 0 < inside.sum() < inside.size:
             axes.contour(x, y, inside, levels=[0.5], colors=[OBJECT_COLOURS[0]], linewidths=1)
     axes.set_axis_off()
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", facecolor=BACKGROUND)
-    return stream.getvalue()
+    return _png(figure)
 
 
 def viewer(scan: Volume, mask: Volume, window: Window = "auto") -> Any:
@@ -245,18 +218,8 @@ def viewer(scan: Volume, mask: Volume, window: Window = "auto") -> Any:
             path = Path(folder, f"{name}.nii.gz")
             write(volume, path)
             data = path.read_bytes()
-            layers.append(
-                Layer(data=data, name=path.name, colormap=colours, opacity=opacity, cal_min=low, cal_max=high)
-            )
+            look = {"colormap": colours, "opacity": opacity, "cal_min": low, "cal_max": high}
+            layers.append(Layer(data=data, name=path.name, **look))
     widget = NiiVue(height=VIEWER_HEIGHT)
     widget.load_volumes(layers)
     return widget
-
-
-def _words(scene: Scene) -> str:
-    """One line of text: the volume of the mask, in how many objects, and the number of clicks."""
-    count, clicks = len(scene.labels), len(scene.clicks)
-    what = "an empty mask" if not count else f"{scene.objects.volume_ml:.1f} mL"
-    if count > 1:
-        what += f" in {count} objects"
-    return f"{what}, {clicks} click{'s' * (clicks != 1)}"

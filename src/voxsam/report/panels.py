@@ -79,9 +79,8 @@ SOFT_TISSUE_HU = (40.0, 400.0)
 BACKGROUND, PANEL, INK, FAINT = "#0b0e13", "#000000", "#e8edf4", "#8a96a8"
 OBJECT_COLOURS = tuple(map(in_hex, COLOURS))
 TRUTH, POSITIVE, NEGATIVE = "#ffffff", "#4dff88", "#ff3b30"
-HALO: list[AbstractPathEffect] = [
-    withStroke(linewidth=2.5, foreground="#000000b0")
-]  # keeps letters readable on bright tissue
+# keeps letters readable on bright tissue
+HALO: list[AbstractPathEffect] = [withStroke(linewidth=2.5, foreground="#000000b0")]
 CLICK_REACH_MM = 5.0  # a click is shown on planes at most this far away
 SCALE_BAR_MM = 50.0
 VIEW_MM = (150.0, 2.1)  # the planes show at least this many mm, or this many times the longest side of the mask
@@ -116,40 +115,35 @@ class Scene:
             if other is not None and not other.grid.close_to(scan.grid):
                 raise GeometryError(f"a {name} on {other.grid}", f"the scan's {scan.grid}", "resample it onto the scan")
         objects = crop_to_objects(mask)
-        return cls(scan, mask, objects, clicks, truth, _limits(scan, window), labels_of(objects))
+        if window == "auto" and scan.modality != "CT":
+            sample = scan.array[tuple(slice(None, None, max(1, n // 64)) for n in scan.array.shape)]
+            low, high = np.percentile(sample, (1, 99.5))
+            limits = float(low), float(max(high, low + 1e-6))
+        else:
+            level, width = SOFT_TISSUE_HU if window == "auto" else window
+            limits = level - width / 2, level + width / 2
+        return cls(scan, mask, objects, clicks, truth, limits, labels_of(objects))
 
+    def middle(self) -> NDArray[np.float64]:
+        """The index through which the planes go: a positive click in the mask, or the middle of the largest object."""
+        positive = [np.asarray(index, dtype=float) for index, is_positive in self.clicks if is_positive]
+        shape, objects = np.array(self.mask.grid.shape), self.objects
+        if not self.labels:
+            return positive[0] if positive else (shape - 1) / 2
+        for index in positive:
+            if self.mask.array[tuple(np.clip(np.rint(index).astype(int), 0, shape - 1))]:
+                return index
+        largest = max(self.labels, key=lambda label: np.count_nonzero(objects.array == label))
+        voxels = np.argwhere(objects.array == largest)
+        middle = voxels[((voxels - voxels.mean(0)) ** 2 @ objects.grid.spacing_mm**2).argmin()]
+        return objects.grid.index_in(self.mask.grid, middle)
 
-def _limits(scan: Volume, window: Window) -> tuple[float, float]:
-    if window == "auto" and scan.modality != "CT":
-        sample = scan.array[tuple(slice(None, None, max(1, n // 64)) for n in scan.array.shape)]
-        low, high = np.percentile(sample, (1, 99.5))
-        return float(low), float(max(high, low + 1e-6))
-    level, width = SOFT_TISSUE_HU if window == "auto" else window
-    return level - width / 2, level + width / 2
-
-
-def middle(scene: Scene) -> NDArray[np.float64]:
-    """The index through which the planes go."""
-    positive = [np.asarray(index, dtype=float) for index, is_positive in scene.clicks if is_positive]
-    shape = np.array(scene.mask.grid.shape)
-    if not scene.labels:
-        return positive[0] if positive else (shape - 1) / 2
-    for index in positive:
-        if scene.mask.array[tuple(np.clip(np.rint(index).astype(int), 0, shape - 1))]:
-            return index
-    objects = scene.objects
-    largest = max(scene.labels, key=lambda label: np.count_nonzero(objects.array == label))
-    voxels = np.argwhere(objects.array == largest)
-    middle = voxels[((voxels - voxels.mean(0)) ** 2 @ objects.grid.spacing_mm**2).argmin()]
-    return objects.grid.index_in(scene.mask.grid, middle)
-
-
-def side_mm(scene: Scene) -> float:
-    """The side in mm of what the planes show of the scan."""
-    least, times = VIEW_MM
-    if not scene.labels:
-        return np.inf
-    return max(least, times * float((scene.objects.grid.shape * scene.objects.grid.spacing_mm).max()))
+    def planes(self, centre: ArrayLike | None = None) -> list[Plane]:
+        """Axial, coronal and sagittal through `centre`, a scan index, or the middle, as wide as VIEW_MM says."""
+        side_mm, (least, times) = np.inf, VIEW_MM
+        if self.labels:
+            side_mm = max(least, times * float((self.objects.grid.shape * self.objects.grid.spacing_mm).max()))
+        return three_planes(self.scan.grid, self.middle() if centre is None else centre, side_mm)
 
 
 def draw_plane(axes: Axes, scene: Scene, plane: Plane, others: Sequence[Plane], shown_mm: float = 0.0) -> None:
@@ -167,8 +161,17 @@ def draw_plane(axes: Axes, scene: Scene, plane: Plane, others: Sequence[Plane], 
         axes.imshow(tint, extent=(0, width, height, 0), interpolation="nearest")
     if scene.truth is not None:
         _outline(axes, plane, plane.read(scene.truth) != 0, TRUTH, 1.3, "dashed")
-    _square_view(axes, width, height, shown_mm)
-    _draw_crosshair(axes, plane, others)
+    side = max(width, height, shown_mm)  # a square with the plane in its middle: panels of one size have one scale
+    axes.set(xlim=((width - side) / 2, (width + side) / 2), ylim=((height + side) / 2, (height - side) / 2))
+    axes.set(aspect="equal", xticks=[], yticks=[])
+    for spine in axes.spines.values():
+        spine.set_color("#232b38")
+    for other in others:
+        middle = (np.array(other.grid.shape) - 1) / 2
+        ends = [middle + np.array(step) for step in ((-1e3, 0, 0), (1e3, 0, 0), (0, -1e3, 0), (0, 1e3, 0))]
+        places, depths = plane.place_mm(other.grid, np.array(ends))
+        first, second = (0, 1) if abs(depths[0] - depths[1]) < abs(depths[2] - depths[3]) else (2, 3)
+        axes.plot(*places[[first, second]].T, color="#6fb7ff", linewidth=0.6, alpha=0.35, scalex=False, scaley=False)
     _draw_clicks(axes, scene, plane)
     _draw_letters(axes, plane)
     _draw_scale_bar(axes)
@@ -183,28 +186,6 @@ def _outline(axes: Axes, plane: Plane, inside: NDArray[np.bool_], colour: str, w
         axes.contour(columns, rows, padded, levels=[0.5], colors=[colour], linewidths=width, linestyles=style)
 
 
-def _square_view(axes: Axes, width: float, height: float, least: float) -> None:
-    """Centre the plane in a square, so that all panels of one size have one scale."""
-    side = max(width, height, least)
-    axes.set_xlim((width - side) / 2, (width + side) / 2)
-    axes.set_ylim((height + side) / 2, (height - side) / 2)
-    axes.set_aspect("equal")
-    axes.set_xticks([])
-    axes.set_yticks([])
-    for spine in axes.spines.values():
-        spine.set_color("#232b38")
-
-
-def _draw_crosshair(axes: Axes, plane: Plane, others: Sequence[Plane]) -> None:
-    """Draw lines where the two other planes cut this one."""
-    for other in others:
-        middle = (np.array(other.grid.shape) - 1) / 2
-        ends = [middle + np.array(step) for step in ((-1e3, 0, 0), (1e3, 0, 0), (0, -1e3, 0), (0, 1e3, 0))]
-        places, depths = plane.place_mm(other.grid, np.array(ends))
-        first, second = (0, 1) if abs(depths[0] - depths[1]) < abs(depths[2] - depths[3]) else (2, 3)
-        axes.plot(*places[[first, second]].T, color="#6fb7ff", linewidth=0.6, alpha=0.35, scalex=False, scaley=False)
-
-
 def _draw_clicks(axes: Axes, scene: Scene, plane: Plane) -> None:
     reach = max(CLICK_REACH_MM, float(plane.grid.spacing_mm[2]))
     for index, positive in scene.clicks:
@@ -212,17 +193,9 @@ def _draw_clicks(axes: Axes, scene: Scene, plane: Plane) -> None:
         if abs(depth) > reach:
             continue
         colour = POSITIVE if positive else NEGATIVE
-        axes.plot(
-            [x],
-            [y],
-            "o",
-            markersize=13,
-            markerfacecolor="none",
-            markeredgecolor="black",
-            markeredgewidth=3.4,
-            alpha=0.6,
-        )
-        axes.plot([x], [y], "o", markersize=13, markerfacecolor="none", markeredgecolor=colour, markeredgewidth=1.8)
+        ring = {"markersize": 13, "markerfacecolor": "none"}
+        axes.plot([x], [y], "o", markeredgecolor="black", markeredgewidth=3.4, alpha=0.6, **ring)
+        axes.plot([x], [y], "o", markeredgecolor=colour, markeredgewidth=1.8, **ring)
         axes.plot([x], [y], "+" if positive else "x", markersize=7, markeredgecolor=colour, markeredgewidth=1.8)
 
 
@@ -243,9 +216,7 @@ def _draw_scale_bar(axes: Axes) -> None:
     bottom, top = axes.get_ylim()
     side = right - left
     end, level = right - 0.045 * side, bottom + 0.045 * (top - bottom)
-    line = axes.plot([end - SCALE_BAR_MM, end], [level, level], color=INK, linewidth=2.4, solid_capstyle="butt")[0]
-    line.set_path_effects(HALO)
-    text = axes.text(
-        end - SCALE_BAR_MM / 2, level - 0.012 * side, "5 cm", color=INK, fontsize=9, ha="center", va="bottom"
-    )
-    text.set_path_effects(HALO)
+    style = {"color": INK, "linewidth": 2.4, "solid_capstyle": "butt", "path_effects": HALO}
+    axes.plot([end - SCALE_BAR_MM, end], [level, level], **style)
+    x, y = end - SCALE_BAR_MM / 2, level - 0.012 * side
+    axes.text(x, y, "5 cm", color=INK, fontsize=9, ha="center", va="bottom", path_effects=HALO)

@@ -137,6 +137,17 @@ def report_dict(
     last part is kept. With a `truth`, "dice" compares it with the whole mask. `objects` say more than the labels of
     the mask, and may share voxels. `confidence` and `class_name` are those of a mask of one object.
     """
+    if objects is None:
+        box = bounding_box(mask.array)
+        part, start = mask.array[box], [along.start for along in box]
+        regions = {label: Region.of(part == label, start) for label in labels_of(mask)}
+        found = [_measured(label, region, mask.grid) for label, region in regions.items()]
+    else:
+        found = [_object(each, scan.grid) for each in objects]
+    whose: dict[str, dict[str, str]] = {}
+    if source := scan.header.get("dicom"):
+        for kind, words in SAID_OF_DICOM.items():
+            whose[kind] = {word: str(source.common.get(keyword) or "") for word, keyword in words.items()}
     report: dict[str, Any] = {
         "voxsam": __version__,
         "scan": {
@@ -146,13 +157,13 @@ def report_dict(
             "axes": scan.grid.axes,
             "modality": scan.modality,
         },
-        **_whose(scan),
+        **whose,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "model": model,
         "clicks": _clicks(clicks),
         "confidence": dict(confidence) if confidence else None,
         "class": class_name,
-        "objects": _objects(mask) if objects is None else [_object(found, scan.grid) for found in objects],
+        "objects": found,
         "seconds": {step: round(float(time), 4) for step, time in (seconds or {}).items()},
         "messages": list(messages),
     }
@@ -220,26 +231,10 @@ def write_report_html(
 
     All text is escaped. Raises FileError if the picture is not a readable PNG, or if the page cannot be written.
     """
-    rows = (f"<tr><th>{escape(name)}</th><td>{escape(_text(value))}</td></tr>" for name, value in facts.items())
+    texts = {name: value if isinstance(value, str) else f"{value:.6g}" for name, value in facts.items()}
+    rows = (f"<tr><th>{escape(name)}</th><td>{escape(text)}</td></tr>" for name, text in texts.items())
     table = "<table>\n" + "\n".join(rows) + "\n</table>"
     write_page(path, title, STYLE, f"{image(picture, ALT)}\n{table}\n{bullets(messages)}")
-
-
-def _whose(scan: Volume) -> dict[str, dict[str, str]]:
-    """Patient, study and series of a DICOM scan."""
-    source = scan.header.get("dicom")
-    if source is None:
-        return {}
-    return {
-        kind: {word: str(source.common.get(keyword) or "") for word, keyword in words.items()}
-        for kind, words in SAID_OF_DICOM.items()
-    }
-
-
-def _objects(mask: Volume) -> list[dict[str, Any]]:
-    box = bounding_box(mask.array)
-    part, start = mask.array[box], [along.start for along in box]
-    return [_measured(label, Region.of(part == label, start), mask.grid) for label in labels_of(mask)]
 
 
 def _object(found: ReportedObject, grid: Grid) -> dict[str, Any]:
@@ -275,17 +270,12 @@ def _line(diameter: Diameter | None) -> dict[str, Any] | None:
 
 
 def _clicks(clicks: Sequence[tuple[Sequence[float], bool]]) -> list[dict[str, Any]]:
-    return [{"index": [_plain(i) for i in index], "positive": bool(good)} for index, good in clicks]
-
-
-def _plain(number: float) -> int | float:
-    """The number as an int if it is whole, so that JSON shows the index as it was typed."""
-    return int(number) if float(number).is_integer() else float(number)
+    """The clicks in JSON types; whole numbers are ints, so that JSON shows an index as it was typed."""
+    return [
+        {"index": [int(at) if float(at).is_integer() else float(at) for at in index], "positive": bool(positive)}
+        for index, positive in clicks
+    ]
 
 
 def _click_text(click: Mapping[str, Any]) -> str:
     return f"({', '.join(map(str, click['index']))}) {'positive' if click['positive'] else 'negative'}"
-
-
-def _text(value: str | float) -> str:
-    return value if isinstance(value, str) else f"{value:.6g}"

@@ -24,9 +24,9 @@ from voxsam.geometry import flip_lps
 from voxsam.io import read_volume
 from voxsam.io.dicom import series_of
 from voxsam.io.dicom.seg import highdicom
-from voxsam.io.dicom.source import DESCRIPTION, MANUFACTURER, SERIES_NUMBER
+from voxsam.io.dicom.source import DESCRIPTION, MANUFACTURER, PATIENT_AND_STUDY, SERIES_NUMBER
 from voxsam.region import Region
-from voxsam.report.metrics import Diameter, measure
+from voxsam.report.metrics import measure
 from voxsam.volume import Volume
 
 OBSERVER_UID = f"2.25.{uuid.uuid5(uuid.NAMESPACE_DNS, 'voxsam').int}"  # of the program as a device
@@ -59,8 +59,13 @@ def write_sr(path: str | os.PathLike[str], seg: str | os.PathLike[str], scan: Vo
         procedure_reported=hd.sr.CodedConcept("363679005", "SCT", "Imaging procedure"),
         imaging_measurements=list(_groups(hd, codes, segmentation, seg, scan)),
     )
+    evidence = pydicom.Dataset()  # the segmentation, not the patient: highdicom refuses values that are not quite DICOM
+    for keyword in PATIENT_AND_STUDY:
+        setattr(evidence, keyword, None)
+    for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID", "Modality"):
+        setattr(evidence, keyword, segmentation[keyword].value)
     document = hd.sr.Comprehensive3DSR(
-        evidence=[_evidence(segmentation)],
+        evidence=[evidence],
         content=report,
         series_instance_uid=hd.UID(),
         series_number=SERIES_NUMBER + 1,
@@ -77,7 +82,6 @@ def write_sr(path: str | os.PathLike[str], seg: str | os.PathLike[str], scan: Vo
 def _groups(hd: Any, codes: Any, segmentation: pydicom.Dataset, seg: Path, scan: Volume) -> Iterator[Any]:
     """Yield the measurement groups of each segment."""
     series = hd.sr.SourceSeriesForSegmentation(segmentation.ReferencedSeriesSequence[0].SeriesInstanceUID)
-    frame = segmentation.FrameOfReferenceUID
     for item in segmentation.SegmentSequence:
         number = int(item.SegmentNumber)
         mask = read_volume(seg, labels=True, scan=scan, segment=number)
@@ -96,26 +100,14 @@ def _groups(hd: Any, codes: Any, segmentation: pydicom.Dataset, seg: Path, scan:
             finding_type=kind,
             measurements=[hd.sr.Measurement(codes.SCT.Volume, round(size.volume_ml, 6), codes.UCUM.CubicCentimeter)],
         )
-        lines = ((codes.SCT.LongAxis, size.longest), (codes.SCT.ShortAxis, size.perpendicular))
-        if drawn := [_diameter(hd, codes, what, line, mask, frame) for what, line in lines if line]:
+        diameters = []
+        for what, line in ((codes.SCT.LongAxis, size.longest), (codes.SCT.ShortAxis, size.perpendicular)):
+            if line is not None:
+                ends_mm = np.round(flip_lps(mask.grid.index_to_world(line.ends)), 4)
+                drawn = [hd.sr.CoordinatesForMeasurement3D("POLYLINE", ends_mm, segmentation.FrameOfReferenceUID)]
+                length = round(line.length_mm, 3)
+                diameters.append(hd.sr.Measurement(what, length, codes.UCUM.Millimeter, referenced_coordinates=drawn))
+        if diameters:
             yield hd.sr.MeasurementsAndQualitativeEvaluations(
-                tracking_identifier=name, finding_category=category, finding_type=kind, measurements=drawn
+                tracking_identifier=name, finding_category=category, finding_type=kind, measurements=diameters
             )
-
-
-def _diameter(hd: Any, codes: Any, name: Any, line: Diameter, mask: Volume, frame: str) -> Any:
-    ends_mm = flip_lps(mask.grid.index_to_world(line.ends))
-    drawn = hd.sr.CoordinatesForMeasurement3D("POLYLINE", np.round(ends_mm, 4), frame)
-    length = round(line.length_mm, 3)
-    return hd.sr.Measurement(name, length, codes.UCUM.Millimeter, referenced_coordinates=[drawn])
-
-
-def _evidence(segmentation: pydicom.Dataset) -> pydicom.Dataset:
-    """What identifies the segmentation, but not the patient: highdicom refuses values that are not quite DICOM."""
-    evidence = pydicom.Dataset()
-    for keyword in ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID"):
-        setattr(evidence, keyword, None)
-    evidence.AccessionNumber = evidence.ReferringPhysicianName = None
-    for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID", "Modality"):
-        setattr(evidence, keyword, segmentation[keyword].value)
-    return evidence

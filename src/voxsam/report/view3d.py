@@ -1,13 +1,17 @@
-"""The 3D panel of a figure: lesions in a glassy body with its bones, the scan's box, and the patient's directions.
+"""Surfaces of objects: the 3D panel of a figure, with body, bones, box and directions; and STL files.
 
 Surfaces come from marching cubes and are drawn with a z-buffer and per-pixel lighting, without OpenGL or a window, so
 that they look the same on every machine. matplotlib's 3D axes sort whole triangles by their centres, and show the wrong
 one of two surfaces that intersect or nest, such as a lesion in a body.
+
+STL is for viewers and printers, one named solid per object: ASCII, since the binary format has no names and only one
+solid. Coordinates are LPS+, DICOM's patient system; the name of each solid says so as 3D Slicer reads it (SPACE=LPS).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -19,13 +23,17 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from skimage.measure import marching_cubes
 
+from voxsam.atomic import atomic_path
 from voxsam.boxes import crop_to_objects, labels_of
-from voxsam.geometry import Grid
+from voxsam.errors import ImageError
+from voxsam.geometry import Grid, flip_lps
+from voxsam.region import Region
 from voxsam.resample import resample
 from voxsam.volume import Volume
 
 FINE_VOXELS = 56  # of an object's longest side
 COARSE_VOXELS = 80  # of a whole scan's sides
+STL_VOXELS = 192  # of an object's longest side, at most two per voxel
 
 
 @dataclass(frozen=True)
@@ -81,6 +89,29 @@ def _mesh(values: NDArray, level: float, grid: Grid, offset: float, stride: NDAr
     return Mesh(points, faces.astype(np.int64), normals / np.maximum(lengths, 1e-12))
 
 
+def write_stl(objects: Iterable[tuple[str, Region]], grid: Grid, path: str | os.PathLike[str]) -> None:
+    """Write the smoothed surfaces of objects, by name, on the scan's `grid`, whole or not at all.
+
+    Raises ImageError if none has voxels, FileError if `path` cannot be written.
+    """
+    meshes = [(name, object_mesh(region.on(grid), 1, STL_VOXELS)) for name, region in objects]
+    if all(mesh is None for _, mesh in meshes):
+        raise ImageError("an empty mask", "an object with voxels", "click the tumour first")
+    with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        for name, mesh in meshes:
+            if mesh is None:
+                continue
+            title = f"{'_'.join(name.split())} SPACE=LPS"
+            file.write(f"solid {title}\n")
+            corners = flip_lps(mesh.vertices_mm)[mesh.faces]  # a rotation about z: outward normals stay outward
+            across = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+            normals = across / np.maximum(np.linalg.norm(across, axis=1, keepdims=True), 1e-12)
+            for (nx, ny, nz), triangle in zip(normals.tolist(), corners.tolist(), strict=True):
+                lines = "".join(f"  vertex {x:.4f} {y:.4f} {z:.4f}\n" for x, y, z in triangle)
+                file.write(f" facet normal {nx:.4f} {ny:.4f} {nz:.4f}\n outer loop\n{lines} endloop\n endfacet\n")
+            file.write(f"endsolid {title}\n")
+
+
 ROOM = 0.04  # a fraction of a view that stays free on each side
 CHUNK_PIXELS = 4_000_000  # in triangles' bounding boxes that are tested at once; limits the memory
 LIGHT = np.array([-0.419, 0.579, 0.699], np.float32)  # from the upper left, towards the viewer
@@ -134,12 +165,8 @@ class View:
         return np.stack([column, row, towards], axis=-1)
 
 
-@dataclass(frozen=True)
-class Layer:
-    """What one surface shows on a view: depth (h, w) in mm towards the viewer, -inf where nothing is, and RGBA."""
-
-    depth: NDArray[np.floating]
-    rgba: NDArray[np.floating]  # (h, w, 4)
+# What one surface shows on a view: depth (h, w) in mm towards the viewer, -inf where nothing is, and RGBA (h, w, 4).
+Layer = tuple[NDArray[np.floating], NDArray[np.floating]]
 
 
 def solid(mesh: Mesh, view: View, colour: Sequence[float], opacity: float = 1.0) -> Layer:
@@ -148,7 +175,7 @@ def solid(mesh: Mesh, view: View, colour: Sequence[float], opacity: float = 1.0)
     lit, shine = np.clip(normals @ LIGHT, 0, 1), np.clip(normals @ HALFWAY, 0, 1) ** 24
     rgb = np.asarray(colour, np.float32) * (0.26 + 0.78 * lit[..., None]) + 0.22 * shine[..., None]
     alpha = np.isfinite(depth) * np.float32(opacity)
-    return Layer(depth, np.clip(np.concatenate([rgb, alpha[..., None]], axis=-1), 0, 1))
+    return depth, np.clip(np.concatenate([rgb, alpha[..., None]], axis=-1), 0, 1)
 
 
 def glass(mesh: Mesh, view: View, colour: Sequence[float], opacity: float) -> Layer:
@@ -157,12 +184,12 @@ def glass(mesh: Mesh, view: View, colour: Sequence[float], opacity: float) -> La
     rim = (1 - np.clip(normals[..., 2], 0, 1)) ** 1.8
     alpha = np.where(np.isfinite(depth), np.float32(opacity) * (0.14 + 0.86 * rim), 0.0)
     lit = 0.65 + 0.35 * np.clip(normals @ LIGHT, 0, 1)
-    return Layer(depth, np.concatenate([np.asarray(colour, np.float32) * lit[..., None], alpha[..., None]], axis=-1))
+    return depth, np.concatenate([np.asarray(colour, np.float32) * lit[..., None], alpha[..., None]], axis=-1)
 
 
 def compose(layers: Sequence[Layer], background: Sequence[float]) -> NDArray[np.floating]:
     """(h, w, 3) RGB of all layers over a background colour, blended at each pixel from the farthest to the nearest."""
-    depths, colours = np.stack([layer.depth for layer in layers]), np.stack([layer.rgba for layer in layers])
+    depths, colours = (np.stack(part) for part in zip(*layers, strict=True))
     order = np.argsort(depths, axis=0)
     image = np.broadcast_to(np.asarray(background, np.float32), (*depths.shape[1:], 3)).copy()
     for place in order:
@@ -231,8 +258,10 @@ def draw_scene(axes: Axes, scan: Volume, mask: Volume, colours: Sequence[Colour]
     """
     width, height = (int(n) for n in axes.get_window_extent().size)
     meshes = [object_mesh(mask, label) for label in labels_of(mask)]
-    camera = Camera(turn=_side(scan, [m for m in meshes if m is not None]) * Camera.turn)
-    corners = scan.grid.corners_world_mm()
+    corners, camera = scan.grid.corners_world_mm(), Camera()
+    if centres := [mesh.vertices_mm.mean(0) for mesh in meshes if mesh is not None]:
+        is_left = np.mean(centres, axis=0)[0] < corners.mean(0)[0]
+        camera = Camera(turn=Camera.turn if is_left else -Camera.turn)
     view = View.around(camera, corners, height * SUPERSAMPLING, width * SUPERSAMPLING)
     layers = [solid(mesh, view, colour) for mesh, colour in zip(meshes, colours, strict=True) if mesh is not None]
     layers += _context(scan, view)
@@ -247,14 +276,6 @@ def draw_scene(axes: Axes, scan: Volume, mask: Volume, colours: Sequence[Colour]
     for spine in axes.spines.values():
         spine.set_color("#232b38")
     _draw_directions(axes, camera, width, height)
-
-
-def _side(scan: Volume, meshes: list[Mesh]) -> int:
-    """1 if the objects lie on the patient's left half of the scan, -1 if on the right."""
-    if not meshes:
-        return 1
-    lesion = np.mean([mesh.vertices_mm.mean(0) for mesh in meshes], axis=0)
-    return 1 if lesion[0] < scan.grid.corners_world_mm().mean(0)[0] else -1
 
 
 def _context(scan: Volume, view: View) -> list[Layer]:

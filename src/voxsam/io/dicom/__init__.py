@@ -17,6 +17,7 @@ from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, RTStruct
 from voxsam.errors import FileError, UnsupportedError
 from voxsam.geometry import Grid
 from voxsam.io.checks import check_size, truncated
+from voxsam.io.dicom import rtstruct, seg
 from voxsam.io.dicom.files import BROKEN, HEAD_BYTES, check_deflated, is_marked, may_be_dicom
 from voxsam.io.dicom.pixels import check_frames, frame_count
 from voxsam.io.dicom.source import DicomSource
@@ -26,7 +27,6 @@ from voxsam.volume import Volume
 
 LOOKED_AT = 4  # files of a folder that are checked to see whether it holds a series
 RTSTRUCT_SUFFIX = ".rtstruct.dcm"
-LABELMAP_STORAGE = "1.2.840.10008.5.1.4.1.1.66.7"
 
 
 def is_dicom(path: Path, old: bool = False) -> bool:
@@ -53,7 +53,11 @@ def read_mask(path: Path, grid: Grid | None = None, segment: int | None = None) 
             warnings.simplefilter("ignore")  # odd values in elements that the mask does not depend on
             with open(path, "rb") as stream:
                 check_deflated(stream, path.name)
-            return _read(path, _dataset(path), grid, segment)
+            dataset = pydicom.dcmread(path, force=True)
+            if "TransferSyntaxUID" not in dataset.file_meta:  # treatment planning systems export without a preamble
+                implicit = dataset.original_encoding[0]  # as detected
+                dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
+            return _read(path, dataset, grid, segment)
     except RuntimeError as error:  # pydicom names the packages that a transfer syntax needs
         given = f"the compressed pixels of {path.name} ({error})"
         raise UnsupportedError(given, "another transfer syntax", "pip install 'voxsam[dicom]', or export it") from error
@@ -76,28 +80,15 @@ def _unreadable(name: str, error: Exception) -> FileError:
     return FileError(given, "a DICOM-SEG or RTSTRUCT with all that it needs", "export it again")
 
 
-def _dataset(path: Path) -> pydicom.Dataset:
-    """The whole file; without a preamble, as treatment planning systems export it, its syntax is the one detected."""
-    dataset = pydicom.dcmread(path, force=True)
-    if "TransferSyntaxUID" not in dataset.file_meta:
-        implicit = dataset.original_encoding[0]
-        dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
-    return dataset
-
-
 def _read(path: Path, dataset: pydicom.Dataset, grid: Grid | None, segment: int | None) -> Volume:
     kind = dataset.get("SOPClassUID") or dataset.file_meta.get("MediaStorageSOPClassUID")
     if kind is None:
         raise truncated(path.name, "it ends before it says what it is")
     if kind == RTStructureSetStorage:
-        from voxsam.io.dicom import rtstruct
-
         return rtstruct.read(path, dataset, grid, segment)
-    if kind not in (SegmentationStorage, LABELMAP_STORAGE):
+    if kind not in (SegmentationStorage, seg.LABELMAP_STORAGE):
         given = f"{path.name} is a DICOM file of another kind ({kind.name})"
         raise FileError(given, "a DICOM-SEG or RTSTRUCT", "give the file of the mask")
-    from voxsam.io.dicom import seg
-
     if int(dataset.get("NumberOfFrames") or 0) < 1:
         raise FileError(f"{path.name} does not say how many frames it has", "NumberOfFrames", "export it again")
     shape = (int(dataset.Columns), int(dataset.Rows), frame_count(dataset))
@@ -124,13 +115,9 @@ def write_mask(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # values of the series that do not quite conform are copied as they are
         if _is_rtstruct(path):
-            from voxsam.io.dicom import rtstruct
-
             rtstruct.write(mask, path, source, segments=segments, regions=regions, model=model)
         else:
-            from voxsam.io.dicom import seg as dicom_seg
-
-            dicom_seg.write(mask, path, source, segments=segments, regions=regions, model=model, labelmap=labelmap)
+            seg.write(mask, path, source, segments=segments, regions=regions, model=model, labelmap=labelmap)
 
 
 def series_of(scan: Volume, path: Path) -> DicomSource:
@@ -145,9 +132,7 @@ def series_of(scan: Volume, path: Path) -> DicomSource:
         raise FileError(given, "a DICOM series", "give it as source=SERIES in Python, or write .nii.gz")
     source.require()
     if not _is_rtstruct(path):
-        from voxsam.io.dicom import seg as dicom_seg
-
-        dicom_seg.highdicom()
+        seg.highdicom()
     return source
 
 

@@ -154,24 +154,23 @@ def read_slices(path: Path) -> Iterator[Slice]:
         for file in sorted(files):
             count += 1
             if count > MAX_FILES:
-                given, remedy = f"{path.name} holds over {MAX_FILES:,} files", "give the folder of the series"
-                raise FileError(given, "one series", remedy)
-            image = _slice_of_file(Path(folder, file), root)
+                given = f"{path.name} holds over {MAX_FILES:,} files"
+                raise FileError(given, "one series", "give the folder of the series")
+            path_of_file = Path(folder, file)
+            try:
+                status = path_of_file.stat()
+                if not stat.S_ISREG(status.st_mode):  # a pipe would never end
+                    continue
+                if not (links_allowed() or path_of_file.resolve().is_relative_to(root)):
+                    continue
+                image = read_slice(Stored(path_of_file, 0, status.st_size), file)
+            except FileNotFoundError:  # a broken link
+                continue
+            except OSError as error:
+                given = f"{file} could not be read ({error.strerror or error})"
+                raise FileError(given, "files that can be read", "check its permissions or copy it again") from error
             if image is not None:
                 yield image
-
-
-def _slice_of_file(file: Path, root: Path) -> Slice | None:
-    try:
-        status = file.stat()
-        if not stat.S_ISREG(status.st_mode) or not (links_allowed() or file.resolve().is_relative_to(root)):
-            return None  # a pipe would never end
-        return read_slice(Stored(file, 0, status.st_size), file.name)
-    except FileNotFoundError:  # a broken link
-        return None
-    except OSError as error:
-        given = f"{file.name} could not be read ({error.strerror or error})"
-        raise FileError(given, "files that can be read", "check its permissions or copy it again") from error
 
 
 def read_slice(stored: Stored, name: str) -> Slice | None:

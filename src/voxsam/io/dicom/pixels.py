@@ -67,9 +67,8 @@ def value_of(image: Slice) -> tuple[int, int | None]:
     head = image.stored.read(image.element, 12)
     implicit = head[4:6] not in (b"OW", b"OB", b"UN")
     if head[:4] in (b"\xe0\x7f\x08\x00", b"\xe0\x7f\x09\x00"):
-        raise UnsupportedError(
-            f"{image.name} holds floating-point pixels", "whole numbers", "convert it to NIfTI first"
-        )
+        given = f"{image.name} holds floating-point pixels"
+        raise UnsupportedError(given, "whole numbers", "convert it to NIfTI first")
     if len(head) < 12 or head[:4] != (PIXELS if little else b"\x7f\xe0\x00\x10"):
         raise truncated(image.name, "it has no pixels where they are to be")
     order = "<" if little else ">"
@@ -90,20 +89,21 @@ def split(image: Slice) -> list[Slice]:
             whole = pydicom.dcmread(stream, force=True)
         if not all(group_item(whole, n, "PlanePositionSequence") for n in range(count)):
             given = f"{name} is a multi-frame DICOM file of {count} frames without their positions"
-            raise UnsupportedError(
-                given, "an enhanced CT or MR image, or one file per slice", "convert it to NIfTI first"
-            )
-        whole_image = replace(image, packed=bool(whole["PixelData"].is_undefined_length))
-        return [
-            replace(
-                whole_image,
-                name=f"frame {n} of {name}",
-                header=_header(image.header, whole, n - 1),
-                frame=n,
-                pixels=pixels,
-            )
-            for n, pixels in enumerate(_frames(whole, count, name), 1)
-        ]
+            expected = "an enhanced CT or MR image, or one file per slice"
+            raise UnsupportedError(given, expected, "convert it to NIfTI first")
+        packed, found = bool(whole["PixelData"].is_undefined_length), []
+        for n, pixels in enumerate(_frames(whole, count, name)):
+            header = shallow_copy(image.header)  # becomes that of a single-frame image
+            header.file_meta = image.header.file_meta
+            header.set_original_encoding(*image.header.original_encoding)
+            header.NumberOfFrames = 1
+            for keyword, group in GROUPS.items():
+                item = group_item(whole, n, group)
+                if keyword in item:
+                    header[keyword] = item[keyword]
+            title = f"frame {n + 1} of {name}"
+            found.append(replace(image, name=title, header=header, frame=n + 1, pixels=pixels, packed=packed))
+        return found
     except BROKEN as error:
         raise truncated(name, f"its frames cannot be read: {error}") from error
 
@@ -132,19 +132,6 @@ def check_frames(whole: pydicom.Dataset, name: str) -> None:
     needed, there = -(-bits * frame_count(whole) // 8), len(whole.PixelData or b"")
     if there < needed:
         raise truncated(name, f"{needed} bytes of pixels are declared, {there} are there")
-
-
-def _header(image: pydicom.Dataset, whole: pydicom.Dataset, frame: int) -> pydicom.Dataset:
-    """The header of one frame, as that of a single-frame image."""
-    header = shallow_copy(image)
-    header.file_meta = image.file_meta
-    header.set_original_encoding(*image.original_encoding)
-    header.NumberOfFrames = 1
-    for keyword, group in GROUPS.items():
-        item = group_item(whole, frame, group)
-        if keyword in item:
-            header[keyword] = item[keyword]
-    return header
 
 
 def _frames(whole: pydicom.Dataset, count: int, name: str) -> Iterator[bytes]:
@@ -192,45 +179,52 @@ def _stored_numbers(image: Slice, file: int, path: Path) -> NDArray[np.generic]:
         packed = length is None
         parts = fragments(image, at) if packed else [(at, frame_bytes(image.header))]
         data = b"".join(image.stored.read(*part) for part in parts)
-    if _is_encapsulated(image.header) not in (None, packed):
+    syntax, header = _syntax(image.header), image.header
+    try:
+        contradicts = syntax.is_encapsulated != packed
+    except ValueError:  # an unknown syntax
+        contradicts = False
+    if contradicts:
         raise _undecodable(image)
     if not packed:
         return _uncompressed(data, image)
-    check_codestream(data, image.header, image.name)
+    check_codestream(data, header, image.name)
+    shades = str(header.get("PhotometricInterpretation", "MONOCHROME2"))
+    start = _single_frame_file(syntax, shades, int(header.Rows), int(header.Columns), *_bits(header))
+    # the element of compressed pixels, with this one frame
+    element = PIXELS + b"OB\0\0" + b"\xff" * 4 + encapsulate([data]) + SEQUENCE_END + b"\0" * 4
     reader = sitk.ImageFileReader()
     reader.SetImageIO("GDCMImageIO")
     os.ftruncate(file, 0)
     os.lseek(file, 0, os.SEEK_SET)
     with os.fdopen(file, "wb", closefd=False) as stream:
-        stream.write(_single_frame_file(_description(image)) + _encapsulated(data))
+        stream.write(start + element)
     reader.SetFileName(str(path))
     return sitk.GetArrayFromImage(reader.Execute())
-
-
-def _is_encapsulated(header: pydicom.Dataset) -> bool | None:
-    """Whether the transfer syntax compresses pixels; None if it is unknown."""
-    try:
-        return _syntax(header).is_encapsulated
-    except ValueError:
-        return None
 
 
 def _uncompressed(data: bytes, image: Slice) -> NDArray[np.generic]:
     """The values of uncompressed pixels; bits above the ones in use are ignored (PS3.5 8.1.1)."""
     header = image.header
-    bits, signed = int(header.get("BitsAllocated") or 16), int(header.get("PixelRepresentation") or 0)
+    bits, used, high, signed = _bits(header)
     if bits not in (8, 16, 32):
         raise _undecodable(image, f"{bits} bits for a pixel")
     big = not header.original_encoding[1] or _syntax(header) == GE_PRIVATE_SYNTAX
     kind = np.dtype(f"{'>' if big else '<'}{'i' if signed else 'u'}{bits // 8}")
     numbers = np.frombuffer(data[: frame_bytes(header)], kind).astype(kind.newbyteorder("="), copy=False)
-    used = int(header.get("BitsStored") or bits)
-    high = int(header.get("HighBit") if header.get("HighBit") is not None else used - 1)
     if not 0 < used <= high + 1 <= bits:
         raise truncated(image.name, f"{used} bits of {bits}, the highest of them bit {high}")
     if used < bits:
         numbers = (numbers << (bits - 1 - high)) >> (bits - used)  # an arithmetic shift extends the sign
     return numbers
+
+
+def _bits(header: pydicom.Dataset) -> tuple[int, int, int, int]:
+    """Bits of a pixel: allocated, in use, and the highest in use; and 1 for signed numbers, 0 for unsigned ones."""
+    bits = int(header.get("BitsAllocated") or 16)
+    used = int(header.get("BitsStored") or bits)
+    high = int(header.get("HighBit") if header.get("HighBit") is not None else used - 1)
+    return bits, used, high, int(header.get("PixelRepresentation") or 0)
 
 
 def fragments(image: Slice, at: int) -> list[tuple[int, int]]:
@@ -278,7 +272,15 @@ def declared_size(frame: bytes) -> tuple[int, int, int, int] | None:
     JPEG and JPEG-LS: the frame header (ITU-T T.81 B.2.2, T.87 C.2.2). JPEG 2000: the SIZ segment (T.800 A.5.1).
     """
     if frame.startswith(JPEG_START):
-        return _jpeg_size(frame)
+        at = 2
+        while at + 10 <= len(frame) and frame[at] == 0xFF:
+            marker = frame[at + 1]
+            if marker in JPEG_FRAMES:
+                bits, rows, columns, samples = struct.unpack_from(">BHHB", frame, at + 4)
+                return rows, columns, samples, bits
+            # 0xFF may be repeated before a marker
+            at += 1 if marker == 0xFF else 2 + struct.unpack_from(">H", frame, at + 2)[0]
+        return None
     start = frame.find(JPEG_2000_START, 0, BOXES_BYTES)
     segment = frame[start + 4 : start + 43]
     if start < 0 or len(segment) < 39:
@@ -288,32 +290,11 @@ def declared_size(frame: bytes) -> tuple[int, int, int, int] | None:
     return bottom - top, right - left, samples, (bits & 0x7F) + 1
 
 
-def _jpeg_size(frame: bytes) -> tuple[int, int, int, int] | None:
-    at = 2
-    while at + 10 <= len(frame) and frame[at] == 0xFF:
-        marker = frame[at + 1]
-        if marker in JPEG_FRAMES:
-            bits, rows, columns, samples = struct.unpack_from(">BHHB", frame, at + 4)
-            return rows, columns, samples, bits
-        # 0xFF may be repeated before a marker
-        at += 1 if marker == 0xFF else 2 + struct.unpack_from(">H", frame, at + 2)[0]
-    return None
-
-
-def _description(image: Slice) -> tuple[str, str, int, int, int, int, int, int]:
-    header = image.header
-    bits = int(header.get("BitsAllocated") or 16)
-    used = int(header.get("BitsStored") or bits)
-    high = int(header.get("HighBit") if header.get("HighBit") is not None else used - 1)
-    shades = str(header.get("PhotometricInterpretation", "MONOCHROME2"))
-    signed = int(header.get("PixelRepresentation") or 0)
-    return _syntax(header), shades, int(header.Rows), int(header.Columns), bits, used, high, signed
-
-
 @lru_cache(maxsize=8)
-def _single_frame_file(description: tuple[str, str, int, int, int, int, int, int]) -> bytes:
+def _single_frame_file(
+    syntax: str, shades: str, rows: int, columns: int, bits: int, used: int, high: int, signed: int
+) -> bytes:
     """A DICOM file up to its pixels: a plain CT image without rescaling, so that GDCM returns the stored values."""
-    syntax, shades, rows, columns, bits, used, high, signed = description
     dataset, meta = pydicom.Dataset(), FileMetaDataset()
     dataset.SOPClassUID = meta.MediaStorageSOPClassUID = CTImageStorage
     dataset.SOPInstanceUID = meta.MediaStorageSOPInstanceUID = generate_uid()
@@ -325,11 +306,6 @@ def _single_frame_file(description: tuple[str, str, int, int, int, int, int, int
     stream = io.BytesIO()
     dataset.save_as(stream, enforce_file_format=True, implicit_vr=False, little_endian=True)
     return stream.getvalue()
-
-
-def _encapsulated(frame: bytes) -> bytes:
-    """The element of compressed pixels with this one frame."""
-    return PIXELS + b"OB\0\0" + b"\xff" * 4 + encapsulate([frame]) + SEQUENCE_END + b"\0" * 4
 
 
 @contextmanager

@@ -19,20 +19,13 @@ import pydicom
 from numpy.typing import NDArray
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ImplicitVRLittleEndian, RTStructureSetStorage, generate_uid
-from scipy.spatial.distance import cdist
 
 from voxsam import __version__
 from voxsam.errors import GeometryError, ImageError
 from voxsam.geometry import Grid, flip_lps
 from voxsam.io.checks import FARTHEST_MM
 from voxsam.io.dicom.seg import overlap
-from voxsam.io.dicom.source import (
-    DESCRIPTION,
-    MANUFACTURER,
-    SERIES_NUMBER,
-    DicomSource,
-    SourceFrame,
-)
+from voxsam.io.dicom.source import DESCRIPTION, MANUFACTURER, SERIES_NUMBER, DicomSource, SourceFrame
 from voxsam.io.segments import SegmentInfo
 from voxsam.region import Region, overlapping
 from voxsam.volume import Volume
@@ -67,12 +60,24 @@ def write(
         voxels = source.voxels(mask)
         each = (voxels == number for number in range(1, len(segments) + 1))
     dataset = _empty(source, model)
-    numbered = list(enumerate(segments, 1))
-    dataset.StructureSetROISequence = [_roi(source, number, info) for number, info in numbered]
-    dataset.ROIContourSequence = [
-        _contours(source, inside, number, info) for (number, info), inside in zip(numbered, each, strict=True)
-    ]
-    dataset.RTROIObservationsSequence = [_observation(number, info) for number, info in numbered]
+    rois, contours, observations = [], [], []
+    for number, (info, inside) in enumerate(zip(segments, each, strict=True), 1):
+        roi = _item(ROINumber=number, ReferencedFrameOfReferenceUID=source.common.FrameOfReferenceUID)
+        roi.ROIName, roi.ROIGenerationAlgorithm = info.name, "SEMIAUTOMATIC"
+        if info.description:
+            roi.ROIDescription = info.description
+        rois.append(roi)
+        contours.append(_item(ReferencedROINumber=number, ROIDisplayColor=list(info.colour)))
+        if drawn := _contours(source, inside):
+            contours[-1].ContourSequence = drawn
+        observation = _item(ObservationNumber=number, ReferencedROINumber=number)
+        observation.RTROIInterpretedType, observation.ROIInterpreter = "", None  # for a person to say
+        kind = info.type
+        code = _item(CodeValue=kind.value, CodingSchemeDesignator=kind.scheme, CodeMeaning=kind.meaning)
+        observation.RTROIIdentificationCodeSequence = [code]
+        observations.append(observation)
+    dataset.StructureSetROISequence, dataset.ROIContourSequence = rois, contours
+    dataset.RTROIObservationsSequence = observations
     source.repeat_in(dataset)
     dataset.save_as(path, enforce_file_format=True)
 
@@ -96,18 +101,13 @@ def _empty(source: DicomSource, model: str) -> pydicom.Dataset:
     dataset.StructureSetDate = dataset.InstanceCreationDate = now.strftime("%Y%m%d")
     dataset.StructureSetTime = dataset.InstanceCreationTime = now.strftime("%H%M%S")
     dataset.ApprovalStatus = "UNAPPROVED"
-    dataset.ReferencedFrameOfReferenceSequence = [_frame_of_reference(source)]
-    return dataset
-
-
-def _frame_of_reference(source: DicomSource) -> pydicom.Dataset:
     series = _item(SeriesInstanceUID=source.common.SeriesInstanceUID)
     series.ContourImageSequence = [_image(frame) for frame in source.frames]
     study = _item(ReferencedSOPClassUID=STUDY_CLASS, ReferencedSOPInstanceUID=source.common.StudyInstanceUID)
     study.RTReferencedSeriesSequence = [series]
-    frame = _item(FrameOfReferenceUID=source.common.FrameOfReferenceUID)
-    frame.RTReferencedStudySequence = [study]
-    return frame
+    frame = _item(FrameOfReferenceUID=source.common.FrameOfReferenceUID, RTReferencedStudySequence=[study])
+    dataset.ReferencedFrameOfReferenceSequence = [frame]
+    return dataset
 
 
 def _image(frame: SourceFrame) -> pydicom.Dataset:
@@ -117,49 +117,20 @@ def _image(frame: SourceFrame) -> pydicom.Dataset:
     return item
 
 
-def _roi(source: DicomSource, number: int, info: SegmentInfo) -> pydicom.Dataset:
-    item = _item(
-        ROINumber=number,
-        ReferencedFrameOfReferenceUID=source.common.FrameOfReferenceUID,
-        ROIName=info.name,
-        ROIGenerationAlgorithm="SEMIAUTOMATIC",
-    )
-    if info.description:
-        item.ROIDescription = info.description
-    return item
-
-
-def _observation(number: int, info: SegmentInfo) -> pydicom.Dataset:
-    """The observation of an ROI; its role in a treatment is for a person to say, so type and interpreter stay empty."""
-    item = _item(ObservationNumber=number, ReferencedROINumber=number, RTROIInterpretedType="", ROIInterpreter=None)
-    code = {"CodeValue": info.type.value, "CodingSchemeDesignator": info.type.scheme, "CodeMeaning": info.type.meaning}
-    item.RTROIIdentificationCodeSequence = [_item(**code)]
-    return item
-
-
-def _contours(source: DicomSource, inside: NDArray[np.bool_], number: int, info: SegmentInfo) -> pydicom.Dataset:
-    """The contours of the voxels (k, j, i) of ROI `number`."""
+def _contours(source: DicomSource, inside: NDArray[np.bool_]) -> list[pydicom.Dataset]:
+    """The contours round voxels (k, j, i)."""
     found = []
     for k in np.flatnonzero(inside.any((1, 2))).tolist():
         # the slice's own position, which may be rounded, so that the contour lies on its image
         shift = flip_lps(np.array(source.frames[k].position_lps_mm, float)) - source.grid.index_to_world((0, 0, k))
         for polygon in outline(inside[k].T):
             points = source.grid.index_to_world(np.insert(polygon, 2, k, axis=1)) + shift
-            found.append(_contour(flip_lps(points), source.frames[k]))
-    item = _item(ReferencedROINumber=number, ROIDisplayColor=list(info.colour))
-    if found:
-        item.ContourSequence = found
-    return item
-
-
-def _contour(points_lps_mm: NDArray[np.float64], frame: SourceFrame) -> pydicom.Dataset:
-    rounded = np.round(points_lps_mm.ravel(), DECIMALS) + 0.0  # no -0
-    return _item(
-        ContourImageSequence=[_image(frame)],
-        ContourGeometricType="CLOSED_PLANAR",
-        NumberOfContourPoints=len(points_lps_mm),
-        ContourData=[f"{value:.{DECIMALS}f}".rstrip("0").rstrip(".") for value in rounded],
-    )
+            rounded = np.round(flip_lps(points).ravel(), DECIMALS) + 0.0  # no -0
+            contour = _item(ContourImageSequence=[_image(source.frames[k])], ContourGeometricType="CLOSED_PLANAR")
+            contour.NumberOfContourPoints = len(points)
+            contour.ContourData = [f"{value:.{DECIMALS}f}".rstrip("0").rstrip(".") for value in rounded]
+            found.append(contour)
+    return found
 
 
 def _item(**elements: object) -> pydicom.Dataset:
@@ -326,17 +297,26 @@ def _united(polygons: list[Polygon], shape: tuple[int, int]) -> tuple[NDArray[np
 
 def outline(mask: NDArray[np.bool_]) -> list[Polygon]:
     """Polygons round the voxels of a mask (i, j); parts that touch only at a corner get one each."""
+    from scipy.spatial.distance import cdist
     from skimage.measure import find_contours, points_in_poly
 
     padded = np.pad(mask, 1).astype(np.float64)  # so that all contours close
-    rings = [_without_straight(ring[:-1] - 1) for ring in find_contours(padded, 0.5, fully_connected="low")]
+    rings = []
+    for ring in find_contours(padded, 0.5, fully_connected="low"):
+        ring = ring[:-1] - 1
+        before, after = ring - np.roll(ring, 1, axis=0), np.roll(ring, -1, axis=0) - ring
+        rings.append(ring[before[:, 0] * after[:, 1] != before[:, 1] * after[:, 0]])  # without points on straight edges
     holes = [ring for ring in rings if _signed_area(ring) > 0]
     outer = sorted((ring for ring in rings if _signed_area(ring) <= 0), key=lambda ring: -_signed_area(ring))
     joined = list(outer)
     for hole in holes:
         # the smallest outline that the hole lies in: an island in a hole has an outline of its own
         parent = next(n for n, ring in enumerate(outer) if points_in_poly(hole[:1], ring)[0])
-        joined[parent] = _keyhole(joined[parent], hole)
+        ring = joined[parent]
+        # one polygon: round the outline, through a channel between the nearest points to the hole, round it and back
+        at, to = np.unravel_index(cdist(ring, hole).argmin(), (len(ring), len(hole)))
+        around = np.concatenate([np.roll(hole, -int(to), axis=0), hole[to : to + 1]])
+        joined[parent] = np.concatenate([ring[: at + 1], around, ring[at:]])
     return joined
 
 
@@ -362,21 +342,7 @@ def fill(polygons: Sequence[Polygon], shape: tuple[int, int]) -> NDArray[np.bool
     return np.bitwise_xor.accumulate(toggled, axis=0)[: shape[0]].astype(bool)
 
 
-def _without_straight(ring: Polygon) -> Polygon:
-    """The same polygon without the points in the middle of a straight edge."""
-    before, after = ring - np.roll(ring, 1, axis=0), np.roll(ring, -1, axis=0) - ring
-    turns = before[:, 0] * after[:, 1] != before[:, 1] * after[:, 0]
-    return ring[turns]
-
-
 def _signed_area(ring: Polygon) -> float:
     """The area by the shoelace formula, positive if the polygon turns from i to j."""
     ahead = np.roll(ring, -1, axis=0)
     return float((ring[:, 0] * ahead[:, 1] - ahead[:, 0] * ring[:, 1]).sum() / 2)
-
-
-def _keyhole(outer: Polygon, hole: Polygon) -> Polygon:
-    """One polygon: round the outline, through a channel between the nearest points to the hole, round it and back."""
-    at, to = np.unravel_index(cdist(outer, hole).argmin(), (len(outer), len(hole)))
-    around = np.concatenate([np.roll(hole, -int(to), axis=0), hole[to : to + 1]])
-    return np.concatenate([outer[: at + 1], around, outer[at:]])

@@ -20,14 +20,8 @@ from voxsam import __version__
 from voxsam.errors import GeometryError, ImageError, OverlapError, UnsupportedError
 from voxsam.geometry import Grid, flip_lps
 from voxsam.io.checks import check_size
-from voxsam.io.dicom.pixels import frame_count, group_item, shallow_copy
-from voxsam.io.dicom.source import (
-    DESCRIPTION,
-    MANUFACTURER,
-    PATIENT_AND_STUDY,
-    SERIES_NUMBER,
-    DicomSource,
-)
+from voxsam.io.dicom.pixels import GROUPS, frame_count, group_item, shallow_copy
+from voxsam.io.dicom.source import DESCRIPTION, MANUFACTURER, PATIENT_AND_STUDY, SERIES_NUMBER, DicomSource
 from voxsam.io.segments import SegmentInfo
 from voxsam.region import Region, overlapping
 from voxsam.volume import Volume
@@ -124,16 +118,30 @@ def _source_images(source: DicomSource) -> tuple[list[pydicom.Dataset], NDArray[
 
     They hold what it needs and no patient data, which repeat_in adds later: highdicom refuses non-conforming values.
     """
-    base = _base_image(source)
+    base, common = pydicom.Dataset(), source.common
+    for keyword in PATIENT_AND_STUDY:
+        setattr(base, keyword, None)
+    for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "Rows", "Columns", "Modality"):
+        setattr(base, keyword, common.get(keyword))
+    base.PositionReferenceIndicator = common.get("PositionReferenceIndicator")
+    if common.get("LossyImageCompression") == "01":
+        for keyword in ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod"):
+            if keyword in common:
+                base[keyword] = common[keyword]
     if source.is_multi_frame:
         base.SOPClassUID, base.SOPInstanceUID = source.frames[0].sop_class, source.frames[0].sop_instance
         base.NumberOfFrames = len(source.frames)
-        _share_groups(base, source.common)
+        shared = shallow_copy(common.SharedFunctionalGroupsSequence[0])
+        for keyword in ("PlaneOrientationSequence", "PixelMeasuresSequence"):  # highdicom looks for them here alone
+            if keyword not in shared:
+                shared[keyword] = common.PerFrameFunctionalGroupsSequence[0][keyword]
+        base.SharedFunctionalGroupsSequence = [shared]
+        base.PerFrameFunctionalGroupsSequence = common.PerFrameFunctionalGroupsSequence
         return [base], np.argsort([frame.number for frame in source.frames])
-    base.ImageOrientationPatient = source.common.ImageOrientationPatient
-    base.PixelSpacing = source.common.PixelSpacing
+    base.ImageOrientationPatient = common.ImageOrientationPatient
+    base.PixelSpacing = common.PixelSpacing
     step = DS(float(source.grid.spacing_mm[2]), auto_format=True)
-    base.SliceThickness = source.common.get("SliceThickness") or step
+    base.SliceThickness = common.get("SliceThickness") or step
     base.SpacingBetweenSlices = step
     images = []
     for frame in source.frames:
@@ -142,30 +150,6 @@ def _source_images(source: DicomSource) -> tuple[list[pydicom.Dataset], NDArray[
         image.ImagePositionPatient = list(frame.position_lps_mm)
         images.append(image)
     return images, np.arange(len(images))
-
-
-def _base_image(source: DicomSource) -> pydicom.Dataset:
-    image, common = pydicom.Dataset(), source.common
-    for keyword in PATIENT_AND_STUDY:
-        setattr(image, keyword, None)
-    for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "Rows", "Columns", "Modality"):
-        setattr(image, keyword, common.get(keyword))
-    image.PositionReferenceIndicator = common.get("PositionReferenceIndicator")
-    if common.get("LossyImageCompression") == "01":
-        for keyword in ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod"):
-            if keyword in common:
-                image[keyword] = common[keyword]
-    return image
-
-
-def _share_groups(image: pydicom.Dataset, common: pydicom.Dataset) -> None:
-    """Set the functional groups of a multi-frame header, with orientation and pixel measures in the shared ones."""
-    shared = shallow_copy(common.SharedFunctionalGroupsSequence[0])
-    for keyword in ("PlaneOrientationSequence", "PixelMeasuresSequence"):
-        if keyword not in shared:
-            shared[keyword] = common.PerFrameFunctionalGroupsSequence[0][keyword]
-    image.SharedFunctionalGroupsSequence = [shared]
-    image.PerFrameFunctionalGroupsSequence = common.PerFrameFunctionalGroupsSequence
 
 
 # Reading
@@ -187,19 +171,16 @@ def read(path: Path, dataset: pydicom.Dataset, grid: Grid | None, segment: int |
         raise ImageError(f"segment {segment} of {path.name}", f"one of {listed}", "choose another")
     header = {"segments": names, "frame_of_reference": str(dataset.get("FrameOfReferenceUID", ""))}
     kind = np.uint8 if max(names, default=0) < 256 else np.uint16
-    places = None if grid is None else _places_on(grid, dataset, path.name)
-    if grid is None or places is None:
-        grid, slices = _own_grid(dataset, path.name)
-        places = [(slice(None), slice(None), k) for k in slices.tolist()]
-        planes = [np.zeros(grid.shape, kind)] * len(places)
-        array = planes[0]
-    else:
+    planes, array = None, np.empty(0, kind)
+    if grid is not None:
         array = np.zeros(grid.shape, kind)
-        planes = [array.transpose(axes)[::flip_i, ::flip_j] for axes, (flip_i, flip_j), _ in places]
-        places = [place for _, _, place in places]
+        planes = _planes_on(array, grid, dataset, path.name)
+    if grid is None or planes is None:
+        grid, slices = _own_grid(dataset, path.name)
+        array = np.zeros(grid.shape, kind)
+        planes = [array[:, :, k] for k in slices.tolist()]
     threshold, remarks = _threshold(dataset, path.name)
-    parts = [plane[place] for plane, place in zip(planes, places, strict=True)]
-    unlisted = _fill(parts, dataset, segment, threshold, path.name, names)
+    unlisted = _fill(planes, dataset, segment, threshold, path.name, names)
     if unlisted:
         others = f"segment{'s' * (len(unlisted) > 1)} {', '.join(map(str, sorted(unlisted)[:5]))}"
         remarks = (*remarks, f"{path.name}: left out the frames of {others}, which it does not list")
@@ -262,10 +243,8 @@ def _fill(
 
 def overlap(what: str, name: str, first: int, second: int, numbers: Iterable[int]) -> OverlapError:
     """The error for two segments or ROIs of a file that share voxels; `numbers` are those of all its segments."""
-    remedy = f"choose one: segment=N, or {name}#N as a prompt"
-    error = OverlapError(
-        f"{what} {first} and {second} of {name} overlap", f"{what} that one label map can hold", remedy
-    )
+    given, remedy = f"{what} {first} and {second} of {name} overlap", f"choose one: segment=N, or {name}#N as a prompt"
+    error = OverlapError(given, f"{what} that one label map can hold", remedy)
     error.numbers = tuple(numbers)
     return error
 
@@ -275,26 +254,23 @@ def overlap(what: str, name: str, first: int, second: int, numbers: Iterable[int
 
 def _frames(dataset: pydicom.Dataset, name: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """(n, 3) positions and (n, 6) orientations of the frames, LPS."""
-    groups = (
-        ("PlanePositionSequence", "ImagePositionPatient"),
-        ("PlaneOrientationSequence", "ImageOrientationPatient"),
-    )
     positions, turns = (
-        np.array([_numbers(dataset, n, *group, name) for n in range(frame_count(dataset))]) for group in groups
+        np.array([_numbers(dataset, n, keyword, name) for n in range(frame_count(dataset))])
+        for keyword in ("ImagePositionPatient", "ImageOrientationPatient")
     )
     return positions, turns
 
 
-def _places_on(grid: Grid, dataset: pydicom.Dataset, name: str) -> list[tuple] | None:
-    """Where each frame lies on `grid`, by its own position; None if any of them does not lie on its voxels.
+def _planes_on(array: NDArray, grid: Grid, dataset: pydicom.Dataset, name: str) -> list[NDArray] | None:
+    """A view (column, row) of `array`, on `grid`, for each frame, where its own position puts it.
 
-    For each: the grid axes of columns, rows and frames, the signs of the first two, and the frame's index in that view.
+    None if any of them does not lie on the grid's voxels.
     """
     positions, turns = _frames(dataset, name)
     size, found = (int(dataset.Columns), int(dataset.Rows)), []
     inverse = np.linalg.inv(grid.affine[:3, :3])
     for n, (position, turn) in enumerate(zip(positions, turns, strict=True)):
-        between_rows, between_columns = _numbers(dataset, n, "PixelMeasuresSequence", "PixelSpacing", name)
+        between_rows, between_columns = _numbers(dataset, n, "PixelSpacing", name)
         steps = inverse @ flip_lps([turn[:3] * between_columns, turn[3:] * between_rows]).T  # (3, 2), in voxels
         along_i, along_j = np.abs(steps).argmax(0).tolist()
         if along_i == along_j:
@@ -316,15 +292,16 @@ def _places_on(grid: Grid, dataset: pydicom.Dataset, name: str) -> list[tuple] |
             view.append(slice(first, first + length))
         if not 0 <= start[across] < grid.shape[across]:
             return None
-        flips = tuple(-1 if sign < 0 else 1 for sign in signs)
-        found.append(((along_i, along_j, across), flips, (*view, int(start[across]))))
+        flip_i, flip_j = (-1 if sign < 0 else 1 for sign in signs)
+        turned = array.transpose(along_i, along_j, across)[::flip_i, ::flip_j]
+        found.append(turned[(*view, int(start[across]))])
     return found
 
 
 def _own_grid(dataset: pydicom.Dataset, name: str) -> tuple[Grid, NDArray[np.int_]]:
     """The grid from the lowest frame to the highest, and the slice (n,) of each frame."""
     positions, turns = _frames(dataset, name)
-    between_rows, between_columns = _numbers(dataset, 0, "PixelMeasuresSequence", "PixelSpacing", name)
+    between_rows, between_columns = _numbers(dataset, 0, "PixelSpacing", name)
     if np.abs(turns - turns[0]).max() > 1e-3:
         raise GeometryError(f"the frames of {name} have different orientations", "parallel frames", "export it again")
     along_i, along_j = turns[0, :3], turns[0, 3:]
@@ -339,21 +316,19 @@ def _own_grid(dataset: pydicom.Dataset, name: str) -> tuple[Grid, NDArray[np.int
         raise GeometryError(f"the frames of {name} are not evenly spaced", "one slice spacing", "export it again")
     shape = (int(dataset.Columns), int(dataset.Rows), int(slices.max()) + 1)
     check_size(name, shape, 1, np.iinfo(np.int64).max, compressed=False)
-    return Grid.from_lps(
-        shape, np.stack([along_i * between_columns, along_j * between_rows, along_k], 1), first
-    ), slices
+    steps = np.stack([along_i * between_columns, along_j * between_rows, along_k], 1)
+    return Grid.from_lps(shape, steps, first), slices
 
 
-def _numbers(dataset: pydicom.Dataset, frame: int, group: str, keyword: str, name: str) -> NDArray[np.float64]:
+def _numbers(dataset: pydicom.Dataset, frame: int, keyword: str, name: str) -> NDArray[np.float64]:
     count = {"ImagePositionPatient": 3, "ImageOrientationPatient": 6, "PixelSpacing": 2}[keyword]
     try:
-        values = np.array(group_item(dataset, frame, group)[keyword].value, dtype=np.float64)
+        values = np.array(group_item(dataset, frame, GROUPS[keyword])[keyword].value, dtype=np.float64)
     except (KeyError, TypeError, ValueError):
         values = np.empty(0)
     if values.shape != (count,) or not np.isfinite(values).all():
-        raise GeometryError(
-            f"frame {frame + 1} of {name} has no valid {keyword}", f"{count} numbers", "export it again"
-        )
+        given = f"frame {frame + 1} of {name} has no valid {keyword}"
+        raise GeometryError(given, f"{count} numbers", "export it again")
     return values
 
 

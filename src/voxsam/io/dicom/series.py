@@ -10,9 +10,10 @@ the one asked for is read, otherwise the only one that is not a localizer.
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +64,8 @@ def stacked(slices: list[Slice], name: str) -> tuple[list[Slice], Grid, list[str
 def _directions(orientations: NDArray[np.float64], name: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """(3,) unit vectors along which column (i) and row (j) numbers grow, LPS; the same for all slices."""
     if np.abs(orientations - orientations[0]).max() > DIRECTION_TOLERANCE:
-        raise GeometryError(
-            f"the slices of {name} have different orientations", "parallel slices", "remove localizers and other planes"
-        )
+        given = f"the slices of {name} have different orientations"
+        raise GeometryError(given, "parallel slices", "remove localizers and other planes")
     along_i, along_j = orientations[0, :3], orientations[0, 3:]
     lengths = np.linalg.norm(along_i), np.linalg.norm(along_j)
     if max(abs(lengths[0] - 1), abs(lengths[1] - 1), abs(along_i @ along_j)) > ANGLE_TOLERANCE:
@@ -141,8 +141,19 @@ def read(path: Path, wanted: str = "") -> Volume:
     """
     with _images(path) as images:
         name = path.name or str(path)
-        slices, remarks = _chosen(images, name, wanted)
-        return _volume(slices, name, remarks)
+        files, remarks = _chosen(images, name, wanted)
+        for image in files:
+            if int(image.header.get("SamplesPerPixel") or 1) > 1:
+                raise colour(image.name)
+            shades = image.header.get("PhotometricInterpretation", "MONOCHROME2")
+            if shades != "MONOCHROME2":  # inverted or not: viewers disagree
+                raise ImageError(f"{image.name} is stored as {shades}", "MONOCHROME2", "export the original series")
+        slices = [part for file in files for part in (split(file) if frame_count(file.header) > 1 else [file])]
+        _check_sizes(slices, name)
+        slices, grid, said = stacked(slices, name)
+        array = decode(slices, grid.shape)
+        modality = str(slices[0].header.get("Modality", ""))
+        return Volume(array, grid, modality, {"dicom": DicomSource.of(slices, grid)}, (*remarks, *said))
 
 
 @contextmanager
@@ -150,10 +161,15 @@ def _images(path: Path):
     """The images of a folder, of a zip, beside a DICOMDIR, or of one file."""
     if path.is_dir():
         yield read_slices(path)
-    elif path.suffix.lower() == ".zip":
+        return
+    if path.suffix.lower() == ".zip":
         with unzipped_slices(path) as images:
             yield images
-    elif _is_directory_file(path):
+        return
+    with open(path, "rb") as stream:
+        head = stream.read(512)
+    # the DICOMDIR of a disc (PS3.10 8.6), by its name or by its storage class
+    if is_marked(head) and (path.name.upper() == "DICOMDIR" or MediaStorageDirectoryStorage.encode() in head):
         yield read_slices(path.parent)
     else:
         image = read_slice(Stored(path, 0, path.stat().st_size), path.name)
@@ -166,13 +182,6 @@ def _images(path: Path):
         yield [image]
 
 
-def _is_directory_file(path: Path) -> bool:
-    """Whether a file is the DICOMDIR of a disc (PS3.10 8.6), by its name or by its storage class."""
-    with open(path, "rb") as stream:
-        head = stream.read(512)
-    return is_marked(head) and (path.name.upper() == "DICOMDIR" or MediaStorageDirectoryStorage.encode() in head)
-
-
 # Which stack
 
 
@@ -182,34 +191,28 @@ def _chosen(images: Iterable[Slice], name: str, wanted: str) -> tuple[list[Slice
     for image in images:
         has_place = "ImagePositionPatient" in image.header or frame_count(image.header) > 1
         (placed if has_place else unplaced).append(image)
-    stacks = _stacks(placed or unplaced)
+    stacks = _labelled(_stacks(placed or unplaced))
     if not stacks:
-        raise FileError(
-            f"{name} holds no DICOM images", "a DICOM series (CT or MR)", "give the folder with its .dcm files"
-        )
-    labels = _labels(stacks)
+        expected, remedy = "a DICOM series (CT or MR)", "give the folder with its .dcm files"
+        raise FileError(f"{name} holds no DICOM images", expected, remedy)
+    matching = stacks
     if wanted:
-        matching = [n for n, stack in enumerate(stacks) if wanted in (labels[n], stack[0].series)]
-        matching = matching or [n for n in range(len(stacks)) if labels[n].partition(".")[0] == wanted]
-        if not matching:
-            listed = _listed(stacks, labels)
-            raise FileError(f"series {wanted!r} of {name}", f"one of its series: {listed}", "choose with --series")
-    else:
-        matching = list(range(len(stacks)))
-    scans = [n for n in matching if not _is_aside(stacks[n])] if len(matching) > 1 else matching
+        matching = {label: stack for label, stack in stacks.items() if wanted in (label, stack[0].series)}
+        matching = matching or {label: s for label, s in stacks.items() if label.partition(".")[0] == wanted}
+    if not matching:
+        listed = f"one of its series: {_listed(stacks)}"
+        raise FileError(f"series {wanted!r} of {name}", listed, "choose with --series")
+    scans = [label for label, stack in matching.items() if len(matching) == 1 or not _is_aside(stack)]
     if len(scans) != 1:
-        given = (
-            f"{name} holds {len(matching)} image series ({_listed([stacks[n] for n in matching], labels, matching)})"
-        )
+        given = f"{name} holds {len(matching)} image series ({_listed(matching)})"
         error = SeriesError(given, "one series", "choose with --series N (or series= in Python), N the number or UID")
-        error.series = tuple(_facts(stacks[n], labels[n], stacks) for n in matching)
+        error.series = tuple(_facts(label, stacks) for label in matching)
         raise error
-    others = [n for n in range(len(stacks)) if n != scans[0]]
-    remarks = []
+    label, remarks = scans[0], []
+    others = {other: stack for other, stack in stacks.items() if other != label}
     if others:
-        left_out = _listed([stacks[n] for n in others], labels, others)
-        remarks.append(f"{name}: read {_describe(stacks[scans[0]], labels[scans[0]])}; left out: {left_out}")
-    chosen, doubles = _without_doubles(stacks[scans[0]])
+        remarks.append(f"{name}: read {_describe(label, stacks[label])}; left out: {_listed(others)}")
+    chosen, doubles = _without_doubles(stacks[label])
     if doubles:
         remarks.append(f"{name} has {doubles} cop{'y' if doubles == 1 else 'ies'} of the same image; each counts once")
     return chosen, remarks
@@ -224,22 +227,18 @@ def _stacks(images: Iterable[Slice]) -> list[list[Slice]]:
     for members in series.values():
         parts: list[list[Slice]] = []
         for image in members:
-            part = next((part for part in parts if _is_like(part[0], image)), None)
-            if part is None:
-                parts.append([image])
+            for part in parts:
+                other = part[0]
+                if image.size == other.size and _is_scout(image) == _is_scout(other) and _is_parallel(other, image):
+                    part.append(image)
+                    break
             else:
-                part.append(image)
+                parts.append([image])
         largest = max(parts, key=len)
         # a slice or two of another size are a fault of the series, not another stack: _check_sizes reports it
         apart = all(len(part) > FEW or _is_scout(part[0]) or not _is_parallel(part[0], largest[0]) for part in parts)
         found += parts if apart and not _is_aside(largest) else [members]
     return found
-
-
-def _is_like(image: Slice, other: Slice) -> bool:
-    """Whether two images may be slices of one stack."""
-    alike = image.size == other.size and _is_scout(image) == _is_scout(other)
-    return alike and _is_parallel(image, other)
 
 
 def _is_parallel(image: Slice, other: Slice) -> bool:
@@ -263,28 +262,27 @@ def _is_aside(stack: list[Slice]) -> bool:
     return len(stack) <= FEW or all(_is_scout(image) for image in stack)
 
 
-def _labels(stacks: list[list[Slice]]) -> list[str]:
-    """A label for each stack: its series number, with .1, .2, ... where several stacks share it."""
+def _labelled(stacks: list[list[Slice]]) -> dict[str, list[Slice]]:
+    """The stacks by label: the series number, with .1, .2, ... where several stacks share it."""
     numbers = [str(stack[0].header.get("SeriesNumber") or "0") for stack in stacks]
-    counted: dict[str, int] = defaultdict(int)
-    labels = []
-    for number in numbers:
+    total, counted, found = Counter(numbers), Counter(), {}
+    for number, stack in zip(numbers, stacks, strict=True):
         counted[number] += 1
-        labels.append(number if numbers.count(number) == 1 else f"{number}.{counted[number]}")
-    return labels
+        found[number if total[number] == 1 else f"{number}.{counted[number]}"] = stack
+    return found
 
 
-def _listed(stacks: Sequence[list[Slice]], labels: list[str], numbers: Sequence[int] | None = None) -> str:
-    chosen = range(len(stacks)) if numbers is None else numbers
-    words = [_describe(stack, labels[n]) for stack, n in zip(stacks[:LISTED], chosen, strict=False)]
+def _listed(stacks: dict[str, list[Slice]]) -> str:
+    words = [_describe(label, stack) for label, stack in islice(stacks.items(), LISTED)]
     return ", ".join([*words, *["..."] * (len(stacks) > LISTED)])
 
 
-def _facts(stack: list[Slice], label: str, stacks: Sequence[list[Slice]]) -> dict[str, Any]:
+def _facts(label: str, stacks: dict[str, list[Slice]]) -> dict[str, Any]:
     """The facts by which a user chooses a stack; "uid" is what to request: the series UID, or the label if shared."""
+    stack = stacks[label]
     header, uid = stack[0].header, stack[0].series
     count = max(len(stack), frame_count(header))
-    shared = sum(other[0].series == uid for other in stacks) > 1
+    shared = sum(other[0].series == uid for other in stacks.values()) > 1
     try:
         between_rows, between_columns = stack[0].numbers("PixelSpacing", 2).tolist()
         places = np.array([image.numbers("ImagePositionPatient", 3) for image in stack])
@@ -304,11 +302,11 @@ def _facts(stack: list[Slice], label: str, stacks: Sequence[list[Slice]]) -> dic
     }
 
 
-def _describe(stack: list[Slice], label: str) -> str:
+def _describe(label: str, stack: list[Slice]) -> str:
     header = stack[0].header
     title = str(header.get("SeriesDescription", ""))
-    label = f"{header.get('Modality', '?')} series {label}"
-    return f"{label}{f' {title!r}' if title else ''}: {len(stack)} image{'s' if len(stack) > 1 else ''}"
+    series = f"{header.get('Modality', '?')} series {label}{f' {title!r}' if title else ''}"
+    return f"{series}: {len(stack)} image{'s' if len(stack) > 1 else ''}"
 
 
 def _without_doubles(images: list[Slice]) -> tuple[list[Slice], int]:
@@ -325,34 +323,12 @@ def _without_doubles(images: list[Slice]) -> tuple[list[Slice], int]:
 
 def _content(image: Slice) -> tuple[bytes, str]:
     """A digest of the pixels, and the image's position."""
-    at = image.element if image.pixels is None else 0
-    data = image.stored.read(at, image.stored.size) if image.pixels is None else image.pixels
-    if image.pixels is None and (found := value_of(image))[1] is not None:
-        data = image.stored.read(found[0], frame_bytes(image.header))
+    data = image.pixels
+    if data is None:
+        at, length = value_of(image)
+        part = (image.element, image.stored.size) if length is None else (at, frame_bytes(image.header))
+        data = image.stored.read(*part)
     return hashlib.sha256(data).digest(), str(image.header.get("ImagePositionPatient", ""))
-
-
-# The volume
-
-
-def _volume(files: list[Slice], name: str, remarks: list[str]) -> Volume:
-    _check_kind(files)
-    slices = [part for file in files for part in (split(file) if frame_count(file.header) > 1 else [file])]
-    _check_sizes(slices, name)
-    slices, grid, said = stacked(slices, name)
-    array = decode(slices, grid.shape)
-    modality = str(slices[0].header.get("Modality", ""))
-    return Volume(array, grid, modality, {"dicom": DicomSource.of(slices, grid)}, (*remarks, *said))
-
-
-def _check_kind(files: list[Slice]) -> None:
-    """Raises ImageError for a file whose pixels are not MONOCHROME2."""
-    for image in files:
-        if int(image.header.get("SamplesPerPixel") or 1) > 1:
-            raise colour(image.name)
-        shades = image.header.get("PhotometricInterpretation", "MONOCHROME2")
-        if shades != "MONOCHROME2":  # inverted or not: viewers disagree
-            raise ImageError(f"{image.name} is stored as {shades}", "MONOCHROME2", "export the original series")
 
 
 def _check_sizes(slices: list[Slice], name: str) -> None:

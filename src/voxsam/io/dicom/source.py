@@ -67,7 +67,12 @@ class DicomSource:
             common = pydicom.dcmread(stream, stop_before_pixels=True, force=True)
         for tag in [tag for tag, _ in common.items() if tag.group not in KEPT_GROUPS]:
             del common[tag]
-        return cls(grid, common, tuple(_frame(image) for image in slices))
+        frames = []
+        for image in slices:
+            sop_class, sop_instance = (str(image.header.get(name, "")) for name in ("SOPClassUID", "SOPInstanceUID"))
+            position = tuple(str(value) for value in image.header.ImagePositionPatient)
+            frames.append(SourceFrame(sop_class, sop_instance, image.frame, position))
+        return cls(grid, common, tuple(frames))
 
     @property
     def is_multi_frame(self) -> bool:
@@ -109,9 +114,3 @@ class DicomSource:
         for keyword in (*PATIENT_AND_STUDY, *ALSO_REPEATED):
             if keyword in self.common:
                 dataset[keyword] = self.common[keyword]
-
-
-def _frame(image: Slice) -> SourceFrame:
-    header = image.header
-    position = tuple(str(value) for value in header.ImagePositionPatient)
-    return SourceFrame(str(header.get("SOPClassUID", "")), str(header.get("SOPInstanceUID", "")), image.frame, position)

@@ -25,7 +25,7 @@ from starlette.datastructures import UploadFile as FormFile  # FastAPI's is one 
 
 import voxsam
 from voxsam.errors import UnsupportedError
-from voxsam.io import raw, write_mask
+from voxsam.io import itk, write_mask
 from voxsam.protocols.monailabel.datastore import Datastore
 from voxsam.protocols.monailabel.images import Image, Images, Params
 from voxsam.server.api import TheService
@@ -205,7 +205,7 @@ async def _file(service: Service, mask: Volume, suffix: str, compress: bool, mod
 
     def write(path: Path) -> bytes:
         if suffix in (".nrrd", ".mha") and not compress:
-            raw.write(mask, path, compress=False)
+            itk.write(mask, path, compress=False)
         else:
             write_mask(mask, path, model=model)
         return path.read_bytes()

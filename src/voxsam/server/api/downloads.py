@@ -167,7 +167,7 @@ def _write_objects(kind: Kind, path: Path, scan: Volume, objects: Sequence[Repor
         what = "RTSTRUCT" if kind == "rtstruct" else "DICOM-SEG"
         raise UnsupportedError(f"{what} of a scan that is not DICOM", "a DICOM series", "download the NIfTI instead")
     if kind == "stl":
-        from voxsam.report.stl import write_stl  # imports scikit-image: not when the server starts
+        from voxsam.report.view3d import write_stl  # imports scikit-image: not when the server starts
 
         write_stl([(found.info.name, found.region) for found in objects], scan.grid, path)
         return
