@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from voxsam.lab.engine.voxels import Image, Mask, box_of, dilated, eroded, largest_part, smoothed
+from voxsam.boxes import bounding_box
+from voxsam.lab.engine.voxels import Image, Mask, dilated, eroded, largest_part, smoothed
 
 LUNG, FAT, SOFT, BONE = range(4)  # tissues; air around the body and in the bowel counts as lung
 BOUNDS_HU = (-300.0, -25.0, 190.0)  # between them
@@ -152,9 +153,19 @@ class Site:
     noise_hu: float  # s.d. of the scan's noise at this spacing
 
     @classmethod
-    def of(cls, image: Image, spacing_mm: NDArray[np.float64], noise_hu: float) -> Site:
-        """The site in an image, which is smoothed over about 3 mm, but at least a voxel."""
-        return cls(image, smoothed(image, np.maximum(1.5 / spacing_mm, 0.7)), spacing_mm, noise_hu)
+    def of(cls, image: Image, spacing_mm: NDArray[np.float64], noise_hu: float | None = None) -> Site:
+        """The site in an image, which is smoothed over about 3 mm, but at least a voxel; its noise is measured if None.
+
+        Noise is measured by the interquartile range of the residuals in soft tissue; 8 HU without any.
+        """
+        smooth = smoothed(image, np.maximum(1.5 / spacing_mm, 0.7))
+        if noise_hu is None:
+            residual = (image - smooth)[(smooth > -20) & (smooth < 180)][::7]
+            noise_hu = 8.0
+            if len(residual) >= 200:
+                low, high = np.percentile(residual, (25, 75))
+                noise_hu = float(np.clip((high - low) / 1.35, 1.0, 60.0))
+        return cls(image, smooth, spacing_mm, noise_hu)
 
 
 def paint(
@@ -168,9 +179,13 @@ def paint(
     inside = _clean(depth_mm > 0, site, look.keeps, avoid, centre)
     if inside is None:
         return None
-    box = box_of(inside, 4)
+    box = tuple(slice(max(0, along.start - 4), along.stop + 4) for along in bounding_box(inside))
     depth_mm, inside = depth_mm[box], inside[box]
-    fade = _fade(depth_mm, inside, look.edge_mm)
+    # From 0 outside to 1 inside, 0.5 at the mask's border, whether that is the outline or a tissue's border.
+    soft = 1 / (1 + np.exp(-np.clip(depth_mm * (3 / look.edge_mm), -30, 30)))
+    cut = smoothed(inside.astype(np.float32), 0.6)
+    cut = np.where(inside, np.maximum(cut, 0.5), np.minimum(cut, 0.5))
+    fade = np.minimum(soft, cut).astype(np.float32)
     before, smooth = site.image[box], site.smooth[box]
     tissue = _inside(depth_mm, shape.diameter_mm / 2, look, site, before, smooth, rng)
     fade = fade * (1 - look.veil)
@@ -224,13 +239,6 @@ def _clean(
     if part.sum() > THREADS_FROM:
         part = largest_part(dilated(eroded(part)) & part)  # removes threads one voxel wide
     return part if part.sum() >= FEWEST else None
-
-
-def _fade(depth_mm: Image, inside: Mask, edge_mm: float) -> Image:
-    """From 0 outside to 1 inside, 0.5 at the mask's border, whether that is the outline or a tissue's border."""
-    soft = 1 / (1 + np.exp(-np.clip(depth_mm * (3 / edge_mm), -30, 30)))
-    cut = smoothed(inside.astype(np.float32), 0.6)
-    return np.minimum(soft, np.where(inside, np.maximum(cut, 0.5), np.minimum(cut, 0.5))).astype(np.float32)
 
 
 def _inside(
