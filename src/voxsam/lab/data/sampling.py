@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Collection, Sequence
-from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -143,21 +142,15 @@ class Sampler:
     ) -> None:
         self.preprocessing, self.side, self.augmentation = preprocessing, side, augmentation
         self.prompts: Prompts = prompts
-        self.others: Sequence[Labelled] = ()  # scans whose tissue may surround another's
         channels = (preprocessing.channel(number) for number in range(preprocessing.channels))
         self._units = np.array([1.0 if c.modality == "CT" else c.sd / UNIT_SD for c in channels], np.float32)
         self._transform, self._shifter = augmentation.transform(side), augmentation.shifter()
 
-    def among(self, others: Sequence[Labelled]) -> Sampler:
-        """A copy of the sampler that can surround scans with the tissue of `others`."""
-        same = copy(self)
-        same.others = others
-        return same
-
-    def draw(self, case: Labelled, rng: np.random.Generator) -> Sample:
+    def draw(self, case: Labelled, rng: np.random.Generator, others: Sequence[Labelled] = ()) -> Sample:
         """`crop` (C, D, H, W) float32, `label` (1, D, H, W) float32 0/1, `points` (N, 3) float32, `labels` (N,) int64.
 
         `points` are crop voxels; their labels are 1, or -1 for padding. A click outside the tumour has an empty label.
+        `others` are scans whose tissue may surround the case's.
         Raises ImageError for a case of too few channels.
         """
         a, use = self.augmentation, self.preprocessing
@@ -177,7 +170,7 @@ class Sampler:
         window = Window.around(model_grid, centre, (a.reach(self.side),) * 3)
         image, bits, block = self._read(case, window, _limits(case, a, rng))
         if a.surroundings and rng.random() < a.surroundings:
-            self._surround(case, image, bits, block, rng)
+            self._surround(case, others, image, bits, block, rng)
         at = np.rint(case.scan.grid.index_in(window.grid, voxel)).astype(int)
         if beside is None and ((at >= 0) & (at < window.shape)).all():
             bits[tuple(at)] |= TUMOUR  # a lesion thinner than the crop's voxels must not vanish under its click
@@ -209,10 +202,18 @@ class Sampler:
             bits[box] += np.uint8(TUMOUR) * (resample(case.label, grid, "area") > 0.5)
         return image, bits, box
 
-    def _surround(self, case: Labelled, image: NDArray, bits: NDArray, block: Slices, rng: np.random.Generator) -> None:
+    def _surround(
+        self,
+        case: Labelled,
+        others: Sequence[Labelled],
+        image: NDArray,
+        bits: NDArray,
+        block: Slices,
+        rng: np.random.Generator,
+    ) -> None:
         """Fill the crop outside `block` with tissue of scans of the same modality, in place; never with tumour."""
         own = [image.modality for image in case.images]
-        alike = (other for other in self.others if [image.modality for image in other.images] == own)
+        alike = (other for other in others if [image.modality for image in other.images] == own)
         others = [other for other in alike if other.scan is not case.scan]
         seen = (bits & SEEN) > 0
         if not seen.any():
@@ -374,7 +375,7 @@ class SampleStream(Dataset[Sample]):
             raise InputError(
                 "neither scans nor phantoms", "something to train on", "give --data, or phantoms in the recipe"
             )
-        self.sampler, self.scans, self.phantoms = sampler.among([*scans, *phantoms]), scans, phantoms
+        self.sampler, self.scans, self.phantoms, self.all = sampler, scans, phantoms, [*scans, *phantoms]
         self.length, self.fraction, self.seed, self.passes = length, fraction, seed, passes
 
     def __len__(self) -> int:
@@ -386,7 +387,7 @@ class SampleStream(Dataset[Sample]):
         generated = bool(self.phantoms) and (not self.scans or rng.random() < fraction)
         pool = self.phantoms if generated else self.scans
         case = self._in_turn(number, len(pool)) if self.passes else int(rng.integers(len(pool)))
-        sample = self.sampler.draw(pool[case], rng)
+        sample = self.sampler.draw(pool[case], rng, self.all)
         return {**sample, "number": np.array(number)}
 
     def _in_turn(self, number: int, count: int) -> int:

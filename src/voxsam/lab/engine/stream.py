@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import scipy.ndimage
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from voxsam.errors import InputError, InternalError
@@ -132,7 +132,12 @@ class EngineStream(Dataset[Sample]):
         return {"crop": crop[None], "label": label[None].astype(np.float32), "points": points, "labels": labels}
 
     def _read(
-        self, scan: Scan, place: NDArray[np.float64], frame: Frame, rng: np.random.Generator, aside: ArrayLike = 0.0
+        self,
+        scan: Scan,
+        place: NDArray[np.float64],
+        frame: Frame,
+        rng: np.random.Generator,
+        aside: NDArray[np.float64] | float = 0.0,
     ) -> tuple[Image, NDArray[np.uint8] | None, Mask, NDArray[np.float64]]:
         """A crop around the click at `place` + `aside` (mm): image, label, mask of the scan, and `place` in its voxels.
 
