@@ -19,6 +19,7 @@ LUNG, FAT, SOFT, BONE = range(4)  # tissues; air around the body and in the bowe
 BOUNDS_HU = (-300.0, -25.0, 190.0)  # between them
 FEWEST = 12  # voxels of a lesion: smaller ones are not painted
 THREADS_FROM = 200  # voxels: larger lesions have thin threads removed
+CREASE = 0.15  # of the half axes: width over which a lobe and the rest merge
 MAX_NODES = 48  # of noise on an axis: this limits how fine it gets
 SPLINE_SD = 0.4795**1.5  # s.d. of a cubic B-spline with white noise as coefficients, averaged over positions, in 3D
 
@@ -176,7 +177,7 @@ def paint(
     It does not extend into `avoid`. The mask ends at its outline, halfway through a soft border.
     """
     depth_mm = _depth(site, centre, shape, rng)
-    inside = _clean(depth_mm > 0, site, look.keeps, avoid, centre)
+    inside = _clean(depth_mm > 0, site, look.keeps, avoid)
     if inside is None:
         return None
     box = tuple(slice(max(0, along.start - 4), along.stop + 4) for along in bounding_box(inside))
@@ -212,7 +213,9 @@ def _depth(site: Site, centre: NDArray[np.floating], shape: Shape, rng: np.rando
     depth = 1 - np.sqrt(own[0] ** 2 + own[1] ** 2 + own[2] ** 2)
     for *middle, size in shape.lobes.tolist():
         ball = size - np.sqrt(sum(np.square(x - m) for x, m in zip(own, middle, strict=True)))
-        depth = _smooth_max(depth, ball)
+        # A polynomial smooth maximum: the larger value, with the crease between both rounded off.
+        blend = np.clip(0.5 + (ball - depth) / (2 * CREASE), 0, 1)
+        depth = (depth + (ball - depth) * blend + CREASE * blend * (1 - blend)).astype(np.float32)
     for amplitude, size in zip(shape.rough, (0.9, 0.4, 0.18), strict=True):
         correlation = size * radius
         if amplitude > 0 and correlation > 0.8 * site.spacing_mm.min():
@@ -220,16 +223,7 @@ def _depth(site: Site, centre: NDArray[np.floating], shape: Shape, rng: np.rando
     return (depth * (radius * np.mean(shape.axes))).astype(np.float32)
 
 
-def _smooth_max(a: Image, b: Image) -> Image:
-    """A polynomial smooth maximum: the larger value, with the crease between both rounded off."""
-    width = 0.15
-    blend = np.clip(0.5 + (b - a) / (2 * width), 0, 1)
-    return (a + (b - a) * blend + width * blend * (1 - blend)).astype(np.float32)
-
-
-def _clean(
-    inside: Mask, site: Site, keeps: tuple[int, ...], avoid: Mask | None, centre: NDArray[np.floating]
-) -> Mask | None:
+def _clean(inside: Mask, site: Site, keeps: tuple[int, ...], avoid: Mask | None) -> Mask | None:
     """The largest connected part inside the tissues in `keeps` and outside `avoid`; None if it is too small."""
     if keeps:
         inside = inside & np.isin(tissue_of(site.smooth), keeps)
