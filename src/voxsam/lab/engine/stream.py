@@ -138,7 +138,7 @@ class EngineStream(Dataset[Sample]):
         frame: Frame,
         rng: np.random.Generator,
         aside: NDArray[np.float64] | float = 0.0,
-    ) -> tuple[Image, NDArray[np.uint8] | None, Mask, NDArray[np.float64]]:
+    ) -> tuple[Image, NDArray[np.uint8] | None, Mask, NDArray[np.floating]]:
         """A crop around the click at `place` + `aside` (mm): image, label, mask of the scan, and `place` in its voxels.
 
         The click is at the crop's centre or, in some crops, anywhere inside.
