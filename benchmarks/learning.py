@@ -36,7 +36,7 @@ from voxsam.io import read_volume
 from voxsam.lab.data.cases import Case, find_cases
 from voxsam.lab.data.parallel import available_cores
 from voxsam.lab.engine.check import check
-from voxsam.lab.engine.split import cases as split_cases
+from voxsam.lab.engine.load import cases as split_cases
 from voxsam.lab.engine.validation import painted
 from voxsam.lab.evaluation.clicks import ClickMaker, clicks_needed
 from voxsam.lab.evaluation.systems import SessionSystem

@@ -34,8 +34,7 @@ WIDE = case((60, 50, 40), 300, np.s_[1:3, 1:3, 1:3])
 
 def draw(number: int = 0, others=(WIDE,), own: Labelled = CUT, **changes):
     augmentation = STILL.model_copy(update={"surroundings": 1.0, **changes})
-    sampler = Sampler(USE, SIDE, augmentation).among([own, *others])
-    return sampler.draw(own, np.random.default_rng([3, number]))
+    return Sampler(USE, SIDE, augmentation).draw(own, np.random.default_rng([3, number]), [own, *others])
 
 
 def test_the_block_stays_and_the_rest_is_the_other_scan_without_its_tumour() -> None:

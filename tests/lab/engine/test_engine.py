@@ -7,7 +7,8 @@ import scipy.ndimage
 from tests.lab.engine.conftest import with_balls
 from voxsam.errors import InputError
 from voxsam.geometry import Grid
-from voxsam.lab.engine.crops import cut_to, draw_frame, draw_spacing
+from voxsam.lab.engine.crops import SOURCES, EngineSettings, cut_to, draw_frame, draw_spacing
+from voxsam.lab.engine.load import cases, nodule_part, read_split
 from voxsam.lab.engine.painting import (
     BONE,
     FAT,
@@ -21,11 +22,8 @@ from voxsam.lab.engine.painting import (
     paint,
     smooth_noise,
 )
-from voxsam.lab.engine.regions import stable_region
 from voxsam.lab.engine.scans import GAP, ORGAN, WALL, Scan
-from voxsam.lab.engine.settings import SOURCES, EngineSettings
-from voxsam.lab.engine.split import cases, nodule_part, read_split
-from voxsam.lab.engine.stream import EngineStream, Nodule, Sources
+from voxsam.lab.engine.stream import EngineStream, Nodule, Sources, stable_region
 from voxsam.preprocess import Preprocessing
 from voxsam.seen import content
 from voxsam.volume import Volume
@@ -205,8 +203,8 @@ def test_at_any_scale_a_lesion_is_seen_from_a_quarter_to_four_times_as_long():
 
 def test_a_frame_has_the_spacing_and_orthogonal_axes():
     frame = draw_frame(2.5, EngineSettings(stretch=0.0, turned=1.0), np.random.default_rng(1))
-    np.testing.assert_allclose(frame.matrix.T @ frame.matrix, np.eye(3) * 2.5**2, atol=1e-9)
-    np.testing.assert_allclose(frame.spacing_mm, 2.5)
+    np.testing.assert_allclose(frame.T @ frame, np.eye(3) * 2.5**2, atol=1e-9)
+    np.testing.assert_allclose(np.linalg.norm(frame, axis=0), 2.5)
 
 
 def test_a_cut_keeps_the_whole_lesion_with_its_margins():
@@ -333,5 +331,5 @@ def test_the_grid_of_the_tests_is_anisotropic(body):
 def test_half_of_the_painted_lesions_are_seen_at_any_scale(sources):
     drawn, rng = stream(sources, any_scale=0.5, voxels_spread=0.0, stretch=0.0), np.random.default_rng(0)
     sizes = [drawn._size(150.0, rng) for _ in range(400)]
-    own = [np.isclose(frame.spacing_mm, np.clip(mm / 24, 1, 4)).all() for mm, frame in sizes]
+    own = [np.isclose(np.linalg.norm(frame, axis=0), np.clip(mm / 24, 1, 4)).all() for mm, frame in sizes]
     assert 0.5 < np.mean(own) < 0.62  # some at any scale have the same by chance, at the ends of the range

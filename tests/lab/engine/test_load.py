@@ -9,8 +9,8 @@ from voxsam.errors import FileError
 from voxsam.geometry import Grid
 from voxsam.io import write_mask, write_volume
 from voxsam.lab.engine import load
+from voxsam.lab.engine.crops import EngineSettings
 from voxsam.lab.engine.load import load_sources
-from voxsam.lab.engine.settings import EngineSettings
 from voxsam.preprocess import Preprocessing, standardised
 from voxsam.seen import content
 from voxsam.volume import Volume

@@ -13,6 +13,7 @@ from voxsam.cli.parse import given_path
 from voxsam.cli.progress import ProgressBar
 from voxsam.cli.segment import set_threads
 from voxsam.errors import InputError
+from voxsam.lab.cli.evaluate import listed_names, load_system
 
 if TYPE_CHECKING:
     from voxsam.lab.evaluation.systems import System
@@ -56,8 +57,7 @@ def command(
         raise InputError("a server and a model, or neither", "--server URL or --model NAME", "give one of them")
     check_output(output)
     found, labels = find_labelled(folder)
-    names = None if cases is None else [name.strip() for name in cases.split(",") if name.strip()]
-    chosen = choose_cases(found, names)
+    chosen = choose_cases(found, None if cases is None else listed_names(cases))
     settings = EvaluationSettings(
         clicks=CLICKS,
         trials=trials,
@@ -71,7 +71,7 @@ def command(
     set_threads(threads)
     with ProgressBar(quiet) as progress:
         progress("asking the server" if server else "loading the model")
-        system = _served(server, api_key, title, negative) if server else _loaded(str(model), device)
+        system = _served(server, api_key, title, negative) if server else load_system(str(model), device)
         evaluation = evaluate(system, chosen, settings, folder.resolve().name, progress)
         known = getattr(getattr(system, "card", None), "description", {}).get("licence")
         facts = {"Licence": licence or known or "not stated", "Peak memory": _memory(server)}
@@ -91,15 +91,6 @@ def _served(address: str, api_key: str | None, title: str | None, negative: bool
     job, remote = Job(Path(), Path(), options=options), compared_system("remote")
     remote.check(job)
     return remote.load(job)
-
-
-def _loaded(model: str, device: str) -> System:
-    import voxsam.lab.systems  # noqa: F401, so that their model files can be loaded, too
-    from voxsam.lab.evaluation.systems import SessionSystem
-    from voxsam.lab.systems.classical import CLASSICAL
-    from voxsam.weights import load_model
-
-    return CLASSICAL[model]() if model in CLASSICAL else SessionSystem(load_model(model, device))
 
 
 def _memory(server: str | None) -> str:

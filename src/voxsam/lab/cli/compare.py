@@ -9,6 +9,7 @@ import typer
 
 from voxsam.cli.progress import ProgressBar
 from voxsam.errors import InputError
+from voxsam.lab.cli.evaluate import listed_names
 
 FAILED = 1
 
@@ -63,7 +64,7 @@ def command(
         expected = "a plan without `modules` and checkouts, or your word for them"
         raise InputError(given, expected, "read them, then add --trust")
     if only is not None:
-        chosen = chosen.only([name.strip() for name in only.split(",") if name.strip()])
+        chosen = chosen.only(listed_names(only))
     if write is not None:
         require_markers(write, chosen.name)
     if output is None:
@@ -109,10 +110,14 @@ def _list() -> None:
         system = compared_system(name)
         about = system.about
         typer.echo(f"{name}: {about.title}")
-        facts = {"paper": about.paper, "original": f"{about.source} ({about.licence})", "here": about.library}
-        facts["differs"] = about.differences
-        facts["given"] = about.note
-        facts["install"] = about.install
+        facts = {
+            "paper": about.paper,
+            "original": f"{about.source} ({about.licence})",
+            "here": about.library,
+            "differs": about.differences,
+            "given": about.note,
+            "install": about.install,
+        }
         for key, fact in facts.items():
             if fact:
                 typer.echo(f"    {key}: {fact}")

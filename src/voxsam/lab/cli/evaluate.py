@@ -101,7 +101,7 @@ def command(
     set_threads(threads)
     with ProgressBar(quiet) as progress, TemporaryDirectory(prefix=".masks-", dir=output.absolute().parent) as kept:
         progress("loading the model")
-        system = _system((model, device, precision), auto, not no_follow)
+        system = load_system(model, device, precision, auto, not no_follow)
         evaluations = []
         for name, values in (classes or {"": settings.labels}).items():
             masks, target = Path(kept) / name if save_masks else None, output / name
@@ -164,36 +164,38 @@ def _finish(evaluations: list[Evaluation], output: Path, card: tuple[Path, str] 
             typer.echo(f"Report {(output / one.dataset if several else output) / 'report.html'}")
 
 
-def _system(model: tuple[str, str, str], auto: bool, follow: bool) -> System:
+def load_system(model: str, device: str, precision: str = "float32", auto: bool = False, follow: bool = True) -> System:
+    """What is scored: a baseline by its name, or a model, clicked in a session or (`auto`) by sliding window."""
     import voxsam.lab.systems  # noqa: F401, so that their model files can be evaluated, too
     from voxsam.lab.evaluation.systems import AutomaticSystem, SessionSystem
     from voxsam.lab.systems.classical import CLASSICAL
     from voxsam.weights import load_model
 
-    if model[0] in CLASSICAL:
-        return CLASSICAL[model[0]]()
-    network = load_model(*model)  # type: ignore[arg-type]  # device and precision are checked there
+    if model in CLASSICAL:
+        return CLASSICAL[model]()
+    network = load_model(model, device, precision)  # type: ignore[arg-type]  # both are checked there
     return AutomaticSystem(network) if auto else SessionSystem(network, follow)
 
 
 def _chosen(found: list[Case], folder: Path, cases: str | None, held_out: Path | None, split: str | None) -> list[Case]:
     from voxsam.lab.data.layouts import choose_cases, split_names
+    from voxsam.lab.data.store import open_store
+    from voxsam.lab.training.recipe import read_recipe
 
     if sum(option is not None for option in (cases, held_out, split)) > 1:
         raise InputError("two ways to choose cases", "one of --cases, --held-out, --split", "leave the others out")
     names: list[str] | None = None
     if cases is not None:
-        names = [name.strip() for name in cases.split(",") if name.strip()]
+        names = listed_names(cases)
+    elif held_out is not None and held_out.is_dir():
+        names = list(open_store(held_out).split["test"])
     elif held_out is not None:
-        names = _held_out(held_out)
+        names = list(read_recipe(held_out).held_out)
     elif split is not None:
         names = split_names(folder, split)
     return choose_cases(found, names)
 
 
-def _held_out(source: Path) -> list[str]:
-    """The names of the cases that a recipe holds out, or that a prepared folder keeps for testing."""
-    from voxsam.lab.data.store import open_store
-    from voxsam.lab.training.recipe import read_recipe
-
-    return list(open_store(source).split["test"] if source.is_dir() else read_recipe(source).held_out)
+def listed_names(words: str) -> list[str]:
+    """The names in `a,b,c`."""
+    return [name.strip() for name in words.split(",") if name.strip()]

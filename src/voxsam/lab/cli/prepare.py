@@ -6,7 +6,7 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -62,7 +62,7 @@ def command(
     options = Options(
         dataset,
         whole_numbers("--labels", labels, "2 or --labels 1,2") if labels is not None else None,
-        _spacing(spacing),
+        spacing if spacing is None or spacing == "auto" else three_lengths("--spacing", spacing, "'auto', or "),
         seed,
         workers,
         skip_faulty,
@@ -87,12 +87,6 @@ def command(
     _show(outcome, output, time.perf_counter() - start)
 
 
-def _spacing(words: str | None) -> tuple[float, float, float] | Literal["auto"] | None:
-    if words is None or words == "auto":
-        return words
-    return three_lengths("--spacing", words, "'auto', or ")
-
-
 def _fold(path: Path, number: int) -> Fold:
     from voxsam.lab.data.folds import read_folds
 
@@ -104,7 +98,6 @@ def _fold(path: Path, number: int) -> Fold:
 
 
 def _show_faults(faults: Sequence[Fault]) -> None:
-    """Print the table of all faults."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -114,8 +107,7 @@ def _show_faults(faults: Sequence[Fault]) -> None:
     )
     for fault in faults:
         table.add_row(*map(Text, (fault.case, fault.kind, fault.given, fault.expected, fault.remedy)))
-    console = Console()
-    console.print(table)
+    Console().print(table)
 
 
 def _show_remarks(remarks: Mapping[str, Sequence[str]]) -> None:

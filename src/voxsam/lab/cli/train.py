@@ -15,6 +15,10 @@ from voxsam.errors import InputError
 
 CONTEXT: dict[str, Any] = {"allow_extra_args": True, "ignore_unknown_options": True}
 INTERRUPTED = 130
+CHEAPER = (
+    "--recompute true, --batch 1 with --accumulate, --precision bf16-mixed, a smaller --model.crop;"
+    " the same command goes on from the last checkpoint"
+)
 
 
 def command(
@@ -62,18 +66,11 @@ def command(
         if not is_out_of_memory(error):
             raise
         given = f"a step that takes more memory than there is (batch {chosen.batch}, {chosen.precision})"
-        raise InputError(given, "one that fits", f"take less: {_cheaper()}") from error
+        raise InputError(given, "one that fits", f"take less: {CHEAPER}") from error
     typer.echo(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
     best = path.with_name("best.safetensors")
     if best.is_file():
         typer.echo(f"{best}: the weights of the best validation")
-
-
-def _cheaper() -> str:
-    return (
-        "--recompute true, --batch 1 with --accumulate, --precision bf16-mixed, a smaller --model.crop;"
-        " the same command goes on from the last checkpoint"
-    )
 
 
 def _log(line: str) -> None:

@@ -26,7 +26,6 @@ Factors = Annotated[tuple[PositiveFloat, PositiveFloat], AfterValidator(_ordered
 Lengths = Annotated[tuple[NonNegativeFloat, NonNegativeFloat], AfterValidator(_ordered)]
 
 KEYS = ("image", "label")
-MODES = ("bilinear", "nearest")
 
 
 class Augmentation(BaseModel):
@@ -74,19 +73,46 @@ class Augmentation(BaseModel):
         return wide + (wide - side) % 2
 
     def transform(self, side: int) -> Compose:
-        """The transform of "image" (C, R, R, R), less its mean, and integer "label" (1, R, R, R) to (side,) * 3."""
+        """The transform of "image" (C, R, R, R), less its mean, and integer "label" (1, R, R, R) to (side,) * 3.
+
+        Zoom on each axis and rotation are one step; with `wander` a random crop follows. With `magnify` it is the
+        released chain: one zoom for all axes, a central crop, and in that a random crop.
+        """
         from monai.transforms import (  # type: ignore[attr-defined]
+            CenterSpatialCropd,
             Compose,
+            RandAffined,
             RandFlipd,
             RandGaussianNoised,
             RandRotate90d,
             RandScaleIntensityd,
             RandShiftIntensityd,
+            RandSpatialCropd,
+            RandZoomd,
         )
 
+        room, cropped = self.room(side), RandSpatialCropd(KEYS, (side,) * 3, random_size=False)
+        zoomed: list[Any]
+        if self.magnify is None:
+            angle = float(np.deg2rad(self.rotate))
+            affine = RandAffined(
+                KEYS,
+                spatial_size=(room,) * 3,
+                prob=self.zoom_probability,
+                rotate_range=[(-angle, angle)] * 3,
+                scale_range=[(self.zoom[0] - 1, self.zoom[1] - 1)] * 3,  # MONAI adds 1 and scales the grid it samples
+                mode=("bilinear", "nearest"),
+                padding_mode=("border", "zeros"),
+            )
+            zoomed = [affine, cropped] if room > side else [affine]
+        else:
+            low, high = self.magnify
+            modes = ("trilinear", "nearest")
+            zoom = RandZoomd(KEYS, self.zoom_probability, min_zoom=low, max_zoom=high, mode=modes, keep_size=False)
+            zoomed = [zoom, CenterSpatialCropd(KEYS, (room,) * 3), cropped]
         return Compose(
             [
-                *(self._zoom(side) if self.magnify is None else self._magnify(side, self.magnify)),
+                *zoomed,
                 *(RandFlipd(KEYS, prob=self.flip, spatial_axis=axis) for axis in range(3)),
                 RandRotate90d(KEYS, prob=self.turn, spatial_axes=(1, 2)),
                 RandShiftIntensityd("image", offsets=self.shift, prob=self.shift_probability, channel_wise=True),
@@ -94,40 +120,6 @@ class Augmentation(BaseModel):
                 RandGaussianNoised("image", prob=0.5, std=self.noise),
             ]
         )
-
-    def _zoom(self, side: int) -> list[Any]:
-        """Zoom on each axis and rotation in one step, then, with `wander`, a random crop of `side`."""
-        from monai.transforms import RandAffined, RandSpatialCropd  # type: ignore[attr-defined]
-
-        angle, room = float(np.deg2rad(self.rotate)), self.room(side)
-        wider = (self.zoom[0] - 1, self.zoom[1] - 1)  # MONAI adds 1 and scales the grid it samples
-        affine = RandAffined(
-            KEYS,
-            spatial_size=(room,) * 3,
-            prob=self.zoom_probability,
-            rotate_range=[(-angle, angle)] * 3,
-            scale_range=[wider] * 3,
-            mode=MODES,
-            padding_mode=("border", "zeros"),
-        )
-        return [affine, *([RandSpatialCropd(KEYS, (side,) * 3, random_size=False)] if room > side else [])]
-
-    def _magnify(self, side: int, factors: tuple[float, float]) -> list[Any]:
-        """The released chain: one zoom for all axes, a central crop, and in that a random crop of `side`."""
-        from monai.transforms import CenterSpatialCropd, RandSpatialCropd, RandZoomd  # type: ignore[attr-defined]
-
-        return [
-            RandZoomd(
-                KEYS,
-                prob=self.zoom_probability,
-                min_zoom=factors[0],
-                max_zoom=factors[1],
-                mode=("trilinear", "nearest"),
-                keep_size=False,
-            ),
-            CenterSpatialCropd(KEYS, (self.room(side),) * 3),
-            RandSpatialCropd(KEYS, (side,) * 3, random_size=False),
-        ]
 
     def shifter(self) -> RandShiftIntensity:
         """The shift of normalised intensities."""

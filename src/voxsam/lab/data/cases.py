@@ -171,41 +171,40 @@ def read_decathlon(folder: Path) -> RawData:
 
     Raises FileError for a folder without dataset.json or labels, and for an invalid dataset.json.
     """
-    description = _description(folder)
+    if not (folder / "dataset.json").is_file():
+        raise FileError(f"{folder}: no dataset.json", "a folder in MSD or nnU-Net raw layout", "check the path")
+    description = read_json(folder / "dataset.json")
     ending = str(description.get("file_ending", ".nii.gz"))
-    channels = _channel_names(description)
-    known, ignored, named = _label_values(description)
+    named = description.get("channel_names", description.get("modality", {}))  # nnU-Net's key, MSD's; {"0": "CT"}
+    channels = tuple(map(str, named.values())) if isinstance(named, dict) else ()
+    known, ignored, names = _label_values(description)
     choice = LabelChoice(known=known, ignored=ignored)
     labels = sorted((folder / "labelsTr").glob(f"[!.]*{ending}"))
     if not labels:
         raise FileError(f"{folder}: no labels in labelsTr", f"at least one *{ending}", "check the path")
     files = {path.name.removesuffix(ending): path for path in sorted((folder / "imagesTr").glob(f"[!.]*{ending}"))}
-    cases, faults = [], []
-    for label in labels:
-        found = _images_of(label, files, ending, len(channels))
-        if isinstance(found, Fault):
-            faults.append(found)
-        else:
-            cases.append(replace(found, choice=choice))
-    names = {label.name.removesuffix(ending) for label in labels}
-    faults += _without_label(files, names, ending)
-    return RawData(folder, tuple(cases), tuple(faults), choice, channels, named)
+    found = [_images_of(label, files, ending, len(channels)) for label in labels]
+    cases = tuple(replace(case, choice=choice) for case in found if isinstance(case, Case))
+    faults = [fault for fault in found if isinstance(fault, Fault)]
+    labelled = {label.name.removesuffix(ending) for label in labels}
+    lonely: dict[str, Path] = {}
+    for key, path in files.items():
+        match = CHANNEL.fullmatch(key)
+        case = match[1] if match else key
+        if key not in labelled and case not in labelled:
+            lonely.setdefault(case, path)
+    for case, path in lonely.items():
+        given, expected = f"{path}: its label is missing", f"{case}{ending} in labelsTr"
+        faults.append(Fault(case, "missing label", given, expected, "add the label, or move the image to imagesTs"))
+    return RawData(folder, cases, tuple(faults), choice, channels, names)
 
 
-def _description(folder: Path) -> dict[str, Any]:
-    path = folder / "dataset.json"
-    if not path.is_file():
-        raise FileError(f"{folder}: no dataset.json", "a folder in MSD or nnU-Net raw layout", "check the path")
+def read_json(path: Path) -> dict[str, Any]:
+    """The content of a dataset.json. Raises FileError if it cannot be read or is no object."""
     try:
         return dict(from_json(path.read_bytes()))
-    except (ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise FileError(f"{path}: {error}", "a JSON object", "repair the file") from error
-
-
-def _channel_names(description: Mapping[str, Any]) -> tuple[str, ...]:
-    """The channel names, e.g. {"0": "CT"}; nnU-Net has them as channel_names, MSD as modality."""
-    names = description.get("channel_names", description.get("modality", {}))
-    return tuple(str(name) for name in names.values()) if isinstance(names, dict) else ()
 
 
 def _label_values(description: Mapping[str, Any]) -> tuple[frozenset[int] | None, frozenset[int], dict[int, str]]:
@@ -243,26 +242,6 @@ def _images_of(label: Path, files: Mapping[str, Path], ending: str, channels: in
         given = f"{label}: its image is missing" if not numbered else f"{label}: a channel is missing"
         return Fault(name, "missing image", given, f"{', '.join(missing)} in imagesTr", "add the image")
     return Case(name, tuple(files[key] for key in wanted), label)
-
-
-def _without_label(files: Mapping[str, Path], names: set[str], ending: str) -> list[Fault]:
-    """One fault for each case whose image has no label."""
-    lonely: dict[str, Path] = {}
-    for key, path in files.items():
-        match = CHANNEL.fullmatch(key)
-        case = match[1] if match else key
-        if key not in names and case not in names:
-            lonely.setdefault(case, path)
-    return [
-        Fault(
-            case,
-            "missing label",
-            f"{path}: its label is missing",
-            f"{case}{ending} in labelsTr",
-            "add the label, or move the image to imagesTs",
-        )
-        for case, path in lonely.items()
-    ]
 
 
 class OneLabel:

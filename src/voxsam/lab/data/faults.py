@@ -102,7 +102,16 @@ def check_case(case: Case, choice: LabelChoice) -> Check:
     if faults or first is None or tumour is None:
         return Check(faults=tuple(faults), measures=None, remarks=remarks)
     values = [channel.array[tumour] for channels in scans for channel in channels]
-    return Check(faults=(), measures=_measure(first, values), remarks=remarks)
+    measures = Measures(
+        shape=first.grid.shape,
+        affine=tuple(tuple(row) for row in first.grid.affine.tolist()),
+        modality=first.modality,
+        volume_ml=len(values[0]) * first.grid.voxel_volume_ml,
+        channels=tuple(map(Sketch.of, values)) if len(values[0]) else (),
+        digest=digest(first),
+        oriented=is_oriented(first),
+    )
+    return Check(faults=(), measures=measures, remarks=remarks)
 
 
 def _read(
@@ -115,16 +124,11 @@ def _read(
     try:
         return read(path)
     except InputError as error:
-        report(_kind_of(error, what), error.given, error.expected, error.remedy)
-    return ()
-
-
-def _kind_of(error: InputError, what: Literal["image", "label"]) -> FaultKind:
-    if isinstance(error, GeometryError):
-        return "spacing zero" if "spacing" in error.given else "broken geometry"
-    if isinstance(error, FileError):
-        return "unreadable file"
-    return "unusable label" if what == "label" else "unusable image"
+        kind = "unreadable file" if isinstance(error, FileError) else f"unusable {what}"
+        if isinstance(error, GeometryError):
+            kind = "spacing zero" if "spacing" in error.given else "broken geometry"
+        report(kind, error.given, error.expected, error.remedy)
+        return ()
 
 
 def _compare(image: Path, grid: Grid, path: Path, other: Grid, report: Callable[..., None]) -> None:
@@ -157,21 +161,6 @@ def _check_label(
         report("empty label", f"{path.name} has no tumour", f"a voxel of {choice.wanted}", "leave the case out")
         return None
     return tumour
-
-
-def _measure(first: Volume, values: Sequence[NDArray]) -> Measures:
-    some = len(values[0]) > 0
-    a, b, c = first.grid.shape
-    rows = tuple(tuple(row) for row in first.grid.affine.tolist())
-    return Measures(
-        shape=(a, b, c),
-        affine=rows,
-        modality=first.modality,
-        volume_ml=len(values[0]) * first.grid.voxel_volume_ml,
-        channels=tuple(Sketch.of(v) for v in values) if some else (),
-        digest=digest(first),
-        oriented=is_oriented(first),
-    )
 
 
 def find_doubles(measured: Iterable[tuple[str, Measures]]) -> list[Fault]:

@@ -60,9 +60,7 @@ class Fold(BaseModel):
         for an unknown case, for a patient (or a case) in two parts, and for a fold without training cases.
         """
         known = set(names)
-        train = self.train
-        if train is None:
-            train = tuple(sorted(known - {*self.test, *self.validation}))
+        train = tuple(sorted(known - {*self.test, *self.validation})) if self.train is None else self.train
         parts = {"train": train, "validation": self.validation, "test": self.test}
         sides: dict[str, str] = {}
         for part, own in parts.items():
@@ -70,9 +68,13 @@ class Fold(BaseModel):
                 if name not in known:
                     given = f"the case {name} in the {part} part of a fold"
                     raise InputError(given, "a sound case with a tumour of the data set", "correct the list of folds")
-                who = _patient(name, patient)
-                if sides.setdefault(who, part) != part:
-                    given = f"{who} in the parts {sides[who]} and {part} of a fold"
+                found = re.match(patient, name)
+                if found is None or not found.groups():
+                    given = f"the case {name} and the pattern {patient}"
+                    expected = "a regular expression whose first group is the patient"
+                    raise InputError(given, expected, "correct `patient`")
+                if sides.setdefault(found[1], part) != part:
+                    given = f"{found[1]} in the parts {sides[found[1]]} and {part} of a fold"
                     raise InputError(given, "each patient in one of them", "correct the list of folds")
         if not train:
             raise InputError("a fold without training cases", "at least one", "correct the list of folds")
@@ -103,11 +105,3 @@ def check_disjoint(folds: Sequence[Fold]) -> None:
     twice = sorted({name for name in tested if tested.count(name) > 1})
     if twice:
         raise ValueError(f"folds: {twice[0]} is tested twice")
-
-
-def _patient(name: str, patient: str) -> str:
-    found = re.match(patient, name)
-    if found is None or not found.groups():
-        given = f"the case {name} and the pattern {patient}"
-        raise InputError(given, "a regular expression whose first group is the patient", "correct `patient`")
-    return found[1]

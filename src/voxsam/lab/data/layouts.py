@@ -13,12 +13,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from pydantic_core import from_json
 
 from voxsam.errors import FileError, InputError
 from voxsam.io import read_channels, read_volume, write_mask, write_volume
-from voxsam.lab.data.cases import Case, Fault, LabelChoice, RawData, find_cases, label_values, listed, read_decathlon
-from voxsam.lab.data.store import Description, find_description
+from voxsam.lab.data.cases import (
+    Case,
+    Fault,
+    LabelChoice,
+    RawData,
+    find_cases,
+    label_values,
+    listed,
+    read_decathlon,
+    read_json,
+)
+from voxsam.lab.data.store import find_description
 from voxsam.phantoms import CLOSE, Scene, make_phantom
 from voxsam.preprocess import RELEASED, Preprocessing
 from voxsam.volume import Volume
@@ -232,9 +241,6 @@ def _recognise(raw: Path) -> str:
     raise FileError(given, "the layout of MSD, nnU-Net, KiTS21 or LiTS17", "check the path, or list the files in a CSV")
 
 
-MODALITY, LABELS = {"0": "CT"}, {"background": 0, "tumour": 1}
-
-
 def write_phantoms(
     folder: Path,
     seeds: Sequence[int],
@@ -281,8 +287,8 @@ def write_labelled(folder: Path, cases: Iterable[tuple[str, Volume, Volume]], de
     facts = {
         "name": folder.name,
         "description": description,
-        "channel_names": MODALITY,
-        "labels": LABELS,
+        "channel_names": {"0": "CT"},
+        "labels": {"background": 0, "tumour": 1},
         "numTraining": count,
         "file_ending": ".nii.gz",
     }
@@ -298,7 +304,19 @@ def find_labelled(folder: Path) -> tuple[list[Case], tuple[int, ...]]:
     description = find_description(folder)
     if description is None:
         return find_cases(folder), ()
-    return [_source_of(name, description, folder) for name in sorted(description.cases)], description.labels or ()
+    if not description.root:
+        given = f"{folder}: prepared by an earlier VoxSAM, which did not note the folder of the data set"
+        raise FileError(given, "a folder that says where its scans are", "run `voxsam prepare` again; it is quick")
+    choice = LabelChoice(description.labels, ignored=frozenset(description.ignored_labels))
+    found = []
+    for name, record in sorted(description.cases.items()):
+        *images, label = (Path(description.root) / source.path for source in record.sources)
+        gone = [path for path in (*images, label) if not path.exists()]
+        if gone:
+            given, expected = f"{gone[0]}, of which {folder} was prepared, is gone", "the data set where it was"
+            raise FileError(given, expected, "put it back, or give the data set's new folder")
+        found.append(Case(name, tuple(images), label, choice))
+    return found, description.labels or ()
 
 
 def class_names(folder: Path) -> dict[int, str]:
@@ -308,19 +326,6 @@ def class_names(folder: Path) -> dict[int, str]:
     """
     description = find_description(folder)
     return dict(read_decathlon(folder).names) if description is None else description.classes
-
-
-def _source_of(name: str, description: Description, folder: Path) -> Case:
-    if not description.root:
-        given = f"{folder}: prepared by an earlier VoxSAM, which did not note the folder of the data set"
-        raise FileError(given, "a folder that says where its scans are", "run `voxsam prepare` again; it is quick")
-    *images, label = (Path(description.root) / source.path for source in description.cases[name].sources)
-    gone = [path for path in (*images, label) if not path.exists()]
-    if gone:
-        given, expected = f"{gone[0]}, of which {folder} was prepared, is gone", "the data set where it was"
-        raise FileError(given, expected, "put it back, or give the data set's new folder")
-    choice = LabelChoice(description.labels, ignored=frozenset(description.ignored_labels))
-    return Case(name, tuple(images), label, choice)
 
 
 def check_labels(cases: Sequence[Case], labels: Collection[int]) -> None:
@@ -359,14 +364,11 @@ def split_names(folder: Path, split: str) -> list[str]:
     Raises FileError if there is no such split.
     """
     description = folder / "dataset.json"
-    remedy = "add it, or name the cases with --cases or --held-out"
-    try:
-        splits = dict(from_json(description.read_bytes())).get("split")
-    except (OSError, ValueError, TypeError) as error:
-        raise FileError(f"{description}: {error}", "a JSON object", "repair the file") from error
+    splits = read_json(description).get("split")
     names = splits.get(split) if isinstance(splits, dict) else None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         there = f"only {', '.join(splits)}" if isinstance(splits, dict) and splits else "none"
         given = f"{description} without a split {split!r} (it has {there})"
-        raise FileError(given, f'"split": {{"{split}": [names of cases]}}', remedy)
+        expected = f'"split": {{"{split}": [names of cases]}}'
+        raise FileError(given, expected, "add it, or name the cases with --cases or --held-out")
     return names

@@ -9,7 +9,7 @@ unchanged. A label keeps lesions that are thinner than the voxels of its new gri
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -129,37 +129,31 @@ class CaseJob:
     classes: tuple[int, ...] = ()  # labels that keep their value; empty: all tumour becomes 1
 
 
-def case_jobs(
+def make_cases(
     data: RawData,
-    sound: dict[str, Measures],
+    sound: Collection[str],
     choice: LabelChoice,
     preprocessing: Preprocessing,
+    classes: tuple[int, ...],
     output: Path,
-    classes: tuple[int, ...] = (),
-) -> list[CaseJob]:
-    jobs = []
+    workers: int,
+    progress: ReportProgress,
+) -> tuple[dict[str, CaseRecord], int]:
+    """Make the cases that are missing or outdated; return the record of every case, and how many were made."""
     place = preprocessing.model_dump(include={"axes", "spacing_mm", "interpolation"}, mode="json")
     per_scan = [n for n in range(preprocessing.channels) if preprocessing.channel(n).per_scan]
     place |= {"per_scan": per_scan} if per_scan else {}
+    depends = (choice.targets, sorted(choice.ignored), place, *([classes] if classes else []))
+    records, missing = {}, []
     for case in data.cases:
         if case.name in sound:
-            sources = case_sources(case, data.root)
-            depends = (choice.targets, sorted(choice.ignored), place, *([classes] if classes else []))
-            key = job_key(sources, depends)
-            jobs.append(CaseJob(case, choice, preprocessing, sources, key, case_folder(output, case.name), classes))
-    return jobs
-
-
-def make_cases(
-    jobs: Sequence[CaseJob], output: Path, workers: int, progress: ReportProgress
-) -> tuple[dict[str, CaseRecord], int]:
-    """Make the cases that are missing or outdated; return the record of every case, and how many were made."""
-    records = {}
-    for job in jobs:
-        record = read_record(job.folder)
-        if record is not None and record.key == job.key:
-            records[job.case.name] = record
-    missing = [job for job in jobs if job.case.name not in records]
+            sources, folder = case_sources(case, data.root), case_folder(output, case.name)
+            job = CaseJob(case, choice, preprocessing, sources, job_key(sources, depends), folder, classes)
+            record = read_record(folder)
+            if record is not None and record.key == job.key:
+                records[case.name] = record
+            else:
+                missing.append(job)
     remove_leftovers(output / "cases")
     if missing:
         (output / "dataset.json").unlink(missing_ok=True)
@@ -287,10 +281,8 @@ def prepare(
     fold = options.fold
     split = fold.split(sound, options.patient) if fold else split_cases(sound, options.seed, data_set.folds)
     fingerprint, preprocessing = _decide(data_set, data, sound, split["train"], choice, options)
-    jobs = case_jobs(
-        data, sound, choice, preprocessing[0].with_channels(preprocessing[1:]), output, tuple(sorted(classes))
-    )
-    records, made = make_cases(jobs, output, workers, progress)
+    whole = preprocessing[0].with_channels(preprocessing[1:])
+    records, made = make_cases(data, sound, choice, whole, tuple(sorted(classes)), output, workers, progress)
     description = Description(
         data_set=data_set.name,
         root=str(data.root.resolve()),
@@ -363,30 +355,26 @@ def _decide(
     modality = "CT" if all(m.modality == "CT" for m in sound.values()) else ""
     place = {"axes": axes, "spacing_mm": spacing, "interpolation": released.interpolation if released else "area"}
     return fingerprint, tuple(
-        _measured(channel, name, _modality(name) or modality, options.per_scan, place)
+        _measured(channel, name, modality, options.per_scan, place)
         for name, channel in zip(_channel_names(data, len(channels)), channels, strict=True)
     )
 
 
 def _measured(channel: Intensities, name: str, modality: str, per_scan: bool, place: dict[str, Any]) -> Preprocessing:
-    """A channel's preprocessing: as measured, or, with `per_scan`, scan by scan if it is MR without a unit."""
-    if per_scan and modality == "MR" and not _has_unit(name):
+    """A channel's preprocessing: as measured, or, with `per_scan`, scan by scan if it is MR without a unit.
+
+    The channel's name may imply its modality; `modality` is that of all cases. ADC is a quantitative map, whose values
+    mean the same in every scan.
+    """
+    name = name.upper()
+    if name.startswith("CT"):
+        modality = "CT"
+    elif name.startswith(("MR", "T1", "T2", "FLAIR", "ADC", "DWI")):
+        modality = "MR"
+    if per_scan and modality == "MR" and not name.startswith("ADC"):
         return Preprocessing(modality=modality, **place, **STANDARDISED)
     clip = (channel.low, channel.high if channel.low < channel.high else channel.low + 1)
     return Preprocessing(modality=modality, **place, clip=clip, mean=channel.mean, sd=channel.sd or 1.0)
-
-
-def _modality(channel: str) -> str:
-    """The modality that a channel's name implies: "CT", "MR" or "" (none)."""
-    name = channel.upper()
-    if name.startswith("CT"):
-        return "CT"
-    return "MR" if name.startswith(("MR", "T1", "T2", "FLAIR", "ADC", "DWI")) else ""
-
-
-def _has_unit(channel: str) -> bool:
-    """Whether an MR channel is a quantitative map, whose values mean the same in every scan."""
-    return channel.upper().startswith("ADC")
 
 
 def _channel_names(data: RawData, count: int) -> tuple[str, ...]:

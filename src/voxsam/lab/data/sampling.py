@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Collection, Sequence
-from copy import copy
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -21,7 +20,7 @@ from voxsam.errors import FileError, ImageError, InputError
 from voxsam.io import read_channels, read_volume
 from voxsam.lab.data.augmentation import Augmentation, apply
 from voxsam.lab.data.cases import Case, Labelled, find_cases
-from voxsam.lab.data.store import find_description, open_store
+from voxsam.lab.data.store import PreparedData, find_description
 from voxsam.phantoms import CLOSE, Scene, make_phantom
 from voxsam.preprocess import Preprocessing, Slices, Window, standardised_as
 from voxsam.resample import resample
@@ -49,7 +48,15 @@ def draw_points(
     if prompts == "none":
         return np.zeros((0, 3), np.float32), np.zeros(0, np.int64)
     if prompts == "clicks":
-        return _clicks(label, beside, centred, rng)
+        several = not beside and rng.random() < SEVERAL
+        count = int(rng.integers(2, MAX_CLICKS + 1)) if several else 1
+        points, labels = some_voxels(label, count, rng, MAX_CLICKS)
+        if beside or centred:
+            middle = np.array(label.shape) // 2
+            voxels = np.argwhere(label != beside)
+            points[0] = voxels[np.abs(voxels - middle).sum(1).argmin()] if len(voxels) else middle
+            labels[0] = 1
+        return points, labels
     if prompts == "paper":
         tumour = bool(label.any())
         return some_voxels(label if tumour else ~label, IN_TUMOUR if tumour else IN_BACKGROUND, rng, IN_TUMOUR)
@@ -64,18 +71,6 @@ def some_voxels(region: NDArray[np.bool_], count: int, rng: np.random.Generator,
     voxels = np.argwhere(region)
     if len(voxels):
         points[:count], labels[:count] = voxels[rng.integers(len(voxels), size=count)], 1
-    return points, labels
-
-
-def _clicks(label: NDArray[np.bool_], beside: bool, centred: bool, rng: np.random.Generator) -> Points:
-    several = not beside and rng.random() < SEVERAL
-    count = int(rng.integers(2, MAX_CLICKS + 1)) if several else 1
-    points, labels = some_voxels(label, count, rng, MAX_CLICKS)
-    if beside or centred:
-        middle = np.array(label.shape) // 2
-        voxels = np.argwhere(label != beside)
-        points[0] = voxels[np.abs(voxels - middle).sum(1).argmin()] if len(voxels) else middle
-        labels[0] = 1
     return points, labels
 
 
@@ -147,21 +142,15 @@ class Sampler:
     ) -> None:
         self.preprocessing, self.side, self.augmentation = preprocessing, side, augmentation
         self.prompts: Prompts = prompts
-        self.others: Sequence[Labelled] = ()  # scans whose tissue may surround another's
         channels = (preprocessing.channel(number) for number in range(preprocessing.channels))
         self._units = np.array([1.0 if c.modality == "CT" else c.sd / UNIT_SD for c in channels], np.float32)
         self._transform, self._shifter = augmentation.transform(side), augmentation.shifter()
 
-    def among(self, others: Sequence[Labelled]) -> Sampler:
-        """A copy of the sampler that can surround scans with the tissue of `others`."""
-        same = copy(self)
-        same.others = others
-        return same
-
-    def draw(self, case: Labelled, rng: np.random.Generator) -> Sample:
+    def draw(self, case: Labelled, rng: np.random.Generator, others: Sequence[Labelled] = ()) -> Sample:
         """`crop` (C, D, H, W) float32, `label` (1, D, H, W) float32 0/1, `points` (N, 3) float32, `labels` (N,) int64.
 
         `points` are crop voxels; their labels are 1, or -1 for padding. A click outside the tumour has an empty label.
+        `others` are scans whose tissue may surround the case's.
         Raises ImageError for a case of too few channels.
         """
         a, use = self.augmentation, self.preprocessing
@@ -181,7 +170,7 @@ class Sampler:
         window = Window.around(model_grid, centre, (a.reach(self.side),) * 3)
         image, bits, block = self._read(case, window, _limits(case, a, rng))
         if a.surroundings and rng.random() < a.surroundings:
-            self._surround(case, image, bits, block, rng)
+            self._surround(case, others, image, bits, block, rng)
         at = np.rint(case.scan.grid.index_in(window.grid, voxel)).astype(int)
         if beside is None and ((at >= 0) & (at < window.shape)).all():
             bits[tuple(at)] |= TUMOUR  # a lesion thinner than the crop's voxels must not vanish under its click
@@ -213,9 +202,19 @@ class Sampler:
             bits[box] += np.uint8(TUMOUR) * (resample(case.label, grid, "area") > 0.5)
         return image, bits, box
 
-    def _surround(self, case: Labelled, image: NDArray, bits: NDArray, block: Slices, rng: np.random.Generator) -> None:
+    def _surround(
+        self,
+        case: Labelled,
+        others: Sequence[Labelled],
+        image: NDArray,
+        bits: NDArray,
+        block: Slices,
+        rng: np.random.Generator,
+    ) -> None:
         """Fill the crop outside `block` with tissue of scans of the same modality, in place; never with tumour."""
-        others = [o for o in self.others if o.scan is not case.scan and _modalities(o) == _modalities(case)]
+        own = [image.modality for image in case.images]
+        alike = (other for other in others if [image.modality for image in other.images] == own)
+        others = [other for other in alike if other.scan is not case.scan]
         seen = (bits & SEEN) > 0
         if not seen.any():
             return
@@ -244,10 +243,6 @@ class Sampler:
         points, labels = draw_points(self.prompts, label, beside, centred, rng)
         target = label & (not beside) if self.prompts == "clicks" else label
         return {"crop": crop, "label": target[None].astype(np.float32), "points": points, "labels": labels}
-
-
-def _modalities(case: Labelled) -> tuple[str, ...]:
-    return tuple(image.modality for image in case.images)
 
 
 def _into(box: NDArray[np.float64], centre: NDArray[np.float64], side: int) -> NDArray[np.float64]:
@@ -290,7 +285,17 @@ def load_cases(
     images standardised if `preprocessing` says so (in a store they are as prepared). Raises FileError for names that
     the folder does not have, InputError with a case's name for one that cannot be used.
     """
-    load, names, test = _source(folder, preprocessing)
+    description = find_description(folder)
+    if description is not None:
+        store = PreparedData(folder, description)
+        if preprocessing is not None and _per_scan(preprocessing) != _per_scan(store.preprocessing):
+            given = f"{folder}: images standardised scan by scan: {_per_scan(store.preprocessing)}"
+            expected = f"{_per_scan(preprocessing)}, as the recipe has it (one word for each channel)"
+            raise InputError(given, expected, "take the store's own preprocessing, or prepare it again")
+        load, names, test = store.load, set(store.names), set(store.split["test"])
+    else:
+        cases = {case.name: case for case in find_cases(folder)}
+        load, names, test = (lambda name: _load(cases[name], preprocessing)), set(cases), set()
     missing = sorted({*leave_out, *(only or ())} - names)
     if missing:
         raise FileError(
@@ -311,26 +316,13 @@ def fingerprint(folder: Path) -> str:
 
     For a prepared store, of its cases, their keys and the split; else of the names and sizes of its files.
     """
-    if find_description(folder) is not None:
-        found = open_store(folder).description
+    found = find_description(folder)
+    if found is not None:
         parts = [*((name, case.key) for name, case in sorted(found.cases.items())), *sorted(found.split.items())]
     else:
         files = sorted({path for case in find_cases(folder) for path in (*case.images, case.label)})
         parts = [(path.name, path.stat().st_size) for path in files]
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
-
-
-def _source(folder: Path, preprocessing: Preprocessing | None) -> tuple[Callable[[str], Labelled], set[str], set[str]]:
-    """A function that loads a case by name, the names of all cases, and those of the test cases."""
-    if find_description(folder) is not None:
-        store = open_store(folder)
-        if preprocessing is not None and _per_scan(preprocessing) != _per_scan(store.preprocessing):
-            given = f"{folder}: images standardised scan by scan: {_per_scan(store.preprocessing)}"
-            expected = f"{_per_scan(preprocessing)}, as the recipe has it (one word for each channel)"
-            raise InputError(given, expected, "take the store's own preprocessing, or prepare it again")
-        return store.load, set(store.names), set(store.split["test"])
-    cases = {case.name: case for case in find_cases(folder)}
-    return lambda name: _load(cases[name], preprocessing), set(cases), set()
 
 
 def _per_scan(preprocessing: Preprocessing) -> list[bool]:
@@ -383,7 +375,7 @@ class SampleStream(Dataset[Sample]):
             raise InputError(
                 "neither scans nor phantoms", "something to train on", "give --data, or phantoms in the recipe"
             )
-        self.sampler, self.scans, self.phantoms = sampler.among([*scans, *phantoms]), scans, phantoms
+        self.sampler, self.scans, self.phantoms, self.all = sampler, scans, phantoms, [*scans, *phantoms]
         self.length, self.fraction, self.seed, self.passes = length, fraction, seed, passes
 
     def __len__(self) -> int:
@@ -395,7 +387,7 @@ class SampleStream(Dataset[Sample]):
         generated = bool(self.phantoms) and (not self.scans or rng.random() < fraction)
         pool = self.phantoms if generated else self.scans
         case = self._in_turn(number, len(pool)) if self.passes else int(rng.integers(len(pool)))
-        sample = self.sampler.draw(pool[case], rng)
+        sample = self.sampler.draw(pool[case], rng, self.all)
         return {**sample, "number": np.array(number)}
 
     def _in_turn(self, number: int, count: int) -> int:

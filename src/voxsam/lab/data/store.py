@@ -262,21 +262,17 @@ def find_description(folder: Path) -> Description | None:
     """A store's description; None for a folder of another kind. Raises FileError for a store of another format."""
     path = folder / "dataset.json"
     description = read_description(path)
-    found = None if description else _format_of(path)
-    if found is not None:
-        given = f"{folder}: prepared as format {found} by another VoxSAM"
-        raise FileError(given, f"format {FORMAT}", "prepare it again: run `voxsam prepare RAW -o PREPARED`")
-    return description
-
-
-def _format_of(path: Path) -> int | None:
-    """The format of a store of another format; None if it is not a store, or merely damaged."""
+    if description is not None:
+        return description
     try:
         found = dict(from_json(path.read_bytes()))
     except (OSError, ValueError, TypeError):
         return None
     number = found.get("format") if {"preprocessing", "fingerprint"} <= found.keys() else None
-    return number if isinstance(number, int) and number != FORMAT else None
+    if isinstance(number, int) and number != FORMAT:  # else it is not a store, or merely damaged
+        given = f"{folder}: prepared as format {number} by another VoxSAM"
+        raise FileError(given, f"format {FORMAT}", "prepare it again: run `voxsam prepare RAW -o PREPARED`")
+    return None
 
 
 def read_description(path: Path) -> Description | None:

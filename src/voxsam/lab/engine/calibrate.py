@@ -20,9 +20,10 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from safetensors.torch import save_file
+from scipy.special import expit
 from torch import Tensor, nn
 
-from voxsam.boxes import grown, intersection
+from voxsam.boxes import bounding_box, grown, intersection, whole
 from voxsam.interactive.confidence import COUNTS, signals
 from voxsam.interactive.predictor import Predictor
 from voxsam.lab.engine.painting import BONE, FAT, LUNG, SOFT
@@ -32,7 +33,7 @@ from voxsam.lab.evaluation.clicks import Click, correction
 from voxsam.network.calibration import MAX_RATIO, OUTPUTS, Calibration, Layer
 from voxsam.network.promptable import Promptable
 from voxsam.prompts import Point
-from voxsam.region import Region
+from voxsam.report.metrics import dice
 from voxsam.volume import Volume
 from voxsam.weights.checkpoint import load_model
 from voxsam.weights.file import METADATA_KEY, new_file, read_model
@@ -64,8 +65,7 @@ def lesion_cases(model: Promptable, lesions: Iterator[Lesion]) -> Iterator[Case]
     """A case for each lesion after one click and each number of CORRECTED clicks."""
     for number, lesion in enumerate(lesions):
         rng = np.random.default_rng([SEED, number])
-        scan, mask = _near(lesion)
-        truth = mask.array > 0
+        scan, truth = _near(lesion)
         predictor = Predictor(model, keep_clicked=True).set_image(scan)
         voxels = np.argwhere(truth)
         clicks: list[Click] = [(tuple(voxels[rng.integers(len(voxels))].tolist()), True)]
@@ -73,12 +73,12 @@ def lesion_cases(model: Promptable, lesions: Iterator[Lesion]) -> Iterator[Case]
         for count in range(max(CORRECTED) + 1):
             points = [Point.at_index(scan.grid, at, positive) for at, positive in clicks]
             found = predictor.predict(points, found)
-            region = found.region(keep_clicked=True)
+            mask = found.region(keep_clicked=True).on_all(scan).array > 0
             if count in CORRECTED:
-                ratio = len(voxels) / max(1, region.voxels)
+                ratio = len(voxels) / max(1, int(mask.sum()))
                 seen = signals(found.pieces, found.clicks, predictor.encoded.get(found.pieces[0][0]))
-                yield Case(lesion.name, len(clicks), seen, _dice(region, truth), ratio)
-            new = correction(region.on_all(scan).array > 0, truth, scan.grid.spacing_mm, clicks)
+                yield Case(lesion.name, len(clicks), seen, dice(mask, truth), ratio)
+            new = correction(mask, truth, scan.grid.spacing_mm, clicks)
             if new is None:
                 break
             clicks.append(new)
@@ -100,22 +100,14 @@ def healthy_cases(model: Promptable, folder: Path) -> Iterator[Case]:
                 predictor.forget_features()
 
 
-def _near(lesion: Lesion) -> tuple[Volume, Volume]:
-    """The part of a scan around a lesion that a session may look at."""
+def _near(lesion: Lesion) -> tuple[Volume, NDArray[np.bool_]]:
+    """The part of a scan around a lesion that a session may look at, and the lesion's mask there."""
     grid = lesion.scan.grid
-    box = Region.of(lesion.mask.array).box
     margin = int(np.ceil(ROOM_MM / grid.spacing_mm.min()))
-    i, j, k = grid.shape
-    box = intersection(grown(box, margin), (slice(0, i), slice(0, j), slice(0, k)))
+    box = intersection(grown(bounding_box(lesion.mask.array), margin), whole(grid))
     part = grid.crop([along.start for along in box], [along.stop - along.start for along in box])
-    return tuple(  # type: ignore[return-value]
-        Volume(np.ascontiguousarray(one.array[box]), part, one.modality) for one in (lesion.scan, lesion.mask)
-    )
-
-
-def _dice(region: Region, truth: NDArray[np.bool_]) -> float:
-    common = int((truth[region.box] & region.inside).sum()) if region else 0
-    return 2 * common / (region.voxels + int(truth.sum()))
+    scan = Volume(np.ascontiguousarray(lesion.scan.array[box]), part, lesion.scan.modality)
+    return scan, lesion.mask.array[box] > 0
 
 
 # The fit
@@ -123,7 +115,9 @@ def _dice(region: Region, truth: NDArray[np.bool_]) -> float:
 
 def fit(cases: Sequence[Case], seed: int = 0) -> tuple[Calibration, dict[str, float]]:
     """The calibration from all cases, and its scores by cross-validation over lesions."""
-    x, dice, log_ratio, lesion = _arrays(cases)
+    x, dice = np.array([case.signals for case in cases]), np.array([case.dice for case in cases])
+    ratio = np.array([case.ratio for case in cases])
+    log_ratio, lesion = np.log(ratio.clip(1 / MAX_RATIO, MAX_RATIO)), ratio > 0
     first = np.logical_and(lesion, [case.clicks == 1 for case in cases])
     names = list(dict.fromkeys(case.lesion for case in cases))
     fold_of = dict(zip(names, np.random.default_rng(seed).permutation(len(names)) % FOLDS, strict=True))
@@ -132,18 +126,20 @@ def fit(cases: Sequence[Case], seed: int = 0) -> tuple[Calibration, dict[str, fl
     for fold in range(FOLDS):
         left = folds == fold
         out[left] = _fitted(x[~left], dice[~left], log_ratio[~left], lesion[~left], seed)(x[left])
-    shift = _shift(out[lesion, 2:], log_ratio[lesion])
-    warn = float(np.quantile(_sigmoid(out[first, 1]), WARNED))
-    expected = _sigmoid(out[lesion, 0])
-    held = _held(out[lesion, 2:], log_ratio[lesion], shift)
+    low, high, true = out[lesion, 2:].min(1), out[lesion, 2:].max(1), log_ratio[lesion]
+    # How far both ends must move outwards to cover INTERVAL of the cases they were not fitted on (conformal).
+    shift = float(np.quantile(np.maximum(low - true, true - high), INTERVAL))
+    held = (true >= low - shift) & (true <= high + shift)
+    expected, likely = expit(out[:, 0]), expit(out[:, 1])  # Dice, and a lesion
+    warn = float(np.quantile(likely[first], WARNED))
     scores = {
         "lesions": float(lesion.sum()),
         "dice": float(dice[lesion].mean()),
-        "dice_error": float(np.abs(expected - dice[lesion]).mean()),
-        "dice_correlation": float(np.corrcoef(expected, dice[lesion])[0, 1]),
+        "dice_error": float(np.abs(expected[lesion] - dice[lesion]).mean()),
+        "dice_correlation": float(np.corrcoef(expected[lesion], dice[lesion])[0, 1]),
         "interval": float(held.mean()),
-        "warned_lesion": float((_sigmoid(out[first, 1]) < warn).mean()),
-        "warned_healthy": float((_sigmoid(out[~lesion, 1]) < warn).mean()) if (~lesion).any() else float("nan"),
+        "warned_lesion": float((likely[first] < warn).mean()),
+        "warned_healthy": float((likely[~lesion] < warn).mean()) if (~lesion).any() else float("nan"),
     }
     last = _fitted(x, dice, log_ratio, lesion, seed)
     return last.calibration(shift, warn, f"{len(names)} lesions and clicks beside lesions"), scores
@@ -242,29 +238,6 @@ def as_often_clicked(x: NDArray[np.float64], lesion: NDArray[np.bool_], seed: in
     if lesion.any():
         x[~lesion, COUNTS] = x[lesion][drawn.integers(lesion.sum(), size=(~lesion).sum()), COUNTS]
     return x
-
-
-def _arrays(
-    cases: Sequence[Case],
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
-    ratio = np.array([case.ratio for case in cases])
-    log_ratio = np.log(ratio.clip(1 / MAX_RATIO, MAX_RATIO))
-    return np.array([case.signals for case in cases]), np.array([case.dice for case in cases]), log_ratio, ratio > 0
-
-
-def _held(ends: NDArray[np.float64], log_ratio: NDArray[np.float64], shift: float) -> NDArray[np.bool_]:
-    low, high = np.minimum(*ends.T), np.maximum(*ends.T)
-    return (log_ratio >= low - shift) & (log_ratio <= high + shift)
-
-
-def _shift(ends: NDArray[np.float64], log_ratio: NDArray[np.float64]) -> float:
-    """How far both ends must move outwards to cover INTERVAL of the cases they were not fitted on (conformal)."""
-    low, high = np.minimum(*ends.T), np.maximum(*ends.T)
-    return float(np.quantile(np.maximum(low - log_ratio, log_ratio - high), INTERVAL))
-
-
-def _sigmoid(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    return 1 / (1 + np.exp(-x))
 
 
 def _rounded(values: NDArray[np.float64]) -> tuple[float, ...]:

@@ -1,15 +1,20 @@
-"""The geometry of a crop in a scan, and the augmentation of its intensities: contrast, noise, blur."""
+"""The data engine's settings, the geometry of a crop in a scan, and the augmentation of its intensities."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat
 
-from voxsam.lab.engine.settings import EngineSettings
-from voxsam.lab.engine.voxels import Image, Mask, box_of, smoothed
+from voxsam.boxes import bounding_box
+from voxsam.lab.engine.voxels import Image, Mask, smoothed
 from voxsam.preprocess import Preprocessing
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+SOURCES = ("painted", "nodules", "regions", "organs", "sarcomas", "mr")
+Frame = NDArray[np.float64]  # (3, 3) the axes of a crop: maps a step in its voxels to mm of the scan
 
 TURN_DEGREES = 20.0
 CURVE_HU = (-1024.0, -300.0, -110.0, -20.0, 30.0, 80.0, 150.0, 300.0, 1200.0)  # nodes of a random intensity curve
@@ -17,16 +22,40 @@ CUT_MM = (5.0, 60.0)
 FACTOR = 4.0  # a target's length at any spacing stays within this factor of `voxels_across`, up and down
 
 
-@dataclass(frozen=True)
-class Frame:
-    """A crop's axes: `matrix` (3, 3) maps a step in voxels of the crop to mm of the scan."""
+class EngineSettings(BaseModel):
+    """Shares of the samples by their target (they need not add up to 1), and augmentation.
 
-    matrix: NDArray[np.float64]
+    A lesion's diameter sets the spacing, so that it is a certain number of voxels across, drawn around `voxels_across`.
+    """
 
-    @property
-    def spacing_mm(self) -> NDArray[np.float64]:
-        """(3,) spacing of the crop's axes."""
-        return np.linalg.norm(self.matrix, axis=0)
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    painted: NonNegativeFloat = 0.62  # lesions painted into backgrounds
+    nodules: NonNegativeFloat = 0.15  # real nodules of nodules_lidc in lungs with room
+    regions: NonNegativeFloat = 0.08  # stable regions of real scans
+    organs: NonNegativeFloat = 0.15  # labels of organs_ct
+    sarcomas: NonNegativeFloat = 0.0  # sarcoma_ct
+    mr: NonNegativeFloat = 0.0  # lesions of sarcoma_mr and lesions_other, standardised to the model's mean and s.d.
+    diameter_mm: tuple[PositiveFloat, PositiveFloat] = (6.0, 150.0)  # of painted lesions, log-uniform
+    spacing_mm: tuple[PositiveFloat, PositiveFloat] = (1.0, 4.0)
+    voxels_across: PositiveFloat = 24.0  # median length of the target in voxels
+    voxels_spread: NonNegativeFloat = 0.35  # s.d. of its logarithm
+    any_scale: Fraction = 0.0  # of the crops: any spacing, as in a first look, when the size is not known yet
+    neighbours: Fraction = 0.45  # of the painted crops: other similar lesions that are not clicked
+    turned: Fraction = 0.5  # of the crops: rotated by up to 20 degrees about each axis
+    stretch: NonNegativeFloat = 0.12  # s.d. of the logarithm of each axis's own zoom
+    off_centre: Fraction = 0.5  # of the crops: the click lies anywhere in it, as a second click does
+    cut: Fraction = 0.15  # of the crops: the scan ends at random margins around the lesion
+    contrast: Fraction = 0.25  # of the crops: a random curve, sometimes inverting, maps all intensities, as in MR
+    shift_hu: NonNegativeFloat = 25.0
+    noise_hu: NonNegativeFloat = 15.0  # largest s.d. of added noise
+    blur: Fraction = 0.2  # of the crops: blurred along an axis, as by thick slices
+
+    def shares(self) -> dict[str, float]:
+        """The share of each source, normalised to a sum of 1."""
+        given = {source: float(getattr(self, source)) for source in SOURCES}
+        total = sum(given.values()) or 1.0
+        return {source: value / total for source, value in given.items()}
 
 
 def draw_spacing(diameter_mm: float, use: EngineSettings, rng: np.random.Generator) -> float:
@@ -43,28 +72,24 @@ def draw_frame(spacing_mm: float, use: EngineSettings, rng: np.random.Generator)
     """A crop's axes: rotated a little, flipped, sometimes with rows and columns swapped, each with its own zoom."""
     turn = np.eye(3)
     if rng.random() < use.turned:
-        a, b, c = np.deg2rad(rng.uniform(-TURN_DEGREES, TURN_DEGREES, 3))
-        turn = _about(0, a) @ _about(1, b) @ _about(2, c)
+        for axis, angle in enumerate(np.deg2rad(rng.uniform(-TURN_DEGREES, TURN_DEGREES, 3))):
+            about, (i, j) = np.eye(3), [a for a in range(3) if a != axis]
+            about[i, i] = about[j, j] = np.cos(angle)
+            about[i, j], about[j, i] = -np.sin(angle), np.sin(angle)
+            turn = turn @ about
     axes = np.diag(rng.choice([-1.0, 1.0], 3, p=[0.3, 0.7]))
     if rng.random() < 0.2:
         axes = axes[:, [0, 2, 1]]
     zoom = np.exp(use.stretch * rng.standard_normal(3))
-    return Frame(turn @ axes @ np.diag(spacing_mm * zoom))
-
-
-def _about(axis: int, angle: float) -> NDArray[np.float64]:
-    turn, (i, j) = np.eye(3), [a for a in range(3) if a != axis]
-    turn[i, i] = turn[j, j] = np.cos(angle)
-    turn[i, j], turn[j, i] = -np.sin(angle), np.sin(angle)
-    return turn
+    return turn @ axes @ np.diag(spacing_mm * zoom)
 
 
 def cut_to(label: Mask, spacing_mm: NDArray[np.float64], rng: np.random.Generator) -> Mask:
     """(D, H, W) the part of the crop that remains if its scan is cut around the lesion, at random margins."""
-    box = box_of(label)
     kept = np.zeros(label.shape, dtype=bool)
     margins = np.rint(rng.uniform(*CUT_MM, (3, 2)) / spacing_mm[:, None]).astype(int)
-    kept[tuple(slice(max(0, p.start - a), p.stop + b) for p, (a, b) in zip(box, margins, strict=True))] = True
+    sides = zip(bounding_box(label), margins, strict=True)
+    kept[tuple(slice(max(0, along.start - a), along.stop + b) for along, (a, b) in sides)] = True
     return kept
 
 

@@ -1,25 +1,55 @@
-"""Read the data engine's sources from a folder like the shared data: only what the split allows for training."""
+"""The data engine's sources: which patients the fixed split allows for training, and reading their scans.
+
+The folder of the sources is one like the shared data.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
+import yaml
 
-from voxsam.errors import FileError
+from voxsam.errors import FileError, InputError
 from voxsam.io import read_volume
+from voxsam.lab.engine.crops import EngineSettings
 from voxsam.lab.engine.scans import Scan
-from voxsam.lab.engine.settings import EngineSettings
-from voxsam.lab.engine.split import cases, nodule_part
 from voxsam.lab.engine.stream import Nodule, Sources
 from voxsam.preprocess import Preprocessing, standardised
 from voxsam.resample import resample
 from voxsam.seen import content
 from voxsam.volume import Volume
 
+Part = Literal["train", "validation", "excluded"]
+FILE = Path(__file__).with_name("split.yaml")
 ONE_MM = Preprocessing(axes="SAR", spacing_mm=(1.0, 1.0, 1.0), clip=(0, 1), mean=0, sd=1)
 Seen = dict[str, dict[str, str]]  # source -> case -> its content (voxsam.seen)
+
+
+@cache
+def read_split() -> dict[str, dict[Part, tuple[str, ...]]]:
+    """The cases (for nodules: the patients) of each part, by source (a folder of the shared data)."""
+    found = yaml.safe_load(FILE.read_text(encoding="utf-8"))
+    return {source: {part: tuple(names) for part, names in parts.items()} for source, parts in found.items()}
+
+
+def cases(source: str, part: Part) -> tuple[str, ...]:
+    """The cases of a part of a source; empty if the split has none. Raises InputError for an unknown source."""
+    split = read_split()
+    if source not in split:
+        raise InputError(f"the source {source}", f"one of {', '.join(split)}", f"see {FILE.name}")
+    return split[source].get(part, ())
+
+
+def nodule_part(case: str) -> Part:
+    """The part of a case of nodules_lidc, by the patient in its name `LIDC-IDRI-PATIENT_R_NODULE`."""
+    patient = case.removeprefix("LIDC-IDRI-").partition("_")[0]
+    if patient in cases("nodules_lidc", "excluded"):
+        return "excluded"
+    return "validation" if patient in cases("nodules_lidc", "validation") else "train"
 
 
 def load_sources(folder: Path, use: EngineSettings, preprocessing: Preprocessing) -> Sources:

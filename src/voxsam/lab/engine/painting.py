@@ -12,12 +12,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from voxsam.lab.engine.voxels import Image, Mask, box_of, dilated, eroded, largest_part, smoothed
+from voxsam.boxes import bounding_box
+from voxsam.lab.engine.voxels import Image, Mask, dilated, eroded, largest_part, smoothed
 
 LUNG, FAT, SOFT, BONE = range(4)  # tissues; air around the body and in the bowel counts as lung
 BOUNDS_HU = (-300.0, -25.0, 190.0)  # between them
 FEWEST = 12  # voxels of a lesion: smaller ones are not painted
 THREADS_FROM = 200  # voxels: larger lesions have thin threads removed
+CREASE = 0.15  # of the half axes: width over which a lobe and the rest merge
 MAX_NODES = 48  # of noise on an axis: this limits how fine it gets
 SPLINE_SD = 0.4795**1.5  # s.d. of a cubic B-spline with white noise as coefficients, averaged over positions, in 3D
 
@@ -152,9 +154,19 @@ class Site:
     noise_hu: float  # s.d. of the scan's noise at this spacing
 
     @classmethod
-    def of(cls, image: Image, spacing_mm: NDArray[np.float64], noise_hu: float) -> Site:
-        """The site in an image, which is smoothed over about 3 mm, but at least a voxel."""
-        return cls(image, smoothed(image, np.maximum(1.5 / spacing_mm, 0.7)), spacing_mm, noise_hu)
+    def of(cls, image: Image, spacing_mm: NDArray[np.float64], noise_hu: float | None = None) -> Site:
+        """The site in an image, which is smoothed over about 3 mm, but at least a voxel; its noise is measured if None.
+
+        Noise is measured by the interquartile range of the residuals in soft tissue; 8 HU without any.
+        """
+        smooth = smoothed(image, np.maximum(1.5 / spacing_mm, 0.7))
+        if noise_hu is None:
+            residual = (image - smooth)[(smooth > -20) & (smooth < 180)][::7]
+            noise_hu = 8.0
+            if len(residual) >= 200:
+                low, high = np.percentile(residual, (25, 75))
+                noise_hu = float(np.clip((high - low) / 1.35, 1.0, 60.0))
+        return cls(image, smooth, spacing_mm, noise_hu)
 
 
 def paint(
@@ -165,12 +177,16 @@ def paint(
     It does not extend into `avoid`. The mask ends at its outline, halfway through a soft border.
     """
     depth_mm = _depth(site, centre, shape, rng)
-    inside = _clean(depth_mm > 0, site, look.keeps, avoid, centre)
+    inside = _clean(depth_mm > 0, site, look.keeps, avoid)
     if inside is None:
         return None
-    box = box_of(inside, 4)
+    box = tuple(slice(max(0, along.start - 4), along.stop + 4) for along in bounding_box(inside))
     depth_mm, inside = depth_mm[box], inside[box]
-    fade = _fade(depth_mm, inside, look.edge_mm)
+    # From 0 outside to 1 inside, 0.5 at the mask's border, whether that is the outline or a tissue's border.
+    soft = 1 / (1 + np.exp(-np.clip(depth_mm * (3 / look.edge_mm), -30, 30)))
+    cut = smoothed(inside.astype(np.float32), 0.6)
+    cut = np.where(inside, np.maximum(cut, 0.5), np.minimum(cut, 0.5))
+    fade = np.minimum(soft, cut).astype(np.float32)
     before, smooth = site.image[box], site.smooth[box]
     tissue = _inside(depth_mm, shape.diameter_mm / 2, look, site, before, smooth, rng)
     fade = fade * (1 - look.veil)
@@ -197,7 +213,9 @@ def _depth(site: Site, centre: NDArray[np.floating], shape: Shape, rng: np.rando
     depth = 1 - np.sqrt(own[0] ** 2 + own[1] ** 2 + own[2] ** 2)
     for *middle, size in shape.lobes.tolist():
         ball = size - np.sqrt(sum(np.square(x - m) for x, m in zip(own, middle, strict=True)))
-        depth = _smooth_max(depth, ball)
+        # A polynomial smooth maximum: the larger value, with the crease between both rounded off.
+        blend = np.clip(0.5 + (ball - depth) / (2 * CREASE), 0, 1)
+        depth = (depth + (ball - depth) * blend + CREASE * blend * (1 - blend)).astype(np.float32)
     for amplitude, size in zip(shape.rough, (0.9, 0.4, 0.18), strict=True):
         correlation = size * radius
         if amplitude > 0 and correlation > 0.8 * site.spacing_mm.min():
@@ -205,16 +223,7 @@ def _depth(site: Site, centre: NDArray[np.floating], shape: Shape, rng: np.rando
     return (depth * (radius * np.mean(shape.axes))).astype(np.float32)
 
 
-def _smooth_max(a: Image, b: Image) -> Image:
-    """A polynomial smooth maximum: the larger value, with the crease between both rounded off."""
-    width = 0.15
-    blend = np.clip(0.5 + (b - a) / (2 * width), 0, 1)
-    return (a + (b - a) * blend + width * blend * (1 - blend)).astype(np.float32)
-
-
-def _clean(
-    inside: Mask, site: Site, keeps: tuple[int, ...], avoid: Mask | None, centre: NDArray[np.floating]
-) -> Mask | None:
+def _clean(inside: Mask, site: Site, keeps: tuple[int, ...], avoid: Mask | None) -> Mask | None:
     """The largest connected part inside the tissues in `keeps` and outside `avoid`; None if it is too small."""
     if keeps:
         inside = inside & np.isin(tissue_of(site.smooth), keeps)
@@ -224,13 +233,6 @@ def _clean(
     if part.sum() > THREADS_FROM:
         part = largest_part(dilated(eroded(part)) & part)  # removes threads one voxel wide
     return part if part.sum() >= FEWEST else None
-
-
-def _fade(depth_mm: Image, inside: Mask, edge_mm: float) -> Image:
-    """From 0 outside to 1 inside, 0.5 at the mask's border, whether that is the outline or a tissue's border."""
-    soft = 1 / (1 + np.exp(-np.clip(depth_mm * (3 / edge_mm), -30, 30)))
-    cut = smoothed(inside.astype(np.float32), 0.6)
-    return np.minimum(soft, np.where(inside, np.maximum(cut, 0.5), np.minimum(cut, 0.5))).astype(np.float32)
 
 
 def _inside(

@@ -5,7 +5,6 @@ Places are in mm along the model's axes (SAR: superior, anterior, right) from th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -103,7 +102,7 @@ def _level(volume: Volume, label: Volume | None, spacing_mm: float) -> Level:
 
 
 def _places(level: Level) -> dict[int, NDArray[np.float32]]:
-    """Places of each kind in a level, in mm."""
+    """At most MOST_PLACES places of each kind in a level, in mm."""
     smooth = smoothed(level.array, 1.0)
     spread = smoothed(np.sqrt(smoothed(np.square(level.array - smooth), 2.0)), 1.0)
     body = _body(smooth)
@@ -122,7 +121,12 @@ def _places(level: Level) -> dict[int, NDArray[np.float32]]:
         GAP: fat & ~dilated(smooth < -200) & (enclosed > ENCLOSED[0]) & (enclosed < ENCLOSED[1]),
         WALL: lung & dilated(soft, 4),
     }
-    return {kind: _some(where, level.spacing_mm) for kind, where in kinds.items()}
+    found = {}
+    for kind, where in kinds.items():
+        voxels = np.argwhere(where)
+        chosen = np.random.default_rng(0).permutation(len(voxels))[:MOST_PLACES]
+        found[kind] = ((voxels[chosen] + 0.5) * level.spacing_mm).astype(np.float32)
+    return found
 
 
 def _body(smooth: NDArray[np.float32]) -> NDArray[np.bool_]:
@@ -133,14 +137,3 @@ def _body(smooth: NDArray[np.float32]) -> NDArray[np.bool_]:
         edge = np.unique(np.concatenate([parts[0], parts[-1], parts[:, 0], parts[:, -1]]))
         plane[:] = np.isin(parts, edge[edge > 0])
     return eroded(~outer, 2)
-
-
-def _some(where: NDArray[np.bool_], spacing_mm: NDArray[np.float64]) -> NDArray[np.float32]:
-    voxels = np.argwhere(where)
-    chosen = np.random.default_rng(0).permutation(len(voxels))[:MOST_PLACES]
-    return ((voxels[chosen] + 0.5) * spacing_mm).astype(np.float32)
-
-
-def with_places(scans: Sequence[Scan], kind: int) -> list[Scan]:
-    """The scans that have places of a kind."""
-    return [scan for scan in scans if len(scan.places.get(kind, ()))]

@@ -10,12 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+import scipy.ndimage
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from voxsam.errors import InputError, InternalError
 from voxsam.lab.data.sampling import Sample, draw_points
-from voxsam.lab.engine.crops import Frame, cut_to, draw_frame, draw_spacing, normalised
+from voxsam.lab.engine.crops import EngineSettings, Frame, cut_to, draw_frame, draw_spacing, normalised
 from voxsam.lab.engine.painting import (
     BONE,
     FAT,
@@ -29,10 +30,8 @@ from voxsam.lab.engine.painting import (
     paint,
     tissue_of,
 )
-from voxsam.lab.engine.regions import stable_region
-from voxsam.lab.engine.scans import GAP, ORGAN, WALL, Scan, with_places
-from voxsam.lab.engine.settings import EngineSettings
-from voxsam.lab.engine.voxels import Image, Mask, dilated, parts_of, sampled, smoothed
+from voxsam.lab.engine.scans import GAP, ORGAN, WALL, Scan
+from voxsam.lab.engine.voxels import Image, Mask, dilated, eroded, parts_of, sampled, smoothed
 from voxsam.preprocess import Preprocessing
 
 TRIES = 60  # to draw one sample: there may be no room for a lesion, or no region around a voxel
@@ -49,6 +48,13 @@ APART = 2  # voxels between it and those, at least
 PASTE_VOXELS = 1.0  # over which a pasted nodule fades into the lung
 FINER = 0.7  # finest spacing of a crop, as a fraction of a labelled scan's spacing
 FILLED = 0.35  # of the crops that reach beyond a sarcoma's scan: filled with other tissue
+SMALLEST_NODULE = 12  # voxels
+# Regions
+TOLERANCES_HU = 12.0 * 1.45 ** np.arange(6)  # between the seed and the threshold
+SMALLEST, LARGEST = 40, 30_000  # voxels
+GROWTH = 0.6  # of the log size from one tolerance to the next: a region that grows faster has no border of its own
+AT_BORDER = 0.02  # fraction of the crop's outermost voxels that a region may take
+WINDOW_HU = (-250.0, 250.0)  # intensities beyond are not distinguished: lung from air, bone from bone
 
 
 @dataclass(frozen=True)
@@ -118,22 +124,30 @@ class EngineStream(Dataset[Sample]):
 
     def _finish(self, image: NDArray, label: Mask, seen: Mask, frame: Frame, rng: np.random.Generator) -> Sample:
         if rng.random() < self.settings.cut:
-            seen = seen & cut_to(label, frame.spacing_mm, rng)
+            seen = seen & cut_to(label, np.linalg.norm(frame, axis=0), rng)
         label = label & seen
         crop = normalised(image, seen, self.settings, self.preprocessing, rng)
-        middle = (self.side // 2,) * 3
-        centred = bool(label[middle])
+        centred = bool(label[(self.side // 2,) * 3])
         points, labels = draw_points("clicks", label, False, centred, rng)
         return {"crop": crop[None], "label": label[None].astype(np.float32), "points": points, "labels": labels}
 
-    def _frame(self, diameter_mm: float, rng: np.random.Generator) -> Frame:
-        return draw_frame(draw_spacing(diameter_mm, self.settings, rng), self.settings, rng)
+    def _read(
+        self,
+        scan: Scan,
+        place: NDArray[np.float64],
+        frame: Frame,
+        rng: np.random.Generator,
+        aside: NDArray[np.float64] | float = 0.0,
+    ) -> tuple[Image, NDArray[np.uint8] | None, Mask, NDArray[np.floating]]:
+        """A crop around the click at `place` + `aside` (mm): image, label, mask of the scan, and `place` in its voxels.
 
-    def _aside(self, frame: Frame, rng: np.random.Generator) -> NDArray[np.float64]:
-        """(3,) mm from the click to the crop's centre: 0, or a random offset that keeps the click inside the crop."""
-        if rng.random() >= self.settings.off_centre:
-            return np.zeros(3)
-        return frame.matrix @ rng.uniform(-0.4, 0.4, 3) * self.side
+        The click is at the crop's centre or, in some crops, anywhere inside.
+        """
+        middle = place + aside
+        if rng.random() < self.settings.off_centre:
+            middle = middle + frame @ rng.uniform(-0.4, 0.4, 3) * self.side
+        image, label, seen = scan.read(middle, frame, self.side)
+        return image, label, seen, np.linalg.solve(frame, place - middle) + self.side // 2
 
     # Painted lesions
 
@@ -145,9 +159,7 @@ class EngineStream(Dataset[Sample]):
         diameter, frame = self._size(LARGEST_MM[kind], rng)
         aside = rng.standard_normal(3)  # the click at the crop's centre may be anywhere in the lesion
         aside *= diameter / 2 * rng.uniform(0, 0.8) / np.linalg.norm(aside)
-        middle = place + aside + self._aside(frame, rng)
-        image, _, seen = scan.read(middle, frame.matrix, self.side)
-        centre = np.linalg.solve(frame.matrix, place - middle) + self.side // 2
+        image, _, seen, centre = self._read(scan, place, frame, rng, aside)
         return self._paint(image, seen, frame, centre, kind, diameter, rng)
 
     def _size(self, largest_mm: float, rng: np.random.Generator) -> tuple[float, Frame]:
@@ -166,7 +178,7 @@ class EngineStream(Dataset[Sample]):
         self, scans: Sequence[Scan], kind: int, rng: np.random.Generator
     ) -> tuple[Scan | None, NDArray[np.float64]]:
         """A random scan and a place of this kind in it, in mm."""
-        able = with_places(scans, kind)
+        able = [scan for scan in scans if len(scan.places.get(kind, ()))]
         if not able:
             return None, np.zeros(3)
         scan = able[int(rng.integers(len(able)))]
@@ -184,8 +196,7 @@ class EngineStream(Dataset[Sample]):
         rng: np.random.Generator,
     ) -> Drawn | None:
         """The crop with a lesion painted around `centre` (voxels), and sometimes others, similar or not."""
-        site = Site.of(image, frame.spacing_mm, 0.0)
-        site = Site(image, site.smooth, site.spacing_mm, noise_hu(image, site.smooth))
+        site = Site.of(image, np.linalg.norm(frame, axis=0))
         at = np.rint(centre).astype(int).clip(0, self.side - 1)
         around = site.smooth[tuple(slice(max(0, a - 2), a + 3) for a in at)]
         tissue, avoid = TISSUE.get(kind, kind), ~seen
@@ -226,14 +237,12 @@ class EngineStream(Dataset[Sample]):
         nodule = self.sources.nodules[int(rng.integers(len(self.sources.nodules)))]
         voxels = np.argwhere(nodule.mask > 0.5)
         diameter = float(np.ptp(voxels, axis=0).max() + 1)
-        frame = self._frame(diameter, rng)
+        frame = draw_frame(draw_spacing(diameter, self.settings, rng), self.settings, rng)
         clicked = voxels[rng.integers(len(voxels))]
-        middle = place + self._aside(frame, rng)
-        image, _, seen = scan.read(middle, frame.matrix, self.side)
+        image, _, seen, at = self._read(scan, place, frame, rng)
         # The nodule has its own rotation; its clicked voxel ends up at `place`.
         own = np.linalg.qr(rng.standard_normal((3, 3)))[0] if rng.random() < 0.5 else np.eye(3)
-        matrix = own @ frame.matrix
-        at = np.linalg.solve(frame.matrix, place - middle) + self.side // 2
+        matrix = own @ frame
         offset = clicked - matrix @ at
         size = (self.side,) * 3
         mask = sampled(nodule.mask, matrix, offset, size)  # 0 at its edge, hence also beyond it
@@ -250,10 +259,8 @@ class EngineStream(Dataset[Sample]):
         if scan is None:
             return None
         frame = draw_frame(float(np.exp(rng.uniform(*np.log(self.settings.spacing_mm)))), self.settings, rng)
-        middle = place + self._aside(frame, rng)
-        image, _, seen = scan.read(middle, frame.matrix, self.side)
-        at = np.rint(np.linalg.solve(frame.matrix, place - middle) + self.side // 2).astype(int)
-        d, h, w = at.clip(0, self.side - 1).tolist()
+        image, _, seen, at = self._read(scan, place, frame, rng)
+        d, h, w = np.rint(at).astype(int).clip(0, self.side - 1).tolist()
         region = stable_region(np.where(seen, image, np.float32(-1024)), (d, h, w), rng.uniform(0.6, 1.4), rng)
         return None if region is None else (image, region & seen, seen, frame)
 
@@ -267,11 +274,11 @@ class EngineStream(Dataset[Sample]):
             return None
         image, label, seen, frame = drawn
         if rng.random() < 0.7:
-            seen = seen & cut_to(label, frame.spacing_mm, rng)
+            seen = seen & cut_to(label, np.linalg.norm(frame, axis=0), rng)
         if rng.random() < FILLED and not seen.all():
             scan, place = self._place(self.sources.backgrounds, SOFT, rng)
             if scan is not None:
-                other, _, there = scan.read(place, frame.matrix, self.side)
+                other, _, there = scan.read(place, frame, self.side)
                 image, seen = np.where(seen, image, other), seen | there
         return image, label, seen, frame
 
@@ -285,25 +292,46 @@ class EngineStream(Dataset[Sample]):
         voxels, diameters = scan.labelled[value]
         chosen = int(rng.integers(len(voxels)))
         place = voxels[chosen] + rng.uniform(-0.4, 0.4, 3) * scan.levels[-1].spacing_mm
-        diameter = float(diameters[chosen])
         finest = FINER * float(scan.levels[0].spacing_mm.max())  # labels drawn on coarse voxels have steps
-        frame = draw_frame(max(finest, draw_spacing(diameter, self.settings, rng)), self.settings, rng)
-        middle = place + self._aside(frame, rng)
-        image, label, seen = scan.read(middle, frame.matrix, self.side)
+        spacing = max(finest, draw_spacing(float(diameters[chosen]), self.settings, rng))
+        frame = draw_frame(spacing, self.settings, rng)
+        image, label, seen, at = self._read(scan, place, frame, rng)
         assert label is not None
-        at = np.rint(np.linalg.solve(frame.matrix, place - middle) + self.side // 2).astype(int)
         parts, _ = parts_of(label == value)
-        number = parts[tuple(at.clip(0, self.side - 1))]
+        number = parts[tuple(np.rint(at).astype(int).clip(0, self.side - 1))]
         return None if not number else (image, parts == number, seen, frame)
 
 
-SMALLEST_NODULE = 12  # voxels
+def stable_region(image: Image, seed: tuple[int, int, int], blur: float, rng: np.random.Generator) -> Mask | None:
+    """A region (D, H, W) that a person might click around a voxel of an image smoothed by `blur` voxels, or None.
+
+    A stable extremal region (after Matas et al., BMVC 2002): the voxels brighter (or darker) than a threshold that are
+    connected to the seed by more than a thin bridge, at a threshold where the region hardly grows.
+    """
+    smooth = smoothed(image.clip(*WINDOW_HU), blur)
+    above = smooth - smooth[seed] if rng.random() < 0.6 else smooth[seed] - smooth
+    bridge = int(rng.integers(1, 3))
+    before, stable = None, []
+    for tolerance in TOLERANCES_HU:
+        region = _joined(above >= -tolerance, seed, bridge)
+        size = int(region.sum())
+        if size > LARGEST:
+            break
+        if before is not None and before.sum() >= SMALLEST and np.log(size / before.sum()) <= GROWTH:
+            stable.append(region)
+        before = region
+    if not stable:
+        return None
+    region = np.asarray(scipy.ndimage.binary_fill_holes(stable[int(rng.integers(len(stable)))]), dtype=bool)
+    border = np.ones(region.shape, dtype=bool)
+    border[1:-1, 1:-1, 1:-1] = False
+    return region if region[border].mean() <= AT_BORDER else None
 
 
-def noise_hu(image: Image, smooth: Image) -> float:
-    """The s.d. of a crop's noise, from the interquartile range of its residuals in soft tissue; 8 without any."""
-    residual = (image - smooth)[(smooth > -20) & (smooth < 180)][::7]
-    if len(residual) < 200:
-        return 8.0
-    low, high = np.percentile(residual, (25, 75))
-    return float(np.clip((high - low) / 1.35, 1.0, 60.0))
+def _joined(mask: Mask, seed: tuple[int, int, int], bridge: int) -> Mask:
+    """The part of a mask connected to a voxel by bridges wider than `bridge` voxels on either side; may be empty."""
+    parts, _ = parts_of(eroded(mask, bridge, beyond=True))
+    near = parts[tuple(slice(max(0, s - bridge), s + bridge + 1) for s in seed)]
+    if not near.any():
+        return np.zeros_like(mask)
+    return dilated(parts == near[near > 0][0], bridge + 1, within=mask)

@@ -16,10 +16,9 @@ import scipy.ndimage
 
 from voxsam.io import read_volume
 from voxsam.lab.data.layouts import write_labelled
+from voxsam.lab.engine.load import cases
 from voxsam.lab.engine.painting import BONE, FAT, LUNG, SOFT, Site, draw_look, draw_shape, paint
 from voxsam.lab.engine.scans import ORGAN, Scan
-from voxsam.lab.engine.split import cases
-from voxsam.lab.engine.stream import noise_hu
 from voxsam.volume import Volume
 
 BINS_MM = ((10.0, 20.0), (20.0, 40.0), (40.0, 80.0), (80.0, 120.0))
@@ -111,8 +110,7 @@ def _painted(
         reach = np.ceil((0.9 * diameter + 10) / spacing).astype(int)
         low = np.maximum(np.rint(at).astype(int) - reach, 0)
         box = tuple(slice(int(a), int(b)) for a, b in zip(low, np.rint(at).astype(int) + reach + 1, strict=True))
-        site = Site.of(volume.array[box].astype(np.float32), spacing, 0.0)
-        site = Site(site.image, site.smooth, spacing, noise_hu(site.image, site.smooth))
+        site = Site.of(volume.array[box].astype(np.float32), spacing)
         around = scipy.ndimage.map_coordinates(site.smooth, (at - low)[:, None], order=0, mode="nearest")[0]
         look = draw_look(diameter, TISSUE[kind], float(around), rng)
         done = paint(site, at - low, draw_shape(diameter, rng), look, rng, None)

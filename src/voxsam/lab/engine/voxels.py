@@ -44,13 +44,6 @@ def largest_part(mask: Mask) -> Mask:
     return numbered == sizes.argmax() if sizes.any() else np.zeros_like(mask)
 
 
-def box_of(mask: Mask, margin: int = 0) -> tuple[slice, slice, slice]:
-    """The box of a non-empty mask, with `margin` more voxels on each side; it may end beyond the array."""
-    i, j, k = scipy.ndimage.find_objects(mask.astype(np.uint8))[0]
-    d, h, w = (slice(max(0, part.start - margin), part.stop + margin) for part in (i, j, k))
-    return d, h, w
-
-
 def sampled(
     array: NDArray, matrix: NDArray[np.float64], offset: ArrayLike, shape: Sequence[int], *, nearest: bool = False
 ) -> Image:

@@ -209,7 +209,10 @@ class _Learning:
                 return plan
         shutil.rmtree(self.work, ignore_errors=True)
         make_folder(self.work)
-        plan = Plan(**wanted, name=self._name(len(cases)), left_out=_parts(list(cases)), steps=MEASURED, step_s=0.0)
+        taken = {model.name for model in self.project.models()}
+        names = [f"learned-{len(cases)}", *(f"learned-{len(cases)}-{n}" for n in range(2, len(taken) + 2))]
+        name = next(name for name in names if name not in taken)
+        plan = Plan(**wanted, name=name, left_out=_parts(list(cases)), steps=MEASURED, step_s=0.0)
         write_record(self.path, plan)
         if self.steps is None:
             self.log("measuring how long a step takes")
@@ -226,11 +229,6 @@ class _Learning:
         step_s = (steps.starts[-1] - steps.starts[1]) / (len(steps.starts) - 2)
         share = self.minutes * 60 * TRAINING / (len(plan.left_out) + LONGER)
         return {"steps": int(min(max(share / step_s, FEWEST_STEPS), MOST_STEPS)), "step_s": step_s}
-
-    def _name(self, cases: int) -> str:
-        taken = {model.name for model in self.project.models()}
-        names = [f"learned-{cases}", *(f"learned-{cases}-{again}" for again in range(2, len(taken) + 2))]
-        return next(name for name in names if name not in taken)
 
     def _checked(self, plan: Plan, number: int) -> Gate:
         """Clicks needed on a part of the cases, by the model in use and by one trained on the other cases."""

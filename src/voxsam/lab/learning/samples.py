@@ -14,9 +14,9 @@ import numpy as np
 
 from voxsam.errors import InputError, UnsupportedError
 from voxsam.io import read_volume
+from voxsam.lab.engine.crops import SOURCES, EngineSettings
 from voxsam.lab.engine.load import load_sources
 from voxsam.lab.engine.scans import Scan
-from voxsam.lab.engine.settings import SOURCES, EngineSettings
 from voxsam.lab.engine.stream import EngineStream, Sources
 from voxsam.lab.evaluation.clicks import Click, ClickMaker
 from voxsam.lab.evaluation.scores import Mask

@@ -101,7 +101,8 @@ class LiveProgress(TQDMProgressBar):
             self._line = now
             steps = f"step {trainer.global_step}"
             steps += f" of {trainer.max_steps}" if trainer.max_steps < ENDLESS else ""  # else minutes end it
-            sys.stderr.write(f"{steps}: {describe(self.get_metrics(trainer, pl_module))}\n")
+            shown = ", ".join(f"{name} {value}" for name, value in self.get_metrics(trainer, pl_module).items())
+            sys.stderr.write(f"{steps}: {shown}\n")
             sys.stderr.flush()
 
     def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
@@ -117,11 +118,6 @@ class LiveProgress(TQDMProgressBar):
             shown["samples/s"] = f"{float(logged['samples/s']):.3g}"
         shown["memory"] = f"{float(logged.get('memory GB', 0)):.2f} GB"
         return shown
-
-
-def describe(metrics: dict[str, Any]) -> str:
-    """`loss 0.412, dice 0.713, ...`."""
-    return ", ".join(f"{name} {value}" for name, value in metrics.items())
 
 
 class ValidateFirst(Callback):

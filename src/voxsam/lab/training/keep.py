@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning
+import numpy as np
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, Checkpoint
@@ -24,11 +25,13 @@ from torch import Tensor
 
 from voxsam.atomic import atomic_path, make_folder
 from voxsam.errors import CheckpointError, InputError
-from voxsam.lab.data.sampling import fingerprint
+from voxsam.lab.data.sampling import SampleStream, fingerprint, validation_samples
+from voxsam.lab.data.store import find_description
 from voxsam.lab.training.recipe import LENGTHS, Recipe
 from voxsam.lab.training.task import SegmentationTask
-from voxsam.network.card import Card
-from voxsam.weights.checkpoint import assemble, save_model
+from voxsam.network.classes import Classes, features_under
+from voxsam.network.promptable import Promptable
+from voxsam.weights.checkpoint import assemble, load_model, save_model
 from voxsam.weights.file import read_pickle
 
 NAME = "run.json"
@@ -176,18 +179,14 @@ class ContinuedLog(CSVLogger):
     def experiment(self) -> Any:
         """Lightning's writer, which starts by deleting the file: its rows are read first and handed back to it."""
         if self._experiment is None:
-            kept = _rows_before(Path(self.log_dir) / "metrics.csv", self.first_step)
+            path, rows = Path(self.log_dir) / "metrics.csv", []
+            if path.is_file():
+                with path.open(newline="", encoding="utf-8") as file:
+                    rows = [row for row in csv.DictReader(file) if (row.get("step") or "").isdigit()]
+            kept = [row for row in rows if int(row["step"]) < self.first_step]
             assert CSVLogger.experiment.fget is not None
             CSVLogger.experiment.fget(self).metrics.extend(kept)
         return self._experiment
-
-
-def _rows_before(path: Path, step: int) -> list[dict[str, Any]]:
-    if not path.is_file():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if (row.get("step") or "").isdigit()]
-    return [row for row in rows if int(row["step"]) < step]
 
 
 class WriteModels(Callback):
@@ -212,20 +211,50 @@ class WriteModels(Callback):
         assert isinstance(pl_module, SegmentationTask)
         state = trainer.strategy.lightning_module_state_dict()  # sharded tensors come whole, on the first process
         if trainer.is_global_zero:
-            write_model(pl_module.network.card, self._blended(state), self.out / "model.safetensors")
+            self._write(pl_module.network, state, self.out / "model.safetensors")
             best = self.out / f"{BEST}.ckpt"
             if best.is_file():
                 state = read_pickle(best, A_CHECKPOINT)["state_dict"]
-                write_model(pl_module.network.card, self._blended(state), self.out / "best.safetensors")
+                self._write(pl_module.network, state, self.out / "best.safetensors")
         trainer.strategy.barrier()  # every process finds the files when training returns
 
-    def _blended(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        if not self.blend:
-            return state
-        return {name: torch.lerp(tensor.cpu(), self._start[name].cpu(), self.blend) for name, tensor in state.items()}
+    def _write(self, network: Promptable, state: Mapping[str, Tensor], path: Path) -> None:
+        """Write a task's tensors as a model. Raises CheckpointError for NaN or infinity: the run has diverged."""
+        if self.blend:
+            state = {name: torch.lerp(x.cpu(), self._start[name].cpu(), self.blend) for name, x in state.items()}
+        tensors = {name.removeprefix(PREFIX): x.cpu() for name, x in state.items() if name.startswith(PREFIX)}
+        save_model(assemble(network.card, tensors, f"the network for {path}"), path)
 
 
-def write_model(card: Card, state: Mapping[str, Tensor], path: Path) -> None:
-    """Write a task's tensors as a VoxSAM model. Raises CheckpointError for NaN or infinity: the run has diverged."""
-    tensors = {name.removeprefix(PREFIX): tensor.cpu() for name, tensor in state.items() if name.startswith(PREFIX)}
-    save_model(assemble(card, tensors, f"the network for {path}"), path)
+CROPS = 4  # per structure, from which a model learns to tell its classes apart
+
+
+def note_classes(data: Path | None, run: Path, stream: SampleStream, seed: int) -> None:
+    """Record in the models of a run how to tell the classes of its store `data` apart, if it has any."""
+    description = None if data is None else find_description(data)
+    for name in ("model", BEST) if description is not None and description.classes else ():
+        path = run / f"{name}.safetensors"
+        if path.is_file():
+            model = load_model(path, "cpu")
+            if classes := _classes(model, description.classes, stream, seed):  # type: ignore[union-attr]
+                model.card = model.card.model_copy(update={"classes": classes})
+                save_model(model, path)
+
+
+def _classes(model: Promptable, names: Mapping[int, str], stream: SampleStream, seed: int) -> Classes | None:
+    """Fit the classes to the encoder's last features under each structure's label, in crops around its voxels.
+
+    A class without a structure is left out; None if fewer than two remain.
+    """
+    found: dict[int, list[np.ndarray]] = {}
+    for turn in range(CROPS):
+        samples = validation_samples(stream.sampler, stream.scans, seed + turn)
+        for case, sample in zip(stream.scans, samples, strict=True):
+            if case.target is None:
+                continue
+            with torch.inference_mode():
+                features = model.encode(torch.from_numpy(sample["crop"][None]))
+            under = features_under(features[-1][0].float().numpy(), sample["label"][0])
+            found.setdefault(case.target, []).append(under)
+    labels = sorted(found)
+    return Classes.fit([names[n] for n in labels], labels, [np.stack(found[n]) for n in labels]) if labels[1:] else None

@@ -124,16 +124,12 @@ def available_bytes(device: torch.device) -> int:
     """Bytes still available to this process: on the GPU, or on the machine and in its container."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return min(psutil.virtual_memory().available, *_left_in_container())
-
-
-def _left_in_container() -> list[int]:
-    """Bytes that a Linux control group leaves, if this process is in one with a limit; else practically unlimited."""
-    try:
+    available = psutil.virtual_memory().available
+    try:  # a Linux control group, if this process is in one with a limit
         limit, current = ((CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
     except OSError:
-        return [2**62]
-    return [int(limit) - int(current)] if limit.isdigit() else [2**62]
+        return available
+    return min(available, int(limit) - int(current)) if limit.isdigit() else available
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -27,7 +27,7 @@ from pydantic_settings import BaseSettings, CliSettingsSource, PydanticBaseSetti
 from voxsam.errors import FileError, InputError
 from voxsam.lab.data.augmentation import AUGMENTATIONS, Augmentation
 from voxsam.lab.data.sampling import Prompts
-from voxsam.lab.engine.settings import EngineSettings
+from voxsam.lab.engine.crops import EngineSettings
 from voxsam.network.conditioning import Conditioning
 from voxsam.network.sizes import PROFILES, SIZES, ModelConfig
 from voxsam.preprocess import Preprocessing

@@ -46,7 +46,6 @@ from voxsam.lab.engine.load import load_sources
 from voxsam.lab.engine.stream import EngineStream
 from voxsam.lab.training.budget import Budget
 from voxsam.lab.training.callbacks import DrawExamples, LiveProgress, StopOnNaN, StopOnSignal, ValidateFirst
-from voxsam.lab.training.classes import note_classes
 from voxsam.lab.training.keep import (
     BEST,
     LAST,
@@ -56,6 +55,7 @@ from voxsam.lab.training.keep import (
     WriteModels,
     check_identity,
     identity,
+    note_classes,
     steps_done,
     write_identity,
 )
@@ -69,24 +69,6 @@ from voxsam.phantoms import Scene
 FSDP = "fsdp"
 AVERAGE_EVERY = 10  # steps
 ENTRIES = ("encode", "sample", "static", "decode", "decode_stages")  # a task calls these methods, not forward
-
-
-def choose_strategy(recipe: Recipe) -> str | Strategy:
-    """The name of Lightning's strategy, or FSDP2 over all processes."""
-    if recipe.strategy != FSDP:
-        return recipe.strategy
-    return ModelParallelStrategy(
-        data_parallel_size=recipe.devices * recipe.nodes, tensor_parallel_size=1, save_distributed_checkpoint=False
-    )
-
-
-def averaging(recipe: Recipe) -> list[Callback]:
-    """The callback that averages the weights, if the recipe asks for it."""
-    if not recipe.ema:
-        return []
-    if recipe.strategy == FSDP:
-        return [ShardedAverages(recipe.ema)]
-    return [EMAWeightAveraging(decay=recipe.ema, update_every_n_steps=AVERAGE_EVERY)]
 
 
 class ShardedTask(SegmentationTask):
@@ -124,15 +106,17 @@ class ShardedAverages(EMAWeightAveraging):
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Start with the current weights; a checkpoint is loaded after this."""
-        self._average_model = _Averages(pl_module, self.decay)  # type: ignore[assignment]
+        self._averages = self._average_model = _Averages(pl_module, self.decay)  # type: ignore[assignment]
 
     def on_save_checkpoint(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Store whole tensors; all processes take part in gathering them."""
-        averages = self._averages.whole()
         checkpoint["current_model_state"] = checkpoint["state_dict"]
-        checkpoint["state_dict"] = averages
+        checkpoint["state_dict"] = {
+            name: (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).cpu()
+            for name, tensor in self._averages.tensors.items()
+        }
         checkpoint["averaging_state"] = {"n_averaged": self._averages.updates}
 
     def on_load_checkpoint(
@@ -143,12 +127,11 @@ class ShardedAverages(EMAWeightAveraging):
         with torch.no_grad():
             for name, parameter in pl_module.named_parameters():
                 self._averages.tensors[name].copy_(parameter)
-                parameter.copy_(_divided(checkpoint["current_model_state"][name], parameter))
-
-    @property
-    def _averages(self) -> _Averages:
-        assert isinstance(self._average_model, _Averages)
-        return self._average_model
+                weights = checkpoint["current_model_state"][name]
+                if isinstance(parameter, DTensor):
+                    own = weights.to(parameter.device)
+                    weights = distribute_tensor(own, parameter.device_mesh, parameter.placements)
+                parameter.copy_(weights)
 
 
 class _Averages:
@@ -179,42 +162,23 @@ class _Averages:
             average.lerp_(parameter.detach(), 1 - self.decay if self.updates else 1.0)
         self.updates += 1
 
-    def whole(self) -> dict[str, Tensor]:
-        """The averages as whole tensors on the CPU."""
-        return {
-            name: (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).cpu()
-            for name, tensor in self.tensors.items()
-        }
-
-
-def _divided(whole: Tensor, like: Tensor) -> Tensor:
-    """A tensor sharded like `like`."""
-    if not isinstance(like, DTensor):
-        return whole
-    return distribute_tensor(whole.to(like.device), like.device_mesh, like.placements)
-
-
-def make_engine_stream(recipe: Recipe, data: Path | None) -> EngineStream:
-    """The samples of a recipe with a data engine. Raises FileError without data, InputError for `epochs`."""
-    assert recipe.engine is not None
-    if data is None:
-        raise FileError("a data engine without data", "a folder like the shared data", "give --data")
-    if recipe.epochs is not None:
-        given = "epochs of a data engine"
-        raise InputError(given, "steps or minutes: its samples never end", "set `steps` in the recipe")
-    sources = load_sources(data, recipe.engine, recipe.preprocessing)
-    length = (recipe.steps or ENDLESS) * recipe.crops_per_step
-    return EngineStream(sources, recipe.engine, recipe.preprocessing, recipe.model.crop, length, recipe.seed)
-
 
 def make_stream(recipe: Recipe, data: Path | None) -> SampleStream | EngineStream:
     """The samples of a recipe: the cases of `data` except held-out and validation cases, and phantoms.
 
-    Its length is that of the whole run. Raises FileError for held-out or validation cases that `data` does not have:
-    with a misspelt name they would be trained on.
+    With a data engine they are drawn from its own sources. The length is that of the whole run. Raises FileError for
+    held-out or validation cases that `data` does not have (with a misspelt name they would be trained on) and for a
+    data engine without data, InputError for one with `epochs`.
     """
     if recipe.engine is not None:
-        return make_engine_stream(recipe, data)
+        if data is None:
+            raise FileError("a data engine without data", "a folder like the shared data", "give --data")
+        if recipe.epochs is not None:
+            given = "epochs of a data engine"
+            raise InputError(given, "steps or minutes: its samples never end", "set `steps` in the recipe")
+        sources = load_sources(data, recipe.engine, recipe.preprocessing)
+        length = (recipe.steps or ENDLESS) * recipe.crops_per_step
+        return EngineStream(sources, recipe.engine, recipe.preprocessing, recipe.model.crop, length, recipe.seed)
     aside = {*recipe.held_out, *recipe.validation}
     scans = [] if data is None else load_cases(data, leave_out=aside, preprocessing=recipe.preprocessing)
     sampler = Sampler(recipe.preprocessing, recipe.model.crop, recipe.augmentation, recipe.prompts)
@@ -268,12 +232,6 @@ def first_seed(recipe: Recipe) -> int:
     return 10_000 * (1 + recipe.seed)
 
 
-def make_loader(recipe: Recipe, stream: SampleStream | EngineStream, order: TorchSampler[int]) -> DataLoader:
-    """Batches of the stream in the given order, made by `recipe.workers` processes."""
-    busy = recipe.workers > 0
-    return DataLoader(stream, recipe.batch, sampler=order, num_workers=recipe.workers, persistent_workers=busy)
-
-
 class Onwards(TorchSampler[int]):
     """0, 1, 2, ... `length` - 1, starting at `first()`: a resumed run does not see its first samples again.
 
@@ -295,6 +253,18 @@ class Onwards(TorchSampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         return iter(range(self.first() + self.rank(), self.length, self.world_size()))
+
+
+def _loader(recipe: Recipe, stream: SampleStream | EngineStream, trainer: lightning.Trainer) -> DataLoader:
+    """Batches of the stream from the trainer's step on, made by `recipe.workers` processes."""
+    order = Onwards(
+        len(stream),
+        lambda: trainer.global_step * recipe.batch * recipe.accumulate * trainer.world_size,
+        lambda: trainer.global_rank,
+        lambda: trainer.world_size,
+    )
+    workers = recipe.workers
+    return DataLoader(stream, recipe.batch, sampler=order, num_workers=workers, persistent_workers=workers > 0)
 
 
 def train(
@@ -346,18 +316,11 @@ def train(
     log(check_memory(network, recipe, device, strict))
     if trainer.is_global_zero:
         write_identity(mine, out)
-    done = recipe.batch * recipe.accumulate
-    order = Onwards(
-        len(samples),
-        lambda: trainer.global_step * done * trainer.world_size,
-        lambda: trainer.global_rank,
-        lambda: trainer.world_size,
-    )
     task = ShardedTask if recipe.strategy == FSDP else SegmentationTask
     with SmallMapsInFloat32() if recipe.precision == "bf16-mixed" and device.type == "cpu" else nullcontext():
         trainer.fit(
             task(recipe, network) if budget is None else task(recipe, network, budget.fraction),
-            make_loader(recipe, samples, order),
+            _loader(recipe, samples, trainer),
             DataLoader(validation, batch_size=1) if validation else None,  # type: ignore[arg-type]
             ckpt_path=str(last) if last.is_file() else None,
             weights_only=True,
@@ -371,6 +334,10 @@ def train(
 def _trainer(recipe: Recipe, out: Path, callbacks: list[Callback], **options: Any) -> lightning.Trainer:
     last = out / f"{LAST}.ckpt"
     first_step = steps_done(last)
+    strategy: str | Strategy = recipe.strategy
+    if strategy == FSDP:
+        processes = recipe.devices * recipe.nodes
+        strategy = ModelParallelStrategy(processes, tensor_parallel_size=1, save_distributed_checkpoint=False)
     settings: dict[str, Any] = {
         "max_steps": recipe.steps,
         "max_epochs": -1,  # a finished run that is given more steps starts another of Lightning's epochs
@@ -386,7 +353,7 @@ def _trainer(recipe: Recipe, out: Path, callbacks: list[Callback], **options: An
         "accelerator": "auto",
         "devices": recipe.devices,
         "num_nodes": recipe.nodes,
-        "strategy": choose_strategy(recipe),
+        "strategy": strategy,
         "plugins": [WholeCheckpoints()],
         "enable_model_summary": False,
         "use_distributed_sampler": False,  # Onwards itself divides the samples among processes, in order
@@ -405,10 +372,15 @@ def _trainer(recipe: Recipe, out: Path, callbacks: list[Callback], **options: An
 def _callbacks(recipe: Recipe, out: Path, more: list[Callback]) -> list[Callback]:
     """The callbacks, ordered so that pictures show the averaged weights and checkpoints hold their step's averages."""
     last = ModelCheckpoint(out, LAST, every_n_train_steps=recipe.checkpoint_every, enable_version_counter=False)
+    averaging: list[Callback] = []
+    if recipe.ema and recipe.strategy == FSDP:
+        averaging = [ShardedAverages(recipe.ema)]
+    elif recipe.ema:
+        averaging = [EMAWeightAveraging(decay=recipe.ema, update_every_n_steps=AVERAGE_EVERY)]
     callbacks: list[Callback] = [
         LiveProgress(recipe.batch * recipe.devices * recipe.nodes),
         *more,
-        *averaging(recipe),
+        *averaging,
         last,
         WriteModels(out, recipe.blend),
         StopOnNaN(out / f"{LAST}.ckpt"),

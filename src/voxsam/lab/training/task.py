@@ -95,7 +95,7 @@ class SegmentationTask(lightning.LightningModule):
     def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
         """The loss of a batch of samples (voxsam.lab.data.sampling.Sampler.draw, stacked)."""
         losses, weights, scores, truth = [], [], [], batch["label"]
-        for logits, coarse in self._automatic(batch) if self.recipe.automatic else self._clicked(batch):
+        for logits, coarse in self._clicked(batch):
             losses.append(self.loss(logits.float(), truth))
             weights.append(1.0)
             if coarse is not None:
@@ -108,17 +108,16 @@ class SegmentationTask(lightning.LightningModule):
             self.log("dice corrected", scores[-1], sync_dist=True)
         return loss
 
-    def _automatic(self, batch: dict[str, Tensor]) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """The logits for the image alone."""
-        features = self.network.encode(batch["crop"])
-        yield self.network.decode(features, batch["crop"], static=self.network.static(features, batch["crop"])), None
-
     def _clicked(self, batch: dict[str, Tensor]) -> Iterator[tuple[Tensor, Tensor | None]]:
         """The logits after the first clicks, and in some steps after each further click, which corrects the last mask.
 
         With a refinement head each comes with the mask decoder's logits, and only the first and the last are trained
-        on (Sofiiuk et al., Reviving Iterative Training with Mask Guidance, 2021).
+        on (Sofiiuk et al., Reviving Iterative Training with Mask Guidance, 2021). An automatic network has the image
+        alone, and one prediction.
         """
+        if self.recipe.automatic:
+            yield self.predict(batch["crop"], batch["points"], batch["labels"]), None
+            return
         rng = np.random.default_rng([self.recipe.seed, self.global_step])  # the same in every process
         users = [np.random.default_rng([self.recipe.seed, 1, int(number)]) for number in batch["number"]]
         network, truth = self.network, batch["label"][:, 0]
