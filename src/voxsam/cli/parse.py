@@ -18,9 +18,8 @@ Numbers = tuple[float, ...]
 # Anything else that int() and float() accept is a typo: 1_0, digits of other scripts, nan.
 WHOLE = re.compile(r"[+-]?\d+", re.ASCII)
 DECIMAL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
-
-
 Number = TypeVar("Number", int, float)
+
 # How many numbers an option takes, of which type, what they are, and an example.
 VOXEL = (3, int, "three whole numbers 'I,J,K', the voxel's index", "120,88,45")
 PLACE = (3, float, "three numbers 'X,Y,Z', millimetres (RAS+)", "-42.5,10,118")
@@ -63,18 +62,15 @@ class PromptWords:
 
 def whole_numbers(option: str, words: str, example: str) -> tuple[int, ...]:
     """Parse `1,3,10`. Raises InputError, naming the option, for anything but whole numbers in the digits 0 to 9."""
-    try:
-        return _parsed(words, int)
-    except ValueError as error:
-        raise InputError(f"{option} {words!r}", "whole numbers", f"write for example {option} {example}") from error
+    numbers = _parsed(words, int)
+    if not numbers:
+        raise InputError(f"{option} {words!r}", "whole numbers", f"write for example {option} {example}")
+    return numbers
 
 
 def three_lengths(option: str, words: str, instead: str = "") -> tuple[float, float, float]:
     """Parse three numbers above 0, separated by commas. Raises InputError, naming the option, for anything else."""
-    try:
-        numbers = _parsed(words, float)
-    except ValueError:
-        numbers = ()
+    numbers = _parsed(words, float)
     if len(numbers) != 3 or not all(math.isfinite(n) and n > 0 for n in numbers):
         remedy = f"write for example {option} 1,1,1"
         raise InputError(f"{option} {words!r}", f"{instead}three lengths in mm above 0", remedy)
@@ -89,20 +85,20 @@ def given_path(word: str) -> Path:
 
 
 def _parsed(words: str, kind: type[Number]) -> tuple[Number, ...]:
-    """Numbers separated by commas. Raises ValueError for anything else."""
+    """The numbers, separated by commas; none if anything else is among them."""
     pattern, found = WHOLE if kind is int else DECIMAL, words.split(",")
     if not all(pattern.fullmatch(word.strip()) for word in found):
-        raise ValueError(words)
-    return tuple(map(kind, found))
+        return ()
+    try:
+        return tuple(map(kind, found))
+    except ValueError:  # more digits than int() takes
+        return ()
 
 
 def _numbers(
     option: str, words: str, count: int, kind: type[int] | type[float], expected: str, example: str
 ) -> Numbers:
-    try:
-        numbers = _parsed(words, kind)
-    except ValueError:
-        numbers = ()
+    numbers = _parsed(words, kind)
     if len(numbers) != count or not all(map(math.isfinite, numbers)):
         raise PromptError(f"{option} {words!r}", expected, f"write for example {option} {example}, without blanks")
     return numbers

@@ -206,9 +206,8 @@ def export(
     """Write what is done for other programs."""
     from voxsam.project import exchange
 
-    chosen = next((known for known in exchange.LAYOUTS if known == layout), layout)
     with ProgressBar() as progress:
-        count, left_out = exchange.export(_open(folder), output, chosen, progress)  # type: ignore[arg-type]
+        count, left_out = exchange.export(_open(folder), output, layout, progress)  # type: ignore[arg-type]  # checked there
     typer.echo(f"{output}: {count} cases")
     _list(f"{len(left_out)} left out", [f"{case}: {reason}" for case, reason in left_out.items()])
 

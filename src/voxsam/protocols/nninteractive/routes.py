@@ -95,6 +95,11 @@ class Client(SegmentSession):
         changed = await asyncio.wrap_future(self.run(work, memory_bytes))
         return await asyncio.to_thread(_change, changed)
 
+    async def add(self, image: Volume, prompts: Sequence[Prompt], predict: bool) -> Response:
+        """Add an interaction and respond with what changed, as `change` does. Raises Full."""
+        self.check_growth()
+        return await self.change(image, lambda segment: segment.add(prompts, predict), stroke_bytes(prompts))
+
     async def use(self, act: Callable[[Segment], None] = lambda segment: None) -> None:
         """Count a request as a use of the session, even if the worker has nothing to do."""
         if self.volume is not None:
@@ -293,14 +298,14 @@ class Refine(BaseModel):
 async def add_point(service: TheService, client: Held, point: PointInteraction) -> Response:
     """At an index (x, y, z) of the image; fractions are kept."""
     require_prompt(service.worker.model.card, "positive", point.include_interaction)
-    return await _add(client, client.image, point.prompts(client.image.grid), point.run_prediction)
+    return await client.add(client.image, point.prompts(client.image.grid), point.run_prediction)
 
 
 @router.post("/add_bbox_interaction", summary="A box", responses=CHANGE)
 async def add_box(service: TheService, client: Held, box: BoxInteraction) -> Response:
     """3D or 2D; a 2D box limits the mask within its plane, on all slices."""
     require_prompt(service.worker.model.card, "box", box.include_interaction)
-    return await _add(client, client.image, box.prompts(client.image.grid), box.run_prediction)
+    return await client.add(client.image, box.prompts(client.image.grid), box.run_prediction)
 
 
 @router.post("/add_scribble_interaction", summary="A stroke", responses=CHANGE, openapi_extra=ARRAY)
@@ -356,7 +361,7 @@ async def _add_mask(
     prompts = await asyncio.to_thread(
         _with_mask, service, body, shape, f"a {kind}", lambda mask: make(mask, image.grid), STROKE_MEMORY
     )
-    return await _add(client, image, prompts, interaction.run_prediction)
+    return await client.add(image, prompts, interaction.run_prediction)
 
 
 def _with_mask(
@@ -376,8 +381,3 @@ def _with_mask(
         raise PromptError(f"{what} of shape {packed.shape}", f"shape {tuple(shape)}", "send it on the image's grid")
     with service.sessions.memory.take(packed.nbytes + math.prod(shape) * (2 + memory)):
         return make(unpack(packed, service.settings.upload_bytes) != 0)
-
-
-async def _add(client: Client, image: Volume, prompts: Sequence[Prompt], predict: bool) -> Response:
-    client.check_growth()
-    return await client.change(image, lambda segment: segment.add(prompts, predict), stroke_bytes(prompts))
