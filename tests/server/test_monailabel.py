@@ -20,7 +20,7 @@ from serving import error_of, running
 from voxsam.interactive.predictor import Predictor
 from voxsam.io import read_volume, write_mask, write_volume
 from voxsam.prompts import Point
-from voxsam.protocols.monailabel.images import Image
+from voxsam.protocols.monailabel.datastore import Image
 from voxsam.server.settings import Settings
 from voxsam.volume import Volume
 

@@ -33,16 +33,14 @@ DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
 _UsageError: type[Exception] = typer.BadParameter.__mro__[2]
 
 
-def _hyphened(word: str) -> str:
-    """An option as the help spells it: `--save_masks` becomes `--save-masks`."""
-    return word.replace("_", "-")
-
-
 app = typer.Typer(
     name="voxsam",
     help="Segment a tumour in a 3D scan from one click.",
     epilog="Research software, not a medical device: every mask needs a qualified person's eyes.",
-    context_settings={"help_option_names": ["-h", "--help"], "token_normalize_func": _hyphened},
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "token_normalize_func": lambda word: word.replace("_", "-"),  # `--save_masks` is `--save-masks`
+    },
     add_completion=False,
     pretty_exceptions_enable=False,
 )
@@ -78,7 +76,9 @@ def _add(entry: EntryPoint) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the arguments (without the program's name; None: this process's) and return the exit status."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    words, debug = _without_debug(words)
+    end = words.index("--") if "--" in words else len(words)
+    debug = "--debug" in words[:end]
+    words = [word for word in words[:end] if word != "--debug"] + words[end:]
     if not debug:
         warnings.simplefilter("ignore")  # libraries' warnings are for developers; stderr is for the user
     try:
@@ -95,31 +95,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return status if isinstance(status, int) else DONE
 
 
-def _without_debug(words: list[str]) -> tuple[list[str], bool]:
-    """The words without any `--debug` before a `--`, and whether there was one."""
-    end = words.index("--") if "--" in words else len(words)
-    return [word for word in words[:end] if word != "--debug"] + words[end:], "--debug" in words[:end]
-
-
 def _explain(error: Exception, words: Sequence[str]) -> tuple[int, str]:
     """The exit status of an error, and its one-line message."""
     if isinstance(error, InputError):
         return WRONG_INPUT, f"error: {error}"
     if isinstance(error, _UsageError):
-        known = {
-            name
-            for command in (app.registered_commands, app.registered_groups)
-            for info in command
-            if (name := info.name)
-        }
+        known = {info.name for info in (*app.registered_commands, *app.registered_groups)}
         command = next((f"voxsam {word}" for word in words[:1] if word in known), "voxsam")
         return WRONG_INPUT, f"error: {_one_line(error.format_message())} (see `{command} --help`)"  # type: ignore[attr-defined]
     if isinstance(error, OSError) and error.errno in DISK:
-        given = f"{error.filename or 'a file'} could not be written ({error.strerror})"
-        return (
-            WRONG_INPUT,
-            f"error: {_one_line(given)}; expected a disk that takes files; free some space, or choose another",
-        )
+        given = _one_line(f"{error.filename or 'a file'} could not be written ({error.strerror})")
+        return WRONG_INPUT, f"error: {given}; expected a disk that takes files; free some space, or choose another"
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, without importing torch
         return FAILED, "error: out of memory; close other programs, or take a smaller model or --device cpu"
     what = _one_line(str(error)) or type(error).__name__

@@ -44,7 +44,7 @@ def command(
 ) -> int:
     """Segment many scans. Run again after a stop: what is finished is kept."""
     from voxsam.batch.listing import list_cohort
-    from voxsam.batch.run import run_cohort
+    from voxsam.batch.run import ray_runner, run_cohort
     from voxsam.batch.worker import BatchOptions
     from voxsam.io import MASK_SUFFIXES
 
@@ -62,11 +62,7 @@ def command(
         ahead=ahead,
         threads=threads,
     )
-    runner = None
-    if ray:
-        from voxsam.batch.run import ray_runner
-
-        runner = ray_runner(settings)
+    runner = ray_runner(settings) if ray else None
     start = time.perf_counter()
     with ProgressBar(quiet) as progress:
         progress("loading the model")

@@ -11,7 +11,6 @@ import typer
 from voxsam.errors import FileError
 
 if TYPE_CHECKING:
-    from voxsam.network.network import VoxSAMNetwork
     from voxsam.network.promptable import Promptable
 
 SAM_ENCODER_VIT_B = 89_670_912  # the paper's fraction of tuned parameters (16.96 %) is relative to SAM's 2D encoder
@@ -66,13 +65,18 @@ def _installation() -> dict[str, str]:
 
 
 def _model(what: str) -> dict[str, str]:
-    from voxsam.network.sizes import SIZES
+    import torch
 
-    if what in SIZES:
-        return _counts(_without_weights(what))
+    from voxsam.network.card import Card
+    from voxsam.network.network import VoxSAMNetwork
+    from voxsam.network.sizes import SIZES
+    from voxsam.preprocess import RELEASED
     from voxsam.seen import listed
     from voxsam.weights import load_model
 
+    if what in SIZES:
+        with torch.device("meta"):  # without weights
+            return _counts(VoxSAMNetwork(Card(name=what, config=SIZES[what], preprocessing=RELEASED["kits"])))
     network = load_model(what, "cpu")
     card = network.card
     use = card.preprocessing
@@ -90,19 +94,6 @@ def _model(what: str) -> dict[str, str]:
     if card.trained_on:
         rows["trained on"] = listed(card.trained_on)
     return {**rows, **_counts(network), **card.description, **{k: f"{v:g}" for k, v in card.scores.items()}}
-
-
-def _without_weights(size: str) -> VoxSAMNetwork:
-    """A network of this size on the meta device, without weights."""
-    import torch
-
-    from voxsam.network.card import Card
-    from voxsam.network.network import VoxSAMNetwork
-    from voxsam.network.sizes import SIZES
-    from voxsam.preprocess import RELEASED
-
-    with torch.device("meta"):
-        return VoxSAMNetwork(Card(name=size, config=SIZES[size], preprocessing=RELEASED["kits"]))
 
 
 def _counts(network: Promptable) -> dict[str, str]:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from voxsam.errors import FileError, InputError, PromptError
 
@@ -19,35 +18,36 @@ Numbers = tuple[float, ...]
 # Anything else that int() and float() accept is a typo: 1_0, digits of other scripts, nan.
 WHOLE = re.compile(r"[+-]?\d+", re.ASCII)
 DECIMAL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
+Number = TypeVar("Number", int, float)
+
+# How many numbers an option takes, of which type, what they are, and an example.
+VOXEL = (3, int, "three whole numbers 'I,J,K', the voxel's index", "120,88,45")
+PLACE = (3, float, "three numbers 'X,Y,Z', millimetres (RAS+)", "-42.5,10,118")
+CORNERS = (6, int, "six whole numbers 'I0,J0,K0,I1,J1,K1', two opposite corners", "100,70,40,140,110,60")
 
 
-@dataclass(frozen=True)
 class PromptWords:
-    """All prompts of a command line, their numbers parsed but not yet placed on a scan."""
+    """All prompts of a command line, their numbers parsed but not yet placed on a scan.
 
-    clicks: tuple[tuple[Numbers, bool], ...]  # voxel indices, and whether positive
-    clicks_mm: tuple[tuple[Numbers, bool], ...]  # RAS+ mm
-    boxes: tuple[Numbers, ...]
-    scribbles: tuple[Path, ...]
-    hints: tuple[Path, ...]
+    Raises PromptError for a wrong number of numbers, or anything else.
+    """
 
-    @classmethod
-    def read(
-        cls,
+    def __init__(
+        self,
         click: Sequence[str],
         negative: Sequence[str],
         click_mm: Sequence[str],
         negative_mm: Sequence[str],
         box: Sequence[str],
-        scribble: Sequence[Path],
-        hint: Sequence[Path],
-    ) -> PromptWords:
-        """Parse the words of each option. Raises PromptError for a wrong number of numbers, or anything else."""
-        clicks = [(voxel("--click", w), True) for w in click] + [(voxel("--negative", w), False) for w in negative]
-        in_mm = [(place_mm("--click-mm", w), True) for w in click_mm]
-        in_mm += [(place_mm("--negative-mm", w), False) for w in negative_mm]
-        boxes = tuple(corners("--box", w) for w in box)
-        return cls(tuple(clicks), tuple(in_mm), boxes, tuple(scribble), tuple(hint))
+        scribbles: Sequence[Path],
+        hints: Sequence[Path],
+    ) -> None:
+        self.clicks = [(_numbers("--click", word, *VOXEL), True) for word in click]
+        self.clicks += [(_numbers("--negative", word, *VOXEL), False) for word in negative]
+        self.clicks_mm = [(_numbers("--click-mm", word, *PLACE), True) for word in click_mm]
+        self.clicks_mm += [(_numbers("--negative-mm", word, *PLACE), False) for word in negative_mm]
+        self.boxes = [_numbers("--box", word, *CORNERS) for word in box]
+        self.scribbles, self.hints = scribbles, hints
 
     def __bool__(self) -> bool:
         return bool(self.clicks or self.clicks_mm or self.boxes or self.scribbles or self.hints)
@@ -60,41 +60,17 @@ class PromptWords:
         return placed(scan, self.clicks, self.clicks_mm, boxes, self.scribbles, self.hints)
 
 
-def voxel(option: str, word: str) -> Numbers:
-    """Parse `I,J,K`, whole numbers."""
-    return _numbers(option, word, 3, True, "three whole numbers 'I,J,K', the voxel's index", "120,88,45")
-
-
-def place_mm(option: str, word: str) -> Numbers:
-    """Parse `X,Y,Z`, RAS+ mm."""
-    return _numbers(option, word, 3, False, "three numbers 'X,Y,Z', millimetres (RAS+)", "-42.5,10,118")
-
-
-def corners(option: str, word: str) -> Numbers:
-    """Parse `I0,J0,K0,I1,J1,K1`, whole numbers: the two corners of a box, both included."""
-    what = "six whole numbers 'I0,J0,K0,I1,J1,K1', two opposite corners"
-    return _numbers(option, word, 6, True, what, "100,70,40,140,110,60")
-
-
 def whole_numbers(option: str, words: str, example: str) -> tuple[int, ...]:
     """Parse `1,3,10`. Raises InputError, naming the option, for anything but whole numbers in the digits 0 to 9."""
-    try:
-        return _whole(words)
-    except ValueError as error:
-        raise InputError(f"{option} {words!r}", "whole numbers", f"write for example {option} {example}") from error
-
-
-def decimals(words: str) -> Numbers:
-    """Parse `0.5,-2,1e3`. Raises ValueError for anything but decimal numbers in the digits 0 to 9."""
-    return tuple(float(_matched(word, DECIMAL)) for word in words.split(","))
+    numbers = _parsed(words, int)
+    if not numbers:
+        raise InputError(f"{option} {words!r}", "whole numbers", f"write for example {option} {example}")
+    return numbers
 
 
 def three_lengths(option: str, words: str, instead: str = "") -> tuple[float, float, float]:
     """Parse three numbers above 0, separated by commas. Raises InputError, naming the option, for anything else."""
-    try:
-        numbers = decimals(words)
-    except ValueError:
-        numbers = ()
+    numbers = _parsed(words, float)
     if len(numbers) != 3 or not all(math.isfinite(n) and n > 0 for n in numbers):
         remedy = f"write for example {option} 1,1,1"
         raise InputError(f"{option} {words!r}", f"{instead}three lengths in mm above 0", remedy)
@@ -108,21 +84,21 @@ def given_path(word: str) -> Path:
     return Path(word)
 
 
-def _whole(words: str) -> tuple[int, ...]:
-    return tuple(int(_matched(word, WHOLE)) for word in words.split(","))
-
-
-def _matched(word: str, pattern: re.Pattern[str]) -> str:
-    if not pattern.fullmatch(word.strip()):
-        raise ValueError(word)
-    return word
-
-
-def _numbers(option: str, words: str, count: int, whole: bool, expected: str, example: str) -> Numbers:
+def _parsed(words: str, kind: type[Number]) -> tuple[Number, ...]:
+    """The numbers, separated by commas; none if anything else is among them."""
+    pattern, found = WHOLE if kind is int else DECIMAL, words.split(",")
+    if not all(pattern.fullmatch(word.strip()) for word in found):
+        return ()
     try:
-        numbers = _whole(words) if whole else decimals(words)
-    except ValueError:
-        numbers = ()
+        return tuple(map(kind, found))
+    except ValueError:  # more digits than int() takes
+        return ()
+
+
+def _numbers(
+    option: str, words: str, count: int, kind: type[int] | type[float], expected: str, example: str
+) -> Numbers:
+    numbers = _parsed(words, kind)
     if len(numbers) != count or not all(map(math.isfinite, numbers)):
         raise PromptError(f"{option} {words!r}", expected, f"write for example {option} {example}, without blanks")
     return numbers

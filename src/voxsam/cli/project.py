@@ -15,13 +15,12 @@ from voxsam.errors import InputError
 
 if TYPE_CHECKING:
     from voxsam.project import Project
-    from voxsam.project.agreement import Agreement
 
 app = typer.Typer(help="A folder of scans to work through; a model learns from what is done.")
 
 Folder = Annotated[Path, typer.Argument(parser=given_path, metavar="FOLDER", help="The project.")]
 Case = Annotated[str, typer.Argument(metavar="CASE", help="The name of a scan, as `status` shows it.")]
-Scans = Annotated[Path, typer.Option(parser=given_path, metavar="DIR", help="Scans in and below it, or a CSV table.")]
+SCANS = typer.Option(parser=given_path, metavar="DIR", help="Scans in and below it, or a CSV table.")
 Reader = Annotated[str, typer.Option(help="Whose work it is.")]
 SHOWN = 10
 
@@ -29,9 +28,7 @@ SHOWN = 10
 @app.command()
 def new(
     folder: Folder,
-    scans: Annotated[
-        Path | None, typer.Option(parser=given_path, metavar="DIR", help="Scans in and below it, or a CSV table.")
-    ] = None,
+    scans: Annotated[Path | None, SCANS] = None,
     model: Annotated[str, typer.Option(help="That it starts with: a name or a .safetensors file.")] = "voxsam-tiny",
 ) -> None:
     """Make a project. Scans stay where they are; each is read once, to be known again."""
@@ -47,7 +44,7 @@ def new(
 
 
 @app.command()
-def add(folder: Folder, scans: Scans) -> None:
+def add(folder: Folder, scans: Annotated[Path, SCANS]) -> None:
     """Add scans; those that were moved are found again."""
     _add(_open(folder), scans)
 
@@ -209,9 +206,8 @@ def export(
     """Write what is done for other programs."""
     from voxsam.project import exchange
 
-    chosen = next((known for known in exchange.LAYOUTS if known == layout), layout)
     with ProgressBar() as progress:
-        count, left_out = exchange.export(_open(folder), output, chosen, progress)  # type: ignore[arg-type]
+        count, left_out = exchange.export(_open(folder), output, layout, progress)  # type: ignore[arg-type]  # checked there
     typer.echo(f"{output}: {count} cases")
     _list(f"{len(left_out)} left out", [f"{case}: {reason}" for case, reason in left_out.items()])
 
@@ -253,7 +249,13 @@ def compare(
         typer.echo(json.dumps([asdict(one) for one in found], indent=1))
         return
     for one in found:
-        _show_agreement(one, names)
+        volumes = ", ".join(f"{name} {ml:.1f} mL" for name, ml in zip(names, one.volumes_ml, strict=True))
+        typer.echo(f"{one.case}: Dice {one.dice:.3f}, {volumes}")
+        lines = [
+            f"{part.volume_ml:.2f} mL of {part.reader} alone, about voxel {','.join(map(str, part.index))}"
+            for part in one.differences
+        ]
+        _list(f"  {len(lines)} places where they differ", lines)
     typer.echo(f"Mean Dice of {len(found)} scans: {sum(one.dice for one in found) / len(found):.3f}")
 
 
@@ -304,13 +306,3 @@ def _list(what: str, lines: list[str] | tuple[str, ...]) -> None:
             typer.echo(f"  {line}")
         if len(lines) > SHOWN:
             typer.echo(f"  ... and {len(lines) - SHOWN} more")
-
-
-def _show_agreement(one: Agreement, names: list[str]) -> None:
-    volumes = ", ".join(f"{name} {ml:.1f} mL" for name, ml in zip(names, one.volumes_ml, strict=True))
-    typer.echo(f"{one.case}: Dice {one.dice:.3f}, {volumes}")
-    lines = [
-        f"{part.volume_ml:.2f} mL of {part.reader} alone, about voxel {','.join(map(str, part.index))}"
-        for part in one.differences
-    ]
-    _list(f"  {len(lines)} places where they differ", lines)

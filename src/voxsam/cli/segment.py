@@ -125,10 +125,19 @@ class Segmented:
             facts["messages"].append(f"what was clicked looks like {found.class_name}, not like {class_name}")
         return facts
 
-    def write(self, outputs: Outputs, masks: Sequence[str], model: str) -> None:
-        """Write the files of `masks` (options of `outputs`, one for all objects or one each) and the probabilities."""
+    def write(
+        self, outputs: Outputs, masks: Sequence[str], model: str, facts: Mapping[str, Any], progress: ProgressBar
+    ) -> None:
+        """Write all outputs; `masks` are the options of those that hold masks, one for all objects or one each."""
         from voxsam.io import write_mask, write_volume
         from voxsam.io.objects import write_objects
+        from voxsam.report.figures import overview_figure
+        from voxsam.report.report import write_report_json
+        from voxsam.report.sr import write_sr
+
+        def draw(path: Path) -> None:
+            progress("drawing")
+            overview_figure(self.scan, self.mask, self.clicks, path)
 
         if (found := self.prediction) is not None:
             outputs.write("-o", lambda path: write_mask(self.mask, path, model=model))
@@ -138,6 +147,9 @@ class Segmented:
             for number, option in enumerate(masks, 1):
                 part = drawn if len(masks) == 1 else {1: drawn[number]}
                 outputs.write(option, lambda path, part=part: write_objects(part, self.scan, path, model=model))
+        outputs.write("--sr", lambda path: write_sr(path, outputs.paths["-o"], self.scan))
+        outputs.write("--report", lambda path: write_report_json(path, facts))
+        outputs.write("--preview", draw)
 
 
 def command(
@@ -201,7 +213,7 @@ def command(
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing.")] = False,
 ) -> None:
     """Segment the tumour that the prompts point at."""
-    words = PromptWords.read(
+    words = PromptWords(
         click or [], negative or [], click_mm or [], negative_mm or [], box or [], scribble or [], hint or []
     )
     count = _count_objects(words, auto, each, overlap, probabilities)
@@ -238,8 +250,7 @@ def command(
         seconds = {"reading": read - start, "segmenting": time.perf_counter() - read}
         facts = found.facts(scan.name, model, seconds, class_name)
         progress("writing")
-        found.write(outputs, list(masks), card.name)
-        _write_others(outputs, found, target, facts, progress)
+        found.write(outputs, list(masks), card.name, facts, progress)
         if archive is not None:
             progress("sending")
             for file in filter(None, (target, measurements)):
@@ -247,23 +258,6 @@ def command(
     if not quiet:
         confidence = found.prediction and found.prediction.confidence
         _say(facts, confidence, masks.values(), each, time.perf_counter() - start)
-
-
-def _write_others(
-    outputs: Outputs, found: Segmented, target: Path, facts: Mapping[str, Any], progress: ProgressBar
-) -> None:
-    """Write the measurements that refer to the mask in `target`, the report and the picture."""
-    from voxsam.report.figures import overview_figure
-    from voxsam.report.report import write_report_json
-    from voxsam.report.sr import write_sr
-
-    def draw(path: Path) -> None:
-        progress("drawing")
-        overview_figure(found.scan, found.mask, found.clicks, path)
-
-    outputs.write("--sr", lambda path: write_sr(path, target, found.scan))
-    outputs.write("--report", lambda path: write_report_json(path, facts))
-    outputs.write("--preview", draw)
 
 
 def _say(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import sys
 import threading
 import webbrowser
 from pathlib import Path
@@ -104,7 +103,9 @@ def serve(settings: Settings, browser: bool) -> None:
 
     listener = _listen(settings.host, settings.port)
     with listener:
-        address = _address(settings.host, listener.getsockname()[1])
+        host = settings.host
+        shown = "localhost" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
+        address = f"http://{shown}:{listener.getsockname()[1]}/"
         log_to_stderr()  # before the application, whose warm-up logs what it chose
         app = make_app(settings, protocols=PROTOCOLS)
         _log(settings, address)
@@ -118,14 +119,9 @@ def serve(settings: Settings, browser: bool) -> None:
 
 def state_folder() -> Path:
     """The default folder for the server's state: in $VOXSAM_HOME, or the platform's state folder."""
-    home = os.environ.get("VOXSAM_HOME")
-    if home:
-        return Path(home).expanduser() / "server"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Application Support" / "voxsam" / "server"
-    if os.name == "nt":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "voxsam" / "server"
-    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "voxsam" / "server"
+    from voxsam.weights.registry import user_folder
+
+    return user_folder("Application Support", "XDG_STATE_HOME", ".local/state") / "server"
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -141,11 +137,6 @@ def _listen(host: str, port: int) -> socket.socket:
         given = f"--host {host} --port {port} ({error.strerror})"
         raise InputError(given, "an address of this machine and a free port", "choose another --port") from error
     return listener
-
-
-def _address(host: str, port: int) -> str:
-    shown = "localhost" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
-    return f"http://{shown}:{port}/"
 
 
 def _first_page(settings: Settings, address: str) -> str:

@@ -63,14 +63,8 @@ def draw_lesion(rng: np.random.Generator, muscle_hu: float, largest_radius_mm: f
     largest = np.clip(4 / 3 * np.pi * largest_radius_mm**3 / 1000, smallest * 1.5, most)
     volume_ml = np.exp(rng.uniform(np.log(smallest), np.log(largest)))
     matter = rng.choice(["cellular", "myxoid", "lipomatous", "enhancing"], p=[0.6, 0.15, 0.1, 0.15])
-    hu = rng.uniform(
-        *{
-            "cellular": (muscle_hu - 32, muscle_hu + 4),
-            "myxoid": (5, 30),
-            "lipomatous": (-80, 0),
-            "enhancing": (70, 115),
-        }[matter]
-    )
+    fixed = {"myxoid": (5, 30), "lipomatous": (-80, 0), "enhancing": (70, 115)}
+    hu = rng.uniform(*fixed.get(matter, (muscle_hu - 32, muscle_hu + 4)))
     rim = rng.uniform(10, 50) if rng.random() < 0.25 else 0.0
     faint = abs(hu - muscle_hu) < FAINT_HU and rim < FAINT_HU
     return Lesion(
@@ -211,7 +205,12 @@ def make_phantom(
         streams = [np.random.Generator(np.random.PCG64(s)) for s in np.random.SeedSequence([seed, attempt]).spawn(7)]
         image, inside, enough = _draw(streams[:5], size, spacing, scene.draw(streams[6]))
         if enough or (attempt == ATTEMPTS - 1 and inside.any()):
-            return _phantom(image, inside, grid, axes, streams[5])
+            final = grid.reorient(axes)
+            scan = resample(Volume(image, grid, "CT"), final, "nearest").astype(np.int16)
+            label = resample(Volume(inside, grid, "SEG"), final, "nearest").astype(np.uint8)
+            click = np.rint(grid.index_in(final, _click(inside, grid.spacing_mm, streams[5])))
+            i, j, k = click.astype(int).tolist()
+            return Phantom(Volume(scan, final, "CT"), Volume(label, final, "SEG"), (i, j, k))
     raise GeometryError(
         f"a view of {extent[0]:.3g} x {extent[1]:.3g} x {extent[2]:.3g} mm",
         f"room for the lesion of phantom {seed}",
@@ -313,14 +312,6 @@ def _ct_noise(rng: np.random.Generator, frame: Frame) -> Field:
     spectrum = np.asarray(fft.rfft2(noise, axes=(0, 1)))
     noise = np.asarray(fft.irfft2(spectrum * pass_band[:, :, None], frame.shape[:2], axes=(0, 1)))
     return noise / max(float(noise.std()), 1e-6)
-
-
-def _phantom(image: Field, inside: NDArray[np.bool_], grid: Grid, axes: str, rng: np.random.Generator) -> Phantom:
-    final = grid.reorient(axes)
-    scan = resample(Volume(image, grid, "CT"), final, "nearest").astype(np.int16)
-    label = resample(Volume(inside, grid, "SEG"), final, "nearest").astype(np.uint8)
-    i, j, k = np.rint(grid.index_in(final, _click(inside, grid.spacing_mm, rng))).astype(int).tolist()
-    return Phantom(Volume(scan, final, "CT"), Volume(label, final, "SEG"), (i, j, k))
 
 
 def _click(inside: NDArray[np.bool_], spacing: NDArray, rng: np.random.Generator) -> NDArray[np.int64]:

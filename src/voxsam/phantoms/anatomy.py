@@ -49,18 +49,12 @@ def hips_inside(tissue: Tissue, outline: Field, x: Field, y: Field) -> Field:
     wall = np.float32(body.wall_mm) * (1 + np.float32(0.25) * tissue.noise(35))
     cavity = np.maximum(np.maximum(fascia + wall, 25 + 8 * tissue.noise(30) - z), np.float32(-0.45 * body.half_y) - y)
     tissue.paint(cavity, FAT_HU + 5 + 8 * tissue.noise(10))
-    _vessels(tissue, folded, y)
-    _hip_bones(tissue, folded, x, y, z)
-    return cavity
-
-
-def _vessels(tissue: Tissue, folded: Field, y: Field) -> None:
-    """Femoral artery and vein in a bed of fat in the groin, on both sides."""
-    rng, body = tissue.rng, tissue.body
-    front = 0.5 * body.half_y
+    front = 0.5 * body.half_y  # femoral artery and vein in a bed of fat in the groin
     tissue.paint(tube(folded, y, -8, front, 17), FAT_HU + 12)
     for value, at in ((body.artery_hu, 0.0), (body.vein_hu, -15.0)):
         tissue.paint(tube(folded, y, at, front + rng.uniform(-4, 4), rng.uniform(4, 7)), value)
+    _hip_bones(tissue, folded, x, y, z)
+    return cavity
 
 
 def _hip_bones(tissue: Tissue, folded: Field, x: Field, y: Field, z: Field) -> None:
@@ -236,7 +230,7 @@ def _organs(tissue: Tissue, cavity: Field, x: Field, y: Field) -> None:
 
 
 def _skeleton(tissue: Tissue, fascia: Field, spine_y: float, x: Field, y: Field) -> None:
-    rng, frame = tissue.rng, tissue.frame
+    rng, body, frame = tissue.rng, tissue.body, tissue.frame
     z, spongy = frame.z + np.float32(rng.uniform(0, 35)), rng.uniform(110, 230)
     discs = 4 - np.abs((z % 35) - 17.5)
     vertebra = np.maximum(superellipse(x, y - spine_y, 23.0, 17.0, 2.2), discs)
@@ -248,22 +242,17 @@ def _skeleton(tissue: Tissue, fascia: Field, spine_y: float, x: Field, y: Field)
     behind = np.maximum(behind, 9 - tube(x, y, 0, spine_y - 25, 0))  # the canal stays open
     tissue.add_bone(vertebra, 2.0, spongy)
     tissue.add_bone(behind, 2.0, spongy)
-    _ribs_or_pelvis(tissue, fascia, spongy, x, y)
-
-
-def _ribs_or_pelvis(tissue: Tissue, fascia: Field, spongy: float, x: Field, y: Field) -> None:
-    rng, body, warped = tissue.rng, tissue.body, (x, y, tissue.frame.z)
-    # Most lesions destroy the thin bones that they reach.
+    # Ribs or pelvis. Most lesions destroy the thin bones that they reach.
     eaten = -tissue.lesion - 2 if rng.random() < 0.7 else np.float32(-FAR_MM)
     if body.kind in ("chest", "abdomen"):
         period = rng.uniform(26, 34)
-        slices = np.abs((tissue.frame.z + np.float32(0.5) * y) % np.float32(period) - np.float32(period / 2)) - 5
+        slices = np.abs((frame.z + np.float32(0.5) * y) % np.float32(period) - np.float32(period / 2)) - 5
         ribs = np.maximum(np.maximum(np.abs(fascia + 7) - 4, slices), 25 - np.abs(x))
         tissue.add_bone(np.maximum(ribs, eaten), 1.5, spongy * 0.6)
     if body.kind == "pelvis":
         for side in (-1, 1):
             big = np.array([side * 20.0, 10, 30])
-            wing = np.abs(ellipsoid(warped, big, np.array([92, 78, 120]))) - np.float32(rng.uniform(3.5, 7))
+            wing = np.abs(ellipsoid((x, y, frame.z), big, np.array([92, 78, 120]))) - np.float32(rng.uniform(3.5, 7))
             wing = np.maximum(np.maximum(np.maximum(wing, 45 - side * x), np.abs(y + 15) - 55), eaten)
-            head = ellipsoid(warped, np.array([side * 92.0, 0, -60]), np.full(3, rng.uniform(22, 27)))
+            head = ellipsoid((x, y, frame.z), np.array([side * 92.0, 0, -60]), np.full(3, rng.uniform(22, 27)))
             tissue.add_bone(np.minimum(wing, head), 2.0, spongy)

@@ -20,19 +20,16 @@ from pydantic import BaseModel, Field, PositiveInt, ValidationError
 
 import voxsam
 from voxsam.geometry import Grid
-from voxsam.interactive.predictor import Predictor
-from voxsam.network.promptable import Promptable
-from voxsam.prompts import Prompt, Scribble
+from voxsam.prompts import Prompt
 from voxsam.protocols.nninteractive.inputs import AXES as REVERSED_AXES
 from voxsam.protocols.nninteractive.inputs import MaskInteraction, PointInteraction, on_grid
 from voxsam.protocols.nninteractive.routes import require_prompt
-from voxsam.protocols.nninteractive.segment import Segment
+from voxsam.protocols.segment import Segment, SegmentSession, find_client, release_client, stroke_bytes
 from voxsam.server.api import TheService
 from voxsam.server.app import Protocol
-from voxsam.server.errors import Dropped, NotThere, Refused, TooLarge, first_problem
+from voxsam.server.errors import Refused, TooLarge, first_problem
 from voxsam.server.messages import STROKE_MEMORY
 from voxsam.server.service import Service
-from voxsam.server.sessions import OpenSession
 from voxsam.volume import Volume
 
 AXES = REVERSED_AXES[::-1]  # x, y, z of a supine patient's scan: to the left, to the back, up
@@ -43,30 +40,14 @@ router = APIRouter(tags=["ITK-SNAP"])
 PROTOCOL = Protocol(router, files=tuple(f"{v}/upload_raw/" for v in ("", "/v2")) + ("/process_",))
 
 
-class Client(OpenSession):
-    """A session of one client, which sends no heartbeats: it ends when it has not been used for `idle_s`."""
+class Client(SegmentSession):
+    """A session of one client, which sends no heartbeats."""
 
     kind = "a session of ITK-SNAP"
 
-    def make(self, model: Promptable, volume: Volume, undo_bytes: int) -> Segment:
-        """Make the object, without prompts."""
-        return Segment(Predictor(model, progress=self.report).set_image(volume), undo_bytes)
-
-    @property
-    def lease_s(self) -> float:
-        """Seconds until the session ends if it is not used."""
-        return max(0.0, self.used + self.sessions.limits.idle_s - self.sessions.clock())
-
 
 def _client(service: TheService, session_id: str) -> Client:
-    """The client of a session. Raises Dropped."""
-    try:
-        client = service.sessions.find(Client, session_id)
-    except NotThere:
-        client = None
-    if client is None:
-        raise Dropped("a session that is over or unknown", "a session of this server", "connect again in ITK-SNAP")
-    return client
+    return find_client(service.sessions, Client, session_id, "a session", "connect again in ITK-SNAP")
 
 
 Held = Annotated[Client, Depends(_client)]
@@ -108,8 +89,7 @@ async def start_session(service: TheService) -> dict[str, str]:
 @router.get("/v2/end_session/{session_id}", summary="Give a place back")
 async def end_session(service: TheService, session_id: str) -> dict[str, str]:
     """Also succeeds for a session that has ended."""
-    if any(session.id == session_id and isinstance(session, Client) for session in service.sessions.open):
-        await asyncio.to_thread(service.sessions.release, session_id)
+    await release_client(service.sessions, Client, session_id)
     return {"message": "Session ended"}
 
 
@@ -119,23 +99,18 @@ async def upload_raw(
     service: TheService, client: Held, file: Annotated[UploadFile, File()], metadata: Text
 ) -> dict[str, str]:
     """The previous one is closed, and its prompts are lost."""
-    known = _read(metadata)
+    known, most = _read(metadata), service.settings.max_voxels
+    x, y, z = known.dimensions
 
-    def open_image() -> None:
-        voxels = _count(known, service.settings.max_voxels)
-        freed = client.part.nbytes if client.part else 0
-        part = service.sessions.memory.take(voxels * (VOXEL.itemsize + 9), freed)  # while floats are checked
-        try:
-            grid = Grid.from_spacing(known.dimensions, service.settings.spacing_mm, axes=AXES)
-            volume = on_grid(_whole(_voxels(file.file, known)), grid)
-            part.note(volume.array.nbytes)
-            client.open(volume, part)
-        except BaseException:
-            part.close()
-            raise
+    def image() -> Volume:
+        grid = Grid.from_spacing(known.dimensions, service.settings.spacing_mm, axes=AXES)
+        return on_grid(_whole(_voxels(file.file, known)), grid)
 
     with client.held():
-        await asyncio.to_thread(open_image)
+        if x * y * z > most:
+            raise TooLarge(f"an image of {x} x {y} x {z} voxels", f"at most {most:,}", "crop the scan")
+        work_bytes = x * y * z * (VOXEL.itemsize + 9)  # while floats are checked
+        await asyncio.to_thread(client.open_image, image, work_bytes)
     return {"message": "image received"}
 
 
@@ -206,15 +181,13 @@ async def _drawn(
 async def _change(service: Service, client: Client, prompts: Sequence[Prompt]) -> dict[str, str]:
     """Let the worker add the prompts, and respond with the whole mask."""
     client.check_growth()
-    image = client.require_volume()
-    boxes = sum(prompt.volume.array.size for prompt in prompts if isinstance(prompt, Scribble))
 
     def work(segment: Segment) -> NDArray[np.uint8]:
         segment.add(prompts, predict=True)
         return segment.mask
 
-    with service.sessions.memory.take(2 * image.array.size):
-        mask = await asyncio.wrap_future(client.run(work, STROKE_MEMORY * boxes))
+    with service.sessions.memory.take(2 * client.require_volume().array.size):
+        mask = await asyncio.wrap_future(client.run(work, stroke_bytes(prompts)))
         packed = await asyncio.to_thread(lambda: gzip.compress(mask.T.tobytes(), GZIP_LEVEL))
     return {"status": "success", "result": base64.b64encode(packed).decode("ascii")}
 
@@ -229,14 +202,6 @@ def _read(metadata: str) -> Metadata:
         given = f"an image of {known.components_per_pixel} components"
         raise Refused(given, "one: the model takes one", "open one of them alone")
     return known
-
-
-def _count(known: Metadata, most: int) -> int:
-    """The number of voxels. Raises TooLarge."""
-    x, y, z = known.dimensions
-    if x * y * z > most:
-        raise TooLarge(f"an image of {x} x {y} x {z} voxels", f"at most {most:,}", "crop the scan")
-    return x * y * z
 
 
 def _voxels(stream: BinaryIO, known: Metadata) -> NDArray[np.float32]:

@@ -44,7 +44,14 @@ def save_model(network: Promptable, path: Path, *, delta_base: Path | None = Non
     frozen = frozen_sha256(tensors)
     update: dict[str, str | None] = {"frozen_sha256": frozen, "delta_of": None, "base_name": None}
     if delta_base is not None:
-        update |= {"delta_of": frozen, "base_name": _checked_base_name(Path(delta_base), frozen)}
+        base, base_tensors = read_model(Path(delta_base))
+        if (base.delta_of or frozen_sha256(base_tensors)) != frozen:
+            raise CheckpointError(
+                f"the frozen tensors of the network are not those of {delta_base}",
+                "the model file that the network was fine-tuned from",
+                "give that file, or save the whole model",
+            )
+        update |= {"delta_of": frozen, "base_name": base.base_name or base.name}
         tensors = {name: tensor for name, tensor in tensors.items() if is_tuned(name)}
     card = network.card.model_copy(update=update)
     with new_file(Path(path)) as temporary:
@@ -111,18 +118,6 @@ def read_network(source: str | Path) -> Promptable:
     return assemble(card, tensors, str(path))
 
 
-def _checked_base_name(base: Path, frozen: str) -> str:
-    """The name of the model in `base`, whose frozen tensors must have the hash `frozen`."""
-    card, tensors = read_model(base)
-    if (card.delta_of or frozen_sha256(tensors)) != frozen:
-        raise CheckpointError(
-            f"the frozen tensors of the network are not those of {base}",
-            "the model file that the network was fine-tuned from",
-            "give that file, or save the whole model",
-        )
-    return card.base_name or card.name
-
-
 def _frozen_of_base(card: Card, delta: Path) -> dict[str, Tensor]:
     """The frozen tensors that `delta` needs, from the first file that has them."""
     folders = [delta.absolute().parent, models_folder(), PACKAGED_FOLDER]
@@ -130,11 +125,17 @@ def _frozen_of_base(card: Card, delta: Path) -> dict[str, Tensor]:
         tensors = _frozen_with_hash(file, card.delta_of)
         if tensors is not None:
             return tensors
+    name, remedy = card.base_name, f"copy the file of {card.base_name} there"
+    if name in MODELS and MODELS[name].kind == "sam":
+        remedy = (
+            f"run `voxsam weights fetch {name}`, then `voxsam weights import {folders[1] / MODELS[name].file}"
+            f" --kind sam --profile kits -o {folders[1] / name}.safetensors`"
+        )
     raise CheckpointError(
-        f"{delta} holds the tuned tensors only, and its base {card.base_name}"
+        f"{delta} holds the tuned tensors only, and its base {name}"
         f" (frozen tensors {str(card.delta_of)[:HASH_SHOWN]}...) was not found",
         f"a VoxSAM file with these tensors in {folders[0]} or {folders[1]}",
-        _how_to_get(card, folders[1]),
+        remedy,
     )
 
 
@@ -148,16 +149,6 @@ def _frozen_with_hash(file: Path, wanted: str | None) -> dict[str, Tensor] | Non
     except InputError:
         return None  # whatever else is in the folder is no base
     return tensors if frozen_sha256(tensors) == wanted else None
-
-
-def _how_to_get(card: Card, folder: Path) -> str:
-    name = card.base_name
-    if name in MODELS and MODELS[name].kind == "sam":
-        return (
-            f"run `voxsam weights fetch {name}`, then `voxsam weights import {folder / MODELS[name].file} --kind sam"
-            f" --profile kits -o {folder / name}.safetensors`"
-        )
-    return f"copy the file of {name} there"
 
 
 # A network from its card and its tensors

@@ -59,7 +59,8 @@ def export_onnx(source: str | Path, folder: Path, progress: Callable[[str], None
         )
     with atomic_folder(folder) as made, torch.no_grad():
         encoder, decoder = Encoder(network), Decoder(network)
-        crop = _crop(network)
+        config, generator = network.config, torch.Generator().manual_seed(0)
+        crop = torch.randn(1, config.channels, *(config.crop,) * 3, generator=generator)  # to try the graphs on
         progress("encoder")
         encoded = dict(zip(encoder.output_names, encoder(crop), strict=True))
         write_graph(made / FILES[0], encoder, {"crop": crop}, encoder.output_names)
@@ -130,12 +131,6 @@ class Decoder(nn.Module):
             features, like, static=static if details else static[0], **prompts
         )
         return (logits, fused)[: len(self.output_names)]
-
-
-def _crop(network: VoxSAMNetwork) -> Tensor:
-    """(1, K, D, H, W) a crop to try the graphs on."""
-    side = network.config.crop
-    return torch.randn(1, network.config.channels, side, side, side, generator=torch.Generator().manual_seed(0))
 
 
 def _prompts(network: VoxSAMNetwork) -> dict[str, Tensor]:
@@ -218,8 +213,7 @@ def _quiet() -> Iterator[None]:
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):
             yield
     finally:
         logger.setLevel(level)

@@ -78,11 +78,12 @@ def read_model(path: Path) -> tuple[Card, dict[str, Tensor]]:
     return _read(path, with_tensors=True)
 
 
-def open_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+def open_safetensors(path: Path, with_tensors: bool = True) -> tuple[dict[str, str], dict[str, Tensor]]:
     """Metadata and tensors of any .safetensors file. Raises CheckpointError if it is truncated or damaged."""
     try:
         with safe_open(path, "pt") as file:
-            return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            names = file.keys() if with_tensors else ()
+            return file.metadata() or {}, {name: file.get_tensor(name) for name in names}
     except SafetensorError as error:
         raise _damaged(path, str(error)) from error
 
@@ -104,14 +105,8 @@ def _read(path: Path, with_tensors: bool) -> tuple[Card, dict[str, Tensor]]:
     if not is_safetensors(start):
         kind = "is not a model file" if start else "is empty"
         raise CheckpointError(f"{path} {kind}", WANTED, "give a model's file, or a name of `voxsam weights list`")
-    if with_tensors:
-        metadata, tensors = open_safetensors(path)
-        return _card(path, metadata), tensors
-    try:
-        with safe_open(path, "pt") as file:
-            return _card(path, file.metadata() or {}), {}
-    except SafetensorError as error:
-        raise _damaged(path, str(error)) from error
+    metadata, tensors = open_safetensors(path, with_tensors)
+    return _card(path, metadata), tensors
 
 
 def _card(path: Path, metadata: dict[str, str]) -> Card:
@@ -182,8 +177,8 @@ def read_pickle(path: Path, expected: str) -> dict[Any, Any]:
         kind = "is not a PyTorch file" if start else "is empty"
         raise CheckpointError(f"{path} {kind}", expected, "give the file as it was downloaded")
     try:
-        with torch.serialization.safe_globals(_NUMPY_NAMES), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about old storage classes
+        # The warnings are about old storage classes.
+        with torch.serialization.safe_globals(_NUMPY_NAMES), warnings.catch_warnings(action="ignore"):
             contents = torch.load(path, map_location="cpu", weights_only=True, mmap=start.startswith(b"PK"))
     except pickle.UnpicklingError as error:
         foreign = re.search(r"(?:GLOBAL|class|function|import) `?([\w.]+\.[\w.]+)", str(error))

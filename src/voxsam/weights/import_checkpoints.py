@@ -34,7 +34,8 @@ Variant = Literal["released", "paper"]
 # Crops of 32 tokens a side; a file does not say which it was trained on. 256 is that of the automatic mode.
 CROPS = {128: {"crop": 128, "stride": 4}, 256: {"crop": 256, "stride": 8}}
 AUTOMATIC = CROPS[256]
-WANTED = "a checkpoint of the released 3DSAM-adapter code (encoder_dict, feature_dict, decoder_dict)"
+RELEASED_PARTS = ("encoder_dict", "feature_dict", "decoder_dict")
+WANTED = f"a checkpoint of the released 3DSAM-adapter code ({', '.join(RELEASED_PARTS)})"
 DATA_SETS = {"kits": "KiTS21", "lits": "LiTS17", "pancreas": "MSD-Pancreas", "colon": "MSD-Colon"}
 
 _ENCODER = [
@@ -147,6 +148,7 @@ def import_released(path: Path, profile: str, variant: Variant = "released", cro
             "import the original file",
         ) from error
     sides = CROPS[crop] if crop is not None else AUTOMATIC if automatic else {}
+    loss = contents.get("best_val_loss")
     card = Card(
         name=f"3dsam-adapter-{profile}{'-auto' * automatic}",
         config=VIT_B.in_profile(variant).model_copy(update=sides),
@@ -157,7 +159,7 @@ def import_released(path: Path, profile: str, variant: Variant = "released", cro
             "data": DATA_SETS[profile],
             "licence": "none stated by the authors of the checkpoint",
         },
-        scores=_scores(contents),
+        scores={"best_val_loss": float(loss)} if isinstance(loss, int | float) and math.isfinite(loss) else {},
     )
     network = assemble(card, state, str(path))
     assert isinstance(network, VoxSAMNetwork)
@@ -172,21 +174,11 @@ def preprocessing_of(profile: str, variant: Variant) -> Preprocessing:
     return table[profile]
 
 
-def looks_like_sam(contents: Mapping[Any, Any]) -> bool:
-    """Whether a checkpoint is a SAM file, in Meta's or in Hugging Face's naming."""
-    return any(str(name).startswith(("image_encoder.", "vision_encoder.")) for name in contents)
-
-
-def looks_released(contents: Mapping[Any, Any]) -> bool:
-    """Whether a checkpoint has one of the three parts of the released layout."""
-    return not {"encoder_dict", "feature_dict", "decoder_dict"}.isdisjoint(contents)
-
-
 def _parts(path: Path, contents: Mapping[Any, Any]) -> dict[str, Mapping[str, Tensor]]:
     """The parts that are used, checked to be dictionaries of tensors; no "prompt" in a checkpoint of automatic mode."""
-    if looks_like_sam(contents):
+    if any(str(name).startswith(("image_encoder.", "vision_encoder.")) for name in contents):
         raise CheckpointError(f"{path} is a SAM file", WANTED, "import it with --kind sam")
-    missing = [key for key in ("encoder_dict", "feature_dict", "decoder_dict") if key not in contents]
+    missing = [key for key in RELEASED_PARTS if key not in contents]
     if missing not in ([], ["feature_dict"]):
         raise CheckpointError(f"{path} has no {', '.join(missing)}", WANTED, "give last.pth.tar or best.pth.tar")
     parts = {"encoder": contents["encoder_dict"], "decoder": contents["decoder_dict"]}
@@ -199,11 +191,6 @@ def _parts(path: Path, contents: Mapping[Any, Any]) -> dict[str, Mapping[str, Te
         if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
             raise CheckpointError(f"the {part} part of {path} is no dictionary of tensors", WANTED, "check the file")
     return parts
-
-
-def _scores(contents: Mapping[Any, Any]) -> dict[str, float]:
-    loss = contents.get("best_val_loss")
-    return {"best_val_loss": float(loss)} if isinstance(loss, int | float) and math.isfinite(loss) else {}
 
 
 WANTED_SAM = "a SAM checkpoint (sam_vit_b, sam_vit_l or sam_vit_h; Meta's .pth or Hugging Face's SamModel)"
@@ -286,7 +273,12 @@ def is_sam(path: Path) -> bool:
 
 def read_sam(path: Path) -> dict[str, Tensor]:
     """`encoder_tensors` of a file. Raises FileError or CheckpointError; nothing in the file is executed."""
-    return encoder_tensors(_read(path), str(path))
+    if not is_safetensors(first_bytes(path, 16, WANTED_SAM)):
+        return encoder_tensors(read_pickle(path, WANTED_SAM), str(path))
+    metadata, tensors = open_safetensors(path)
+    if METADATA_KEY in metadata:
+        raise CheckpointError(f"{path} is a VoxSAM model already", WANTED_SAM, "use it as it is")
+    return encoder_tensors(tensors, str(path))
 
 
 def encoder_tensors(contents: Mapping[Any, Any], origin: str) -> dict[str, Tensor]:
@@ -294,7 +286,7 @@ def encoder_tensors(contents: Mapping[Any, Any], origin: str) -> dict[str, Tenso
 
     Raises CheckpointError if `contents` is not a SAM checkpoint.
     """
-    if looks_released(contents):
+    if not set(RELEASED_PARTS).isdisjoint(contents):
         raise CheckpointError(f"{origin} is a 3DSAM-adapter checkpoint", WANTED_SAM, "import it with --kind released")
     found = {}
     for name, tensor in contents.items():
@@ -321,15 +313,6 @@ def size_of(encoder: Mapping[str, Tensor], origin: str) -> ModelConfig:
     raise CheckpointError(
         f"{origin} is an encoder of width {width} with {depth} blocks", WANTED_SAM, "give one of these"
     )
-
-
-def _read(path: Path) -> Mapping[Any, Any]:
-    if not is_safetensors(first_bytes(path, 16, WANTED_SAM)):
-        return read_pickle(path, WANTED_SAM)
-    metadata, tensors = open_safetensors(path)
-    if METADATA_KEY in metadata:
-        raise CheckpointError(f"{path} is a VoxSAM model already", WANTED_SAM, "use it as it is")
-    return tensors
 
 
 def sam_name(name: str, origin: str) -> str | None:

@@ -81,16 +81,23 @@ MODELS = {
 }
 
 
-def models_folder() -> Path:
-    """Where named models are kept: $VOXSAM_HOME, or `voxsam` in the platform's folder for caches."""
+def user_folder(mac: str, variable: str, default: str) -> Path:
+    """$VOXSAM_HOME, or `voxsam` in a folder of the user's: ~/Library/`mac` on macOS, %LOCALAPPDATA% on Windows, else
+    $`variable`, or ~/`default` without it.
+    """
     home = os.environ.get("VOXSAM_HOME")
     if home:
         return Path(home).expanduser()
     if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "voxsam"
+        return Path.home() / "Library" / mac / "voxsam"
     if os.name == "nt":
         return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "voxsam"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "voxsam"
+    return Path(os.environ.get(variable) or Path.home() / default) / "voxsam"
+
+
+def models_folder() -> Path:
+    """Where named models are kept: $VOXSAM_HOME, or `voxsam` in the platform's folder for caches."""
+    return user_folder("Caches", "XDG_CACHE_HOME", ".cache")
 
 
 def named(name: str) -> NamedModel:
@@ -110,10 +117,7 @@ def find_model(source: str | Path) -> Path:
     is_word = isinstance(source, str) and path.name == source and not path.suffix
     if not is_word or (source not in MODELS and path.exists()):
         return path
-    return _file_of(named(str(source)))
-
-
-def _file_of(model: NamedModel) -> Path:
+    model = named(str(source))
     if model.kind == "voxsam":
         path = PACKAGED_FOLDER / model.file
         if not path.is_file():

@@ -7,9 +7,9 @@ import pytest
 
 from voxsam.errors import PromptError
 from voxsam.geometry import Grid
-from voxsam.prompts import Box, Point, Scribble
+from voxsam.prompts import Box, MaskHint, Point, Scribble
 from voxsam.protocols.nninteractive.inputs import BoxInteraction, MaskInteraction, PointInteraction
-from voxsam.protocols.nninteractive.segment import seed_of
+from voxsam.region import EMPTY, Region
 
 GRID = Grid.from_spacing((30, 20, 10), (1.0, 1.5, 4.0), (7, -3, 11)).reorient("LPS")
 
@@ -153,8 +153,9 @@ def test_a_part_that_is_not_on_the_image_is_refused(ends):
 def test_an_initial_mask_is_kept_as_its_box():
     mask = np.zeros(GRID.shape, bool)
     mask[12:17, 3:6, 5:8] = True
-    seed = seed_of(mask, GRID)
-    assert seed.box == (slice(12, 17), slice(3, 6), slice(5, 8)) and seed.mask.all()
-    assert seed.hint.volume.array.shape == (5, 3, 3)
-    assert clicks([seed.hint])[0] == ((14, 4, 5), True)  # 3 mm deep, the first of them
-    assert seed_of(np.zeros(GRID.shape, bool), GRID) is None
+    seed = Region.of(mask)
+    assert seed.box == (slice(12, 17), slice(3, 6), slice(5, 8)) and seed.inside.all()
+    hint = MaskHint(seed.on(GRID))
+    assert hint.volume.array.shape == (5, 3, 3)
+    assert clicks([hint])[0] == ((14, 4, 5), True)  # 3 mm deep, the first of them
+    assert Region.of(np.zeros(GRID.shape, bool)) is EMPTY

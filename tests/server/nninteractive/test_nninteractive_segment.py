@@ -10,8 +10,9 @@ from voxsam.boxes import is_empty
 from voxsam.errors import PromptError
 from voxsam.interactive.predictor import Predictor
 from voxsam.interactive.session import Session
-from voxsam.prompts import Box, Point
-from voxsam.protocols.nninteractive.segment import Segment, seed_of
+from voxsam.prompts import Box, MaskHint, Point
+from voxsam.protocols.segment import Segment
+from voxsam.region import Region
 
 FIRST, SECOND = ((10, 13), (11, 15), (12, 14)), ((24, 28), (25, 27), (23, 29))  # blocks too far apart for one crop
 
@@ -34,7 +35,7 @@ class Buffer:
 
     def seed(self, mask: np.ndarray, predict: bool = False) -> bool:
         self.array[:] = mask  # the client does so itself
-        return self.take(self.segment.seed(seed_of(mask, self.scan.grid), predict))
+        return self.take(self.segment.seed(Region.of(mask), predict))
 
     def undo(self) -> bool:
         return self.take(self.segment.undo())
@@ -144,10 +145,8 @@ def test_an_initial_mask_is_shown_until_a_prediction_replaces_all_of_it(buffer):
     np.testing.assert_array_equal(buffer.array, rough)
     assert buffer.click((11, 12, 13))
     hinted = Session(KnownModel(), buffer.scan)
-    seed = seed_of(rough, buffer.scan.grid)
-    np.testing.assert_array_equal(
-        buffer.array, hinted.prompt(seed.hint, Point.at_index(buffer.scan.grid, (11, 12, 13))).array
-    )
+    hint, click = MaskHint(Region.of(rough).on(buffer.scan.grid)), Point.at_index(buffer.scan.grid, (11, 12, 13))
+    np.testing.assert_array_equal(buffer.array, hinted.prompt(hint, click).array)
     assert buffer.undo()
     np.testing.assert_array_equal(buffer.array, rough)
     assert buffer.undo() and buffer.shows(SECOND)
@@ -174,7 +173,7 @@ def test_a_buffer_that_was_emptied_is_filled_by_the_next_prediction(buffer):
 
 
 def test_undo_goes_so_far_back_and_no_further(buffer, monkeypatch):
-    monkeypatch.setattr("voxsam.protocols.nninteractive.segment.UNDO_STEPS", 2)
+    monkeypatch.setattr("voxsam.protocols.segment.UNDO_STEPS", 2)
     for _ in range(4):
         buffer.click((11, 12, 13))
     assert [buffer.undo() for _ in range(4)] == [True, True, False, False]

@@ -1,14 +1,18 @@
-"""Datastore: images by ids that clients can show and send back, and the labels that they save.
+"""Datastore: images by ids that clients can show and send back, those that are open, and the labels that they save.
 
 An image is a scan in a served folder ("0/patient1/ct.nii.gz": the folder's number, the path in it), or one that a
 client sent, which is kept as other uploads are. Labels go to the state folder; served folders are never written to:
 
     STATE/labels/TAG/NAME.SUFFIX    a label as it was sent
     STATE/labels/TAG/NAME.json      the image that it is of, and what the client said about it
+
+An image is opened at the first request and kept with its encoded crops. The protocol is stateless: every request brings
+all clicks, so clients that request the same image share it.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import os
@@ -27,9 +31,10 @@ from pydicom.uid import UID
 from voxsam.atomic import atomic_path, make_folder
 from voxsam.io import NIFTI_SUFFIXES, SUFFIXES, write_mask
 from voxsam.io.dicom.files import read_slices
-from voxsam.server.errors import NotThere, Refused
+from voxsam.protocols.segment import SegmentSession
+from voxsam.server.errors import Full, NotThere, Refused
 from voxsam.server.folders import Entry
-from voxsam.server.messages import FolderSource, UploadSource
+from voxsam.server.messages import FolderSource, Source, UploadSource
 from voxsam.server.service import Service
 from voxsam.server.store import private
 from voxsam.volume import Volume
@@ -53,14 +58,26 @@ class Label:
     info: dict[str, Any]
 
 
+class Image(SegmentSession):
+    """An open image. Its clients send no heartbeats."""
+
+    kind = "an image of MONAI Label's clients"
+
+
+def session_name(source: Source) -> str:
+    """The name of the session in which the image of a source is open."""
+    return f"image-{source.model_dump_json()}"
+
+
 class Datastore:
     """The images and labels of one server."""
 
     def __init__(self, service: Service) -> None:
-        self.folders, self.store, self.reader = service.folders, service.store, service.saved.reader
-        self.memory = service.sessions.memory
+        self.folders, self.store, self.saved = service.folders, service.store, service.saved
+        self.sessions = service.sessions
         self.labels = service.store.folder / "labels"
         self._sent: dict[str, str] = {}  # ids of images that clients sent, and their uploads
+        self._opening = asyncio.Lock()  # one image at a time
 
     # Images
 
@@ -116,7 +133,7 @@ class Datastore:
 
     def next_sample(self, strategy: str) -> dict[str, Any]:
         """The first image without a label, or any of them ("random"); empty if there is none."""
-        done = {label.image for label in self.saved()}
+        done = {label.image for label in self.all_labels()}
         left = [id for id in self.images() if id not in done]
         if not left:
             return {}
@@ -128,9 +145,48 @@ class Datastore:
         with open(file, "rb") as stream:
             return {"id": id, "name": name, "checksum": f"SHA256:{hashlib.file_digest(stream, 'sha256').hexdigest()}"}
 
+    # Open images
+
+    async def find(self, name: str) -> Image | None:
+        """An image that is open, or None."""
+        async with self._opening:
+            return self.sessions.find(Image, name)
+
+    async def open(self, source: Source, name: str | None = None) -> Image:
+        """The image of a source, in a session of that name (None: the source's own), read if it is not open.
+
+        If the server is full, other images that nobody waits for are closed first. Raises InputError.
+        """
+        name = name or session_name(source)
+        async with self._opening:
+            while True:
+                try:
+                    return self.sessions.find(Image, name) or await self._read(source, name)
+                except Full:
+                    others = [image for image in self.sessions.open if isinstance(image, Image) and not image.pending]
+                    if not others:
+                        raise
+                    self.sessions.release(min(others, key=lambda image: image.used).id)
+
+    async def open_id(self, id: str) -> Image:
+        """The image of an id. Raises InputError."""
+        return await self.open(await asyncio.to_thread(self.source, id))
+
+    async def _read(self, source: Source, name: str) -> Image:
+        image = self.sessions.claim(Image, name)
+        try:
+            with image.held():
+                async with self.saved.reading:
+                    scan = await asyncio.to_thread(self.saved.reader.read, source)
+                image.open(scan.volume, scan.part)
+        except BaseException:
+            self.sessions.release(name)
+            raise
+        return image
+
     # Labels
 
-    def saved(self) -> Iterator[Label]:
+    def all_labels(self) -> Iterator[Label]:
         """All saved labels."""
         for facts in self.labels.glob("*/*.json"):
             known = json.loads(facts.read_text(encoding="utf-8"))
@@ -139,7 +195,7 @@ class Datastore:
 
     def label(self, image: str, tag: str) -> Label:
         """The label of an image with a tag. Raises NotThere."""
-        for label in self.saved():
+        for label in self.all_labels():
             if label.image == image and label.file.parent.name == tag:
                 return label
         raise NotThere("a label that is not here", "one listed in /datastore/?output=all", "save it first")
@@ -157,12 +213,16 @@ class Datastore:
         with self.store.scratch_folder() as scratch:
             coming = scratch / f"label{suffix or '.nii.gz'}"
             if name.lower().endswith(".bin"):
-                with self.memory.take(BIN_MEMORY * scan.array.size):
+                with self.sessions.memory.take(BIN_MEMORY * scan.array.size):
                     write_mask(_voxels(stream, scan), coming)
             elif suffix:
                 with open(coming, "xb", opener=private) as file:
                     shutil.copyfileobj(stream, file)
-                self._check(coming, scan)
+                label = self.saved.reader.label(coming, "the label")
+                if label.grid.shape != scan.grid.shape:
+                    given = f"a label of {' x '.join(map(str, label.grid.shape))} voxels"
+                    expected = f"those of the image: {' x '.join(map(str, scan.grid.shape))}"
+                    raise Refused(given, expected, "save it on its grid")
             else:
                 given = "a label of an unsupported kind"
                 raise Refused(given, f"one of {', '.join((*LABEL_SUFFIXES, '.bin'))}", "save it as .nii.gz")
@@ -173,12 +233,6 @@ class Datastore:
             facts.write_text(
                 json.dumps({"image": image, "suffix": suffix or ".nii.gz", "info": info}), encoding="utf-8"
             )
-
-    def _check(self, file: Path, image: Volume) -> None:
-        label = self.reader.label(file, "the label")
-        if label.grid.shape != image.grid.shape:
-            given = f"a label of {' x '.join(map(str, label.grid.shape))} voxels"
-            raise Refused(given, f"those of the image: {' x '.join(map(str, image.grid.shape))}", "save it on its grid")
 
 
 def _voxels(stream: BinaryIO, image: Volume) -> Volume:

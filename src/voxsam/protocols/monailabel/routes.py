@@ -13,31 +13,35 @@ import json
 import secrets
 import shutil
 import time
-from collections.abc import AsyncIterator
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from fastapi import APIRouter, Depends, File, Form, Request, Response, UploadFile
 from fastapi.responses import FileResponse, JSONResponse
-from pydantic import ValidationError
+from pydantic import BaseModel, Field, ValidationError
 from pydantic_core import from_json
 from starlette.datastructures import UploadFile as FormFile  # FastAPI's is one of these
 
 import voxsam
-from voxsam.errors import UnsupportedError
+from voxsam.errors import PromptError, UnsupportedError
+from voxsam.geometry import Grid
 from voxsam.io import itk, write_mask
-from voxsam.protocols.monailabel.datastore import Datastore
-from voxsam.protocols.monailabel.images import Image, Images, Params
+from voxsam.prompts import Box, Point, Prompt
+from voxsam.protocols.monailabel.datastore import Datastore, Image, session_name
+from voxsam.protocols.segment import Segment
+from voxsam.region import EMPTY
 from voxsam.server.api import TheService
 from voxsam.server.api.downloads import write_scan
+from voxsam.server.app import Protocol
 from voxsam.server.errors import KeyNeeded, NotThere, Refused, first_problem
 from voxsam.server.folders import MAX_FILES
-from voxsam.server.messages import UploadSource
+from voxsam.server.messages import MAX_PROMPTS, UploadSource
 from voxsam.server.service import Service
 from voxsam.volume import Volume
 
-FILE_PATHS = ("/infer/", "/session/", "/datastore/")
-PUBLIC_PATHS = ("/auth/", "/auth/token")
 LABEL = "tumour"
 KIND = "deepgrow"  # the protocol's word for a click model for any object; MITK offers negative clicks for no other
 STRATEGIES = {"first": "The first scan without a label", "random": "Any scan without a label"}
@@ -47,23 +51,18 @@ OCTETS = "application/octet-stream"  # MITK looks for this type only
 DICOM = "application/dicom"
 
 router = APIRouter(tags=["MONAI Label"])
+PROTOCOL = Protocol(router, files=("/infer/", "/session/", "/datastore/"), public=("/auth/", "/auth/token"))
 
 
-class Parts:
-    """What the routes need besides the server's own parts; one for each server."""
-
-    def __init__(self, service: Service) -> None:
-        self.datastore, self.images = Datastore(service), Images(service)
-
-
-def _parts(request: Request, service: TheService) -> Parts:
+def _datastore(request: Request, service: TheService) -> Datastore:
+    """The one of this server."""
     state = request.app.state
     if not hasattr(state, "monailabel"):
-        state.monailabel = Parts(service)
+        state.monailabel = Datastore(service)
     return state.monailabel
 
 
-TheParts = Annotated[Parts, Depends(_parts)]
+TheDatastore = Annotated[Datastore, Depends(_datastore)]
 Text = Annotated[str, Form(max_length=1 << 20, description="JSON")]
 
 
@@ -89,7 +88,7 @@ async def token_is_valid() -> dict[str, Any]:
 
 
 @router.get("/info/", summary="The model, and how many images there are")
-async def info(service: TheService, parts: TheParts) -> dict[str, Any]:
+async def info(service: TheService, store: TheDatastore) -> dict[str, Any]:
     """In MONAI Label's form. There is nothing to train or to score here."""
     card = service.worker.model.card
     model = {"type": KIND, "labels": [LABEL], "dimension": 3, "description": f"VoxSAM: {card.name}", "config": {}}
@@ -103,26 +102,52 @@ async def info(service: TheService, parts: TheParts) -> dict[str, Any]:
         "strategies": {name: {"description": text} for name, text in STRATEGIES.items()},
         "scoring": {},
         "train_stats": {},
-        "datastore": await asyncio.to_thread(_statistics, parts.datastore),
+        "datastore": await asyncio.to_thread(_statistics, store),
         "config": {},
     }
 
 
-def _statistics(datastore: Datastore) -> dict[str, Any]:
-    tags: dict[str, int] = {}
-    labels = list(datastore.saved())
-    for label in labels:
-        tags[label.file.parent.name] = tags.get(label.file.parent.name, 0) + 1
-    return {"total": len(datastore.images()), "completed": len({label.image for label in labels}), "label_tags": tags}
+def _statistics(store: Datastore) -> dict[str, Any]:
+    labels = list(store.all_labels())
+    tags = dict(Counter(label.file.parent.name for label in labels))
+    return {"total": len(store.images()), "completed": len({label.image for label in labels}), "label_tags": tags}
 
 
 # Masks
+
+Points = Annotated[list[tuple[float, float, float]], Field(max_length=MAX_PROMPTS)]
+
+
+class Params(BaseModel):
+    """The parameters of a request: clicks as voxel indices (i, j, k), and how the mask is to be written.
+
+    `roi`: (i0, i1, j0, j1, k0, k1), the voxels that the mask must stay within. Other keys are ignored.
+    """
+
+    foreground: Points = []
+    background: Points = []
+    roi: tuple[float, float, float, float, float, float] | tuple[()] = ()
+    result_extension: str = ".nii.gz"
+    result_compress: bool = True
+
+    def prompts(self, grid: Grid) -> list[Prompt]:
+        """The prompts for a predictor; none without a click on the tumour. Raises PromptError."""
+        found: list[Prompt] = [Point.at_index(grid, index) for index in self.foreground]
+        found += [Point.at_index(grid, index, positive=False) for index in self.background]
+        if self.roi:
+            ends = np.reshape(self.roi, (3, 2)).clip(0, np.array(grid.shape)[:, None] - 1)
+            if not self.foreground:
+                raise PromptError("a region without a click", "clicks in it", "click the tumour, too")
+            inside = Point.at_index(grid, self.foreground[0]).world_mm
+            box = Box.at_index(grid, ends[:, 0].tolist(), ends[:, 1].tolist())
+            found.append(Box(box.corner_mm, box.opposite_mm, inside))
+        return found if self.foreground else []
 
 
 @router.post("/infer/{model}", summary="The mask for clicks on an image")
 async def infer(
     service: TheService,
-    parts: TheParts,
+    store: TheDatastore,
     model: str,
     image: str = "",
     session_id: str = "",
@@ -139,20 +164,31 @@ async def infer(
     if label is not None:
         raise UnsupportedError("a label with the request (scribbles)", "clicks", "use the point prompts")
     asked = _read(params)
-    opened = await _open(service, parts, image, session_id, file)
+    opened = await _open(service, store, image, session_id, file)
     scan = opened.require_volume()
     prompts = asked.prompts(scan.grid)
     card_prompts = {"positive", *(["negative"] if asked.background else []), *(["box"] if asked.roi else [])}
     if prompts and (missing := card_prompts - set(card.prompts)):
         given, expected = f"a {min(missing)} prompt for the model {card.name}", ", ".join(card.prompts)
         raise UnsupportedError(given, f"one of {expected}", "use another model")
-    mask = await asyncio.wrap_future(opened.run(lambda segmenter: segmenter.mask(prompts), scan.array.size))
+
+    def segmented(segment: Segment) -> Volume:
+        return segment.predictor.predict(prompts).mask if prompts else EMPTY.on_all(scan)
+
+    mask = await asyncio.wrap_future(opened.run(segmented, scan.array.size))
     seconds = round(time.perf_counter() - begun, 3)
     facts = {"label_names": {LABEL: 1}, "latencies": {"total": seconds}, "remarks": list(mask.remarks)}
     if output == "json":
         return JSONResponse(facts)
     suffix = ".seg.dcm" if output == "dicom_seg" else asked.result_extension
-    body = await _file(service, mask, suffix, asked.result_compress, card.name)
+
+    def write(path: Path) -> None:
+        if suffix in (".nrrd", ".mha") and not asked.result_compress:
+            itk.write(mask, path, compress=False)
+        else:
+            write_mask(mask, path, model=card.name)
+
+    body = await _file(service, f"mask{suffix}", write)
     name = f"{secrets.token_hex(8)}{suffix}"
     if output in ("image", "dicom_seg"):
         media = DICOM if output == "dicom_seg" else OCTETS
@@ -172,20 +208,18 @@ def _read(params: str) -> Params:
     return asked
 
 
-async def _open(service: Service, parts: Parts, image: str, session_id: str, file: UploadFile | None) -> Image:
+async def _open(service: Service, store: Datastore, image: str, session_id: str, file: UploadFile | None) -> Image:
     """The image of a request. A file that was sent before is recognised by its content, and not read again."""
     if file is not None and not session_id:
         digest = await asyncio.to_thread(hashlib.file_digest, file.file, "sha256")  # type: ignore[arg-type]  # a file
         name = f"file-{digest.hexdigest()}"
-        known = await parts.images.find(name)
-        return known or await parts.images.open(name, UploadSource(upload=await _keep(service, file)))
+        known = await store.find(name)
+        return known or await store.open(UploadSource(upload=await _keep(service, file)), name)
     if session_id:
-        source = UploadSource(upload=session_id)
-    elif image:
-        source = await asyncio.to_thread(parts.datastore.source, image)
-    else:
-        raise Refused("a request without an image", "image=ID, session_id=ID or a file", "choose an image")
-    return await parts.images.open(f"image-{source.model_dump_json()}", source)
+        return await store.open(UploadSource(upload=session_id))
+    if image:
+        return await store.open_id(image)
+    raise Refused("a request without an image", "image=ID, session_id=ID or a file", "choose an image")
 
 
 async def _keep(service: Service, file: FormFile, upload: str | None = None) -> str:
@@ -200,19 +234,16 @@ async def _keep(service: Service, file: FormFile, upload: str | None = None) -> 
     return key
 
 
-async def _file(service: Service, mask: Volume, suffix: str, compress: bool, model: str) -> bytes:
-    """The mask as the bytes of a file. Raises UnsupportedError, or FileError for DICOM-SEG of a scan not from DICOM."""
+async def _file(service: Service, name: str, write: Callable[[Path], None]) -> bytes:
+    """The bytes of a file that `write` writes on a thread, one at a time."""
 
-    def write(path: Path) -> bytes:
-        if suffix in (".nrrd", ".mha") and not compress:
-            itk.write(mask, path, compress=False)
-        else:
-            write_mask(mask, path, model=model)
+    def written(path: Path) -> bytes:
+        write(path)
         return path.read_bytes()
 
     async with service.sending:
         with service.store.scratch_folder() as folder:
-            return await asyncio.to_thread(write, folder / f"mask{suffix}")
+            return await asyncio.to_thread(written, folder / name)
 
 
 def _multipart(facts: dict[str, Any], name: str, file: bytes) -> Response:
@@ -258,7 +289,7 @@ async def session(service: TheService, session_id: str) -> dict[str, Any]:
 async def remove_session(service: TheService, session_id: str) -> dict[str, Any]:
     """With its image."""
     known = await session(service, session_id)
-    await asyncio.to_thread(service.sessions.release, f"image-{UploadSource(upload=session_id).model_dump_json()}")
+    await asyncio.to_thread(service.sessions.release, session_name(UploadSource(upload=session_id)))
     await asyncio.to_thread(shutil.rmtree, service.store.upload_folder(session_id), ignore_errors=True)
     return known
 
@@ -267,68 +298,62 @@ async def remove_session(service: TheService, session_id: str) -> dict[str, Any]
 
 
 @router.get("/datastore/", summary="Images and labels")
-async def datastore(parts: TheParts, output: Literal["", "stats", "all", "train"] = "") -> Any:
+async def datastore(store: TheDatastore, output: Literal["", "stats", "all", "train"] = "") -> Any:
     """`all`: each image with its labels; else how many there are."""
     if output != "all":
-        return await asyncio.to_thread(_statistics, parts.datastore)
+        return await asyncio.to_thread(_statistics, store)
 
     def listed() -> dict[str, Any]:
-        found = {id: {"image": {"info": {}, "ext": ""}, "labels": {}} for id in parts.datastore.images()}
-        for label in parts.datastore.saved():
-            entry = {"info": label.info, "ext": label.suffix}
-            found.setdefault(label.image, {"image": {"info": {}}, "labels": {}})["labels"][label.file.parent.name] = (
-                entry
-            )
+        found = {id: {"image": {"info": {}, "ext": ""}, "labels": {}} for id in store.images()}
+        for label in store.all_labels():
+            labels = found.setdefault(label.image, {"image": {"info": {}}, "labels": {}})["labels"]
+            labels[label.file.parent.name] = {"info": label.info, "ext": label.suffix}
         return {"name": "VoxSAM", "description": "", "objects": found}
 
     return await asyncio.to_thread(listed)
 
 
 @router.post("/activelearning/{strategy}", summary="The next image to label")
-async def next_sample(parts: TheParts, strategy: str) -> dict[str, Any]:
+async def next_sample(store: TheDatastore, strategy: str) -> dict[str, Any]:
     """Empty if all have a label."""
     if strategy not in STRATEGIES:
         raise NotThere(f"the strategy {strategy[:40]!r}", f"one of {', '.join(STRATEGIES)}", "choose one of those")
-    return await asyncio.to_thread(parts.datastore.next_sample, strategy)
+    return await asyncio.to_thread(store.next_sample, strategy)
 
 
 @router.put("/datastore/", summary="Send an image", include_in_schema=False)
 @router.put("/datastore/image", summary="Send an image")
 async def add_image(
-    service: TheService, parts: TheParts, file: Annotated[UploadFile, File()], image: str = ""
+    service: TheService, store: TheDatastore, file: Annotated[UploadFile, File()], image: str = ""
 ) -> dict[str, str]:
     """It is kept as long as other uploads are: an hour after it was last used."""
     id = image or (file.filename or "image")
-    parts.datastore.add(id, await _keep(service, file))
+    store.add(id, await _keep(service, file))
     return {"image": id}
 
 
 @router.api_route("/datastore/image", methods=["GET", "HEAD"], summary="An image as a file")
-async def get_image(service: TheService, parts: TheParts, image: str) -> Response:
+async def get_image(service: TheService, store: TheDatastore, image: str) -> Response:
     """Unchanged if it is a single file that viewers read, otherwise converted to .nii.gz."""
-    file = await asyncio.to_thread(parts.datastore.file_of, image)
+    file = await asyncio.to_thread(store.file_of, image)
     if file is not None:
         return FileResponse(file, media_type=OCTETS, filename=file.name)
-    source = await asyncio.to_thread(parts.datastore.source, image)
-    opened = await parts.images.open(f"image-{source.model_dump_json()}", source)
-    async with service.sending:
-        with service.store.scratch_folder() as folder:
-            await asyncio.to_thread(write_scan, opened.require_volume(), folder / "scan.nii.gz")
-            body = await asyncio.to_thread((folder / "scan.nii.gz").read_bytes)
+    scan = (await store.open_id(image)).require_volume()
+    body = await _file(service, "scan.nii.gz", lambda path: write_scan(scan, path))
     return Response(body, media_type=OCTETS, headers={"content-disposition": 'attachment; filename="scan.nii.gz"'})
 
 
 @router.get("/datastore/image/info", summary="What is known of an image")
-async def image_info(parts: TheParts, image: str) -> dict[str, Any]:
+async def image_info(store: TheDatastore, image: str) -> dict[str, Any]:
     """Only that it exists. Raises NotThere."""
-    await asyncio.to_thread(parts.datastore.source, image)
+    await asyncio.to_thread(store.source, image)
     return {}
 
 
 @router.put("/datastore/label", summary="Save a label")
 async def save_label(
     service: TheService,
-    parts: TheParts,
+    store: TheDatastore,
     image: str,
     label: Annotated[UploadFile, File()],
     params: Text = "{}",
@@ -341,23 +366,21 @@ async def save_label(
         said = None
     if not isinstance(said, dict):
         raise Refused("params that are no JSON object", "a JSON object", "correct it")
-    source = await asyncio.to_thread(parts.datastore.source, image)
-    opened = await parts.images.open(f"image-{source.model_dump_json()}", source)
+    scan, name = (await store.open_id(image)).require_volume(), label.filename or "label.nii.gz"
     info = {"params": {key: value for key, value in said.items() if key != "client_id"}}
-    scan, name = opened.require_volume(), label.filename or "label.nii.gz"
     async with service.saved.reading:
-        await asyncio.to_thread(parts.datastore.save, image, tag or "final", name, label.file, info, scan)
+        await asyncio.to_thread(store.save, image, tag or "final", name, label.file, info, scan)
     return {"image": image, "label": image}
 
 
 @router.api_route("/datastore/label", methods=["GET", "HEAD"], summary="A label as a file")
-async def get_label(parts: TheParts, label: str, tag: str = "final") -> Response:
+async def get_label(store: TheDatastore, label: str, tag: str = "final") -> Response:
     """As it was sent. Raises NotThere."""
-    found = await asyncio.to_thread(parts.datastore.label, label, tag)
+    found = await asyncio.to_thread(store.label, label, tag)
     return FileResponse(found.file, media_type=OCTETS, filename=found.file.name)
 
 
 @router.get("/datastore/label/info", summary="What a client said of a label")
-async def label_info(parts: TheParts, label: str, tag: str = "final") -> dict[str, Any]:
+async def label_info(store: TheDatastore, label: str, tag: str = "final") -> dict[str, Any]:
     """As it was sent. Raises NotThere."""
-    return (await asyncio.to_thread(parts.datastore.label, label, tag)).info
+    return (await asyncio.to_thread(store.label, label, tag)).info

@@ -10,12 +10,11 @@ array (X, Y, Z). The interactions become
     scribble           Scribble: clicks spread over the stroke
     lasso              clicks spread over the inner part of the area that its contour encloses
 
-An initial mask becomes a MaskHint (segment.py).
+An initial mask becomes a MaskHint (voxsam.protocols.segment).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,12 +23,12 @@ import scipy.ndimage
 from numpy.typing import NDArray
 from pydantic import BaseModel
 
+from voxsam.boxes import bounding_box, is_empty
 from voxsam.errors import ImageError, PromptError
 from voxsam.geometry import Grid
 from voxsam.io.checks import as_stored, check_scan, check_spacing, guess_modality
 from voxsam.preprocess import Slices
 from voxsam.prompts import SCRIBBLE_NEGATIVE, SCRIBBLE_POSITIVE, Box, Point, Prompt, Scribble, spread
-from voxsam.protocols.nninteractive.wire import Packed
 from voxsam.server.errors import TooLarge
 from voxsam.volume import Volume
 
@@ -99,12 +98,6 @@ def check_image_shape(shape: Sequence[int], max_voxels: int) -> None:
         raise ImageError(f"an image of {shape[0]} channels", "one channel: the model takes one", "send one of them")
     if np.prod(shape, dtype=float) > max_voxels:
         raise TooLarge(f"an image of {by} voxels", f"at most {max_voxels:,}", "crop the scan")
-
-
-def work_bytes(packed: Packed) -> int:
-    """The memory needed to make a volume of an image: floats take two more copies while they are checked."""
-    voxels = math.prod(packed.shape)
-    return packed.nbytes + (0 if packed.dtype.kind in "iub" else 9 * voxels)
 
 
 def as_volume(image: NDArray[Any], properties: ImageProperties) -> Volume:
@@ -180,14 +173,14 @@ class MaskInteraction(Interaction):
 
     def scribble(self, mask: NDArray[np.bool_], grid: Grid) -> list[Prompt]:
         """The prompt of a stroke (the part's shape), as it was drawn. Raises PromptError if it is empty."""
-        stroke, start = trimmed(mask, "a scribble")
+        stroke, start = _trimmed(mask, "a scribble")
         value = SCRIBBLE_POSITIVE if self.include_interaction else SCRIBBLE_NEGATIVE
         labels = (stroke * value).astype(np.uint8)
         return [Scribble(Volume(labels, self._grid(grid, start, labels.shape), "SEG"))]
 
     def lasso(self, mask: NDArray[np.bool_], grid: Grid) -> list[Prompt]:
         """The clicks for a closed contour or the area in it (the part's shape). Raises PromptError if it is empty."""
-        contour, start = trimmed(mask, "a lasso")
+        contour, start = _trimmed(mask, "a lasso")
         area = np.asarray(scipy.ndimage.binary_fill_holes(np.squeeze(contour)), dtype=bool).reshape(contour.shape)
         spacing_mm = np.where(np.array(contour.shape) == 1, FAR_MM, grid.spacing_mm)
         here = self._grid(grid, start, contour.shape)
@@ -205,15 +198,9 @@ class SeedInteraction(BaseModel):
     override_capability_checks: bool = False
 
 
-def trimmed(mask: NDArray[np.bool_], what: str) -> tuple[NDArray[np.bool_], NDArray[np.int_]]:
+def _trimmed(mask: NDArray[np.bool_], what: str) -> tuple[NDArray[np.bool_], NDArray[np.int_]]:
     """A mask cut to the voxels that are set, and where that part begins. Raises PromptError if none is."""
-    boxes = scipy.ndimage.find_objects(mask.view(np.uint8))
-    if not boxes:
+    box = bounding_box(mask)
+    if is_empty(box):
         raise PromptError(f"{what} without voxels", "voxels that are not 0", "draw one")
-    return mask[boxes[0]], np.array([part.start for part in boxes[0]])
-
-
-def check_mask_shape(packed: Packed, shape: Sequence[int], what: str) -> None:
-    """Raises PromptError unless an array claims the shape of the part of the image that it is for."""
-    if packed.shape != tuple(shape):
-        raise PromptError(f"{what} of shape {packed.shape}", f"shape {tuple(shape)}", "send it on the image's grid")
+    return mask[box], np.array([part.start for part in box])

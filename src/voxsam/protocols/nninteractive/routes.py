@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -18,11 +19,9 @@ from pydantic import BaseModel, PositiveInt, ValidationError
 
 import voxsam
 from voxsam.boxes import is_empty
-from voxsam.errors import UnsupportedError
-from voxsam.interactive.predictor import Predictor
+from voxsam.errors import PromptError, UnsupportedError
 from voxsam.network.card import Card
-from voxsam.network.promptable import Promptable
-from voxsam.prompts import Prompt, Scribble
+from voxsam.prompts import Prompt
 from voxsam.protocols.nninteractive.inputs import (
     BoxInteraction,
     ImageProperties,
@@ -31,13 +30,13 @@ from voxsam.protocols.nninteractive.inputs import (
     SeedInteraction,
     as_volume,
     check_image_shape,
-    check_mask_shape,
-    work_bytes,
 )
-from voxsam.protocols.nninteractive.segment import Change, Segment, seed_of
 from voxsam.protocols.nninteractive.wire import pack, read_header, unpack
+from voxsam.protocols.segment import Change, Segment, SegmentSession, find_client, release_client, stroke_bytes
+from voxsam.region import Region
 from voxsam.server.api import TheService
-from voxsam.server.errors import Dropped, NotThere, Refused, TooMany, first_problem
+from voxsam.server.app import Protocol
+from voxsam.server.errors import Dropped, Refused, TooMany, first_problem
 from voxsam.server.messages import STROKE_MEMORY
 from voxsam.server.service import Service
 from voxsam.server.sessions import OpenSession, Sessions
@@ -48,29 +47,31 @@ PROMPTS = {"points": "positive", "bbox2d": "box", "bbox3d": "box", "lasso": "pos
 NO_LICENCE = "!!MISSING!!"  # the protocol's word for it
 SCRIBBLE_VOXELS = 2  # thickness that is requested: a scribble becomes points, so a thin one suffices
 LEASE, META, OCTETS = "X-Lease-Token", "X-Meta", "application/octet-stream"
-ARRAY_PATHS = ("/set_image", "/add_scribble_interaction", "/add_lasso_interaction", "/add_initial_seg_interaction")
 ARRAY = {"requestBody": {"content": {OCTETS: {}}, "required": True}}
 CHANGE: dict[int | str, dict[str, Any]] = {
     200: {"content": {OCTETS: {}}, "description": "The mask in the box that X-Meta names."}
 }
 
 Model = TypeVar("Model", bound=BaseModel)
+T = TypeVar("T")
+
 router = APIRouter(tags=["nnInteractive"])
+PROTOCOL = Protocol(
+    router,
+    arrays=("/set_image", "/add_scribble_interaction", "/add_lasso_interaction", "/add_initial_seg_interaction"),
+)
 
 
-class Client(OpenSession):
+class Client(SegmentSession):
     """A lease: the client's settings, and the object that it works on."""
 
     kind = "a lease of this server"
+    lease_s = OpenSession.lease_s  # its clients send heartbeats
 
     def __init__(self, sessions: Sessions, name: str) -> None:
         super().__init__(sessions, name)
         self.follow = True
         self.opening = False
-
-    def make(self, model: Promptable, volume: Volume, undo_bytes: int) -> Segment:
-        """Make the object, without prompts."""
-        return Segment(Predictor(model, progress=self.report).set_image(volume), undo_bytes)
 
     @property
     def image(self) -> Volume:
@@ -94,6 +95,11 @@ class Client(OpenSession):
         changed = await asyncio.wrap_future(self.run(work, memory_bytes))
         return await asyncio.to_thread(_change, changed)
 
+    async def add(self, image: Volume, prompts: Sequence[Prompt], predict: bool) -> Response:
+        """Add an interaction and respond with what changed, as `change` does. Raises Full."""
+        self.check_growth()
+        return await self.change(image, lambda segment: segment.add(prompts, predict), stroke_bytes(prompts))
+
     async def use(self, act: Callable[[Segment], None] = lambda segment: None) -> None:
         """Count a request as a use of the session, even if the worker has nothing to do."""
         if self.volume is not None:
@@ -101,14 +107,7 @@ class Client(OpenSession):
 
 
 async def _client(service: TheService, token: Annotated[str, Header(alias=LEASE)] = "") -> Client:
-    """The client of a lease. Raises Dropped (410), which clients take for an expired session."""
-    try:
-        client = service.sessions.find(Client, token)
-    except NotThere:
-        client = None
-    if client is None:
-        raise Dropped("a lease that is over or unknown", "a lease of this server", "connect and send the image again")
-    return client
+    return find_client(service.sessions, Client, token, "a lease", "connect and send the image again")
 
 
 Held = Annotated[Client, Depends(_client)]
@@ -197,25 +196,20 @@ async def upload() -> None:
 @router.post("/release", summary="Give a place back")
 async def release(service: TheService, token: Annotated[str, Header(alias=LEASE)] = "") -> dict[str, bool]:
     """Also succeeds for a lease that has ended."""
-    if any(session.id == token and isinstance(session, Client) for session in service.sessions.open):
-        await asyncio.to_thread(service.sessions.release, token)
+    await release_client(service.sessions, Client, token)
     return {"released": True}
 
 
 @router.post("/heartbeat", summary="A sign of life")
 async def heartbeat(client: Held) -> dict[str, float]:
     """Seconds until the session ends unless it is used; a heartbeat does not count as a use."""
-    return {"remaining_seconds": _remaining_s(client)}
+    return {"remaining_seconds": client.unused_s}
 
 
 @router.get("/lease_status", summary="How long a lease lasts")
 async def lease_status(client: Held) -> dict[str, float]:
     """As in the response to a heartbeat."""
-    return {"remaining_seconds": _remaining_s(client), "idle_timeout_seconds": client.sessions.limits.idle_s}
-
-
-def _remaining_s(client: Client) -> float:
-    return max(0.0, client.used + client.sessions.limits.idle_s - client.sessions.clock())
+    return {"remaining_seconds": client.unused_s, "idle_timeout_seconds": client.sessions.limits.idle_s}
 
 
 # The image
@@ -259,14 +253,9 @@ def _open(service: Service, client: Client, body: bytes, properties: ImageProper
     """Open the image in a body and return its shape."""
     packed = read_header(body)
     check_image_shape(packed.shape, service.settings.max_voxels)
-    part = service.sessions.memory.take(work_bytes(packed), freed=client.part.nbytes if client.part else 0)
-    try:
-        volume = as_volume(unpack(packed, service.settings.upload_bytes), properties)
-        part.note(volume.array.nbytes)
-        client.open(volume, part)
-    except BaseException:
-        part.close()
-        raise
+    copies = 0 if packed.dtype.kind in "iub" else 9 * math.prod(packed.shape)  # while floats are checked
+    limit = service.settings.upload_bytes
+    client.open_image(lambda: as_volume(unpack(packed, limit), properties), packed.nbytes + copies)
     return list(packed.shape)
 
 
@@ -309,14 +298,14 @@ class Refine(BaseModel):
 async def add_point(service: TheService, client: Held, point: PointInteraction) -> Response:
     """At an index (x, y, z) of the image; fractions are kept."""
     require_prompt(service.worker.model.card, "positive", point.include_interaction)
-    return await _add(client, client.image, point.prompts(client.image.grid), point.run_prediction)
+    return await client.add(client.image, point.prompts(client.image.grid), point.run_prediction)
 
 
 @router.post("/add_bbox_interaction", summary="A box", responses=CHANGE)
 async def add_box(service: TheService, client: Held, box: BoxInteraction) -> Response:
     """3D or 2D; a 2D box limits the mask within its plane, on all slices."""
     require_prompt(service.worker.model.card, "box", box.include_interaction)
-    return await _add(client, client.image, box.prompts(client.image.grid), box.run_prediction)
+    return await client.add(client.image, box.prompts(client.image.grid), box.run_prediction)
 
 
 @router.post("/add_scribble_interaction", summary="A stroke", responses=CHANGE, openapi_extra=ARRAY)
@@ -337,10 +326,8 @@ async def add_initial_mask(request: Request, service: TheService, client: Held, 
     require_prompt(service.worker.model.card, "hint")
     predict, image = _read_meta(SeedInteraction, meta).run_prediction, client.image
     body = await request.body()
-    seed = await asyncio.to_thread(
-        _with_mask, service, body, image.grid.shape, "an initial mask", lambda mask: seed_of(mask, image.grid)
-    )
-    memory_bytes = 0 if seed is None else STROKE_MEMORY * seed.mask.size
+    seed = await asyncio.to_thread(_with_mask, service, body, image.grid.shape, "an initial mask", Region.of)
+    memory_bytes = STROKE_MEMORY * math.prod(seed.shape)
     return await client.change(image, lambda segment: segment.seed(seed, predict), memory_bytes)
 
 
@@ -374,10 +361,7 @@ async def _add_mask(
     prompts = await asyncio.to_thread(
         _with_mask, service, body, shape, f"a {kind}", lambda mask: make(mask, image.grid), STROKE_MEMORY
     )
-    return await _add(client, image, prompts, interaction.run_prediction)
-
-
-T = TypeVar("T")
+    return await client.add(image, prompts, interaction.run_prediction)
 
 
 def _with_mask(
@@ -393,13 +377,7 @@ def _with_mask(
     The array's shape is checked before it is unpacked.
     """
     packed = read_header(body)
-    check_mask_shape(packed, shape, what)
-    voxels = int(np.prod(shape, dtype=np.int64))
-    with service.sessions.memory.take(packed.nbytes + voxels * (2 + memory)):
+    if packed.shape != tuple(shape):
+        raise PromptError(f"{what} of shape {packed.shape}", f"shape {tuple(shape)}", "send it on the image's grid")
+    with service.sessions.memory.take(packed.nbytes + math.prod(shape) * (2 + memory)):
         return make(unpack(packed, service.settings.upload_bytes) != 0)
-
-
-async def _add(client: Client, image: Volume, prompts: Sequence[Prompt], predict: bool) -> Response:
-    client.check_growth()
-    boxes = [prompt.volume.array.size for prompt in prompts if isinstance(prompt, Scribble)]
-    return await client.change(image, lambda segment: segment.add(prompts, predict), STROKE_MEMORY * sum(boxes))

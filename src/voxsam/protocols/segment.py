@@ -1,44 +1,30 @@
-"""Segment: the one object that a client works on, with its prompts, what its buffer shows, and undo.
+"""Segment: the one object that a client works on, with its prompts, what its buffer shows, and undo; and its session.
 
-The protocol has one object at a time: a client that begins the next one resets the interactions. An interaction may
+The protocols have one object at a time: a client that begins the next one resets the interactions. An interaction may
 wait without a prediction; the next prediction takes all that wait. What is shown is one value, and undo swaps it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from voxsam.boxes import NOWHERE, hull, intersection, is_empty, within
-from voxsam.geometry import Grid
+from voxsam.boxes import NOWHERE, hull, is_empty, whole
 from voxsam.interactive.history import UNDO_BYTES, UNDO_STEPS
 from voxsam.interactive.predictor import Prediction, Predictor
+from voxsam.network.promptable import Promptable
 from voxsam.preprocess import Slices
 from voxsam.prompts import SCRIBBLE_POSITIVE, MaskHint, Point, Prompt, Scribble, prompts_bytes
-from voxsam.protocols.nninteractive.inputs import trimmed
+from voxsam.region import EMPTY, Region
+from voxsam.server.errors import Dropped, NotThere
+from voxsam.server.messages import STROKE_MEMORY
+from voxsam.server.sessions import OpenSession, Sessions
 from voxsam.volume import Volume
-
-
-@dataclass(frozen=True, eq=False)
-class Seed:
-    """An initial mask, cut to its box, which the client's buffer shows until the next prediction."""
-
-    box: Slices
-    mask: NDArray[np.bool_]
-    hint: MaskHint
-
-
-def seed_of(mask: NDArray[np.bool_], grid: Grid) -> Seed | None:
-    """The seed of an initial mask (X, Y, Z) on the image's grid; None if the mask is empty."""
-    if not mask.any():
-        return None
-    inside, start = trimmed(mask, "an initial mask")
-    i, j, k = (slice(int(s), int(s) + n) for s, n in zip(start, inside.shape, strict=True))
-    here = grid.crop(start.tolist(), inside.shape)
-    return Seed((i, j, k), inside.copy(), MaskHint(Volume(inside.astype(np.uint8), here, "SEG")))
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,35 +38,27 @@ class Change:
 
 @dataclass(frozen=True, eq=False)
 class _Seen:
-    """What is shown: the last prediction, prompts that wait for the next one, and an initial mask until then."""
+    """What is shown: the last prediction, prompts that wait for the next one, and until then an initial mask."""
 
     waiting: tuple[Prompt, ...] = ()
-    seed: Seed | None = None
+    seed: Region = EMPTY
     prediction: Prediction | None = None
 
     @property
     def nbytes(self) -> int:
         """Memory of masks and probabilities."""
         prompts = self.waiting if self.prediction is None else (*self.waiting, *self.prediction.prompts)
-        seed = 0 if self.seed is None else self.seed.mask.nbytes
-        return prompts_bytes(prompts) + seed + (0 if self.prediction is None else self.prediction.nbytes)
+        return prompts_bytes(prompts) + self.seed.nbytes + (0 if self.prediction is None else self.prediction.nbytes)
 
     @property
     def reach(self) -> tuple[Slices, ...]:
         """Boxes outside which the buffer is empty."""
-        if self.seed is not None:
-            return (self.seed.box,)
-        return () if self.prediction is None else self.prediction.reach
+        return (self.seed.box,) if self.prediction is None else self.prediction.reach
 
     def mask(self, box: Slices) -> NDArray[np.uint8]:
         """What the buffer shows in a box."""
-        mask = np.zeros([part.stop - part.start for part in box], dtype=np.uint8)
-        if self.seed is not None:
-            common = intersection(box, self.seed.box)
-            mask[within(common, box)] = self.seed.mask[within(common, self.seed.box)]
-        elif self.prediction is not None:
-            mask[:] = self.prediction.mask.array[box]
-        return mask
+        shown = self.seed.within(box) if self.prediction is None else self.prediction.mask.array[box]
+        return shown.astype(np.uint8)
 
 
 class Segment:
@@ -104,8 +82,7 @@ class Segment:
     @property
     def mask(self) -> NDArray[np.uint8]:
         """The whole of what the client's buffer shows, as a new array."""
-        i, j, k = (slice(0, n) for n in self.predictor.volume.grid.shape)
-        return self._seen.mask((i, j, k))
+        return self._seen.mask(whole(self.predictor.volume.grid))
 
     def forget_features(self) -> None:
         """Free the encoded crops."""
@@ -118,9 +95,10 @@ class Segment:
                 prompt.points(self.predictor.volume.grid)  # raises now what a later prediction would
         return self._enter(replace(self._seen, waiting=(*self._seen.waiting, *prompts)), predict)
 
-    def seed(self, seed: Seed | None, predict: bool) -> Change:
-        """Start over with an initial mask (None: an empty one), which the client's buffer already shows."""
-        return self._enter(_Seen((seed.hint,), seed) if seed else _Seen(), predict)
+    def seed(self, mask: Region, predict: bool) -> Change:
+        """Start over with an initial mask, which the client's buffer already shows."""
+        hints = (MaskHint(mask.on(self.predictor.volume.grid)),) if mask else ()
+        return self._enter(_Seen(hints, mask), predict)
 
     def predict(self) -> Change:
         """Predict a mask for all that waits, as one step with the last interaction. Nothing runs if nothing waits."""
@@ -166,3 +144,60 @@ def _is_positive(prompt: Prompt) -> bool:
     if isinstance(prompt, Point):
         return prompt.positive
     return not isinstance(prompt, Scribble) or bool((prompt.volume.array == SCRIBBLE_POSITIVE).any())
+
+
+# The session of a client
+
+
+class SegmentSession(OpenSession):
+    """A client's session with a Segment. Without heartbeats, it ends when it has not been used for `idle_s`."""
+
+    def make(self, model: Promptable, volume: Volume, undo_bytes: int) -> Segment:
+        """Make the object, without prompts."""
+        return Segment(Predictor(model, progress=self.report).set_image(volume), undo_bytes)
+
+    @property
+    def unused_s(self) -> float:
+        """Seconds until the session ends if it is not used, heartbeats aside."""
+        return max(0.0, self.used + self.sessions.limits.idle_s - self.sessions.clock())
+
+    @property
+    def lease_s(self) -> float:
+        """Seconds until the session ends if it is not used."""
+        return self.unused_s
+
+    def open_image(self, make: Callable[[], Volume], work_bytes: int) -> None:
+        """Open the image that `make` returns, in place of the previous one; `work_bytes` is what making it takes."""
+        part = self.sessions.memory.take(work_bytes, freed=self.part.nbytes if self.part else 0)
+        try:
+            volume = make()
+            part.note(volume.array.nbytes)
+            self.open(volume, part)
+        except BaseException:
+            part.close()
+            raise
+
+
+S = TypeVar("S", bound=SegmentSession)
+
+
+def find_client(sessions: Sessions, kind: type[S], name: str, what: str, remedy: str) -> S:
+    """The session of a client. Raises Dropped (410), which clients take for a session that has expired."""
+    try:
+        client = sessions.find(kind, name)
+    except NotThere:
+        client = None
+    if client is None:
+        raise Dropped(f"{what} that is over or unknown", f"{what} of this server", remedy)
+    return client
+
+
+async def release_client(sessions: Sessions, kind: type[SegmentSession], name: str) -> None:
+    """End the session of a client, if there is one."""
+    if any(session.id == name and isinstance(session, kind) for session in sessions.open):
+        await asyncio.to_thread(sessions.release, name)
+
+
+def stroke_bytes(prompts: Sequence[Prompt]) -> int:
+    """The memory needed to turn the scribbles among the prompts into clicks."""
+    return STROKE_MEMORY * sum(prompt.volume.array.size for prompt in prompts if isinstance(prompt, Scribble))
