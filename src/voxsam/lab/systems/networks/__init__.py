@@ -94,6 +94,11 @@ def require_library(module: str, system: str, remedy: str) -> None:
         raise UnsupportedError(f"the system {system} without the library {module}", "it installed", remedy)
 
 
+def cube(side: int) -> Size:
+    """The same length along all three axes."""
+    return side, side, side
+
+
 def divided(size: Size, by: Size) -> Size:
     """The grid that remains of `size` after strides of `by`, which divide it."""
     return size[0] // by[0], size[1] // by[1], size[2] // by[2]
@@ -186,7 +191,7 @@ class AutomaticNetwork(CropNetwork):
         options = kind.options.read(card.options, card.system)
         kept = {name: value for name, value in card.options.items() if name not in options.once}
         super().__init__(card.model_copy(update={"options": kept}))
-        self.network = storable(kind.build(size or (self.config.crop,) * 3, self.config.channels, options))
+        self.network = storable(kind.build(size or cube(self.config.crop), self.config.channels, options))
 
     def decode(self, features: Features, crops_B1DHW: Tensor, points: Tensor | None = None, **_: Any) -> Tensor:
         """(B, 2, D, H, W) logits: background, tumour. Clicks are ignored."""

@@ -14,7 +14,17 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from voxsam.errors import CheckpointError, UnsupportedError
-from voxsam.lab.systems.networks import CLASSES, Four, NetworkKind, Options, Size, Three, require_crop, require_library
+from voxsam.lab.systems.networks import (
+    CLASSES,
+    Four,
+    NetworkKind,
+    Options,
+    Size,
+    Three,
+    cube,
+    require_crop,
+    require_library,
+)
 from voxsam.weights.file import read_pickle
 
 LIBRARY = "dynamic_network_architectures"
@@ -160,7 +170,7 @@ def unetr(size: Size, channels: int, options: UNETROptions) -> nn.Module:
     """UNETR. Raises UnsupportedError for a crop whose sides are not multiples of 16, or without einops."""
     from monai.networks.nets import UNETR
 
-    require_crop(size, (UNETR_PATCH,) * 3, "unetr")
+    require_crop(size, cube(UNETR_PATCH), "unetr")
     require_library("einops", "unetr", "pip install einops")
     network = UNETR(
         in_channels=channels,
@@ -199,7 +209,7 @@ def swin_unetr(size: Size, channels: int, options: SwinUNETROptions) -> nn.Modul
     """
     from monai.networks.nets import SwinUNETR
 
-    require_crop(size, (SWIN_STEP,) * 3, "swin-unetr", several=True)
+    require_crop(size, cube(SWIN_STEP), "swin-unetr", several=True)
     require_library("einops", "swin-unetr", "pip install einops")
     network = SwinUNETR(
         in_channels=channels,
@@ -255,7 +265,7 @@ def segresnet(size: Size, channels: int, options: SegResNetOptions) -> nn.Module
     from monai.networks.nets import SegResNet
 
     step = 2 ** (len(options.blocks_down) - 1)
-    require_crop(size, (step,) * 3, "segresnet")
+    require_crop(size, cube(step), "segresnet")
     return SegResNet(
         in_channels=channels,
         out_channels=CLASSES,
@@ -285,7 +295,7 @@ def mednext(size: Size, channels: int, options: MedNeXtOptions) -> nn.Module:
     """MedNeXt without deep supervision. Raises UnsupportedError if the sides are not multiples of 16, or all are 16."""
     from monai.networks.nets import MedNeXt
 
-    require_crop(size, (MEDNEXT_STEP,) * 3, "mednext", several=True)
+    require_crop(size, cube(MEDNEXT_STEP), "mednext", several=True)
     ratios, blocks = EXPANSION[options.variant], BLOCKS[options.variant]
     return MedNeXt(
         in_channels=channels,

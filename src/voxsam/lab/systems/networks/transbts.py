@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from voxsam.lab.systems.networks import CLASSES, NetworkKind, Options, Residual, Size, divided, require_crop
+from voxsam.lab.systems.networks import CLASSES, NetworkKind, Options, Residual, Size, cube, divided, require_crop
 
 STEP = 8  # voxels of the crop for each token of the transformer, on each axis
 FIRST_DROPOUT = 0.2  # channel dropout after the first convolution
@@ -46,7 +46,7 @@ class TransBTS(nn.Module):
 
     def __init__(self, size: Size, channels: int, options: TransBTSOptions) -> None:
         super().__init__()
-        require_crop(size, (STEP,) * 3, "transbts", several=True)
+        require_crop(size, cube(STEP), "transbts", several=True)
         widths = [options.width * factor for factor in (1, 2, 4, 8)]
         blocks = (1, 2, 2, options.deep_blocks)
         self.stem = nn.Sequential(nn.Conv3d(channels, widths[0], 3, padding=1), nn.Dropout3d(FIRST_DROPOUT))
@@ -57,7 +57,7 @@ class TransBTS(nn.Module):
         self.embed = nn.Sequential(
             nn.BatchNorm3d(widths[3]), nn.ReLU(inplace=True), nn.Conv3d(widths[3], options.embedding, 3, padding=1)
         )
-        self.transformer = Transformer(math.prod(divided(size, (STEP,) * 3)), options)
+        self.transformer = Transformer(math.prod(divided(size, cube(STEP))), options)
         self.join = nn.Sequential(_convolutions(options.embedding, widths[3]), Residual(_convolutions(widths[3])))
         self.ups = nn.ModuleList(UpBlock(coarse) for coarse in (widths[3], widths[2], widths[1]))
         self.head = nn.Conv3d(widths[0], CLASSES, 1)

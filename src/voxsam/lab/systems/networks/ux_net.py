@@ -12,7 +12,7 @@ from monai.networks.blocks import UnetOutBlock, UnetrBasicBlock, UnetrUpBlock
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
-from voxsam.lab.systems.networks import CLASSES, ChannelNorm, Four, NetworkKind, Options, Size, require_crop
+from voxsam.lab.systems.networks import CLASSES, ChannelNorm, Four, NetworkKind, Options, Size, cube, require_crop
 
 KERNEL = 7
 EXPANSION = 4  # hidden channels of a block, times its own
@@ -36,7 +36,7 @@ class UXNet(nn.Module):
 
     def __init__(self, size: Size, channels: int, options: UXNetOptions) -> None:
         super().__init__()
-        require_crop(size, (STEP,) * 3, "ux-net", several=True)
+        require_crop(size, cube(STEP), "ux-net", several=True)
         widths = options.widths
         stem = nn.Conv3d(channels, widths[0], KERNEL, stride=2, padding=KERNEL // 2)
         self.downs = nn.ModuleList([nn.Sequential(stem, ChannelNorm(widths[0]))])
