@@ -268,7 +268,7 @@ class Named(Sampler):
     def __init__(self) -> None:
         pass
 
-    def draw(self, case, rng):
+    def draw(self, case, rng, others=()):
         return {"case": case, "drawn": rng.integers(1 << 30)}
 
 
