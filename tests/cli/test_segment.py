@@ -91,6 +91,7 @@ def test_every_click_may_be_an_object_of_its_own(
         (["--click", "1,2,3", "--overlap"], "--overlap without --each"),
         (["--box", "1,2,3,4,5,6", "--each"], "positive clicks alone, and no --probabilities"),
         (["--click", "1,2"], "three whole numbers"),
+        (["--click", f"1,2,{10**400}"], "three whole numbers"),
         (["--click", "1_0,2,3"], "--click '1_0,2,3'; expected three whole numbers"),
         (["--click", "٥,٥,٥"], "three whole numbers"),
         (["--click", "1.0,2,3"], "three whole numbers"),

@@ -91,6 +91,21 @@ def test_a_reader_that_dies_is_told_and_leaves_nothing(tmp_path, broken, act, wo
     assert not list((tmp_path / "own").iterdir())
 
 
+def test_a_reader_that_ends_before_it_is_asked_is_told(tmp_path, monkeypatch):
+    start = guarded._start
+
+    def ended(folder):
+        process = start(folder)
+        process.kill()
+        process.wait()
+        return process
+
+    monkeypatch.setattr(guarded, "_start", ended)
+    (tmp_path / "ct.nrrd").write_bytes(b"x")
+    with pytest.raises(FileError, match=r"ct\.nrrd made its reader fail \(SIGKILL\)"):
+        guarded.read_volume(tmp_path / "ct.nrrd", memory_bytes=ROOM)
+
+
 def test_a_reader_that_hangs_is_ended(tmp_path, broken):
     broken("time.sleep(100)")
     start = time.monotonic()

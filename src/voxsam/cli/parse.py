@@ -71,7 +71,7 @@ def whole_numbers(option: str, words: str, example: str) -> tuple[int, ...]:
 def three_lengths(option: str, words: str, instead: str = "") -> tuple[float, float, float]:
     """Parse three numbers above 0, separated by commas. Raises InputError, naming the option, for anything else."""
     numbers = _parsed(words, float)
-    if len(numbers) != 3 or not all(math.isfinite(n) and n > 0 for n in numbers):
+    if len(numbers) != 3 or min(numbers) <= 0:
         remedy = f"write for example {option} 1,1,1"
         raise InputError(f"{option} {words!r}", f"{instead}three lengths in mm above 0", remedy)
     return numbers
@@ -85,13 +85,14 @@ def given_path(word: str) -> Path:
 
 
 def _parsed(words: str, kind: type[Number]) -> tuple[Number, ...]:
-    """The numbers, separated by commas; none if anything else is among them."""
+    """The numbers, separated by commas; none if anything else is among them, or one too large for a float."""
     pattern, found = WHOLE if kind is int else DECIMAL, words.split(",")
     if not all(pattern.fullmatch(word.strip()) for word in found):
         return ()
     try:
-        return tuple(map(kind, found))
-    except ValueError:  # more digits than int() takes
+        numbers = tuple(map(kind, found))
+        return numbers if all(map(math.isfinite, numbers)) else ()
+    except (ValueError, OverflowError):  # more digits than int() takes, or than a float holds
         return ()
 
 
@@ -99,6 +100,6 @@ def _numbers(
     option: str, words: str, count: int, kind: type[int] | type[float], expected: str, example: str
 ) -> Numbers:
     numbers = _parsed(words, kind)
-    if len(numbers) != count or not all(map(math.isfinite, numbers)):
+    if len(numbers) != count:
         raise PromptError(f"{option} {words!r}", expected, f"write for example {option} {example}, without blanks")
     return numbers

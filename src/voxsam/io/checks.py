@@ -176,7 +176,7 @@ def check_scan(name: str, array: NDArray[Any]) -> None:
     if low == high:
         given, remedy = f"all voxels of {name} are {low:g}", "check that it is the right file"
         raise ImageError(given, "an image with contrast", remedy)
-    if low < 0 or not _whole(array) or high > HIGHEST_LABEL:
+    if low < 0 or high > HIGHEST_LABEL or not _whole(array):
         return
     first, second = array[:-1, :, ::8], array[1:, :, ::8]  # neighbours along i, in every eighth slice
     either = (first != 0) | (second != 0)

@@ -122,7 +122,8 @@ def _ask(path: Path, what: dict[str, Any], how: How) -> Any:
             timer.cancel()
             process.kill()
             process.wait()
-            process.stdin.close()
+            with suppress(BrokenPipeError):  # it ended before it read all of the request
+                process.stdin.close()
             process.stdout.close()
     if not isinstance(reply, tuple):
         return reply
