@@ -17,7 +17,8 @@ Every InputError says three things: what was given, what was expected, what to d
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 
 class VoxSAMError(Exception):
@@ -35,6 +36,20 @@ class InputError(VoxSAMError):
 def one_line(text: str) -> str:
     """The text as one printable line: file names are arbitrary bytes, and headers may hold anything."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(text.split()))
+
+
+class Faults(Protocol):
+    """What pydantic raises: ValidationError, and FastAPI's RequestValidationError."""
+
+    def errors(self) -> Sequence[Any]: ...
+
+
+def first_fault(error: Faults, whole: str = "") -> str:
+    """The first fault that pydantic found, as "where: what"; a fault without a place is one of the `whole`."""
+    first = error.errors()[0]
+    where = ".".join(map(str, first["loc"])) or whole
+    what = first["msg"].removeprefix("Value error, ")
+    return f"{where}: {what}" if where else what
 
 
 class FileError(InputError):

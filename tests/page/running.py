@@ -172,9 +172,15 @@ class Viewer:
         return self.page.evaluate("location.hash").removeprefix("#session=")
 
     def opened(self) -> None:
-        """Wait until a scan is shown."""
-        self.page.wait_for_selector("#panel:not([hidden])")
-        self.page.wait_for_selector("#welcome", state="hidden")
+        """Wait until a scan is shown. If none is, fail with what the page shows in its place."""
+        from playwright.sync_api import TimeoutError as TooLong
+
+        try:
+            self.page.wait_for_selector("#panel:not([hidden])")
+            self.page.wait_for_selector("#welcome", state="hidden")
+        except TooLong as error:
+            seen = {name: self.page.inner_text(name) for name in ("#busy", "#problem", "#scan", "#welcome")}
+            raise AssertionError(f"no scan is shown: {self.page.url}, {seen}, {self.faults}") from error
         self.drawn()
 
     def upload(self, *files: Path) -> None:

@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 from pydantic_core import from_json
 
 from voxsam.atomic import atomic_path
-from voxsam.errors import FileError, InputError
+from voxsam.errors import FileError, InputError, first_fault
 from voxsam.prompts import Point
 
 FORMAT = 1
@@ -190,7 +190,7 @@ def read_record(path: Path, kind: type[R]) -> R:
     try:
         return kind.model_validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
-        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error.strerror
+        reason = first_fault(error) if isinstance(error, ValidationError) else error.strerror
         remedy = "give a folder of `voxsam project new`, or restore the file"
         raise FileError(f"{path} could not be read ({reason})", "a file of a VoxSAM project", remedy) from error
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, Field, PositiveInt, ValidationError
 
 import voxsam
+from voxsam.errors import first_fault
 from voxsam.geometry import Grid
 from voxsam.prompts import Prompt
 from voxsam.protocols.nninteractive.inputs import AXES as REVERSED_AXES
@@ -27,7 +28,7 @@ from voxsam.protocols.nninteractive.routes import require_prompt
 from voxsam.protocols.segment import Segment, SegmentSession, find_client, release_client, stroke_bytes
 from voxsam.server.api import TheService
 from voxsam.server.app import Protocol
-from voxsam.server.errors import Refused, TooLarge, first_problem
+from voxsam.server.errors import Refused, TooLarge
 from voxsam.server.messages import STROKE_MEMORY
 from voxsam.server.service import Service
 from voxsam.volume import Volume
@@ -196,7 +197,7 @@ def _read(metadata: str) -> Metadata:
     try:
         known = Metadata.model_validate_json(metadata)
     except ValidationError as error:
-        given = f"metadata: {first_problem(error.errors())}"
+        given = f"metadata: {first_fault(error)}"
         raise Refused(given, "JSON with the dimensions of a 3D image", "open a 3D image in ITK-SNAP") from error
     if known.components_per_pixel != 1:
         given = f"an image of {known.components_per_pixel} components"

@@ -14,7 +14,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from voxsam.errors import FileError, InputError, SeriesError
+from voxsam.errors import FileError, InputError, SeriesError, first_fault
 
 LOG = logging.getLogger("voxsam.server")
 OUT_OF_MEMORY = ("MemoryError", "OutOfMemoryError")  # the latter is torch's, known without importing torch
@@ -143,7 +143,7 @@ def add_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        given = first_problem(error.errors())
+        given = first_fault(error)
         return _answer(422, given, "a request as /openapi.json describes it", "correct the request")
 
     @app.exception_handler(HTTPException)
@@ -168,12 +168,6 @@ def add_handlers(app: FastAPI) -> None:
             given, remedy = "a request beyond the free memory", "close sessions, or use --device cpu"
             return _answer(503, given, "a smaller scan", remedy)
         return _answer(500, "an internal error", "an answer", "try again, and report it with the server's log")
-
-
-def first_problem(errors: object) -> str:
-    """The first of pydantic's errors in one line: where, and what is wrong there."""
-    first = errors[0]  # type: ignore[index]
-    return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
 
 
 def _answer(

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from voxsam.atomic import atomic_path
-from voxsam.errors import CheckpointError, FileError
+from voxsam.errors import CheckpointError, FileError, first_fault
 from voxsam.network.card import FORMAT_VERSION, Card
 
 METADATA_KEY = "voxsam"
@@ -127,11 +127,8 @@ def _card(path: Path, metadata: dict[str, str]) -> Card:
     try:
         return Card.model_validate_json(metadata[METADATA_KEY])
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the whole"
-        raise CheckpointError(
-            f"{path}: its metadata do not fit, {where}: {first['msg']}", "the fields of a VoxSAM card", "get it again"
-        ) from error
+        given = f"{path}: its metadata do not fit, {first_fault(error, 'the whole')}"
+        raise CheckpointError(given, "the fields of a VoxSAM card", "get it again") from error
 
 
 def _damaged(path: Path, detail: str) -> CheckpointError:

@@ -132,6 +132,8 @@ def test_failures_cost_their_own_rows(tmp_path: Path, compare: Callable[..., tup
     for fault, reason in reasons.items():
         assert f"Box, {fault} failed on boxes: {reason}" in shown and reason in errors
         assert re.search(rf"\| Box, {fault} \| failed \| failed \|", shown)
+    lines = list(csv.DictReader((tmp_path / "out" / "table.csv").open()))
+    assert {line["seeds"] for line in lines if not line["failed"]} == {"1"}  # whole numbers stay whole
 
 
 @pytest.mark.slow

@@ -73,7 +73,7 @@ def test_the_least_recipe_has_defaults(tmp_path: Path) -> None:
         ({"phantom_fraction": 60}, "phantom_fraction: Input should be less than or equal to 1"),
         ({"phantom_shape": [72, 72]}, "phantom_shape.2: Field required"),
         ({"preprocessing": {**LEAST["preprocessing"], "sd": 0}}, "preprocessing.sd: Input should be greater than"),
-        ({"model": {**LEAST["model"], "heads": 3}}, "model: Value error, width must divide by heads"),
+        ({"model": {**LEAST["model"], "heads": 3}}, "model: width must divide by heads"),
     ],
 )
 def test_a_fault_is_named_in_one_line(tmp_path: Path, changes: dict, words: str) -> None:
@@ -347,7 +347,7 @@ def test_names_on_the_command_line(tmp_path: Path) -> None:
         (["--weight_decay", "-1"], "weight_decay: Input should be greater than or equal to 0"),
         (["--betas", "1,0.9"], "betas.0: Input should be less than 1"),
         (["--augmentation.zoom", "0,1"], "augmentation.zoom.*: Input should be greater than 0"),
-        (["--augmentation.margin_mm", "5,1"], "augmentation.margin_mm: Value error, 5 to 1 is no range"),
+        (["--augmentation.margin_mm", "5,1"], "augmentation.margin_mm: 5 to 1 is no range"),
         (["--model.crop", "0"], "model.crop: Input should be greater than or equal to 1"),
     ],
 )

@@ -20,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from voxsam.errors import InputError
+from voxsam.errors import InputError, first_fault
 from voxsam.lab.data.folds import Fold, check_disjoint, read_folds
 from voxsam.lab.evaluation.protocol import EvaluationSettings
 from voxsam.lab.systems.compared import Budget
@@ -199,8 +199,7 @@ def settings(*fields: Mapping[str, Any]) -> EvaluationSettings:
     try:
         return _SETTINGS.validate_python(keys)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise ValueError(f"evaluation: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        raise ValueError(f"evaluation: {first_fault(error)}") from error
     except InputError as error:
         raise ValueError(f"evaluation: {error}") from error
 
@@ -214,12 +213,8 @@ def read_plan(path: Path, folders: Mapping[str, str] | None = None, data_needed:
     try:
         plan = Plan.model_validate({"name": path.stem, **fields})
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the plan"
-        what = first["msg"].removeprefix("Value error, ")
-        raise InputError(
-            f"{path}: {where}: {what}", "the keys of voxsam.lab.compare.plan.Plan", "correct it"
-        ) from error
+        given = f"{path}: {first_fault(error, 'the plan')}"
+        raise InputError(given, "the keys of voxsam.lab.compare.plan.Plan", "correct it") from error
     names, folders = [data.name for data in plan.data], folders or {}
     unknown = [name for name in folders if name not in names]
     if unknown:

@@ -389,7 +389,7 @@ def table_csv(plan: Plan, rows: Sequence[RowResult]) -> str:
                 lines.append(
                     {"method": method.title, "row": method.row.row, "data": data.name, "failed": failed, **numbers}
                 )
-    return pd.DataFrame(lines, columns=list(FIELDS)).to_csv(index=False, lineterminator="\n")
+    return pd.DataFrame(lines, columns=list(FIELDS), dtype=object).to_csv(index=False, lineterminator="\n")
 
 
 def _numbers(method: Method, entry: Entry) -> dict[str, Any]:

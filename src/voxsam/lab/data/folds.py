@@ -12,7 +12,7 @@ import yaml
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import from_json
 
-from voxsam.errors import FileError, InputError
+from voxsam.errors import FileError, InputError, first_fault
 
 PARTS = ("train", "validation", "test")
 FRACTIONS = (0.7, 0.1, 0.2)  # paper, Sec. 4.1
@@ -91,8 +91,7 @@ def read_folds(path: Path) -> tuple[Fold, ...]:
         found: Any = from_json(text) if path.suffix == ".json" else yaml.safe_load(text)
         folds = _FOLDS.validate_python(found)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        first = error.errors()[0] if isinstance(error, ValidationError) else None
-        what = f"{'.'.join(map(str, first['loc']))}: {first['msg']}" if first else str(error).splitlines()[0]
+        what = first_fault(error) if isinstance(error, ValidationError) else str(error).splitlines()[0]
         raise FileError(f"{path}: {what}", EXPECTED, "correct the file") from error
     if not folds:
         raise FileError(f"{path}: no folds", EXPECTED, "correct the file")

@@ -19,7 +19,7 @@ import voxsam.lab.systems.nnunet_system
 import voxsam.lab.systems.prism
 import voxsam.lab.systems.remote
 import voxsam.lab.systems.sam_slices  # noqa: F401, these register themselves
-from voxsam.errors import InputError, UnsupportedError
+from voxsam.errors import InputError, UnsupportedError, first_fault
 from voxsam.lab.data.store import open_store
 from voxsam.lab.evaluation.systems import AutomaticSystem, SessionSystem, System
 from voxsam.lab.systems.compared import (
@@ -66,8 +66,7 @@ class CommonLoop(ComparedSystem):
         try:
             return Recipe.model_validate(with_names(fields))
         except ValidationError as error:
-            first = error.errors()[0]
-            given = f"recipe: {'.'.join(map(str, first['loc']))}: {first['msg'].removeprefix('Value error, ')}"
+            given = f"recipe: {first_fault(error)}"
             raise InputError(given, "the keys of voxsam.lab.training.recipe.Recipe", "change the plan") from error
 
     def check(self, job: Job) -> None:

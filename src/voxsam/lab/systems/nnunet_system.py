@@ -21,7 +21,7 @@ import torch
 from pydantic import ValidationError
 
 from voxsam.atomic import atomic_path, make_folder
-from voxsam.errors import InputError, UnsupportedError, VoxSAMError
+from voxsam.errors import InputError, UnsupportedError, VoxSAMError, first_fault
 from voxsam.io import write_mask, write_volume
 from voxsam.kernels import choose_device
 from voxsam.lab.data.layouts import choose_cases, find_labelled
@@ -139,9 +139,8 @@ def settings_of(job: Job) -> NnUNetSettings:
     try:
         return NnUNetSettings(**fields)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise InputError(f"{where} of nnunet: {first['msg']}", "one of its options", "change the plan") from error
+        given = f"the option {first_fault(error, 'combination')}"
+        raise InputError(given, "the options of nnunet", "change the plan") from error
 
 
 def steps_of(job: Job) -> int | None:

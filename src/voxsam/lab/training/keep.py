@@ -24,7 +24,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from voxsam.atomic import atomic_path, make_folder
-from voxsam.errors import CheckpointError, InputError
+from voxsam.errors import CheckpointError, InputError, first_fault
 from voxsam.lab.data.sampling import SampleStream, fingerprint, validation_samples
 from voxsam.lab.data.store import find_description
 from voxsam.lab.training.recipe import LENGTHS, Recipe
@@ -81,7 +81,7 @@ def _read(path: Path) -> Identity:
         recipe = Recipe.model_validate(found["recipe"]).model_dump(mode="json")
         return json.loads(json.dumps({"recipe": recipe, "data": found["data"]}))
     except (ValueError, KeyError, TypeError) as error:
-        fault = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
+        fault = first_fault(error) if isinstance(error, ValidationError) else error
         given = f"{path} cannot be read ({str(fault).splitlines()[0]})"
         raise InputError(given, "what `voxsam train` wrote there", "choose another folder with -o") from error
 

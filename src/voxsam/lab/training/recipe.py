@@ -24,7 +24,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, CliSettingsSource, PydanticBaseSettingsSource, SettingsError
 
-from voxsam.errors import FileError, InputError
+from voxsam.errors import FileError, InputError, first_fault
 from voxsam.lab.data.augmentation import AUGMENTATIONS, Augmentation
 from voxsam.lab.data.sampling import Prompts
 from voxsam.lab.engine.crops import EngineSettings
@@ -273,9 +273,8 @@ def read_recipe(
     try:
         return _validated(with_names(fields), options)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ": ".join([str(path), *([".".join(map(str, first["loc"]))] if first["loc"] else []), first["msg"]])
-        raise InputError(where, "the keys of voxsam.lab.training.recipe.Recipe", "correct it") from error
+        given = f"{path}: {first_fault(error)}"
+        raise InputError(given, "the keys of voxsam.lab.training.recipe.Recipe", "correct it") from error
     except ArithmeticError as error:  # from sizes that are divided by one another
         raise InputError(f"{path}: model: {error}", "sizes above 0", "correct it") from error
     except SettingsError as error:

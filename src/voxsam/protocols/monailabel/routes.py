@@ -26,7 +26,7 @@ from pydantic_core import from_json
 from starlette.datastructures import UploadFile as FormFile  # FastAPI's is one of these
 
 import voxsam
-from voxsam.errors import PromptError, UnsupportedError
+from voxsam.errors import PromptError, UnsupportedError, first_fault
 from voxsam.geometry import Grid
 from voxsam.io import itk, write_mask
 from voxsam.prompts import Box, Point, Prompt
@@ -36,7 +36,7 @@ from voxsam.region import EMPTY
 from voxsam.server.api import TheService
 from voxsam.server.api.downloads import write_scan
 from voxsam.server.app import Protocol
-from voxsam.server.errors import KeyNeeded, NotThere, Refused, first_problem
+from voxsam.server.errors import KeyNeeded, NotThere, Refused
 from voxsam.server.folders import MAX_FILES
 from voxsam.server.messages import MAX_PROMPTS, UploadSource
 from voxsam.server.service import Service
@@ -200,7 +200,7 @@ def _read(params: str) -> Params:
     try:
         asked = Params.model_validate_json(params or "{}")
     except ValidationError as error:
-        given = f"params: {first_problem(error.errors())}"
+        given = f"params: {first_fault(error)}"
         raise Refused(given, "JSON with foreground and background, lists of [i, j, k]", "correct it") from error
     if asked.result_extension not in EXTENSIONS:
         given = f"result_extension {asked.result_extension[:20]!r}"
@@ -332,7 +332,8 @@ async def add_image(
     return {"image": id}
 
 
-@router.api_route("/datastore/image", methods=["GET", "HEAD"], summary="An image as a file")
+@router.head("/datastore/image", include_in_schema=False)
+@router.get("/datastore/image", summary="An image as a file")
 async def get_image(service: TheService, store: TheDatastore, image: str) -> Response:
     """Unchanged if it is a single file that viewers read, otherwise converted to .nii.gz."""
     file = await asyncio.to_thread(store.file_of, image)
@@ -373,7 +374,8 @@ async def save_label(
     return {"image": image, "label": image}
 
 
-@router.api_route("/datastore/label", methods=["GET", "HEAD"], summary="A label as a file")
+@router.head("/datastore/label", include_in_schema=False)
+@router.get("/datastore/label", summary="A label as a file")
 async def get_label(store: TheDatastore, label: str, tag: str = "final") -> Response:
     """As it was sent. Raises NotThere."""
     found = await asyncio.to_thread(store.label, label, tag)

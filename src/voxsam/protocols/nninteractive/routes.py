@@ -19,7 +19,7 @@ from pydantic import BaseModel, PositiveInt, ValidationError
 
 import voxsam
 from voxsam.boxes import is_empty
-from voxsam.errors import PromptError, UnsupportedError
+from voxsam.errors import PromptError, UnsupportedError, first_fault
 from voxsam.network.card import Card
 from voxsam.prompts import Prompt
 from voxsam.protocols.nninteractive.inputs import (
@@ -36,7 +36,7 @@ from voxsam.protocols.segment import Change, Segment, SegmentSession, find_clien
 from voxsam.region import Region
 from voxsam.server.api import TheService
 from voxsam.server.app import Protocol
-from voxsam.server.errors import Dropped, Refused, TooMany, first_problem
+from voxsam.server.errors import Dropped, Refused, TooMany
 from voxsam.server.messages import STROKE_MEMORY
 from voxsam.server.service import Service
 from voxsam.server.sessions import OpenSession, Sessions
@@ -129,7 +129,7 @@ def _read_meta(model: type[Model], header: str) -> Model:
     try:
         return model.model_validate_json(header)
     except ValidationError as error:
-        problem = first_problem(error.errors())
+        problem = first_fault(error)
         raise Refused(f"the header {META}: {problem}", "what the route takes", "correct it") from error
 
 
