@@ -41,6 +41,21 @@ def test_with_array_refuses_another_shape():
         Volume(np.ones((2, 3, 4)), GRID).with_array(np.ones((3, 2, 4)))
 
 
+@pytest.mark.parametrize("axes", ["RAS", "SPL", "AIR"])
+def test_reorient_keeps_every_voxel_where_it_is(axes: str):
+    scan = Volume(np.arange(24).reshape(2, 3, 4), GRID, "CT", {"nifti": "stored"}, ("odd",))
+    turned = scan.reorient(axes)
+    assert turned.grid.axes == axes and (turned.modality, turned.header, turned.remarks) == (
+        "CT",
+        scan.header,
+        ("odd",),
+    )
+    for index in np.ndindex(*GRID.shape):
+        there = turned.grid.world_to_index(GRID.index_to_world(index)).round().astype(int)
+        assert turned.array[tuple(there)] == scan.array[index]
+    np.testing.assert_array_equal(turned.reorient(GRID.axes).array, scan.array)
+
+
 def test_a_volume_cannot_be_rebound():
     volume = Volume(np.ones((2, 3, 4)), GRID)
     with pytest.raises(FrozenInstanceError):

@@ -39,7 +39,7 @@ def content(volume: Volume) -> str:
 
 def digest(volume: Volume) -> str:
     """Hash of the scan's voxels in R, A, S order, 16 hexadecimal digits: the same for equal values of any type."""
-    array = _upright(volume)
+    array = volume.reorient("RAS").array
     found, fractions = hashlib.sha256(repr(array.shape).encode()), _has_fractions(array)
     for start in range(0, len(array), SLAB):
         found.update(_bits(array[start : start + SLAB], fractions).data)
@@ -99,11 +99,6 @@ def listed(trained_on: Mapping[str, Mapping[str, str]]) -> str:
     return ", ".join(parts)
 
 
-def _upright(volume: Volume) -> NDArray:
-    order, flips = volume.grid.permutation_to("RAS")
-    return volume.array.transpose(order)[tuple(slice(None, None, -1 if flip else 1) for flip in flips)]
-
-
 def _has_fractions(array: NDArray) -> bool:
     return array.dtype.kind == "f" and any(not np.array_equal(np.rint(part), part) for part in _slabs(array, SLAB))
 
@@ -116,7 +111,7 @@ def _bits(array: NDArray, fractions: bool) -> NDArray[np.uint32]:
 
 def _hashes(volume: Volume) -> Iterator[Hashes]:
     """48-bit hashes of neighbourhoods, slab by slab, at places chosen by two of their voxels: a crop has the same."""
-    array = _upright(volume)
+    array = volume.reorient("RAS").array
     fractions = _has_fractions(array)
     for part in _slabs(array, SLAB + 1):
         values = _bits(part, fractions)

@@ -63,6 +63,15 @@ class Volume:
         """A copy with other voxel values on the same grid; `modality` changes unless it is None."""
         return replace(self, array=array, modality=self.modality if modality is None else modality)
 
+    def reorient(self, axes: str) -> Volume:
+        """The same voxels, a view, permuted and flipped so that the indices increase along `axes`, e.g. "SPL".
+
+        Raises GeometryError unless `axes` are one letter each of R/L, A/P, S/I.
+        """
+        permutation, flips = self.grid.permutation_to(axes)
+        steps = tuple(slice(None, None, -1 if flip else 1) for flip in flips)
+        return replace(self, array=self.array.transpose(permutation)[steps], grid=self.grid.reorient(axes))
+
     @property
     def volume_ml(self) -> float:
         """Volume of the non-zero voxels in millilitres; meant for masks."""

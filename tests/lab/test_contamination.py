@@ -90,9 +90,7 @@ def resaved(folder: Path) -> None:
     for kind, ending in (("imagesTr", "_0000.nii.gz"), ("labelsTr", ".nii.gz")):
         path = folder / kind / f"STS_001{ending}"
         volume = read_volume(path, labels=kind == "labelsTr")
-        order, flips = volume.grid.permutation_to("SAR")
-        array = volume.array.transpose(order)[tuple(slice(None, None, -1 if flip else 1) for flip in flips)]
-        turned = Volume(np.ascontiguousarray(array), volume.grid.reorient("SAR"), volume.modality)
+        turned = volume.reorient("SAR")
         target = folder / kind / f"other{ending}"
         if kind == "imagesTr":
             write_volume(turned.with_array(turned.array.astype(np.float32)), target)

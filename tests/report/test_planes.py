@@ -26,9 +26,7 @@ def marked(axes: str) -> Volume:
     for value, index in MARKS.items():
         array[index] = value
     grid = Grid.from_spacing(SHAPE, SPACING, (7, -20, 100))
-    order, flips = grid.permutation_to(axes)
-    turned = array.transpose(order)[tuple(slice(None, None, -1 if flip else 1) for flip in flips)]
-    return Volume(np.ascontiguousarray(turned), grid.reorient(axes))
+    return Volume(array, grid).reorient(axes)
 
 
 def middle_of(volume: Volume) -> np.ndarray:

@@ -24,9 +24,7 @@ def mask_in(axes: str, box_ras: tuple[slice, slice, slice], label: int = 1) -> V
     array = np.zeros((20, 16, 12), np.uint8)
     array[box_ras] = label
     grid = Grid.from_spacing(array.shape, SPACING, (-10, 4, 30))
-    order, flips = grid.permutation_to(axes)
-    turned = array.transpose(order)[tuple(slice(None, None, -1 if flip else 1) for flip in flips)]
-    return Volume(turned, grid.reorient(axes), "SEG")
+    return Volume(array, grid, "SEG").reorient(axes)
 
 
 # Dice

@@ -69,7 +69,8 @@ def backgrounds(folder: Path) -> list[tuple[Scan, Volume]]:
     found = []
     for case in cases("backgrounds_ct", "validation"):
         volume = read_volume(folder / "backgrounds_ct" / "imagesTr" / f"{case}_0000.nii.gz")
-        found.append((Scan.of(case, volume), _upright(volume)))
+        upright = volume.reorient("SAR")
+        found.append((Scan.of(case, volume), upright.with_array(np.ascontiguousarray(upright.array), "CT")))
     return found
 
 
@@ -83,12 +84,6 @@ def painted(folder: Path, seed: int = SEED, per_bin: int = PER_BIN) -> Iterator[
             scan, volume = scans[place % len(scans)]
             kind = KINDS[place % len(KINDS)]
             yield _painted(f"{scan.name} {low:.0f} {place}", group, scan, volume, kind, (low, high), rng)
-
-
-def _upright(volume: Volume) -> Volume:
-    order, flips = volume.grid.permutation_to("SAR")
-    array = volume.array.transpose(order)[tuple(slice(None, None, -1 if flip else 1) for flip in flips)]
-    return Volume(np.ascontiguousarray(array), volume.grid.reorient("SAR"), "CT")
 
 
 def _painted(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Protocol, runtime_checkable
 
@@ -161,13 +161,6 @@ class AutomaticSystem:
         return segment_automatically(self.model, volume).mask
 
 
-def turned(volume: Volume, axes: str) -> Volume:
-    """The same voxels, permuted and flipped so that the indices increase along `axes`, e.g. "SPL"."""
-    permutation, flips = volume.grid.permutation_to(axes)
-    steps = tuple(slice(None, None, -1 if flip else 1) for flip in flips)
-    return replace(volume, array=volume.array.transpose(permutation)[steps], grid=volume.grid.reorient(axes))
-
-
 def pasted_mask(crop: NDArray[np.float32], window: Window, scan: Volume) -> Volume:
     """The mask on a scan's grid where a crop's probabilities (D, H, W), resampled to it, are above 0.5."""
     box, values = paste(crop, window, scan.grid)
@@ -177,5 +170,5 @@ def pasted_mask(crop: NDArray[np.float32], window: Window, scan: Volume) -> Volu
 
 
 def turned_back(mask: Volume, grid: Grid) -> Volume:
-    """Bring a mask back to `grid` from a grid that `turned` made of it."""
-    return Volume(turned(mask, grid.axes).array, grid, "SEG")
+    """Bring a mask back to `grid` from one that `reorient` made of it."""
+    return Volume(mask.reorient(grid.axes).array, grid, "SEG")

@@ -28,7 +28,7 @@ from voxsam.lab.data.layouts import choose_cases, find_labelled
 from voxsam.lab.data.parallel import available_cores
 from voxsam.lab.data.store import PreparedData, open_store
 from voxsam.lab.evaluation.protocol import read_case
-from voxsam.lab.evaluation.systems import Images, Opened, OpenedScan, System, turned, turned_back
+from voxsam.lab.evaluation.systems import Images, Opened, OpenedScan, System, turned_back
 from voxsam.lab.systems import nnunet_stages as stages
 from voxsam.lab.systems.compared import EXTRA, About, ComparedSystem, Job, Log, Trained, register, train_within
 from voxsam.lab.systems.nnunet_stages import DATASET, Folders, NnUNetSettings
@@ -171,7 +171,7 @@ class NnUNetSystem:
 
     def _segment(self, images: Sequence[Volume], points: Sequence[Point]) -> Volume:
         assert not points
-        channels = [turned(image, AXES) for image in images]
+        channels = [image.reorient(AXES) for image in images]
         array = np.stack([np.asarray(channel.array, dtype=np.float32) for channel in channels])
         grid = channels[0].grid
         with redirect_stdout(io.StringIO()):  # nnU-Net prints its progress

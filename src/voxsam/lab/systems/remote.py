@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from voxsam.errors import InputError, UnsupportedError
-from voxsam.lab.evaluation.systems import Images, System, turned, turned_back
+from voxsam.lab.evaluation.systems import Images, System, turned_back
 from voxsam.lab.systems.compared import EXTRA, About, Job, Untrained, register
 from voxsam.prompts import Point
 from voxsam.volume import Volume
@@ -105,7 +105,7 @@ class OpenedRemote:
 
     def __init__(self, system: RemoteSystem, scan: Volume) -> None:
         self.address, self.grid = system.address, scan.grid
-        sent = turned(scan, AXES)
+        sent = scan.reorient(AXES)
         self.sent_grid = sent.grid
         with translated(self.address):
             self.client = system.client()

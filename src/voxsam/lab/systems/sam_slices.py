@@ -22,7 +22,7 @@ from torch import Tensor
 from voxsam.errors import CheckpointError, InputError, UnsupportedError
 from voxsam.kernels import choose_device
 from voxsam.lab.data.store import open_store
-from voxsam.lab.evaluation.systems import Images, System, turned, turned_back
+from voxsam.lab.evaluation.systems import Images, System, turned_back
 from voxsam.lab.systems.compared import EXTRA, About, Job, Untrained, register
 from voxsam.prompts import Point
 from voxsam.report.metrics import dice
@@ -333,13 +333,13 @@ class OpenedSlices:
     """A scan, segmented slice by slice. A slice is encoded once, however often it is clicked."""
 
     def __init__(self, system: SliceSystem, scan: Volume) -> None:
-        self.system, self.grid, self.upright = system, scan.grid, turned(scan, UPRIGHT)
+        self.system, self.grid, self.upright = system, scan.grid, scan.reorient(UPRIGHT)
         self.embedded: dict[int, Embedded] = {}
         self.truth: NDArray[Any] | None = None
 
     def show_truth(self, truth: Volume) -> None:
         """Keep the truth for the oracle, which takes the mask with the highest Dice."""
-        self.truth = turned(truth, UPRIGHT).array if self.system.selection == "oracle" else None
+        self.truth = truth.reorient(UPRIGHT).array if self.system.selection == "oracle" else None
 
     def segment(self, points: Sequence[Point]) -> Volume:
         """The mask in the slices that have points; an oracle without the truth takes the best predicted IoU."""
