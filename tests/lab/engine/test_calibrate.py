@@ -23,11 +23,11 @@ def made_up(count: int, seed: int) -> list[Case]:
         x = rng.standard_normal(6)
         if number % 3 == 0:
             x[2] += 4
-            cases.append(Case(f"healthy {number}", 1, x, 0.0, 0.0))
+            cases.append(Case(f"scan{number % 9} healthy {number}", 1, x, 0.0, 0.0))
             continue
         dice = 1 / (1 + np.exp(-(x[0] + 0.5 + 0.2 * rng.standard_normal())))
         ratio = float(np.exp(0.5 * x[1] + 0.3 * rng.standard_normal()))
-        cases.append(Case(f"lesion {number // 2}", 1 + number % 2, x, float(dice), ratio))
+        cases.append(Case(f"scan{number % 9} lesion {number // 2}", 1 + number % 2, x, float(dice), ratio))
     return cases
 
 

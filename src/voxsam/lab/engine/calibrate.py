@@ -1,15 +1,16 @@
 """Fit a model's calibration (Dice, volume interval, probability of a lesion) from sessions on validation scans.
 
 `python -m voxsam.lab.engine.calibrate MODEL.safetensors DATA [OUT.json]` paints lesions other than those in tables into
-backgrounds not used for training, clicks and corrects these and the real validation lesions in their whole scans,
-clicks where nothing was painted, fits, and writes the calibration into the model's file. The printed scores are
-cross-validated by lesion.
+all backgrounds, clicks and corrects these and the real validation lesions in their whole scans, clicks where nothing
+was painted, fits, and writes the calibration into the model's file. The printed scores are cross-validated by scan.
+Backgrounds used for training take part: two scans alone do not show what healthy tissue of a third looks like.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 from voxsam.boxes import bounding_box, grown, intersection, whole
 from voxsam.interactive.confidence import COUNTS, signals
 from voxsam.interactive.predictor import Predictor
+from voxsam.lab.engine.load import Part
 from voxsam.lab.engine.painting import BONE, FAT, LUNG, SOFT
 from voxsam.lab.engine.scans import ORGAN
 from voxsam.lab.engine.validation import Lesion, backgrounds, painted, sarcomas, whole_ct
@@ -38,10 +40,12 @@ from voxsam.volume import Volume
 from voxsam.weights.checkpoint import load_model
 from voxsam.weights.file import METADATA_KEY, new_file, read_model
 
-SEED, PER_BIN = 77, 48  # of the lesions that it is fitted on, which differ from those of the validation table
+SEED = 77  # of what is clicked, and of the painted lesions, which are others than those of the validation table
+SEEDS: dict[Part, int] = {"validation": SEED, "train": SEED + 1}
+PER_BIN = 48  # painted lesions of each range of diameters in each part
 CORRECTED = (0, 1, 3)  # numbers of corrective clicks after which a mask is a case
 TRIALS = 3  # per real lesion
-HEALTHY = {ORGAN: 120, SOFT: 90, LUNG: 50, FAT: 40, BONE: 40}  # clicks on each tissue where nothing was painted
+HEALTHY = {ORGAN: 60, SOFT: 45, LUNG: 25, FAT: 20, BONE: 20}  # clicks a scan on each tissue where nothing was painted
 ROOM_MM = 160.0  # of the scan kept around a lesion: more than a crop
 WIDTH, STEPS, DECAY = 24, 800, 0.01
 MEMBERS = 5  # networks to average: a single one warns of 48 to 64 % of healthy clicks, depending on its seed
@@ -59,6 +63,11 @@ class Case:
     signals: NDArray[np.float64]
     dice: float
     ratio: float
+
+    @property
+    def scan(self) -> str:
+        """The name of its scan, with which that of a lesion begins."""
+        return self.lesion.partition(" ")[0]
 
 
 def lesion_cases(model: Promptable, lesions: Iterator[Lesion]) -> Iterator[Case]:
@@ -84,19 +93,18 @@ def lesion_cases(model: Promptable, lesions: Iterator[Lesion]) -> Iterator[Case]
             clicks.append(new)
 
 
-def healthy_cases(model: Promptable, folder: Path) -> Iterator[Case]:
-    """A case for each click on healthy tissue in unchanged scans, the same number in each scan."""
-    rng = np.random.default_rng([SEED, 1])
-    scans = backgrounds(folder)
-    for scan, volume in scans:
+def healthy_cases(model: Promptable, folder: Path, part: Part) -> Iterator[Case]:
+    """A case for each click on healthy tissue in the unchanged backgrounds of a part, the same number in each scan."""
+    rng = np.random.default_rng([SEEDS[part], 1])
+    for scan, volume in backgrounds(folder, part):
         predictor = Predictor(model, keep_clicked=True).set_image(volume)
         for kind, count in HEALTHY.items():
             places = scan.places.get(kind, np.zeros((0, 3)))
-            for place in places[rng.permutation(len(places))[: count // len(scans)]]:
+            for place in places[rng.permutation(len(places))[:count]]:
                 index = np.rint(place / volume.grid.spacing_mm - 0.5).clip(0, np.subtract(volume.array.shape, 1))
                 found = predictor.predict(Point.at_index(volume.grid, index))
                 seen = signals(found.pieces, found.clicks, predictor.encoded.get(found.pieces[0][0]))
-                yield Case(f"healthy {scan.name} {kind} {index}", 1, seen, 0.0, 0.0)
+                yield Case(f"{scan.name} healthy {kind} {index}", 1, seen, 0.0, 0.0)
                 predictor.forget_features()
 
 
@@ -114,14 +122,14 @@ def _near(lesion: Lesion) -> tuple[Volume, NDArray[np.bool_]]:
 
 
 def fit(cases: Sequence[Case], seed: int = 0) -> tuple[Calibration, dict[str, float]]:
-    """The calibration from all cases, and its scores by cross-validation over lesions."""
+    """The calibration from all cases, and its scores by cross-validation over scans."""
     x, dice = np.array([case.signals for case in cases]), np.array([case.dice for case in cases])
     ratio = np.array([case.ratio for case in cases])
     log_ratio, lesion = np.log(ratio.clip(1 / MAX_RATIO, MAX_RATIO)), ratio > 0
     first = np.logical_and(lesion, [case.clicks == 1 for case in cases])
-    names = list(dict.fromkeys(case.lesion for case in cases))
-    fold_of = dict(zip(names, np.random.default_rng(seed).permutation(len(names)) % FOLDS, strict=True))
-    folds = np.array([fold_of[case.lesion] for case in cases])
+    scans = Counter(case.scan for case in cases).most_common()  # dealt out, those with the most cases first
+    fold_of = {scan: number % FOLDS for number, (scan, _) in enumerate(scans)}
+    folds = np.array([fold_of[case.scan] for case in cases])
     out = np.zeros((len(cases), OUTPUTS))
     for fold in range(FOLDS):
         left = folds == fold
@@ -142,7 +150,8 @@ def fit(cases: Sequence[Case], seed: int = 0) -> tuple[Calibration, dict[str, fl
         "warned_healthy": float((likely[~lesion] < warn).mean()) if (~lesion).any() else float("nan"),
     }
     last = _fitted(x, dice, log_ratio, lesion, seed)
-    return last.calibration(shift, warn, f"{len(names)} lesions and clicks beside lesions"), scores
+    counts = len({case.lesion for case in cases if case.ratio}), int((~lesion).sum()), len(scans)
+    return last.calibration(shift, warn, "{} lesions and {} clicks beside lesions in {} scans".format(*counts)), scores
 
 
 class _Fitted:
@@ -252,8 +261,8 @@ def main(source: str, data: str, out: str | None = None) -> None:
     """Fit, print the cross-validated scores, and write the calibration into the file."""
     model, folder = load_model(source, "cpu"), Path(data)
     real = (lesion for source in (sarcomas, whole_ct) for lesion in source(folder) for _ in range(TRIALS))
-    lesions = chain(painted(folder, SEED, PER_BIN), real)
-    cases = [*lesion_cases(model, lesions), *healthy_cases(model, folder)]
+    lesions = chain(*(painted(folder, seed, PER_BIN, part) for part, seed in SEEDS.items()), real)
+    cases = [*lesion_cases(model, lesions), *chain(*(healthy_cases(model, folder, part) for part in SEEDS))]
     if out is not None:
         rows = [{**case.__dict__, "signals": case.signals.tolist()} for case in cases]
         Path(out).write_text(json.dumps(rows) + "\n", encoding="utf-8")

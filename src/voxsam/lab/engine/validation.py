@@ -16,7 +16,7 @@ import scipy.ndimage
 
 from voxsam.io import read_volume
 from voxsam.lab.data.layouts import write_labelled
-from voxsam.lab.engine.load import cases
+from voxsam.lab.engine.load import Part, cases
 from voxsam.lab.engine.painting import BONE, FAT, LUNG, SOFT, Site, draw_look, draw_shape, paint
 from voxsam.lab.engine.scans import ORGAN, Scan
 from voxsam.volume import Volume
@@ -31,7 +31,7 @@ SEED = 20_260  # of the painted lesions, never changed
 
 @dataclass(frozen=True)
 class Lesion:
-    """One lesion of a scan: its group in tables, and its mask (uint8) on the scan's grid."""
+    """One lesion of a scan, with whose name its own begins: its group in tables, and its mask (uint8) on the grid."""
 
     name: str
     group: str
@@ -64,19 +64,19 @@ def whole_ct(folder: Path) -> Iterator[Lesion]:
             yield Lesion(f"{case} {number}", "lesions_ct", scan, mask)
 
 
-def backgrounds(folder: Path) -> list[tuple[Scan, Volume]]:
-    """The scans not used for training, each also as the volume in SAR order that its places refer to."""
+def backgrounds(folder: Path, part: Part = "validation") -> list[tuple[Scan, Volume]]:
+    """The scans without labels, each also as the volume in SAR order that its places refer to."""
     found = []
-    for case in cases("backgrounds_ct", "validation"):
+    for case in cases("backgrounds_ct", part):
         volume = read_volume(folder / "backgrounds_ct" / "imagesTr" / f"{case}_0000.nii.gz")
         upright = volume.reorient("SAR")
         found.append((Scan.of(case, volume), upright.with_array(np.ascontiguousarray(upright.array), "CT")))
     return found
 
 
-def painted(folder: Path, seed: int = SEED, per_bin: int = PER_BIN) -> Iterator[Lesion]:
-    """`per_bin` painted lesions for each range of diameters, in turn in the backgrounds not used for training."""
-    scans = backgrounds(folder)
+def painted(folder: Path, seed: int = SEED, per_bin: int = PER_BIN, part: Part = "validation") -> Iterator[Lesion]:
+    """`per_bin` painted lesions for each range of diameters, in turn in the backgrounds of a part of the split."""
+    scans = backgrounds(folder, part)
     for number, (low, high) in enumerate(BINS_MM):
         group = f"painted {low:.0f}-{high:.0f} mm" if high < BINS_MM[-1][1] else f"painted over {low:.0f} mm"
         for place in range(per_bin):
