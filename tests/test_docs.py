@@ -168,7 +168,8 @@ def test_every_file_of_the_repository_that_a_page_names_is_there() -> None:
         (page.name, path)
         for page in (*DOCS.glob("*.md"), *root.glob("*.md"))
         for path in re.findall(
-            r"`((?:src|tests|benchmarks|recipes|plans|docs|milestones)/[\w./-]+\.\w+)`", page.read_text()
+            r"`((?:src|tests|benchmarks|recipes|plans|docs|milestones)/[\w./-]+\.\w+)`",
+            page.read_text(encoding="utf-8"),
         )
         if page.name not in ("CHANGELOG.md", "log.md")  # they tell of what was
     ]
