@@ -9,6 +9,7 @@ from known_model import KnownModel, block_scan, upright
 from torch import nn
 
 from voxsam.interactive.confidence import COUNTS, SIGNALS
+from voxsam.lab.engine import calibrate
 from voxsam.lab.engine.calibrate import WIDTH, Case, _mean_of, as_often_clicked, fit, lesion_cases
 from voxsam.lab.engine.validation import Lesion
 from voxsam.network.calibration import OUTPUTS
@@ -44,6 +45,21 @@ def test_it_learns_dice_volume_and_what_is_no_lesion() -> None:
     assert np.mean([abs(one.dice - case.dice) for case, one in zip(lesions, judged, strict=True)]) < 0.08
     warned = [found.judge(case.signals).lesion < found.warn_below for case in others if not case.ratio]
     assert np.mean(warned) >= 0.9
+
+
+def test_a_scan_is_judged_by_what_was_fitted_on_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Signals that tell scans apart, and nothing else: scored within a scan, they would tell lesions from the rest."""
+    monkeypatch.setattr(calibrate, "MEMBERS", 1)
+    rng = np.random.default_rng(3)
+    cases = []
+    for number in range(24):
+        of_scan, is_lesion = 3 * rng.standard_normal(8), number % 2 == 0
+        kind, dice = ("lesion", 0.8) if is_lesion else ("healthy", 0.0)
+        cases += [
+            Case(f"scan{number} {kind} {n}", 1, of_scan + 0.1 * rng.standard_normal(8), dice, float(is_lesion))
+            for n in range(6)
+        ]
+    assert fit(cases)[1]["warned_healthy"] < 0.6
 
 
 def test_the_same_cases_give_the_same_calibration() -> None:

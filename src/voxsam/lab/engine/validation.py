@@ -31,7 +31,7 @@ SEED = 20_260  # of the painted lesions, never changed
 
 @dataclass(frozen=True)
 class Lesion:
-    """One lesion of a scan, with whose name its own begins: its group in tables, and its mask (uint8) on the grid."""
+    """A lesion of a scan: a name that begins with the scan's, a group in tables, a mask (uint8) on the scan's grid."""
 
     name: str
     group: str
