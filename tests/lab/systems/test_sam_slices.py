@@ -17,7 +17,7 @@ from voxsam.errors import InputError
 from voxsam.geometry import Grid
 from voxsam.lab.data.cases import Case
 from voxsam.lab.evaluation.protocol import PER_SLICE, EvaluationSettings, evaluate
-from voxsam.lab.evaluation.systems import OpenedPerSlice, turned
+from voxsam.lab.evaluation.systems import OpenedPerSlice
 from voxsam.lab.systems.common_loop import compared_system
 from voxsam.lab.systems.compared import Job
 from voxsam.lab.systems.sam_slices import SliceSystem, random_sam
@@ -72,7 +72,8 @@ def known_scan(axes: str) -> tuple[Volume, Volume]:
     array = np.full(SHAPE, -500, np.int16)
     for number, (x, y) in BLOCKS.items():
         array[x, y, number] = 100
-    return turned(Volume(array, upright, "CT"), axes), turned(Volume((array > 0).astype(np.uint8), upright), axes)
+    volumes = Volume(array, upright, "CT"), Volume((array > 0).astype(np.uint8), upright)
+    return tuple(volume.reorient(axes) for volume in volumes)
 
 
 def middle(truth: Volume, number: int) -> Point:
