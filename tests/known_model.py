@@ -137,6 +137,14 @@ class LikeClicks(KnownModel):
         return features[-1], tumour if previous is None else tumour + 0.25 * previous.clamp(-2, 2)
 
 
+class OneSided(LikeClicks):
+    """It sees more tumour in the half of its crop with the higher w."""
+
+    def answer(self, features, static, prompt_features, labels, previous):
+        fused, tumour = super().answer(features, static, prompt_features, labels, previous)
+        return fused, tumour + torch.linspace(-1, 1, CROP)
+
+
 def block_scan(grid: Grid, *boxes: tuple, values: tuple[float, ...] = ()) -> Volume:
     """A scan with the intensity of inside in some boxes ((i0, i1), (j0, j1), (k0, k1)) and of outside elsewhere."""
     array = np.full(grid.shape, -FAR, np.float32)

@@ -40,6 +40,22 @@ def ramp(grid: Grid) -> np.ndarray:
     return world_of(grid) @ [0.3, -0.7, 1.1] + 4
 
 
+@pytest.mark.parametrize("axes", ALL_AXES)
+@pytest.mark.parametrize("start", [(2, 3, 1), (-5, 12, -3)], ids=["inside", "beyond the scan"])
+def test_a_mirrored_window_is_the_same_box_seen_in_a_mirror(axes: str, start: tuple[int, int, int]) -> None:
+    grid = oblique()
+    volume = Volume(ramp(grid).astype(np.float32), grid, "CT")
+    preprocessing = PLAIN.model_copy(update={"axes": axes, "spacing_mm": (1.5, 2.0, 2.5)})
+    window = Window(preprocessing.model_grid(grid), start, (8, 6, 7))
+    mirror = window.mirrored()
+    assert mirror.model_grid.axes[:2] == axes[:2] and mirror.model_grid.axes[2] != axes[2]
+    crop = read_crop(volume, window, preprocessing)
+    np.testing.assert_allclose(read_crop(volume, mirror, preprocessing), crop[..., ::-1], atol=1e-4)
+    assert crop.std() > 0 and np.abs(crop - crop[..., ::-1]).max() > 0.1
+    assert (mirror.mirrored().start, mirror.mirrored().shape) == (window.start, window.shape)
+    assert mirror.mirrored().model_grid.close_to(window.model_grid, 1e-9)
+
+
 # The table of docs/released.md, "Intensities and spacing"
 
 

@@ -196,6 +196,11 @@ class Grid:
         affine[:3, 3] = self.index_to_world(first)
         return Grid(tuple(self.shape[a] for a in permutation), affine)  # type: ignore[arg-type]
 
+    def mirrored(self) -> Grid:
+        """The same voxels with the last index in the opposite direction, e.g. "SAL" for "SAR"."""
+        axes = self.axes
+        return self.reorient(axes[:2] + axes[2].translate(str.maketrans("RLAPSI", "LRPAIS")))
+
     def permutation_to(self, axes: str) -> tuple[tuple[int, int, int], tuple[bool, bool, bool]]:
         """For each axis of the grid reoriented to `axes`: the axis of this grid it comes from, and whether it flips."""
         pairs = ("RL", "AP", "SI")

@@ -173,6 +173,11 @@ class Window:
         """Grid of the crop in the window."""
         return self.model_grid.crop(self.start, self.shape)
 
+    def mirrored(self) -> Window:
+        """The same box on the model grid with its last axis (w) reversed: its crop is this one's mirror image."""
+        d, h, w = self.start
+        return Window(self.model_grid.mirrored(), (d, h, self.model_grid.shape[2] - w - self.shape[2]), self.shape)
+
     def inside(self) -> Slices:
         """The part of the crop, in crop voxels, that lies in the model grid; the rest is padding."""
         return tuple(  # type: ignore[return-value]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from known_model import CROP, KnownModel, block_scan, upright
+from known_model import CROP, KnownModel, LikeClicks, OneSided, block_scan, upright
 
 from voxsam.errors import InputError, PromptError
 from voxsam.interactive import crops as crops_module
@@ -190,6 +190,29 @@ def test_a_tumour_followed_through_more_crops_than_fit_beside_others_is_encoded_
     assert model.encoded == encoded
     predictor.predict([at(volume, 2, 2, 2)])
     assert len(predictor.encoded.kept) <= 3
+
+
+def test_a_mirrored_model_answers_with_the_mean_of_a_crop_and_its_mirror_image() -> None:
+    """What a network sees on one side alone cancels out, after later clicks and in further crops, too."""
+    volume = block_scan(upright(40, 24, 24), ((4, 36), (8, 16), (8, 16)))
+    clicks = [at(volume, 19, 11, 11), at(volume, 20, 12, 12), at(volume, 2, 2, 2, positive=False)]
+    plain, sided, mean = LikeClicks(), OneSided(), OneSided()
+    mean.describe(mirrored=True)
+    answers = []
+    for model in (plain, sided, mean):
+        predictor, found = Predictor(model).set_image(volume), None
+        for number in (1, 2, 3):
+            found = predictor.predict(clicks[:number], found)
+            answers.append(found)
+            if number == 1:
+                encoded = model.encoded
+        assert model.encoded == encoded and found.crops >= 3  # later clicks encode nothing
+    assert mean.encoded == 2 * plain.encoded
+    for known, one_side, both in zip(*(answers[n : n + 3] for n in (0, 3, 6)), strict=True):
+        assert both.crops == known.crops
+        # The mean of logits, so equal to the plain ones: but for the previous mask's, which are clamped.
+        np.testing.assert_allclose(both.probabilities.array, known.probabilities.array, atol=1e-4)
+        assert np.abs(one_side.probabilities.array - known.probabilities.array).max() > 0.05
 
 
 @pytest.mark.parametrize("crops_that_fit", [1, 4])

@@ -92,7 +92,7 @@ def spacing_of_masks(monkeypatch, **masks: tuple[float, float]) -> float:
         window = Window.around(grid, grid.world_to_index(clicks[0].world_mm), (48,) * 3)
         across, sure = by_spacing.get(float(grid.spacing_mm[0]), (0, 0))
         away = np.linalg.norm(np.indices((48,) * 3).transpose(1, 2, 3, 0) - 24, axis=-1)
-        return [window], [(window, np.where(away < across / 2, sure, 0).astype(np.float32))], lambda _: None
+        return [window], lambda window, whole=True: np.where(away < across / 2, sure, 0).astype(np.float32)
 
     monkeypatch.setattr(Predictor, "_look", look)
     scan, _ = ball((MIDDLE, 44))

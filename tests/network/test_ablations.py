@@ -193,10 +193,10 @@ def test_a_look_of_several_levels_prompts_another_crop():
         assert look.shape == (1, 1, 32)
         assert not torch.allclose(look, crops.sample(away, click), atol=1e-3)
         answers = [
-            crops.decode(away, [click], prompt_features, torch.ones(1, 1, dtype=torch.long))
+            crops.logits(away, [click], prompt_features, torch.ones(1, 1, dtype=torch.long))
             for prompt_features in (look, look.flip(-1))
         ]
-    assert answers[0].shape == (16, 16, 16) and np.abs(answers[0] - answers[1]).max() > 1e-4
+    assert answers[0].shape == (16, 16, 16) and (answers[0] - answers[1]).abs().max() > 1e-4
 
 
 def test_the_positional_model_is_not_followed_into_crops_without_a_click():

@@ -33,7 +33,7 @@ from voxsam.volume import Volume
 
 pytest.importorskip("onnxscript", reason="needs onnx, onnxscript and onnxruntime")
 
-from tests.known_model import LikeClicks
+from tests.known_model import LikeClicks, OneSided
 from tests.web.golden import play
 from tests.web.known_export import export_known, web_card, write_card
 from voxsam.weights.checkpoint import load_model
@@ -247,13 +247,18 @@ def as_rows(weights: NDArray[np.float64]) -> tuple[tuple[float, ...], ...]:
     return tuple(map(tuple, weights.tolist()))
 
 
-def check_known(spacing_range: tuple[float, float] | None, scans: dict[str, Case], model: Path, folder: Path) -> None:
+def check_known(
+    spacing_range: tuple[float, float] | None, scans: dict[str, Case], model: Path, folder: Path, mirrored: bool = False
+) -> None:
     """Run all scans through both predictors; check that there are masks, further crops and remarks of several kinds."""
     card = web_card(spacing_range_mm=spacing_range).model_copy(
-        update={"calibration": calibration(), "classes": CLASSES}
+        update={"calibration": calibration(), "classes": CLASSES, "mirrored": mirrored}
     )
-    network = LikeClicks(card=card).eval()
-    shutil.copytree(model, folder / "model")
+    network = (OneSided if mirrored else LikeClicks)(card=card).eval()
+    if mirrored:
+        export_known(network, folder / "model")
+    else:
+        shutil.copytree(model, folder / "model")
     write_card(network.card, folder / "model")
     theirs = in_browser(folder, scans)
     ours = {name: in_python(network, case) for name, case in scans.items()}
@@ -269,6 +274,10 @@ def check_known(spacing_range: tuple[float, float] | None, scans: dict[str, Case
 
 def test_a_known_network_predicts_the_same(known_model: Path, tmp_path: Path) -> None:
     check_known((1.5, 6.0), cases("thick", "small", "long"), known_model, tmp_path)
+
+
+def test_a_known_network_that_sees_a_mirror_image_too_predicts_the_same(known_model: Path, tmp_path: Path) -> None:
+    check_known((1.5, 6.0), cases("oblique", "small", "long"), known_model, tmp_path, mirrored=True)
 
 
 @pytest.mark.parametrize(
@@ -298,11 +307,12 @@ def test_a_scan_without_a_unit_is_standardised_the_same(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("mirrored", [False, True], ids=["one-view", "mirrored"])
 @pytest.mark.parametrize("spacing_range", [None, (1.5, 6.0)], ids=["one-spacing", "chosen-spacing"])
 def test_a_known_network_predicts_the_same_on_all_scans(
-    spacing_range: tuple[float, float] | None, scans: dict[str, Case], known_model: Path, tmp_path: Path
+    spacing_range: tuple[float, float] | None, mirrored: bool, scans: dict[str, Case], known_model: Path, tmp_path: Path
 ) -> None:
-    check_known(spacing_range, scans, known_model, tmp_path)
+    check_known(spacing_range, scans, known_model, tmp_path, mirrored)
 
 
 @pytest.fixture(scope="module")

@@ -210,6 +210,10 @@ class EncodedCrops:
         """Bytes that they take together."""
         return sum(encoded.nbytes for encoded in self.kept.values())
 
+    def use(self, windows: Iterable[Window]) -> None:
+        """Say which windows the current object uses from now on."""
+        self.used = {view for window in windows for view in (window, window.mirrored())}
+
     def get(self, window: Window) -> Encoded:
         """The window's encoded crop, encoded now unless it is kept; under the caller's gradient mode."""
         self.used.add(window)
@@ -226,18 +230,18 @@ class EncodedCrops:
         encoded = self.get(window)
         return self.model.sample(encoded.features, _points(window, [world_mm], encoded))
 
-    def decode(
+    def logits(
         self,
         window: Window,
         world_mm: Sequence[Sequence[float]],
         prompt_features: Tensor,
         labels: Tensor | None,
         before: Sequence[Piece] = (),
-    ) -> NDArray[np.float32]:
-        """(window.shape) probabilities for N clicks at RAS+ mm with `prompt_features` (1, N, C) and `labels` (1, N).
+    ) -> Tensor:
+        """(window.shape) logits, tumour minus background, for N clicks at RAS+ mm.
 
-        A network that takes a previous mask is given that of the pieces `before`, if they lie on the window's grid.
-        Raises CheckpointError if the model's prediction is NaN.
+        `prompt_features` are (1, N, C), `labels` (1, N). A network that takes a previous mask is given that of the
+        pieces `before`, if they lie on the window's grid.
         """
         encoded = self.get(window)
         logits = self.model.decode(
@@ -251,9 +255,7 @@ class EncodedCrops:
             previous=self._previous(window, before, encoded.crop) if self.model.goes_on else None,
         )
         background, tumour = logits[0].float()
-        probability = torch.sigmoid(tumour - background).cpu().numpy()  # softmax over two classes
-        require_numbers(probability, self.model.card.name)
-        return probability
+        return tumour - background
 
     def _previous(self, window: Window, before: Sequence[Piece], like: Tensor) -> Tensor | None:
         """(1, 1, D, H, W) logits of the pieces in a window of their grid, 0 elsewhere; None if there are none."""
@@ -273,8 +275,11 @@ class EncodedCrops:
     def _encode(self, window: Window) -> Encoded:
         self.progress("encoding", 0.0)
         parameter = next(self.model.parameters())
-        crop = torch.from_numpy(read_crops(self.images, window, self.model.card.preprocessing))
-        crop = crop[None].to(parameter.device, parameter.dtype)
+        if (mirror := self.kept.get(window.mirrored())) is not None:
+            crop = mirror.crop.flip(-1)
+        else:
+            crop = torch.from_numpy(read_crops(self.images, window, self.model.card.preprocessing))
+            crop = crop[None].to(parameter.device, parameter.dtype)
         features = self.model.encode(crop, self._report_block)
         return Encoded(self.model.prompted(features), self.model.static(features, crop), crop)
 

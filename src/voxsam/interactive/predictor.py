@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -33,6 +33,7 @@ from voxsam.interactive.crops import (
     is_new,
     next_windows,
     parts_of,
+    require_numbers,
 )
 from voxsam.interactive.images import images_for
 from voxsam.interactive.scale import MAX_CHANGES, Scale, clicked_extent
@@ -50,8 +51,8 @@ UNLIKE = "what was clicked does not look like a lesion to this model: look at th
 AIR_HU = -950.0  # below lung: at most this in the click's voxel and all its neighbours
 
 End = Literal["inside", "open", "ran away"]  # a mask ends inside its crops, at their border, or grew too large
-Decode = Callable[[Window], NDArray[np.float32]]
-Look = tuple[list[Window], list[Piece], Decode]
+Decode = Callable[..., NDArray[np.float32]]  # (window, whole=True), see `Predictor._look`
+Look = tuple[list[Window], Decode]
 Pasted = tuple[Slices, NDArray[np.float32]]  # a box of the scan, and the probabilities in it
 
 
@@ -231,7 +232,7 @@ class Predictor:
         before = previous or Prediction(self.volume.grid)
         clicks = self._clicks(prompts, before)
         self._check(prompts, clicks)
-        self.encoded.used = {window for window, _ in before.pieces}
+        self.encoded.use(window for window, _ in before.pieces)
         with torch.inference_mode():
             windows, pieces, end = self._segment(clicks, before)
             sure, class_name = self._confidence(pieces, clicks), self._class_name(pieces)
@@ -291,8 +292,10 @@ class Predictor:
         looks: dict[float, tuple[Look, float, float]] = {}
 
         def look(spacing: float) -> None:
-            found = self._look(self.model_grid((spacing,) * 3), clicks, before)
-            looks[spacing] = found, *clicked_extent(found[1], [click.world_mm for click in clicks if click.positive])
+            windows, decode = self._look(self.model_grid((spacing,) * 3), clicks, before)
+            pieces = [(window, decode(window, whole=False)) for window in windows]
+            extent = clicked_extent(pieces, [click.world_mm for click in clicks if click.positive])
+            looks[spacing] = (windows, decode), *extent
 
         missed = before.pieces and not any((probability > THRESHOLD).any() for _, probability in before.pieces)
         current = () if missed else before.windows
@@ -308,12 +311,15 @@ class Predictor:
             if wanted in chosen or (across and not looks[wanted][1]):  # keep a mask that holds the click
                 break
             chosen.append(wanted)
-        windows, pieces, decode = looks[chosen[-1]][0]
-        self.encoded.used = {window for window, _ in (*before.pieces, *pieces)}
-        return self._followed(windows, pieces, decode)
+        windows, decode = looks[chosen[-1]][0]
+        self.encoded.use((*(window for window, _ in before.pieces), *windows))
+        return self._followed(windows, decode)
 
     def _look(self, model_grid: Grid, clicks: Sequence[Point], before: Prediction) -> Look:
-        """The windows of a model grid chosen for the clicks, the pieces there, and a function that decodes a window."""
+        """The windows of a model grid chosen for the clicks, and a function that computes a window's probabilities.
+
+        With `whole=False` it ignores the mirror image that a model with a `mirrored` card sees beside each crop.
+        """
         at = model_grid.world_to_index([click.world_mm for click in clicks])
         side = self.model.config.crop
         windows = choose_windows(model_grid, at, side, [w for w in before.windows if w.model_grid == model_grid])
@@ -324,18 +330,31 @@ class Predictor:
                 "clicks that fit well inside one crop",
                 "leave out --no-follow (follow=False), or segment them one by one",
             )
-        prompt_features, labels = self._sample(windows, at, clicks)
+        direct = self._logits(windows, clicks, before.pieces)
+        reflected = [(window.mirrored(), probability[..., ::-1]) for window, probability in before.pieces]
+        mirror = self._logits([window.mirrored() for window in windows], clicks, reflected)
 
-        def decode(window: Window) -> NDArray[np.float32]:
-            places_mm = [click.world_mm for click in clicks]
-            return self.encoded.decode(window, places_mm, prompt_features, labels, before.pieces)
+        def decode(window: Window, whole: bool = True) -> NDArray[np.float32]:
+            logits = direct(window)
+            if whole and self.model.card.mirrored:
+                logits = (logits + mirror(window.mirrored()).flip(-1)) / 2
+            probability = torch.sigmoid(logits).cpu().numpy()  # softmax over two classes
+            require_numbers(probability, self.model.card.name)
+            return probability
 
-        return windows, [(window, decode(window)) for window in windows], decode
+        return windows, decode
 
-    def _followed(
-        self, windows: list[Window], pieces: list[Piece], decode: Decode
-    ) -> tuple[list[Window], list[Piece], End]:
+    def _logits(
+        self, windows: Sequence[Window], clicks: Sequence[Point], before: Sequence[Piece]
+    ) -> Callable[[Window], Tensor]:
+        """A function that computes, once, the logits in a window for clicks whose `windows` these are."""
+        places_mm = [click.world_mm for click in clicks]
+        sampled = cache(lambda: self._sample(windows, clicks))
+        return cache(lambda window: self.encoded.logits(window, places_mm, *sampled(), before))
+
+    def _followed(self, windows: list[Window], decode: Decode) -> tuple[list[Window], list[Piece], End]:
         """The windows, the pieces with those followed into, and how the mask ends; the first alone if it ran away."""
+        pieces = [(window, decode(window)) for window in windows]
         first = list(pieces)
         most = RUNAWAY * _voxels(first) if self.model.card.preprocessing.spacing_range_mm else np.inf
         waiting = [new for window, probability in pieces for new in next_windows(window, probability > THRESHOLD)]
@@ -350,10 +369,9 @@ class Predictor:
             waiting += next_windows(window, blend(pieces, window) > THRESHOLD)
         return windows, pieces, "inside"
 
-    def _sample(
-        self, windows: Sequence[Window], at: NDArray[np.float64], clicks: Sequence[Point]
-    ) -> tuple[Tensor, Tensor | None]:
+    def _sample(self, windows: Sequence[Window], clicks: Sequence[Point]) -> tuple[Tensor, Tensor | None]:
         """(1, N, C) each click's prompt features, from the window it is most central in; (1, N) labels or None."""
+        at = windows[0].model_grid.world_to_index([click.world_mm for click in clicks])
         middles = np.array([np.add(w.start, np.array(w.shape) / 2 - 0.5) for w in windows])
         home = np.abs(at[:, None] - middles[None]).max(-1).argmin(1)
         sampled = [self.encoded.sample(windows[n], click.world_mm) for n, click in zip(home, clicks, strict=True)]

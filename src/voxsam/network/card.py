@@ -36,6 +36,7 @@ class Card(BaseModel):
     conditioning: Conditioning | None = (
         None  # how clicks bind the prediction (voxsam.network.conditioning); None: they do not
     )
+    mirrored: bool = False  # an answer is the mean of the logits in a crop and in its mirror image
     calibration: Calibration | None = (
         None  # how sure of a mask it is (voxsam.network.calibration); None: not calibrated
     )

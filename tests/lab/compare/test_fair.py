@@ -74,6 +74,12 @@ def test_a_fair_comparison_is_run_kept_and_made_again_from_what_was_kept(
     again = capfd.readouterr().out
     assert re.sub(r"- The whole plan: .*\n", "", shown) == again
     assert (kept / "table.md").read_text().endswith(again)
+    # Another machine, which has only what was kept: what is there is not run again.
+    (kept / "boxes" / "box-fold0-0.json").unlink()
+    assert main([*words, "-o", str(tmp_path / "elsewhere"), "--data", data]) == 0
+    ran = [path.name for path in (tmp_path / "elsewhere" / "jobs" / "boxes").iterdir()]
+    assert len(ran) == 1 and ran[0].startswith("box-fold0-0-")
+    assert (kept / "boxes" / "box-fold0-0.json").is_file()
     one = json.loads((kept / "boxes" / "box-fold0-0.json").read_text())
     assert len(one["log_sha256"]) == 64 and {score["case"] for score in one["scores"]} == {"case_0", "case_1"}
 

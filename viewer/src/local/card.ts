@@ -52,6 +52,7 @@ export interface Card {
   };
   preprocessing: Preprocessing;
   conditioning: Conditioning | null;
+  mirrored?: boolean; // an answer is the mean of the logits in a crop and in its mirror image; older cards: false
   calibration?: Calibration | null; // cards of older models have none
   classes?: Classes | null; // likewise
   description: Record<string, string>;

@@ -89,6 +89,13 @@ export class Grid {
     return new Grid(from.map((old) => this.shape[old as 0]!) as Index, withOrigin(steps, this.toWorld(first)));
   }
 
+  /** The same voxels with the first index, the last one of the model's axes, in the opposite direction. */
+  mirrored(): Grid {
+    const axes = this.axes;
+    const opposite = PAIRS.find((pair) => pair.includes(axes[0]!))!.replace(axes[0]!, "");
+    return this.reorient(opposite + axes.slice(1));
+  }
+
   /**
    * Three letters of R/L, A/P, S/I: the direction in which each index grows. For an oblique grid it is the nearest one
    * to its rotation, axis after axis, as in nibabel (the page turns its pictures by another rule).
@@ -168,6 +175,12 @@ export class Window {
   /** Its own grid: the voxels of the crop. */
   get grid(): Grid {
     return this.modelGrid.crop(this.start, this.size);
+  }
+
+  /** The same box on the mirrored model grid: its crop is this one's mirror image. */
+  mirrored(): Window {
+    const [w, h, d] = this.start;
+    return new Window(this.modelGrid.mirrored(), [this.modelGrid.shape[0] - w - this.size[0], h, d], this.size);
   }
 
   /** The part of the crop, in its own voxels, that lies in the model grid; the rest is padding. */

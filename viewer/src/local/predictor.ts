@@ -113,11 +113,11 @@ export interface PredictorOptions {
   progress?(stage: string, fraction: number | null): void;
 }
 
-type Decode = (window: Window) => Promise<Float32Array>;
+/** The probabilities in a window; without `whole`, those of the crop alone where a model looks at its mirror image, too. */
+type Decode = (window: Window, whole: boolean) => Promise<Float32Array>;
 
-interface Looked {
+interface Look {
   windows: Window[];
-  pieces: Piece[];
   decode: Decode;
 }
 
@@ -170,7 +170,7 @@ export class Predictor {
     const before = previous ?? this.empty;
     const clicks = this.clicksOf(prompts, before);
     this.check(clicks);
-    this.used = new Set(before.pieces.map((piece) => piece.window.key));
+    this.used = new Set(before.pieces.flatMap(({ window }) => [window.key, window.mirrored().key]));
     const { windows, pieces, end } = await this.segment(clicks, before);
     const [sure, kind] = await this.judged(pieces, clicks);
     const box = commonBox(prompts, clicks, this.grid.shape);
@@ -227,7 +227,7 @@ export class Predictor {
   private async segment(clicks: Click[], before: Prediction): Promise<Segmented> {
     const { preprocessing } = this.network.card;
     const scale = Scale.of(this.network.card);
-    if (!scale) return this.followed(await this.look(modelGrid(this.grid, preprocessing), clicks, before));
+    if (!scale) return this.followed(this.look(modelGrid(this.grid, preprocessing), clicks, before));
     const own = modelGrid(this.grid, preprocessing);
     const world = clicks.map((click) => this.grid.toWorld(click.index));
     const places = world.map((at) => own.toIndex(at).map((v, axis) => v * own.spacing[axis as 0]!) as Index);
@@ -236,10 +236,12 @@ export class Predictor {
     const known = missed ? undefined : before.windows[0]?.modelGrid.spacing;
     const isCorrected = known !== undefined && positive.length < clicks.length;
     // Look at several spacings, and keep the one where the mask is surest and fits.
-    const looks = new Map<number, Looked & { across: number; sure: number }>();
+    const looks = new Map<number, Look & { across: number; sure: number }>();
     const look = async (spacing: number) => {
-      const looked = await this.look(modelGrid(this.grid, preprocessing, spacing), clicks, before);
-      looks.set(spacing, { ...looked, ...clickedExtent(looked.pieces, positive) });
+      const { windows, decode } = this.look(modelGrid(this.grid, preprocessing, spacing), clicks, before);
+      const pieces: Piece[] = [];
+      for (const window of windows) pieces.push({ window, probability: await decode(window, false) });
+      looks.set(spacing, { windows, decode, ...clickedExtent(pieces, positive) });
     };
     for (const spacing of scale.first(places, known ? Math.max(...known) : null)) await look(spacing);
     let [spacing] = [...looks].reduce((best, other) => (Scale.preference(other[1]) > Scale.preference(best[1]) ? other : best));
@@ -254,8 +256,8 @@ export class Predictor {
     return this.followed(looks.get(spacing)!);
   }
 
-  /** The windows of a model grid chosen for the clicks, the pieces there, and a function that decodes a window. */
-  private async look(grid: Grid, clicks: Click[], before: Prediction): Promise<Looked> {
+  /** The windows of a model grid chosen for the clicks, and a function that computes a window's probabilities. */
+  private look(grid: Grid, clicks: Click[], before: Prediction): Look {
     const at = clicks.map((click) => grid.toIndex(this.grid.toWorld(click.index)));
     const side = this.network.card.config.crop;
     const windows = chooseWindows(grid, at, side, before.windows.filter((window) => window.modelGrid.key === grid.key));
@@ -264,24 +266,44 @@ export class Predictor {
       const given = `clicks ${span.toFixed(0)} mm apart with one crop of ${side} voxels`;
       throw refusal(given, "clicks that fit well inside one crop", "segment them one by one");
     }
-    const features: Float32Array[] = [];
-    for (const place of at) {
-      // Sampled in the window that it is most central in.
-      const apart = (window: Window) => Math.max(...AXES.map((axis) => Math.abs(place[axis] - (window.start[axis] + window.size[axis] / 2 - 0.5))));
-      const home = windows.reduce((best, window) => (apart(window) < apart(best) ? window : best));
-      features.push(this.network.sample(await this.encode(home), within(place, home)));
-    }
-    const decode = async (window: Window) => {
-      const placed = clicks.map(({ positive }, n): PlacedClick => ({ at: within(at[n]!, window), features: features[n]!, positive }));
-      return this.decode(window, placed, before.pieces);
+    const direct = this.logitsOf(windows, clicks, before.pieces);
+    const reflected = before.pieces.map(({ window, probability }): Piece => ({ window: window.mirrored(), probability: flipped(probability, window.size) }));
+    const mirror = this.logitsOf(windows.map((window) => window.mirrored()), clicks, reflected);
+    const decode = async (window: Window, whole: boolean) => {
+      let logits = await direct(window);
+      if (whole && this.network.card.mirrored) {
+        const other = flipped(await mirror(window.mirrored()), window.size);
+        logits = logits.map((v, n) => (v + other[n]!) / 2);
+      }
+      return this.probabilities(logits);
     };
-    const pieces: Piece[] = [];
-    for (const window of windows) pieces.push({ window, probability: await decode(window) });
-    return { windows, pieces, decode };
+    return { windows, decode };
+  }
+
+  /** A function that computes, once, the logits in a window for clicks whose windows these are. */
+  private logitsOf(windows: Window[], clicks: Click[], before: Piece[]): (window: Window) => Promise<Float32Array> {
+    const { modelGrid } = windows[0]!;
+    const at = clicks.map((click) => modelGrid.toIndex(this.grid.toWorld(click.index)));
+    const features: Float32Array[] = [];
+    const known = new Map<string, Float32Array>();
+    return async (window) => {
+      for (const place of at.slice(features.length)) {
+        // Sampled in the window that it is most central in.
+        const apart = (window: Window) => Math.max(...AXES.map((axis) => Math.abs(place[axis] - (window.start[axis] + window.size[axis] / 2 - 0.5))));
+        const home = windows.reduce((best, window) => (apart(window) < apart(best) ? window : best));
+        features.push(this.network.sample(await this.encode(home), within(place, home)));
+      }
+      const placed = clicks.map(({ positive }, n): PlacedClick => ({ at: within(at[n]!, window), features: features[n]!, positive }));
+      const logits = known.get(window.key) ?? (await this.network.decode(await this.encode(window), placed, this.network.goesOn ? previousLogits(window, before) : null));
+      known.set(window.key, logits);
+      return logits;
+    };
   }
 
   /** The windows, the pieces with those followed into, and how the mask ends; the first alone if it ran away. */
-  private async followed({ windows, pieces: first, decode }: Looked): Promise<Segmented> {
+  private async followed({ windows, decode }: Look): Promise<Segmented> {
+    const first: Piece[] = [];
+    for (const window of windows) first.push({ window, probability: await decode(window, true) });
     const most = this.network.card.preprocessing.spacing_range_mm ? RUNAWAY * voxelsAbove(first) : Infinity;
     const pieces = [...first];
     let waiting = first.flatMap(({ window, probability }) => nextWindows(window, probability));
@@ -290,7 +312,7 @@ export class Predictor {
       const window = waiting.shift();
       if (!window) return { windows, pieces, end: "inside" };
       if (!this.follows || pieces.length >= MAX_CROPS) return { windows, pieces, end: "open" };
-      const piece = { window, probability: await decode(window) };
+      const piece = { window, probability: await decode(window, true) };
       pieces.push({ window, probability: connected(piece, blend(pieces, window)) });
       if (most < Infinity && voxelsAbove(pieces) > most) return { windows, pieces: first, end: "ran away" };
       waiting.push(...nextWindows(window, blend(pieces, window)));
@@ -303,7 +325,8 @@ export class Predictor {
     let encoded = this.encoded.get(window.key);
     if (!encoded) {
       this.options.progress?.("encoding", null); // onnxruntime does not report progress
-      encoded = await this.network.encode(readCrop(this.image, window, this.network.card.preprocessing));
+      const mirror = this.encoded.get(window.mirrored().key);
+      encoded = await this.network.encode(mirror ? flipped(mirror.crop, window.size) : readCrop(this.image, window, this.network.card.preprocessing));
       this.makeRoom(encoded.bytes);
     }
     this.encoded.delete(window.key);
@@ -320,10 +343,8 @@ export class Predictor {
     while (this.encoded.size && isFull()) this.encoded.delete([...this.encoded.keys()].at(-1)!);
   }
 
-  /** The probabilities in a window. Throws EngineError if the model's prediction is NaN. */
-  private async decode(window: Window, clicks: PlacedClick[], before: Piece[]): Promise<Float32Array> {
-    const encoded = await this.encode(window);
-    const logits = await this.network.decode(encoded, clicks, this.network.goesOn ? previousLogits(window, before) : null);
+  /** The probabilities of logits. Throws EngineError if the model's prediction is NaN. */
+  private probabilities(logits: Float32Array): Float32Array {
     const probability = new Float32Array(logits.length);
     let sum = 0;
     for (let n = 0; n < logits.length; n++) sum += probability[n] = 1 / (1 + Math.exp(-logits[n]!));
@@ -336,6 +357,11 @@ export class Predictor {
 
 function within(place: Index, { start }: Window): Index {
   return perAxis((axis) => place[axis] - start[axis]);
+}
+
+/** A crop's mirror image: its first axis, the last one of the model's, the other way round. */
+function flipped(crop: Float32Array, [width]: Index): Float32Array {
+  return crop.map((_, n) => crop[n - (n % width) * 2 + width - 1]!);
 }
 
 /** The logits of the pieces in a window of their grid, 0 elsewhere; null if there are none. */

@@ -54,7 +54,7 @@ def command(
     from voxsam.lab.compare.output import write_output
     from voxsam.lab.compare.plan import read_plan
     from voxsam.lab.compare.results import read_results, result_of, save_results
-    from voxsam.lab.compare.runner import Room, alone_in, make_tasks, run
+    from voxsam.lab.compare.runner import Room, Task, alone_in, make_tasks, run
     from voxsam.lab.evaluation.tables import require_markers
     from voxsam.lab.training.recipe import find_named
 
@@ -74,15 +74,23 @@ def command(
     make_folder(output)
     with alone_in(output), ProgressBar() as progress:
         tasks = make_tasks(chosen, output, progress)
+        known = read_results(chosen, results) if results is not None and results.is_dir() else []
+        done = {one.key: one for one in known if one.outcome is not None}
+
+        def keep(task: Task) -> None:
+            if results is not None:
+                save_results([result_of(chosen, task)], results)
+
         if not tables:
-            run(chosen, tasks, Room.for_plan(chosen, jobs), output, progress)
+            missing = [task for task in tasks if task.key not in done]
+            run(chosen, missing, Room.for_plan(chosen, jobs), output, progress, keep)
         progress("tables and figures")
-        found = [result_of(chosen, task) for task in tasks]
-        if results is not None:
-            save_results(found, results)
+        for task in tasks:
+            keep(task)
+        found = [done.get(task.key) or result_of(chosen, task) for task in tasks]
         text = write_output(chosen, found, tasks, output, write)
     typer.echo(text)
-    failed = [task for task in tasks if task.outcome is None]
+    failed = [task for task in tasks if task.outcome is None and task.key not in done]
     if failed and not tables:
         for task in failed:
             typer.echo(f"voxsam: {task} failed: {task.failure}; its log: {task.folder / 'log.txt'}", err=True)

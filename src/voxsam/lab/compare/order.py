@@ -38,6 +38,8 @@ from voxsam.lab.systems.compared import Budget, ComparedSystem, Job, Trained
 from voxsam.lab.training.recipe import overridden
 from voxsam.phantoms import CLOSE
 
+JobKey = tuple[str, str, int | None, int]  # row, data set, fold, seed: which job of a plan
+
 
 def prepare_data(spec: DataSpec, fold: int | None, folder: Path, progress: ReportProgress) -> PreparedData:
     """Create or update the store in `folder`/prepared, or for a fold in `folder`/prepared-N.

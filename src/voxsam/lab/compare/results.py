@@ -20,7 +20,7 @@ from pydantic import Field
 
 from voxsam.atomic import make_folder
 from voxsam.errors import FileError
-from voxsam.lab.compare.order import Outcome, Record, digest_of
+from voxsam.lab.compare.order import JobKey, Outcome, Record, digest_of
 from voxsam.lab.compare.plan import DataSpec, Plan, RowSpec, Strict, settings
 from voxsam.lab.compare.runner import Task
 from voxsam.lab.evaluation.protocol import Evaluation, ScoredMask, read_evaluation
@@ -55,6 +55,11 @@ class Result(Record):
     checked: bool = False  # whether its card lists every training scan, so that an overlap would be found
     log_sha256: str = ""
     evaluation_sha256: str = ""
+
+    @property
+    def key(self) -> JobKey:
+        """Which job of the plan it is of."""
+        return self.row, self.data, self.fold, self.seed
 
     def evaluation(self, plan: Plan) -> Evaluation:
         """The scores as an Evaluation with one trial for each case; all other numbers are missing."""

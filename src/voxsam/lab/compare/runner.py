@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
@@ -25,6 +25,7 @@ from voxsam.atomic import make_folder
 from voxsam.errors import InputError, UnsupportedError
 from voxsam.lab.compare.order import (
     Failure,
+    JobKey,
     Outcome,
     Record,
     Training,
@@ -151,6 +152,11 @@ class Task:
     folder: Path
 
     @property
+    def key(self) -> JobKey:
+        """Which job of the plan it is."""
+        return self.row.row, self.data.name, self.order.fold, self.order.seed
+
+    @property
     def results(self) -> Path:
         """The folder of this evaluation of the job."""
         return self.folder / self.order.evaluation_digest
@@ -258,11 +264,17 @@ def _naming(plan: Plan, row: RowSpec) -> Iterator[None]:
 
 
 def run(
-    plan: Plan, tasks: Sequence[Task], room: Room, out: Path, progress: ReportProgress = lambda stage, fraction: None
+    plan: Plan,
+    tasks: Sequence[Task],
+    room: Room,
+    out: Path,
+    progress: ReportProgress = lambda stage, fraction: None,
+    keep: Callable[[Task], None] = lambda task: None,
 ) -> None:
     """Run the jobs without an outcome; rows that share a training run after the one that trains.
 
-    When interrupted it ends all processes and keeps what is done. OUT/timing.json has the time that all runs took.
+    `keep` is called with each job that has ended. When interrupted it ends all processes and keeps what is done.
+    OUT/timing.json has the time that all runs took.
     """
     waiting = [task for task in tasks if task.outcome is None]
     if not waiting:
@@ -270,13 +282,20 @@ def run(
     start, path = time.perf_counter(), out / "timing.json"
     before: Timing = Timing.read(path) or Timing()
     try:
-        _run_all(plan, tasks, waiting, room, progress)
+        _run_all(plan, tasks, waiting, room, progress, keep)
     finally:
         seconds = before.seconds + time.perf_counter() - start
         Timing(seconds=seconds, jobs=room.jobs, threads=room.threads).save(path)
 
 
-def _run_all(plan: Plan, tasks: Sequence[Task], waiting: Sequence[Task], room: Room, progress: ReportProgress) -> None:
+def _run_all(
+    plan: Plan,
+    tasks: Sequence[Task],
+    waiting: Sequence[Task],
+    room: Room,
+    progress: ReportProgress,
+    keep: Callable[[Task], None],
+) -> None:
     chains: dict[Path, list[Task]] = {}
     for task in sorted(waiting, key=lambda task: task.row.trained_as is not None):
         chains.setdefault(task.folder, []).append(task)
@@ -294,6 +313,7 @@ def _run_all(plan: Plan, tasks: Sequence[Task], waiting: Sequence[Task], room: R
                 _run_one(task, processes, room.threads, device, plan.timeout_minutes)
                 with lock:
                     done += 1
+                    keep(task)
                 if task.outcome is not None or processes.closed:
                     continue
                 progress(f"{task} failed: {task.failure}", done / len(tasks))

@@ -73,7 +73,8 @@ def recipe_for(card: Card, source: str, name: str, steps: int, preprocessing: Pr
         raise UnsupportedError(given, "a model of one image that is clicked", "start the project with another model")
     fields: dict[str, Any] = {
         **{"name": name, "system": card.system, "options": card.options, "model": card.config.model_dump()},
-        **{"preprocessing": preprocessing, "conditioning": card.conditioning, "start_from": source},
+        **{"preprocessing": preprocessing, "conditioning": card.conditioning},
+        **{"mirrored": card.mirrored, "start_from": source},
         **{"engine": engine_for(preprocessing, data), "corrections": 5, "corrected": 0.5},
         **{"steps": steps, "batch": BATCH, "learning_rate": LEARNING_RATE, "warmup": min(20, steps // 5), "decay": 0.5},
         **{"checkpoint_every": CHECKPOINT_EVERY, "pictures": 0},

@@ -157,6 +157,7 @@ class Recipe(BaseModel):
     preprocessing: Preprocessing
     augmentation: Augmentation = Augmentation()
     conditioning: Conditioning | None = None  # of the finished model; not used in training
+    mirrored: bool = False  # of the finished model: its answers are those of a crop and of its mirror image
     start_from: str | None = None  # a model to initialise the tensors from: a name or a .safetensors file
     start_part: Literal["all", "sam"] = "all"  # "sam": only SAM's tensors, of the start model or of SAM's own file
     blend: Fraction = 0.0  # of the initial weights in the finished model, to keep what the start model was good at

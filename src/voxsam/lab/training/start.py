@@ -44,6 +44,7 @@ def make_network(recipe: Recipe) -> Promptable:
         preprocessing=recipe.preprocessing,
         description=recipe.description,
         conditioning=None if recipe.automatic else recipe.conditioning,
+        mirrored=recipe.mirrored and not recipe.automatic,
         automatic=recipe.automatic,
         recipe=recipe.model_dump(mode="json", exclude={"description"}),
     )
