@@ -25,7 +25,7 @@ FULL = 8  # channels at full resolution
 NARROW, WIDE = 2.5, 4.0  # the crop is seen twice: clamped to -NARROW .. NARROW, and whole, divided by WIDE
 SEED = 1.0  # squared distance, in a map's voxels, within which a voxel belongs to the click itself
 GROWN = 24  # steps of a path, at most: more than half of what fits well into a crop
-FAINT = 1e-20  # what a click map has below this is 0: convolutions of denormal numbers are ten times slower
+FAINT = 1e-20  # what a click map has below this is 0: denormal numbers slow a convolution down several times
 PREVIOUS_LOGIT = 6.0  # at which the logits that the head is given are clamped
 
 
