@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import nibabel as nib
 import numpy as np
@@ -111,7 +112,7 @@ class Grid:
         """(3,) distance in mm between neighbouring voxel centres along each axis."""
         return np.linalg.norm(self.affine[:3, :3], axis=0)
 
-    @property
+    @cached_property
     def axes(self) -> str:
         """Three letters of R/L, A/P, S/I: the direction in which each index increases (the nearest if oblique)."""
         return "".join(nib.orientations.aff2axcodes(self.affine))  # type: ignore[arg-type]
@@ -198,8 +199,10 @@ class Grid:
 
     def mirrored(self) -> Grid:
         """The same voxels with the last index in the opposite direction, e.g. "SAL" for "SAR"."""
-        axes = self.axes
-        return self.reorient(axes[:2] + axes[2].translate(str.maketrans("RLAPSI", "LRPAIS")))
+        affine = self.affine.copy()
+        affine[:3, 2] *= -1
+        affine[:3, 3] = self.index_to_world((0, 0, self.shape[2] - 1))
+        return Grid(self.shape, affine)
 
     def permutation_to(self, axes: str) -> tuple[tuple[int, int, int], tuple[bool, bool, bool]]:
         """For each axis of the grid reoriented to `axes`: the axis of this grid it comes from, and whether it flips."""

@@ -91,9 +91,8 @@ export class Grid {
 
   /** The same voxels with the first index, the last one of the model's axes, in the opposite direction. */
   mirrored(): Grid {
-    const axes = this.axes;
-    const opposite = PAIRS.find((pair) => pair.includes(axes[0]!))!.replace(axes[0]!, "");
-    return this.reorient(opposite + axes.slice(1));
+    const steps = this.affine.map((row) => [-row[0]!, ...row.slice(1)]);
+    return new Grid(this.shape, withOrigin(steps, this.toWorld([this.shape[0] - 1, 0, 0])));
   }
 
   /**
