@@ -87,7 +87,8 @@ def command(
         progress("tables and figures")
         for task in tasks:
             keep(task)
-        found = [done.get(task.key) or result_of(chosen, task) for task in tasks]
+        elsewhere = {key: one for key, one in done.items() if key not in {t.key for t in tasks if t.outcome is not None}}
+        found = [elsewhere.get(task.key) or result_of(chosen, task) for task in tasks]
         text = write_output(chosen, found, tasks, output, write)
     typer.echo(text)
     failed = [task for task in tasks if task.outcome is None and task.key not in done]
