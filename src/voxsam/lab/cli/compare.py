@@ -87,8 +87,9 @@ def command(
         progress("tables and figures")
         for task in tasks:
             keep(task)
-        elsewhere = {key: one for key, one in done.items() if key not in {t.key for t in tasks if t.outcome is not None}}
-        found = [elsewhere.get(task.key) or result_of(chosen, task) for task in tasks]
+        found = [
+            done[task.key] if task.outcome is None and task.key in done else result_of(chosen, task) for task in tasks
+        ]
         text = write_output(chosen, found, tasks, output, write)
     typer.echo(text)
     failed = [task for task in tasks if task.outcome is None and task.key not in done]
