@@ -94,3 +94,12 @@ def test_the_same_row_with_other_clicks_is_no_rival_and_a_row_that_knows_the_cas
     rows = (named("base", [0.5] * 6), ours, named("cheat", [0.9] * 6, overlap=True))
     assert best_of(plan_of(*rows), rows) == {"d Dice ↑": 1, "d NSD ↑": 1}
     assert best_of(plan_of(ours), (ours,)) == {}
+
+
+def test_a_row_with_jobs_still_to_run_is_not_bold_and_keeps_no_other_row_from_being_so() -> None:
+    rising = [0.01 * n for n in range(1, 7)]
+    base, better = named("base", [0.5] * 6), named("better", [0.5 + n for n in rising])
+    half = replace(named("half", [0.9] * 6), waiting={"d": 1})
+    for rows in ((base, better, half), (half, base, better)):
+        assert best_of(plan_of(*rows), rows) == dict.fromkeys(("d Dice ↑", "d NSD ↑"), rows.index(better))
+    assert best_of(plan_of(base, half), (base, half)) == {}

@@ -280,14 +280,16 @@ def p_column(data: DataSpec) -> str:
 def best_of(plan: Plan, rows: Sequence[RowResult]) -> dict[str, int]:
     """The index of the best method in each score column, if the paired test finds it better than all other rows.
 
-    The test is against the best of the other rows, case by case. Rows trained on test cases, or with their own minutes,
-    take no part; if the best has not converged, there is none.
+    The test is against the best of the other rows, case by case. Rows trained on test cases, with their own minutes, or
+    with jobs still to run take no part; if the best has not converged, there is none.
     """
     listed, best = methods(plan, rows), {}
     for data in plan.data:
         entries = {at: one.entries[data.name] for at, one in enumerate(listed) if data.name in one.entries}
         entries = {
-            at: entry for at, entry in entries.items() if not entry.found.overlap and not _apart(plan, listed[at].row)
+            at: entry
+            for at, entry in entries.items()
+            if not (entry.found.overlap or _apart(plan, listed[at].row) or data.name in listed[at].row.waiting)
         }
         for name in NUMBERS:
             order = sorted(entries, key=lambda at: -entries[at].line.numbers[name].value)
