@@ -10,7 +10,18 @@ from torch import nn
 
 from voxsam.interactive.confidence import COUNTS, SIGNALS
 from voxsam.lab.engine import calibrate
-from voxsam.lab.engine.calibrate import WIDTH, Case, _mean_of, as_often_clicked, fit, lesion_cases
+from voxsam.lab.engine.calibrate import (
+    WIDTH,
+    Case,
+    Healthy,
+    _mean_of,
+    as_often_clicked,
+    fit,
+    healthy_cases,
+    lesion_cases,
+)
+from voxsam.lab.engine.painting import FAT, SOFT
+from voxsam.lab.engine.scans import Scan
 from voxsam.lab.engine.validation import Lesion
 from voxsam.network.calibration import OUTPUTS
 from voxsam.volume import Volume
@@ -80,6 +91,20 @@ def test_a_lesion_is_clicked_and_corrected() -> None:
     assert [case.clicks for case in cases] == [1, 2]
     assert cases[0].dice == pytest.approx(2 / 3) and cases[0].ratio == 2
     assert cases[1].dice == 1 and cases[1].ratio == 1
+
+
+def test_healthy_clicks_keep_away_from_what_is_labelled() -> None:
+    volume = block_scan(upright(40, 40, 40), ((10, 14),) * 3)
+    places = np.random.default_rng(0).uniform(0, 40, (400, 3))
+    scan = Scan("half", (), {SOFT: places, FAT: places[:2]})
+    healthy = np.zeros(volume.array.shape, dtype=bool)
+    healthy[20:] = True
+    cases = list(healthy_cases(KnownModel(), [Healthy(scan, volume, healthy, 0.2)]))
+    at = [tuple(map(int, case.lesion.partition("[")[2].rstrip("]").split())) for case in cases]
+    assert all(healthy[index] for index in at) and len({*at}) >= 9
+    kinds = [case.lesion.split()[:3] for case in cases]
+    assert kinds.count(["half", "healthy", str(SOFT)]) == 9 and kinds.count(["half", "healthy", str(FAT)]) <= 2
+    assert all(case.ratio == 0 and case.scan == "half" for case in cases)
 
 
 def test_how_often_was_clicked_tells_no_lesion() -> None:

@@ -1,9 +1,9 @@
 """Fit a model's calibration (Dice, volume interval, probability of a lesion) from sessions on validation scans.
 
 `python -m voxsam.lab.engine.calibrate MODEL.safetensors DATA [OUT.json]` paints lesions other than those in tables into
-all backgrounds, clicks and corrects these and the real validation lesions in their whole scans, clicks where nothing
-was painted, fits, and writes the calibration into the model's file. The printed scores are cross-validated by scan.
-Backgrounds used for training take part: two scans alone do not show what healthy tissue of a third looks like.
+all backgrounds, clicks and corrects these, all sarcomas and lesions_ct in their whole scans, clicks healthy tissue in
+every CT scan, fits, and writes the calibration into the model's file. The printed scores are cross-validated by
+scan. Scans used for training take part: a few do not show what healthy tissue of another one looks like.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, groupby
 from pathlib import Path
 
 import numpy as np
+import scipy.ndimage
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
@@ -27,10 +28,11 @@ from torch import Tensor, nn
 from voxsam.boxes import bounding_box, grown, intersection, whole
 from voxsam.interactive.confidence import COUNTS, signals
 from voxsam.interactive.predictor import Predictor
+from voxsam.io import read_volume
 from voxsam.lab.engine.load import Part
 from voxsam.lab.engine.painting import BONE, FAT, LUNG, SOFT
-from voxsam.lab.engine.scans import ORGAN
-from voxsam.lab.engine.validation import Lesion, backgrounds, painted, sarcomas, whole_ct
+from voxsam.lab.engine.scans import ORGAN, Scan
+from voxsam.lab.engine.validation import Lesion, backgrounds, painted, sarcomas, upright, whole_ct
 from voxsam.lab.evaluation.clicks import Click, correction
 from voxsam.network.calibration import MAX_RATIO, OUTPUTS, Calibration, Layer
 from voxsam.network.promptable import Promptable
@@ -45,7 +47,9 @@ SEEDS: dict[Part, int] = {"validation": SEED, "train": SEED + 1}
 PER_BIN = 48  # painted lesions of each range of diameters in each part
 CORRECTED = (0, 1, 3)  # numbers of corrective clicks after which a mask is a case
 TRIALS = 3  # per real lesion
-HEALTHY = {ORGAN: 60, SOFT: 45, LUNG: 25, FAT: 20, BONE: 20}  # clicks a scan on each tissue where nothing was painted
+HEALTHY = {ORGAN: 60, SOFT: 45, LUNG: 25, FAT: 20, BONE: 20}  # clicks on each tissue of a scan without labels
+FEWER = {"organs_ct": 0.7, "lesions_ct": 0.5, "sarcoma_ct": 0.12}  # fraction of these in each other scan
+APART_MM = 10.0  # of healthy clicks from labelled lesions, at least
 ROOM_MM = 160.0  # of the scan kept around a lesion: more than a crop
 WIDTH, STEPS, DECAY = 24, 800, 0.01
 MEMBERS = 5  # networks to average: a single one warns of 48 to 64 % of healthy clicks, depending on its seed
@@ -93,18 +97,49 @@ def lesion_cases(model: Promptable, lesions: Iterator[Lesion]) -> Iterator[Case]
             clicks.append(new)
 
 
-def healthy_cases(model: Promptable, folder: Path, part: Part) -> Iterator[Case]:
-    """A case for each click on healthy tissue in the unchanged backgrounds of a part, the same number in each scan."""
-    rng = np.random.default_rng([SEEDS[part], 1])
-    for scan, volume in backgrounds(folder, part):
-        predictor = Predictor(model, keep_clicked=True).set_image(volume)
+@dataclass(frozen=True, eq=False)
+class Healthy:
+    """A scan, its `volume` in SAR order, the mask of healthy voxels, and the fraction of the HEALTHY clicks it gets."""
+
+    scan: Scan
+    volume: Volume
+    mask: NDArray[np.bool_]
+    fraction: float = 1.0
+
+
+def healthy_scans(folder: Path) -> Iterator[Healthy]:
+    """Every CT scan of the shared data: without labels, with organs, with lesions."""
+    for part in SEEDS:
+        for scan, volume in backgrounds(folder, part):
+            yield Healthy(scan, volume, np.ones(volume.array.shape, dtype=bool))
+    scan, volume = upright("organs_ct", read_volume(folder / "organs_ct" / "ct.nii.gz"))
+    yield Healthy(scan, volume, np.ones(volume.array.shape, dtype=bool), FEWER["organs_ct"])
+    for source, found in (("lesions_ct", whole_ct(folder)), ("sarcoma_ct", _all_sarcomas(folder))):
+        for case, group in groupby(found, lambda lesion: lesion.name.partition(" ")[0]):
+            lesions = list(group)
+            scan, volume = upright(case, lesions[0].scan)
+            labelled = np.logical_or.reduce([lesion.mask.reorient("SAR").array > 0 for lesion in lesions])
+            far = np.asarray(scipy.ndimage.distance_transform_edt(~labelled, volume.grid.spacing_mm)) > APART_MM
+            yield Healthy(scan, volume, far, FEWER[source])
+
+
+def _all_sarcomas(folder: Path) -> Iterator[Lesion]:
+    return chain.from_iterable(sarcomas(folder, part) for part in SEEDS)
+
+
+def healthy_cases(model: Promptable, scans: Iterable[Healthy]) -> Iterator[Case]:
+    """A case for each click on healthy tissue, at most as many of each tissue in a scan as HEALTHY says."""
+    for number, one in enumerate(scans):
+        rng = np.random.default_rng([SEED, 1, number])
+        predictor = Predictor(model, keep_clicked=True).set_image(one.volume)
         for kind, count in HEALTHY.items():
-            places = scan.places.get(kind, np.zeros((0, 3)))
-            for place in places[rng.permutation(len(places))[:count]]:
-                index = np.rint(place / volume.grid.spacing_mm - 0.5).clip(0, np.subtract(volume.array.shape, 1))
-                found = predictor.predict(Point.at_index(volume.grid, index))
+            places = rng.permutation(one.scan.places.get(kind, np.zeros((0, 3))))
+            indices = np.rint(places / one.volume.grid.spacing_mm - 0.5).astype(int)
+            indices = indices.clip(0, np.subtract(one.volume.array.shape, 1))
+            for index in indices[one.mask[tuple(indices.T)]][: round(count * one.fraction)]:
+                found = predictor.predict(Point.at_index(one.volume.grid, index))
                 seen = signals(found.pieces, found.clicks, predictor.encoded.get(found.pieces[0][0]))
-                yield Case(f"{scan.name} healthy {kind} {index}", 1, seen, 0.0, 0.0)
+                yield Case(f"{one.scan.name} healthy {kind} {index}", 1, seen, 0.0, 0.0)
                 predictor.forget_features()
 
 
@@ -260,9 +295,9 @@ def _tensor(values: NDArray[np.float64]) -> Tensor:
 def main(source: str, data: str, out: str | None = None) -> None:
     """Fit, print the cross-validated scores, and write the calibration into the file."""
     model, folder = load_model(source, "cpu"), Path(data)
-    real = (lesion for source in (sarcomas, whole_ct) for lesion in source(folder) for _ in range(TRIALS))
+    real = (lesion for lesion in chain(_all_sarcomas(folder), whole_ct(folder)) for _ in range(TRIALS))
     lesions = chain(*(painted(folder, seed, PER_BIN, part) for part, seed in SEEDS.items()), real)
-    cases = [*lesion_cases(model, lesions), *chain(*(healthy_cases(model, folder, part) for part in SEEDS))]
+    cases = [*lesion_cases(model, lesions), *healthy_cases(model, healthy_scans(folder))]
     if out is not None:
         rows = [{**case.__dict__, "signals": case.signals.tolist()} for case in cases]
         Path(out).write_text(json.dumps(rows) + "\n", encoding="utf-8")

@@ -44,10 +44,10 @@ class Lesion:
         return float(np.cbrt(self.mask.volume_ml * 6000 / np.pi))
 
 
-def sarcomas(folder: Path) -> Iterator[Lesion]:
-    """The validation sarcomas, each the whole label of its scan."""
+def sarcomas(folder: Path, part: Part = "validation") -> Iterator[Lesion]:
+    """The sarcomas of a part of the split, each the whole label of its scan."""
     root = folder / "sarcoma_ct"
-    for case in cases("sarcoma_ct", "validation"):
+    for case in cases("sarcoma_ct", part):
         scan = read_volume(root / "imagesTr" / f"{case}_0000.nii.gz")
         label = read_volume(root / "labelsTr" / f"{case}.nii.gz", labels=True)
         yield Lesion(case, "sarcomas", scan, label.with_array((label.array > 0).astype(np.uint8)))
@@ -65,13 +65,15 @@ def whole_ct(folder: Path) -> Iterator[Lesion]:
 
 
 def backgrounds(folder: Path, part: Part = "validation") -> list[tuple[Scan, Volume]]:
-    """The scans without labels, each also as the volume in SAR order that its places refer to."""
-    found = []
-    for case in cases("backgrounds_ct", part):
-        volume = read_volume(folder / "backgrounds_ct" / "imagesTr" / f"{case}_0000.nii.gz")
-        upright = volume.reorient("SAR")
-        found.append((Scan.of(case, volume), upright.with_array(np.ascontiguousarray(upright.array), "CT")))
-    return found
+    """The scans without labels, as `upright`."""
+    root = folder / "backgrounds_ct" / "imagesTr"
+    return [upright(case, read_volume(root / f"{case}_0000.nii.gz")) for case in cases("backgrounds_ct", part)]
+
+
+def upright(case: str, volume: Volume) -> tuple[Scan, Volume]:
+    """A CT scan, and the volume in SAR order that its places refer to."""
+    turned = volume.reorient("SAR")
+    return Scan.of(case, volume), turned.with_array(np.ascontiguousarray(turned.array), "CT")
 
 
 def painted(folder: Path, seed: int = SEED, per_bin: int = PER_BIN, part: Part = "validation") -> Iterator[Lesion]:
