@@ -1,4 +1,4 @@
-"""Fit a model's calibration (Dice, volume interval, probability of a lesion) from sessions on validation scans.
+"""Fit a model's calibration (Dice, volume interval, probability of a lesion) from sessions on known lesions.
 
 `python -m voxsam.lab.engine.calibrate MODEL.safetensors DATA [OUT.json]` paints lesions other than those in tables into
 all backgrounds, clicks and corrects these, all sarcomas and lesions_ct in their whole scans, clicks healthy tissue in
